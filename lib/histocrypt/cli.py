@@ -1,0 +1,113 @@
+"""The ``histocrypt`` command: thin verbs; bad input ends in one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from histocrypt.errors import InputError
+
+app = typer.Typer(
+    help="Private prediction of spatial gene expression from H&E histology.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, what is missing, and how to mend it."""
+    from histocrypt.doctor import examine, render
+
+    findings = examine()
+    typer.echo(render(findings))
+    raise typer.Exit(1 if any(finding.status == "broken" for finding in findings) else 0)
+
+
+@app.command()
+def check(
+    files: Annotated[list[str], typer.Argument(metavar="PATH...", help="Section files or folders, or a study file.")],
+) -> None:
+    """Check sections and print one table; exit 2 where one cannot be used."""
+    from histocrypt.sections.check import check_sections, render
+
+    table = check_sections(files)
+    typer.echo(render(table))
+    raise typer.Exit(2 if any(row.unusable for row in table) else 0)
+
+
+@app.command()
+def run(
+    study: Annotated[Path, typer.Argument(help="Study file, e.g. studies/demo.yaml.")],
+    cores: Annotated[int, typer.Option(help="Cores to use; 0 means all.")] = 0,
+    until: Annotated[str | None, typer.Option(help="Stop after this notebook, e.g. 20_preprocessing.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="Notebook parameter as NAME=VALUE or NAME VALUE.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Snakemake profile folder; default workflow/profiles/local.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run.")] = False,
+) -> None:
+    """Run a study from section files to report; resume what an interruption left."""
+    from histocrypt.workflow import run_study
+
+    raise typer.Exit(
+        run_study(study, cores=cores, until=until, parameters=parameter or [], profile=profile, dry_run=dry_run)
+    )
+
+
+@app.command()
+def predict(
+    section: Annotated[str, typer.Argument(help="A section in any readable format.")],
+    model: Annotated[Path, typer.Option(help="Folder of a trained model, e.g. outputs/demo/models/resnet18/final.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")],
+    image: Annotated[str | None, typer.Option(help="Image file, where the section does not name it.")] = None,
+    um_per_px: Annotated[float | None, typer.Option(help="Micrometres per full-resolution pixel.")] = None,
+) -> None:
+    """Apply a trained model to a new section."""
+    from histocrypt.training.apply import predict_section
+
+    typer.echo(predict_section(model, section, output, image=image, um_per_px=um_per_px))
+
+
+@app.command()
+def score(
+    prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad).")],
+    truth: Annotated[str, typer.Argument(help="The section with its counts, in any readable format.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score predictions against measured counts."""
+    from histocrypt.evaluation.score import render, score_files
+
+    typer.echo(render(score_files(prediction, truth), as_json=json))
+
+
+@app.command("demo-tissue")
+def demo_tissue(
+    folder: Annotated[Path, typer.Argument(help="Sections are written here.")],
+    sections: Annotated[int, typer.Option(help="Number of sections, each of another patient.")] = 6,
+    seed: Annotated[int, typer.Option(help="Seed of the simulator.")] = 0,
+) -> None:
+    """Write simulated sections, to try things on."""
+    from histocrypt.sections.demo import write_demo
+
+    for path in write_demo(folder, n_sections=sections, seed=seed):
+        typer.echo(path)
+
+
+def main() -> None:
+    """Entry point: user mistakes become one sentence and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        sys.stdout.flush()
+        typer.echo(f"histocrypt: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("histocrypt: interrupted; what was finished is kept", err=True)
+        raise SystemExit(130) from None

@@ -1,0 +1,51 @@
+"""The registry of predictors: a name, where its class lives, the options it takes. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered predictor."""
+
+    target: str
+    """``module:Class``; a `torch.nn.Module` (trained by the loop) or a class with ``fit`` and ``predict``."""
+    kind: str
+    """``network`` or ``fitted``."""
+    title: str
+    """How tables call it."""
+    options: tuple[str, ...] = ()
+    """Names of the constructor options that a study may set."""
+
+
+MODELS: dict[str, Entry] = {
+    "mean_profile": Entry("histocrypt.models.mean_profile:MeanProfile", "fitted", "Mean profile"),
+    "depth_only": Entry("histocrypt.models.depth_only:DepthOnly", "fitted", "Sequencing depth only"),
+    "colour_ridge": Entry("histocrypt.models.colour_ridge:ColourRidge", "fitted", "Colour-only ridge"),
+    "encoder_ridge": Entry(
+        "histocrypt.models.encoder_ridge:EncoderRidge", "fitted", "Frozen-encoder ridge", ("encoder", "components")
+    ),
+    "knn": Entry("histocrypt.models.knn:NearestNeighbours", "fitted", "Frozen-encoder kNN", ("encoder", "components")),
+    "vision_mlp": Entry(
+        "histocrypt.models.vision_mlp:VisionMLP",
+        "network",
+        "VisionMLP (multi-scale CNN)",
+        ("width", "dropout", "branches"),
+    ),
+    "resnet18": Entry("histocrypt.models.resnet18:ResNet18", "network", "ResNet-18", ("average_pool",)),
+}
+
+BASELINES = ("mean_profile", "depth_only", "colour_ridge", "encoder_ridge", "knn")
+"""Trained in every study, whether asked for or not: no score stands without them."""
+
+
+def model_class(name: str) -> type:
+    """Return the class of a registered predictor, importing its module now."""
+    from histocrypt.errors import unknown_name
+
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    module, attribute = MODELS[name].target.split(":")
+    return getattr(import_module(module), attribute)

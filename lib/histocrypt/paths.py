@@ -1,0 +1,120 @@
+"""The only module that knows folders and reads the environment.
+
+| variable             | default            | holds                                                |
+|----------------------|--------------------|------------------------------------------------------|
+| HISTOCRYPT_DATA      | ../shared/data     | real sections, never committed                       |
+| HISTOCRYPT_OUTPUTS   | outputs            | one run folder per study                             |
+| HISTOCRYPT_CACHE     | outputs/.cache     | frozen features, found again by content              |
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def repository() -> Path:
+    """Return the root of the checkout: the folder that holds ``notebooks/`` and ``workflow/``."""
+    return Path(__file__).resolve().parents[2]
+
+
+def _folder(variable: str, default: Path) -> Path:
+    return Path(os.environ.get(variable) or default).expanduser().resolve()
+
+
+def data() -> Path:
+    """Return the folder of real sections (it may be absent)."""
+    return _folder("HISTOCRYPT_DATA", repository() / ".." / "shared" / "data")
+
+
+def outputs() -> Path:
+    """Return the folder that holds one run folder per study."""
+    return _folder("HISTOCRYPT_OUTPUTS", repository() / "outputs")
+
+
+def cache() -> Path:
+    """Return the folder of recomputable, content-addressed intermediate results."""
+    return _folder("HISTOCRYPT_CACHE", outputs() / ".cache")
+
+
+def threads(default: int | None = None) -> int:
+    """Return the number of threads this process may use (``OMP_NUM_THREADS``, else ``default``, else all cores)."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) > 0 else (default or os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The named artifacts of one study, below ``outputs/<study>/``. Every path in a run is built here."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, study_name: str) -> RunFolder:
+        """Return the run folder of a study by its name."""
+        return cls(outputs() / study_name)
+
+    @property
+    def study(self) -> Path:
+        """The resolved study, as last run."""
+        return self.root / "study.json"
+
+    @property
+    def demo_tissue(self) -> Path:
+        """The simulated sections, written as ordinary section files."""
+        return self.root / "demo_tissue"
+
+    @property
+    def notebooks(self) -> Path:
+        """Executed notebooks."""
+        return self.root / "notebooks"
+
+    @property
+    def eda(self) -> Path:
+        """What the exploration found: ``summary.json`` and figures."""
+        return self.root / "eda"
+
+    @property
+    def folds(self) -> Path:
+        """Who is held out when: every fold's training, validation and test sections."""
+        return self.root / "folds.json"
+
+    def section(self, section: str) -> Path:
+        """Return the checked, aligned, cleaned section (raw counts)."""
+        return self.root / "sections" / f"{section}.h5ad"
+
+    def tiles(self, section: str) -> Path:
+        """Return the tiles of a section (HEST-style ``.h5``, not stain-normalised)."""
+        return self.root / "tiles" / f"{section}.h5"
+
+    def stain(self, section: str) -> Path:
+        """Return the stain statistics of a section, estimated from its own pixels."""
+        return self.root / "stain" / f"{section}.json"
+
+    def fold(self, fold: str) -> Path:
+        """Return the folder of what was chosen on a fold's training patients: panel, target and stain statistics."""
+        return self.root / "folds" / fold
+
+    def model(self, model: str, fold: str) -> Path:
+        """Return the folder of one trained model; fold ``final`` is trained on every patient."""
+        return self.root / "models" / model / fold
+
+    def prediction(self, model: str, fold: str, part: str = "test") -> Path:
+        """Return the predictions of a fold's ``test`` or ``validation`` sections."""
+        return self.root / "predictions" / model / f"{fold}.{part}.h5ad"
+
+    @property
+    def evaluation(self) -> Path:
+        """Score tables and figures."""
+        return self.root / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        """The page that people read."""
+        return self.root / "report.html"
+
+    @property
+    def logs(self) -> Path:
+        """What every stage printed."""
+        return self.root / "logs"
