@@ -1,0 +1,85 @@
+import pytest
+
+from histocrypt import paths
+from histocrypt.errors import InputError
+from histocrypt.models.registry import BASELINES, MODELS, model_class
+from histocrypt.study import Training, load_study, parse_study
+
+GOOD = {"name": "mine", "sections": [{"path": "a.h5ad", "patient": "P1"}]}
+
+
+def test_every_study_in_the_repository_is_valid():
+    studies = sorted((paths.repository() / "studies").glob("*.yaml"))
+    assert [path.stem for path in studies if path.stem == "demo"] == ["demo"]
+    for path in studies:
+        assert load_study(path).name == path.stem
+
+
+def test_baselines_are_always_trained():
+    assert parse_study(GOOD).model_names == list(BASELINES)
+    assert parse_study({**GOOD, "models": {"resnet18": {}}}).model_names == [*BASELINES, "resnet18"]
+
+
+def test_a_model_may_override_training_and_set_its_own_options():
+    study = parse_study({**GOOD, "models": {"resnet18": {"epochs": 3, "average_pool": False}}})
+    assert study.training_of("resnet18").epochs == 3
+    assert study.training_of("vision_mlp").epochs == Training().epochs
+    assert study.options_of("resnet18") == {"average_pool": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pannel": {}}, ["unknown key 'pannel'", "did you mean 'panel'"]),
+        ({"panel": {"siz": 3}}, ["panel: unknown key 'siz'", "file, method, size"]),
+        ({"sections": [{"path": "a", "patent": "P"}]}, ["sections.0", "'patent'", "did you mean 'patient'"]),
+        ({"sections": []}, ["sections", "at least 1"]),
+        ({"models": {"resnet": {}}}, ["unknown model 'resnet'", "did you mean 'resnet18'"]),
+        ({"models": {"resnet18": {"epoch": 3}}}, ["models.resnet18", "'epoch'", "did you mean 'epochs'"]),
+        ({"models": {"resnet18": {"epochs": 0}}}, ["models.resnet18.epochs", "found 0", "greater than 0"]),
+        ({"preprocessing": {"tile_px": 100}}, ["preprocessing.tile_px", "found 100", "divisible by 3"]),
+        ({"name": "../escape"}, ["name", "'../escape'"]),
+        ({"target": {"transforms": ["log"]}}, ["target.transforms.0", "'log1p'"]),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_sentence(change, words):
+    with pytest.raises(InputError) as refused:
+        parse_study({**GOOD, **change}, file="studies/mine.yaml")
+    sentence = str(refused.value)
+    assert sentence.startswith("studies/mine.yaml: ")
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence
+
+
+def test_a_missing_or_broken_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: study cannot be read"):
+        load_study(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("name: [")
+    with pytest.raises(InputError, match=r"broken\.yaml: study is not valid YAML"):
+        load_study(tmp_path / "broken.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(InputError, match="empty or not a mapping"):
+        load_study(tmp_path / "empty.yaml")
+
+
+def test_the_hash_changes_with_the_part_that_changed_only():
+    one, other = parse_study(GOOD), parse_study({**GOOD, "panel": {"size": 7}})
+    assert one.hash() != other.hash()
+    assert one.hash("panel") != other.hash("panel")
+    assert one.hash("preprocessing", "training") == other.hash("preprocessing", "training")
+
+
+def test_paths_start_at_the_study_file_or_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HISTOCRYPT_DATA", str(tmp_path / "elsewhere"))
+    study = parse_study(GOOD, file=tmp_path / "mine.yaml")
+    assert study.resolve("a.h5ad") == tmp_path / "a.h5ad"
+    assert study.resolve("data:a.h5ad") == tmp_path / "elsewhere" / "a.h5ad"
+
+
+def test_every_registered_model_can_be_imported_and_takes_its_options():
+    import inspect
+
+    for name, entry in MODELS.items():
+        accepted = inspect.signature(model_class(name).__init__).parameters
+        assert set(entry.options) <= set(accepted), name
