@@ -46,7 +46,8 @@ def run(
     cores: Annotated[int, typer.Option(help="Cores to use; 0 means all.")] = 0,
     until: Annotated[str | None, typer.Option(help="Stop after this notebook, e.g. 20_preprocessing.")] = None,
     parameter: Annotated[
-        list[str] | None, typer.Option("-p", "--parameter", help="Notebook parameter as NAME=VALUE or NAME VALUE.")
+        list[str] | None,
+        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Notebook parameter; may be repeated."),
     ] = None,
     profile: Annotated[
         Path | None, typer.Option(help="Snakemake profile folder; default workflow/profiles/local.")
@@ -56,9 +57,8 @@ def run(
     """Run a study from section files to report; resume what an interruption left."""
     from histocrypt.workflow import run_study
 
-    raise typer.Exit(
-        run_study(study, cores=cores, until=until, parameters=parameter or [], profile=profile, dry_run=dry_run)
-    )
+    pairs = [tuple(pair.split("=", 1)) for pair in parameter or []]
+    raise typer.Exit(run_study(study, cores=cores, until=until, parameters=pairs, profile=profile, dry_run=dry_run))
 
 
 @app.command()
@@ -100,10 +100,25 @@ def demo_tissue(
         typer.echo(path)
 
 
+def _joined_parameters(arguments: list[str]) -> list[str]:
+    """Return the arguments with papermill's ``-p NAME VALUE`` joined to ``-p NAME=VALUE``, which typer can repeat."""
+    joined, rest = [], iter(arguments)
+    for argument in rest:
+        joined.append(argument)
+        if argument in ("-p", "--parameter"):
+            name = next(rest, "")
+            value = "" if "=" in name else next(rest, None)
+            if not name or value is None:
+                raise InputError("a notebook parameter needs a name and a value", field=argument, expected="NAME VALUE")
+            joined.append(name if "=" in name else f"{name}={value}")
+    return joined
+
+
 def main() -> None:
     """Entry point: user mistakes become one sentence and exit code 2."""
     try:
-        app()
+        arguments = sys.argv[1:]
+        app(args=_joined_parameters(arguments) if arguments[:1] == ["run"] else arguments)
     except InputError as error:
         sys.stdout.flush()
         typer.echo(f"histocrypt: {error}", err=True)
