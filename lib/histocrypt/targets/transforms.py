@@ -1,0 +1,153 @@
+"""From raw counts to what is predicted, and the training statistics that put outputs on one scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.atomic import read_json, write_json
+from histocrypt.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from scipy.sparse import spmatrix
+
+
+def _log1p(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    return np.log1p(counts)
+
+
+def _log1p_cp10k(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    # A spot without counts has no composition: zeros, not 0/0.
+    return np.log1p(counts / np.where(totals > 0, totals, np.inf)[:, None] * 1e4)
+
+
+def _log2p1(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    return np.log2(counts + 1.0)
+
+
+def _rank(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata
+
+    return rankdata(counts, method="average", axis=1) * (totals > 0)[:, None]
+
+
+TRANSFORMS = {"log1p": _log1p, "log1p_cp10k": _log1p_cp10k, "log2p1": _log2p1, "rank": _rank}
+"""Target transforms by name."""
+
+
+def transform(counts: np.ndarray | spmatrix, totals: np.ndarray, name: str) -> np.ndarray:
+    """Transform raw counts of the panel's genes into targets.
+
+    Parameters
+    ----------
+    counts
+        (n, g) raw counts of the panel, dense or sparse.
+    totals
+        (n,) total counts of each spot over **all** genes of its section, not over the panel.
+    name
+        ``log1p``: ln(1 + count). ``log1p_cp10k``: ln(1 + count / total x 10,000), the depth-normalised one.
+        ``log2p1``: log2(1 + count). ``rank``: rank of each gene within its spot, 1 to g, ties share their average.
+        A spot without counts becomes a row of zeros in all of them.
+
+    Returns
+    -------
+    (n, g) float32
+
+    Raises
+    ------
+    InputError
+        If the name is unknown.
+    """
+    if name not in TRANSFORMS:
+        raise unknown_name("transform", name, TRANSFORMS, field="target.transforms")
+    dense = counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)
+    return TRANSFORMS[name](dense.astype(np.float64), np.asarray(totals, dtype=np.float64)).astype(np.float32)
+
+
+def output_names(transforms: list[str] | tuple[str, ...], genes: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the predicted columns, ``"<transform>:<gene id>"``, transform by transform."""
+    return tuple(f"{transform}:{gene}" for transform in transforms for gene in genes)
+
+
+def panel_targets(
+    counts: np.ndarray | spmatrix, totals: np.ndarray, transforms: list[str] | tuple[str, ...]
+) -> np.ndarray:
+    """Return (n, len(transforms) * g) float32 targets, in the order of `output_names`."""
+    return np.concatenate([transform(counts, totals, name) for name in transforms], axis=1)
+
+
+@dataclass(frozen=True)
+class TargetStatistics:
+    """Mean and standard deviation of every output over the spots of a fold's training patients.
+
+    The z-score that they give lives inside the loss: predictions are always put back into the transforms' own units.
+    """
+
+    outputs: tuple[str, ...]
+    """``"<transform>:<gene id>"``."""
+    mean: np.ndarray
+    """(n_outputs,) float32."""
+    sd: np.ndarray
+    """(n_outputs,) float32; 1 where an output does not vary, so that it can be divided by."""
+
+    @classmethod
+    def of(cls, targets: np.ndarray, outputs: tuple[str, ...]) -> TargetStatistics:
+        """Compute the statistics of (n, n_outputs) ``targets``."""
+        values = np.asarray(targets, dtype=np.float64)
+        sd = values.std(axis=0)
+        return cls(tuple(outputs), values.mean(axis=0).astype(np.float32), _never_zero(sd).astype(np.float32))
+
+    def standardise(self, targets: np.ndarray, *, sections: np.ndarray | None = None) -> np.ndarray:
+        """Return z-scores of (n, n_outputs) ``targets``.
+
+        With ``sections`` ((n,) section of each spot) the section's own mean is subtracted instead of the training mean
+        (``target.centre_by_section``): what is learned are differences within a section, and `restore` puts
+        predictions on the training mean, because the mean of an unseen section cannot be known.
+        """
+        if sections is None:
+            return ((targets - self.mean) / self.sd).astype(np.float32)
+        centred = np.array(targets, dtype=np.float32)
+        for section in np.unique(sections):
+            rows = sections == section
+            centred[rows] -= centred[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
+        return centred / self.sd
+
+    def restore(self, scores: np.ndarray) -> np.ndarray:
+        """Return z-scores in the transforms' units: the inverse of `standardise`."""
+        return (np.asarray(scores) * self.sd + self.mean).astype(np.float32)
+
+    def to_dict(self) -> dict[str, dict[str, list[float]]]:
+        """Return a JSON-able dictionary: output name -> mean and sd."""
+        return {
+            name: {"mean": float(mean), "sd": float(sd)}
+            for name, mean, sd in zip(self.outputs, self.mean, self.sd, strict=True)
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, dict[str, float]]) -> TargetStatistics:
+        """Return the statistics that `to_dict` wrote."""
+        mean = np.array([value["mean"] for value in content.values()], dtype=np.float32)
+        sd = np.array([value["sd"] for value in content.values()], dtype=np.float32)
+        return cls(tuple(content), mean, sd)
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, atomically."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> TargetStatistics:
+        """Read what `save` wrote; anything else is an `InputError` that names the file."""
+        try:
+            return cls.from_dict(read_json(path))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            msg = "does not hold target statistics"
+            raise InputError(msg, file=path, expected='{"<transform>:<gene>": {"mean": .., "sd": ..}}') from error
+
+
+def _never_zero(sd: np.ndarray) -> np.ndarray:
+    return np.where(sd > 1e-8, sd, 1.0)

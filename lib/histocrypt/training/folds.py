@@ -1,0 +1,190 @@
+"""Folds: who is held out when. A patient is never on two sides."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.atomic import read_json, write_json
+from histocrypt.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from histocrypt.study import Folds
+
+FINAL = "final"
+"""The fold that trains on every patient and tests nobody: what is handed on after a study."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One split of a study's sections."""
+
+    name: str
+    """Safe in file names; ``fold_<patient>``, ``fold_<number>`` or ``final``."""
+    test_patients: tuple[str, ...]
+    train_sections: tuple[str, ...]
+    validation_sections: tuple[str, ...]
+    """Sections for early stopping: those of one training patient, or one section where only one patient is left."""
+    test_sections: tuple[str, ...]
+
+    @property
+    def training_sections(self) -> tuple[str, ...]:
+        """Sections of the fold's training patients: training and validation together."""
+        return tuple(sorted((*self.train_sections, *self.validation_sections)))
+
+
+def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
+    """Split sections into folds by patient.
+
+    The validation patient of a fold is the training patient that follows the fold's test patients in an order shuffled
+    by ``seed``; it hence rotates with the fold, and with leave-one-patient-out each patient validates once.
+
+    Parameters
+    ----------
+    patients
+        Patient of each section, by section id.
+    folds
+        The study's ``folds``: leave-one-patient-out or group k-fold (`sklearn.model_selection`).
+    seed
+        Seed of the order of validation patients (and sections).
+
+    Raises
+    ------
+    InputError
+        If there is one patient only, fewer patients than folds, or nothing left to validate on.
+    """
+    from sklearn.model_selection import GroupKFold, LeaveOneGroupOut
+
+    sections = np.array(sorted(patients))
+    groups = np.array([patients[section] for section in sections])
+    everyone = sorted(set(patients.values()))
+    if len(everyone) < 2:
+        msg = f"all {len(sections)} sections are of one patient, {everyone[0]!r}" if everyone else "there is no section"
+        raise InputError(
+            msg,
+            field="sections",
+            expected="two patients or more, because a predictor is judged on a patient that its training never saw",
+            fix="add sections of another patient",
+        )
+    if folds.scheme == "leave_one_patient_out":
+        splitter = LeaveOneGroupOut()
+    elif folds.scheme == "group_k_fold":
+        if folds.n is None or folds.n > len(everyone):
+            expected = f"a number from 2 to {len(everyone)}, the number of patients"
+            msg = "group_k_fold needs a number of folds that the patients can fill"
+            raise InputError(msg, field="folds.n", value=folds.n, expected=expected)
+        splitter = GroupKFold(n_splits=folds.n)
+    else:
+        known = ["leave_one_patient_out", "group_k_fold"]
+        raise unknown_name("fold scheme", folds.scheme, known, field="folds.scheme")
+
+    held_out = [sorted(set(groups[test])) for _, test in splitter.split(sections, groups=groups)]
+    held_out.sort()
+    names = _names(held_out, one_each=folds.scheme == "leave_one_patient_out")
+    order = [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
+    return [_fold(name, test, patients, order, seed) for name, test in zip(names, held_out, strict=True)]
+
+
+def final_fold(patients: dict[str, str]) -> Fold:
+    """Return the fold that trains on every section and holds out none."""
+    return Fold(FINAL, (), tuple(sorted(patients)), (), ())
+
+
+def _fold(name: str, test: list[str], patients: dict[str, str], order: list[str], seed: int) -> Fold:
+    tested = set(test)
+    after = max(order.index(patient) for patient in test) + 1
+    left = [patient for patient in order[after:] + order[:after] if patient not in tested]
+    training = sorted(section for section, patient in patients.items() if patient not in tested)
+    if len(left) > 1:
+        validation = [section for section in training if patients[section] == left[0]]
+    elif len(training) > 1:
+        validation = [training[int(np.random.default_rng(seed).integers(len(training)))]]
+    else:
+        msg = (
+            f"with {', '.join(test)} held out, one section of one patient ({training[0]}) is left: "
+            "it cannot both train and stop the training"
+        )
+        raise InputError(msg, field="folds", fix="add a patient, or another section of this one")
+    return Fold(
+        name,
+        tuple(test),
+        tuple(section for section in training if section not in validation),
+        tuple(validation),
+        tuple(sorted(section for section, patient in patients.items() if patient in tested)),
+    )
+
+
+def _names(held_out: list[list[str]], *, one_each: bool) -> list[str]:
+    if not one_each:
+        return [f"fold_{i}" for i in range(1, len(held_out) + 1)]
+    names: list[str] = []
+    for (patient,) in held_out:
+        name = "fold_" + re.sub(r"[^A-Za-z0-9._-]+", "-", patient)
+        same = sum(other.lower() == name.lower() or other.lower().startswith(f"{name.lower()}~") for other in names)
+        names.append(f"{name}~{same + 1}" if same else name)  # two patients must never share a folder
+    return names
+
+
+def save_folds(path: str | Path, folds: list[Fold], patients: dict[str, str]) -> None:
+    """Write the folds, and the patient of every section, as JSON; atomically."""
+    _check(folds, patients, path)
+    write_json(path, {"patients": dict(sorted(patients.items())), "folds": [asdict(fold) for fold in folds]})
+
+
+def load_folds(path: str | Path) -> list[Fold]:
+    """Read the folds of a run, ``final`` among them, and check that no patient is on two sides of any.
+
+    Raises
+    ------
+    InputError
+        If the file is unreadable, or a patient or section is on two sides of a fold.
+    """
+    content = read_json(path)
+    try:
+        patients = dict(content["patients"])
+        folds = [
+            Fold(**{key: value if key == "name" else tuple(value) for key, value in fold.items()})
+            for fold in content["folds"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        msg = "does not hold folds"
+        raise InputError(
+            msg, file=path, expected="the keys patients and folds", fix="run preprocessing again"
+        ) from error
+    _check(folds, patients, path)
+    return folds
+
+
+def load_fold(path: str | Path, name: str) -> Fold:
+    """Read one fold by name; an unknown name is an `InputError` that lists the known ones."""
+    folds = {fold.name: fold for fold in load_folds(path)}
+    if name not in folds:
+        raise unknown_name("fold", name, folds, file=path)
+    return folds[name]
+
+
+def _check(folds: list[Fold], patients: dict[str, str], path: str | Path) -> None:
+    for fold in folds:
+        where = {"file": path, "field": fold.name}
+        sides = (fold.train_sections, fold.validation_sections, fold.test_sections)
+        every = [section for side in sides for section in side]
+        unknown = [section for section in every if section not in patients]
+        if unknown:
+            msg = f"section {unknown[0]!r} has no patient"
+            raise InputError(msg, **where)
+        twice = [section for section in every if every.count(section) > 1]
+        if twice:
+            msg = f"section {twice[0]!r} is on two sides of the fold"
+            raise InputError(msg, **where, fix="run preprocessing again")
+        trained = {patients[section] for section in fold.training_sections}
+        tested = {patients[section] for section in fold.test_sections}
+        if trained & tested:
+            msg = f"patient {min(trained & tested)!r} is both trained on and tested"
+            raise InputError(msg, **where, fix="run preprocessing again")
+        if tested != set(fold.test_patients):
+            msg = f"test_patients {sorted(fold.test_patients)} are not the patients of the test sections"
+            raise InputError(msg, **where, fix="run preprocessing again")
