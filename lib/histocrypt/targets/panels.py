@@ -1,4 +1,4 @@
-"""Panels: which genes are predicted. Chosen on a fold's training patients only; joined by identifier, never by position."""
+"""Panels: which genes are predicted. Chosen on training patients only; joined by identifier, never by position."""
 
 from __future__ import annotations
 

@@ -70,6 +70,7 @@ def load_spots(
         If an artifact is missing, tiles and spots do not match, or a section with targets lacks a gene of the panel.
     """
     from histocrypt.tissue.stain import StainStatistics
+    from histocrypt.tissue.tiles import read_tiles
 
     run, sections = study.run, list(sections)
     method = study.preprocessing.stain
@@ -81,16 +82,19 @@ def load_spots(
     tiles: np.ndarray | None = None
     start, total = 0, sum(map(len, barcodes))
     for section, names, stain in zip(sections, barcodes, stains, strict=True):
-        raw = stored_tiles(run.tiles(section), names)
+        raw = read_tiles(run.tiles(section), names)[0]
         for chunk in normalised_chunks(raw, source=stain, reference=reference, method=method, side=side):
             if tiles is None:
                 tiles = _room((total, *chunk.shape[1:]))
             tiles[start : start + len(chunk)] = chunk
             start += len(chunk)
+    if tiles is None:
+        msg = "no spot is left"
+        raise InputError(msg, field="sections", value=sections)
 
     def features(encoder: str) -> np.ndarray:
         found = [
-            section_features(stored_tiles(run.tiles(section), names), stain=stain, method=method, encoder=encoder,
+            section_features(read_tiles(run.tiles(section), names)[0], stain=stain, method=method, encoder=encoder,
                              names=spot_names(section, names))
             for section, names, stain in zip(sections, barcodes, stains, strict=True)
         ]  # fmt: skip
@@ -119,18 +123,6 @@ def load_spots(
 def spot_names(section: str, barcodes: np.ndarray) -> np.ndarray:
     """Return ``"<section>:<barcode>"``, unique within a study."""
     return np.array([f"{section}:{barcode}" for barcode in barcodes])
-
-
-def stored_tiles(path: Path, barcodes: np.ndarray) -> np.ndarray:
-    """Read (n, S, S, 3) uint8 raw tiles by barcode, in the order asked for."""
-    from histocrypt.tissue.tiles import read_tiles
-
-    tiles, found = read_tiles(path, barcodes)
-    if list(map(str, found)) != list(map(str, barcodes)):
-        missing = [str(barcode) for barcode in barcodes if str(barcode) not in set(map(str, found))]
-        msg = f"has no tile for {len(missing)} of {len(barcodes)} spots, {', '.join(missing[:3])} among them"
-        raise InputError(msg, file=path, field="barcode", fix="run the preprocessing again")
-    return tiles
 
 
 def normalised_chunks(
