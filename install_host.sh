@@ -196,7 +196,8 @@ set_up() {
   what=histocrypt
   pip_install --no-deps --no-build-isolation -e .
   say "5/5 Jupyter kernel histocrypt, inside venv/"
-  "$python" -m ipykernel install --sys-prefix --name histocrypt --display-name 'Python (HistoCrypt)' >/dev/null ||
+  # IPYTHONDIR: or it would leave a folder in the user's home.
+  IPYTHONDIR=$root/venv/share/ipython "$python" -m ipykernel install --sys-prefix --name histocrypt --display-name 'Python (HistoCrypt)' >/dev/null ||
     die 1 "the Jupyter kernel could not be registered (the reason is above)."
   wanted_stamp >"$stamp.new"
   mv "$stamp.new" "$stamp"
