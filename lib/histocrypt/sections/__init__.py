@@ -1,0 +1,1 @@
+"""Sections: one door in, whatever the format (readers, validation, images, checks)."""

@@ -1,0 +1,94 @@
+"""A section: spots with raw counts, the image they lie on, and how large a pixel is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from histocrypt.sections.image import ImageSource
+
+
+@dataclass(frozen=True)
+class SectionFiles:
+    """Where one section lies, before it is read. Cheap to make: only names are read."""
+
+    id: str
+    """Section id, unique in a study; safe as a file name."""
+    format: str
+    """``h5ad``, ``hest`` or ``st_array``."""
+    path: Path
+    """The section file; for ``st_array`` the folder that holds ``counts/``."""
+    patient: str | None = None
+    """Patient id as given in the study, or as read quickly from the file; None where only the reader can tell."""
+    image: Path | None = None
+    """Image file, patches file or tile folder as given; None where the section file names it."""
+    um_per_px: float | None = None
+    """Micrometres per full-resolution pixel as given."""
+    part: str = ""
+    """For ``st_array``: ``<folder below counts>/<section>``, which of the folder's sections this is."""
+
+
+@dataclass
+class Loaded:
+    """What a reader found in the files of a section, not yet validated."""
+
+    adata: AnnData
+    """spots x genes, as in the file; ``obsm["spatial"]`` in full-resolution pixels."""
+    image: ImageSource | None
+    patient: str | None
+    files: list[Path]
+    um_per_px: float | None = None
+    um_field: str = ""
+    """The field that states ``um_per_px``."""
+    pitch_um: float | None = None
+    """Distance between neighbouring spots, micrometres, where the files state it."""
+    technology: str = ""
+    """Name of the technology, where the files state it."""
+    image_note: str = ""
+    """Why there is no image, where there is none."""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Section:
+    """One validated section."""
+
+    id: str
+    """Section id, unique in a study."""
+    patient: str
+    """Patient id; folds are made by it. Empty only where a single section is read for prediction."""
+    adata: AnnData
+    """spots x genes; ``X`` raw counts (CSR int32); ``obsm["spatial"]`` float64 x, y in full-resolution pixels."""
+    image: ImageSource | None
+    """The H&E image, read lazily; None only where a single section is read without need of pixels."""
+    um_per_px: float
+    """Micrometres per full-resolution pixel."""
+    um_per_px_source: str
+    """``given`` (by the study), ``file`` (its metadata) or ``spot pitch`` (estimated)."""
+    files: list[Path]
+    """Every file that was read."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of spots that the reader dropped."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences worth a reader's attention that do not forbid the use of the section."""
+
+    @property
+    def coords(self) -> np.ndarray:
+        """Spot centres, float64 (n, 2): x, y in full-resolution pixels."""
+        return self.adata.obsm["spatial"]
+
+    @property
+    def n_spots(self) -> int:
+        """Number of usable spots."""
+        return self.adata.n_obs
+
+    @property
+    def genes(self) -> np.ndarray:
+        """Gene ids, str (g,)."""
+        return self.adata.var_names.to_numpy(dtype=str)

@@ -1,0 +1,240 @@
+"""What a reader found becomes a `Section`, or one sentence that says why it cannot."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.errors import InputError
+from histocrypt.sections.resolution import resolve
+from histocrypt.sections.section import Section
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from histocrypt.sections.section import Loaded, SectionFiles
+
+SAFE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+
+
+def validated(
+    files: SectionFiles, loaded: Loaded, *, require_image: bool = True, require_patient: bool = True
+) -> Section:
+    """Check and clean what was loaded.
+
+    Raises
+    ------
+    InputError
+        For every defect that makes the section unusable; see the messages below. Spots without finite counts or
+        coordinates, marked as off tissue, or outside the image are dropped and counted instead.
+    """
+    file, adata = loaded.files[0], loaded.adata
+    check_id(files.id, file)
+    if not adata.n_obs or not adata.n_vars:
+        msg = "section is empty"
+        raise InputError(msg, file=file, field="X", value=f"{adata.n_obs} spots x {adata.n_vars} genes")
+    _refuse_repeats(adata.obs_names, file, "obs", "barcode")
+    _refuse_repeats(adata.var_names, file, "var", "gene id")
+    patient = files.patient or loaded.patient
+    if not patient and require_patient:
+        raise missing_patient(adata, file)
+    if loaded.image is None and require_image:
+        raise InputError(
+            loaded.image_note or "image is missing", file=file, fix="add `image:` to the section's entry in the study"
+        )
+    notes = list(loaded.notes)
+    if loaded.image is None and loaded.image_note:
+        notes.append(f"{file}: {loaded.image_note}.")
+    coords = _coordinates(adata, file)
+    counts = _counts(adata, file, notes)
+    keep = np.ones(adata.n_obs, dtype=bool)
+    dropped: dict[str, int] = {}
+
+    def drop(bad: np.ndarray, reason: str, field: str) -> None:
+        bad = bad & keep
+        if not bad.any():
+            return
+        first = adata.obs_names[np.flatnonzero(bad)[0]]
+        if not (keep & ~bad).any():
+            msg = f"no spot is left: {reason} for all of {bad.sum()} spots"
+            raise InputError(msg, file=file, field=field, value=first, fix=_why_all(reason, loaded, coords))
+        keep[bad] = False
+        dropped[reason] = int(bad.sum())
+        notes.append(f"{file}: {field}: {bad.sum()} of {adata.n_obs} spots dropped: {reason} (first: {first}).")
+
+    drop(~np.isfinite(coords).all(axis=1), "no finite coordinates", "obsm['spatial']")
+    drop(_off_tissue(adata), "marked as not on tissue", "obs['in_tissue']")
+    drop(_not_finite(counts), "NaN or infinite counts", "X")
+    _check_counts(counts, keep, adata, file)
+    if loaded.image is not None:
+        inside = np.zeros(adata.n_obs, dtype=bool)
+        inside[keep] = loaded.image.covers(coords[keep])
+        place = f"image of {loaded.image.width} x {loaded.image.height} px"
+        drop(~inside, f"outside the {place}", "obsm['spatial']")
+
+    adata.X = None  # so that the rows are copied once, from `counts`, and not twice
+    if not keep.all():
+        adata, counts, coords = adata[keep].copy(), counts[keep], coords[keep]
+    counts.data = counts.data.astype(np.int32, copy=False)
+    adata.X = counts
+    adata.obsm["spatial"] = coords
+    adata.obs["section"], adata.obs["patient"] = files.id, patient or ""
+    loaded.adata = adata
+    um_per_px, source, note = resolve(files, loaded, stated_in=file)
+    if note:
+        notes.append(f"{file}: {note}.")
+    return Section(files.id, patient or "", adata, loaded.image, um_per_px, source, list(loaded.files), dropped, notes)
+
+
+def check_id(section: str, file: Path) -> None:
+    """Refuse a section id that cannot be a file name or part of a spot name."""
+    if not SAFE_ID.match(section):
+        msg = "section id cannot be a file name"
+        raise InputError(
+            msg, file=file, field="section", value=section, expected="letters, digits, dot, dash and underscore",
+            fix="add `id:` to the section's entry in the study",
+        )  # fmt: skip
+
+
+def missing_patient(adata: AnnData, file: Path) -> InputError:
+    """Return the error for a section whose patient is not known."""
+    close = _close("patient", adata.obs.columns, extra=("donor", "subject", "case", "individual"))
+    fix = "add the column, or `patient:` to the section's entry in the study"
+    hint = f"; did you mean obs[{close!r}]?" if close else ""
+    return InputError(f"patient is missing{hint}", file=file, field="obs['patient']", fix=fix)
+
+
+def _close(name: str, present: object, *, extra: tuple[str, ...] = ()) -> str | None:
+    """Return the present name that was probably meant."""
+    present = [str(other) for other in present]
+    for other in present:
+        if name in other.lower() or any(word in other.lower() for word in extra):
+            return other
+    close = get_close_matches(name, [other.lower() for other in present], n=1, cutoff=0.7)
+    return next((other for other in present if other.lower() == close[0]), None) if close else None
+
+
+def _refuse_repeats(names: object, file: Path, field: str, what: str) -> None:
+    if names.is_unique:
+        return
+    repeated = names[names.duplicated(keep=False)]
+    msg = f"{what} occurs {int((names == repeated[0]).sum())} times; {repeated.nunique()} of them are not unique"
+    raise InputError(msg, file=file, field=f"{field}_names", value=str(repeated[0]), fix="make them unique")
+
+
+def _coordinates(adata: AnnData, file: Path) -> np.ndarray:
+    if "spatial" not in adata.obsm:
+        close = _close("spatial", adata.obsm.keys())
+        msg = "spot coordinates are missing" + (f"; did you mean obsm[{close!r}]?" if close else "")
+        raise InputError(msg, file=file, field="obsm['spatial']", fix="store spot centres there, x and y in pixels")
+    spatial = adata.obsm["spatial"]
+    try:
+        coords = np.array(spatial, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        msg = f"spot coordinates are not numbers ({error})"
+        raise InputError(msg, file=file, field="obsm['spatial']") from error
+    if coords.ndim != 2 or coords.shape[1] != 2:
+        msg = "spot coordinates have the wrong shape"
+        raise InputError(
+            msg, file=file, field="obsm['spatial']", value=coords.shape, expected=f"({adata.n_obs}, 2): x and y"
+        )
+    return coords
+
+
+def _counts(adata: AnnData, file: Path, notes: list[str]) -> object:
+    """Return the raw counts as CSR; X, or layers["counts"] where only that is whole numbers."""
+    if adata.X is None:
+        msg = "counts are missing"
+        raise InputError(msg, file=file, field="X")
+    counts = _csr(adata.X, file, "X")
+    if "counts" in adata.layers and _first_fraction(counts) is not None:
+        layer = _csr(adata.layers["counts"], file, "layers['counts']")
+        if _first_fraction(layer) is None:
+            del adata.layers["counts"]
+            notes.append(f"{file}: X is not whole numbers, so layers['counts'] was taken as the raw counts.")
+            return layer
+    return counts
+
+
+def _csr(matrix: object, file: Path, field: str) -> object:
+    from scipy import sparse
+
+    try:
+        if not np.issubdtype(matrix.dtype, np.number) and matrix.dtype != bool:
+            msg = "counts are not numbers"
+            raise InputError(msg, file=file, field=field, value=str(matrix.dtype))
+        csr = sparse.csr_matrix(matrix)
+        csr.check_format(full_check=True)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        msg = f"counts are not a readable matrix ({error})"
+        raise InputError(msg, file=file, field=field) from error
+    if not csr.has_canonical_format:
+        csr.sum_duplicates()
+    return csr
+
+
+def _not_finite(counts: object) -> np.ndarray:
+    """Return which rows hold NaN or infinite values."""
+    bad = np.zeros(counts.shape[0], dtype=bool)
+    if not np.issubdtype(counts.dtype, np.floating):
+        return bad
+    where = np.flatnonzero(~np.isfinite(counts.data))
+    bad[np.searchsorted(counts.indptr, where, side="right") - 1] = True
+    return bad
+
+
+def _first_fraction(counts: object) -> int | None:
+    """Return the position in ``data`` of the first finite value that is not whole."""
+    if not np.issubdtype(counts.dtype, np.floating):
+        return None
+    where = np.flatnonzero(np.isfinite(counts.data) & (counts.data != np.rint(counts.data)))
+    return int(where[0]) if len(where) else None
+
+
+def _check_counts(counts: object, keep: np.ndarray, adata: AnnData, file: Path) -> None:
+    """Refuse negative, fractional and overlarge counts in the spots that are kept."""
+    data = counts.data
+    kept = np.repeat(keep, np.diff(counts.indptr))
+    whole = np.rint(data) if np.issubdtype(data.dtype, np.floating) else data
+    raw = ""
+    if "counts" in adata.layers:
+        raw = "; layers['counts'] exists but is not whole numbers either"
+    elif adata.raw is not None:
+        raw = "; adata.raw exists: store its counts as X if they are the raw ones"
+    for bad, problem, expected in (
+        (kept & (data < 0), "counts are negative", "raw counts, zero or more"),
+        (kept & (whole != data), f"counts are not whole numbers{raw}", "raw, not normalised, counts"),
+        (kept & (data > np.iinfo(np.int32).max), "counts are beyond any sequencer", "at most 2147483647"),
+    ):
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            row = int(np.searchsorted(counts.indptr, first, side="right") - 1)
+            gene = adata.var_names[counts.indices[first]]
+            raise InputError(
+                f"{problem} in {int(bad.sum())} entries, first at gene {gene} of spot {adata.obs_names[row]}",
+                file=file, field="X", value=data[first].item(), expected=expected,
+            )  # fmt: skip
+
+
+def _off_tissue(adata: AnnData) -> np.ndarray:
+    if "in_tissue" not in adata.obs:
+        return np.zeros(adata.n_obs, dtype=bool)
+    marks = adata.obs["in_tissue"].astype(str).str.strip().str.lower()
+    return marks.isin({"0", "0.0", "false"}).to_numpy()
+
+
+def _why_all(reason: str, loaded: Loaded, coords: np.ndarray) -> str | None:
+    """Guess what went wrong when a reason for dropping meets every spot."""
+    if loaded.image is None or not reason.startswith("outside"):
+        return None
+    finite = coords[np.isfinite(coords).all(axis=1)]
+    if loaded.image.covers(finite[:, ::-1]).mean() > 0.5:
+        return "x and y look swapped"
+    return "give the coordinates in full-resolution pixels of this image"
