@@ -1,0 +1,199 @@
+"""Applies a trained model to a section that no study knows, in any readable format."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.errors import InputError
+from histocrypt.models.spots import Spots
+from histocrypt.targets.panels import Panel
+from histocrypt.training.artifacts import TrainedModel, load_model
+from histocrypt.training.predictions import write_predictions
+from histocrypt.training.spots import normalised_chunks, section_features, spot_names
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from histocrypt.sections.section import Section
+    from histocrypt.tissue.stain import StainStatistics
+
+COARSEST = 2.0
+"""A section may have pixels up to this many times coarser than the model's tiles."""
+
+
+def predict_section(
+    model_folder: str | Path,
+    section_path: str | Path,
+    output: str | Path,
+    *,
+    image: str | Path | None = None,
+    um_per_px: float | None = None,
+) -> str:
+    """Predict one section and write the predictions as ``.h5ad``.
+
+    The section is preprocessed as the model's training sections were (mask, alignment, tiles), but no spot is dropped
+    for low depth; its tiles are brought from its own stain to the model's reference. Tiles go through a temporary file,
+    so that memory does not grow with the section.
+
+    Parameters
+    ----------
+    model_folder
+        ``models/<name>/<fold>``.
+    section_path
+        A section in any readable format. Its counts are not looked at (but by the depth-only baseline).
+    output
+        Where predictions go.
+    image
+        Image file, where the section does not name it.
+    um_per_px
+        Micrometres per full-resolution pixel, where the section does not tell.
+
+    Returns
+    -------
+    str
+        One line that says what was predicted.
+
+    Raises
+    ------
+    InputError
+        If the model or the section cannot be used, or the section's resolution is too low for the model. Said before
+        any work.
+    """
+    from histocrypt.sections.read import read_path
+
+    output = Path(output)
+    if output.suffix != ".h5ad":
+        msg = "predictions are written as .h5ad"
+        raise InputError(msg, file=output, field="output", expected="a name that ends in .h5ad")
+    if output.is_dir() or output.resolve() == Path(section_path).resolve():
+        msg = "would be written over the section or a folder"
+        raise InputError(msg, file=output, field="output", fix="choose another name")
+    model = load_model(model_folder)
+    section = read_path(section_path, image=image, um_per_px=um_per_px)
+    panel = Panel.from_dict(model.about["panel"])
+    missing = check_fit(model, section, panel)
+    if missing:
+        some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        note = f"note: {len(missing)} of {len(panel)} genes are not measured in {section.id} ({some})"
+        print(f"{note}; they are predicted all the same, and scoring skips them", file=sys.stderr)
+
+    with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
+        spots, coords, report = _prepare(model, section, Path(folder))
+        predicted = model.predict(spots)
+        about = {
+            "model": model.about["model"],
+            "title": model.about.get("title", model.about["model"]),
+            "fold": model.about["fold"],
+            "part": "new",
+            "study": model.about["study"]["name"],
+            "study_hash": model.about["study"]["hash"],
+            "seed": model.about["seed"],
+            "section": section.id,
+            "um_per_px": float(section.um_per_px),
+            "um_per_px_source": section.um_per_px_source,
+            "unmeasured_genes": np.array(missing, dtype=str),
+            "weights_sha256": model.about["weights"]["sha256"],
+        }
+        write_predictions(
+            output,
+            predicted,
+            spots=spots,
+            coords=coords,
+            panel=panel,
+            transforms=list(model.about["transforms"]),
+            about=about,
+        )
+    gone = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
+    return (
+        f"{output}: {len(spots)} spots x {len(panel)} genes of {section.id} by {about['title']} "
+        f"({section.um_per_px:.3g} µm/px, {section.um_per_px_source}"
+        + (f"; without prediction: {gone}" if gone else "")
+        + ")"
+    )
+
+
+def check_fit(model: TrainedModel, section: Section, panel: Panel) -> list[str]:
+    """Check that a model fits a section, before any work; return the panel's genes that the section did not measure.
+
+    Raises
+    ------
+    InputError
+        If there is no image, pixels are too coarse for the model's tiles, or depth is needed and there are no counts.
+    """
+    file = section.files[0] if section.files else section.id
+    if section.image is None:
+        msg = "has no image, and a model of histology needs one"
+        raise InputError(msg, file=file, field=section.id, fix="name it with --image")
+    geometry = model.about["geometry"]
+    wanted = geometry["tile_um"] / min(geometry["tile_px"], geometry["input_px"])
+    if section.um_per_px > COARSEST * wanted:
+        side = geometry["tile_um"] / section.um_per_px
+        raise InputError(
+            f"the image is too coarse for this model: a tile of {geometry['tile_um']:g} µm has {side:.0f} pixels",
+            file=section.image.path,
+            field="um_per_px",
+            value=round(float(section.um_per_px), 4),
+            expected=f"at most {COARSEST * wanted:.3g} µm/px, twice what the model sees ({wanted:.3g})",
+            fix="give the full-resolution image, or the right --um-per-px",
+        )
+    if model.about["model"] == "depth_only" and not section.adata.X.sum() > 0:
+        msg = "depth_only predicts from total counts, and this section has none"
+        raise InputError(msg, file=file, field="X", fix="use another model")
+    measured = set(section.genes.tolist())
+    return [gene for gene in panel.genes if gene not in measured]
+
+
+def _prepare(model: TrainedModel, section: Section, folder: Path) -> tuple[Spots, np.ndarray, Any]:
+    """Preprocess a section into ``folder``; return its spots, tiles memory-mapped, their coordinates and the report."""
+    import h5py
+
+    from histocrypt.study import Preprocessing
+    from histocrypt.tissue.preprocess import preprocess_section
+    from histocrypt.tissue.stain import StainStatistics
+    from histocrypt.training.prepare import read_clean_section
+
+    settings = Preprocessing(**{**model.about["preprocessing"], "min_counts": 0})
+    paths = {
+        "section_path": folder / "section.h5ad",
+        "tiles_path": folder / "tiles.h5",
+        "stain_path": folder / "s.json",
+    }
+    report = preprocess_section(section, settings=settings, seed=model.about["seed"], **paths)
+    cleaned: AnnData = read_clean_section(paths["section_path"])
+    own = StainStatistics.load(paths["stain_path"])
+    reference = StainStatistics.from_dict(model.about["stain"]["reference"], file=model.folder / "model.json")
+    method, side = model.about["stain"]["method"], model.about["geometry"]["input_px"]
+    names = spot_names(section.id, cleaned.obs_names.to_numpy().astype(str))
+    tiles = np.memmap(folder / "tiles.bin", dtype=np.uint8, mode="w+", shape=(len(names), side, side, 3))
+    with h5py.File(paths["tiles_path"], "r") as file:
+        for rows, chunk in _chunks(file["img"], own, reference, method, side):
+            tiles[rows] = chunk
+
+    def features(encoder: str) -> np.ndarray:
+        with h5py.File(paths["tiles_path"], "r") as file:
+            return section_features(file["img"][()], stain=own, method=method, encoder=encoder, names=names)
+
+    spots = Spots(
+        names=names,
+        sections=np.full(len(names), section.id),
+        patients=np.full(len(names), section.patient or ""),
+        tiles=tiles,
+        depth=cleaned.obs["total_counts"].to_numpy(dtype=np.float64),
+        outputs=model.scaling.outputs,
+        features=features,
+    )
+    return spots, np.asarray(cleaned.obsm["spatial"]), report
+
+
+def _chunks(img: Any, own: StainStatistics, reference: StainStatistics, method: str, side: int) -> Any:
+    """Yield row slices and normalised tiles of a stored tile data set, a bounded number at a time."""
+    step = 256
+    for start in range(0, len(img), step):
+        rows = slice(start, min(start + step, len(img)))
+        (chunk,) = normalised_chunks(img[rows], source=own, reference=reference, method=method, side=side)
+        yield rows, chunk

@@ -1,0 +1,145 @@
+"""Trained models on disk: ``model.json`` says everything, ``weights.safetensors`` holds the arrays. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histocrypt.atomic import atomic_path, read_json, write_json
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.models.registry import MODELS
+from histocrypt.targets.transforms import TargetStatistics
+
+FORMAT, VERSION = "histocrypt model", 1
+REQUIRED = {
+    "model": str, "options": dict, "training": dict, "outputs": list, "panel": dict, "transforms": list,
+    "geometry": dict, "preprocessing": dict, "stain": dict, "target_statistics": dict, "study": dict, "fold": str,
+    "seed": int, "chosen": dict, "weights": dict,
+}  # fmt: skip
+"""What predicting needs, and of which type it is."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model read from its folder, ready to predict."""
+
+    folder: Path
+    about: dict[str, Any]
+    """The content of ``model.json``."""
+    predictor: Any
+    scaling: TargetStatistics
+    """From the loss's units back to the transforms'."""
+
+    def predict(self, spots: Any) -> np.ndarray:
+        """Return (n, n_outputs) float32 predictions in the transforms' own units."""
+        return self.scaling.restore(self.predictor.predict(spots))
+
+
+def save_model(folder: Path, about: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write a model: weights first, then ``model.json``, which holds their checksum and so marks the model as whole.
+
+    Parameters
+    ----------
+    folder
+        ``models/<model>/<fold>``.
+    about
+        What `REQUIRED` lists but ``weights``, and anything else that JSON can hold.
+    state
+        Named arrays go to ``weights.safetensors``, anything else to ``model.json``.
+    """
+    from safetensors.numpy import save_file
+
+    arrays = {key: np.ascontiguousarray(value) for key, value in state.items() if isinstance(value, np.ndarray)}
+    values = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
+    (folder / "model.json").unlink(missing_ok=True)
+    weights = folder / "weights.safetensors"
+    with atomic_path(weights) as temporary:
+        save_file(arrays, temporary)
+    content = {
+        "format": FORMAT, "version": VERSION, **about, "state": values, "weights": {"sha256": _sha256(weights)},
+    }  # fmt: skip
+    write_json(folder / "model.json", content)
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """Read and validate ``model.json``.
+
+    Raises
+    ------
+    InputError
+        If it is missing, truncated, of another version, of an unknown model, or lacks something.
+    """
+    file = Path(folder) / "model.json"
+    if not file.is_file():
+        msg = "there is no trained model here"
+        raise InputError(msg, file=folder, expected="a folder with model.json, e.g. outputs/demo/models/resnet18/final")
+    about = read_json(file)
+    again = "train the model again"
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        msg = "does not describe a trained model"
+        raise InputError(msg, file=file, fix=again)
+    if about.get("version") != VERSION:
+        msg = "was written by another version"
+        raise InputError(msg, file=file, field="version", value=about.get("version"), expected=str(VERSION), fix=again)
+    for key, kind in REQUIRED.items():
+        if not isinstance(about.get(key), kind):
+            msg = "is missing or of the wrong type"
+            raise InputError(msg, file=file, field=key, expected=kind.__name__, fix=again)
+    if about["model"] not in MODELS:
+        raise unknown_name("model", about["model"], MODELS, file=file, field="model")
+    for option in about["options"]:
+        if option not in MODELS[about["model"]].options:
+            raise unknown_name("option", option, MODELS[about["model"]].options, file=file, field="options")
+    return about
+
+
+def load_model(folder: str | Path, *, device: Any = None) -> TrainedModel:
+    """Load a trained model. Only ``model.json`` and ``weights.safetensors`` of this very folder are read.
+
+    Raises
+    ------
+    InputError
+        Where either file is missing, truncated, of another version, or does not belong to the other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    from histocrypt.training.predictors import build
+
+    folder = Path(folder)
+    about = read_about(folder)
+    weights = folder / "weights.safetensors"
+    again = "train the model again"
+    try:
+        state = load_file(weights)
+        whole = _sha256(weights) == about["weights"].get("sha256")
+    except (OSError, SafetensorError, ValueError) as error:
+        msg = f"weights are missing or truncated ({' '.join(str(error).split())})"
+        raise InputError(msg, file=weights, fix=again) from error
+    if not whole:
+        msg = "weights are not those that model.json describes"
+        raise InputError(msg, file=weights, field="sha256", fix=again)
+    try:
+        scaling = TargetStatistics.from_dict(about["target_statistics"])
+        if scaling.outputs != tuple(about["outputs"]):
+            msg = "names other outputs than the model has"
+            raise InputError(msg, file=folder / "model.json", field="target_statistics", fix=again)
+        predictor = build(
+            about["model"], scaling.outputs, settings=about["training"], options=about["options"], device=device
+        )
+        predictor.load_state({**about.get("state", {}), **state})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise InputError(error.problem, file=folder, field=error.field, fix=error.fix or again) from error
+        msg = f"the model cannot be put together ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise InputError(msg, file=folder, fix=again) from error
+    return TrainedModel(folder, about, predictor, scaling)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

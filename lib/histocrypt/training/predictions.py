@@ -1,0 +1,64 @@
+"""Predictions as files: spots x panel, every transform a layer, names and coordinates kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from histocrypt.models.spots import Spots
+    from histocrypt.targets.panels import Panel
+
+
+def write_predictions(
+    path: Path,
+    predicted: np.ndarray,
+    *,
+    spots: Spots,
+    coords: np.ndarray,
+    panel: Panel,
+    transforms: list[str],
+    about: dict[str, Any],
+) -> None:
+    """Write predictions as ``.h5ad``, atomically.
+
+    Parameters
+    ----------
+    predicted
+        (n, len(transforms) * genes) in the transforms' units, columns as ``spots.outputs`` names them.
+    spots
+        Whose predictions these are.
+    coords
+        (n, 2) x, y in full-resolution pixels.
+    panel
+        The genes.
+    transforms
+        The first is the main one and becomes ``X``.
+    about
+        Becomes ``uns["prediction"]``.
+    """
+    import anndata
+    import pandas as pd
+
+    column = {name: index for index, name in enumerate(spots.outputs)}
+    layers = {
+        transform: np.ascontiguousarray(predicted[:, [column[f"{transform}:{gene}"] for gene in panel.genes]])
+        for transform in transforms
+    }
+    barcodes = [
+        name.removeprefix(f"{section}:") for name, section in zip(spots.names.tolist(), spots.sections, strict=True)
+    ]
+    obs = pd.DataFrame(
+        {"section": spots.sections.astype(str), "patient": spots.patients.astype(str), "barcode": barcodes},
+        index=pd.Index(spots.names.astype(str), name="spot"),
+    )
+    var = pd.DataFrame({"symbol": list(panel.symbols)}, index=pd.Index(list(panel.genes), name="gene_id"))
+    adata = anndata.AnnData(X=layers[transforms[0]].copy(), obs=obs, var=var, layers=layers)
+    adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
+    adata.uns["prediction"] = {**about, "transform": transforms[0], "transforms": np.array(transforms, dtype=str)}
+    with atomic_path(path) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")

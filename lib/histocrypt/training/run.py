@@ -1,0 +1,359 @@
+"""Trains one model on one fold, predicts who was held out, and writes everything down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.models.registry import BASELINES, MODELS
+from histocrypt.models.spots import Spots
+from histocrypt.targets.panels import Panel
+from histocrypt.targets.transforms import TargetStatistics
+from histocrypt.training.artifacts import read_about, save_model
+from histocrypt.training.folds import FINAL, Fold, load_fold, load_folds
+from histocrypt.training.predictions import write_predictions
+from histocrypt.training.predictors import build, tile_side
+from histocrypt.training.prepare import PANEL, STAIN, TARGETS, read_clean_section
+from histocrypt.training.spots import load_spots
+
+if TYPE_CHECKING:
+    from histocrypt.study import Study, Training
+
+LEARNED_FROM = ("seed", "sections", "demo", "preprocessing", "panel", "target", "folds")
+"""Parts of a study that every trained model depends on."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of one model on one fold."""
+
+    model: str
+    fold: str
+    folder: Path
+    """``models/<model>/<fold>``."""
+    chosen: dict[str, Any]
+    """What the validation chose, e.g. epochs or the strength of regularisation."""
+    validation_pcc: float | None
+    """Mean Pearson's r over outputs within validation sections; None for the fold ``final``."""
+    predictions: tuple[Path, ...]
+    seconds: float
+    reused: bool = False
+    """Whether a finished model of the same settings was found and left as it was."""
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """One fold's spots, targets in the transforms' units. The test part has no targets at all."""
+
+    fold: Fold
+    panel: Panel
+    train: Spots
+    validation: Spots | None
+    test: Spots | None
+
+
+def train_fold(
+    study: Study, model: str, fold: str, *, device: str | None = None, reuse: bool = False
+) -> list[TrainResult]:
+    """Train a model on one fold and write ``models/<model>/<fold>/`` and ``predictions/<model>/<fold>.*.h5ad``.
+
+    The model is fitted on the training sections and chosen on the validation sections; fitted baselines, and networks
+    whose settings say ``refit``, are then fitted again on both with what was chosen. Only then are the test sections
+    loaded, and never their targets. Fold ``final`` fits on every section with the median of what the other folds chose.
+
+    Parameters
+    ----------
+    study
+        The study, after `training.prepare.prepare_folds`.
+    model
+        Name in the registry, or ``baselines`` for all of `BASELINES`.
+    fold
+        Name of a fold, or ``final``.
+    device
+        Torch device of networks; the best one if not given.
+    reuse
+        Keep a finished model if it was made from the same settings.
+
+    Returns
+    -------
+    list of TrainResult
+        One per trained model.
+
+    Raises
+    ------
+    InputError
+        If the model or fold is unknown, an artifact is missing, or ``final`` comes before the other folds.
+    """
+    from tqdm.auto import tqdm
+
+    names = list(BASELINES) if model == "baselines" else [model]
+    if names[0] not in MODELS:
+        raise unknown_name("model", model, [*MODELS, "baselines"])
+    split = load_fold(study.run.folds, fold)
+    loaded: dict[int | None, FoldData] = {}
+    results = []
+    for name in tqdm(names, desc=f"baselines {fold}", unit="model", disable=len(names) == 1):
+        finished = _finished(study, name, split) if reuse else None
+        if finished is not None:
+            results.append(finished)
+            continue
+        side = tile_side(name, study.training_of(name))
+        if side not in loaded:
+            loaded = {side: load_training(study, split, side=side)}
+        results.append(_train_one(study, name, loaded[side], device))
+    return results
+
+
+def load_training(study: Study, fold: Fold, *, side: int | None = None) -> FoldData:
+    """Load the training and validation spots of a fold; its test sections are not opened."""
+    panel = Panel.load(study.run.fold(fold.name) / PANEL)
+
+    def part(sections: tuple[str, ...]) -> Spots | None:
+        return load_spots(study, fold, sections, panel=panel, with_targets=True, side=side) if sections else None
+
+    return FoldData(fold, panel, part(fold.train_sections), part(fold.validation_sections), None)
+
+
+def load_test(study: Study, data: FoldData, *, side: int | None = None, with_targets: bool = False) -> Spots:
+    """Load the spots of a fold's test sections, without targets unless asked for them."""
+    return load_spots(study, data.fold, data.fold.test_sections, panel=data.panel, with_targets=with_targets, side=side)
+
+
+def scaling_of(study: Study, fold: Fold) -> TargetStatistics:
+    """Return what puts targets into the loss's units; neutral where the study does not standardise."""
+    found = TargetStatistics.load(study.run.fold(fold.name) / TARGETS)
+    if study.target.standardise:
+        return found
+    mean = found.mean if study.target.centre_by_section else np.zeros_like(found.mean)
+    return TargetStatistics(found.outputs, mean, np.ones_like(found.sd))
+
+
+def scaled(study: Study, model: str, scaling: TargetStatistics, spots: Spots | None) -> Spots | None:
+    """Return spots with their targets as the loss sees them.
+
+    Depth-only keeps the differences between sections: how far depth explains these is part of what it measures.
+    """
+    if spots is None:
+        return None
+    if spots.outputs != scaling.outputs:
+        msg = "target statistics are of other outputs than the spots"
+        raise InputError(msg, field=TARGETS, fix="run preprocessing again")
+    centred = study.target.centre_by_section and model != "depth_only"
+    sections = spots.sections if centred else None
+    return replace(spots, targets=scaling.standardise(spots.targets, sections=sections))
+
+
+def joined(first: Spots, second: Spots) -> Spots:
+    """Return the spots of both, first's before second's."""
+
+    def both(name: str) -> np.ndarray:
+        return np.concatenate([getattr(first, name), getattr(second, name)])
+
+    fields = ("names", "sections", "patients", "tiles", "depth", "targets")
+    features = None
+    if first.features and second.features:
+
+        def features(encoder: str) -> np.ndarray:
+            return np.concatenate([first.features(encoder), second.features(encoder)])
+
+    return replace(first, **{name: both(name) for name in fields}, features=features)
+
+
+def fit(
+    study: Study,
+    model: str,
+    data: FoldData,
+    *,
+    settings: Training | None = None,
+    chosen: dict[str, Any] | None = None,
+    device: str | None = None,
+    folder: Path | None = None,
+) -> tuple[Any, dict[str, Any], np.ndarray | None]:
+    """Fit one model on a fold's data; nothing of the test patients is in reach.
+
+    Parameters
+    ----------
+    settings
+        Training settings, where not the study's own for this model.
+    chosen
+        What to use where there is no validation part.
+    folder
+        Where a network keeps its curves and resumes from.
+
+    Returns
+    -------
+    predictor, chosen, validation predictions in the transforms' units (None without a validation part)
+    """
+    settings = settings or study.training_of(model)
+    scaling = scaling_of(study, data.fold)
+    train, validation = (scaled(study, model, scaling, part) for part in (data.train, data.validation))
+
+    def new() -> Any:
+        return build(
+            model, train.outputs, settings=settings, options=study.options_of(model), device=device, folder=folder
+        )
+
+    predictor = new()
+    chosen = predictor.fit(train, validation, seed=study.seed, chosen=chosen)
+    if validation is None:
+        return predictor, chosen, None
+    predicted = scaling.restore(predictor.predict(validation))
+    if MODELS[model].kind == "fitted" or settings.refit:
+        predictor = new()
+        predictor.fit(joined(train, validation), None, seed=study.seed, chosen=chosen)
+    return predictor, chosen, predicted
+
+
+def _train_one(study: Study, model: str, data: FoldData, device: str | None) -> TrainResult:
+    from histocrypt.training.loop import mean_section_pearson
+
+    started = time.monotonic()
+    fold, folder = data.fold, study.run.model(model, data.fold.name)
+    chosen = _chosen_elsewhere(study, model) if fold.name == FINAL else None
+    folder.mkdir(parents=True, exist_ok=True)
+    stale = [*(folder / name for name in ("model.json", "curves.csv", "curves_refit.csv"))]
+    for path in [*stale, *(study.run.prediction(model, fold.name, part) for part in ("validation", "test"))]:
+        path.unlink(missing_ok=True)
+
+    predictor, chosen, predicted = fit(study, model, data, chosen=chosen, device=device, folder=folder)
+    scaling = scaling_of(study, fold)
+    score = None
+    written = []
+    if predicted is not None:
+        score = mean_section_pearson(predicted, data.validation.targets, data.validation.sections)
+        written.append(_predictions(study, model, data, "validation", data.validation, predicted))
+    if fold.test_sections:
+        test = load_test(study, data, side=tile_side(model, study.training_of(model)))
+        written.append(_predictions(study, model, data, "test", test, scaling.restore(predictor.predict(test))))
+    seconds = time.monotonic() - started
+    about = describe(study, model, data, chosen=chosen, scaling=scaling)
+    save_model(folder, {**about, "validation_pcc": score, "seconds": round(seconds, 2)}, predictor.state())
+    shutil.rmtree(folder / "last", ignore_errors=True)
+    return TrainResult(model, fold.name, folder, chosen, score, tuple(written), seconds)
+
+
+def describe(
+    study: Study, model: str, data: FoldData, *, chosen: dict[str, Any], scaling: TargetStatistics
+) -> dict[str, Any]:
+    """Return what ``model.json`` says of a model: all that predicting needs, and what it was made from."""
+    settings, fold = study.training_of(model), data.fold
+    pre = study.preprocessing
+    everyone = data.train if data.validation is None else joined(data.train, data.validation)
+    return {
+        "model": model,
+        "title": MODELS[model].title,
+        "kind": MODELS[model].kind,
+        "options": study.options_of(model),
+        "training": settings.model_dump(mode="json"),
+        "fold": fold.name,
+        "train_sections": list(fold.train_sections),
+        "validation_sections": list(fold.validation_sections),
+        "test_patients": list(fold.test_patients),
+        "train_patients": sorted(set(everyone.patients.tolist())),
+        "n_train_spots": len(data.train),
+        "transforms": list(study.target.transforms),
+        "outputs": list(scaling.outputs),
+        "panel": data.panel.to_dict(),
+        "geometry": {
+            "tile_um": pre.tile_um, "tile_px": pre.tile_px, "input_px": tile_side(model, settings) or pre.tile_px,
+        },
+        "preprocessing": pre.model_dump(mode="json"),
+        "stain": {
+            "method": pre.stain,
+            "reference": json.loads((study.run.fold(fold.name) / STAIN).read_text(encoding="utf-8")),
+        },
+        "target": study.target.model_dump(mode="json"),
+        "target_statistics": scaling.to_dict(),
+        "study": {"name": study.name, "title": study.title, "hash": study.hash()},
+        "seed": study.seed,
+        "chosen": chosen,
+        "made_from": made_from(study, model, fold),
+        "versions": {name: version(name) for name in ("histocrypt", "torch", "numpy", "scikit-learn")},
+    }  # fmt: skip
+
+
+def made_from(study: Study, model: str, fold: Fold) -> str:
+    """Hash what a model depends on: parts of the study, its own settings, and the fold's files."""
+    digest = hashlib.sha256(study.hash(*LEARNED_FROM).encode())
+    facts = [model, study.training_of(model).model_dump(), study.options_of(model), vars(fold)]
+    digest.update(json.dumps(facts, sort_keys=True, default=list).encode())
+    for name in (PANEL, TARGETS, STAIN):
+        digest.update((study.run.fold(fold.name) / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _predictions(study: Study, model: str, data: FoldData, part: str, spots: Spots, predicted: np.ndarray) -> Path:
+    path = study.run.prediction(model, data.fold.name, part)
+    coords = {}
+    for section in dict.fromkeys(spots.sections.tolist()):
+        clean = read_clean_section(study.run.section(section))
+        for barcode, xy in zip(clean.obs_names, np.asarray(clean.obsm["spatial"]), strict=True):
+            coords[f"{section}:{barcode}"] = xy
+    about = {
+        "model": model, "title": MODELS[model].title, "fold": data.fold.name, "part": part, "study": study.name,
+        "study_hash": study.hash(), "seed": study.seed,
+    }  # fmt: skip
+    write_predictions(
+        path,
+        predicted,
+        spots=spots,
+        coords=np.array([coords[name] for name in spots.names.tolist()]),
+        panel=data.panel,
+        transforms=list(study.target.transforms),
+        about=about,
+    )
+    return path
+
+
+def _finished(study: Study, model: str, fold: Fold) -> TrainResult | None:
+    """Return the result of an earlier run if it is whole and of the same settings."""
+    folder = study.run.model(model, fold.name)
+    if not (folder / "model.json").is_file() or not (folder / "weights.safetensors").is_file():
+        return None
+    try:
+        about = read_about(folder)
+    except InputError:
+        return None
+    parts = [*(["validation"] if fold.validation_sections else []), *(["test"] if fold.test_sections else [])]
+    written = tuple(study.run.prediction(model, fold.name, part) for part in parts)
+    if about.get("made_from") != made_from(study, model, fold) or not all(path.is_file() for path in written):
+        return None
+    return TrainResult(
+        model, fold.name, folder, about["chosen"], about["validation_pcc"], written, about["seconds"], reused=True
+    )
+
+
+def _chosen_elsewhere(study: Study, model: str) -> dict[str, Any]:
+    """Return the median of what the other folds chose (the commonest where it is not a number)."""
+    found = []
+    for fold in load_folds(study.run.folds):
+        if fold.name == FINAL:
+            continue
+        folder = study.run.model(model, fold.name)
+        fix = f"train {model} on fold {fold.name} first"
+        if not (folder / "model.json").is_file():
+            msg = f"fold final of {model} uses what the other folds chose, and {fold.name} is not trained"
+            raise InputError(msg, file=folder, fix=fix)
+        about = read_about(folder)
+        if about.get("made_from") != made_from(study, model, fold):
+            msg = f"{model} on fold {fold.name} was trained under other settings"
+            raise InputError(msg, file=folder, fix=fix)
+        found.append(about["chosen"])
+    return {key: _middle([chosen[key] for chosen in found]) for key in found[0]}
+
+
+def _middle(values: list[Any]) -> Any:
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        middle = float(np.median(values))
+        return round(middle) if all(isinstance(value, int) for value in values) else middle
+    return json.loads(Counter(json.dumps(value) for value in values).most_common(1)[0][0])
