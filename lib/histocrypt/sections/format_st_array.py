@@ -21,9 +21,7 @@ UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 def is_st_array(folder: Path) -> bool:
     """Return whether a folder holds spots as npz files."""
-    return (
-        next((path for path in _counts_folder(folder).rglob("*.npz") if TILE_NAME.match(path.stem)), None) is not None
-    )
+    return any(TILE_NAME.match(path.stem) for path in _counts_folder(folder).rglob("*.npz"))
 
 
 def st_array_sections(folder: Path) -> list[SectionFiles]:
@@ -97,7 +95,7 @@ def load_st_array(files: SectionFiles) -> Loaded:
     )
     symbols, symbol_file = gene_symbols(files.path)
     if symbols:
-        adata.var["symbol"] = [symbols.get(gene, gene) for gene in genes]
+        adata.var["symbol"] = [symbols.get(gene.split(".")[0], gene) for gene in genes]
     image, note = _image(files, own, spots, adata)
     return Loaded(
         adata,

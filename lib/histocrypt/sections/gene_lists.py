@@ -13,19 +13,7 @@ from histocrypt.errors import InputError
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".npy", ".json")
 PICKLES = (".pkl", ".pickle", ".p")
-HEADERS = {
-    "gene",
-    "genes",
-    "gene_id",
-    "gene_name",
-    "gene_names",
-    "gene_ids",
-    "ensembl",
-    "ensembl_id",
-    "id",
-    "name",
-    "0",
-}
+HEADERS = {"gene", "genes", "gene_id", "gene_ids", "gene_name", "gene_names", "ensembl", "ensembl_id", "id", "name"}
 SYMBOL_TABLE = re.compile(r"ensembl.*\.(tsv|csv)$|symbol.*\.(tsv|csv)$", re.IGNORECASE)
 
 
@@ -83,13 +71,11 @@ def read_gene_list(path: Path) -> list[str]:
 
 
 def gene_symbols(folder: Path) -> tuple[dict[str, str], Path | None]:
-    """Return Ensembl id -> symbol from a table such as ``ensembl.tsv`` in the folder or beside it, where there is one."""
+    """Return Ensembl id -> symbol from a table such as ``ensembl.tsv`` in the folder or beside it, if any."""
     for path in _beside(folder):
         if SYMBOL_TABLE.search(path.name):
-            rows = _rows(path)
-            pairs = {
-                row[0].split(".")[0]: row[1] for row in rows if len(row) > 1 and row[0].startswith("ENS") and row[1]
-            }
+            rows = [row for row in _rows(path) if len(row) > 1 and row[0].startswith("ENS") and row[1]]
+            pairs = {row[0].split(".")[0]: row[1] for row in rows}
             if pairs:
                 return pairs, path
     return {}, None
@@ -131,7 +117,7 @@ def _column(path: Path) -> list[str]:
     if not rows:
         return []
     header = [cell.lower() for cell in rows[0]]
-    named = [position for position, cell in enumerate(header) if cell in HEADERS and cell != "0"]
+    named = [position for position, cell in enumerate(header) if cell in HEADERS]
     body = rows[1:] if named or header[0] in {"", "0"} else rows
     position = named[0] if named else 0
     if not named and body and len(body[0]) > 1 and all(row[0].isdigit() for row in body):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
 
 from histocrypt import paths
 from histocrypt.errors import InputError
@@ -119,7 +119,7 @@ def study_sections(study: Study) -> list[SectionFiles]:
     # Names first: they cost nothing, and the reading below may take a while.
     for conflict in conflicts([fingerprint(files, content=False) for files in found]):
         raise conflict.error
-    prints = [fingerprint(files) for files in found]
+    prints = [fingerprint(files) for files in tqdm(found, desc="sections", unit="section", leave=False, disable=None)]
     for conflict in conflicts(prints):
         raise conflict.error
     return [replace(files, id=known.id, patient=known.patient) for files, known in zip(found, prints, strict=True)]
@@ -133,16 +133,19 @@ def _path(text: str, study: Study | None) -> Path:
 
 def _paths(source: SectionSource, study: Study | None) -> list[Path]:
     path = _path(source.path, study)
-    if path.exists() or not glob.has_magic(str(path)):
+    parts = path.absolute().parts
+    magic = next((number for number, part in enumerate(parts) if any(sign in part for sign in "*?[")), None)
+    if path.exists() or magic is None:
         return [path]
-    found = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    found = sorted(Path(*parts[:magic]).glob("/".join(parts[magic:])))
+    found = [match for match in found if match.is_dir() or match.suffix == ".h5ad"]
     if not found:
         msg = "no file matches"
         raise InputError(msg, file=source.path, field="path", value=str(path))
     return found
 
 
-def _in_path(path: Path, form: str) -> Iterator[SectionFiles]:
+def _in_path(path: Path, form: str) -> list[SectionFiles]:
     """Return the sections of one existing file or folder; ``form`` may be ``auto``."""
     from histocrypt.sections.format_hest import hest_sections, is_hest
     from histocrypt.sections.format_st_array import is_st_array, st_array_sections
@@ -156,11 +159,9 @@ def _in_path(path: Path, form: str) -> Iterator[SectionFiles]:
             msg = f"is not a section: it is {kind}"
             raise InputError(msg, file=path, expected=".h5ad, or a folder in the HEST or ST array layout")
         in_hest = path.parent.name == "st" and any((path.parents[1] / name).is_dir() for name in ("wsis", "patches"))
-        return (
-            [SectionFiles(path.stem, "hest", path)]
-            if form == "hest" or (form == "auto" and in_hest)
-            else [_peeked(path)]
-        )
+        if form == "hest" or (form == "auto" and in_hest):
+            return [SectionFiles(path.stem, "hest", path)]
+        return [_peeked(path)]
     if form in {"auto", "hest"} and is_hest(path):
         return hest_sections(path)
     if form in {"auto", "h5ad"} and (own := sorted(path.glob("[!.]*.h5ad"))):
@@ -187,7 +188,7 @@ def _peeked(path: Path) -> SectionFiles:
         with h5py.File(path, "r") as file:
             for name in ("section", "patient"):
                 values = {str(value) for value in read_elem(file["obs"][name])} if name in file["obs"] else set()
-                if not values and name in file["uns"]:
+                if not values and "uns" in file and name in file["uns"]:
                     values = {str(read_elem(file["uns"][name]))}
                 if len(values - {"nan", "None", ""}) == 1:
                     known[name] = next(iter(values - {"nan", "None", ""}))
