@@ -1,0 +1,1 @@
+"""Pixels: stain statistics, tissue masks, alignment of spots to tissue, and tiles."""

@@ -1,0 +1,304 @@
+"""One section, from checked files to what models read: mask, alignment, spots kept, stain statistics, tiles."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.atomic import atomic_path
+from histocrypt.errors import InputError
+from histocrypt.tissue import stain
+from histocrypt.tissue.alignment import Alignment, align
+from histocrypt.tissue.mask import spot_tissue_share, tissue_mask
+from histocrypt.tissue.tiles import write_tiles
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from histocrypt.sections.image import ImageSource
+    from histocrypt.sections.section import Section
+    from histocrypt.study import Preprocessing
+
+MASK_UM_PER_PX = 8.0
+"""Resolution of the thumbnail on which tissue is found."""
+MASK_MAX_SIDE = 4096
+_WINDOWS, _WINDOW_PX = 400, 24  # about 230,000 pixels from all over the tissue
+
+
+@dataclass
+class PreprocessReport:
+    """What preprocessing did to one section."""
+
+    section: str
+    patient: str
+    spots_in: int
+    """Spots in the files, before the reader dropped any."""
+    spots_out: int
+    dropped: dict[str, int]
+    """Reason -> spots, the reader's reasons first."""
+    alignment: Alignment
+    um_per_px: float
+    um_per_px_source: str
+    spot_diameter_um: float
+    tissue_share: float
+    """Share of the image that is tissue."""
+    stain_note: str
+    """Empty, or why the section's own stain vectors could not be estimated."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_mib: float | None = None
+    """Peak resident memory of this process so far, where the system tells."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a later stage may want to know, as plain values (also kept in ``uns["preprocessing"]``)."""
+        return {
+            "um_per_px": self.um_per_px,
+            "um_per_px_source": self.um_per_px_source,
+            "spot_diameter_um": self.spot_diameter_um,
+            "spots_in": self.spots_in,
+            "spots_out": self.spots_out,
+            "dropped": self.dropped,
+            "alignment": self.alignment.to_dict(),
+            "tissue_share": self.tissue_share,
+            "stain_note": self.stain_note,
+        }
+
+    def as_row(self) -> dict[str, Any]:
+        """Return one row of a table that people read."""
+        return {
+            "patient": self.patient,
+            "spots in": self.spots_in,
+            "spots kept": self.spots_out,
+            "dropped": ", ".join(f"{count} {reason}" for reason, count in self.dropped.items()) or "none",
+            "µm/px": f"{self.um_per_px:.4f} ({self.um_per_px_source})",
+            "shift µm": f"{self.alignment.dx_um:.0f}, {self.alignment.dy_um:.0f}" if self.alignment.applied else "none",
+            "alignment": self.alignment.reason,
+            "gain": f"{self.alignment.gain:.3f}",
+            "confidence": f"{self.alignment.confidence:.2f}",
+            "stain": self.stain_note or "estimated",
+            "seconds": f"{sum(self.seconds.values()):.1f}",
+            "peak MiB": "unknown" if self.peak_mib is None else f"{self.peak_mib:.0f}",
+        }
+
+
+def preprocess_section(
+    section: Section,
+    *,
+    settings: Preprocessing,
+    section_path: str | Path,
+    tiles_path: str | Path,
+    stain_path: str | Path,
+    seed: int = 0,
+    study_hash: str = "",
+    progress: bool = True,
+) -> PreprocessReport:
+    """Clean one section and write its three artifacts, each atomically.
+
+    Nothing here is learned from another section, and counts are only used to drop near-empty spots.
+
+    Parameters
+    ----------
+    section
+        The checked section, with its image.
+    settings
+        The study's ``preprocessing`` part.
+    section_path, tiles_path, stain_path
+        Where the cleaned ``.h5ad``, the tiles ``.h5`` and the stain statistics go.
+    seed
+        Seed of the pixel sample and of the alignment's bootstrap.
+    study_hash
+        Kept in the tile file, if given.
+    progress
+        Show a progress bar on stderr.
+
+    Raises
+    ------
+    InputError
+        If the section has no image, its image shows no tissue, or no spot remains.
+    """
+    if section.image is None:
+        msg = "has no image"
+        raise InputError(msg, file=_file(section), field=section.id, fix="name it with `image:` in the study")
+    seconds: dict[str, float] = {}
+    um_per_px, image = section.um_per_px, section.image
+    diameter_um = spot_diameter_um(section)
+    with _timed(seconds, "image and mask"):
+        mask, scale = find_tissue(image, um_per_px=um_per_px)
+        if not mask.any():
+            msg = "the image shows no tissue"
+            raise InputError(msg, file=image.path, field=section.id, fix="check that the image belongs to the section")
+    with _timed(seconds, "alignment"):
+        alignment = _align(section, mask, scale, diameter_um, settings, seed)
+        coords = alignment.apply(section.coords, um_per_px)
+    with _timed(seconds, "spots"):
+        share = spot_tissue_share(mask, coords, scale, diameter_um / um_per_px)
+        totals = np.asarray(section.adata.X.sum(axis=1), dtype=np.float64).reshape(-1)
+        off_tissue = share < settings.min_tissue
+        shallow = ~off_tissue & (totals < settings.min_counts)
+        kept = ~(off_tissue | shallow)
+        dropped = {reason: int(count) for reason, count in section.dropped.items()}
+        for reason, gone in (("off tissue", off_tissue), ("low depth", shallow)):
+            if gone.any():
+                dropped[reason] = dropped.get(reason, 0) + int(gone.sum())
+        if not kept.any():
+            counted = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+            msg = f"no spot of {section.id} remains ({counted})"
+            raise InputError(
+                msg,
+                file=_file(section),
+                fix="check image and coordinates, or lower preprocessing.min_tissue and preprocessing.min_counts",
+            )
+    with _timed(seconds, "stain"):
+        pixels = sample_tissue_pixels(image, mask, scale, seed=seed)
+        statistics = stain.estimate(pixels)
+    report = PreprocessReport(
+        section=section.id,
+        patient=section.patient,
+        spots_in=int(section.n_spots + sum(section.dropped.values())),
+        spots_out=int(kept.sum()),
+        dropped=dropped,
+        alignment=alignment,
+        um_per_px=float(um_per_px),
+        um_per_px_source=section.um_per_px_source,
+        spot_diameter_um=float(diameter_um),
+        tissue_share=float(mask.mean()),
+        stain_note=statistics.note,
+        seconds=seconds,
+    )
+    cleaned = _clean(section, kept, coords, share, totals, report)
+    with _timed(seconds, "tiles"):
+        attrs = {"section": section.id, "patient": section.patient, "study_hash": study_hash}
+        write_tiles(tiles_path, image, cleaned.obs_names, cleaned.obsm["spatial"], um_per_px=um_per_px,
+                    tile_um=settings.tile_um, tile_px=settings.tile_px, attrs=attrs, progress=progress)  # fmt: skip
+    with _timed(seconds, "write"):
+        statistics.save(stain_path)
+        with atomic_path(section_path) as temporary:
+            cleaned.write_h5ad(temporary)
+    report.peak_mib = peak_mib()
+    if hasattr(image, "release"):
+        image.release()  # a study's sections must not pile up in memory
+    return report
+
+
+def find_tissue(image: ImageSource, *, um_per_px: float) -> tuple[np.ndarray, float]:
+    """Return the tissue mask of an image on a thumbnail (h, w) bool, and thumbnail pixels per image pixel."""
+    longest = max(image.width, image.height)
+    side = int(np.clip(longest * um_per_px / MASK_UM_PER_PX, 256, MASK_MAX_SIDE))
+    thumbnail, scale = image.thumbnail(min(side, longest))
+    return tissue_mask(thumbnail, um_per_px=um_per_px / scale), scale
+
+
+def sample_tissue_pixels(image: ImageSource, mask: np.ndarray, scale: float, *, seed: int) -> np.ndarray:
+    """Return (n, 3) uint8 pixels at full resolution from small windows all over the tissue; seeded, memory bounded."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.nonzero(mask)
+    chosen = rng.choice(len(rows), size=_WINDOWS)
+    centres = (np.column_stack([columns[chosen], rows[chosen]]) + rng.random((_WINDOWS, 2))) / scale
+    corners = np.floor(centres - _WINDOW_PX / 2).astype(int)
+    offsets = (np.arange(_WINDOW_PX) + 0.5) * scale
+    found = []
+    for x, y in corners[np.lexsort((corners[:, 0], corners[:, 1]))].tolist():  # from top to bottom: kind to pyramids
+        inside_x = np.floor(x * scale + offsets).astype(int)
+        inside_y = np.floor(y * scale + offsets).astype(int)
+        known = np.ix_(
+            np.clip(inside_y, 0, mask.shape[0] - 1),
+            np.clip(inside_x, 0, mask.shape[1] - 1),
+        )
+        found.append(image.read_region(x, y, _WINDOW_PX, _WINDOW_PX)[mask[known]])
+    return np.concatenate(found)
+
+
+def spot_diameter_um(section: Section) -> float:
+    """Return the diameter of a spot in micrometres: as the file says, else half the pitch (as of ST and Visium)."""
+    from scipy.spatial import cKDTree
+
+    nearest = cKDTree(section.coords).query(section.coords, k=2)[0][:, 1] if section.n_spots > 1 else np.array([np.inf])
+    pitch = float(np.median(nearest)) * section.um_per_px
+    for library in (section.adata.uns.get("spatial") or {}).values():
+        if not isinstance(library, dict):
+            continue
+        given = (library.get("metadata") or {}).get("spot_diameter_um")
+        if given is None:
+            pixels = (library.get("scalefactors") or {}).get("spot_diameter_fullres")
+            given = None if pixels is None else float(pixels) * section.um_per_px
+        # A diameter beyond the pitch belongs to another resolution: believe the coordinates.
+        if given is not None and 0 < float(given) <= pitch:
+            return float(given)
+    return pitch / 2 if np.isfinite(pitch) else 55.0
+
+
+def peak_mib() -> float | None:
+    """Return the peak resident memory of this process in MiB, or None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _align(
+    section: Section, mask: np.ndarray, scale: float, diameter_um: float, settings: Preprocessing, seed: int
+) -> Alignment:
+    from histocrypt.sections.patches import PatchMosaic
+
+    if not settings.align:
+        return Alignment(reason="left alone: switched off in the study")
+    if getattr(section.image, "mosaic", False) or isinstance(section.image, PatchMosaic):
+        # Pixels exist around the spots as given only, so that any other place looks empty.
+        return Alignment(reason="left alone: the image is a mosaic of patches cut around the spots")
+    return align(
+        mask,
+        scale,
+        section.coords,
+        um_per_px=section.um_per_px,
+        spot_diameter_um=diameter_um,
+        max_shift_um=settings.align_max_shift_um,
+        max_rotation_deg=settings.align_rotation_deg,
+        max_scale=settings.align_scale,
+        seed=seed,
+    )
+
+
+def _clean(
+    section: Section,
+    kept: np.ndarray,
+    coords: np.ndarray,
+    share: np.ndarray,
+    totals: np.ndarray,
+    report: PreprocessReport,
+) -> AnnData:
+    """Return the section of kept spots, in the order given, with aligned coordinates and what was done to it."""
+    from scipy.sparse import csr_matrix
+
+    cleaned = section.adata[kept].copy()
+    cleaned.X = csr_matrix(cleaned.X)
+    cleaned.obs["section"] = section.id
+    cleaned.obs["patient"] = section.patient
+    cleaned.obs["total_counts"] = totals[kept]
+    cleaned.obs["n_genes"] = np.asarray((cleaned.X > 0).sum(axis=1)).reshape(-1).astype(np.int64)
+    cleaned.obs["tissue_share"] = share[kept]
+    cleaned.obs.index.name = "barcode"
+    cleaned.obsm["spatial_as_given"] = section.coords[kept].astype(np.float64)
+    cleaned.obsm["spatial"] = coords[kept]
+    noted = report.to_dict()
+    noted["dropped"] = {reason.replace("/", "-"): count for reason, count in report.dropped.items()}  # HDF5 names
+    cleaned.uns["preprocessing"] = noted
+    return cleaned
+
+
+def _file(section: Section) -> Path | None:
+    return section.files[0] if section.files else None
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[step] = round(time.perf_counter() - start, 3)

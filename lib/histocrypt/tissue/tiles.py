@@ -1,0 +1,150 @@
+"""Tiles of a stated physical size around spots: cut by region reads, stored as a HEST-style ``.h5``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.atomic import atomic_path
+from histocrypt.errors import InputError
+
+if TYPE_CHECKING:
+    from histocrypt.sections.image import ImageSource
+
+
+def window(coords_px: np.ndarray, *, um_per_px: float, tile_um: float) -> tuple[np.ndarray, float]:
+    """Return the top-left corners (n, 2) int64 and the side (float) of the tiles' windows, in full-resolution pixels.
+
+    Corners are whole pixels (as HEST's ``coords`` are); the side need not be.
+    """
+    side = tile_um / um_per_px
+    return np.round(np.asarray(coords_px, dtype=np.float64) - side / 2).astype(np.int64), side
+
+
+def iter_tiles(
+    image: ImageSource, coords_px: np.ndarray, *, um_per_px: float, tile_um: float, tile_px: int
+) -> Iterator[np.ndarray]:
+    """Yield one tile per spot, in order; only the window of one tile is in memory at a time.
+
+    Windows are resampled with Pillow's Lanczos filter, whose support grows with the reduction (antialiasing); a window
+    that already has the right number of pixels is passed on untouched. Outside the image, tiles are white.
+
+    Parameters
+    ----------
+    image
+        Where `read_region` reads from.
+    coords_px
+        (n, 2) spot centres x, y in pixels of full resolution.
+    um_per_px
+        Micrometres per full-resolution pixel.
+    tile_um
+        Side of a tile, micrometres.
+    tile_px
+        Side of a tile, pixels.
+
+    Yields
+    ------
+    numpy.ndarray
+        (tile_px, tile_px, 3) uint8.
+    """
+    from PIL import Image
+
+    corners, side = window(coords_px, um_per_px=um_per_px, tile_um=tile_um)
+    exact = abs(side - tile_px) < 0.01
+    # Lanczos looks three output pixels beyond the window: read that margin, so that edges see their true neighbours.
+    margin = 0 if exact else int(np.ceil(3 * max(1.0, side / tile_px)))
+    extent = tile_px if exact else int(np.ceil(side)) + 2 * margin
+    box = (margin, margin, margin + side, margin + side)
+    for x, y in corners.tolist():
+        region = image.read_region(x - margin, y - margin, extent, extent)
+        if exact:
+            yield region
+        else:
+            tile = Image.fromarray(region).resize((tile_px, tile_px), Image.Resampling.LANCZOS, box=box)
+            yield np.asarray(tile)
+
+
+def write_tiles(
+    path: str | Path,
+    image: ImageSource,
+    barcodes: Sequence[str],
+    coords_px: np.ndarray,
+    *,
+    um_per_px: float,
+    tile_um: float,
+    tile_px: int,
+    attrs: dict[str, Any] | None = None,
+    progress: bool = False,
+) -> None:
+    """Cut the tiles of a section and write them, one at a time and atomically.
+
+    The file holds ``img`` (n, S, S, 3) uint8 in raw colours, ``barcode`` (n, 1) bytes and ``coords`` (n, 2) top-left
+    corners in pixels of full resolution; geometry and ``attrs`` (e.g. section, patient) are attributes. Tiles are
+    uncompressed and chunked one by one, so that any of them is read alone and at the speed of the disk.
+    """
+    import h5py
+    from tqdm.auto import tqdm
+
+    corners, _ = window(coords_px, um_per_px=um_per_px, tile_um=tile_um)
+    names = np.array([str(barcode).encode() for barcode in barcodes])
+    tiles = iter_tiles(image, coords_px, um_per_px=um_per_px, tile_um=tile_um, tile_px=tile_px)
+    shape = (len(names), tile_px, tile_px, 3)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        img = file.create_dataset("img", shape, dtype=np.uint8, chunks=(1, *shape[1:]))
+        for index, tile in enumerate(tqdm(tiles, total=len(names), desc="tiles", unit="tile", disable=not progress)):
+            img[index] = tile
+        file["barcode"] = names[:, None]
+        file["coords"] = corners
+        values = {**(attrs or {}), "um_per_px": um_per_px, "tile_um": tile_um, "tile_px": tile_px}
+        file.attrs.update(values)
+
+
+def read_tiles(path: str | Path, barcodes: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return tiles (n, S, S, 3) uint8 and their barcodes (n,) str, in the order asked for (default: as stored).
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, is not a tile file, or lacks one of the barcodes.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            if "img" not in file or "barcode" not in file:
+                msg = "is not a tile file"
+                raise InputError(msg, file=path, expected="datasets img, barcode and coords")
+            stored = np.array([name.decode() for name in np.asarray(file["barcode"]).reshape(-1)], dtype=str)
+            img = file["img"]
+            if barcodes is None:
+                return img[()], stored
+            position = {name: index for index, name in enumerate(stored.tolist())}
+            wanted = [str(barcode) for barcode in barcodes]
+            missing = [name for name in wanted if name not in position]
+            if missing:
+                msg = f"{len(missing)} of {len(wanted)} spots have no tile"
+                raise InputError(msg, file=path, field="barcode", value=missing[0], fix="run preprocessing again")
+            tiles = np.empty((len(wanted), *img.shape[1:]), dtype=np.uint8)
+            for index, name in enumerate(wanted):
+                img.read_direct(tiles, np.s_[position[name]], np.s_[index])
+            return tiles, np.array(wanted, dtype=str)
+    except OSError as error:
+        msg = f"tiles cannot be read ({error})"
+        raise InputError(msg, file=path, fix="run preprocessing again") from error
+
+
+def split_subtiles(tiles: np.ndarray) -> np.ndarray:
+    """Return the 3 x 3 subtiles of (n, S, S, 3) tiles: (n, 9, S/3, S/3, 3), row by row; index 4 is the centre.
+
+    Rows of subtiles cannot be merged with columns by strides alone, so this copies once.
+    """
+    n, side, _, channels = tiles.shape
+    if side % 3:
+        msg = f"tiles of {side} pixels do not split into 3 x 3 subtiles"
+        raise ValueError(msg)
+    third = side // 3
+    parts = tiles.reshape(n, 3, third, 3, third, channels).swapaxes(2, 3)
+    return parts.reshape(n, 9, third, third, channels)
