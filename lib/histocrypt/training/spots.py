@@ -76,13 +76,13 @@ def load_spots(
     method = study.preprocessing.stain
     reference = StainStatistics.load(run.fold(fold if isinstance(fold, str) else fold.name) / STAIN)
     cleaned = [read_clean_section(run.section(section)) for section in sections]
-    barcodes = [adata.obs_names.to_numpy().astype(str) for adata in cleaned]
+    every_barcode = [adata.obs_names.to_numpy().astype(str) for adata in cleaned]
     stains = [StainStatistics.load(run.stain(section)) for section in sections]
 
     tiles: np.ndarray | None = None
-    start, total = 0, sum(map(len, barcodes))
-    for section, names, stain in zip(sections, barcodes, stains, strict=True):
-        raw = read_tiles(run.tiles(section), names)[0]
+    start, total = 0, sum(map(len, every_barcode))
+    for section, barcodes, stain in zip(sections, every_barcode, stains, strict=True):
+        raw = read_tiles(run.tiles(section), barcodes)[0]
         for chunk in normalised_chunks(raw, source=stain, reference=reference, method=method, side=side):
             if tiles is None:
                 tiles = _room((total, *chunk.shape[1:]))
@@ -92,13 +92,23 @@ def load_spots(
         msg = "no spot is left"
         raise InputError(msg, field="sections", value=sections)
 
+    known: dict[str, np.ndarray] = {}
+
     def features(encoder: str) -> np.ndarray:
-        found = [
-            section_features(read_tiles(run.tiles(section), names)[0], stain=stain, method=method, encoder=encoder,
-                             names=spot_names(section, names))
-            for section, names, stain in zip(sections, barcodes, stains, strict=True)
-        ]  # fmt: skip
-        return np.concatenate(found)
+        if encoder not in known:
+            known[encoder] = np.concatenate(
+                [
+                    section_features(
+                        read_tiles(run.tiles(section), barcodes)[0],
+                        stain=stain,
+                        method=method,
+                        encoder=encoder,
+                        names=spot_names(section, barcodes),
+                    )
+                    for section, barcodes, stain in zip(sections, every_barcode, stains, strict=True)
+                ]
+            )
+        return known[encoder]
 
     targets = None
     if with_targets:
@@ -109,8 +119,8 @@ def load_spots(
             ]
         )
     return Spots(
-        names=np.concatenate([spot_names(section, names) for section, names in zip(sections, barcodes, strict=True)]),
-        sections=np.repeat(np.array(sections, dtype=object).astype(str), list(map(len, barcodes))),
+        names=np.concatenate([spot_names(*pair) for pair in zip(sections, every_barcode, strict=True)]),
+        sections=np.repeat(np.array(sections, dtype=object).astype(str), list(map(len, every_barcode))),
         patients=np.concatenate([adata.obs["patient"].to_numpy().astype(str) for adata in cleaned]),
         tiles=tiles,
         depth=np.concatenate([adata.obs["total_counts"].to_numpy(dtype=np.float64) for adata in cleaned]),
