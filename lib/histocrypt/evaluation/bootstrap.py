@@ -1,0 +1,107 @@
+"""Bootstrap over spatial blocks, paired between models.
+
+Neighbouring spots resemble one another, so drawing single spots would pretend to more evidence than there is. Squares
+of tissue are drawn instead, with replacement, within each section; all models are scored on the same draws, so that
+their difference has an interval of its own. Correlations come from sums per block (counts, sums, squares, products): a
+draw is a weight per block, and a thousand draws are one matrix product.
+
+The interval speaks of other spots **of these patients**. It says nothing about new patients; the spread over patients
+is reported beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from histocrypt.evaluation.metrics import RELATIVE_SPREAD_OF_A_CONSTANT, is_constant
+
+PARTS_IN_1E12 = 1e-12  # of a gene's whole variance: below it, a draw's variance is rounding
+
+
+def block_labels(coords_um: np.ndarray, block_um: float) -> np.ndarray:
+    """Return (n,) int: the square of side ``block_um`` in which each spot of one section lies, 0, 1, 2, ..."""
+    coords_um = np.asarray(coords_um, dtype=np.float64)
+    squares = np.floor((coords_um - coords_um.min(axis=0)) / block_um).astype(np.int64)
+    return np.unique(squares, axis=0, return_inverse=True)[1].ravel()
+
+
+def draw_weights(n_blocks: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Return (draws, n_blocks) float: how often each block was drawn; every row sums to ``n_blocks``."""
+    return rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=draws).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class BlockSums:
+    """Sums per block of one section under one model: all that a draw's correlations and errors need.
+
+    Both matrices are centred on their section means first, so that differences of large squares stay exact.
+    """
+
+    spots: np.ndarray
+    """(blocks,)."""
+    sums: np.ndarray
+    """(5, blocks, genes): true, predicted, true^2, predicted^2, true * predicted."""
+    errors: np.ndarray
+    """(blocks, genes): squared errors."""
+    true_floor: np.ndarray
+    """(genes,) variance of the truth below which a draw counts as constant."""
+    predicted_floor: np.ndarray
+    """(genes,) the same for the prediction; infinite where it is constant everywhere."""
+    scored: np.ndarray
+    """(genes,) bool: the truth varies."""
+
+
+def block_sums(true: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> BlockSums:
+    """Return the sums per block of (n, g) ``true`` and ``predicted``; ``labels`` is (n,) int from `block_labels`."""
+    true, predicted = np.asarray(true, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    member = np.zeros((labels.max() + 1, len(labels)))
+    member[labels, np.arange(len(labels))] = 1
+    t, p = true - true.mean(axis=0), predicted - predicted.mean(axis=0)
+
+    def floor(values: np.ndarray, centred: np.ndarray) -> np.ndarray:
+        rounding = (RELATIVE_SPREAD_OF_A_CONSTANT * np.abs(values).max(axis=0)) ** 2 / 12
+        return np.where(is_constant(values), np.inf, np.maximum(PARTS_IN_1E12 * centred.var(axis=0), rounding))
+
+    return BlockSums(
+        spots=member.sum(axis=1),
+        sums=np.stack([member @ part for part in (t, p, t * t, p * p, t * p)]),
+        errors=member @ (predicted - true) ** 2,
+        true_floor=floor(true, t),
+        predicted_floor=floor(predicted, p),
+        scored=~is_constant(true),
+    )
+
+
+def pearson_of_draws(sums: BlockSums, weights: np.ndarray) -> np.ndarray:
+    """Return (draws,) the mean over genes of Pearson's correlation in every draw of blocks.
+
+    As in `metrics.pearson`, a constant prediction counts as 0; a gene whose truth is constant in a draw is left out.
+    """
+    n = (weights @ sums.spots)[:, None]
+    t, p, tt, pp, tp = (weights @ part[:, sums.scored] / n for part in sums.sums)
+    true_variance, predicted_variance = tt - t * t, pp - p * p
+    true_varies = true_variance > sums.true_floor[sums.scored]
+    both = true_varies & (predicted_variance > sums.predicted_floor[sums.scored])
+    correlation = np.zeros_like(tp)
+    np.divide(tp - t * p, np.sqrt(np.where(both, true_variance * predicted_variance, 1.0)), out=correlation, where=both)
+    genes = true_varies.sum(axis=1)
+    return np.where(genes > 0, np.where(true_varies, correlation, 0).sum(axis=1) / np.maximum(genes, 1), np.nan)
+
+
+def mse_of_draws(sums: BlockSums, weights: np.ndarray) -> np.ndarray:
+    """Return (draws,) the mean squared error over spots and scored genes in every draw of blocks."""
+    spots = (weights @ sums.spots)[:, None]
+    if not sums.scored.any():
+        return np.full(len(weights), np.nan)
+    return (weights @ sums.errors[:, sums.scored] / spots).mean(axis=1)
+
+
+def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of ``draws``; NaN where no draw could be scored."""
+    draws = draws[np.isfinite(draws)]
+    if not draws.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

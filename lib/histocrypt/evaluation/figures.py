@@ -1,0 +1,298 @@
+"""The report's pictures. Very specific, not for general use. Each returns a matplotlib Figure; `save` writes it.
+
+Colours are from the Okabe-Ito palette, which colour-blind readers can tell apart; no picture relies on colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.atomic import atomic_path
+from histocrypt.evaluation.scores import CEILING, POOLED, title_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from histocrypt.evaluation.scores import Scores
+
+INK, MUTED, LINE = "#22313a", "#7b8a92", "#d9e0e3"
+ROLE = {"model": "#0072B2", "baseline": "#8c9aa1", "ceiling": "#009E73"}
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+TRAIN, VALIDATION, TEST = "#dfe7ea", "#E69F00", "#0072B2"
+STYLE = {
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "svg.hashsalt": "histocrypt",
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def _style() -> Iterator[Any]:
+    import matplotlib as mpl
+    from matplotlib import font_manager
+
+    there = set(font_manager.get_font_names())
+    fonts = [name for name in ("Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans") if name in there]
+    with mpl.rc_context({**STYLE, "font.family": fonts}):
+        yield mpl
+
+
+def _canvas(*shape: int, **settings: Any) -> tuple[Figure, Any]:
+    """Return a figure apart from pyplot's state, so that notebooks do not show it twice."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=settings.pop("figsize"))
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(*(shape or (1, 1)), **settings)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as its suffix says: SVG for lines, PNG (110 dpi) for pixels."""
+    with atomic_path(path) as temporary, _style():
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(temporary, dpi=110, metadata=metadata, facecolor="white")
+    return path
+
+
+def forest(scores: Scores, transform: str) -> Figure:
+    """Draw each model's mean correlation with its interval, and each patient's own as a tick."""
+    table = scores.of(transform).sort_values("pearson")
+    with _style():
+        figure, axes = _canvas(figsize=(7.4, 0.42 * len(table) + 1.0))
+        for y, (model, row) in enumerate(table.iterrows()):
+            colour = ROLE[row["role"]]
+            rows = scores.sections
+            mine = rows[(rows["model"] == model) & (rows["transform"] == transform)]
+            patients = mine.groupby("patient")["pearson"].mean()
+            axes.plot(patients, np.full(len(patients), y), "|", color=colour, ms=11, mew=1, alpha=0.55)
+            axes.plot([row["pearson_low"], row["pearson_high"]], [y, y], color=colour, lw=2.6, solid_capstyle="round")
+            fill = "white" if row["role"] == "baseline" else colour
+            axes.plot(row["pearson"], y, "o", ms=7.5, mfc=fill, mec=colour, mew=1.8)
+        axes.axvline(0, color=LINE, lw=1, zorder=0)
+        axes.set_yticks(range(len(table)), [_mark(row) for _, row in table.iterrows()])
+        axes.set_ylim(-0.6, len(table) - 0.4)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("mean correlation over genes, within sections of unseen patients")
+        axes.grid(axis="x", color=LINE, lw=0.6)
+    return figure
+
+
+def _mark(row: pd.Series) -> str:
+    return row["title"] + (" (baseline)" if row["role"] == "baseline" else "")
+
+
+def gene_distribution(scores: Scores, transform: str) -> Figure:
+    """Draw the spread of per-gene correlations (mean over sections) for every model."""
+    each = scores.genes
+    each = each[(each["transform"] == transform) & (each["section"] != POOLED)]
+    table = scores.of(transform).sort_values("pearson")
+    rng = np.random.default_rng(0)
+    with _style():
+        figure, axes = _canvas(figsize=(7.4, 0.5 * len(table) + 1.0))
+        for y, (model, row) in enumerate(table.iterrows()):
+            values = each[each["model"] == model].groupby("gene")["pearson"].mean().dropna().to_numpy()
+            colour = ROLE[row["role"]]
+            if np.ptp(values) > 1e-9:
+                body = axes.violinplot(values, [y], orientation="horizontal", widths=0.85, showextrema=False)["bodies"]
+                body[0].set(facecolor=colour, alpha=0.18, edgecolor="none")
+            jitter = y + rng.uniform(-0.16, 0.16, len(values))
+            axes.plot(values, jitter, ".", ms=3.5, color=colour, alpha=0.6, mec="none")
+            axes.plot([np.median(values)] * 2, [y - 0.3, y + 0.3], color=INK, lw=1.6)
+        axes.axvline(0, color=LINE, lw=1, zorder=0)
+        axes.set_yticks(range(len(table)), [_mark(row) for _, row in table.iterrows()])
+        axes.set_ylim(-0.6, len(table) - 0.4)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("correlation of one gene, mean over sections (bar: median gene)")
+        axes.grid(axis="x", color=LINE, lw=0.6)
+    return figure
+
+
+def variance_curves(scores: Scores, transform: str, models: list[str]) -> Figure:
+    """Draw each gene's measured variance beside the predicted ones, genes ordered by measured variance."""
+    each = scores.genes
+    each = each[(each["transform"] == transform) & (each["section"] != POOLED) & ~each["constant_truth"].astype(bool)]
+    mean = each.groupby(["model", "gene"])[["variance_true", "variance_predicted"]].mean()
+    true = mean.loc[models[0], "variance_true"].sort_values()
+    floor = true.min() / 1000
+    with _style():
+        figure, axes = _canvas(figsize=(7.4, 3.1))
+        axes.plot(np.arange(len(true)), true, color=INK, lw=2.2, label="measured")
+        for i, model in enumerate(models):
+            found = mean.loc[model, "variance_predicted"].reindex(true.index).clip(lower=floor)
+            marker = "os^Dv"[i % 5]
+            axes.plot(found.to_numpy(), marker, ms=3.6, color=CYCLE[i], alpha=0.8, mec="none", label=title_of(model))
+        axes.set_yscale("log")
+        axes.set_xlabel("genes, ordered by measured variance")
+        axes.set_ylabel("variance within a section")
+        axes.legend(ncols=3, fontsize=8.5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        axes.grid(axis="y", color=LINE, lw=0.6)
+    return figure
+
+
+def fold_diagram(folds: list[dict[str, Any]], patients: Mapping[str, str]) -> Figure:
+    """Draw who trains, validates and tests in every fold: sections across, grouped by patient."""
+    sections = sorted(patients, key=lambda name: (patients[name], name))
+    with _style():
+        width = min(7.4, 2.0 + 0.75 * len(sections))
+        figure, axes = _canvas(figsize=(max(width, 4.5), 0.38 * len(folds) + 1.5))
+        for y, fold in enumerate(folds):
+            for x, name in enumerate(sections):
+                part = (
+                    (TEST, "test") if name in fold["test_sections"]
+                    else (VALIDATION, "validate") if name in fold["validation_sections"]
+                    else (TRAIN, "train")
+                )  # fmt: skip
+                axes.barh(y, 0.94, left=x + 0.03, height=0.84, color=part[0])
+                shade = "white" if part[1] == "test" else INK
+                axes.text(x + 0.5, y, part[1], ha="center", va="center", fontsize=7.5, color=shade)
+        for x in range(1, len(sections)):
+            if patients[sections[x]] != patients[sections[x - 1]]:
+                axes.axvline(x, color=INK, lw=1)
+        axes.set_yticks(range(len(folds)), [fold["name"] for fold in folds])
+        long = max(map(len, sections)) > 6
+        turn = {"rotation": 30, "ha": "left"} if long else {}
+        axes.set_xticks(np.arange(len(sections)) + 0.5, sections, **turn)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.set_xlim(0, len(sections))
+        axes.set_ylim(len(folds) - 0.45, -0.55)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    return figure
+
+
+def training_curves(curves: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure | None:
+    """Draw loss and validation score by epoch: a row per network, a thin line per fold.
+
+    Parameters
+    ----------
+    curves
+        Model -> fold -> table with a column ``epoch``; columns named like a loss and like a score are drawn.
+    """
+    curves = {model: folds for model, folds in curves.items() if folds}
+    if not curves:
+        return None
+    with _style():
+        figure, axes = _canvas(len(curves), 2, figsize=(7.4, 2.1 * len(curves) + 0.3), squeeze=False)
+        for row, (model, folds) in zip(axes, curves.items(), strict=True):
+            for i, (fold, table) in enumerate(folds.items()):
+                epochs = table["epoch"] if "epoch" in table else np.arange(1, len(table) + 1)
+                for column in table.columns:
+                    low = column.lower()
+                    loss = "loss" in low
+                    if not loss and not any(word in low for word in ("pearson", "pcc", "correlation", "score")):
+                        continue
+                    held = low.startswith("val") or not loss
+                    label = fold if held and (not loss) else None
+                    row[0 if loss else 1].plot(
+                        epochs, table[column], "-" if held else ":", color=CYCLE[i % 6], lw=1.3, label=label
+                    )
+            row[0].set(title=title_of(model), ylabel="loss (dotted: training)")
+            row[1].set(ylabel="validation score")
+            for one in row:
+                one.grid(color=LINE, lw=0.6)
+            if row[1].get_legend_handles_labels()[0]:
+                row[1].legend(fontsize=7.5, ncols=2)
+        for one in axes[-1]:
+            one.set_xlabel("epoch")
+    return figure
+
+
+def maps(
+    panels: list[dict[str, Any]], coords: np.ndarray, *, um_per_unit: float, spacing: float, image: np.ndarray | None
+) -> Figure:
+    """Draw measured, predicted and residual maps of a few genes over the section's picture.
+
+    Parameters
+    ----------
+    panels
+        One a gene: ``title``, ``true`` (n,), ``predicted`` (n,).
+    coords
+        (n, 2) x, y in picture pixels (or full-resolution pixels where there is no picture).
+    um_per_unit
+        Micrometres per unit of ``coords``.
+    spacing
+        Distance between neighbouring spots, in units of ``coords``.
+    image
+        (h, w, 3) uint8 picture, or None.
+    """
+    from matplotlib.collections import EllipseCollection
+
+    low, high = coords.min(axis=0) - 1.2 * spacing, coords.max(axis=0) + 1.2 * spacing
+    aspect = (high[1] - low[1]) / (high[0] - low[0])
+    width = 7.4 / (3 if image is None else 4)
+    with _style():
+        columns = 3 + (image is not None)
+        figure, axes = _canvas(
+            len(panels), columns, figsize=(7.4, len(panels) * (width * aspect * 0.92 + 0.45)), squeeze=False
+        )
+        for row, panel in zip(axes, panels, strict=True):
+            values = [panel["true"], panel["predicted"], panel["predicted"] - panel["true"]]
+            both = np.concatenate(values[:2])
+            reach = float(np.quantile(np.abs(values[2]), 0.98)) or 1.0
+            scales = [("viridis", *np.quantile(both, [0.02, 0.98]))] * 2 + [("PuOr_r", -reach, reach)]
+            if image is not None:
+                row[0].imshow(image, interpolation="bilinear")
+                row[0].set_title("H&E", fontsize=9)
+            for k, (one, value, (cmap, least, most)) in enumerate(zip(row[-3:], values, scales, strict=True)):
+                if image is not None:
+                    one.imshow(image, alpha=0.35, interpolation="bilinear")
+                size = np.full(len(coords), 0.92 * spacing)
+                spots = EllipseCollection(
+                    size, size, np.zeros(len(coords)), units="x", offsets=coords, offset_transform=one.transData,
+                    array=value, cmap=cmap,
+                )  # fmt: skip
+                spots.set_clim(least, most)
+                one.add_collection(spots)
+                one.set_title(("measured", "predicted", "predicted − measured")[k], fontsize=9)
+                if k > 0:
+                    bar = figure.colorbar(spots, ax=one, shrink=0.75, pad=0.02, aspect=18)
+                    bar.outline.set_visible(False)
+                    bar.ax.tick_params(labelsize=7, length=2)
+            for one in row:
+                one.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal", xticks=[], yticks=[])
+                for spine in one.spines.values():
+                    spine.set_visible(False)
+            row[0].set_ylabel(panel["title"], fontsize=9)
+            _scale_bar(row[0], low, high, um_per_unit)
+    return figure
+
+
+def _scale_bar(axes: Axes, low: np.ndarray, high: np.ndarray, um_per_unit: float) -> None:
+    extent = (high[0] - low[0]) * um_per_unit
+    length = max(step for step in (10, 50, 100, 200, 500, 1000, 2000, 5000) if step <= max(extent / 3, 10))
+    x0, y = low[0] + 0.04 * (high[0] - low[0]), high[1] - 0.03 * (high[1] - low[1])
+    x1 = x0 + length / um_per_unit
+    axes.plot([x0, x1], [y, y], color=INK, lw=2.5, solid_capstyle="butt")
+    label = f"{length} µm" if length < 1000 else f"{length // 1000} mm"
+    axes.annotate(label, ((x0 + x1) / 2, y), (0, 3), textcoords="offset points", ha="center", fontsize=7.5)
+
+
+def picture_order(scores: Scores, transform: str) -> list[str]:
+    """Return the models worth a line in small figures: the best first, then colour ridge, mean profile left out."""
+    table = scores.of(transform).sort_values("pearson", ascending=False)
+    keep = [m for m in table.index if table.loc[m, "role"] == "model"][:3]
+    keep += [m for m in ("encoder_ridge", "colour_ridge") if m in table.index]
+    return [*keep, *([CEILING] if CEILING in table.index else [])]

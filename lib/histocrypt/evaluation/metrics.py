@@ -1,0 +1,166 @@
+"""How well predictions match measurements: one number per gene, from arrays of spots x genes.
+
+Throughout, ``true`` and ``predicted`` are (n spots, g genes) floats in the same units, columns in the same order, and
+every function gives (g,) float64. Two rules hold everywhere, so that no score hides a failure:
+
+- a **constant prediction** has no correlation; it is counted as 0, and `is_constant` lets callers say how many;
+- a gene that is **constant in the truth** cannot be scored by anyone: NaN, left out of means for all models alike.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+RELATIVE_SPREAD_OF_A_CONSTANT = 1e-6  # float32 rounding of one value written many times
+NEIGHBOUR_REACH = 1.5  # in spot pitches: the 8 neighbours of a square array, the 6 of a hexagonal one
+
+
+def is_constant(values: np.ndarray) -> np.ndarray:
+    """Return (g,) bool: columns whose spread is no more than rounding."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.ptp(values, axis=0) <= RELATIVE_SPREAD_OF_A_CONSTANT * np.abs(values).max(axis=0)
+
+
+def _by_rule(true: np.ndarray, predicted: np.ndarray, correlation: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    result = np.zeros(true.shape[1])
+    result[usable] = correlation
+    result[is_constant(true)] = np.nan
+    return result
+
+
+def pearson(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return Pearson's correlation over spots, gene by gene."""
+    from scipy.stats import pearsonr
+
+    true, predicted = np.asarray(true, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    usable = ~is_constant(true) & ~is_constant(predicted)
+    if len(true) < 2 or not usable.any():
+        return _by_rule(true, predicted, np.zeros(int(usable.sum())), usable)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nearly constant columns: judged above
+        correlation = pearsonr(true[:, usable], predicted[:, usable], axis=0).statistic
+    return _by_rule(true, predicted, correlation, usable)
+
+
+def spearman(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return Spearman's rank correlation over spots, gene by gene; ties get average ranks."""
+    from scipy.stats import rankdata
+
+    flat = is_constant(predicted)
+    ranks = rankdata(predicted, axis=0)
+    ranks[:, flat] = 1.0  # rounding noise has ranks too
+    true_ranks = rankdata(true, axis=0)
+    true_ranks[:, is_constant(true)] = 1.0
+    return pearson(true_ranks, ranks)
+
+
+def mse(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return the mean squared error, gene by gene."""
+    return np.mean((np.asarray(predicted, dtype=np.float64) - true) ** 2, axis=0)
+
+
+def mae(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return the mean absolute error, gene by gene."""
+    return np.mean(np.abs(np.asarray(predicted, dtype=np.float64) - true), axis=0)
+
+
+def r2(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return 1 - squared error / variance: 0 for the scored section's own mean, negative for worse than that."""
+    variance = np.var(np.asarray(true, dtype=np.float64), axis=0)
+    result = np.full(variance.shape, np.nan)
+    known = ~is_constant(true)
+    result[known] = 1 - mse(true, predicted)[known] / variance[known]
+    return result
+
+
+def relative_variance_distance(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return (variance predicted - variance true)^2 / variance true^2, gene by gene; its mean over genes is RVD.
+
+    0 for the right variance, 1 for a constant prediction and for twice the variance. Random numbers of the right
+    variance score 0 as well, so it means nothing without a correlation beside it. Source: Zhu et al., "Diffusion
+    Generative Modeling for Spatially Resolved Gene Expression Inference from Histology Images", ICLR 2025.
+    """
+    variance = np.var(np.asarray(true, dtype=np.float64), axis=0)
+    result = np.full(variance.shape, np.nan)
+    known = ~is_constant(true)
+    result[known] = ((np.var(predicted, axis=0, dtype=np.float64)[known] - variance[known]) / variance[known]) ** 2
+    return result
+
+
+def neighbour_graph(coords: np.ndarray) -> csr_matrix:
+    """Return the graph of spots that touch: within 1.5 spot pitches of one another, in one section.
+
+    Parameters
+    ----------
+    coords
+        (n, 2) spot centres, any unit of length.
+
+    Returns
+    -------
+    (n, n) CSR of 0 and 1, without self-loops.
+    """
+    from scipy.sparse import csr_matrix
+    from sklearn.neighbors import NearestNeighbors
+
+    coords = np.asarray(coords, dtype=np.float64)
+    if len(coords) < 2:
+        return csr_matrix((len(coords), len(coords)))
+    nearest = NearestNeighbors().fit(coords)
+    pitch = np.median(nearest.kneighbors(n_neighbors=1)[0])
+    return nearest.radius_neighbors_graph(radius=NEIGHBOUR_REACH * pitch, mode="connectivity").tocsr()
+
+
+def morans_i(values: np.ndarray, graph: csr_matrix) -> np.ndarray:
+    """Return Moran's I of every column of ``values`` (n, g) on ``graph``; 0 for a constant column, NaN without edges.
+
+    Source: Moran, "Notes on continuous stochastic phenomena", Biometrika 37:17 (1950), as computed by scanpy.
+    """
+    import scanpy as sc
+
+    values = np.asarray(values, dtype=np.float64)
+    if graph.nnz == 0:
+        return np.full(values.shape[1], np.nan)
+    result = np.zeros(values.shape[1])
+    varying = ~is_constant(values)
+    if varying.any():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result[varying] = sc.metrics.morans_i(graph, np.ascontiguousarray(values[:, varying].T))
+    return result
+
+
+def mean_of_top(scores: np.ndarray, ranking: np.ndarray, k: int) -> float:
+    """Return the mean of ``scores`` over the ``k`` genes with the largest ``ranking``; NaN scores are left out.
+
+    With ``ranking`` from validation data this is "PCC-k (chosen on training data)"; with ``ranking = scores`` it is
+    "PCC-k (published way)", which picks its genes after seeing the test result and can only be larger or equal.
+    Ties keep the panel's order.
+    """
+    scores, ranking = np.asarray(scores, dtype=np.float64), np.asarray(ranking, dtype=np.float64)
+    known = np.flatnonzero(np.isfinite(scores))
+    if not known.size:
+        return float("nan")
+    order = np.argsort(-np.nan_to_num(ranking[known], nan=-np.inf), kind="stable")
+    return float(scores[known[order[:k]]].mean())
+
+
+def per_gene(true: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """Return every metric that needs no coordinates, by name, each (g,)."""
+    return {
+        "pearson": pearson(true, predicted),
+        "spearman": spearman(true, predicted),
+        "mse": mse(true, predicted),
+        "mae": mae(true, predicted),
+        "r2": r2(true, predicted),
+        "rvd": relative_variance_distance(true, predicted),
+        "variance_true": np.var(np.asarray(true, dtype=np.float64), axis=0),
+        "variance_predicted": np.var(np.asarray(predicted, dtype=np.float64), axis=0),
+        "constant_prediction": is_constant(predicted),
+        "constant_truth": is_constant(true),
+    }

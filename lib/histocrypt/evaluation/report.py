@@ -1,0 +1,281 @@
+"""One page that people read: ``report.html``, self-contained, from score tables, cleaned sections and predictions."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt import paths
+from histocrypt.atomic import write_text
+from histocrypt.evaluation import figures, words
+from histocrypt.evaluation.backdrop import backdrop
+from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
+from histocrypt.evaluation.scores import CEILING, POOLED, Scores, load_scores, read_folds, title_of
+from histocrypt.evaluation.truth import as_mapping, join, read_h5ad, read_prediction
+from histocrypt.models.registry import BASELINES
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from histocrypt.study import Study
+
+GENES_SHOWN = 12
+FINAL = "final"
+PACKAGES = ("histocrypt", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "anndata", "scanpy")
+
+
+def write_report(study: Study) -> Path:
+    """Write the report of a scored study and the figures it shows (``evaluation/*.svg``, ``*.png``).
+
+    Raises
+    ------
+    InputError
+        If the study was not scored yet, or a cleaned section or prediction is missing.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    here = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.update(number=words.number, span=words.span, plural=words.plural)
+    content = _content(study, load_scores(study))
+    css = Markup((here / "report.css").read_text(encoding="utf-8"))
+    write_text(study.run.report, environment.get_template("report.html").render(css=css, **content))
+    return study.run.report
+
+
+def _content(study: Study, scores: Scores) -> dict[str, Any]:
+    run, main = study.run, scores.transforms[0]
+    folds = read_folds(study)
+    names = sorted(
+        {name for fold in folds for part in ("train", "validation", "test") for name in fold[f"{part}_sections"]}
+    )
+    sections = {name: read_h5ad(run.section(name), what="cleaned section") for name in names}
+    data = sorted((data_row(name, one) for name, one in sections.items()), key=lambda r: (r["patient"], r["section"]))
+    planted = [row for row in (planted_row(name, one) for name, one in sections.items()) if row]
+    best = words.best_model(scores, main)
+    row = scores.of(main).loc[best]
+    pictures = _pictures(study, scores, folds, sections, {r["section"]: r["patient"] for r in data})
+    return {
+        "title": study.title or study.name,
+        "name": study.name,
+        "answer": words.answer(scores),
+        "limits": words.limits(scores),
+        "key": _key_figures(scores, main, best),
+        "best": title_of(best),
+        "best_is_model": row["role"] == "model",
+        "data": data,
+        "data_sentence": data_sentence(data),
+        "scheme": study.folds.scheme.replace("_", " "),
+        "n_folds": len(folds),
+        "panel": study.panel.model_dump(),
+        "transforms": [_transform(scores, name) for name in scores.transforms],
+        "main_words": words.TRANSFORM_WORDS.get(main, main),
+        "by_section": _by_section(scores, main),
+        "genes": _genes(scores, main, best),
+        "unscored": {name: len(genes) for name, genes in scores.notes["unscored_genes"].items()},
+        "pooled_genes": len(scores.notes["pooled_genes"]),
+        "draws": scores.notes["draws"],
+        "block_mm": words.number(scores.notes["block_um"] / 1000, 1),
+        "ks": scores.notes["k"],
+        "ceiling": CEILING in scores.of(main).index,
+        "planted": planted,
+        "figures": pictures,
+        "provenance": _provenance(study),
+    }
+
+
+def _key_figures(scores: Scores, main: str, best: str) -> list[dict[str, str]]:
+    table = scores.of(main)
+    row = table.loc[best]
+    low_high = f"95 % interval {words.span(row['pearson_low'], row['pearson_high'])}"
+    key = [{"value": words.number(row["pearson"]), "label": f"mean correlation, {title_of(best)}", "note": low_high}]
+    if best != words.COLOUR and words.COLOUR in table.index:
+        pair = scores.against(words.COLOUR, main).loc[best]
+        verb = {"beats": "beats colour-only ridge"}.get(words.verdict(pair), "does not beat colour-only ridge")
+        interval = f"95 % interval {words.span(pair['low'], pair['high'], sign=True)}"
+        key.append({"value": words.number(pair["difference"], sign=True), "label": verb, "note": interval})
+    spread = words.span(row["patient_min"], row["patient_max"])
+    note = f"{words.plural(int(row['patients']), 'patient')}, each unseen"
+    key.append({"value": spread, "label": "from the worst patient to the best", "note": note})
+    if CEILING in table.index:
+        share = f"{100 * row['recovered']:.0f} %"
+        note = f"the image carries {words.number(table.loc[CEILING, 'pearson'])} at most"
+        key.append({"value": share, "label": "of what the image can tell", "note": note})
+    return key
+
+
+def _transform(scores: Scores, transform: str) -> dict[str, Any]:
+    table = scores.of(transform).sort_values("pearson", ascending=False)
+    against = scores.against(words.COLOUR, transform)
+    low = min(0.0, float(table["pearson_low"].min()))
+    high = max(float(table["pearson_high"].max()), low + 1e-3)
+
+    def at(value: float) -> float:
+        return round(100 * float((value - low) / (high - low)), 2) if np.isfinite(value) else 0.0
+
+    rows = []
+    for model, record in table.iterrows():
+        row = {**record.to_dict(), "model": model}
+        row["bar"] = {k: at(record[k]) for k in ("pearson", "pearson_low", "pearson_high")} | {"zero": at(0.0)}
+        row["colour"] = None
+        if model in against.index:
+            pair = against.loc[model]
+            row["colour"] = {**pair.to_dict(), "verdict": words.verdict(pair)}
+        rows.append(row)
+    compared = [m for m in table.index if table.loc[m, "role"] == "model"] or [m for m in table.index if m in BASELINES]
+    baselines = [model for model in BASELINES if model in table.index]
+    pairs = {name: scores.against(name, transform) for name in baselines}
+    paired = []
+    for model in compared:
+        cells = []
+        for name in baselines:
+            pair = pairs[name].loc[model] if model in pairs[name].index else None
+            cells.append(None if pair is None else {**pair.to_dict(), "verdict": words.verdict(pair)})
+        paired.append({"title": title_of(model), "cells": cells})
+    return {
+        "name": transform,
+        "words": words.TRANSFORM_WORDS.get(transform, transform),
+        "rows": rows,
+        "baselines": [title_of(name) for name in baselines],
+        "paired": paired,
+    }
+
+
+def _by_section(scores: Scores, transform: str) -> dict[str, Any]:
+    rows = scores.sections[scores.sections["transform"] == transform]
+    wide = rows.pivot(index="model", columns=["patient", "section"], values="pearson").sort_index(axis=1)
+    order = scores.of(transform).sort_values("pearson", ascending=False)
+    top = max(float(np.nanmax(wide.to_numpy())), 1e-9)
+    table = [
+        {
+            "title": order.loc[model, "title"],
+            "role": order.loc[model, "role"],
+            "cells": [{"value": v, "shade": round(max(0.0, v / top) * 0.55, 3)} for v in wide.loc[model]],
+        }
+        for model in order.index
+    ]
+    spots = rows.drop_duplicates("section").set_index("section")
+    columns = [
+        {"patient": patient, "section": section, "spots": int(spots.loc[section, "spots"])}
+        for patient, section in wide.columns
+    ]
+    return {"columns": columns, "rows": table}
+
+
+def _genes(scores: Scores, transform: str, best: str) -> dict[str, Any]:
+    each = scores.genes
+    each = each[(each["transform"] == transform) & (each["section"] != POOLED) & ~each["constant_truth"].astype(bool)]
+    by_gene = each.groupby(["model", "gene"]).agg(
+        symbol=("symbol", "first"),
+        pearson=("pearson", "mean"),
+        spearman=("spearman", "mean"),
+        moran=("moran_true", "mean"),
+        sections=("section", "nunique"),
+    )
+    mine = by_gene.loc[best].sort_values("pearson", ascending=False)
+    mine["colour"] = by_gene.loc[words.COLOUR, "pearson"].reindex(mine.index)
+    shown = min(GENES_SHOWN, max(1, len(mine) // 2))
+    records = mine.reset_index().to_dict("records")
+    positive = int((mine["pearson"] > mine["colour"]).sum())
+    return {"top": records[:shown], "bottom": records[-shown:][::-1], "n": len(mine), "above_colour": positive}
+
+
+def _pictures(
+    study: Study, scores: Scores, folds: list[dict], sections: dict[str, AnnData], patients: dict[str, str]
+) -> dict[str, dict[str, str] | None]:
+    import pandas as pd
+
+    run, main = study.run, scores.transforms[0]
+    best = words.best_model(scores, main)
+    order = figures.picture_order(scores, main)
+    models = [best, *(m for m in order if m != best)]
+    curves: dict[str, dict[str, Any]] = {}
+    for path in sorted((run.root / "models").glob("*/*/curves.csv")):
+        model, fold = path.parent.parent.name, path.parent.name
+        if model in study.model_names and fold != FINAL:
+            curves.setdefault(model, {})[fold] = pd.read_csv(path)
+    drawn = {
+        "forest": figures.forest(scores, main),
+        "folds": figures.fold_diagram(folds, patients),
+        "genes": figures.gene_distribution(scores, main),
+        "variance": figures.variance_curves(scores, main, [m for m in models if m != CEILING]),
+        "curves": figures.training_curves(curves),
+    }
+    shown, about = _maps(study, scores, best, sections)
+    found: dict[str, Any] = {
+        name: None if figure is None else _embed(figures.save(figure, run.evaluation / f"{name}.svg"))
+        for name, figure in drawn.items()
+    }
+    found["maps"] = _embed(figures.save(shown, run.evaluation / "maps.png"))
+    found["maps_about"] = about
+    return found
+
+
+def _embed(path: Path) -> str:
+    kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _maps(study: Study, scores: Scores, best: str, sections: dict[str, AnnData]) -> tuple[Any, str]:
+    """Map the best, the median and the worst gene, ranked before the test, in the section with the median score."""
+    main = scores.transforms[0]
+    rows = scores.sections
+    mine = rows[(rows["model"] == best) & (rows["transform"] == main)].sort_values("pearson")
+    typical = mine.iloc[len(mine) // 2]
+    name, fold = typical["section"], typical["fold"]
+    pair = join(read_prediction(study.run.prediction(best, fold)), sections[name], name, transforms=[main])
+    each = scores.genes
+    keep = (each["model"] == best) & (each["transform"] == main) & (each["section"] == name)
+    table = each[keep & ~each["constant_truth"].astype(bool)].set_index("gene")
+    ranked = table["validation_pearson"].dropna().sort_values(ascending=False)
+    ranked = ranked if len(ranked) else table["pearson"].sort_values(ascending=False)
+    picked = {"best": ranked.index[0], "median": ranked.index[len(ranked) // 2], "worst": ranked.index[-1]}
+    panels = []
+    for label, gene in picked.items():
+        column = int(np.flatnonzero(pair.genes == gene)[0])
+        title = f"{pair.symbols[column]} ({label})\nr = {words.number(table.loc[gene, 'pearson'], 2)}"
+        true, predicted = pair.true[main][:, column], pair.predicted[main][:, column]
+        panels.append({"title": title, "true": true, "predicted": predicted})
+    image, scale = backdrop(sections[name], study.run.tiles(name))
+    um_per_px = float(as_mapping(sections[name].uns.get("preprocessing")).get("um_per_px", 1.0))
+    coords = pair.coords * scale
+    figure = figures.maps(panels, coords, um_per_unit=um_per_px / scale, spacing=_pitch(coords), image=image)
+    return figure, f"Section {name} of patient {typical['patient']}, predicted by {title_of(best)}"
+
+
+def _pitch(coords: np.ndarray) -> float:
+    from scipy.spatial import cKDTree
+
+    return float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1])) if len(coords) > 1 else 1.0
+
+
+def _provenance(study: Study) -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    file = Path(study.folder) / f"{study.name}.yaml"
+    try:
+        shown = file.relative_to(paths.repository()).as_posix()
+    except ValueError:
+        shown = file.name
+    return {
+        "hash": study.hash(),
+        "seed": study.seed,
+        "date": datetime.now(UTC).astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "versions": versions,
+        "command": f"histocrypt run {shown}",
+        "stain": study.preprocessing.stain,
+        "tile": f"{study.preprocessing.tile_um:g} µm as {study.preprocessing.tile_px} px",
+        "models": ", ".join(title_of(name) for name in study.model_names),
+    }

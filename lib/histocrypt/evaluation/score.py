@@ -1,0 +1,147 @@
+"""``histocrypt score``: one prediction file against measured counts, joined by the names of spots and genes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histocrypt.errors import InputError
+from histocrypt.evaluation import metrics
+from histocrypt.evaluation.truth import join, read_prediction, some, transforms_of
+
+MEANS = ("pearson", "spearman", "mse", "mae", "r2", "rvd", "moran_error")
+HEADS = ("Pearson", "Spearman", "MSE", "MAE", "R2", "RVD", "Moran err")
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Scores of one prediction on one section."""
+
+    prediction: str
+    truth: str
+    section: str
+    patient: str
+    model: str
+    spots: int
+    genes: int
+    means: dict[str, dict[str, float]]
+    """Transform -> metric -> mean over genes; flat predictions count as 0 correlation."""
+    per_gene: dict[str, dict[str, dict[str, float]]]
+    """Transform -> gene -> metric -> value."""
+    flat: dict[str, int]
+    """Transform -> genes predicted flat."""
+    symbols: dict[str, str]
+    """Gene -> symbol."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be scored, by name."""
+
+
+def score_files(prediction: Path, truth: str) -> ScoreResult:
+    """Score a prediction file against a section with its counts.
+
+    Parameters
+    ----------
+    prediction
+        An ``.h5ad`` written by ``histocrypt predict`` or by a run.
+    truth
+        The section, in any readable format.
+
+    Raises
+    ------
+    InputError
+        If either cannot be read, the first is not a prediction, or they share no spot or no gene.
+    """
+    from histocrypt.sections.read import read_path
+
+    predicted = read_prediction(Path(prediction))
+    section = read_path(truth)
+    try:
+        pair = join(predicted, section.adata, section.id)
+    except InputError as error:
+        raise InputError(
+            error.problem, file=prediction, field=error.field, expected=error.expected, fix=error.fix
+        ) from error
+    graph = metrics.neighbour_graph(pair.coords)
+    means, genes, flat = {}, {}, {}
+    for transform in transforms_of(predicted):
+        true, values = pair.true[transform], pair.predicted[transform]
+        scored = metrics.per_gene(true, values)
+        scored["moran_error"] = np.abs(metrics.morans_i(values, graph) - metrics.morans_i(true, graph))
+        usable = ~scored["constant_truth"]
+        means[transform] = {name: _mean(scored[name][usable]) for name in MEANS}
+        flat[transform] = int((scored["constant_prediction"] & usable).sum())
+        genes[transform] = {
+            gene: {name: float(scored[name][i]) for name in MEANS} for i, gene in enumerate(pair.genes.tolist())
+        }
+    return ScoreResult(
+        prediction=str(prediction),
+        truth=str(truth),
+        section=section.id,
+        patient=section.patient,
+        model=str(predicted.uns["prediction"].get("model", "unknown")),
+        spots=len(pair.spots),
+        genes=len(pair.genes),
+        means=means,
+        per_gene=genes,
+        flat=flat,
+        symbols=dict(zip(pair.genes.tolist(), pair.symbols.tolist(), strict=True)),
+        notes=_notes(pair, scored["constant_truth"], section.dropped),
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _notes(pair: Any, constant: np.ndarray, dropped: dict[str, int]) -> list[str]:
+    notes = []
+    if pair.unscored_genes:
+        notes.append(f"{len(pair.unscored_genes)} predicted genes are not measured: {some(pair.unscored_genes)}")
+    if constant.any():
+        notes.append(f"{int(constant.sum())} genes do not vary in the section: {some(pair.symbols[constant])}")
+    if pair.unpredicted_spots:
+        notes.append(f"{len(pair.unpredicted_spots)} measured spots have no prediction: {some(pair.unpredicted_spots)}")
+    if pair.unmeasured_spots:
+        notes.append(f"{len(pair.unmeasured_spots)} predicted spots are not measured: {some(pair.unmeasured_spots)}")
+    notes += [f"{count} spots were dropped on reading: {reason}" for reason, count in dropped.items() if count]
+    return notes
+
+
+def render(result: ScoreResult, *, as_json: bool = False) -> str:
+    """Return the scores as a table, or as JSON with every gene."""
+    if as_json:
+        return json.dumps(_plain(result.__dict__), indent=2, ensure_ascii=False, allow_nan=False)
+    lines = [
+        f"{result.model} on section {result.section} (patient {result.patient}): "
+        f"{result.spots} spots, {result.genes} genes",
+        "",
+        f"{'':<14}" + "".join(f"{head:>11}" for head in HEADS) + f"{'flat genes':>12}",
+    ]
+    for transform, means in result.means.items():
+        numbers = "".join(f"{means[name]:>11.3f}" if np.isfinite(means[name]) else f"{'-':>11}" for name in MEANS)
+        lines.append(f"{transform:<14}{numbers}{result.flat[transform]:>12}")
+    main = next(iter(result.per_gene))
+    ranked = sorted(
+        (gene for gene, row in result.per_gene[main].items() if np.isfinite(row["pearson"])),
+        key=lambda gene: -result.per_gene[main][gene]["pearson"],
+    )
+    if ranked:
+        shown = [f"{result.symbols[gene]} {result.per_gene[main][gene]['pearson']:.2f}" for gene in ranked]
+        best, worst = ", ".join(shown[:5]), ", ".join(shown[-5:])
+        lines += ["", f"Best genes by Pearson ({main}): {best}", f"Worst: {worst}"]
+    lines += ["", *result.notes] if result.notes else []
+    lines += ["", "Means over genes; a flat prediction counts as correlation 0."]
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

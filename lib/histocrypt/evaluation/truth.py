@@ -1,0 +1,188 @@
+"""Predictions beside what was measured, joined by the names of spots and genes; never by position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.errors import InputError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One section's spots and genes that are both predicted and measured, in the prediction's order."""
+
+    section: str
+    patient: str
+    spots: np.ndarray
+    """(n,) str, ``"<section>:<barcode>"``."""
+    genes: np.ndarray
+    """(g,) str."""
+    symbols: np.ndarray
+    """(g,) str; the gene id where no symbol is known."""
+    coords: np.ndarray
+    """(n, 2) float64, x and y in full-resolution pixels."""
+    true: dict[str, np.ndarray]
+    """(n, g) measured values by transform."""
+    predicted: dict[str, np.ndarray]
+    """(n, g) predicted values by transform."""
+    unscored_genes: list[str]
+    """Predicted genes that the section did not measure."""
+    unpredicted_spots: list[str]
+    """Measured spots without a prediction."""
+    unmeasured_spots: list[str]
+    """Predicted spots that the section file does not have."""
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """Return the first names and how many more there are: ``"a, b and 3 more"``."""
+    names = [str(name) for name in names]
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def read_h5ad(path: Path, *, what: str, fix: str | None = None) -> AnnData:
+    """Read an AnnData file; a missing or unreadable one is an `InputError` that names it."""
+    import anndata as ad
+
+    if not Path(path).is_file():
+        msg = f"{what} is missing"
+        raise InputError(msg, file=path, fix=fix)
+    try:
+        return ad.read_h5ad(path)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        msg = f"{what} is not readable as .h5ad ({' '.join(str(error).split())[:120]})"
+        raise InputError(msg, file=path, fix=fix) from error
+
+
+def read_prediction(path: Path, *, fix: str | None = None) -> AnnData:
+    """Read a prediction file.
+
+    Raises
+    ------
+    InputError
+        If it is missing, is not a prediction, names a spot or gene twice, lacks a transform, or holds a NaN.
+    """
+    prediction = read_h5ad(path, what="prediction file", fix=fix)
+    about = prediction.uns.get("prediction")
+    if not isinstance(about, Mapping) or "transforms" not in about:
+        msg = "this is not a prediction file"
+        expected = "a file written by `histocrypt predict` or by a run, under predictions/"
+        raise InputError(msg, file=path, field='uns["prediction"]', expected=expected)
+    for axis, names in (("obs", prediction.obs_names), ("var", prediction.var_names)):
+        if not names.is_unique:
+            msg = f"names occur twice: {some(names[names.duplicated()])}"
+            raise InputError(msg, file=path, field=axis)
+    for column in ("section", "barcode"):
+        if column not in prediction.obs:
+            msg = "a column that every prediction has is missing"
+            raise InputError(msg, file=path, field=f'obs["{column}"]')
+    for transform in transforms_of(prediction):
+        if transform not in prediction.layers:
+            msg = f"values of the transform {transform!r} are missing"
+            raise InputError(msg, file=path, field="layers", expected=f"a layer named {transform}")
+        finite = np.isfinite(np.asarray(prediction.layers[transform])).all(axis=0)
+        if not finite.all():
+            msg = f"predictions are not finite for {some(prediction.var_names[~finite])}"
+            raise InputError(msg, file=path, field=f'layers["{transform}"]')
+    return prediction
+
+
+def transforms_of(prediction: AnnData) -> list[str]:
+    """Return the transforms of a prediction, the main one first."""
+    return [str(name) for name in np.atleast_1d(prediction.uns["prediction"]["transforms"])]
+
+
+def symbols_of(annotated: AnnData) -> np.ndarray:
+    """Return a readable name for every gene: its symbol, or its id where there is none."""
+    ids = annotated.var_names.to_numpy(dtype=str)
+    if "symbol" not in annotated.var:
+        return ids
+    symbols = annotated.var["symbol"].astype(object)
+    known = symbols.notna() & (symbols.astype(str).str.strip() != "")
+    return np.where(known, symbols.astype(str), ids)
+
+
+def measured(section: AnnData, rows: np.ndarray, genes: list[str], transform: str) -> np.ndarray:
+    """Return (n, g) measured values of ``genes`` in units of ``transform``; depth is over all genes of the section."""
+    from histocrypt.targets.transforms import transform as apply
+
+    totals = (
+        section.obs["total_counts"].to_numpy(dtype=np.float64)
+        if "total_counts" in section.obs
+        else np.asarray(section.X.sum(axis=1), dtype=np.float64).ravel()
+    )
+    columns = section.var_names.get_indexer(genes)
+    counts = section.X[rows][:, columns]
+    return np.asarray(apply(counts, totals[rows], transform), dtype=np.float64)
+
+
+def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterable[str] | None = None) -> Joined:
+    """Put the predictions of section ``name`` beside its measurements.
+
+    Parameters
+    ----------
+    prediction
+        From `read_prediction`; it may hold several sections.
+    section
+        Spots x genes, raw counts in ``X``, barcodes as ``obs_names``, ``obsm["spatial"]`` in full-resolution pixels.
+    name
+        Section id.
+    transforms
+        Which to join; all of the prediction's by default.
+
+    Raises
+    ------
+    InputError
+        If no spot or no gene is in both.
+    """
+    import pandas as pd
+
+    mine = np.flatnonzero(prediction.obs["section"].astype(str).to_numpy() == name)
+    barcodes = pd.Index(prediction.obs["barcode"].astype(str).to_numpy()[mine])
+    rows = section.obs_names.astype(str).get_indexer(barcodes)
+    found = rows >= 0
+    if not found.any():
+        there = sorted(set(prediction.obs["section"].astype(str)))
+        msg = f"no spot of section {name!r} is predicted; the prediction holds {some(there)}"
+        raise InputError(msg, field="obs", expected='the same section ids and barcodes in both (e.g. "S_1", "12x7")')
+    measured_gene = prediction.var_names.isin(section.var_names)
+    if not measured_gene.any():
+        msg = f"no predicted gene is measured in section {name!r}"
+        example = f"predicted are {some(prediction.var_names, 3)}; measured are {some(section.var_names, 3)}"
+        raise InputError(msg, field="var", expected="the same kind of gene identifiers in both", fix=example)
+    genes = list(prediction.var_names[measured_gene])
+    keep_rows, keep_mine = rows[found], mine[found]
+    names = transforms_of(prediction) if transforms is None else list(transforms)
+    patient = section.obs["patient"].iloc[0] if "patient" in section.obs else ""
+    return Joined(
+        section=name,
+        patient=str(patient),
+        spots=np.array([f"{name}:{barcode}" for barcode in barcodes[found]]),
+        genes=np.array(genes, dtype=str),
+        symbols=symbols_of(prediction)[measured_gene],
+        coords=np.asarray(section.obsm["spatial"], dtype=np.float64)[keep_rows],
+        true={t: measured(section, keep_rows, genes, t) for t in names},
+        predicted={t: np.asarray(prediction.layers[t][keep_mine][:, measured_gene], dtype=np.float64) for t in names},
+        unscored_genes=list(prediction.var_names[~measured_gene]),
+        unpredicted_spots=list(section.obs_names[np.setdiff1d(np.arange(section.n_obs), rows)]),
+        unmeasured_spots=list(barcodes[~found]),
+    )
+
+
+def as_mapping(value: Any) -> dict[str, Any]:
+    """Return a stored record as a dict: the mapping itself, its JSON text, or an empty one where there is none."""
+    import json
+
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return dict(json.loads(value))
+    return {}

@@ -1,0 +1,145 @@
+"""The answer in words, made from the numbers: who beats whom, and by how much. For the report and the model cards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.evaluation.scores import CEILING, title_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from histocrypt.evaluation.scores import Scores
+
+COLOUR = "colour_ridge"
+MINUS, RANGE = "\u2212", "\u2009to\u2009"
+TRANSFORM_WORDS = {
+    "log1p_cp10k": "depth-normalised expression",
+    "log1p": "raw counts, log scale",
+    "log2p1": "raw counts, log2 scale",
+    "rank": "ranks within a spot",
+}
+
+
+def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
+    """Return a number for readers: a true minus sign, an en dash where there is none."""
+    if value is None or not np.isfinite(value):
+        return "\u2013"
+    rounded = round(float(value), digits) + 0.0  # no negative zero
+    return f"{rounded:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
+
+
+def span(low: float, high: float, digits: int = 3, *, sign: bool = False) -> str:
+    """Return ``low to high``."""
+    return f"{number(low, digits, sign=sign)}{RANGE}{number(high, digits, sign=sign)}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 patient`` or ``3 patients``."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def best_model(scores: Scores, transform: str) -> str:
+    """Return the study's own model with the largest mean correlation; the best baseline where it has none."""
+    table = scores.of(transform, ceiling=False)
+    own = table[table["role"] == "model"]
+    return str((own if len(own) else table)["pearson"].idxmax())
+
+
+def best_baseline(scores: Scores, transform: str, *, but: str = "") -> str:
+    """Return the baseline with the largest mean correlation."""
+    table = scores.of(transform, ceiling=False)
+    return str(table[(table["role"] == "baseline") & (table.index != but)]["pearson"].idxmax())
+
+
+def verdict(row: pd.Series) -> str:
+    """Return what a row of ``paired`` says, as a verb: ``beats`` only where the whole interval lies above zero."""
+    sign = -1 if row["metric"] == "mse" else 1
+    low, high = sorted((sign * row["low"], sign * row["high"]))
+    if low > 0:
+        return "beats"
+    return "does worse than" if high < 0 else "does not beat"
+
+
+def compare(scores: Scores, model: str, baseline: str, transform: str) -> str:
+    """Return one sentence on a model beside a baseline: who is better, by how much, in how many patients."""
+    row = scores.against(baseline, transform).loc[model]
+    other = scores.of(transform).loc[baseline, "pearson"]
+    verb = verdict(row)
+    if verb == "does worse than":
+        verb = "does not beat, but does worse than,"
+    why = " (the interval of the difference includes zero)" if verb == "does not beat" else ""
+    return (
+        f"{title_of(model)} {verb} {title_of(baseline).lower()}, which reaches {number(other)}{why}: "
+        f"difference {number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)}), "
+        f"better in {row['patients_better']} of {plural(int(row['patients']), 'patient')}."
+    )
+
+
+def answer(scores: Scores) -> list[str]:
+    """Return the answer to the study's question: a few plain sentences."""
+    main = scores.transforms[0]
+    table = scores.of(main, ceiling=False)
+    best = best_model(scores, main)
+    row = table.loc[best]
+    units = TRANSFORM_WORDS.get(main, main)
+    kind = "The best model" if row["role"] == "model" else "This study trained baselines only. The best of them"
+    lines = [
+        f"{kind}, {title_of(best)}, reaches a mean correlation of {number(row['pearson'])} (95 % interval "
+        f"{span(row['pearson_low'], row['pearson_high'])}) between predicted and measured expression over the spots of "
+        f"a section, averaged over genes and {plural(int(row['sections']), 'section')}, on patients it never saw "
+        f"({units})."
+    ]
+    if best != COLOUR:
+        lines.append(compare(scores, best, COLOUR, main))
+    strongest = best_baseline(scores, main, but=best)
+    if strongest != COLOUR and best != strongest:
+        lines.append(compare(scores, best, strongest, main))
+    losers = [
+        title_of(model)
+        for model in table.index[table["role"] == "model"]
+        if model != best and verdict(scores.against(COLOUR, main).loc[model]) != "beats"
+    ]
+    if losers:
+        verb = "does not beat" if len(losers) == 1 else "do not beat"
+        lines.append(f"{' and '.join(losers)} {verb} colour-only ridge.")
+    if CEILING in scores.of(main).index:
+        ceiling = scores.of(main).loc[CEILING, "pearson"]
+        lines.append(
+            f"The tissue is simulated, so the right answer is known: with this noise, no reader of the image could do "
+            f"better than {number(ceiling)}; {title_of(best)} recovers {100 * row['recovered']:.0f} % of it."
+        )
+    for other in scores.transforms[1:]:
+        theirs = scores.of(other, ceiling=False)
+        lines.append(
+            f"On {TRANSFORM_WORDS.get(other, other)}, {title_of(best)} reaches {number(theirs.loc[best, 'pearson'])}, "
+            "and sequencing depth alone, which the image does not show, "
+            f"{number(theirs.loc['depth_only', 'pearson'])}."
+        )
+    return lines
+
+
+def limits(scores: Scores) -> list[str]:
+    """Return what a reader must not conclude, from the numbers at hand."""
+    main = scores.of(scores.transforms[0])
+    patients = int(main["patients"].max())
+    block = number(scores.notes["block_um"] / 1000, 1)
+    lines = [
+        f"{plural(patients, 'patient')} in all. The intervals redraw {block} mm squares of tissue of these patients; "
+        "they do not cover new patients. The spread over patients is shown beside them; with so few it is only a hint."
+        if patients < 20
+        else f"The intervals redraw {block} mm squares of tissue of these {patients} patients, not patients.",
+        "The best model is named after seeing all test scores; with several models this flatters it a little.",
+        "Pooled correlations mix differences within sections with differences between them (depth, batch, centre).",
+    ]
+    if scores.notes["few_blocks"]:
+        few = ", ".join(f"{name} ({count})" for name, count in scores.notes["few_blocks"].items())
+        lines.append(f"Too few blocks of tissue for a trustworthy interval in: {few}.")
+    if scores.notes["unscored_genes"]:
+        each = ", ".join(f"{name} ({len(genes)})" for name, genes in scores.notes["unscored_genes"].items())
+        lines.append(f"Panel genes that a test section did not measure were not scored there: {each}.")
+    if not scores.notes["pooled_genes"]:
+        lines.append("No gene is in every fold's panel and measured in every section: nothing could be pooled.")
+    return lines
