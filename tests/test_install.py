@@ -86,7 +86,7 @@ def test_every_locked_package_takes_the_oldest_python(python):
     refused = {}
     for name in locked(LINUX | {"python_version": "3.11"}):
         dist = installed().get(name)
-        allowed = dist.metadata["Requires-Python"] if dist else None
+        allowed = dist.metadata.get("Requires-Python") if dist else None
         if allowed and python not in Requirement(f"python{allowed}").specifier:
             refused[name] = allowed
     assert refused == {}
