@@ -81,3 +81,9 @@ def small_study(tmp_path, monkeypatch):
     prepare_folds(study)
     yield study
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def rewrite(small_study):
+    """Return the function that writes a patient's section again, with other labels or pixels: see `write_section`."""
+    return lambda patient, **noise: write_section(small_study.run, patient, **noise)

@@ -85,7 +85,7 @@ def test_average_follows_the_formula_and_takes_batch_norm_along():
 
 def test_a_toy_is_learned_and_curves_are_written(tmp_path):
     network, progress = trained(
-        toy(128, 0), toy(64, 1), settings(epochs=15, learning_rate=1e-2), epochs=15,
+        toy(128, 0), toy(64, 1), settings(epochs=15, patience=15, learning_rate=1e-2), epochs=15,
         curves_file=tmp_path / "curves.csv",
     )  # fmt: skip
     assert progress.best_score > 0.9
