@@ -117,10 +117,10 @@ class WholeImage(ImageSource):
         width, height, scale = self._thumbnail_size(max_side)
         if self._format == "JPEG":  # always from the file, so that the result does not depend on what was read before
             with opened(self.path) as image:
-                image.draft("RGB", (width, height))
-                small = as_rgb(image, self.path).resize((width, height), Image.Resampling.BOX)
+                image.draft("RGB", (2 * width, 2 * height))
+                small = as_rgb(image, self.path).resize((width, height), Image.Resampling.HAMMING)
         else:
-            small = Image.fromarray(self.pixels).resize((width, height), Image.Resampling.BOX)
+            small = Image.fromarray(self.pixels).resize((width, height), Image.Resampling.HAMMING)
         return np.asarray(small), scale
 
 
@@ -164,7 +164,7 @@ class SlideImage(ImageSource):
                 )
                 box = (x0 - fx, y0 - fy, min(x1 - fx, block.width), min(y1 - fy, block.height))
                 size = (right - left, bottom - top)
-                out[top:bottom, left:right] = np.asarray(block.resize(size, Image.Resampling.BOX, box=box))
+                out[top:bottom, left:right] = np.asarray(block.resize(size, Image.Resampling.HAMMING, box=box))
         return out, scale
 
     def _level_region(self, level: int, x: int, y: int, width: int, height: int) -> Image:

@@ -205,15 +205,17 @@ class PatchMosaic(ImageSource):
 
         width, height, scale = self._thumbnail_size(max_side)
         out = np.full((height, width, 3), WHITE, dtype=np.uint8)
-        for index, (x, y) in enumerate(self.coords):
-            x0, y0 = round(x * scale), round(y * scale)
-            side = max(1, round(self.side * scale))
-            small = _decoded(self._load(index), self._name(index), at_least=side)
-            if small.shape[:2] != (side, side):
-                small = np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BOX))
-            rows = slice(max(y0, 0), max(0, min(y0 + side, height)))
-            columns = slice(max(x0, 0), max(0, min(x0 + side, width)))
-            out[rows, columns] = small[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
+        for index, corner in enumerate(self.coords):
+            # Only thumbnail pixels that lie wholly in the patch, each from exactly the pixels below it.
+            first = np.maximum(np.ceil(corner * scale), 0).astype(int)
+            last = np.minimum(np.floor((corner + self.side) * scale), (width, height)).astype(int)
+            if (last <= first).any():
+                continue
+            patch = _decoded(self._load(index), self._name(index), at_least=round(2 * self.side * scale))
+            zoom = patch.shape[0] / self.side
+            box = np.clip(np.concatenate([first / scale - corner, last / scale - corner]) * zoom, 0, patch.shape[0])
+            small = Image.fromarray(patch).resize(tuple(last - first), Image.Resampling.HAMMING, box=tuple(box))
+            out[first[1] : last[1], first[0] : last[0]] = np.asarray(small)
         return out, scale
 
     def covers(self, coords: np.ndarray) -> np.ndarray:

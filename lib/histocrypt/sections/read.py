@@ -231,3 +231,16 @@ def settings_key(files: SectionFiles) -> str:
     known = [files.path, *([files.image] if files.image else [])]
     stats = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in known if path.is_file()]
     return json.dumps([{name: str(value) for name, value in asdict(files).items()}, stats])
+
+
+def input_files(study: Study) -> list[Path]:
+    """Return the files a study's sections are read from, as far as names tell, without opening any.
+
+    The workflow watches them: sections are read again when one of them changes. The demo tissue has none.
+    """
+    real = [source for source in study.sections if source.path != DEMO and source.format != DEMO]
+    found = [files for source in real for files in find_sections(source, study=study)]
+    watched = {path for files in found for path in (files.path, files.image) if path is not None}
+    for path in [path for path in watched if path.is_file()]:
+        watched.update(sibling for sibling in path.parent.glob(f"{path.stem}[._]*") if sibling.is_file())
+    return sorted(watched)
