@@ -75,8 +75,8 @@ def test_thumbnail_lies_where_the_pixels_lie(name, real_data):
     def difference(dx, dy):
         return np.abs(small[y + dy : y + dy + side, x + dx : x + dx + side] - expected).mean()
 
-    assert difference(0, 0) < 4  # grey levels; a shift by one thumbnail pixel costs several times as much
-    assert min(difference(*shift) for shift in ((1, 0), (-1, 0), (0, 1), (0, -1))) > 10
+    # A shift by one thumbnail pixel costs several times as much as the coarser decoding does.
+    assert difference(0, 0) < 0.5 * min(difference(*shift) for shift in ((1, 0), (-1, 0), (0, 1), (0, -1)))
 
 
 def test_hest_fixture_is_read_as_hest_patches(real_data, tmp_path):
