@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from histocrypt.models.registry import BASELINES
 from histocrypt.study import parse_study
 from histocrypt.targets.transforms import transform
 
-SIDE, GENES, PANEL, UM_PER_PX, PITCH_PX = 12, 40, 24, 0.5, 200
+SIDE, GENES, PANEL, UM_PER_PX, PITCH_PX = 12, 40, 24, 1.0, 200
 TITLE = 'Made "data" <script>alert(1)</script> & more'
 TRANSFORMS = ["log1p_cp10k", "log1p"]
 # How much of the true pattern, and how much noise, each model's predictions hold.
@@ -111,7 +113,7 @@ def make_study(*, title: str = TITLE):
             "panel": {"method": "hvg", "size": PANEL},
             "target": {"transforms": TRANSFORMS},
             "models": {"vision_mlp": {}, "resnet18": {}},
-            "evaluation": {"bootstrap": 200, "block_um": 300, "k": [5, 10]},
+            "evaluation": {"bootstrap": 200, "block_um": 600, "k": [5, 10]},
         }
     )
     run = study.run
@@ -152,18 +154,39 @@ def make_study(*, title: str = TITLE):
 
 
 @pytest.fixture(scope="session")
-def scored(tmp_path_factory):
-    """The made study, scored once: (study, scores)."""
+def made(tmp_path_factory):
+    """The folder of a made study that nobody has scored; to be copied, not changed."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCRYPT_OUTPUTS", str(folder))
+        return folder, make_study()
+
+
+@pytest.fixture(scope="session")
+def scored_once(made, tmp_path_factory):
+    """The made study, scored once: (outputs folder, study, scores)."""
     from histocrypt.evaluation.scores import score_study
 
+    folder, study = made
+    outputs = tmp_path_factory.mktemp("scored") / "outputs"
+    shutil.copytree(folder, outputs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
-        study = make_study()
-        yield study, score_study(study)
+        patch.setenv("HISTOCRYPT_OUTPUTS", str(outputs))
+        return outputs, study, score_study(study)
 
 
 @pytest.fixture
-def fresh(tmp_path, monkeypatch):
-    """A made study of one's own, to break things in."""
-    monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path))
-    return make_study()
+def scored(scored_once, monkeypatch):
+    """The made study and its scores, its run folder in place: (study, scores)."""
+    outputs, study, scores = scored_once
+    monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(outputs))
+    return study, scores
+
+
+@pytest.fixture
+def fresh(made, tmp_path, monkeypatch):
+    """A made study of one's own, not scored yet, to break things in."""
+    folder, study = made
+    shutil.copytree(folder, tmp_path / "outputs")
+    monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path / "outputs"))
+    return study

@@ -5,6 +5,12 @@ of tissue are drawn instead, with replacement, within each section; all models a
 their difference has an interval of its own. Correlations come from sums per block (counts, sums, squares, products): a
 draw is a weight per block, and a thousand draws are one matrix product.
 
+A draw repeats some blocks and misses others, so it varies less than the section did and its correlations are lower: on
+simulated sections of 4 to 16 blocks a plain percentile interval covers 29 to 64 times of 100, not 95, and may leave
+out the very score it stands beside. That bias, the mean of the draws less the score of all blocks, is taken off
+(`interval`); then it covers 91 to 95 times. What is covered is the expected score of sections of this size
+(test_bootstrap.py repeats one case).
+
 The interval speaks of other spots **of these patients**. It says nothing about new patients; the spread over patients
 is reported beside it.
 """
@@ -98,10 +104,24 @@ def mse_of_draws(sums: BlockSums, weights: np.ndarray) -> np.ndarray:
     return (weights @ sums.errors[:, sums.scored] / spots).mean(axis=1)
 
 
-def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile interval of ``draws``; NaN where no draw could be scored."""
+def interval(draws: np.ndarray, estimate: float, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of ``draws``, moved so that the draws' mean lies on ``estimate``.
+
+    Parameters
+    ----------
+    draws
+        (draws,) scores or differences of scores; NaN where a draw could not be scored.
+    estimate
+        The same from all blocks, each once.
+    level
+        Nominal coverage.
+
+    Returns
+    -------
+    Lower and upper end; NaN where no draw could be scored.
+    """
     draws = draws[np.isfinite(draws)]
     if not draws.size:
         return float("nan"), float("nan")
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) - draws.mean() + estimate
     return float(low), float(high)

@@ -107,7 +107,7 @@ def _key_figures(scores: Scores, main: str, best: str) -> list[dict[str, str]]:
     key.append({"value": spread, "label": "from the worst patient to the best", "note": note})
     if CEILING in table.index:
         share = f"{100 * row['recovered']:.0f} %"
-        note = f"the image carries {words.number(table.loc[CEILING, 'pearson'])} at most"
+        note = f"the image carries about {words.number(table.loc[CEILING, 'pearson'])}"
         key.append({"value": share, "label": "of what the image can tell", "note": note})
     return key
 

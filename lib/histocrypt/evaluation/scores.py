@@ -121,15 +121,22 @@ def score_study(study: Study) -> Scores:
 
     run = study.run
     tally = _Tally()
-    fix = "train it first: no score stands without every baseline beside it"
-    fixes = {model: fix if model in BASELINES else "train it first" for model in study.model_names}
+    folds = read_folds(study)
+    for fold in folds:
+        for model in study.model_names:
+            path = run.prediction(model, fold["name"])
+            if not path.is_file():
+                fix = (
+                    "no score stands without every baseline: train it first" if model in BASELINES else "train it first"
+                )
+                raise InputError("prediction file is missing", file=path, fix=fix)
     seeds = np.random.SeedSequence(study.seed)
-    for fold in tqdm(read_folds(study), desc="Scoring folds", unit="fold"):
+    for fold in tqdm(folds, desc="Scoring folds", unit="fold"):
         sections = {
             name: read_h5ad(run.section(name), what="cleaned section")
             for name in {*fold["test_sections"], *fold["validation_sections"]}
         }
-        predictions = {m: read_prediction(run.prediction(m, fold["name"]), fix=fixes[m]) for m in study.model_names}
+        predictions = {m: read_prediction(run.prediction(m, fold["name"])) for m in study.model_names}
         rankings = {m: _ranking(run, m, fold, sections, study.target.transforms) for m in study.model_names}
         for name in fold["test_sections"]:
             rng = np.random.default_rng(seeds.spawn(1)[0])
@@ -269,7 +276,9 @@ def _summarise(study: Study, genes: pd.DataFrame, sections: pd.DataFrame, draws:
             each, pooled = mine[mine["section"] != POOLED], mine[mine["section"] == POOLED]
             by_section = sections[(sections["model"] == model) & (sections["transform"] == transform)]
             patients = by_section.groupby("patient")["pearson"].mean()
-            low, high = bootstrap.interval(_mean_draws(draws[transform, "pearson", model]))
+            low, high = bootstrap.interval(
+                _mean_draws(draws[transform, "pearson", model]), by_section["pearson"].mean()
+            )
             role = "ceiling" if model == CEILING else "baseline" if model in BASELINES else "model"
             row = {"model": model, "title": title_of(model), "role": role, "transform": transform}
             row |= {"sections": len(by_section), "patients": len(patients), "spots": int(by_section["spots"].sum())}
@@ -311,11 +320,17 @@ def _pair(study: Study, sections: pd.DataFrame, draws: dict) -> pd.DataFrame:
                     if model == baseline:
                         continue
                     both = zip(draws[transform, metric, model], draws[transform, metric, baseline], strict=True)
-                    low, high = bootstrap.interval(_mean_draws([a - b for a, b in both]))
+                    difference = float((by_section[model] - by_section[baseline]).mean())
+                    low, high = bootstrap.interval(_mean_draws([a - b for a, b in both]), difference)
                     better = int((sign * (by_patient[model] - by_patient[baseline]) > 0).sum())
                     row = {"transform": transform, "metric": metric, "model": model, "baseline": baseline}
-                    row["difference"] = (by_section[model] - by_section[baseline]).mean()
-                    row |= {"low": low, "high": high, "patients_better": better, "patients": len(by_patient)}
+                    row |= {
+                        "difference": difference,
+                        "low": low,
+                        "high": high,
+                        "patients_better": better,
+                        "patients": len(by_patient),
+                    }
                     rows.append(row)
     return pd.DataFrame(rows)
 

@@ -108,8 +108,9 @@ def answer(scores: Scores) -> list[str]:
     if CEILING in scores.of(main).index:
         ceiling = scores.of(main).loc[CEILING, "pearson"]
         lines.append(
-            f"The tissue is simulated, so the right answer is known: with this noise, no reader of the image could do "
-            f"better than {number(ceiling)}; {title_of(best)} recovers {100 * row['recovered']:.0f} % of it."
+            "The tissue is simulated, so the right answer is known: with this noise, no reader of the image can be "
+            f"expected to do better than about {number(ceiling)}, of which {title_of(best)} recovers "
+            f"{100 * row['recovered']:.0f} %."
         )
     for other in scores.transforms[1:]:
         theirs = scores.of(other, ceiling=False)

@@ -1,0 +1,75 @@
+import json
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from histocrypt.errors import InputError
+from histocrypt.evaluation.score import render, score_files
+
+
+def test_a_section_gets_the_scores_that_the_study_gave_it(scored):
+    study, scores = scored
+    path = study.run.prediction("vision_mlp", "fold_B")
+    result = score_files(path, str(study.run.section("B_3")))
+    rows = scores.sections.set_index(["model", "section", "transform"])
+    for name in study.target.transforms:
+        assert result.means[name]["pearson"] == pytest.approx(rows.loc[("vision_mlp", "B_3", name), "pearson"])
+        assert result.means[name]["mse"] == pytest.approx(rows.loc[("vision_mlp", "B_3", name), "mse"])
+    assert any("2 predicted genes are not measured" in note and "ENSG00038" in note for note in result.notes)
+    text = render(result)
+    assert "log1p_cp10k" in text
+    assert f"{result.means['log1p']['pearson']:.3f}" in text
+    assert "vision_mlp on section B_3 (patient B): 144 spots, 22 genes" in text
+    again = json.loads(render(result, as_json=True))
+    assert again["means"]["log1p"]["pearson"] == pytest.approx(result.means["log1p"]["pearson"])
+    assert len(again["per_gene"]["log1p"]) == 22
+
+
+def test_missing_spots_are_named_and_flat_predictions_counted(scored, tmp_path):
+    study, _ = scored
+    prediction = ad.read_h5ad(study.run.prediction("resnet18", "fold_A"))
+    prediction = prediction[prediction.obs_names != "A_1:4x5"].copy()
+    prediction.layers["log1p"][:, 0] = 2.0
+    prediction.write_h5ad(tmp_path / "p.h5ad")
+    result = score_files(tmp_path / "p.h5ad", str(study.run.section("A_1")))
+    assert "1 measured spots have no prediction: 4x5" in result.notes
+    assert result.flat == {"log1p_cp10k": 0, "log1p": 1}
+    assert result.per_gene["log1p"][prediction.var_names[0]]["pearson"] == 0
+
+
+def test_what_is_no_prediction_is_said_so(scored, tmp_path):
+    study, _ = scored
+    section = study.run.section("A_1")
+    with pytest.raises(InputError, match=r"A_1\.h5ad: uns\[\"prediction\"\]: this is not a prediction file"):
+        score_files(section, str(section))
+    (tmp_path / "broken.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n not really")
+    with pytest.raises(InputError, match="not readable as .h5ad"):
+        score_files(tmp_path / "broken.h5ad", str(section))
+    with pytest.raises(InputError, match="prediction file is missing"):
+        score_files(tmp_path / "nowhere.h5ad", str(section))
+
+
+def test_no_common_spot_or_gene_is_an_error_with_both_sides_named(scored, tmp_path):
+    study, _ = scored
+    path = study.run.prediction("knn", "fold_A")
+    with pytest.raises(InputError, match="no spot of section 'B_1' is predicted; the prediction holds A_1, A_2, A_3"):
+        score_files(path, str(study.run.section("B_1")))
+    prediction = ad.read_h5ad(path)
+    prediction.var_names = [f"OTHER{i}" for i in range(prediction.n_vars)]
+    prediction.write_h5ad(tmp_path / "p.h5ad")
+    with pytest.raises(InputError, match="no predicted gene is measured in section 'A_2'; expected .* OTHER0"):
+        score_files(tmp_path / "p.h5ad", str(study.run.section("A_2")))
+
+
+def test_json_has_no_nan(scored, tmp_path):
+    study, _ = scored
+    section = ad.read_h5ad(study.run.section("A_1"))
+    dense = section.X.toarray()
+    dense[:, section.var_names == "ENSG00007"] = 0
+    section.X = dense
+    section.write_h5ad(tmp_path / "A_1.h5ad")
+    result = score_files(study.run.prediction("vision_mlp", "fold_A"), str(tmp_path / "A_1.h5ad"))
+    assert np.isnan(result.per_gene["log1p"]["ENSG00007"]["pearson"])
+    assert "NaN" not in render(result, as_json=True)
+    assert any("do not vary" in note and "GENE007" in note for note in result.notes)
