@@ -54,7 +54,7 @@ class Fitted(ABC):
 
     @abstractmethod
     def predict(self, spots: Spots) -> np.ndarray:
-        """Return (n, n_outputs) float32 predictions, in the transforms' units and the order of the outputs.
+        """Return (n, n_outputs) float32 predictions, in the units and the order of the targets it was fitted to.
 
         With ``normalise_by_section`` all spots of a section must be given at once: its own spots standardise it.
         """

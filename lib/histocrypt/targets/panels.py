@@ -97,10 +97,10 @@ def choose_panel(sections: list[AnnData], choice: PanelChoice, *, file: Path | N
     * ``hvg``: highly variable genes by normalised dispersion of ln(1 + counts per 10,000), found in each section and
       ranked by the number of sections they are highly variable in, then by their mean normalised dispersion
       (``scanpy.pp.highly_variable_genes``, flavour ``seurat``; Satija et al. 2015).
-    * ``hmhvg``: high mean **and** high variance. Genes are ranked by mean and by variance of ln(1 + counts per 10,000),
-      both taken within each section and averaged over sections, so that differences between patients choose nothing;
-      a gene's score is the worse of its two ranks. The panel is hence the smallest intersection of "the r largest by
-      mean" and "the r largest by variance" that holds ``size`` genes.
+    * ``hmhvg``: high mean **and** high variance. Genes are ranked by the mean of counts per 10,000 and by the variance
+      of ln(1 + counts per 10,000), both taken within each section and averaged over sections, so that differences
+      between patients choose nothing; a gene's score is the worse of its two ranks. The panel is hence the smallest
+      intersection of "the r largest by mean" and "the r largest by variance" that holds ``size`` genes.
     * ``file``: the genes of a file, in its order: one a line, or JSON (a list, or ``{"genes": [...]}`` as in
       HEST's ``var_50genes.json``); each is an identifier, or a symbol that stands for one. ``size`` does not count.
 
@@ -161,7 +161,7 @@ def _hmhvg(sections: list[AnnData], genes: np.ndarray, size: int) -> np.ndarray:
     mean, variance = np.zeros(len(genes)), np.zeros(len(genes))
     for section in sections:
         values = _log_normalised(section, genes)
-        mean += values.mean(axis=0, dtype=np.float64) / len(sections)
+        mean += np.expm1(values.astype(np.float64)).mean(axis=0) / len(sections)
         variance += values.var(axis=0, dtype=np.float64) / len(sections)
     return np.minimum(_place(mean), _place(variance))
 

@@ -1,0 +1,121 @@
+"""Panels: genes by identifier, from training sections, in an order that nothing incidental changes."""
+
+import json
+
+import anndata
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from histocrypt.errors import InputError
+from histocrypt.study import PanelChoice
+from histocrypt.targets.panels import Panel, choose_panel
+
+
+def section(name, *, genes=30, seed=0, drop=(), shuffle=False):
+    """Simulate a section: mean grows with the gene's number, genes 20 and 25 also vary strongly between spots."""
+    rng = np.random.default_rng(seed)
+    rates = np.tile(np.linspace(1, 40, genes), (60, 1))
+    rates[:, [20, 25]] *= rng.choice([0.2, 1.8], (60, 2))
+    adata = anndata.AnnData(csr_matrix(rng.poisson(rates).astype(np.float32)))
+    adata.var_names = [f"G{i:02d}" for i in range(genes)]
+    adata.var["symbol"] = [f"SYM{i}" for i in range(genes)]
+    adata.obs_names = [str(i) for i in range(60)]
+    adata.obs["section"] = name
+    adata.obs["total_counts"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    keep = [gene for gene in adata.var_names if gene not in drop]
+    if shuffle:
+        keep = list(rng.permutation(keep))
+    return adata[:, keep].copy()
+
+
+def choice(method, size=5):
+    return PanelChoice(method=method, size=size)
+
+
+def test_top_mean_is_the_largest_mean_count():
+    sections = [section("s"), section("t", seed=1)]
+    pooled = np.concatenate([s.X.toarray() for s in sections]).mean(axis=0)
+    expected = [f"G{i:02d}" for i in np.argsort(-pooled)[:5]]
+    panel = choose_panel(sections, choice("top_mean"))
+    assert list(panel.genes) == expected
+    assert panel.symbols[0] == f"SYM{int(panel.genes[0][1:])}"
+
+
+@pytest.mark.parametrize("method", ["hvg", "hmhvg"])
+def test_variable_genes_are_found(method):
+    panel = choose_panel([section("s"), section("t", seed=1)], choice(method))
+    assert {"G20", "G25"} <= set(panel.genes)
+
+
+def test_hmhvg_needs_both_mean_and_variance():
+    adata = section("s")
+    counts = adata.X.toarray()
+    counts[:, 0] = np.arange(60) % 2  # on and off: the most variable on the scale of logarithms, and the weakest
+    adata.X = csr_matrix(counts)
+    normalised = np.log1p(counts / adata.obs["total_counts"].to_numpy()[:, None] * 1e4)
+    assert normalised.var(axis=0).argmax() == 0
+    assert counts.mean(axis=0).argmin() == 0
+    assert "G00" not in choose_panel([adata], choice("hmhvg", 15)).genes
+
+
+@pytest.mark.parametrize("method", ["top_mean", "hvg", "hmhvg"])
+def test_the_order_of_columns_and_sections_changes_nothing(method):
+    plain = [section("s"), section("t", seed=1)]
+    rng = np.random.default_rng(5)
+    shuffled = [s[:, rng.permutation(s.n_vars)].copy() for s in plain]
+    assert choose_panel(plain, choice(method)) == choose_panel(shuffled, choice(method))
+    assert set(choose_panel(plain[::-1], choice(method)).genes) == set(choose_panel(plain, choice(method)).genes)
+
+
+def test_only_genes_of_all_sections_are_candidates():
+    panel = choose_panel([section("s"), section("t", seed=1, drop=("G29", "G28"))], choice("top_mean"))
+    assert not {"G28", "G29"} & set(panel.genes)
+
+
+def test_too_few_common_genes_is_said():
+    with pytest.raises(InputError, match="panel.size: asks for 31 genes.*30"):
+        choose_panel([section("s")], choice("top_mean", 31))
+
+
+@pytest.mark.parametrize("text", ["G03\nSYM7 # by symbol\n\nG01\n", json.dumps({"genes": ["G03", "SYM7", "G01"]})])
+def test_a_file_names_genes_by_id_or_symbol(tmp_path, text):
+    file = tmp_path / "genes.txt"
+    file.write_text(text)
+    panel = choose_panel([section("s"), section("t", shuffle=True)], choice("file"), file=file)
+    assert panel.genes == ("G03", "G07", "G01")
+    assert panel.symbols == ("SYM3", "SYM7", "SYM1")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("G03\nNOSUCH\n", "'NOSUCH' is not measured in training section s"),
+        ("G03\nSYM3\n", "'G03' is listed twice"),
+        ("\n# nothing\n", "is empty"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_bad_list_is_named(tmp_path, text, problem):
+    file = tmp_path / "genes.txt"
+    file.write_text(text)
+    with pytest.raises(InputError, match=f"genes.txt.*{problem}"):
+        choose_panel([section("s")], choice("file"), file=file)
+
+
+def test_an_ambiguous_symbol_is_refused(tmp_path):
+    adata = section("s")
+    adata.var["symbol"] = ["SAME", "SAME", *adata.var["symbol"][2:]]
+    (tmp_path / "g").write_text("SAME")
+    with pytest.raises(InputError, match="'SAME' stands for more than one gene"):
+        choose_panel([adata], choice("file"), file=tmp_path / "g")
+
+
+def test_columns_join_by_identifier_and_name_what_is_missing(tmp_path):
+    panel = Panel(("G05", "G02"), ("SYM5", "SYM2"), "file")
+    adata = section("t", shuffle=True)
+    assert list(adata.var_names[panel.columns(adata.var_names, section="t")]) == ["G05", "G02"]
+    with pytest.raises(InputError, match=r"section t does not measure 1 of the panel's 2 genes: G02 \(SYM2\)"):
+        panel.columns(section("t", drop=("G02",)).var_names, section="t")
+    panel.save(tmp_path / "panel.json")
+    assert Panel.load(tmp_path / "panel.json") == panel

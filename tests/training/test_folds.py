@@ -1,0 +1,96 @@
+"""Folds: over random studies, no patient is ever on two sides."""
+
+import json
+
+import numpy as np
+import pytest
+
+from histocrypt.errors import InputError
+from histocrypt.study import Folds
+from histocrypt.training.folds import final_fold, load_fold, load_folds, make_folds, save_folds
+
+
+def random_patients(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(3, 9))
+    return {f"S{i}": f"P{i % n if i < n else rng.integers(n)}" for i in range(int(rng.integers(n, 20)))}
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("scheme", ["leave_one_patient_out", "group_k_fold"])
+def test_a_patient_is_never_on_two_sides(tmp_path, seed, scheme):
+    patients = random_patients(seed)
+    n = 3 if scheme == "group_k_fold" else None
+    folds = make_folds(patients, Folds(scheme=scheme, n=n), seed)
+    for fold in folds:
+        sides = [
+            {patients[s] for s in part} for part in (fold.train_sections, fold.validation_sections, fold.test_sections)
+        ]
+        assert all(sides)
+        assert not sides[2] & (sides[0] | sides[1])
+        left = set(patients.values()) - sides[2]
+        assert sides[0] & sides[1] == (left if len(left) == 1 else set())
+        assert set(fold.training_sections) | set(fold.test_sections) == set(patients)
+        assert set(fold.test_patients) == sides[2]
+    tested = [section for fold in folds for section in fold.test_sections]
+    assert sorted(tested) == sorted(patients)  # everybody is tested exactly once
+    assert len({fold.name for fold in folds}) == len(folds)
+    folds.append(final_fold(patients))
+    save_folds(tmp_path / "folds.json", folds, patients)
+    assert load_folds(tmp_path / "folds.json") == folds
+    assert folds == [
+        *make_folds(dict(reversed(patients.items())), Folds(scheme=scheme, n=n), seed),
+        final_fold(patients),
+    ]
+
+
+def test_every_patient_validates_once():
+    patients = {f"S{i}": f"P{i}" for i in range(6)}
+    folds = make_folds(patients, Folds(), 0)
+    assert sorted(fold.validation_sections[0] for fold in folds) == sorted(patients)
+    assert [f.validation_sections for f in folds] != [f.validation_sections for f in make_folds(patients, Folds(), 1)]
+
+
+def test_with_one_patient_left_a_section_validates():
+    patients = {"a1": "A", "a2": "A", "b1": "B", "b2": "B", "b3": "B"}
+    for fold in make_folds(patients, Folds(), 0):
+        assert len(fold.validation_sections) == 1
+        assert fold.train_sections
+
+
+def test_what_cannot_be_split_is_refused_with_a_reason():
+    with pytest.raises(InputError, match="of one patient, 'A'.*never saw.*add sections of another patient"):
+        make_folds({"a1": "A", "a2": "A"}, Folds(), 0)
+    with pytest.raises(InputError, match=r"with A held out, one section of one patient \(b\)"):
+        make_folds({"a": "A", "b": "B"}, Folds(), 0)
+    with pytest.raises(InputError, match="folds.n.*found 5.*from 2 to 3"):
+        make_folds({"a": "A", "b": "B", "c": "C"}, Folds(scheme="group_k_fold", n=5), 0)
+    with pytest.raises(InputError, match="folds.n"):
+        make_folds({"a": "A", "b": "B", "c": "C"}, Folds(scheme="group_k_fold"), 0)
+
+
+def test_names_are_safe_in_file_names_and_never_shared():
+    folds = make_folds({"1": "a/b", "2": "a b", "3": "A-B", "4": "c"}, Folds(), 0)
+    names = [fold.name for fold in folds]
+    assert len({name.lower() for name in names}) == 4
+    assert not any(set(name) & set("/ \\:") for name in names)
+
+
+def test_a_file_that_leaks_is_refused(tmp_path):
+    patients = {"a1": "A", "a2": "A", "b": "B", "c": "C"}
+    path = tmp_path / "folds.json"
+    save_folds(path, make_folds(patients, Folds(), 0), patients)
+    content = json.loads(path.read_text())
+    content["patients"]["b"] = "A"  # somebody finds out later that B is A
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="'A' is both trained on and tested"):
+        load_folds(path)
+    with pytest.raises(InputError, match="folds.json"):
+        load_fold(tmp_path / "folds.json", "fold_A")
+
+
+def test_an_unknown_fold_lists_the_known_ones(tmp_path):
+    patients = {"a": "A", "b": "B", "c": "C"}
+    save_folds(tmp_path / "f.json", make_folds(patients, Folds(), 0), patients)
+    with pytest.raises(InputError, match="unknown fold 'fold_D'.*fold_A, fold_B, fold_C"):
+        load_fold(tmp_path / "f.json", "fold_D")
