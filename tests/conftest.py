@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.small_study import histocrypt, write_study
 
 from histocrypt import paths
 
@@ -79,3 +81,17 @@ def write_tiny_section(
     path = folder / f"{section}.h5ad"
     adata.write_h5ad(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    """A finished run of a small demo study with a network; returns the outputs folder. Shared by all test workers."""
+    shared = tmp_path_factory.getbasetemp().parent / "small_run"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        study = write_study(shared, "small", models={"vision_mlp": {"width": 0.25}})
+        if not (shared / "small" / "report.html").is_file():
+            finished = histocrypt("run", study, "--cores", "2", outputs=shared)
+            assert finished.returncode == 0, finished.stdout + finished.stderr
+    return shared

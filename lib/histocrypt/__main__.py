@@ -1,0 +1,3 @@
+from histocrypt.cli import main
+
+main()

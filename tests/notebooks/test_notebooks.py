@@ -1,0 +1,65 @@
+"""Every notebook is run small, with nbval comparing the outputs that are stored, and is of the agreed form."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from tests.small_study import environment
+
+from histocrypt import paths
+from histocrypt.workflow import STAGES
+
+NOTEBOOKS = sorted((paths.repository() / "notebooks").glob("*.ipynb"))
+
+PARAMETERS = {
+    "10_eda": {},
+    "20_preprocessing": {"section": "S_2", "tiles_shown": 3},
+    "22_folds": {},
+    "30_training": {"model": "vision_mlp", "fold": "fold_1"},
+    "70_evaluation": {},
+}
+
+
+def test_every_notebook_has_its_place_in_the_workflow_and_in_these_tests():
+    assert [path.stem for path in NOTEBOOKS] == sorted(STAGES) == sorted(PARAMETERS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_form(path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# ")
+    assert len(tagged) == 1
+    assert code[0] is tagged[0]
+    assert all(":" in line and "#" in line for line in tagged[0].source.splitlines())
+    assert notebook.cells[-1].source.startswith("Written: ")
+    for cell in code:
+        assert len(cell.source.splitlines()) <= 10, cell.source
+        assert not cell.outputs or "NBVAL_CHECK_OUTPUT" in cell.source
+        assert cell.execution_count is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_small_under_nbval(path: Path, small_run: Path, tmp_path: Path):
+    prepared = tmp_path / path.name
+    parameters = {"study": str(small_run / "small.yaml"), **PARAMETERS[path.stem]}
+    papermill.execute_notebook(path, prepared, parameters=parameters, prepare_only=True, progress_bar=False)
+    copied = tmp_path / "outputs"
+    subprocess.run(["cp", "-a", str(small_run), str(copied)], check=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
+    done = subprocess.run(
+        [*command, f"--rootdir={tmp_path}", str(prepared)],
+        env={**environment(copied), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
+        cwd=paths.repository(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    cells = sum(cell.cell_type == "code" for cell in nbformat.read(prepared, as_version=4).cells)
+    assert f"{cells} passed" in done.stdout

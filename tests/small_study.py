@@ -1,0 +1,38 @@
+"""A study small enough to run in a test, and the way a user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+SMALL = {
+    "sections": [{"path": "demo"}],
+    "demo": {"sections": 6, "spots_per_side": 8, "genes": 60},
+    "preprocessing": {"tile_um": 150, "tile_px": 60},
+    "panel": {"size": 12},
+    "folds": {"scheme": "group_k_fold", "n": 3},
+    "training": {"epochs": 2, "input_px": 30},
+    "evaluation": {"bootstrap": 50, "k": [3, 6]},
+}
+
+
+def write_study(folder: Path, name: str, **changes) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "name": name, **changes}))
+    return path
+
+
+def environment(outputs: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "HISTOCRYPT_OUTPUTS": str(outputs),
+        "HISTOCRYPT_CACHE": str(outputs / "cache"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def histocrypt(*arguments: str | Path, outputs: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "histocrypt", *map(str, arguments)]
+    return subprocess.run(command, env=environment(outputs), capture_output=True, text=True, check=False)

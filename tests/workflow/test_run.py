@@ -1,0 +1,152 @@
+"""The whole pipeline, driven as a user drives it, on a small demo study."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from tests.small_study import environment, histocrypt, write_study
+
+
+def test_a_run_leaves_report_models_and_executed_notebooks(small_run):
+    run = small_run / "small"
+    assert (run / "report.html").stat().st_size > 50_000
+    names = {path.stem for path in (run / "notebooks").glob("*.ipynb")}
+    assert {"10_eda", "22_folds", "70_evaluation", "30_training__vision_mlp__final"} <= names
+    assert sum(name.startswith("20_preprocessing__") for name in names) == 6
+    for path in (run / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        assert all(cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source), path
+    for model in ("colour_ridge", "vision_mlp"):
+        assert (run / "models" / model / "final" / "weights.safetensors").is_file()
+
+
+def test_a_finished_run_has_nothing_to_do(small_run):
+    again = histocrypt("run", small_run / "small.yaml", "--cores", "2", outputs=small_run)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "runs", "stays"),
+    [
+        ({"title": "Another title"}, {"evaluate"}, {"train", "folds", "preprocess", "eda"}),
+        ({"panel": {"size": 11}}, {"folds", "train", "evaluate"}, {"preprocess", "eda"}),
+        (
+            {"models": {"vision_mlp": {"width": 0.25, "epochs": 1}}},
+            {"train", "evaluate"},
+            {"folds", "preprocess", "eda"},
+        ),
+    ],
+)
+def test_only_what_a_change_touches_would_run_again(small_run, tmp_path, change, runs, stays):
+    study = write_study(tmp_path, "small", **{"models": {"vision_mlp": {"width": 0.25}}, **change})
+    planned = histocrypt("run", study, "--cores", "2", "--dry-run", outputs=small_run)
+    assert planned.returncode == 0, planned.stderr
+    listed = {
+        line.split()[0] for line in planned.stdout.splitlines() if line.split()[1:2] and line.split()[1].isdigit()
+    }
+    assert runs <= listed
+    assert not stays & listed
+
+
+def test_a_small_change_of_one_model_leaves_the_others_alone(small_run, tmp_path):
+    changed = write_study(tmp_path, "small", models={"vision_mlp": {"width": 0.25, "epochs": 1}})
+    planned = histocrypt("run", changed, "--cores", "2", "--dry-run", outputs=small_run)
+    trained = [line.split()[1] for line in planned.stdout.splitlines() if line.startswith("train ")]
+    assert trained == ["4"]  # three folds and the final model of vision_mlp; no baseline
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-p", "genes_show", "3"], ["unknown notebook parameter 'genes_show'", "did you mean 'genes_shown'"]),
+        (["-p", "fold", "fold_1"], ["-p fold", "set by the workflow itself"]),
+        (["--until", "30_train"], ["unknown notebook '30_train'", "30_training"]),
+        (["--profile", "nowhere"], ["nowhere", "config.yaml"]),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_and_exit_2(small_run, arguments, words):
+    refused = histocrypt("run", small_run / "small.yaml", *arguments, outputs=small_run)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    for word in words:
+        assert word in refused.stderr
+
+
+def test_a_parameter_reaches_the_notebook_that_knows_it(tmp_path):
+    study = write_study(tmp_path, "parameter")
+    finished = histocrypt("run", study, "--cores", "1", "--until", "10_eda", "-p", "genes_shown", "4", outputs=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert not (tmp_path / "parameter" / "folds.json").exists()
+    notebook = nbformat.read(tmp_path / "parameter" / "notebooks" / "10_eda.ipynb", as_version=4)
+    injected = next(cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
+    assert "genes_shown = 4" in injected.source
+
+
+def test_bad_input_inside_a_notebook_is_one_sentence_and_exit_2(tmp_path):
+    study = write_study(tmp_path, "bad", preprocessing={"min_counts": 10**9, "tile_px": 60})
+    failed = histocrypt("run", study, "--cores", "2", "--until", "20_preprocessing", outputs=tmp_path)
+    assert failed.returncode == 2, failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "20_preprocessing" in failed.stderr
+    assert "S_1" in failed.stderr
+
+
+def test_a_run_killed_midway_goes_on_and_ends_the_same(small_run, tmp_path):
+    """Kill everything during training; the next run finishes, and its models and scores equal the undisturbed run's."""
+    study = write_study(tmp_path, "small", models={"vision_mlp": {"width": 0.25}})
+    command = [sys.executable, "-m", "histocrypt", "run", str(study), "--cores", "2"]
+    process = subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = tmp_path / "small"
+    deadline = time.monotonic() + 600
+    while not list(run.glob("notebooks/30_training__*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    _kill_tree(process.pid)
+    kept = {path: path.stat().st_mtime_ns for path in run.glob("notebooks/*.ipynb")}
+    assert not (run / "report.html").exists()
+
+    finished = histocrypt("run", study, "--cores", "2", outputs=tmp_path)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert all(path.stat().st_mtime_ns == modified for path, modified in kept.items())
+    undisturbed = small_run / "small"
+    for weights in sorted(undisturbed.glob("models/*/*/weights.safetensors")):
+        assert (run / weights.relative_to(undisturbed)).read_bytes() == weights.read_bytes(), weights
+    assert (run / "evaluation/summary.csv").read_text() == (undisturbed / "evaluation/summary.csv").read_text()
+
+
+def _kill_tree(pid: int) -> None:
+    import psutil
+
+    parent = psutil.Process(pid)
+    family = [parent, *parent.children(recursive=True)]
+    for process in family:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    psutil.wait_procs(family, timeout=30)
+
+
+def test_two_runs_of_one_study_at_once_are_refused(tmp_path):
+    study = write_study(tmp_path, "twice")
+    command = [sys.executable, "-m", "histocrypt", "run", str(study), "--cores", "1", "--until", "10_eda"]
+    first = subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True)
+    try:
+        assert "10_eda" in first.stdout.readline()
+        second = histocrypt("run", study, "--cores", "1", outputs=tmp_path)
+        assert second.returncode == 2
+        assert "already running" in second.stderr
+        assert first.wait(timeout=300) == 0
+    finally:
+        if first.poll() is None:
+            _kill_tree(first.pid)
+        first.stdout.close()
+    listed = json.loads((tmp_path / "twice" / "eda" / "summary.json").read_text())
+    assert len(listed["sections"]) == 6
