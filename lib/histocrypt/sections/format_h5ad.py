@@ -28,6 +28,7 @@ UNREADABLE = (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeE
 def load_h5ad(files: SectionFiles) -> Loaded:
     """Read a section file and open its image."""
     adata = read_anndata(files.path)
+    place_coordinates(adata)
     metadata, field = library_metadata(adata, files.id)
     um_per_px, um_field = _um_per_px(adata, metadata, field)
     image_path, note = _image_path(files, metadata, f"{field}['source_image_path']")
@@ -91,6 +92,13 @@ def library_metadata(adata: AnnData, section: str) -> tuple[dict[str, Any], str]
         if isinstance(content.get(part), Mapping):
             metadata.update(content[part])
     return metadata, f"uns['spatial'][{library!r}]['metadata']"
+
+
+def place_coordinates(adata: AnnData) -> None:
+    """Take the spot centres from ``obs`` where ``obsm["spatial"]`` is absent, as in Visium's and HEST's tables."""
+    columns = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # x is the column
+    if "spatial" not in adata.obsm and set(columns) <= set(adata.obs):
+        adata.obsm["spatial"] = adata.obs[columns].to_numpy(dtype=float)
 
 
 def open_for(adata: AnnData, path: Path, metadata: Mapping[str, Any]) -> ImageSource | None:

@@ -15,6 +15,7 @@ from histocrypt.sections.format_h5ad import (
     one_value,
     open_for,
     open_patches,
+    place_coordinates,
     read_anndata,
 )
 from histocrypt.sections.image import ImageSource
@@ -135,7 +136,7 @@ def load_hest(files: SectionFiles) -> Loaded:
     root = _root(files.path)
     metadata, field = library_metadata(adata, files.id)
     about, about_path = _about(root, files.id)
-    _place_coordinates(adata)
+    place_coordinates(adata)
     image, note = _image(files, root, adata, metadata)
     um_per_px, um_field = None, ""
     for source, where in ((about, str(about_path)), (metadata, field)):
@@ -180,13 +181,6 @@ def _about(root: Path, section: str) -> tuple[dict[str, Any], Path]:
     path = root / "metadata" / f"{section}.json"
     content = read_json(path) if path.exists() else {}
     return content if isinstance(content, dict) else {}, path
-
-
-def _place_coordinates(adata: AnnData) -> None:
-    """Take the spot centres from ``obs`` where ``obsm["spatial"]`` is absent."""
-    columns = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # x is the column
-    if "spatial" not in adata.obsm and set(columns) <= set(adata.obs):
-        adata.obsm["spatial"] = adata.obs[columns].to_numpy(dtype=float)
 
 
 def _image(files: SectionFiles, root: Path, adata: AnnData, metadata: dict[str, Any]) -> tuple[ImageSource | None, str]:

@@ -97,7 +97,12 @@ class WholeImage(ImageSource):
         """All pixels, uint8 (height, width, 3)."""
         if self._pixels is None:
             with opened(self.path) as image:
-                self._pixels = np.asarray(as_rgb(image, self.path))
+                rgb = as_rgb(image, self.path)
+                pixels = np.empty((self.height, self.width, 3), dtype=np.uint8)
+                for top in range(0, self.height, 512):  # in strips: at once, PIL would copy all pixels twice more
+                    strip = rgb.crop((0, top, self.width, min(top + 512, self.height)))
+                    pixels[top : top + 512] = np.asarray(strip)
+                self._pixels = pixels
         return self._pixels
 
     def release(self) -> None:
@@ -250,7 +255,7 @@ def opened(file: object, *, name: str | Path | None = None, max_pixels: int = MA
 
 
 def as_rgb(image: Image, name: str | Path) -> Image:
-    """Return an 8-bit RGB copy; transparency becomes white; images of other depths are refused."""
+    """Return an image as 8-bit RGB; transparency becomes white; images of other depths are refused."""
     from PIL import Image
 
     if image.mode in {"F", "I"} or image.mode.startswith("I;"):
@@ -261,7 +266,7 @@ def as_rgb(image: Image, name: str | Path) -> Image:
         ground = Image.new("RGB", image.size, (WHITE, WHITE, WHITE))
         ground.paste(image, mask=image.getchannel("A"))
         return ground
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _tiff_um_per_px(image: Image) -> float | None:
