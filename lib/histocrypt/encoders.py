@@ -121,7 +121,7 @@ def _network(name: str) -> torch.nn.Module:
 
 
 def encode(
-    tiles: np.ndarray, encoder: str = "efficientnet_lite0", *, device: str | None = None, title: str = ""
+    tiles: np.ndarray, encoder: str = "efficientnet_lite0", *, device: str | None = None, progress: bool = True
 ) -> np.ndarray:
     """Compute frozen features of tiles.
 
@@ -133,8 +133,8 @@ def encode(
         Name in `ENCODERS`.
     device
         Where to compute; the best device present if not given.
-    title
-        What the progress bar says.
+    progress
+        Whether to show a progress bar.
 
     Returns
     -------
@@ -158,7 +158,10 @@ def encode(
     network = _network(encoder).to(where, memory_format=torch.channels_last)
     batch = 16 if where.type == "cpu" else 256  # 16: the activations of the first layers still fit a core's cache
     features = np.empty((len(tiles), entry.width), dtype=np.float32)
-    with torch.inference_mode(), tqdm(total=len(tiles), desc=title or encoder, unit="tile", leave=False) as bar:
+    with (
+        torch.inference_mode(),
+        tqdm(total=len(tiles), desc=encoder, unit="tile", leave=False, disable=not progress) as bar,
+    ):
         for start in range(0, len(tiles), batch):
             chunk = torch.from_numpy(np.array(tiles[start : start + batch])).to(where).permute(0, 3, 1, 2)
             images = (resize(chunk, entry.px).float() - entry.mean) / entry.scale

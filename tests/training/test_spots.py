@@ -112,3 +112,18 @@ def test_a_subset_keeps_features_and_names_together(small_study):
     chosen = spots.subset(np.array([3, 1]))
     assert np.array_equal(chosen.features("efficientnet_lite0_128"), spots.features("efficientnet_lite0_128")[[3, 1]])
     assert np.array_equal(chosen.tiles, spots.tiles[[3, 1]])
+
+
+def test_features_of_an_open_tile_file_are_those_of_the_array(small_study, monkeypatch):
+    monkeypatch.setattr(spots_module, "CHUNK", 16)  # two chunks
+    whole = load(small_study, ["S_b"])
+    expected = whole.features("efficientnet_lite0_128")
+    (file,) = (small_study.run.root.parent / ".cache" / "features").glob("*.h5")
+    file.unlink()
+    stain = StainStatistics.load(small_study.run.stain("S_b"))
+    with h5py.File(small_study.run.tiles("S_b"), "r") as tiles:
+        found = spots_module.section_features(
+            tiles["img"], stain=stain, method="macenko", encoder="efficientnet_lite0_128", names=whole.names
+        )
+    assert file.exists()  # the same content, hence the same key
+    assert np.array_equal(found, expected)

@@ -172,7 +172,8 @@ def section_features(
     Parameters
     ----------
     tiles
-        (n, S, S, 3) uint8, raw colours.
+        (n, S, S, 3) uint8, raw colours; an array, or the data set of an open tile file, which is then read chunk by
+        chunk. At least one.
     stain
         The section's own stain statistics.
     method
@@ -186,6 +187,8 @@ def section_features(
     -------
     (n, d) float32
     """
+    from tqdm.auto import tqdm
+
     from histocrypt.encoders import encode, encoder_of
     from histocrypt.tissue.stain import DEFAULT_REFERENCE
 
@@ -196,16 +199,18 @@ def section_features(
     key = hashlib.sha256()
     how = [stain.to_dict(), DEFAULT_REFERENCE.to_dict(), method, encoder, entry.px, entry.weights_hash()]
     key.update(json.dumps([how, list(tiles.shape), list(map(str, names))], sort_keys=True, default=_plain).encode())
-    key.update(np.ascontiguousarray(tiles).data)
+    for start in range(0, len(tiles), CHUNK):
+        key.update(np.ascontiguousarray(tiles[start : start + CHUNK]).data)
     for tile in normal(tiles[:1]):
         key.update(np.ascontiguousarray(tile).data)
     path = paths.cache() / "features" / f"{key.hexdigest()}.h5"
     cached = _read_features(path, names)
     if cached is not None:
         return cached
-    normalised = np.concatenate(list(normal(tiles))) if len(tiles) else tiles
-    title = f"{encoder} {names[0].split(':')[0]}" if len(names) else encoder
-    computed = encode(normalised, encoder, title=title)
+    bar = tqdm(
+        normal(tiles), total=-(-len(tiles) // CHUNK), desc=f"features {str(names[0]).split(':')[0]}", leave=False
+    )
+    computed = np.concatenate([encode(chunk, encoder, progress=False) for chunk in bar])
     _write_features(path, names, computed, encoder)
     return computed
 
