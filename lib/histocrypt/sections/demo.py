@@ -17,7 +17,7 @@ PITCH, DISC, MARGIN = 100, 55, 150  # µm, and pixels: a pixel is 1 µm
 REACH = 40  # radius in µm of what a spot's molecules come from: a little more than its disc
 SHIFTS = {1: (70.0, -50.0), 4: (-60.0, 80.0)}  # section number from 0: how far its spots are given from the truth, µm
 NAN_SECTIONS = (0, 3)
-N_OFF, N_NAN, N_LOW = 3, 3, 3  # spots off tissue, with NaN, of low depth; fewer where the array is small
+N_OFF, N_SICK = 3, 3  # spots off tissue; spots with NaN, and as many of low depth (fewer where the array is small)
 
 
 def write_demo(
@@ -26,11 +26,11 @@ def write_demo(
     """Simulate sections of as many patients and write them as AnnData with whole images.
 
     Each section is ``S_<k>.h5ad`` of patient ``P_<k>`` with ``S_<k>.png`` (1 µm per pixel) and ``S_<k>_mask.png``, 255
-    where tumour is. What is known of the truth is in the file: ``obs`` tumour, tumour_share, nuclear_density (nuclei per
-    1,000 µm²); ``obsm["region_share"]`` (columns in ``uns["demo"]["regions"]``); ``layers["image_signal"]``, the
-    log(1 + counts per 10,000) expected from what the image shows alone; ``var`` programme and image_share;
-    ``uns["demo"]["planted"]``, the planted defects (read them with `planted`). Truth refers to where the spots truly lie:
-    in the shifted sections ``obsm["spatial"]`` is not there.
+    where tumour is. What is known of the truth is in the file: ``obs`` tumour, tumour_share, nuclear_density (nuclei
+    per 1,000 µm²); ``obsm["region_share"]`` (columns in ``uns["demo"]["regions"]``); ``layers["image_signal"]``, the
+    log(1 + counts per 10,000) expected from what the image shows alone (constant for the programme OFF); ``var``
+    programme and image_share; ``uns["demo"]["planted"]``, the planted defects (read them with `planted`). Truth refers
+    to where the spots truly lie: in the shifted sections ``obsm["spatial"]`` is off by the planted shift.
 
     Parameters
     ----------
@@ -109,12 +109,12 @@ def planted(adata: AnnData) -> dict[str, Any]:
 def _section(
     k: int, tissue: Tissue, per_side: int, genes: GeneModel, rng: np.random.Generator
 ) -> tuple[AnnData, SpotCounts, np.ndarray]:
-    """Lay the array over the tissue, draw counts, plant defects; return the section, its counts, which spots are sound."""
+    """Lay the array over the tissue, draw counts, plant defects; return the section, its counts, those on tissue."""
     import pandas as pd
     from anndata import AnnData
     from scipy.sparse import csr_matrix
 
-    from histocrypt.sections.demo_counts import draw_counts
+    from histocrypt.sections.demo_counts import N_FIELDS, draw_counts
     from histocrypt.sections.demo_tissue import BACKGROUND, COARSE, REGIONS, TUMOUR, smooth_field
 
     side = len(tissue.labels)
@@ -132,10 +132,10 @@ def _section(
 
     drivers, density = _drivers(tissue, where)
     drivers[off] = drivers[on].mean(0)  # what has diffused over the glass is the section's mean
-    fields = np.stack([smooth_field(side, 260, rng) for _ in range(6)])
+    fields = np.stack([smooth_field(side, 260, rng) for _ in range(N_FIELDS)])
     fields = fields[:, (where[:, 1] // COARSE).astype(int), (where[:, 0] // COARSE).astype(int)].T
     fields = (fields - fields[on].mean(0)) / fields[on].std(0)
-    few = min(3, max(1, len(on) // 12))
+    few = min(N_SICK, max(1, len(on) // 12))
     sick = rng.permutation(on)[: 2 * few]
     low, nan = np.sort(sick[:few]), np.sort(sick[few:] if k in NAN_SECTIONS else sick[:0])
     depth = np.full(n, np.nan)
@@ -218,7 +218,8 @@ def _spatial(rgb: np.ndarray, image: str) -> dict[str, Any]:
     return {
         "images": {"hires": np.asarray(small)},
         "scalefactors": {
-            "tissue_hires_scalef": scale, "spot_diameter_fullres": float(DISC), "fiducial_diameter_fullres": float(DISC),
+            "tissue_hires_scalef": scale,
+            "spot_diameter_fullres": float(DISC), "fiducial_diameter_fullres": float(DISC),
         },
         "metadata": {
             "source_image_path": image, "pixel_size_um": 1.0, "inter_spot_um": float(PITCH),

@@ -2,8 +2,9 @@
 
 The log-rate of a gene is a constant, plus a part that is linear in what lies under the spot (region shares, nuclear
 density and size, grade), plus a part that the image does not carry (smooth random fields). Rates are normalised within
-three blocks whose shares of a spot's molecules are fixed (programmes, housekeeping, invisible), so that the rise of one
-programme does not lower the invisible genes and make them readable from the image after all. Counts are negative binomial.
+three blocks whose shares of a spot's molecules are fixed (programmes, housekeeping, invisible), so that the rise of
+one programme does not lower the invisible genes and make them readable from the image after all. Counts are negative
+binomial.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ DRIVERS = ("tumour", "immune", "stroma", "normal", "fat", "nuclear_density", "nu
 N_FIELDS = 6  # smooth fields that the image does not show
 DEPTH = 4500.0  # median molecules of a spot
 
-# programme: share of the genes, main driver, strength of the image part from, to, strength of the invisible part from, to
+# programme: share of the genes, main driver, strength of the image part (from, to), of the invisible part (from, to)
 PROGRAMMES = {
     "TUM": (0.19, "tumour", (1.0, 2.1), (0.10, 0.32)),
     "IMM": (0.15, "immune", (1.2, 2.3), (0.10, 0.32)),
@@ -162,8 +163,8 @@ def draw_counts(
 def image_share(sections: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Share of the variance of the true log-rate that the image-borne part carries, (g,).
 
-    Squared correlation of the two over the spots of all sections, each centred on its section; zero where the image part
-    is constant.
+    Squared correlation of the two over the spots of all sections, each centred on its section; zero where the image
+    part is constant.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ def jittered_lattice(side: int, spacing: float, rng: np.random.Generator, *, jit
 
 
 def cell_distances(points: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distances from each true pixel of ``inside`` to its three nearest points, each (n true,), measured every 2nd px."""
+    """Distances from each true pixel of ``inside`` to its three nearest points, each (n true,), taken every 2nd px."""
     from scipy.spatial import cKDTree
 
     half = np.zeros((-(-inside.shape[0] // 2), -(-inside.shape[1] // 2)), bool)

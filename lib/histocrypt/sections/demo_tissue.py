@@ -1,8 +1,8 @@
 """The picture of the demo tissue: a section of simulated H&E, drawn in optical density.
 
-Regions come from smooth random fields, nuclei from jittered lattices thinned by region, colour from the Beer-Lambert law
-with stain vectors that differ between patients and, strongly, between two centres. Tumour and immune regions are tuned
-to hold about as much haematoxylin as each other: the size and chromatin of their nuclei tells them apart, not their colour.
+Regions come from smooth random fields, nuclei from jittered lattices thinned by region, colour from the Beer-Lambert
+law with stain vectors that differ between patients and, strongly, between two centres. Tumour and immune regions are
+tuned to hold about as much haematoxylin as each other: size and chromatin of their nuclei tell them apart, not colour.
 """
 
 from __future__ import annotations
@@ -97,7 +97,12 @@ def draw_tissue(extent: int, margin: int, *, index: int, rng: np.random.Generato
     chromatin = gaussian_filter(rng.standard_normal((side, side), dtype=np.float32), 0.9)
     chromatin /= chromatin.std()
     fibres, along = _fibres(side, rng)
-    thickness = 1 + 0.13 * enlarge(smooth_field(side, 110, rng), side)
+    # Thickness of the section and uptake of each stain vary from place to place and mean nothing.
+    uneven = [
+        np.exp(enlarge(amount * smooth_field(side, 110, rng), side) + both)
+        for both in [enlarge(0.12 * smooth_field(side, 110, rng), side)]
+        for amount in (0.15, 0.19)
+    ]
 
     haematoxylin, eosin = _ground(labels, fibres, chromatin)
     lumina, gland_nuclei = _glands(labels, haematoxylin, eosin, grade, rng)
@@ -108,7 +113,9 @@ def draw_tissue(extent: int, margin: int, *, index: int, rng: np.random.Generato
     dark, cover = stamp(nuclei, chromatin, side)
     haematoxylin = haematoxylin * (1 - cover) + dark
     eosin *= 1 - 0.7 * cover
-    density = np.stack([gaussian_filter(layer * thickness, 0.7) for layer in (haematoxylin, eosin)], axis=-1)
+    density = np.stack(
+        [gaussian_filter(a * b, 0.7) for a, b in zip((haematoxylin, eosin), uneven, strict=True)], axis=-1
+    )
     density = density.reshape(-1, 2) @ (stain * intensity[:, None]).astype(np.float32)
     white = np.asarray([245, 244, 246], np.float32) + rng.uniform(-3, 3, 3).astype(np.float32)
     rgb = white * np.exp(-density)
@@ -145,9 +152,9 @@ def _regions(side: int, extent: int, rng: np.random.Generator) -> tuple[np.ndarr
     wanted = SHARES * np.exp(rng.normal(0, 0.22, 5))
     wanted /= wanted.sum()
     offset = np.zeros(5)
-    tissue = inside > 0
+    within = scores[:, inside > 0]
     for _ in range(25):
-        top = (scores + offset[:, None, None]).argmax(0)[tissue]
+        top = (within + offset[:, None]).argmax(0)
         found = np.bincount(top, minlength=5) / top.size
         offset += 0.4 * np.clip(np.log((wanted + 1e-3) / (found + 1e-3)), -1, 1)
     layers = np.stack([enlarge(s + o, side) for s, o in zip(scores, offset, strict=True)])
@@ -249,7 +256,7 @@ def _place_nuclei(
     # kind, spacing in px, probability in each region (tumour, immune, stroma, normal, fat, background)
     populations = (
         ("tumour", 13.4, (0.93, 0.0, 0.0, 0.0, 0.0, 0.0)),
-        ("immune", 9.3, (0.0, 0.93, 0.0, 0.0, 0.0, 0.0)),
+        ("immune", 8.7, (0.0, 0.93, 0.0, 0.0, 0.0, 0.0)),
         ("immune", 21.0, (0.14, 0.0, 0.16, 0.1, 0.04, 0.0)),
         ("spindle", 22.0, (0.03, 0.08, 0.85, 0.6, 0.04, 0.0)),
     )
@@ -266,9 +273,9 @@ def _place_nuclei(
 
 # kind: long half-axis (px), its log-sd, axis ratio from, to, haematoxylin, rim, clumping of chromatin, nucleolus
 LOOKS = {
-    "tumour": (5.4, 0.24, 0.66, 0.98, 0.52, 0.34, 0.17, 0.75),
-    "immune": (3.0, 0.09, 0.86, 1.00, 1.02, 0.05, 0.16, 0.0),
-    "spindle": (7.0, 0.22, 0.20, 0.33, 0.80, 0.05, 0.12, 0.0),
+    "tumour": (5.4, 0.25, 0.66, 0.98, 0.54, 0.40, 0.20, 0.85),
+    "immune": (3.0, 0.09, 0.86, 1.00, 0.86, 0.05, 0.16, 0.0),
+    "spindle": (7.0, 0.22, 0.20, 0.33, 0.82, 0.05, 0.12, 0.0),
     "gland": (4.2, 0.10, 0.66, 0.86, 0.80, 0.16, 0.12, 0.0),
 }
 
@@ -285,7 +292,7 @@ def _nuclei(points: np.ndarray, kind: str, angle: np.ndarray, grade: np.ndarray,
         short=long * rng.uniform(low, high, n),
         angle=np.asarray(angle, float),
         # the swollen nucleus holds about the same chromatin: area times darkness changes little
-        dark=dark * np.exp(rng.normal(0, 0.13, n) - 0.15 * g),
+        dark=dark * np.exp(rng.normal(0, 0.20, n) - 0.15 * g),
         rim=np.full(n, rim),
         clump=np.clip(clump * (1 + 0.4 * g), 0.03, None),
         nucleolus=nucleolus * (rng.random(n) < 0.75) * np.clip(1 + 0.35 * g, 0.2, None),
