@@ -81,7 +81,7 @@ def test_scaling_is_undone(small_study, standardise, centre):
     fold = load_folds(study.run.folds)[0]
     data = load_training(study, fold)
     scaling = scaling_of(study, fold)
-    seen = scaled(study, "vision_mlp", scaling, data.train).targets
+    seen = scaled(study, scaling, data.train).targets
     if not standardise and not centre:
         np.testing.assert_array_equal(seen, data.train.targets)
     if centre:
@@ -94,14 +94,6 @@ def test_scaling_is_undone(small_study, standardise, centre):
         np.testing.assert_allclose(moved, np.broadcast_to(moved[0], moved.shape), atol=1e-4)
     else:
         np.testing.assert_allclose(back, data.train.targets, atol=1e-4)
-
-
-def test_depth_only_learns_the_levels_of_sections(small_study):
-    fold = load_folds(small_study.run.folds)[0]
-    data = load_training(small_study, fold)
-    scaling = scaling_of(small_study, fold)
-    seen = scaled(small_study, "depth_only", scaling, data.train).targets
-    np.testing.assert_allclose(scaling.restore(seen), data.train.targets, atol=1e-4)
 
 
 def test_final_uses_the_median_of_the_folds_and_says_what_is_missing(small_study):

@@ -138,18 +138,14 @@ def scaling_of(study: Study, fold: Fold) -> TargetStatistics:
     return TargetStatistics(found.outputs, mean, np.ones_like(found.sd))
 
 
-def scaled(study: Study, model: str, scaling: TargetStatistics, spots: Spots | None) -> Spots | None:
-    """Return spots with their targets as the loss sees them.
-
-    Depth-only keeps the differences between sections: how far depth explains these is part of what it measures.
-    """
+def scaled(study: Study, scaling: TargetStatistics, spots: Spots | None) -> Spots | None:
+    """Return spots with their targets as the loss sees them."""
     if spots is None:
         return None
     if spots.outputs != scaling.outputs:
         msg = "target statistics are of other outputs than the spots"
         raise InputError(msg, field=TARGETS, fix="run preprocessing again")
-    centred = study.target.centre_by_section and model != "depth_only"
-    sections = spots.sections if centred else None
+    sections = spots.sections if study.target.centre_by_section else None
     return replace(spots, targets=scaling.standardise(spots.targets, sections=sections))
 
 
@@ -196,7 +192,7 @@ def fit(
     """
     settings = settings or study.training_of(model)
     scaling = scaling_of(study, data.fold)
-    train, validation = (scaled(study, model, scaling, part) for part in (data.train, data.validation))
+    train, validation = (scaled(study, scaling, part) for part in (data.train, data.validation))
 
     def new() -> Any:
         return build(
