@@ -125,7 +125,7 @@ def align(
         why = f"left alone: the best move lies at the limit of the search ({max_shift_um:g} µm)"
         return replace(found, reason=f"{why}: align_max_shift_um may be too small, or the tissue larger than the array")
     if found.confidence < LEAST_CONFIDENCE:
-        why = f"left alone: only {found.confidence:.0%} of bootstrap draws agree on the move"
+        why = f"left alone: only {found.confidence:.1%} of bootstrap draws agree on the move"
         return replace(found, reason=f"{why}, {LEAST_CONFIDENCE:.0%} needed")
     return replace(
         found, applied=True, reason=f"applied: tissue share under spots {before.mean():.3f} to {after.mean():.3f}"

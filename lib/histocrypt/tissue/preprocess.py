@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MASK_UM_PER_PX = 8.0
 """Resolution of the thumbnail on which tissue is found."""
 MASK_MAX_SIDE = 4096
-_WINDOWS, _WINDOW_PX = 400, 24  # about 230,000 pixels from all over the tissue
+_WINDOWS, _WINDOW_PX = 2000, 12  # many small windows: neighbouring pixels are alike
 
 
 @dataclass

@@ -41,7 +41,7 @@ DEFAULT_CONCENTRATIONS = np.array([1.9705, 1.0308])
 
 _OD = -np.log((np.arange(256) + 1.0) / INCIDENT_LIGHT)
 _OD32 = _OD.astype(np.float32)
-_CHUNK = 1 << 18  # pixels handled at once: a few MiB of float32, which stay in the cache
+_CHUNK = 1 << 16  # pixels handled at once: about a MiB of float32, which stays in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,13 +135,16 @@ def estimate(pixels: np.ndarray) -> StainStatistics:
         matrix = DEFAULT_MATRIX
         note = f"Macenko's stain vectors could not be estimated ({why}); the published default matrix is used"
     concentrations = DEFAULT_CONCENTRATIONS
-    if len(stained) >= LEAST_PIXELS:
+    if matrix is DEFAULT_MATRIX and len(stained):
+        # Unmixing by vectors that do not fit would trade one stain for the other: change the strength alone.
+        usual = (DEFAULT_MATRIX[:, 0] * DEFAULT_CONCENTRATIONS[0]).sum()
+        concentrations = DEFAULT_CONCENTRATIONS * np.clip(np.percentile(stained.sum(axis=1), 99) / usual, 0.2, 5.0)
+    elif len(stained):
         found = np.percentile(od @ np.linalg.pinv(matrix).T, 99, axis=0)
-        # A stain that is all but absent would be amplified without bound: keep it within a tenth of the usual range.
-        floor = 0.1 * DEFAULT_CONCENTRATIONS
-        if (found < floor).any():
-            note = "; ".join(filter(None, [note, "a stain is almost absent: its concentration is bounded below"]))
-        concentrations = np.maximum(found, floor)
+        # A stain that is all but absent would be amplified without bound: keep it within a fifth of the usual range.
+        concentrations = np.maximum(found, 0.2 * DEFAULT_CONCENTRATIONS)
+        if (concentrations > found).any():
+            note = "a stain is almost absent: its strength is taken as a fifth of the usual"
     if len(pixels):
         lab = rgb_to_lab(pixels)
         mean, sd = lab.mean(axis=0, dtype=np.float64), lab.std(axis=0, dtype=np.float64)
