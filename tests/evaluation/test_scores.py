@@ -1,3 +1,5 @@
+import dataclasses
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -85,6 +87,18 @@ def test_the_verdict_needs_the_whole_interval_on_the_better_side(scored):
     assert "VisionMLP" in lines[0]
     assert "beats colour-only ridge" in lines[1]
     assert any("ResNet-18 does not beat colour-only ridge" in line for line in lines)
+
+
+def test_a_baseline_that_wins_is_named_as_the_best_and_as_a_baseline(scored):
+    _, scores = scored
+    summary, paired = scores.summary.copy(), scores.paired.copy()
+    summary.loc[summary["model"] == "vision_mlp", "pearson"] = 0.05
+    summary.loc[summary["model"] == "depth_only", "pearson"] = 0.99  # does not look at the image
+    paired.loc[paired["model"] == "vision_mlp", ["difference", "low", "high"]] = [-0.2, -0.3, 0.1]
+    lines = answer(dataclasses.replace(scores, summary=summary, paired=paired))
+    assert lines[0].startswith("The best predictor is a baseline: Frozen-encoder ridge reaches")
+    assert lines[1].startswith("Frozen-encoder ridge beats colour-only ridge")
+    assert any("ResNet-18 and VisionMLP (multi-scale CNN) do not beat colour-only ridge." in line for line in lines)
 
 
 def _with(table, low, high):

@@ -57,20 +57,19 @@ def _style() -> Iterator[Any]:
 
 
 def _canvas(*shape: int, **settings: Any) -> tuple[Figure, Any]:
-    """Return a figure apart from pyplot's state, so that notebooks do not show it twice."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
 
-    figure = Figure(figsize=settings.pop("figsize"))
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(*(shape or (1, 1)), **settings)
+    return plt.subplots(*(shape or (1, 1)), **settings)
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as its suffix says: SVG for lines, PNG (140 dpi) for pixels."""
+    """Write a figure as its suffix says, SVG for lines, PNG (140 dpi) for pixels, and close it."""
+    import matplotlib.pyplot as plt
+
     with atomic_path(path) as temporary, _style():
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(temporary, dpi=140, metadata=metadata, facecolor="white")
+    plt.close(figure)
     return path
 
 

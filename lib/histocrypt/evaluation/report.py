@@ -61,7 +61,6 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
     data = sorted((data_row(name, one) for name, one in sections.items()), key=lambda r: (r["patient"], r["section"]))
     planted = [row for row in (planted_row(name, one) for name, one in sections.items()) if row]
     best = words.best_model(scores, main)
-    row = scores.of(main).loc[best]
     pictures = _pictures(study, scores, folds, sections, {r["section"]: r["patient"] for r in data})
     return {
         "title": study.title or study.name,
@@ -70,7 +69,7 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "limits": words.limits(scores),
         "key": _key_figures(scores, main, best),
         "best": title_of(best),
-        "best_is_model": row["role"] == "model",
+        "best_is_colour": best == words.COLOUR,
         "data": data,
         "data_sentence": data_sentence(data),
         "scheme": study.folds.scheme.replace("_", " "),
@@ -130,7 +129,8 @@ def _transform(scores: Scores, transform: str) -> dict[str, Any]:
             pair = against.loc[model]
             row["colour"] = {**pair.to_dict(), "verdict": words.verdict(pair)}
         rows.append(row)
-    compared = [m for m in table.index if table.loc[m, "role"] == "model"] or [m for m in table.index if m in BASELINES]
+    best = words.best_model(scores, transform)
+    compared = [m for m in table.index if table.loc[m, "role"] == "model" or m == best]
     baselines = [model for model in BASELINES if model in table.index]
     pairs = {name: scores.against(name, transform) for name in baselines}
     paired = []

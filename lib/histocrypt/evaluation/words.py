@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from histocrypt.evaluation.scores import Scores
 
 COLOUR = "colour_ridge"
+BLIND = ("mean_profile", "depth_only")  # baselines that do not look at the image
 MINUS, RANGE = "\u2212", "\u2009to\u2009"
 TRANSFORM_WORDS = {
     "log1p_cp10k": "depth-normalised expression",
@@ -42,10 +43,9 @@ def plural(count: int, noun: str) -> str:
 
 
 def best_model(scores: Scores, transform: str) -> str:
-    """Return the study's own model with the largest mean correlation; the best baseline where it has none."""
+    """Return the predictor with the largest mean correlation, baseline or not, among those that look at the image."""
     table = scores.of(transform, ceiling=False)
-    own = table[table["role"] == "model"]
-    return str((own if len(own) else table)["pearson"].idxmax())
+    return str(table[~table.index.isin(BLIND)]["pearson"].idxmax())
 
 
 def best_baseline(scores: Scores, transform: str, *, but: str = "") -> str:
@@ -85,9 +85,11 @@ def answer(scores: Scores) -> list[str]:
     best = best_model(scores, main)
     row = table.loc[best]
     units = TRANSFORM_WORDS.get(main, main)
-    kind = "The best model" if row["role"] == "model" else "This study trained baselines only. The best of them"
+    own = table[table["role"] == "model"].sort_values("pearson", ascending=False).index
+    kind = "The best model," if row["role"] == "model" else "The best predictor is a baseline:"
+    stop = "," if row["role"] == "model" else ""
     lines = [
-        f"{kind}, {title_of(best)}, reaches a mean correlation of {number(row['pearson'])} (95 % interval "
+        f"{kind} {title_of(best)}{stop} reaches a mean correlation of {number(row['pearson'])} (95 % interval "
         f"{span(row['pearson_low'], row['pearson_high'])}) between predicted and measured expression over the spots of "
         f"a section, averaged over genes and {plural(int(row['sections']), 'section')}, on patients it never saw "
         f"({units})."
@@ -95,11 +97,13 @@ def answer(scores: Scores) -> list[str]:
     if best != COLOUR:
         lines.append(compare(scores, best, COLOUR, main))
     strongest = best_baseline(scores, main, but=best)
-    if strongest != COLOUR and best != strongest:
+    if row["role"] == "model" and strongest != COLOUR:
         lines.append(compare(scores, best, strongest, main))
+    if row["role"] != "model" and len(own) and best != COLOUR:
+        lines.append(compare(scores, own[0], best, main))
     losers = [
         title_of(model)
-        for model in table.index[table["role"] == "model"]
+        for model in own
         if model != best and verdict(scores.against(COLOUR, main).loc[model]) != "beats"
     ]
     if losers:
