@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -228,6 +229,14 @@ def test_truncated_section(share, tiny_section, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(InputError, match=r"A\.h5ad: section cannot be read as \.h5ad, it may be truncated"):
+        read(path)
+
+
+def test_section_of_an_unknown_encoding(tiny_section, tmp_path):
+    path = tiny_section(tmp_path)
+    with h5py.File(path, "a") as file:
+        file["obs"].attrs["encoding-type"] = "of-another-time"
+    with pytest.raises(InputError, match=r"A\.h5ad: section cannot be read as \.h5ad.*of-another-time"):
         read(path)
 
 

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".tif", ".tiff", ".jpg", ".jpeg", ".png", "_patches.h5")
 """What may lie beside a section file under its stem, in the order of preference."""
 
-UNREADABLE = (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, IndexError, NotImplementedError)
-"""What h5py and anndata raise on damaged files."""
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """Return what h5py and anndata raise on damaged files, and on those of a format they do not know."""
+    from anndata._io.specs.registry import IORegistryError
+
+    return (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, IORegistryError)
 
 
 def load_h5ad(files: SectionFiles) -> Loaded:
@@ -61,7 +65,7 @@ def read_anndata(path: Path) -> AnnData:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # e.g. names that are not unique: said properly by the validation
             return anndata.read_h5ad(path)
-    except UNREADABLE as error:
+    except unreadable() as error:
         detail = " ".join(str(error).split())[:160] or type(error).__name__
         msg = f"section cannot be read as .h5ad, it may be truncated ({detail})"
         raise InputError(msg, file=path, fix="copy it again from its source") from error

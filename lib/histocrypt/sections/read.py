@@ -181,7 +181,7 @@ def _peeked(path: Path) -> SectionFiles:
     import h5py
     from anndata.io import read_elem
 
-    from histocrypt.sections.format_h5ad import UNREADABLE
+    from histocrypt.sections.format_h5ad import unreadable
 
     known = {}
     try:
@@ -192,7 +192,7 @@ def _peeked(path: Path) -> SectionFiles:
                     values = {str(read_elem(file["uns"][name]))}
                 if len(values - {"nan", "None", ""}) == 1:
                     known[name] = next(iter(values - {"nan", "None", ""}))
-    except UNREADABLE:  # said properly when the section is read
+    except unreadable():  # said properly when the section is read
         known = {}
     return SectionFiles(known.get("section", path.stem), "h5ad", path, patient=known.get("patient"))
 
