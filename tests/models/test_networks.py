@@ -6,7 +6,7 @@ from torch import nn
 
 from histocrypt.models.registry import MODELS, model_class
 from histocrypt.models.resnet18 import ResNet18
-from histocrypt.models.vision_mlp import BRANCHES, VisionMLP
+from histocrypt.models.vision_mlp import BRANCHES, VisionMLP, pool_by_matrices
 
 
 @pytest.fixture
@@ -63,6 +63,12 @@ def test_subtiles_branch_is_blind_to_the_order_of_subtiles(images):
     swapped = images.clone()
     swapped[:, :, :26, :26], swapped[:, :, 52:, 26:52] = images[:, :, 52:, 26:52], images[:, :, :26, :26]
     torch.testing.assert_close(network(swapped), network(images))
+
+
+@pytest.mark.parametrize("size", [3, 4, 6, 9, 10])
+def test_pooling_by_matrices_is_adaptive_pooling(size):
+    x = torch.rand(2, 3, size, size + 1)
+    torch.testing.assert_close(pool_by_matrices(x, 3), torch.nn.functional.adaptive_avg_pool2d(x, 3))
 
 
 @pytest.mark.parametrize("options", [{"branches": ("tile", "tiles")}, {"branches": ()}, {"width": 0}, {"dropout": 1}])

@@ -62,7 +62,23 @@ class GridPool(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to (B, C * sum(side**2))."""
-        return torch.cat([adaptive_avg_pool2d(x, side).flatten(1) for side in self.sides], dim=1)
+        # Apple's MPS pools into equal cells only; elsewhere the built-in is faster.
+        uneven = x.device.type == "mps" and any(size % side for size in x.shape[-2:] for side in self.sides)
+        pool = pool_by_matrices if uneven else adaptive_avg_pool2d
+        return torch.cat([pool(x, side).flatten(1) for side in self.sides], dim=1)
+
+
+def pool_by_matrices(x: torch.Tensor, side: int) -> torch.Tensor:
+    """Return what ``adaptive_avg_pool2d`` does, as two matrix products; cells may overlap by a pixel."""
+
+    def cells(size: int) -> torch.Tensor:
+        average = torch.zeros(side, size)
+        for cell in range(side):
+            first, last = cell * size // side, -(-(cell + 1) * size // side)
+            average[cell, first:last] = 1 / (last - first)
+        return average.to(x)
+
+    return cells(x.shape[-2]) @ x @ cells(x.shape[-1]).T
 
 
 def _dense(widths: Sequence[int], dropout: float) -> nn.Sequential:
