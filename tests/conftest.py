@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def write_tiny_section(
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> Path:
     """A finished run of a small demo study with a network; returns the outputs folder. Shared by all test workers."""
-    shared = tmp_path_factory.getbasetemp().parent / "small_run"
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "small_run"
     shared.mkdir(exist_ok=True)
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -24,12 +24,12 @@ from histocrypt.study import Study, load_study
 
 STAGES = {
     "10_eda": "eda",
-    "20_preprocessing": "preprocess",
+    "20_preprocessing": "preprocessed",
     "22_folds": "folds",
-    "30_training": "train",
-    "70_evaluation": "evaluate",
+    "30_training": "trained_all",
+    "70_evaluation": "all",
 }
-"""Notebook by the Snakemake rule that runs it, in the order a person would read them."""
+"""The Snakemake rule after which a notebook has run for everything, by notebook, in reading order."""
 
 SET_BY_WORKFLOW = {"study", "section", "model", "fold"}
 """Notebook parameters that the workflow itself fills in."""
@@ -93,7 +93,8 @@ def run_study(
         write_json(study.run.study, study.model_dump(mode="json"))
         command = _command(study_file, study, cores=cores, until=until, given=given, profile=profile)
         if dry_run:
-            return subprocess.call([*command, "--dry-run", "--quiet", "all"], cwd=paths.repository())
+            quiet = ["--dry-run", "--quiet", "host", "reason", "rules"]
+            return subprocess.call([*command, *quiet], cwd=paths.repository())
         # Nobody else runs this study (we hold its lock), so a Snakemake lock can only be left over from a kill.
         unlock = [*command, "--unlock"]
         subprocess.run(unlock, cwd=paths.repository(), check=False, capture_output=True)
@@ -114,12 +115,11 @@ def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
 def _command(
     study_file: Path, study: Study, *, cores: int, until: str | None, given: dict[str, str], profile: Path
 ) -> list[str]:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.repository() / "workflow" / "Snakefile")]
+    command = [sys.executable, "-m", "snakemake", STAGES[until] if until else "all"]
+    command += ["--snakefile", str(paths.repository() / "workflow" / "Snakefile")]
     command += ["--profile", str(profile), "--directory", str(study.run.root), "--nocolor"]
     command += ["--cores", str(cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "all")]
     command += ["--config", f"study={study_file.resolve()}", f"parameters={json.dumps(given)}"]
-    if until is not None:
-        command += ["--until", STAGES[until]]
     return command
 
 

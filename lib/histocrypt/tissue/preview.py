@@ -41,7 +41,9 @@ def alignment(section: Section, cleaned: Path, *, max_side: int = 700) -> Figure
         axis.scatter(*(coords * scale).T, s=10, facecolors="none", edgecolors="tab:blue", linewidths=0.9)
         axis.set_title(title, fontsize=9)
         axis.set_axis_off()
-    axes[1].contour(tissue_mask(thumbnail, um_per_px=section.um_per_px / scale), levels=[0.5], colors="crimson", linewidths=0.8)
+    axes[1].contour(
+        tissue_mask(thumbnail, um_per_px=section.um_per_px / scale), levels=[0.5], colors="crimson", linewidths=0.8
+    )
     return figure
 
 

@@ -1,0 +1,43 @@
+"""Print a study's models beside the baselines, as the README shows them: ``python benchmarks/model_table.py demo``."""
+
+import argparse
+
+from histocrypt.atomic import read_json
+from histocrypt.evaluation.scores import load_scores
+from histocrypt.paths import RunFolder
+from histocrypt.study import parse_study
+
+
+def interval(value: float, low: float, high: float, sign: str = "") -> str:
+    return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", help="name of a study that has run")
+    run = RunFolder.of(parser.parse_args().study)
+    scores = load_scores(parse_study(read_json(run.study), file=run.study))
+    first = scores.transforms[0]
+    tables = {transform: scores.of(transform) for transform in scores.transforms}
+    against = scores.against("colour_ridge", first)
+
+    heads = ["model", *scores.transforms, "patients", "against colour-only ridge"]
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    for model, row in tables[first].sort_values("pearson", ascending=False).iterrows():
+        cells = [row.title + (" *(baseline)*" if row.role == "baseline" else "")]
+        for transform in scores.transforms:
+            known = model in tables[transform].index
+            one = tables[transform].loc[model] if known else None
+            cells.append(interval(one.pearson, one.pearson_low, one.pearson_high) if known else "")
+        cells.append(f"{row.patient_min:.3f} to {row.patient_max:.3f}")
+        if model in against.index:
+            found = against.loc[model]
+            verdict = "beats" if found.low > 0 else "worse" if found.high < 0 else "does not beat"
+            cells.append(f"{verdict}: {interval(found.difference, found.low, found.high, '+')}")
+        else:
+            cells.append("")
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
