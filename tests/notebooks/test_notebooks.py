@@ -41,7 +41,7 @@ def test_form(path: Path):
     for cell in code:
         assert len(cell.source.splitlines()) <= 10, cell.source
         assert not cell.outputs or "NBVAL_CHECK_OUTPUT" in cell.source
-        assert cell.execution_count is None
+        assert bool(cell.execution_count) == bool(cell.outputs)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
