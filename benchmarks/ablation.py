@@ -1,6 +1,6 @@
 """What each weapon against colour and stain shift buys: a table of test correlations with and without it.
 
-    python benchmarks/ablation.py studies/breast.yaml [--model vision_mlp] [--quick]
+    python benchmarks/ablation.py studies/breast.yaml [--model vision_mlp] [--epochs 8]
 
 Run the study up to 20_preprocessing first: its sections, tiles and folds are used as they are, and nothing is written
 into its run folder. Every combination is trained on every fold; figures are Pearson's r per gene on the fold's test
@@ -62,22 +62,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--model", default="vision_mlp", choices=[n for n, e in MODELS.items() if e.kind == "network"])
-    parser.add_argument("--quick", action="store_true", help="first two folds, two epochs: to see that it works")
+    parser.add_argument("--epochs", type=int, help="train networks for at most this many; default: as in the study")
     arguments = parser.parse_args()
     try:
         study = load_study(arguments.study)
         folds = [fold for fold in load_folds(study.run.folds) if fold.name != FINAL]
     except InputError as error:
         sys.exit(f"ablation: {error}")
-    quick = {"epochs": 2} if arguments.quick else {}
-    folds = folds[:2] if arguments.quick else folds
+    capped = {"epochs": arguments.epochs} if arguments.epochs else {}
     strength = study.training_of(arguments.model).augment_stain or 0.1
 
     plans = []
     for stain, model in product(STAINS, (*RIDGES, arguments.model)):
         augmentations = (0.0, strength) if MODELS[model].kind == "network" else (0.0,)
         variants = [
-            {"augment_stain": augment, "normalise_by_section": by_section, **quick}
+            {"augment_stain": augment, "normalise_by_section": by_section, **capped}
             for augment, by_section in product(augmentations, (False, True))
         ]
         plans.append((stain, model, variants))
@@ -100,8 +99,11 @@ def main() -> None:
             lines.append(f"| {MODELS[model].title} | {stain} | {augment} | {by_section} | {spread} | {seconds:.0f} |")
     bar.close()
 
-    about = f"{study.name}: {len(folds)} folds, {sum(len(fold.test_sections) for fold in folds)} test sections"
-    print(f"\n{about}, {study.target.transforms[0]}{', QUICK: two epochs' if quick else ''}\n")
+    tested = sum(len(fold.test_sections) for fold in folds)
+    cap = f', networks for {arguments.epochs} epochs at most' if capped else ''
+    print(
+        f"\n{about}, {study.target.transforms[0]}{f', networks for {arguments.epochs} epochs at most' if capped else ''}\n"
+    )
     print("| model | stain normalisation | stain augmentation | per-section normalisation | r (sections) | s |")
     print("|---|---|---|---|---|---|")
     print("\n".join(lines))
