@@ -100,10 +100,8 @@ def main() -> None:
     bar.close()
 
     tested = sum(len(fold.test_sections) for fold in folds)
-    cap = f', networks for {arguments.epochs} epochs at most' if capped else ''
-    print(
-        f"\n{about}, {study.target.transforms[0]}{f', networks for {arguments.epochs} epochs at most' if capped else ''}\n"
-    )
+    cap = f", networks for {arguments.epochs} epochs at most" if capped else ""
+    print(f"\n{study.name}: {len(folds)} folds, {tested} test sections, {study.target.transforms[0]}{cap}\n")
     print("| model | stain normalisation | stain augmentation | per-section normalisation | r (sections) | s |")
     print("|---|---|---|---|---|---|")
     print("\n".join(lines))
