@@ -185,7 +185,8 @@ def _watch(command: list[str], study: Study, lock: IO[str]) -> int:
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGINT)
             process.wait()
-            raise
+            _say(began, "interrupted: jobs stopped; what was finished is kept, the same command goes on from there")
+            return 130
     if code:
         _explain(failed, log_path)
         return 2 if any(_input_error(path) for path in failed) else 1

@@ -121,6 +121,27 @@ def test_a_run_killed_midway_goes_on_and_ends_the_same(small_run, tmp_path):
     assert (run / "evaluation/summary.csv").read_text() == (undisturbed / "evaluation/summary.csv").read_text()
 
 
+def test_ctrl_c_stops_the_jobs_and_keeps_what_is_done(tmp_path):
+    import psutil
+
+    study = write_study(tmp_path, "stopped")
+    command = [sys.executable, "-m", "histocrypt", "run", str(study), "--cores", "1"]
+    process = subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True)
+    line = ""
+    while "20_preprocessing" not in line:
+        line = process.stdout.readline()
+        assert line, "the run ended before it could be interrupted"
+    jobs = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "what was finished is kept" in said
+    _, alive = psutil.wait_procs(jobs, timeout=10)
+    assert not alive
+    assert (tmp_path / "stopped" / "eda" / "summary.json").is_file()
+    assert not list((tmp_path / "stopped").glob("tiles/*partial*"))
+
+
 def _kill_tree(pid: int) -> None:
     import psutil
 
