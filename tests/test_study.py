@@ -63,6 +63,11 @@ def test_a_missing_or_broken_file_is_refused(tmp_path):
         load_study(tmp_path / "empty.yaml")
 
 
+def test_a_study_of_the_repository_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_study("studies/demo.yaml").name == "demo"
+
+
 def test_the_hash_changes_with_the_part_that_changed_only():
     one, other = parse_study(GOOD), parse_study({**GOOD, "panel": {"size": 7}})
     assert one.hash() != other.hash()

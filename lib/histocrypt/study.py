@@ -187,7 +187,9 @@ class Study(_Part):
 
 
 def load_study(path: str | Path) -> Study:
-    """Read and validate a study file.
+    """Read and validate a study file; a relative path that is not there is looked for in the repository.
+
+    (A notebook opened in JupyterLab runs in ``notebooks/``, not where ``studies/demo.yaml`` starts.)
 
     Raises
     ------
@@ -195,6 +197,8 @@ def load_study(path: str | Path) -> Study:
         If the file is missing, is not YAML, has an unknown key (the known ones are listed) or a value out of range.
     """
     path = Path(path)
+    if not path.is_file() and (paths.repository() / path).is_file():
+        path = paths.repository() / path
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
