@@ -121,7 +121,7 @@ def spot_maps(summaries: list[Summary], *, min_counts: int, columns: int = 3) ->
     for axis, one in zip(axes.ravel(), summaries, strict=False):
         axis.imshow(one.thumbnail)
         low = one.counts < min_counts
-        axis.scatter(*one.coords[~low].T, c=np.log10(one.counts[~low] + 1), s=9, cmap="viridis", linewidths=0)
+        axis.scatter(*one.coords[~low].T, c=np.log10(one.counts[~low] + 1), s=18, cmap="viridis", linewidths=0)
         axis.scatter(*one.coords[low].T, c="crimson", marker="x", s=16, linewidths=1)
         bar = 1000 / one.thumbnail_um_per_px
         left, bottom = 0.04 * one.thumbnail.shape[1], 0.97 * one.thumbnail.shape[0]
