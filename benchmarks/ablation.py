@@ -20,10 +20,13 @@ from tqdm.auto import tqdm
 
 from histocrypt.errors import InputError
 from histocrypt.models.registry import MODELS
+from histocrypt.models.spots import Spots
 from histocrypt.study import Study, load_study
+from histocrypt.targets.transforms import transform
 from histocrypt.training.folds import FINAL, Fold, load_folds
 from histocrypt.training.loop import mean_section_pearson
 from histocrypt.training.predictors import tile_side
+from histocrypt.training.prepare import read_clean_section
 from histocrypt.training.run import fit, load_test, load_training, scaling_of
 
 RIDGES = ("colour_ridge", "encoder_ridge")
@@ -34,14 +37,26 @@ def with_stain(study: Study, stain: str) -> Study:
     return study.model_copy(update={"preprocessing": study.preprocessing.model_copy(update={"stain": stain})})
 
 
+def measured(study: Study, section: str, test: Spots) -> tuple[list[int], np.ndarray]:
+    """Return the columns of the outputs that a test section measures (main transform), and their measured values."""
+    main = study.target.transforms[0]
+    cleaned = read_clean_section(study.run.section(section))
+    barcodes = [name.removeprefix(f"{section}:") for name in test.names[test.sections == section]]
+    columns = {name.removeprefix(f"{main}:"): i for i, name in enumerate(test.outputs) if name.startswith(f"{main}:")}
+    genes = [gene for gene in columns if gene in cleaned.var_names]
+    spots = cleaned[barcodes]
+    values = transform(spots[:, genes].X, spots.obs["total_counts"].to_numpy(), main)
+    return [columns[gene] for gene in genes], values
+
+
 def score_fold(
     study: Study, model: str, fold: Fold, variants: list[dict[str, object]]
 ) -> tuple[list[list[float]], list[float]]:
     """Return, for each variant of the training settings, one correlation per test section, and seconds."""
     side = tile_side(model, study.training_of(model))
     data = load_training(study, fold, side=side)
-    test = load_test(study, data, side=side, with_targets=True)
-    main = [name.startswith(f"{study.target.transforms[0]}:") for name in test.outputs]
+    test = load_test(study, data, side=side)
+    truths = {section: measured(study, section, test) for section in fold.test_sections}
     scores, seconds = [], []
     for variant in variants:
         started = time.monotonic()
@@ -50,8 +65,10 @@ def score_fold(
         predicted = scaling_of(study, fold).restore(predictor.predict(test))
         scores.append(
             [
-                mean_section_pearson(predicted[own][:, main], test.targets[own][:, main], test.sections[own])
-                for own in (test.sections == section for section in fold.test_sections)
+                mean_section_pearson(
+                    predicted[test.sections == section][:, columns], truth, np.full(len(truth), section)
+                )
+                for section, (columns, truth) in truths.items()
             ]
         )
         seconds.append(time.monotonic() - started)

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -229,8 +228,3 @@ def _input_error(log: Path) -> str | None:
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "no log was written")
-
-
-def forget(study: Study) -> None:
-    """Delete the run folder of a study, with everything computed for it."""
-    shutil.rmtree(study.run.root, ignore_errors=True)

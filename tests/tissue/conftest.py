@@ -9,7 +9,6 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_matrix
 
-from histocrypt import paths
 from histocrypt.sections.image import ImageSource, WholeImage
 from histocrypt.sections.patches import PatchMosaic
 from histocrypt.sections.section import Section
@@ -107,17 +106,8 @@ def section():
 
 
 @pytest.fixture(scope="session")
-def her2st() -> Path:
-    """The folder of real sections, where it is."""
-    folder = paths.data()
-    if not (folder / "HER2ST_C2.jpg").exists():
-        pytest.skip(f"the real sections are not in {folder} (set HISTOCRYPT_DATA)")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def real_crops(her2st) -> dict[str, np.ndarray]:
+def real_crops(real_data) -> dict[str, np.ndarray]:
     """700 x 700 px of a raw scan, tissue and glass, and of a section stained elsewhere."""
-    raw = WholeImage(her2st / "HER2ST_C2.jpg")
-    other = PatchMosaic.from_h5(her2st / "HBCIS_BC23209_C1_patches.h5")
+    raw = WholeImage(real_data / "HER2ST_C2.jpg")
+    other = PatchMosaic.from_h5(real_data / "HBCIS_BC23209_C1_patches.h5")
     return {"raw": raw.read_region(2300, 5400, 700, 700), "other": other.read_region(3000, 3000, 700, 700)}

@@ -114,14 +114,14 @@ def test_disc_share_is_a_mean(diameter):
     assert disc_share(one, diameter).max() == pytest.approx(min(1.0, 1 / area), rel=0.15)
 
 
-def test_real_sections(her2st):
+def test_real_sections(real_data):
     """The share of the image that is tissue, as measured by eye on the thumbnails; glass and gaps are none."""
-    image = open_image(her2st / "HER2ST_C3.jpg")
+    image = open_image(real_data / "HER2ST_C3.jpg")
     mask, scale = find_tissue(image, um_per_px=0.6874)
     assert 0.17 < mask.mean() < 0.25
     assert not mask[-200:].any()  # glass with a cast of eosin
     assert mask.shape == (round(image.height * scale), round(image.width * scale))
-    mosaic = open_image(her2st / "HBCIS_BC23209_C1_patches.h5")
+    mosaic = open_image(real_data / "HBCIS_BC23209_C1_patches.h5")
     thumbnail, _ = mosaic.thumbnail(800)
     mask = tissue_mask(thumbnail, um_per_px=8.0)
     white = (thumbnail == 255).all(axis=2)

@@ -172,8 +172,8 @@ def test_killed_while_cutting_leaves_no_half_file(section, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["HER2ST_C5", "HBCIS_BC23209_C1"])
-def test_real_sections(her2st: Path, tmp_path, name):
-    given = read_path(her2st / f"{name}.h5ad")
+def test_real_sections(real_data: Path, tmp_path, name):
+    given = read_path(real_data / f"{name}.h5ad")
     report, cleaned, paths = run(given, tmp_path, tile_um=150.0, tile_px=78)
     assert not report.alignment.applied  # both are well aligned as published
     assert report.stain_note == ""
