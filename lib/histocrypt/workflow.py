@@ -117,7 +117,8 @@ def _command(
     command = [sys.executable, "-m", "snakemake", STAGES[until] if until else "all"]
     command += ["--snakefile", str(paths.repository() / "workflow" / "Snakefile")]
     command += ["--profile", str(profile), "--directory", str(study.run.root), "--nocolor"]
-    command += ["--cores", str(cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "all")]
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    command += ["--cores", str(cores or usable)]
     command += ["--config", f"study={study_file.resolve()}", f"parameters={json.dumps(given)}"]
     return command
 

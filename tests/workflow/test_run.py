@@ -61,6 +61,16 @@ def test_a_small_change_of_one_model_leaves_the_others_alone(small_run, tmp_path
     assert trained == {"4"}  # three folds and the final model of vision_mlp; no baseline
 
 
+def test_a_changed_section_file_is_preprocessed_again_alone(small_run):
+    file = small_run / "small" / "demo_tissue" / "S_3.h5ad"
+    before = file.stat()
+    os.utime(file)
+    planned = histocrypt("run", small_run / "small.yaml", "--cores", "2", "--dry-run", outputs=small_run)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    jobs = {line.split()[0]: line.split()[1] for line in planned.stdout.splitlines() if line.startswith("preprocess ")}
+    assert jobs == {"preprocess": "1"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

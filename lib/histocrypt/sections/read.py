@@ -234,13 +234,18 @@ def settings_key(files: SectionFiles) -> str:
 
 
 def input_files(study: Study) -> list[Path]:
-    """Return the files a study's sections are read from, as far as names tell, without opening any.
+    """Return the files a study's sections are read from, as far as names tell, without reading any.
 
     The workflow watches them: sections are read again when one of them changes. The demo tissue has none.
     """
     real = [source for source in study.sections if source.path != DEMO and source.format != DEMO]
-    found = [files for source in real for files in find_sections(source, study=study)]
-    watched = {path for files in found for path in (files.path, files.image) if path is not None}
-    for path in [path for path in watched if path.is_file()]:
-        watched.update(sibling for sibling in path.parent.glob(f"{path.stem}[._]*") if sibling.is_file())
-    return sorted(watched)
+    return sorted({path for source in real for files in find_sections(source, study=study) for path in watched(files)})
+
+
+def watched(files: SectionFiles) -> list[Path]:
+    """Return the files whose change makes a section another one: its own, its image, and siblings of the same stem."""
+    named = [path for path in (files.path, files.image) if path is not None]
+    siblings = [
+        path for one in named if one.is_file() for path in one.parent.glob(f"{one.stem}[._]*") if path.is_file()
+    ]
+    return sorted({*named, *siblings})
