@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from histocrypt.sections.section import Section
+    from histocrypt.sections.section import Section, SectionFiles
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,20 @@ def summarise(section: Section, *, max_side: int = 500) -> Summary:
         dropped=dict(section.dropped),
         notes=list(section.notes),
     )
+
+
+def listing(summary: Summary, files: SectionFiles) -> dict[str, Any]:
+    """Return what the workflow must know of a section: who it is, how it is read, and which files to watch."""
+    from histocrypt.sections.read import watched
+
+    return {
+        "section": summary.section,
+        "patient": summary.patient,
+        "dropped": summary.dropped,
+        "notes": summary.notes,
+        "read_as": {key: str(value) for key, value in asdict(files).items()},
+        "files": [str(path) for path in watched(files)],
+    }
 
 
 def table(summaries: list[Summary], *, min_counts: int) -> pd.DataFrame:
