@@ -137,7 +137,14 @@ def test_ctrl_c_stops_the_jobs_and_keeps_what_is_done(tmp_path):
 
     study = write_study(tmp_path, "stopped")
     command = [sys.executable, "-m", "histocrypt", "run", str(study), "--cores", "1"]
-    process = subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
+        # Tests started in the background inherit an ignored SIGINT; a person's shell never has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     line = ""
     while "20_preprocessing" not in line:
         line = process.stdout.readline()
