@@ -89,11 +89,11 @@ def run_study(
 
     study.run.logs.mkdir(parents=True, exist_ok=True)
     with _only_one(study) as lock:
-        write_json(study.run.study, study.model_dump(mode="json"))
         command = _command(study_file, study, cores=cores, until=until, given=given, profile=profile)
         if dry_run:
             quiet = ["--dry-run", "--quiet", "host", "reason", "rules"]
             return subprocess.call([*command, *quiet], cwd=paths.repository())
+        write_json(study.run.study, study.model_dump(mode="json"))
         # Nobody else runs this study (we hold its lock), so a Snakemake lock can only be left over from a kill.
         unlock = [*command, "--unlock"]
         subprocess.run(unlock, cwd=paths.repository(), check=False, capture_output=True)
@@ -136,7 +136,6 @@ def _only_one(study: Study) -> Iterator[IO[str]]:
         yield lock
 
 
-_STARTED = re.compile(r"^(?:local)?(?:rule|checkpoint) (\w+):")
 _LOG = re.compile(r"^\s+log: (\S+)")
 _JOB = re.compile(r"^\s+jobid: (\d+)")
 _FINISHED = re.compile(r"^Finished jobid: (\d+)")

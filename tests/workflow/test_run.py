@@ -45,6 +45,7 @@ def test_a_finished_run_has_nothing_to_do(small_run):
 )
 def test_only_what_a_change_touches_would_run_again(small_run, tmp_path, change, runs, stays):
     study = write_study(tmp_path, "small", **{"models": {"vision_mlp": {"width": 0.25}}, **change})
+    before = (small_run / "small" / "study.json").read_text()
     planned = histocrypt("run", study, "--cores", "2", "--dry-run", outputs=small_run)
     assert planned.returncode == 0, planned.stderr
     listed = {
@@ -52,6 +53,7 @@ def test_only_what_a_change_touches_would_run_again(small_run, tmp_path, change,
     }
     assert runs <= listed
     assert not stays & listed
+    assert (small_run / "small" / "study.json").read_text() == before
 
 
 def test_a_small_change_of_one_model_leaves_the_others_alone(small_run, tmp_path):
