@@ -100,8 +100,10 @@ class NetworkPredictor:
         self.curves: list[dict] = []
 
     def _new_network(self) -> torch.nn.Module:
+        network = model_class(self.model)
+        side = {"side": self.input_px} if getattr(network, "sized", False) else {}
         try:
-            return model_class(self.model)(len(self.outputs), **self.options)
+            return network(len(self.outputs), **side, **self.options)
         except (TypeError, ValueError) as error:
             msg = f"the network refuses its options ({error})"
             raise InputError(msg, field=f"models.{self.model}", value=self.options) from error

@@ -1,0 +1,89 @@
+"""Layers that an encrypted evaluation can follow exactly: sums, products with weights, and squares.
+
+A network is written once, against a namespace of layers: `CLEAR` here, or an encrypted library's own (``orion.nn`` has
+the same names).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+LIMIT = 3.0
+"""What enters a square should stay within plus or minus this: the precision of a ciphertext is absolute, and squares of
+squares grow fast."""
+
+
+class Square(nn.Module):
+    """The activation x * x: one multiplication of ciphertexts, nothing approximated."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the square of each value."""
+        return x * x
+
+
+CLEAR = SimpleNamespace(
+    Conv2d=nn.Conv2d,
+    BatchNorm2d=nn.BatchNorm2d,
+    Quad=Square,
+    AvgPool2d=nn.AvgPool2d,
+    Flatten=nn.Flatten,
+    Linear=nn.Linear,
+)
+"""The layers in the clear, under the names that encrypted libraries use."""
+
+
+@dataclass
+class Ranges:
+    """What went into the squares while `watched` was on."""
+
+    excess: list[torch.Tensor] = field(default_factory=list)
+    """One per square of the last forward pass: mean of the squared excess over `LIMIT`, differentiable."""
+    largest: dict[str, float] = field(default_factory=dict)
+    """Largest absolute value by name of the square, over all passes."""
+
+    def penalty(self) -> torch.Tensor:
+        """Return the sum over the squares of the last pass, and forget it."""
+        total = torch.stack(self.excess).sum()
+        self.excess.clear()
+        return total
+
+
+@contextmanager
+def watched(network: nn.Module, *, largest: bool = False) -> Iterator[Ranges]:
+    """Watch what enters the squares of a network.
+
+    Parameters
+    ----------
+    network
+        Any; a network without `Square` has nothing to watch, and no ``excess``.
+    largest
+        Note the largest values instead of the excess.
+    """
+    found = Ranges()
+
+    def look(name: str) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            x = inputs[0].float()
+            if largest:
+                found.largest[name] = max(found.largest.get(name, 0.0), float(x.detach().abs().max()))
+            else:
+                found.excess.append((x.abs() - LIMIT).clamp_min(0).square().mean())
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(look(name))
+        for name, module in network.named_modules()
+        if isinstance(module, Square)
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
