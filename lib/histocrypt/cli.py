@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from histocrypt.encrypted import commands as fhe
 from histocrypt.errors import InputError
 
 app = typer.Typer(
@@ -16,6 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(fhe.app, name="fhe")
 
 
 @app.command()

@@ -12,7 +12,7 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.models.spots import Spots
 from histocrypt.targets.panels import Panel
-from histocrypt.training.artifacts import TrainedModel, load_model
+from histocrypt.training.artifacts import load_model
 from histocrypt.training.predictions import write_predictions
 from histocrypt.training.spots import normalised_chunks, section_features, spot_names
 
@@ -76,14 +76,14 @@ def predict_section(
     model = load_model(model_folder)
     section = read_path(section_path, image=image, um_per_px=um_per_px)
     panel = Panel.from_dict(model.about["panel"])
-    missing = check_fit(model, section, panel)
+    missing = check_fit(model.about, section, panel)
     if missing:
         some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         note = f"note: {len(missing)} of {len(panel)} genes are not measured in {section.id} ({some})"
         print(f"{note}; they are predicted all the same, and scoring skips them", file=sys.stderr)
 
     with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
-        spots, coords, report = _prepare(model, section, Path(folder))
+        spots, coords, report = prepare_section(model.about, section, Path(folder), model.scaling.outputs)
         predicted = model.predict(spots)
         about = {
             "model": model.about["model"],
@@ -117,7 +117,7 @@ def predict_section(
     )
 
 
-def check_fit(model: TrainedModel, section: Section, panel: Panel) -> list[str]:
+def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:
     """Check that a model fits a section, before any work; return the panel's genes that the section did not measure.
 
     Raises
@@ -129,7 +129,7 @@ def check_fit(model: TrainedModel, section: Section, panel: Panel) -> list[str]:
     if section.image is None:
         msg = "has no image, and a model of histology needs one"
         raise InputError(msg, file=file, field=section.id, fix="name it with --image")
-    geometry = model.about["geometry"]
+    geometry = about["geometry"]
     wanted = geometry["tile_um"] / min(geometry["tile_px"], geometry["input_px"])
     if section.um_per_px > COARSEST * wanted:
         side = geometry["tile_um"] / section.um_per_px
@@ -141,15 +141,33 @@ def check_fit(model: TrainedModel, section: Section, panel: Panel) -> list[str]:
             expected=f"at most {COARSEST * wanted:.3g} µm/px, twice what the model sees ({wanted:.3g})",
             fix="give the full-resolution image, or the right --um-per-px",
         )
-    if model.about["model"] == "depth_only" and not section.adata.X.sum() > 0:
+    if about["model"] == "depth_only" and not section.adata.X.sum() > 0:
         msg = "depth_only predicts from total counts, and this section has none"
         raise InputError(msg, file=file, field="X", fix="use another model")
     measured = set(section.genes.tolist())
     return [gene for gene in panel.genes if gene not in measured]
 
 
-def _prepare(model: TrainedModel, section: Section, folder: Path) -> tuple[Spots, np.ndarray, Any]:
-    """Preprocess a section into ``folder``; return its spots, tiles memory-mapped, their coordinates and the report."""
+def prepare_section(
+    about: dict[str, Any], section: Section, folder: Path, outputs: tuple[str, ...]
+) -> tuple[Spots, np.ndarray, Any]:
+    """Preprocess a section as a model's training sections were.
+
+    Parameters
+    ----------
+    about
+        What ``model.json`` says of preprocessing, seed, stain and geometry.
+    section
+        With an image.
+    folder
+        Temporary; tiles are memory-mapped from there.
+    outputs
+        Names of the model's outputs.
+
+    Returns
+    -------
+    spots, (n, 2) coordinates in full-resolution pixels, report of the preprocessing
+    """
     import h5py
 
     from histocrypt.study import Preprocessing
@@ -157,17 +175,17 @@ def _prepare(model: TrainedModel, section: Section, folder: Path) -> tuple[Spots
     from histocrypt.tissue.stain import StainStatistics
     from histocrypt.training.prepare import read_clean_section
 
-    settings = Preprocessing(**{**model.about["preprocessing"], "min_counts": 0})
+    settings = Preprocessing(**{**about["preprocessing"], "min_counts": 0})
     paths = {
         "section_path": folder / "section.h5ad",
         "tiles_path": folder / "tiles.h5",
         "stain_path": folder / "s.json",
     }
-    report = preprocess_section(section, settings=settings, seed=model.about["seed"], **paths)
+    report = preprocess_section(section, settings=settings, seed=about["seed"], **paths)
     cleaned: AnnData = read_clean_section(paths["section_path"])
     own = StainStatistics.load(paths["stain_path"])
-    reference = StainStatistics.from_dict(model.about["stain"]["reference"], file=model.folder / "model.json")
-    method, side = model.about["stain"]["method"], model.about["geometry"]["input_px"]
+    reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")
+    method, side = about["stain"]["method"], about["geometry"]["input_px"]
     names = spot_names(section.id, cleaned.obs_names.to_numpy().astype(str))
     tiles = np.memmap(folder / "tiles.bin", dtype=np.uint8, mode="w+", shape=(len(names), side, side, 3))
     with h5py.File(paths["tiles_path"], "r") as file:
@@ -184,7 +202,7 @@ def _prepare(model: TrainedModel, section: Section, folder: Path) -> tuple[Spots
         patients=np.full(len(names), section.patient or ""),
         tiles=tiles,
         depth=cleaned.obs["total_counts"].to_numpy(dtype=np.float64),
-        outputs=model.scaling.outputs,
+        outputs=outputs,
         features=features,
     )
     return spots, np.asarray(cleaned.obsm["spatial"]), report

@@ -1,0 +1,165 @@
+"""The compiled model on disk: ``server/`` is the owner's secret, ``client.json`` is public.
+
+The public part says all that a key owner needs (parameters, needed rotations, how tiles are cut and normalised, the
+calibrated range, the panel) and nothing of the weights. Its hash binds keys and messages to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from histocrypt.atomic import read_json, write_json
+from histocrypt.encrypted.packing import Layout, blocked, spots_side_by_side
+from histocrypt.encrypted.parameters import Parameters, check_security
+from histocrypt.errors import InputError
+
+FORMAT, VERSION = "histocrypt encrypted client", 1
+REQUIRED = {
+    "model": str, "title": str, "sees": str, "parameters": dict, "rotations": list, "moduli": list, "level": int,
+    "input": dict, "outputs": list, "batch": int, "input_range": list, "output_range": list, "panel": dict,
+    "transforms": list, "geometry": dict, "preprocessing": dict, "stain": dict, "normalisation": dict, "study": dict,
+    "fold": str, "seed": int, "weights_sha256": str,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Client:
+    """The public part of a compiled model."""
+
+    about: dict[str, Any]
+    parameters: Parameters
+    file: Path
+
+    @property
+    def hash(self) -> str:
+        """What keys and messages are bound to."""
+        return hash_of(self.about)
+
+    @property
+    def batch(self) -> int:
+        """Spots that share one set of ciphertexts."""
+        return self.about["batch"]
+
+    @property
+    def input(self) -> Layout:
+        """Where inputs lie: (channels, side, side), or (features, batch)."""
+        return input_layout(self.about["input"], self.parameters.slots)
+
+    @property
+    def output(self) -> Layout:
+        """Where outputs lie: (outputs, batch)."""
+        return spots_side_by_side(len(self.about["outputs"]), self.batch, self.parameters.slots)
+
+    @property
+    def level(self) -> int:
+        """Level at which inputs are encrypted."""
+        return self.about["level"]
+
+    @property
+    def rotations(self) -> list[int]:
+        """Rotations whose keys the evaluator needs."""
+        return self.about["rotations"]
+
+    def ciphertext_bytes(self, level: int) -> int:
+        """Return the size of one ciphertext at a level, generously: what a message may hold at most."""
+        return 2 * (level + 1) * (self.parameters.limb_bytes + 64) + 2048
+
+    def evaluation_key_bytes(self) -> int:
+        """Return the size of all evaluation keys."""
+        return (len(self.rotations) + 1) * self.parameters.switching_key_bytes
+
+
+def input_layout(described: dict[str, Any], slots: int) -> Layout:
+    """Return the layout that a client part describes."""
+    if described["kind"] == "tiles":
+        return blocked(tuple(described["shape"]), slots, factors=described["factors"])
+    return spots_side_by_side(*described["shape"], slots)
+
+
+def hash_of(about: dict[str, Any]) -> str:
+    """Return a hash of everything in the client part."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def write_client(path: Path, about: dict[str, Any]) -> None:
+    """Write the public part."""
+    write_json(path, {"format": FORMAT, "version": VERSION, **about, "hash": hash_of(about)})
+
+
+def load_client(path: str | Path) -> Client:
+    """Read and check a client part: its hash, its fields, and the security of its parameters.
+
+    Parameters
+    ----------
+    path
+        ``client.json``, or the folder that holds it.
+
+    Raises
+    ------
+    InputError
+        If it is missing, damaged, changed by hand, or its parameters give less than 128 bits of security.
+    """
+    path = Path(path)
+    path = path / "client.json" if path.is_dir() else path
+    return parse_client(read_json(path), file=path)
+
+
+def parse_client(content: Any, *, file: Path | str) -> Client:
+    """Check the content of a client part; see `load_client`."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
+        msg = "is not the public part of a compiled model, or of another version"
+        raise InputError(msg, file=file, expected="client.json as `histocrypt fhe compile` writes it")
+    about = {key: value for key, value in content.items() if key not in ("format", "version", "hash")}
+    if content.get("hash") != hash_of(about):
+        msg = "was changed since the model was compiled"
+        raise InputError(msg, file=file, field="hash", fix="ask the model's owner for it again")
+    for key, kind in REQUIRED.items():
+        if not isinstance(about.get(key), kind):
+            msg = "is missing or of the wrong type"
+            raise InputError(msg, file=file, field=key, expected=kind.__name__)
+    parameters = Parameters.from_dict(about["parameters"])
+    check_security(parameters, file=file)
+    return Client(about, parameters, Path(file))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A compiled model, as its owner has it."""
+
+    folder: Path
+    client: Client
+    server: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The compiled network."""
+        return self.folder / "server" / "model.orion"
+
+    def evaluation_bytes(self, workers: int) -> int:
+        """Return the memory that evaluating with so many workers takes, estimated before it starts.
+
+        The constant and the share per worker were fitted to measured peaks (`benchmarks/encrypted.py`).
+        """
+        per_worker = self.client.evaluation_key_bytes() + 40 * self.client.parameters.switching_key_bytes
+        return int(1.1 * (self.server["encoded_bytes"] + self.server["file_bytes"] + workers * per_worker)) + (
+            150 << 20
+        )
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """Read a compiled model; `InputError` where a part is missing or does not belong to the other."""
+    folder = Path(folder)
+    client = load_client(folder / "client.json")
+    server = read_json(folder / "server" / "server.json")
+    if server.get("client") != client.hash:
+        msg = "the server part belongs to another client part"
+        raise InputError(msg, file=folder, field="server/server.json", fix="compile the model again")
+    model = folder / "server" / "model.orion"
+    if not model.is_file() or model.stat().st_size != server.get("file_bytes"):
+        msg = "the compiled network is missing or was cut short"
+        raise InputError(msg, file=model, fix="compile the model again")
+    return Bundle(folder, client, server)

@@ -1,0 +1,91 @@
+"""``histocrypt fhe``: the verbs of the model's owner, the key owner and the evaluator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Encrypted inference between two parties. Model owner: compile. Key owner: keygen, encrypt, decrypt. "
+    "Evaluator: evaluate. Over a network: serve, send.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Image = Annotated[str | None, typer.Option(help="Image file, where the section does not name it.")]
+Resolution = Annotated[float | None, typer.Option(help="Micrometres per full-resolution pixel.")]
+ExpectedPanel = Annotated[Path | None, typer.Option(help="Gene ids you expect, one a line; another panel is refused.")]
+Skip = Annotated[bool, typer.Option("--skip-out-of-range", help="Leave out spots outside the calibrated range.")]
+
+
+@app.command("compile")
+def compile_(
+    model: Annotated[Path, typer.Option(help="Folder of a trained model, e.g. outputs/demo/models/fhe_cnn/final.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle: server/ is secret, client.json public.")],
+) -> None:
+    """Compile a trained model for encrypted evaluation (model owner)."""
+    from histocrypt.encrypted.compile import compile_model
+
+    typer.echo(compile_model(model, output))
+
+
+@app.command()
+def keygen(
+    client: Annotated[Path, typer.Option(help="The model's public part, client.json.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the keys; keep it to yourself.")],
+) -> None:
+    """Make keys for a compiled model (key owner)."""
+    from histocrypt.encrypted.key_owner import keygen
+
+    typer.echo(keygen(client, output))
+
+
+@app.command()
+def encrypt(
+    section: Annotated[str, typer.Argument(help="A section in any readable format.")],
+    keys: Annotated[Path, typer.Option(help="Folder of the keys.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The request, for the evaluator.")],
+    image: Image = None,
+    um_per_px: Resolution = None,
+    panel: ExpectedPanel = None,
+    skip_out_of_range: Skip = False,
+) -> None:
+    """Cut, normalise, check and encrypt the spots of a section (key owner)."""
+    from histocrypt.encrypted.key_owner import encrypt_section
+
+    typer.echo(
+        encrypt_section(
+            section, keys, output, image=image, um_per_px=um_per_px, panel=panel, skip_out_of_range=skip_out_of_range
+        )
+    )
+
+
+@app.command()
+def evaluate(
+    request: Annotated[Path, typer.Argument(help="The request folder.")],
+    bundle: Annotated[Path, typer.Option(help="The compiled model.")],
+    evaluation_keys: Annotated[Path, typer.Option(help="The client's evaluation.keys.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The response folder.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Ciphertexts at once; default: one per core.")] = None,
+) -> None:
+    """Predict on ciphertexts, without being able to decrypt them (evaluator)."""
+    from histocrypt.encrypted.evaluator import evaluate_request
+
+    typer.echo(evaluate_request(request, bundle, evaluation_keys, output, workers=workers))
+
+
+@app.command()
+def decrypt(
+    response: Annotated[Path, typer.Argument(help="The response folder.")],
+    keys: Annotated[Path, typer.Option(help="Folder of the keys.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")],
+    noise: Annotated[
+        float, typer.Option(min=0, help="Noise added to each value, as a share of its gene's spread; 0: none.")
+    ] = 1e-3,
+) -> None:
+    """Decrypt predictions (key owner)."""
+    from histocrypt.encrypted.key_owner import decrypt_response
+
+    typer.echo(decrypt_response(response, keys, output, noise=noise))

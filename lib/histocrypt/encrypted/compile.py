@@ -1,0 +1,350 @@
+"""From a trained model to a compiled one: merge linear layers, lay values out, write diagonals, calibrate ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from histocrypt.atomic import write_json
+from histocrypt.encrypted import engine
+from histocrypt.encrypted.affine import Affine, average_pool, convolution, linear, scaling
+from histocrypt.encrypted.bundle import hash_of, input_layout, write_client
+from histocrypt.encrypted.packing import Layout, best_ratio, blocked, diagonals, spots_side_by_side
+from histocrypt.encrypted.parameters import Parameters, check_security, choose
+from histocrypt.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from histocrypt.training.artifacts import TrainedModel
+
+MARGIN = 0.25
+"""The calibrated range is widened by this share of itself on both sides."""
+PUBLIC = ("panel", "transforms", "geometry", "preprocessing", "stain", "study", "fold", "seed")
+"""What clients learn of ``model.json`` as it stands."""
+HEAD_BATCH = 16
+"""Spots that share ciphertexts where the evaluator holds a head alone: fewest diagonals a spot at N = 2^12."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A network as affine maps with a square between each two."""
+
+    maps: list[Affine]
+    strides: list[int]
+
+    @property
+    def levels(self) -> int:
+        """Multiplicative depth: one for each map and each square."""
+        return 2 * len(self.maps) - 1
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Do in the clear, in double precision, what the evaluator does to ciphertexts: (n, *shape) to (n, outputs)."""
+        for number, one in enumerate(self.maps):
+            x = one(x if number == 0 else x**2)
+        return x
+
+    def largest(self, x: np.ndarray) -> list[float]:
+        """Return the largest absolute value that enters each square, for inputs (n, *shape)."""
+        found = []
+        for one in self.maps[:-1]:
+            x = one(x)
+            found.append(float(np.abs(x).max()))
+            x = x**2
+        return found
+
+
+def lower(network: nn.Module, shape: tuple[int, int, int]) -> Lowered:
+    """Turn a network of plain layers into affine maps and squares; batch norm and pooling are merged.
+
+    Parameters
+    ----------
+    network
+        Has ``layers``, a sequence of convolutions, batch norms, squares, average pools, flatten and linear layers.
+    shape
+        Of its input, (channels, height, width).
+
+    Raises
+    ------
+    InputError
+        If a layer cannot be evaluated on ciphertexts.
+    """
+    from torch import nn
+
+    from histocrypt.models.polynomial import Square
+
+    maps: list[Affine] = []
+    strides: list[int] = []
+    current: Affine | None = None
+
+    def array(tensor: Any) -> np.ndarray | None:
+        return None if tensor is None else tensor.detach().cpu().double().numpy()
+
+    for layer in network.layers:
+        shape = shape if current is None else current.target
+        if isinstance(layer, nn.Flatten | nn.Identity | nn.Dropout):
+            continue
+        if isinstance(layer, Square) and current is not None:
+            maps.append(current)
+            shape, current = current.target, None
+            continue
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1):
+            stride, padding = layer.stride[0], layer.padding[0]
+            one = convolution(array(layer.weight), array(layer.bias), shape, stride=stride, padding=padding)
+            strides.append(stride)
+        elif isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+            gain = array(layer.weight) / np.sqrt(array(layer.running_var) + layer.eps)
+            one = scaling(gain, array(layer.bias) - gain * array(layer.running_mean), shape)
+        elif isinstance(layer, nn.AvgPool2d):
+            one = average_pool(shape, layer.kernel_size, stride=layer.stride, padding=layer.padding)
+        elif isinstance(layer, nn.Linear):
+            one = linear(array(layer.weight), array(layer.bias), shape)
+        else:
+            msg = "a layer of this network cannot be evaluated on ciphertexts"
+            raise InputError(
+                msg,
+                field="layers",
+                value=type(layer).__name__,
+                expected="convolution, batch norm, square, average pool or linear",
+            )
+        current = one if current is None else current.then(one)
+    if current is None:
+        msg = "the network ends in a square or has no layers"
+        raise InputError(msg, field="layers")
+    return Lowered([*maps, current], strides)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Nodes for the engine, and what keys they need."""
+
+    parameters: Parameters
+    nodes: list[engine.Node]
+    rotations: set[int]
+    layouts: list[Layout]
+    """Of the input and of each map's output."""
+    diagonals: list[int]
+    """Number in each map."""
+    encoded_bytes: int
+    """What the evaluator holds once all of them are encoded."""
+
+
+def assemble(lowered: Lowered, parameters: Parameters, layouts: Sequence[Layout], moduli: Sequence[int]) -> Compiled:
+    """Build the engine's graph.
+
+    CKKS keeps each ciphertext with a scale; a square changes it to scale^2 / prime, and primes are only near powers of
+    two. The engine adds biases at the nominal scale and does not correct for the difference. Here the true scale is
+    followed exactly, and each matrix brings its output back to the nominal one.
+    """
+    nominal = float(1 << parameters.log_scale)
+    true = claimed = nominal
+    level, previous = lowered.levels, ()
+    nodes, rotations, counts, encoded = [], set(), [], 0
+    last = len(lowered.maps) - 1
+    for number, (one, source, target) in enumerate(zip(lowered.maps, layouts, layouts[1:], strict=False)):
+        after = max(claimed, nominal)  # what the engine will say of the scale once a bias is added
+        aim = after if number == last else nominal
+        blocks, folds = diagonals(one.matrix * (aim / true), source, target)
+        bias = target.pack(one.bias * (aim / nominal))
+        log_ratio, needed = best_ratio(blocks, parameters.slots)
+        rotations |= needed | {parameters.slots >> (step + 1) for step in range(folds)}
+        count = sum(len(found) for found in blocks.values())
+        counts.append(count)
+        encoded += count * (level + 1 + len(parameters.logp)) * parameters.limb_bytes
+        blobs: dict[str, Any] = {
+            f"diag_{row}_{column}": lambda found=found: engine.diagonal_blob(found)
+            for (row, column), found in blocks.items()
+        }
+        blobs |= {f"bias_{row}": lambda values=values: values.tobytes() for row, values in enumerate(bias)}
+        config = {
+            "bsgs_ratio": float(1 << log_ratio), "output_rotations": folds,
+            "num_input_cts": source.ciphertexts, "num_output_cts": target.ciphertexts,
+        }  # fmt: skip
+        nodes.append(engine.Node(f"linear{number}", "linear_transform", level, previous, config, blobs))
+        true, claimed, level, previous = aim, after, level - 1, (f"linear{number}",)
+        if number < last:
+            nodes.append(engine.Node(f"square{number}", "quad", level, previous))
+            true, claimed = true**2 / moduli[level], claimed**2 / moduli[level]
+            level, previous = level - 1, (f"square{number}",)
+    return Compiled(parameters, nodes, rotations, list(layouts), counts, encoded)
+
+
+def compile_model(model_folder: str | Path, output: str | Path) -> str:
+    """Compile a trained model into a bundle.
+
+    Parameters
+    ----------
+    model_folder
+        ``models/<name>/<fold>`` of a run; the run's tiles of the model's training sections calibrate the input range.
+    output
+        The bundle: ``server/`` (secret, mode 0700) and ``client.json`` (public).
+
+    Returns
+    -------
+    str
+        One line that says what was compiled.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be evaluated on ciphertexts, or its training tiles are not beside it.
+    """
+    from histocrypt.training.artifacts import load_model
+
+    model, output = load_model(model_folder, device="cpu"), Path(output)
+    described, lowered = _lowered(model)
+    batch = described["batch"]
+    inputs = described["input"]
+    parameters = choose(lowered.levels, int(np.prod(inputs["shape"])) if inputs["kind"] == "tiles" else 1)
+    security = check_security(parameters)
+    owner = engine.KeyOwner(parameters)
+    moduli = owner.moduli()
+    layouts = [input_layout(inputs, parameters.slots)]
+    for number, one in enumerate(lowered.maps):
+        if number == len(lowered.maps) - 1:
+            layouts.append(spots_side_by_side(one.target[0], batch, parameters.slots))
+        elif len(one.target) == 3:
+            layouts.append(blocked(one.target, parameters.slots, factors=lowered.strides[number + 1 :]))
+        else:
+            layouts.append(spots_side_by_side(one.target[0], batch, parameters.slots))
+    matrices = Lowered([_for_batch(one, batch) for one in lowered.maps], lowered.strides)
+    compiled = assemble(matrices, parameters, layouts, moduli)
+    input_range, output_range, largest = _calibrate(model, described, lowered)
+    about = {
+        "model": model.about["model"], "title": model.about.get("title", model.about["model"]),
+        "sees": described["sees"],
+        "parameters": parameters.to_dict(), "security_bits": security, "rotations": sorted(compiled.rotations),
+        "moduli": [str(prime) for prime in moduli], "level": lowered.levels, "batch": batch, "input": inputs,
+        "outputs": model.about["outputs"], "input_range": input_range, "output_range": output_range,
+        "normalisation": described["normalisation"],
+        **{key: model.about[key] for key in PUBLIC},
+        "weights_sha256": model.about["weights"]["sha256"],
+    }  # fmt: skip
+    about = json.loads(json.dumps(about))
+    server = output / "server"
+    server.mkdir(parents=True, exist_ok=True)
+    server.chmod(0o700)
+    (server / "server.json").unlink(missing_ok=True)
+    path = server / "model.orion"
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    engine.write_model(path, parameters, compiled.nodes, compiled.rotations)
+    write_client(output / "client.json", about)
+    write_json(
+        server / "server.json",
+        {
+            "client": hash_of(about), "model": str(Path(model_folder).resolve()), "file_bytes": path.stat().st_size,
+            "sha256": _sha256(path), "encoded_bytes": compiled.encoded_bytes, "diagonals": compiled.diagonals,
+            "largest_before_square": largest,
+        },
+    )  # fmt: skip
+    return (
+        f"{output}: {about['title']} ({about['model']}), {lowered.levels} levels at N = 2^{parameters.logn}, "
+        f"log QP {parameters.log_qp}, at least {security} bits; {sum(compiled.diagonals)} diagonals, "
+        f"{len(compiled.rotations)} rotation keys; public part {output / 'client.json'}"
+    )
+
+
+def _lowered(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:
+    """Return how inputs are described to clients, and the network with the outputs' units merged into its last map."""
+    about, state = model.about, model.predictor.state()
+    by_section = about["training"]["normalise_by_section"]
+    if about["kind"] == "network":
+        network = model.predictor.network
+        if not hasattr(network, "layers"):
+            msg = "this network was not made for encrypted evaluation"
+            raise InputError(
+                msg, file=model.folder, field="model", value=about["model"], expected="fhe_cnn or fhe_head"
+            )
+        side = about["geometry"]["input_px"]
+        lowered = lower(network, (3, side, side))
+        mean, sd = np.asarray(state["pixel_moments"], dtype=float)
+        described = {
+            "sees": "tiles", "batch": 1,
+            "input": {"kind": "tiles", "shape": [3, side, side], "factors": lowered.strides},
+            "normalisation": {"by_section": by_section, "mean": mean.tolist(), "sd": sd.tolist()},
+        }  # fmt: skip
+    elif "axes" in state and "coefficient" in state:
+        axes, coefficient = state["axes"].astype(float), state["coefficient"].astype(float)
+        weight = (axes @ coefficient).T
+        offset = state["intercept"].astype(float) - weight @ state["centre"].astype(float)
+        lowered = Lowered([linear(weight, offset, (len(axes),))], [])
+        described = {
+            "sees": "features", "batch": HEAD_BATCH,
+            "input": {"kind": "features", "shape": [len(axes), HEAD_BATCH], "encoder": model.predictor.encoder},
+            "normalisation": {"by_section": by_section, "mean": state["mean"].tolist(), "sd": state["sd"].tolist()},
+        }  # fmt: skip
+    else:
+        msg = "this model cannot be evaluated on ciphertexts"
+        raise InputError(msg, file=model.folder, field="model", value=about["model"], expected="fhe_cnn or fhe_head")
+    units = scaling(model.scaling.sd.astype(float), model.scaling.mean.astype(float), lowered.maps[-1].target)
+    return described, Lowered([*lowered.maps[:-1], lowered.maps[-1].then(units)], lowered.strides)
+
+
+def _for_batch(one: Affine, batch: int) -> Affine:
+    """Return a map for several spots side by side; a tile is alone in its ciphertext."""
+    if batch == 1:
+        return one
+    return Affine(
+        sp.kron(one.matrix, sp.eye(batch), format="csr"),
+        np.repeat(one.bias, batch),
+        (*one.source, batch),
+        (*one.target, batch),
+    )
+
+
+def _calibrate(
+    model: TrainedModel, described: dict[str, Any], lowered: Lowered
+) -> tuple[list[float], list[float], list[float]]:
+    """Return the range of inputs and of outputs over the training tiles, widened, and what entered each square."""
+    low, high, out_low, out_high = np.inf, -np.inf, np.inf, -np.inf
+    largest = [0.0] * (len(lowered.maps) - 1)
+    for inputs in training_inputs(model, described):
+        low, high = min(low, float(inputs.min())), max(high, float(inputs.max()))
+        outputs = lowered(inputs)
+        out_low, out_high = min(out_low, float(outputs.min())), max(out_high, float(outputs.max()))
+        largest = [max(pair) for pair in zip(largest, lowered.largest(inputs), strict=True)]
+    room, out_room = MARGIN * (high - low), 4 * (out_high - out_low)
+    return [low - room, high + room], [out_low - out_room, out_high + out_room], largest
+
+
+def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Yield what the network was trained on, as it enters the network, a section at a time."""
+    from histocrypt.encrypted.inputs import network_inputs
+    from histocrypt.paths import RunFolder
+    from histocrypt.tissue.stain import StainStatistics
+    from histocrypt.tissue.tiles import read_tiles
+    from histocrypt.training.spots import normalised_chunks, section_features, spot_names
+
+    run = RunFolder(model.folder.resolve().parents[2])
+    stain = model.about["stain"]
+    reference = StainStatistics.from_dict(stain["reference"], file=model.folder / "model.json")
+    for section in model.about["train_sections"]:
+        if not run.tiles(section).is_file() or not run.stain(section).is_file():
+            msg = "the tiles that this model was trained on calibrate its input range, and they are not here"
+            raise InputError(
+                msg, file=run.tiles(section), fix="compile the model inside the run folder it was trained in"
+            )
+        tiles, barcodes = read_tiles(run.tiles(section))[:2]
+        own = StainStatistics.load(run.stain(section))
+        if described["sees"] == "features":
+            names = spot_names(section, np.asarray(barcodes).astype(str))
+            encoder = described["input"]["encoder"]
+            values = section_features(tiles, stain=own, method=stain["method"], encoder=encoder, names=names)
+        else:
+            side = model.about["geometry"]["input_px"]
+            chunks = normalised_chunks(tiles, source=own, reference=reference, method=stain["method"], side=side)
+            values = np.concatenate(list(chunks))
+        yield network_inputs(values, described["sees"], described["normalisation"]).astype(np.float64)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

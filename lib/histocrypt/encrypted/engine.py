@@ -1,0 +1,336 @@
+"""The one place that touches the engine's internals.
+
+Written for orion-v2-lattigo 6.2.4 (keys, encryption, decryption) and orion-v2-evaluator 2.1.8 (evaluation); `check`
+refuses other versions. Two properties of the engine are used that its interface does not promise: the layout of its
+model file, which `write_model` writes (so its own compiler, and its packing, are not needed), and that its native calls
+take pointers, so that arrays and memory-mapped files go in without a copy.
+
+The two halves are separate native libraries. A process that evaluates loads the second only, which cannot decrypt.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histocrypt.encrypted.parameters import Parameters
+from histocrypt.errors import InputError
+
+VERSIONS = {"orion-v2-lattigo": "6.2.4", "orion-v2-evaluator": "2.1.8"}
+MAGIC = b"ORION\x00\x02\x00"
+GENERATOR = 5
+"""Rotations by k slots are the automorphisms X -> X^(5^k)."""
+
+
+def check() -> None:
+    """Refuse any other version of the engine than the one this file was written for."""
+    for package, wanted in VERSIONS.items():
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            found = None
+        if found != wanted:
+            msg = "encrypted inference needs this very version of its engine"
+            raise InputError(
+                msg,
+                field=package,
+                value=found or "not installed",
+                expected=wanted,
+                fix=f"pip install {package}=={wanted}",
+            )
+
+
+def galois_element(rotation: int, parameters: Parameters) -> int:
+    """Return the automorphism that rotates slots to the left."""
+    order = 1 << (parameters.logn + (2 if parameters.ring == "conjugate_invariant" else 1))
+    return pow(GENERATOR, rotation % order, order)
+
+
+# The compiled file -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Node:
+    """One step of the compiled network."""
+
+    name: str
+    op: str
+    """``linear_transform``, ``quad``, ``add`` or ``bootstrap``."""
+    level: int
+    """Of its input."""
+    inputs: tuple[str, ...]
+    """Names of earlier nodes; none: the network's input."""
+    config: dict[str, Any] = field(default_factory=dict)
+    blobs: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+    """Name to a function that makes the bytes, so that only one block is in memory at a time."""
+
+
+def diagonal_blob(found: dict[int, np.ndarray]) -> bytes:
+    """Return diagonals as the engine stores them: count, offsets ascending, values."""
+    offsets = sorted(found)
+    return b"".join(
+        [struct.pack("<I", len(offsets)), np.array(offsets, "<i4").tobytes()]
+        + [np.ascontiguousarray(found[offset], "<f8").tobytes() for offset in offsets]
+    )
+
+
+def write_model(path: Path, parameters: Parameters, nodes: Sequence[Node], rotations: set[int]) -> None:
+    """Write a compiled network for the evaluator, block by block."""
+    blobs = [(node, name) for node in nodes for name in node.blobs]
+    number = {(node.name, name): i for i, (node, name) in enumerate(blobs)}
+    again = parameters.bootstrapping
+    graph = {
+        "input": nodes[0].name,
+        "output": nodes[-1].name,
+        "nodes": [
+            {
+                "name": node.name, "op": node.op, "level": node.level, "depth": 0 if node.op == "add" else 1,
+                "config": node.config,
+                **({"blob_refs": {name: number[node.name, name] for name in node.blobs}} if node.blobs else {}),
+            }
+            for node in nodes
+        ],
+        "edges": [{"src": source, "dst": node.name} for node in nodes for source in node.inputs],
+    }  # fmt: skip
+    meta = {
+        "version": 2,
+        "params": engine_parameters(parameters),
+        "config": {"margin": 1, "embedding_method": "hybrid", "fuse_modules": True},
+        "manifest": {
+            "galois_elements": sorted(galois_element(rotation, parameters) for rotation in rotations),
+            "bootstrap_slots": [1 << again.log_slots] if again else [],
+            "boot_logp": list(again.logp) if again else None,
+            "btp_logn": again.logn if again else None,
+            "needs_rlk": True,
+        },
+        "input_level": nodes[0].level,
+        "cost": {"bootstrap_count": 0, "galois_key_count": len(rotations), "bootstrap_key_count": 0},
+        "graph": graph,
+        "blob_count": len(blobs),
+    }
+    header = json.dumps(meta, separators=(",", ":")).encode()
+    with path.open("wb") as file:
+        file.write(MAGIC + struct.pack("<I", len(header)) + header + struct.pack("<I", len(blobs)))
+        for node, name in blobs:
+            data = node.blobs[name]()
+            file.write(struct.pack("<Q", len(data)))
+            file.write(data)
+
+
+def engine_parameters(parameters: Parameters) -> dict[str, Any]:
+    """Return parameters under the engine's names."""
+    again = parameters.bootstrapping
+    return {
+        "logn": parameters.logn,
+        "logq": list(parameters.logq),
+        "logp": list(parameters.logp),
+        "log_default_scale": parameters.log_scale,
+        "h": 2 * (1 << parameters.logn) // 3,  # what a uniform ternary secret has
+        "ring_type": parameters.ring,
+        "boot_logp": list(again.logp) if again else None,
+        "btp_logn": again.logn if again else None,
+    }
+
+
+# The key owner's half ----------------------------------------------------------------------------------------------
+
+
+class KeyOwner:
+    """Makes keys, encrypts and decrypts. Holds the secret key; never leaves the key owner's process."""
+
+    def __init__(self, parameters: Parameters, *, secret: bytes | None = None, public: bytes | None = None) -> None:
+        check()
+        from lattigo import ckks, rlwe
+
+        self.parameters = parameters
+        given = engine_parameters(parameters)
+        self._ckks = ckks.Parameters(
+            parameters.logn, list(parameters.logq), list(parameters.logp), parameters.log_scale, parameters.ring,
+            h=given["h"], log_nth_root=parameters.bootstrapping.logn + 1 if parameters.bootstrapping else 0,
+        )  # fmt: skip
+        self._encoder = ckks.Encoder(self._ckks)
+        self._generator = rlwe.KeyGenerator(self._ckks)
+        self._secret = rlwe.SecretKey.unmarshal_binary(secret) if secret else None
+        self._public = rlwe.PublicKey.unmarshal_binary(public) if public else None
+        self._encryptor = rlwe.Encryptor(self._ckks, self._public) if public else None
+        self._decryptor = rlwe.Decryptor(self._ckks, self._secret) if secret else None
+
+    def generate(self) -> tuple[bytes, bytes]:
+        """Draw a secret key and its public key; return both as bytes."""
+        from lattigo import rlwe
+
+        self._secret = self._generator.gen_secret_key()
+        self._public = self._generator.gen_public_key(self._secret)
+        self._encryptor = rlwe.Encryptor(self._ckks, self._public)
+        self._decryptor = rlwe.Decryptor(self._ckks, self._secret)
+        return self._secret.marshal_binary(), self._public.marshal_binary()
+
+    def evaluation_keys(self, rotations: Sequence[int]) -> Iterator[bytes]:
+        """Yield the evaluator's key set piece by piece, so that one key at a time is in memory."""
+        elements = sorted({galois_element(rotation, self.parameters) for rotation in rotations})
+        with self._generator.gen_relin_key(self._secret) as key:
+            yield b"\x01" + key.marshal_binary()
+        yield b"\x01" + struct.pack("<I", len(elements))
+        for element in elements:
+            with self._generator.gen_galois_key(self._secret, element) as key:
+                yield struct.pack("<Q", element) + key.marshal_binary()
+
+    def moduli(self) -> list[int]:
+        """Return the ciphertext primes."""
+        return self._ckks.moduli_chain()
+
+    def encrypt(self, values: np.ndarray, level: int) -> bytes:
+        """Encrypt (slots,) float64 under the public key."""
+        from lattigo import ffi, rlwe
+
+        values = np.ascontiguousarray(values, dtype=np.float64)
+        error = ctypes.c_char_p(None)
+        handle = ffi._lib_call().EncoderEncode(
+            self._encoder._handle.raw, values.ctypes.data_as(ctypes.POINTER(ctypes.c_double)), len(values), level,
+            1 << self.parameters.log_scale, ctypes.byref(error),
+        )  # fmt: skip
+        ffi._check_err(error)
+        with (
+            rlwe.Plaintext(ffi.GoHandle(handle, tag="Plaintext")) as plain,
+            self._encryptor.encrypt_new(plain) as ciphertext,
+        ):
+            return ciphertext.marshal_binary()
+
+    def decrypt(self, ciphertext: bytes) -> np.ndarray:
+        """Decrypt to (slots,) float64."""
+        from lattigo import rlwe
+
+        with (
+            rlwe.Ciphertext.unmarshal_binary(ciphertext) as given,
+            self._decryptor.decrypt_new(given) as plain,
+        ):
+            return np.array(self._encoder.decode(plain, self.parameters.slots))
+
+
+def check_ciphertext(data: bytes, parameters: Parameters, moduli: Sequence[int], level: int, *, file: Any) -> None:
+    """Check that bytes have the exact form of a ciphertext under these parameters, before native code parses them.
+
+    Raises
+    ------
+    InputError
+        If they are of another ring or level, or have values outside their prime field.
+    """
+    fix = "encrypt it again with the client part of this very model"
+
+    def wrong(field: str, value: object, expected: object) -> InputError:
+        return InputError(
+            "is not a ciphertext under these parameters",
+            file=file,
+            field=field,
+            value=value,
+            expected=str(expected),
+            fix=fix,
+        )
+
+    end = data.find(b"}}", 0, 2048) + 2
+    if data[:1] != b"\x01" or end < 2:
+        raise wrong("metadata", "none", "CKKS metadata")
+    try:
+        meta = json.loads(data[1:end])
+        columns = int(meta["PlaintextMetaData"]["LogDimensions"][1], 16)
+        batched, ntt = meta["PlaintextMetaData"]["IsBatched"], meta["CiphertextMetaData"]["IsNTT"]
+        scale = float(meta["PlaintextMetaData"]["Scale"]["Value"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise wrong("metadata", "damaged", "CKKS metadata") from error
+    if (1 << columns, batched, ntt) != (parameters.slots, "0x01", "0x01"):
+        raise wrong("slots", 1 << columns, parameters.slots)
+    if not 0.5 < scale / 2.0**parameters.log_scale < 2:
+        raise wrong("scale", f"2^{math.log2(scale):.1f}" if scale > 0 else scale, f"about 2^{parameters.log_scale}")
+    degree = 1 << parameters.logn
+    words = 1 + 2 * (1 + (level + 1) * (1 + degree))
+    if len(data) - end != 8 * words:
+        raise wrong("bytes", len(data), end + 8 * words)
+    values = np.frombuffer(data, dtype="<u8", offset=end)
+    if values[0] != 2:
+        raise wrong("polynomials", int(values[0]), 2)
+    for polynomial in values[1:].reshape(2, -1):
+        if polynomial[0] != level + 1:
+            raise wrong("level", int(polynomial[0]) - 1, level)
+        for limb, prime in zip(polynomial[1:].reshape(level + 1, -1), moduli, strict=False):
+            if limb[0] != degree:
+                raise wrong("degree", int(limb[0]), degree)
+            if limb[1:].max() >= prime:
+                raise wrong("coefficients", int(limb[1:].max()), f"below {prime}")
+
+
+# The evaluator's half ----------------------------------------------------------------------------------------------
+
+
+def load_model(path: Path) -> Any:
+    """Load a compiled network; every diagonal is encoded now."""
+    check()
+    os.environ.setdefault("GOGC", "25")  # collect garbage early: a third less memory, a few per cent slower
+    from orion_evaluator import ffi
+
+    with _mapped(path) as (pointer, size):
+        error = ctypes.c_char_p(None)
+        handle = ffi._lib_call().EvalLoadModel(pointer, size, ctypes.byref(error))
+        ffi._check_err(error)
+    return ffi.GoHandle(int(handle), tag="EvalModel", delete_fn=ffi._delete_handle)
+
+
+class Evaluator:
+    """Evaluates compiled networks on ciphertexts with somebody's evaluation keys. Not for two threads at once."""
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        keys: Path,
+        bootstrapping_keys: Path | None = None,
+        *,
+        start: int = 0,  # where the keys begin in their file
+    ) -> None:
+        check()
+        from orion_evaluator import ffi
+
+        given = json.dumps(engine_parameters(parameters)).encode()
+        with _mapped(keys, start) as (pointer, size), _mapped(bootstrapping_keys) as (more, more_size):
+            error = ctypes.c_char_p(None)
+            handle = ffi._lib_call().EvalNewEvaluator(given, pointer, size, more, more_size, ctypes.byref(error))
+            ffi._check_err(error)
+        self._handle = ffi.GoHandle(int(handle), tag="Evaluator", delete_fn=ffi._delete_handle)
+
+    def __call__(self, model: Any, ciphertexts: Sequence[bytes]) -> list[bytes]:
+        """Return the network's outputs for its inputs, all as serialised ciphertexts."""
+        from orion_evaluator import ffi
+
+        return ffi.evaluator_forward(self._handle, model, list(ciphertexts))
+
+    def close(self) -> None:
+        """Free keys and buffers."""
+        from orion_evaluator import ffi
+
+        if self._handle:
+            ffi.evaluator_close(self._handle)
+
+
+@contextmanager
+def _mapped(path: Path | None, start: int = 0) -> Iterator[tuple[Any, ctypes.c_ulong]]:
+    """Give the engine a file without copying it into Python first."""
+    import mmap
+
+    if path is None:
+        yield None, ctypes.c_ulong(0)
+        return
+    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        array = np.frombuffer(mapped, dtype=np.uint8, offset=start)
+        try:
+            yield ctypes.c_void_p(array.ctypes.data), ctypes.c_ulong(len(array))
+        finally:
+            del array

@@ -1,0 +1,244 @@
+"""The evaluator: applies a compiled network to ciphertexts. It holds no secret key."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from histocrypt.atomic import read_json, write_json
+from histocrypt.encrypted import engine, messages
+from histocrypt.encrypted.bundle import Bundle, load_bundle
+from histocrypt.errors import InputError
+
+
+class Session:
+    """One client's evaluation keys on one compiled model; several ciphertexts at once.
+
+    The encoded network is shared by all sessions and threads; every worker holds the client's keys once.
+
+    Parameters
+    ----------
+    bundle
+        The compiled model.
+    model
+        What `engine.load_model` gave for it.
+    keys
+        The client's evaluation keys.
+    workers
+        Ciphertexts evaluated at once.
+    """
+
+    def __init__(self, bundle: Bundle, model: Any, keys: Path, *, workers: int) -> None:
+        client = bundle.client
+        header, start = messages.open_message(keys, "evaluation keys", client=client.hash)
+        expected = client.evaluation_key_bytes()
+        if not 0.9 * expected < header["bytes"] < 1.1 * expected + (1 << 20):
+            msg = "has not the size of this model's evaluation keys"
+            raise InputError(msg, file=keys, field="bytes", value=header["bytes"], expected=f"about {expected}")
+        self.key: str = str(header.get("key"))
+        self._bundle, self._model = bundle, model
+        self._free: queue.Queue[engine.Evaluator] = queue.Queue()
+        self._all: list[engine.Evaluator] = []
+        try:
+            for _ in range(workers):
+                self._all.append(engine.Evaluator(client.parameters, keys, start=start))
+                self._free.put(self._all[-1])
+        except RuntimeError as error:
+            msg = f"are no evaluation keys for these parameters ({' '.join(str(error).split())[:200]})"
+            raise InputError(msg, file=keys, fix="make keys again with this model's client part") from error
+        self._moduli = [int(prime) for prime in client.about["moduli"]]
+
+    @property
+    def most_bytes(self) -> int:
+        """The largest input message that is read."""
+        client = self._bundle.client
+        return client.input.ciphertexts * client.ciphertext_bytes(client.level) + messages.LONGEST_HEADER
+
+    def evaluate(self, data: bytes, *, file: Any, **expected: Any) -> bytes:
+        """Return the output message for an input message; see `messages.unpack` for ``expected``.
+
+        Raises
+        ------
+        InputError
+            If the message is damaged, not bound to this session, or not a ciphertext under its parameters.
+        """
+        client = self._bundle.client
+        bound = {"client": client.hash, "key": self.key, **expected}
+        payload = messages.unpack(data, file=file, kind="input", **bound)
+        parts = messages.unpack_list(payload, count=client.input.ciphertexts, file=file)
+        for part in parts:
+            engine.check_ciphertext(part, client.parameters, self._moduli, client.level, file=file)
+        worker = self._free.get()
+        try:
+            outputs = worker(self._model, parts)
+        except RuntimeError as error:
+            msg = f"cannot be evaluated ({' '.join(str(error).split())[:200]})"
+            raise InputError(msg, file=file) from error
+        finally:
+            self._free.put(worker)
+        return messages.pack("output", messages.pack_list(outputs), **bound)
+
+    def close(self) -> None:
+        """Free the keys."""
+        for worker in self._all:
+            worker.close()
+
+
+def evaluate_request(
+    request: str | Path, bundle: str | Path, keys: str | Path, output: str | Path, *, workers: int | None = None
+) -> str:
+    """Evaluate all ciphertexts of a request folder; what is done already is kept.
+
+    Parameters
+    ----------
+    request
+        Folder that `encrypt_section` wrote.
+    bundle
+        The compiled model.
+    keys
+        The client's evaluation keys, a file.
+    output
+        The response folder.
+    workers
+        Ciphertexts evaluated at once; all cores if not given, fewer where memory is short.
+
+    Raises
+    ------
+    InputError
+        If a part is missing, damaged or belongs to something else. Results that were written are kept.
+    """
+    from tqdm.auto import tqdm
+
+    request, output, keys = Path(request), Path(output), Path(keys)
+    loaded = load_bundle(bundle)
+    content = read_json(request / "request.json")
+    name, count = content.get("request"), content.get("of")
+    if not isinstance(name, str) or not isinstance(count, int) or content.get("client") != loaded.client.hash:
+        msg = "was made for another compiled model"
+        raise InputError(
+            msg, file=request / "request.json", field="client", value=content.get("client"), expected=loaded.client.hash
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    answer = {key: content.get(key) for key in ("client", "key", "request", "of")}
+    if (output / "response.json").is_file() and read_json(output / "response.json") != answer:
+        msg = "holds the response to another request"
+        raise InputError(msg, file=output, field="response.json", fix="choose another folder")
+    write_json(output / "response.json", answer)
+    bound = {"request": name, "of": count}
+    pending = [index for index in range(count) if not _done(output / f"{index:05d}.ct", index, content)]
+    if len(pending) < count:
+        print(f"{count - len(pending)} of {count} ciphertexts were evaluated before and are kept", file=sys.stderr)
+    if not pending:
+        return f"{output}: all {count} ciphertexts were evaluated before"
+    workers = min(workers_for(loaded, workers), len(pending))
+    wanted = loaded.evaluation_bytes(workers)
+    print(f"{workers} at once, about {wanted / 2**30:.1f} GiB of memory", file=sys.stderr)
+    started = time.monotonic()
+    session = Session(loaded, engine.load_model(loaded.model), keys, workers=workers)
+    if session.key != content.get("key"):
+        msg = "these are another client's evaluation keys"
+        raise InputError(msg, file=keys, field="key", value=session.key, expected=str(content.get("key")))
+    loading, stop = time.monotonic() - started, threading.Event()
+
+    def one(index: int) -> None:
+        if stop.is_set():
+            return
+        path = request / f"{index:05d}.ct"
+        if path.stat().st_size > session.most_bytes if path.is_file() else False:
+            msg = "is larger than any message of its kind can be"
+            raise InputError(
+                msg, file=path, field="bytes", value=path.stat().st_size, expected=f"at most {session.most_bytes}"
+            )
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            msg = f"cannot be read ({error.strerror})"
+            raise InputError(msg, file=path, fix="send the request again") from error
+        result = session.evaluate(data, file=path, index=index, **bound)
+        with _no_room(output):
+            temporary = output / f".{index:05d}.partial"
+            temporary.write_bytes(result)
+            os.replace(temporary, output / f"{index:05d}.ct")
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [pool.submit(one, index) for index in pending]
+        try:
+            for job in tqdm(jobs, desc="evaluating", unit="ciphertext"):
+                job.result()
+        except BaseException:
+            stop.set()
+            raise
+    seconds = time.monotonic() - started
+    session.close()
+    return (
+        f"{output}: {len(pending)} ciphertexts, loaded in {loading:.1f} s, evaluated in {seconds:.1f} s "
+        f"({seconds / len(pending):.2f} s each, {workers} at once), peak {peak_gib():.2f} GiB"
+    )
+
+
+def workers_for(bundle: Bundle, wanted: int | None = None) -> int:
+    """Return how many ciphertexts to evaluate at once: one per core, fewer where memory is short.
+
+    Raises
+    ------
+    InputError
+        If there is not memory enough for one.
+    """
+    import psutil
+
+    from histocrypt.paths import threads
+
+    workers = wanted or threads()
+    free = psutil.virtual_memory().available
+    while workers > 1 and bundle.evaluation_bytes(workers) > 0.9 * free:
+        workers -= 1
+    if bundle.evaluation_bytes(workers) > free:
+        msg = "this machine has too little memory to evaluate this model"
+        raise InputError(
+            msg, file=bundle.folder, value=f"{free / 2**30:.1f} GiB free",
+            expected=f"{bundle.evaluation_bytes(workers) / 2**30:.1f} GiB", fix="use a shallower network",
+        )  # fmt: skip
+    return workers
+
+
+def peak_gib() -> float:
+    """Return the largest memory this process has held, GiB."""
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
+
+
+def _done(path: Path, index: int, content: dict[str, Any]) -> bool:
+    """Whether a result is there and whole."""
+    bound = {key: content.get(key) for key in ("client", "key", "request", "of")}
+    try:
+        messages.read_message(path, "output", index=index, **bound)
+    except InputError:
+        return False
+    return True
+
+
+@contextmanager
+def _no_room(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(folder).free
+        msg = f"a result cannot be written ({error.strerror})"
+        raise InputError(
+            msg,
+            file=folder,
+            value=f"{free / 2**20:.0f} MiB free",
+            fix="make room and run it again; what was done is kept",
+        ) from error

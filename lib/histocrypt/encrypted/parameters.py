@@ -1,0 +1,155 @@
+"""CKKS parameters: which ring a network needs, and whether it keeps 128 bits of security.
+
+The bounds on ``log2(QP)`` are those of Bossuat et al. (2024), "Security Guidelines for Implementing Homomorphic
+Encryption", for uniform ternary secrets and 128 bits against classical attacks; they are slightly stricter than the
+tables of the HomomorphicEncryption.org standard. A sparse secret is weaker and is judged by published sets made for its
+own weight. The conjugate-invariant ring of degree N (Kim and Song, 2018) holds N real slots; it is judged as a ring of
+degree N.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from histocrypt.errors import InputError
+
+MAX_LOG_QP = {10: 26, 11: 53, 12: 106, 13: 214, 14: 430, 15: 868, 16: 1747}
+"""log2(N) to the largest log2(QP) that keeps 128 bits, uniform ternary secret."""
+MAX_LOG_QP_SPARSE = {(16, 192): 1546}
+"""(log2(N), Hamming weight) to the same for a sparse secret: the sets that Lattigo's authors published for it."""
+SECURITY_BITS = 128
+
+
+@dataclass(frozen=True)
+class Bootstrapping:
+    """The larger ring in which ciphertexts are refreshed."""
+
+    logn: int
+    logp: tuple[int, ...]
+    h: int
+    """Hamming weight of its secret."""
+    log_qp: int
+    """log2(QP) of the whole chain, counted by the engine's default circuit."""
+    log_slots: int
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A CKKS parameter set; the secret is uniform ternary."""
+
+    logn: int
+    logq: tuple[int, ...]
+    """Bits of the ciphertext primes; each level of depth uses one up."""
+    logp: tuple[int, ...]
+    """Bits of the special primes of key switching."""
+    log_scale: int
+    ring: str = "conjugate_invariant"
+    bootstrapping: Bootstrapping | None = None
+
+    @property
+    def slots(self) -> int:
+        """Real values in one ciphertext."""
+        return 1 << (self.logn if self.ring == "conjugate_invariant" else self.logn - 1)
+
+    @property
+    def levels(self) -> int:
+        """Multiplicative depth."""
+        return len(self.logq) - 1
+
+    @property
+    def log_qp(self) -> int:
+        """log2 of the largest modulus."""
+        return sum(self.logq) + sum(self.logp)
+
+    @property
+    def limb_bytes(self) -> int:
+        """Bytes of a polynomial modulo one prime."""
+        return 8 << self.logn
+
+    @property
+    def ciphertext_bytes(self) -> int:
+        """Size of a fresh ciphertext, but for a header."""
+        return 2 * len(self.logq) * self.limb_bytes
+
+    @property
+    def switching_key_bytes(self) -> int:
+        """Size of one relinearisation or rotation key."""
+        digits = -(-len(self.logq) // len(self.logp))
+        return 2 * digits * (len(self.logq) + len(self.logp)) * self.limb_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Parameters:
+        """Read what `to_dict` gave; an `InputError` names what does not fit."""
+        try:
+            again = stored.get("bootstrapping")
+            return cls(
+                logn=int(stored["logn"]),
+                logq=tuple(int(bits) for bits in stored["logq"]),
+                logp=tuple(int(bits) for bits in stored["logp"]),
+                log_scale=int(stored["log_scale"]),
+                ring=str(stored["ring"]),
+                bootstrapping=None if again is None else Bootstrapping(**{**again, "logp": tuple(again["logp"])}),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            msg = f"is not a parameter set ({type(error).__name__}: {error})"
+            raise InputError(msg, field="parameters", fix="compile the model again") from error
+
+
+def check_security(parameters: Parameters, *, file: Any = None) -> int:
+    """Return the security level in bits, 128; refuse anything below, since nobody should make keys for it.
+
+    Raises
+    ------
+    InputError
+        If log2(QP) exceeds what the ring allows, for either ring and secret in use.
+    """
+    limit = MAX_LOG_QP.get(parameters.logn)
+    if parameters.ring not in ("conjugate_invariant", "standard"):
+        msg = "is not a ring the engine knows"
+        raise InputError(msg, file=file, field="parameters.ring", value=parameters.ring)
+    if limit is None or parameters.log_qp > limit:
+        room = f"at most {limit} at N = 2^{parameters.logn}" if limit else "N from 2^10 to 2^16"
+        msg = "these parameters give less than 128 bits of security"
+        raise InputError(
+            msg, file=file, field="parameters.log_qp", value=parameters.log_qp,
+            expected=room, fix="do not make keys for this model; ask its owner for another one",
+        )  # fmt: skip
+    again = parameters.bootstrapping
+    if again is not None:
+        bound = MAX_LOG_QP_SPARSE.get((again.logn, again.h))
+        if bound is None or again.log_qp > bound:
+            msg = "the bootstrapping ring with its sparse secret is not known to give 128 bits of security"
+            raise InputError(
+                msg, file=file, field="parameters.bootstrapping.log_qp", value=again.log_qp,
+                expected=f"at most {bound}" if bound else f"one of the published sets {sorted(MAX_LOG_QP_SPARSE)}",
+                fix="do not make keys for this model; ask its owner for another one",
+            )  # fmt: skip
+    return SECURITY_BITS
+
+
+def choose(levels: int, values: int) -> Parameters:
+    """Return the smallest ring with 128 bits that holds ``values`` in one ciphertext and has ``levels`` of depth.
+
+    As many bits as the budget allows go to the scale (at most 40): each bit halves the error. Two special primes make
+    key switching nearly twice as fast as one.
+
+    Raises
+    ------
+    InputError
+        If no ring up to 2^15 can.
+    """
+    for logn in (12, 13, 14, 15):
+        budget = MAX_LOG_QP[logn]
+        for scale in range(40, 29, -1):
+            first = min(55, scale + 15)
+            special = -(-(first + scale) // 2)
+            special = (special, special) if levels > 1 else (first,)
+            if 1 << logn >= values and first + levels * scale + sum(special) <= budget:
+                return Parameters(logn, (first, *[scale] * levels), special, scale)
+    msg = "no ring without bootstrapping is large enough for this network"
+    raise InputError(msg, field="levels", value=levels, expected="at most about 20", fix="use a shallower network")
