@@ -246,10 +246,11 @@ def check_ciphertext(data: bytes, parameters: Parameters, moduli: Sequence[int],
         columns = int(meta["PlaintextMetaData"]["LogDimensions"][1], 16)
         batched, ntt = meta["PlaintextMetaData"]["IsBatched"], meta["CiphertextMetaData"]["IsNTT"]
         scale = float(meta["PlaintextMetaData"]["Scale"]["Value"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         raise wrong("metadata", "damaged", "CKKS metadata") from error
-    if (1 << columns, batched, ntt) != (parameters.slots, "0x01", "0x01"):
-        raise wrong("slots", 1 << columns, parameters.slots)
+    log_slots = parameters.slots.bit_length() - 1
+    if (columns, batched, ntt) != (log_slots, "0x01", "0x01"):
+        raise wrong("log2(slots)", columns, log_slots)
     if not 0.5 < scale / 2.0**parameters.log_scale < 2:
         raise wrong("scale", f"2^{math.log2(scale):.1f}" if scale > 0 else scale, f"about 2^{parameters.log_scale}")
     degree = 1 << parameters.logn

@@ -17,6 +17,7 @@ from typing import Any
 from histocrypt.atomic import read_json, write_json
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Bundle, load_bundle
+from histocrypt.encrypted.key_form import check_evaluation_keys
 from histocrypt.errors import InputError
 
 
@@ -44,6 +45,8 @@ class Session:
         if not 0.9 * expected < header["bytes"] < 1.1 * expected + (1 << 20):
             msg = "has not the size of this model's evaluation keys"
             raise InputError(msg, file=keys, field="bytes", value=header["bytes"], expected=f"about {expected}")
+        if client.parameters.bootstrapping is None:
+            check_evaluation_keys(keys, client.parameters, client.rotations, start=start)
         self.key: str = str(header.get("key"))
         self._bundle, self._model = bundle, model
         self._free: queue.Queue[engine.Evaluator] = queue.Queue()

@@ -106,7 +106,7 @@ def _header(data: bytes, file: Any) -> tuple[dict[str, Any], int]:
         raise InputError(msg, file=file, field="header")
     try:
         header = json.loads(data[start : start + length])
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets nested without end
         msg = "the header is damaged"
         raise InputError(msg, file=file, field="header") from error
     if not isinstance(header, dict):
