@@ -217,6 +217,10 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     matrices = Lowered([_for_batch(one, batch) for one in lowered.maps], lowered.strides)
     compiled = assemble(matrices, parameters, layouts, moduli)
     input_range, output_range, largest = _calibrate(model, described, lowered)
+    room = 2.0 ** (parameters.logq[0] - parameters.log_scale - 1)
+    if 2 * max(map(abs, output_range)) > room:
+        msg = "outputs are too large for the first prime of the parameters"
+        raise InputError(msg, file=model_folder, value=max(map(abs, output_range)), expected=f"at most {room / 2:g}")
     about = {
         "model": model.about["model"], "title": model.about.get("title", model.about["model"]),
         "sees": described["sees"],
@@ -303,7 +307,7 @@ def _for_batch(one: Affine, batch: int) -> Affine:
 def _calibrate(
     model: TrainedModel, described: dict[str, Any], lowered: Lowered
 ) -> tuple[list[float], list[float], list[float]]:
-    """Return the range of inputs and of outputs over the training tiles, widened, and what entered each square."""
+    """Return the range of inputs over the training tiles, widened, that of outputs, and what entered each square."""
     low, high, out_low, out_high = np.inf, -np.inf, np.inf, -np.inf
     largest = [0.0] * (len(lowered.maps) - 1)
     for inputs in training_inputs(model, described):
@@ -311,8 +315,8 @@ def _calibrate(
         outputs = lowered(inputs)
         out_low, out_high = min(out_low, float(outputs.min())), max(out_high, float(outputs.max()))
         largest = [max(pair) for pair in zip(largest, lowered.largest(inputs), strict=True)]
-    room, out_room = MARGIN * (high - low), 4 * (out_high - out_low)
-    return [low - room, high + room], [out_low - out_room, out_high + out_room], largest
+    room = MARGIN * (high - low)
+    return [low - room, high + room], [out_low, out_high], largest
 
 
 def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[np.ndarray]:

@@ -26,8 +26,12 @@ NOISE = 1e-3
 """Noise added to decrypted values: standard deviation, as a share of the output's own over the section."""
 CANARIES = 2
 """Spots that are sent twice, freshly encrypted and in random places, to notice an evaluator that mixes up spots."""
+PLAUSIBLE = 4.0
+"""Outputs may leave their range over the training tiles by so many times that range."""
 TOLERANCE = 1e-2
-"""How far copies of one output may be apart, as a share of the output's range."""
+"""How far copies of one output within a ciphertext may be apart, as a share of that range."""
+APART = 0.1
+"""How far the two results of a spot that was sent twice may be apart, in standard deviations over the section."""
 KEY_BYTES_PER_SECOND = 50e6
 """For the estimate before keys are made."""
 
@@ -335,16 +339,17 @@ def decrypt(response: Path, keys: Keys) -> tuple[dict[str, Any], np.ndarray]:
         found[chosen] = outputs[: len(found[chosen])]
     values = np.empty((len(note["names"]), found.shape[1]))
     values[order] = found
-    allowed = TOLERANCE * _spread(client)
-    apart = np.abs(values[order] - found).max(axis=1)
-    if (apart > allowed).any():
-        msg = "spots that were sent twice came back different: the evaluator mixed up spots or made up results"
+    spread = np.maximum(values.std(axis=0), 1e-3 * _spread(client))
+    apart = (np.abs(values[order] - found) / spread).max(axis=1)
+    if apart.max() > APART:
+        msg = "a spot that was sent twice came back different: the evaluator mixed up spots or made up results"
         raise InputError(
             msg,
             file=response,
-            field=f"{int(apart.argmax()):05d}",
-            value=float(apart.max()),
-            expected=f"at most {allowed:.2g}",
+            field=f"spot {int(apart.argmax())}",
+            value=f"{apart.max():.2g} standard deviations",
+            expected=f"at most {APART}",
+            fix="do not use this response",
         )
     return note, values
 
@@ -359,6 +364,7 @@ def _outputs(slots: np.ndarray, client: Client, path: Path) -> np.ndarray:
     layout = client.output
     outputs = layout.unpack(slots).T
     low, high = client.about["output_range"]
+    low, high = low - PLAUSIBLE * (high - low), high + PLAUSIBLE * (high - low)
     wrong = "check that evaluation keys and ciphertexts belong together, and that the evaluator is sound"
     if not np.isfinite(slots).all() or outputs.min() < low or outputs.max() > high:
         msg = "does not decrypt to plausible values"

@@ -10,6 +10,7 @@ degree N.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from histocrypt.errors import InputError
@@ -135,8 +136,9 @@ def check_security(parameters: Parameters, *, file: Any = None) -> int:
 def choose(levels: int, values: int) -> Parameters:
     """Return the smallest ring with 128 bits that holds ``values`` in one ciphertext and has ``levels`` of depth.
 
-    As many bits as the budget allows go to the scale (at most 40): each bit halves the error. Two special primes make
-    key switching nearly twice as fast as one.
+    As many bits as the budget allows go to the scale (at most 40): each bit halves the error. The first prime is 8 to 15
+    bits larger, so that decrypted values may reach at least 128. Two special primes make key switching nearly twice as
+    fast as one.
 
     Raises
     ------
@@ -144,12 +146,10 @@ def choose(levels: int, values: int) -> Parameters:
         If no ring up to 2^15 can.
     """
     for logn in (12, 13, 14, 15):
-        budget = MAX_LOG_QP[logn]
-        for scale in range(40, 29, -1):
-            first = min(55, scale + 15)
-            special = -(-(first + scale) // 2)
-            special = (special, special) if levels > 1 else (first,)
-            if 1 << logn >= values and first + levels * scale + sum(special) <= budget:
+        for scale, room in product(range(40, 29, -1), (15, 12, 10, 8)):
+            first = scale + room
+            special = (first,) if levels == 1 else (-(-(first + scale) // 2),) * 2
+            if 1 << logn >= values and first + levels * scale + sum(special) <= MAX_LOG_QP[logn]:
                 return Parameters(logn, (first, *[scale] * levels), special, scale)
     msg = "no ring without bootstrapping is large enough for this network"
     raise InputError(msg, field="levels", value=levels, expected="at most about 20", fix="use a shallower network")

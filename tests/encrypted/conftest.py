@@ -1,0 +1,66 @@
+"""A small network for encryption, compiled, with keys: N = 2^13, 24 px tiles, three levels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.conftest import write_tiny_section
+
+
+@dataclass(frozen=True)
+class World:
+    """What the parties have, each in a folder of its own."""
+
+    outputs: Path
+    model: Path
+    bundle: Path
+    keys: Path
+    section: Path
+    """A section that the model did not see."""
+    head: Path
+    """A model of frozen features."""
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    """Train, compile and make keys once; tests must not change these folders."""
+    from histocrypt.encrypted.compile import compile_model
+    from histocrypt.encrypted.key_owner import keygen
+    from histocrypt.sections.read import read_path
+    from histocrypt.study import parse_study
+    from histocrypt.tissue.preprocess import preprocess_section
+    from histocrypt.training.prepare import prepare_folds
+    from histocrypt.training.run import train_fold
+
+    root = tmp_path_factory.mktemp("encrypted")
+    files = [write_tiny_section(root / "data", name, f"P{name}") for name in "ABC"]
+    study = parse_study(
+        {
+            "name": "tiny",
+            "sections": [{"path": str(path)} for path in files],
+            "preprocessing": {"tile_um": 200, "tile_px": 48, "min_counts": 1},
+            "panel": {"size": 12},
+            "models": {
+                "fhe_cnn": {"depth": 3, "width": 0.25, "input_px": 24, "epochs": 2},
+                "fhe_head": {"components": 20},
+            },
+        }
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCRYPT_OUTPUTS", str(root / "outputs"))
+        for path in files:
+            section = read_path(path)
+            preprocess_section(
+                section, settings=study.preprocessing, seed=0, section_path=study.run.section(section.id),
+                tiles_path=study.run.tiles(section.id), stain_path=study.run.stain(section.id),
+            )  # fmt: skip
+        study.run.study.write_text(json.dumps(study.model_dump(mode="json")))
+        fold = prepare_folds(study)[0]
+        (cnn,), (head,) = (train_fold(study, model, fold.name) for model in ("fhe_cnn", "fhe_head"))
+    compile_model(cnn.folder, root / "owner")
+    keygen(root / "owner" / "client.json", root / "keys")
+    (unseen,) = (path for path in files if path.stem == fold.test_sections[0])
+    return World(root / "outputs", cnn.folder, root / "owner", root / "keys", unseen, head.folder)

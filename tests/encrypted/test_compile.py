@@ -1,0 +1,163 @@
+"""A network turned into matrices gives what torch gives; what is compiled says what keys it needs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from histocrypt.encrypted import engine
+from histocrypt.encrypted.affine import linear
+from histocrypt.encrypted.bundle import load_bundle, load_client
+from histocrypt.encrypted.compile import Lowered, assemble, compile_model, lower
+from histocrypt.encrypted.evaluator import evaluate_request
+from histocrypt.encrypted.key_owner import decrypt_response, encrypt_section, keygen
+from histocrypt.encrypted.packing import blocked, flat
+from histocrypt.encrypted.parameters import Bootstrapping, Parameters, check_security, choose
+from histocrypt.errors import InputError
+from histocrypt.models.fhe_cnn import FheCnn
+from histocrypt.models.polynomial import Square
+
+
+@pytest.mark.parametrize("depth", [3, 5, 7, 9])
+def test_lowered_network_equals_torch(depth):
+    torch.manual_seed(0)
+    network = FheCnn(11, depth=depth, width=0.25)
+    network(torch.randn(16, 3, 64, 64))  # batch norms with statistics of their own
+    network.eval()
+    lowered = lower(network, (3, 64, 64))
+    assert lowered.levels == depth
+    x = torch.randn(2, 3, 64, 64)
+    expected = network(x).detach().numpy()
+    assert np.abs(lowered(x.double().numpy()) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_other_layers_are_refused():
+    class Other(torch.nn.Module):
+        layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+
+    with pytest.raises(InputError, match="ReLU"):
+        lower(Other(), (3, 8, 8))
+
+
+def test_network_that_ends_in_a_square_is_refused():
+    class Other(torch.nn.Module):
+        layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Square())
+
+    with pytest.raises(InputError, match="ends in a square"):
+        lower(Other(), (3, 8, 8))
+
+
+def evaluate(lowered, layouts, parameters, x, folder):
+    """Encrypt, evaluate and decrypt one input under fresh keys."""
+    owner = engine.KeyOwner(parameters)
+    owner.generate()
+    compiled = assemble(lowered, parameters, layouts, owner.moduli())
+    engine.write_model(folder / "model.orion", parameters, compiled.nodes, compiled.rotations)
+    (folder / "keys").write_bytes(b"".join(owner.evaluation_keys(sorted(compiled.rotations))))
+    evaluator = engine.Evaluator(parameters, folder / "keys")
+    inputs = [owner.encrypt(slots, lowered.levels) for slots in layouts[0].pack(x)]
+    outputs = evaluator(engine.load_model(folder / "model.orion"), inputs)
+    return np.stack([owner.decrypt(ciphertext) for ciphertext in outputs])
+
+
+@pytest.mark.parametrize("depth", [3, 5])
+def test_scale_is_followed_exactly(tmp_path, depth):
+    """Small primes lie far from powers of two; without correction biases would be off by parts in a thousand."""
+    rng = np.random.default_rng(depth)
+    sizes = [40, *([30] * (depth // 2)), 7]
+    maps = [
+        linear(rng.normal(size=(m, n)) / np.sqrt(n), rng.normal(size=m), (n,))
+        for n, m in zip(sizes, sizes[1:], strict=False)
+    ]
+    lowered = Lowered(maps, [])
+    parameters = Parameters(12, (45, *[30] * depth), (38, 38), 30)  # not secure, and quick
+    layouts = [flat(n, parameters.slots) for n in sizes]
+    x = rng.uniform(-1, 1, 40)
+    expected = lowered(x[None])[0]
+    slots = evaluate(lowered, layouts, parameters, x, tmp_path)
+    assert np.abs(layouts[-1].unpack(slots) - expected).max() < 3e-4 * np.abs(expected).max()
+    copies = slots.reshape(-1, layouts[-1].span)
+    assert np.abs(copies - copies[0]).max() < 1e-3  # spare slots: copies of the outputs ...
+    assert np.abs(copies[:, 7:]).max() < 1e-3  # ... and zeros, nothing of partial sums
+
+
+def test_several_ciphertexts_in_and_out(tmp_path):
+    from histocrypt.encrypted.affine import convolution
+
+    rng = np.random.default_rng(0)
+    parameters = Parameters(10, (40, 30), (40,), 30)
+    one = convolution(rng.normal(size=(20, 5, 3, 3)) / 6, rng.normal(size=20), (5, 16, 16), padding=1, stride=1)
+    two = Lowered([one], [1])
+    layouts = [blocked((5, 16, 16), parameters.slots), blocked((20, 16, 16), parameters.slots)]
+    assert (layouts[0].ciphertexts, layouts[1].ciphertexts) == (2, 5)
+    x = rng.normal(size=(5, 16, 16))
+    slots = evaluate(two, layouts, parameters, x, tmp_path)
+    assert np.abs(layouts[1].unpack(slots) - one(x[None])[0]).max() < 1e-2
+
+
+def test_head_on_features(world, tmp_path):
+    """Sixteen spots share ciphertexts; what comes back is what the model gives in the clear."""
+    import anndata
+
+    from histocrypt.training.apply import predict_section
+
+    compile_model(world.head, tmp_path / "bundle")
+    client = load_client(tmp_path / "bundle")
+    assert (client.batch, client.level) == (16, 1)
+    keygen(tmp_path / "bundle" / "client.json", tmp_path / "keys")
+    encrypt_section(world.section, tmp_path / "keys", tmp_path / "request")
+    evaluate_request(
+        tmp_path / "request", tmp_path / "bundle", tmp_path / "keys" / "evaluation.keys", tmp_path / "response"
+    )
+    decrypt_response(tmp_path / "response", tmp_path / "keys", tmp_path / "e.h5ad", noise=0)
+    predict_section(world.head, world.section, tmp_path / "c.h5ad")
+    clear, found = anndata.read_h5ad(tmp_path / "c.h5ad"), anndata.read_h5ad(tmp_path / "e.h5ad")
+    assert list(clear.obs_names) == list(found.obs_names)
+    statistics = json.loads((world.head / "model.json").read_text())["target_statistics"]
+    sd = np.array([statistics[f"{clear.uns['prediction']['transform']}:{gene}"]["sd"] for gene in clear.var_names])
+    assert 0 < (np.abs(clear.X - found.X) / sd).max() < 1e-2
+
+
+def test_networks_that_were_not_made_for_it_are_refused(small_run, tmp_path):
+    model = next(small_run.glob("small/models/vision_mlp/fold_*"))
+    with pytest.raises(InputError, match="not made for encrypted"):
+        compile_model(model, tmp_path / "bundle")
+    with pytest.raises(InputError, match="cannot be evaluated on ciphertexts"):
+        compile_model(next(small_run.glob("small/models/knn/fold_*")), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_bundle_states_what_was_calibrated(world):
+    bundle = load_bundle(world.bundle)
+    low, high = bundle.client.about["input_range"]
+    assert low < 0 < high
+    assert bundle.server["diagonals"]
+    assert all(0 < largest < 100 for largest in bundle.server["largest_before_square"])
+    public = (world.bundle / "client.json").read_text()
+    assert str(world.model) not in public  # nothing of the owner's machine
+
+
+@pytest.mark.parametrize(
+    ("levels", "values", "logn"), [(1, 1, 12), (3, 8192, 13), (3, 12288, 14), (9, 12288, 14), (12, 1, 15)]
+)
+def test_parameters_are_secure(levels, values, logn):
+    parameters = choose(levels, values)
+    assert (parameters.logn, parameters.levels) == (logn, levels)
+    assert check_security(parameters) == 128
+    assert sum(parameters.logp) >= max(parameters.logq)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        Parameters(13, (55, 40, 40, 40), (50,), 40),
+        Parameters(9, (20,), (), 20),
+        Parameters(14, (55, 40), (50,), 40, ring="other"),
+        Parameters(14, (55, 40), (50,), 40, bootstrapping=Bootstrapping(16, (61,) * 8, 192, 1764, 14)),
+        Parameters(14, (55, 40), (50,), 40, bootstrapping=Bootstrapping(15, (61,), 32, 300, 14)),
+    ],
+)
+def test_weak_parameters_are_refused(parameters):
+    with pytest.raises(InputError, match="128 bits|not a ring"):
+        check_security(parameters)

@@ -1,0 +1,253 @@
+"""The whole way: compile, keys, encrypt, evaluate in another process, decrypt; and what each step refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pytest
+from PIL import Image
+
+from histocrypt.encrypted import engine, messages
+from histocrypt.encrypted.bundle import load_bundle, load_client
+from histocrypt.encrypted.evaluator import evaluate_request
+from histocrypt.encrypted.inputs import prepare
+from histocrypt.encrypted.key_owner import Keys, decrypt, decrypt_response, encrypt, encrypt_section, keygen
+from histocrypt.errors import InputError
+from histocrypt.training.apply import predict_section
+
+
+@pytest.fixture(scope="module")
+def answered(world, tmp_path_factory):
+    """A request, and its response made by the command in a process of its own."""
+    folder = tmp_path_factory.mktemp("answered")
+    encrypt_section(world.section, world.keys, folder / "request")
+    command = [sys.executable, "-m", "histocrypt", "fhe", "evaluate", folder / "request", "--bundle", world.bundle]
+    command += ["--evaluation-keys", world.keys / "evaluation.keys", "-o", folder / "response"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_encrypted_equals_clear(world, answered, tmp_path):
+    predict_section(world.model, world.section, tmp_path / "clear.h5ad")
+    decrypt_response(answered / "response", world.keys, tmp_path / "encrypted.h5ad", noise=0)
+    clear, found = anndata.read_h5ad(tmp_path / "clear.h5ad"), anndata.read_h5ad(tmp_path / "encrypted.h5ad")
+    assert list(clear.obs_names) == list(found.obs_names)
+    assert list(clear.var_names) == list(found.var_names)
+    assert np.array_equal(clear.obsm["spatial"], found.obsm["spatial"])
+    assert set(clear.layers) == set(found.layers)
+    statistics = json.loads((world.model / "model.json").read_text())["target_statistics"]
+    for layer in clear.layers:
+        sd = np.array([statistics[f"{layer}:{gene}"]["sd"] for gene in clear.var_names])
+        error = np.abs(clear.layers[layer] - found.layers[layer]) / sd
+        assert 0 < error.max() < 1e-2  # of a standardised output; never exactly equal: these were ciphertexts
+    assert found.uns["prediction"]["encrypted"] == "CKKS"
+    assert found.uns["prediction"]["security_bits"] >= 128
+
+
+def test_noise_is_added_before_results_are_shared(world, answered, tmp_path):
+    decrypt_response(answered / "response", world.keys, tmp_path / "a.h5ad", noise=1e-2)
+    decrypt_response(answered / "response", world.keys, tmp_path / "b.h5ad", noise=0)
+    noisy, exact = anndata.read_h5ad(tmp_path / "a.h5ad"), anndata.read_h5ad(tmp_path / "b.h5ad")
+    share = (noisy.X - exact.X).std(axis=0) / exact.X.std(axis=0)
+    assert 0.5e-2 < np.median(share) < 2e-2
+
+
+def test_evaluation_resumes(world, answered, tmp_path):
+    shutil.copytree(answered / "response", tmp_path / "response")
+    lost = sorted((tmp_path / "response").glob("*.ct"))
+    lost[0].unlink()
+    lost[1].write_bytes(lost[1].read_bytes()[:1000])
+    kept = lost[2].stat().st_mtime_ns
+    said = evaluate_request(
+        answered / "request", world.bundle, world.keys / "evaluation.keys", tmp_path / "response", workers=1
+    )
+    assert said.split(": ")[1].startswith("2 ciphertexts")
+    assert lost[2].stat().st_mtime_ns == kept
+    assert (lost[0].read_bytes(), lost[1].read_bytes()) == tuple(
+        (answered / "response" / path.name).read_bytes() for path in lost[:2]
+    )
+
+
+def test_request_tells_no_names(world, answered):
+    """Headers and the list of a request hold what binds them together, and nothing of the section."""
+    for path in (answered / "request").glob("*.ct"):
+        assert set(messages.read_header(path)) == {"kind", "client", "key", "request", "index", "of", "bytes", "sha256"}
+    assert set(json.loads((answered / "request" / "request.json").read_text())) == {"client", "key", "request", "of"}
+    assert {path.suffix for path in (answered / "request").iterdir()} == {".ct", ".json"}
+
+
+def spoil(path, how, other):
+    data = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(data[:-100])
+    elif how == "oversized":
+        path.write_bytes(data + bytes(10_000_000))
+    elif how == "damaged":
+        path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:  # swapped with another one
+        path.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("truncated", "cut short"), ("oversized", "larger than|bytes too many"), ("damaged", "checksum"),
+        ("empty", "cut short"), ("swapped", "out of its place"),
+    ],
+)  # fmt: skip
+def test_spoilt_ciphertexts_are_refused(world, answered, tmp_path, how, says):
+    for side in ("request", "response"):
+        shutil.copytree(answered / side, tmp_path / side)
+        spoil(tmp_path / side / "00001.ct", how, tmp_path / side / "00002.ct")
+    with pytest.raises(InputError, match=says) as refused:
+        evaluate_request(
+            tmp_path / "request", world.bundle, world.keys / "evaluation.keys", tmp_path / "new", workers=1
+        )
+    assert "00001.ct" in str(refused.value)
+    with pytest.raises(InputError, match=says) as refused:
+        decrypt_response(tmp_path / "response", world.keys, tmp_path / "p.h5ad")
+    assert "00001.ct" in str(refused.value)
+    assert not (tmp_path / "p.h5ad").exists()
+
+
+def forge(path, **changes):
+    """Rewrite a message with a header that claims to be right."""
+    header = messages.read_header(path)
+    payload = messages.unpack(path.read_bytes(), file=path, kind=header["kind"])
+    rest = {key: header[key] for key in header if key not in ("kind", "bytes", "sha256")}
+    messages.write_message(path, header["kind"], changes.pop("payload", payload), **{**rest, **changes})
+
+
+def test_ciphertext_of_other_parameters_is_refused(world, answered, tmp_path):
+    client = load_client(world.bundle)
+    shutil.copytree(answered / "request", tmp_path / "request")
+    owner = Keys(world.keys).encryptor()
+    lower = owner.encrypt(np.zeros(client.parameters.slots), client.level - 1)
+    forge(tmp_path / "request" / "00000.ct", payload=messages.pack_list([lower]))
+    with pytest.raises(InputError, match="not a ciphertext under these parameters"):
+        evaluate_request(tmp_path / "request", world.bundle, world.keys / "evaluation.keys", tmp_path / "r", workers=1)
+    garbage = bytearray(owner.encrypt(np.zeros(client.parameters.slots), client.level))
+    garbage[-8:] = b"\xff" * 8
+    forge(tmp_path / "request" / "00000.ct", payload=messages.pack_list([bytes(garbage)]))
+    with pytest.raises(InputError, match="coefficients"):
+        evaluate_request(tmp_path / "request", world.bundle, world.keys / "evaluation.keys", tmp_path / "r", workers=1)
+
+
+def test_another_clients_keys(world, answered, tmp_path):
+    keygen(world.bundle / "client.json", tmp_path / "keys")
+    with pytest.raises(InputError, match="another client's evaluation keys"):
+        evaluate_request(answered / "request", world.bundle, tmp_path / "keys" / "evaluation.keys", tmp_path / "r")
+    with pytest.raises(InputError, match="other keys"):
+        decrypt_response(answered / "response", tmp_path / "keys", tmp_path / "p.h5ad")
+    # ... and with every header forged, what comes out is noise, and is recognised as such
+    forged = tmp_path / "forged.keys"
+    shutil.copyfile(tmp_path / "keys" / "evaluation.keys", forged)
+    forge(forged, key=Keys(world.keys).key)
+    evaluate_request(answered / "request", world.bundle, forged, tmp_path / "r")
+    with pytest.raises(InputError, match="plausible|copies"):
+        decrypt_response(tmp_path / "r", world.keys, tmp_path / "p.h5ad")
+
+
+def test_mixed_up_spots_are_noticed(world, answered, tmp_path):
+    """An evaluator that swaps results and rewrites their headers is caught where a spot was sent twice."""
+    prepared = prepare(load_client(world.bundle), world.section)
+    keys = Keys(world.keys)
+    encrypt(prepared, keys, tmp_path / "request", canaries=len(prepared.names))
+    evaluate_request(tmp_path / "request", world.bundle, world.keys / "evaluation.keys", tmp_path / "response")
+    decrypt(tmp_path / "response", keys)
+    first, second = tmp_path / "response" / "00000.ct", tmp_path / "response" / "00001.ct"
+    payloads = [messages.unpack(path.read_bytes(), file=path, kind="output") for path in (first, second)]
+    forge(first, payload=payloads[1])
+    forge(second, payload=payloads[0])
+    with pytest.raises(InputError, match="sent twice came back different"):
+        decrypt(tmp_path / "response", keys)
+
+
+def test_replayed_response_is_refused(world, answered, tmp_path):
+    encrypt_section(world.section, world.keys, tmp_path / "request")
+    shutil.copytree(answered / "response", tmp_path / "response")
+    content = json.loads((tmp_path / "request" / "request.json").read_text())
+    (tmp_path / "response" / "response.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="another request"):
+        decrypt_response(tmp_path / "response", world.keys, tmp_path / "p.h5ad")
+
+
+def coarser(path, folder, factor):
+    """Write the same section at a lower resolution."""
+    adata = anndata.read_h5ad(path)
+    about = next(iter(adata.uns["spatial"].values()))["metadata"]
+    image = Image.open(path.with_suffix(".png"))
+    image.reduce(factor).save(folder / path.with_suffix(".png").name)
+    about["fullres_width"], about["fullres_height"] = -(-image.width // factor), -(-image.height // factor)
+    about["pixel_size_um"] *= factor
+    adata.obsm["spatial"] = adata.obsm["spatial"] / factor
+    adata.write_h5ad(folder / path.name)
+    return folder / path.name
+
+
+def test_refused_at_the_client_before_any_key(world, tmp_path):
+    client = load_client(world.bundle)
+    with pytest.raises(InputError, match="too coarse"):
+        prepare(client, coarser(world.section, tmp_path, 8))
+    wrong = tmp_path / "panel.txt"
+    wrong.write_text("\n".join(reversed(client.about["panel"]["genes"])))
+    with pytest.raises(InputError, match="another panel"):
+        prepare(client, world.section, panel=wrong)
+    narrow = client.about | {"input_range": [-0.1, 0.1]}
+    with pytest.raises(InputError, match="outside the range"):
+        prepare(type(client)(narrow, client.parameters, client.file), world.section)
+
+
+def test_out_of_range_spots_can_be_left_out(world):
+    client = load_client(world.bundle)
+    every = prepare(client, world.section)
+    top = np.sort(every.values.reshape(len(every.names), -1).max(axis=1))[-3]
+    narrow = client.about | {"input_range": [client.about["input_range"][0], float(top)]}
+    some = prepare(type(client)(narrow, client.parameters, client.file), world.section, skip_out_of_range=True)
+    assert 0 < len(some.names) < len(every.names)
+    assert some.about["without_prediction"]["out of range"] == len(every.names) - len(some.names)
+
+
+def test_changed_client_part_is_refused(world, tmp_path):
+    content = json.loads((world.bundle / "client.json").read_text())
+    content["level"] += 1
+    (tmp_path / "client.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="changed since"):
+        keygen(tmp_path / "client.json", tmp_path / "keys")
+    assert not (tmp_path / "keys").exists()
+
+
+def test_keys_are_never_overwritten(world):
+    with pytest.raises(InputError, match="already holds keys"):
+        keygen(world.bundle / "client.json", world.keys)
+
+
+def test_secret_key_stays_private(world):
+    assert (world.keys / "secret.key").stat().st_mode & 0o777 == 0o600
+    assert world.keys.stat().st_mode & 0o777 == 0o700
+    assert (world.bundle / "server").stat().st_mode & 0o777 == 0o700
+
+
+def test_readable_secret_key_is_refused(world, tmp_path):
+    shutil.copytree(world.keys, tmp_path / "keys")
+    (tmp_path / "keys" / "secret.key").chmod(0o644)
+    with pytest.raises(InputError, match="can be read by others"):
+        Keys(tmp_path / "keys")
+
+
+def test_stated_memory_and_levels(world):
+    bundle = load_bundle(world.bundle)
+    assert bundle.client.level == 3
+    assert bundle.evaluation_bytes(2) > bundle.evaluation_bytes(1) > bundle.server["encoded_bytes"]
+
+
+def test_engine_version_is_pinned(monkeypatch):
+    monkeypatch.setattr(engine, "VERSIONS", {**engine.VERSIONS, "orion-v2-evaluator": "2.1.4"})
+    with pytest.raises(InputError, match=r"2\.1\.4"):
+        engine.check()
