@@ -136,9 +136,9 @@ def check_security(parameters: Parameters, *, file: Any = None) -> int:
 def choose(levels: int, values: int) -> Parameters:
     """Return the smallest ring with 128 bits that holds ``values`` in one ciphertext and has ``levels`` of depth.
 
-    As many bits as the budget allows go to the scale (at most 40): each bit halves the error. The first prime is 8 to 15
-    bits larger, so that decrypted values may reach at least 128. Two special primes make key switching nearly twice as
-    fast as one.
+    As many bits as the budget allows go to the scale (at most 40): each bit halves the error. The first prime is 8 to
+    15 bits larger, so that decrypted values may reach at least 128. Two special primes make key switching nearly twice
+    as fast as one.
 
     Raises
     ------
