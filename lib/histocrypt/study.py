@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
@@ -99,6 +107,10 @@ class Folds(_Part):
     n: Annotated[int, Field(ge=2)] | None = Field(None, description="number of folds of group_k_fold")
 
 
+LATER = ("teacher", "distil", "range_penalty")
+"""Settings of training that did not exist in the first version."""
+
+
 class Training(_Part):
     """How networks are trained; any model may override any of these."""
 
@@ -121,6 +133,25 @@ class Training(_Part):
     refit: bool = Field(
         False, description="after early stopping, train again on training + validation for as many epochs"
     )
+    teacher: str | None = Field(
+        None, description="another model of the study, from which a network learns on top of the measured counts"
+    )
+    distil: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="with a teacher: its share of the targets of training tiles; the rest is measured"
+    )
+    range_penalty: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="weight of the penalty on what enters a square beyond +-3; only networks with squares heed it"
+    )
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later settings that are at their defaults: models trained before these existed stay valid."""
+        content = handler(self)
+        return {
+            key: value
+            for key, value in content.items()
+            if key not in LATER or value != type(self).model_fields[key].default
+        }
 
 
 class Evaluation(_Part):
@@ -165,6 +196,10 @@ class Study(_Part):
         """Return the training settings of a model, with the model's own overrides."""
         own = {key: value for key, value in self.models.get(model, {}).items() if key in Training.model_fields}
         return Training(**{**self.training.model_dump(), **own})
+
+    def teacher_of(self, model: str) -> str | None:
+        """Return the model that another one learns from, if any."""
+        return self.training_of(model).teacher
 
     def options_of(self, model: str) -> dict[str, Any]:
         """Return the constructor options of a model: whatever it was given beyond training settings."""
@@ -222,6 +257,7 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
         raise _first_problem(error, file) from error
     for name, options in study.models.items():
         _check_model(name, options, file)
+    _check_teachers(study, file)
     return study
 
 
@@ -236,6 +272,26 @@ def _check_model(name: str, options: dict[str, Any], file: str | Path) -> None:
         Training(**{key: value for key, value in options.items() if key in Training.model_fields})
     except ValidationError as error:
         raise _first_problem(error, file, prefix=f"models.{name}.") from error
+
+
+def _check_teachers(study: Study, file: str | Path) -> None:
+    """Refuse a teacher that the study does not train, a model that has nothing to learn with, and circles."""
+    if study.training.teacher is not None:
+        msg = "a teacher is one model's, since no model can teach itself"
+        raise InputError(msg, file=file, field="training.teacher", fix="move it to the model under `models`")
+    for name in study.models:
+        teacher, seen = study.teacher_of(name), [name]
+        where = {"file": file, "field": f"models.{name}.teacher"}
+        if teacher is not None and MODELS[name].kind != "network":
+            msg = "is fitted in closed form and takes no teacher"
+            raise InputError(msg, **where, value=teacher, fix="remove it")
+        while teacher is not None:
+            if teacher not in study.model_names:
+                raise unknown_name("teacher", teacher, study.model_names, **where)
+            if teacher in seen:
+                raise InputError("a model is, by way of its teachers, its own teacher", **where, value=teacher)
+            seen.append(teacher)
+            teacher = study.teacher_of(teacher)
 
 
 def _first_problem(error: ValidationError, file: str | Path, *, prefix: str = "") -> InputError:

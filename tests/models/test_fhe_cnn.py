@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from histocrypt.encrypted.affine import convolution, linear, scaling
+from histocrypt.encrypted.affine import average_pool, convolution, linear, scaling
 from histocrypt.models.fhe_cnn import STRIDES, FheCnn
 from histocrypt.models.polynomial import CLEAR, LIMIT, Square, watched
 
@@ -31,11 +31,12 @@ def test_every_tensor_fits_one_ciphertext(depth):
     assert max(sizes) <= 2**14
 
 
+@pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("depth", STRIDES)
-def test_the_network_is_the_matrices_and_squares_that_encryption_evaluates(depth):
+def test_the_network_is_the_matrices_and_squares_that_encryption_evaluates(depth, pool):
     """Walks the layers as a compiler does, in float64, batch norm folded."""
     torch.manual_seed(0)
-    network = FheCnn(5, depth=depth, width=0.25)
+    network = FheCnn(5, depth=depth, width=0.25, pool=pool)
     network(torch.randn(16, 3, 64, 64))  # moves the running statistics
     network.double().eval()
     images = torch.randn(3, 3, 64, 64, dtype=torch.float64)
@@ -50,9 +51,13 @@ def test_the_network_is_the_matrices_and_squares_that_encryption_evaluates(depth
             pending = pending.then(scaling(gain.numpy(), offset.numpy(), shape))
         elif isinstance(layer, Square):
             values = pending(values) ** 2
+            pending = scaling(np.ones(shape[0]), np.zeros(shape[0]), shape)
         elif isinstance(layer, nn.Linear):
-            pending = linear(layer.weight.detach().numpy(), layer.bias.detach().numpy(), shape)
+            pending = pending.then(linear(layer.weight.detach().numpy(), layer.bias.detach().numpy(), shape))
             values = pending(values)
+        elif isinstance(layer, nn.AvgPool2d):
+            pending = average_pool(shape, layer.kernel_size, stride=layer.stride)
+            shape = pending.target
         else:
             assert isinstance(layer, nn.Flatten)
     np.testing.assert_allclose(values, network(images).detach().numpy(), atol=1e-10)
@@ -70,12 +75,13 @@ def test_layers_come_from_the_namespace_given():
 
     ops = SimpleNamespace(**{name: noted(name) for name in vars(CLEAR)})
     network = FheCnn(4, depth=5, ops=ops)
-    assert made == [*["Conv2d", "BatchNorm2d", "Quad"] * 2, "Flatten", "Linear"]
+    assert made == [*["Conv2d", "BatchNorm2d", "Quad"] * 2, "AvgPool2d", "Flatten", "Linear"]
     FheCnn(4, depth=5).load_state_dict(network.state_dict())  # the same names of weights
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"depth": 4}, "3, 5, 7, 9"), ({"width": 0}, "positive"), ({"side": 60}, "8")]
+    ("options", "words"),
+    [({"depth": 4}, "3, 5, 7, 9"), ({"width": 0}, "positive"), ({"side": 60}, "8"), ({"pool": 3}, "pool")],
 )
 def test_wrong_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
@@ -93,12 +99,12 @@ def test_ranges_are_watched_and_can_be_pushed_down():
     nn.init.constant_(network.layers[1].bias, LIMIT + 1)
     with watched(network) as ranges:
         network(images)
-        before = ranges.penalty()
+        before = sum(ranges.excess)
         before.backward()
     with torch.no_grad():
         network.layers[1].bias -= 0.1 * network.layers[1].bias.grad / network.layers[1].bias.grad.norm()
     with watched(network) as ranges:
         network(images)
-        assert 0 < ranges.penalty() < before
+        assert 0 < sum(ranges.excess) < before
     network(images)
-    assert not ranges.excess  # nothing is left behind
+    assert len(ranges.excess) == 2  # it is no longer watched

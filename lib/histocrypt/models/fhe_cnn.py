@@ -23,7 +23,9 @@ CHANNELS = {3: (64,), 5: (32, 64), 7: (32, 64, 128), 9: (32, 64, 128, 256)}
 """Output channels of each convolution at width 1."""
 
 
-def build_layers(n_outputs: int, *, depth: int, width: float, side: int, ops: SimpleNamespace) -> list[nn.Module]:
+def build_layers(
+    n_outputs: int, *, depth: int, width: float, pool: int, side: int, ops: SimpleNamespace
+) -> list[nn.Module]:
     """Return the layers in order, made from the namespace ``ops``: convolution, batch norm, square, ...; linear.
 
     See `FheCnn` for the parameters.
@@ -38,6 +40,9 @@ def build_layers(n_outputs: int, *, depth: int, width: float, side: int, ops: Si
             ops.Quad(),
         ]
         inputs, grid = outputs, grid // stride
+    if pool < grid:
+        layers.append(ops.AvgPool2d(grid // pool, stride=grid // pool, padding=0))
+        grid = pool
     return [*layers, ops.Flatten(), ops.Linear(inputs * grid * grid, n_outputs)]
 
 
@@ -52,6 +57,9 @@ class FheCnn(nn.Module):
         Multiplicative levels: 3, 5, 7 or 9. A linear layer costs one (batch norm is folded into it), a square one.
     width
         Multiplies the channels of every convolution.
+    pool
+        The last tensor is averaged over a grid of this many cells a side: 1 keeps no place, and fewest weights. It is
+        part of the linear layer and costs nothing.
     side
         Side of the input, pixels; divisible by the product of the strides.
     ops
@@ -69,6 +77,7 @@ class FheCnn(nn.Module):
         *,
         depth: int = 5,
         width: float = 1.0,
+        pool: int = 1,
         side: int = input_px,
         ops: SimpleNamespace = CLEAR,
     ) -> None:
@@ -84,7 +93,10 @@ class FheCnn(nn.Module):
         if side % whole:
             msg = f"at depth {depth} the side of the input must be a multiple of {whole}; found {side}"
             raise ValueError(msg)
-        self.layers = nn.Sequential(*build_layers(n_outputs, depth=depth, width=width, side=side, ops=ops))
+        if pool < 1 or (side // whole) % pool:
+            msg = f"pool must divide {side // whole}, the side of the last tensor; found {pool!r}"
+            raise ValueError(msg)
+        self.layers = nn.Sequential(*build_layers(n_outputs, depth=depth, width=width, pool=pool, side=side, ops=ops))
         for layer in self.layers:
             if isinstance(layer, nn.BatchNorm2d):
                 # (1 + x/2)^2 = 1 + x + x^2/4: training starts near a linear network, and signs are not lost.

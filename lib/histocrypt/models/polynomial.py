@@ -43,15 +43,9 @@ class Ranges:
     """What went into the squares while `watched` was on."""
 
     excess: list[torch.Tensor] = field(default_factory=list)
-    """One per square of the last forward pass: mean of the squared excess over `LIMIT`, differentiable."""
+    """One per square and pass: mean of the squared excess over `LIMIT`, differentiable."""
     largest: dict[str, float] = field(default_factory=dict)
     """Largest absolute value by name of the square, over all passes."""
-
-    def penalty(self) -> torch.Tensor:
-        """Return the sum over the squares of the last pass, and forget it."""
-        total = torch.stack(self.excess).sum()
-        self.excess.clear()
-        return total
 
 
 @contextmanager

@@ -35,7 +35,7 @@ MODELS: dict[str, Entry] = {
         ("width", "dropout", "branches"),
     ),
     "resnet18": Entry("histocrypt.models.resnet18:ResNet18", "network", "ResNet-18", ("average_pool",)),
-    "fhe_cnn": Entry("histocrypt.models.fhe_cnn:FheCnn", "network", "CNN for encryption", ("depth", "width")),
+    "fhe_cnn": Entry("histocrypt.models.fhe_cnn:FheCnn", "network", "CNN for encryption", ("depth", "width", "pool")),
 }
 
 BASELINES = ("mean_profile", "depth_only", "colour_ridge", "encoder_ridge", "knn")

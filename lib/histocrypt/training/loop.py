@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from histocrypt.atomic import atomic_path, write_text
 from histocrypt.errors import InputError
+from histocrypt.models.polynomial import watched
 from histocrypt.study import Training
 from histocrypt.training.augment import flip_and_turn, vary_stain
 
@@ -271,11 +272,11 @@ def _one_epoch(
             rate = learning_rate((epoch - 1) * n_batches + number, settings.epochs * n_batches, settings.learning_rate)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            with _precision(device):
+            with _precision(device), watched(network) as ranges:
                 predicted = network(data.batch(index, device, change))
             loss = nn.functional.mse_loss(predicted.float(), data.targets[torch.as_tensor(index)].to(device))
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            (loss + settings.range_penalty * sum(ranges.excess) if ranges.excess else loss).backward()
             optimiser.step()
             if average is not None:
                 average.update_parameters(network)

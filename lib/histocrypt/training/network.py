@@ -25,7 +25,7 @@ def resized(tiles: np.ndarray, side: int) -> torch.Tensor:
     """Return tiles (n, S, S, 3) uint8 as (n, 3, side, side) uint8, bilinear with antialiasing; chunk by chunk."""
     images = torch.empty((len(tiles), 3, side, side), dtype=torch.uint8)
     for start in range(0, len(tiles), CHUNK):
-        chunk = torch.tensor(np.asarray(tiles[start : start + CHUNK])).permute(0, 3, 1, 2)
+        chunk = torch.tensor(np.ascontiguousarray(tiles[start : start + CHUNK])).permute(0, 3, 1, 2)
         if chunk.shape[-1] != side:
             chunk = torch.nn.functional.interpolate(chunk.float(), side, mode="bilinear", antialias=True)
             chunk = chunk.round_().clamp_(0, 255).to(torch.uint8)
@@ -33,13 +33,14 @@ def resized(tiles: np.ndarray, side: int) -> torch.Tensor:
     return images
 
 
-class _Moments:
+class PixelMoments:
     """Mean and standard deviation of the channels, summed up chunk by chunk in whole numbers (hence exactly)."""
 
     def __init__(self) -> None:
         self.n, self.total, self.squares = 0, torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
 
     def add(self, pixels: torch.Tensor) -> None:
+        """Add (n, 3, S, S) uint8."""
         values = pixels.transpose(0, 1).flatten(1).to(torch.int32)
         self.n += values.shape[1]
         self.total += values.sum(dim=1)
@@ -186,7 +187,7 @@ class NetworkPredictor:
     def _images(self, spots: Spots, *, fit: bool = False) -> loop.Images:
         pixels = resized(spots.tiles, self.input_px)
         if fit:
-            every = _Moments()
+            every = PixelMoments()
             for start in range(0, len(pixels), CHUNK):
                 every.add(pixels[start : start + CHUNK])
             self.pixel_moments = every.result()
@@ -195,7 +196,7 @@ class NetworkPredictor:
 
     def _section_moments(self, spots: Spots, pixels: torch.Tensor | None = None) -> dict[str, np.ndarray]:
         """Return each section's own pixel moments; no label is looked at."""
-        found = {section: _Moments() for section in np.unique(spots.sections).tolist()}
+        found = {section: PixelMoments() for section in np.unique(spots.sections).tolist()}
         for section, moments in found.items():
             rows = np.flatnonzero(spots.sections == section)
             for start in range(0, len(rows), CHUNK):

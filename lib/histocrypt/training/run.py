@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -21,6 +20,7 @@ from histocrypt.targets.panels import Panel
 from histocrypt.targets.transforms import TargetStatistics
 from histocrypt.training.artifacts import read_about, save_model
 from histocrypt.training.folds import FINAL, Fold, load_fold, load_folds
+from histocrypt.training.lineage import made_from, teacher_of
 from histocrypt.training.predictions import write_predictions
 from histocrypt.training.predictors import build, tile_side
 from histocrypt.training.prepare import PANEL, STAIN, TARGETS, read_clean_section
@@ -28,9 +28,6 @@ from histocrypt.training.spots import load_spots
 
 if TYPE_CHECKING:
     from histocrypt.study import Study, Training
-
-LEARNED_FROM = ("seed", "sections", "demo", "preprocessing", "panel", "target", "folds")
-"""Parts of a study that every trained model depends on."""
 
 
 @dataclass(frozen=True)
@@ -194,19 +191,27 @@ def fit(
     scaling = scaling_of(study, data.fold)
     train, validation = (scaled(study, scaling, part) for part in (data.train, data.validation))
 
+    def lesson(part: Spots) -> Spots:
+        if MODELS[model].kind != "network" or settings.teacher is None:
+            return part
+        from histocrypt.training.distil import taught
+
+        return taught(study, settings.teacher, settings.distil, part, fold=data.fold, panel=data.panel, device=device)
+
     def new() -> Any:
         return build(
             model, train.outputs, settings=settings, options=study.options_of(model), device=device, folder=folder
         )
 
+    learnt = lesson(train)
     predictor = new()
-    chosen = predictor.fit(train, validation, seed=study.seed, chosen=chosen)
+    chosen = predictor.fit(learnt, validation, seed=study.seed, chosen=chosen)
     if validation is None:
         return predictor, chosen, None
     predicted = scaling.restore(predictor.predict(validation))
     if MODELS[model].kind == "fitted" or settings.refit:
         predictor = new()
-        predictor.fit(joined(train, validation), None, seed=study.seed, chosen=chosen)
+        predictor.fit(joined(learnt, lesson(validation)), None, seed=study.seed, chosen=chosen)
     return predictor, chosen, predicted
 
 
@@ -244,6 +249,7 @@ def describe(
     """Return what ``model.json`` says of a model: all that predicting needs, and what it was made from."""
     settings, fold = study.training_of(model), data.fold
     pre = study.preprocessing
+    teacher = study.teacher_of(model)
     everyone = data.train if data.validation is None else joined(data.train, data.validation)
     return {
         "model": model,
@@ -274,18 +280,9 @@ def describe(
         "seed": study.seed,
         "chosen": chosen,
         "made_from": made_from(study, model, fold),
+        **({"teacher": teacher_of(study, teacher, fold)} if teacher else {}),
         "versions": {name: version(name) for name in ("histocrypt", "torch", "numpy", "scikit-learn")},
     }  # fmt: skip
-
-
-def made_from(study: Study, model: str, fold: Fold) -> str:
-    """Hash what a model depends on: parts of the study, its own settings, and the fold's files."""
-    digest = hashlib.sha256(study.hash(*LEARNED_FROM).encode())
-    facts = [model, study.training_of(model).model_dump(), study.options_of(model), vars(fold)]
-    digest.update(json.dumps(facts, sort_keys=True, default=list).encode())
-    for name in (PANEL, TARGETS, STAIN):
-        digest.update((study.run.fold(fold.name) / name).read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _predictions(study: Study, model: str, data: FoldData, part: str, spots: Spots, predicted: np.ndarray) -> Path:
