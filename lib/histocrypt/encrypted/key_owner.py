@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import struct
 import sys
@@ -20,18 +19,9 @@ from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Client, load_client
 from histocrypt.encrypted.inputs import Prepared, prepare
 from histocrypt.encrypted.parameters import SECURITY_BITS
+from histocrypt.encrypted.request import CANARIES, NOISE, Answers, Request, check_output, write_result
 from histocrypt.errors import InputError
 
-NOISE = 1e-3
-"""Noise added to decrypted values: standard deviation, as a share of the output's own over the section."""
-CANARIES = 2
-"""Spots that are sent twice, freshly encrypted and in random places, to notice an evaluator that mixes up spots."""
-PLAUSIBLE = 4.0
-"""Outputs may leave their range over the training tiles by so many times that range."""
-TOLERANCE = 1e-2
-"""How far copies of one output within a ciphertext may be apart, as a share of that range."""
-APART = 0.1
-"""How far the two results of a spot that was sent twice may be apart, in standard deviations over the section."""
 KEY_BYTES_PER_SECOND = 50e6
 """For the estimate before keys are made."""
 
@@ -187,38 +177,18 @@ def encrypt(prepared: Prepared, keys: Keys, output: Path, *, canaries: int = CAN
     from tqdm.auto import tqdm
 
     client = keys.client
-    chance = np.random.default_rng(secrets.randbits(128))
-    n = len(prepared.names)
-    order = np.concatenate([np.arange(n), chance.choice(n, size=min(canaries, n), replace=False)])
-    chance.shuffle(order)
-    batches = -(-len(order) // client.batch)
-    layout = client.input
-    need_disk(output, batches * layout.ciphertexts * client.parameters.ciphertext_bytes + (16 << 20))
+    request = Request.of(prepared, client, keys.bound, canaries=canaries)
+    count = request.batches
+    need_disk(output, count * client.input.ciphertexts * client.parameters.ciphertext_bytes + (16 << 20))
     owner = keys.encryptor()
-    request = secrets.token_hex(16)
     output.mkdir(parents=True, exist_ok=True)
-    for batch in tqdm(range(batches), desc="encrypting", unit="ciphertext"):
-        chosen = order[batch * client.batch : (batch + 1) * client.batch]
-        values = prepared.values[chosen]
-        if client.about["sees"] == "features":
-            padded = np.zeros((client.batch, values.shape[1]))
-            padded[: len(values)] = values
-            values = padded.T
-        packed = layout.pack(values)
-        payload = messages.pack_list([owner.encrypt(slots, client.level) for slots in packed])
-        messages.write_message(
-            output / f"{batch:05d}.ct", "input", payload, **keys.bound, request=request, index=batch, of=batches
-        )
-    keys.note(request).parent.mkdir(mode=0o700, exist_ok=True)
-    write_json(
-        keys.note(request),
-        {
-            "section": prepared.section, "patient": prepared.patient, "names": prepared.names.tolist(),
-            "coords": prepared.coords.tolist(), "order": order.tolist(), "about": prepared.about,
-        },
-    )  # fmt: skip
-    write_json(output / "request.json", {**keys.bound, "request": request, "of": batches})
-    return request
+    for index in tqdm(range(count), desc="encrypting", unit="ciphertext"):
+        payload = request.encrypt(index, prepared.values, owner)
+        messages.write_message(output / f"{index:05d}.ct", "input", payload, **request.place(index))
+    keys.note(request.name).parent.mkdir(mode=0o700, exist_ok=True)
+    write_json(keys.note(request.name), request.note)
+    write_json(output / "request.json", {**keys.bound, "request": request.name, "of": count})
+    return request.name
 
 
 def decrypt_response(response: str | Path, keys: str | Path, output: str | Path, *, noise: float = NOISE) -> str:
@@ -243,58 +213,20 @@ def decrypt_response(response: str | Path, keys: str | Path, output: str | Path,
         If a ciphertext is missing, damaged, out of place, of another request or key, or does not decrypt to copies of
         plausible outputs.
     """
-    from histocrypt.models.spots import Spots
-    from histocrypt.targets.panels import Panel
-    from histocrypt.training.predictions import write_predictions
-
-    output = Path(output)
-    if output.suffix != ".h5ad" or output.is_dir():
-        msg = "predictions are written as .h5ad"
-        raise InputError(msg, file=output, field="output", expected="a name that ends in .h5ad")
-    opened = Keys(keys)
-    note, values = decrypt(Path(response), opened)
-    about = opened.client.about
-    if noise:
-        chance = np.random.default_rng(secrets.randbits(128))
-        values = values + chance.normal(size=values.shape) * noise * values.std(axis=0)
-    names = np.array(note["names"])
-    spots = Spots(
-        names=names,
-        sections=np.full(len(names), note["section"]),
-        patients=np.full(len(names), note["patient"]),
-        tiles=np.empty((len(names), 0, 0, 3), np.uint8),
-        depth=np.zeros(len(names)),
-        outputs=tuple(about["outputs"]),
-    )
-    write_predictions(
-        output,
-        values.astype(np.float32),
-        spots=spots,
-        coords=np.array(note["coords"]),
-        panel=Panel.from_dict(about["panel"]),
-        transforms=list(about["transforms"]),
-        about={
-            "model": about["model"], "title": about["title"], "fold": about["fold"], "part": "encrypted",
-            "study": about["study"]["name"], "study_hash": about["study"]["hash"], "seed": about["seed"],
-            "section": note["section"], "um_per_px": note["about"]["um_per_px"],
-            "um_per_px_source": note["about"]["um_per_px_source"],
-            "unmeasured_genes": np.array(note["about"]["unmeasured_genes"], dtype=str),
-            "weights_sha256": about["weights_sha256"], "encrypted": "CKKS", "security_bits": SECURITY_BITS,
-            "noise": float(noise),
-        },
-    )  # fmt: skip
-    gone = "".join(f"; {count} {reason}" for reason, count in note["about"]["without_prediction"].items())
-    return (
-        f"{output}: {len(names)} spots x {len(about['panel']['genes'])} genes of {note['section']}, "
-        f"predicted encrypted by {about['title']}{gone}"
-    )
+    output = check_output(output)
+    answers = _read_response(Path(response), Keys(keys))
+    return write_result(output, answers.values(file=response), answers.request, noise=noise)
 
 
 def decrypt(response: Path, keys: Keys) -> tuple[dict[str, Any], np.ndarray]:
     """Return what is known of a request's spots, and their (n, outputs) values without added noise."""
+    answers = _read_response(response, keys)
+    return answers.request.note, answers.values(file=response)
+
+
+def _read_response(response: Path, keys: Keys) -> Answers:
     from tqdm.auto import tqdm
 
-    client = keys.client
     content = read_json(response / "response.json")
     if not isinstance(content, dict) or not isinstance(content.get("request"), str):
         msg = "does not describe a response"
@@ -305,80 +237,22 @@ def decrypt(response: Path, keys: Keys) -> tuple[dict[str, Any], np.ndarray]:
             raise InputError(
                 msg, file=response / "response.json", field=field, value=content.get(field), expected=wanted
             )
-    request = content["request"]
-    if not keys.note(request).is_file():
+    name = content["request"]
+    if not keys.note(name).is_file():
         msg = "answers a request that was not made with these keys"
-        raise InputError(msg, file=response / "response.json", field="request", value=request)
-    note = read_json(keys.note(request))
-    order = np.array(note["order"])
-    batches = -(-len(order) // client.batch)
-    missing = [index for index in range(batches) if not (response / f"{index:05d}.ct").is_file()]
+        raise InputError(msg, file=response / "response.json", field="request", value=name)
+    request = Request(name, keys.client, keys.bound, read_json(keys.note(name)))
+    paths = [response / f"{index:05d}.ct" for index in range(request.batches)]
+    missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        msg = f"{len(missing)} of {batches} ciphertexts are missing"
-        raise InputError(
-            msg,
-            file=response,
-            field=f"{missing[0]:05d}.ct",
-            fix="run the evaluation again; it goes on where it stopped",
-        )
-    owner = keys.decryptor()
-    moduli = [int(prime) for prime in client.about["moduli"]]
-    found = np.empty((len(order), len(client.about["outputs"])))
-    most = client.output.ciphertexts * client.ciphertext_bytes(0) + messages.LONGEST_HEADER
-    for index in tqdm(range(batches), desc="decrypting", unit="ciphertext"):
-        path = response / f"{index:05d}.ct"
-        payload = messages.read_message(
-            path, "output", most=most, **keys.bound, request=request, index=index, of=batches
-        )
-        parts = messages.unpack_list(payload, count=client.output.ciphertexts, file=path)
-        for part in parts:
-            engine.check_ciphertext(part, client.parameters, moduli, 0, file=path)
-        slots = np.stack([owner.decrypt(part) for part in parts])
-        outputs = _outputs(slots, client, path)
-        chosen = slice(index * client.batch, (index + 1) * client.batch)
-        found[chosen] = outputs[: len(found[chosen])]
-    values = np.empty((len(note["names"]), found.shape[1]))
-    values[order] = found
-    spread = np.maximum(values.std(axis=0), 1e-3 * _spread(client))
-    apart = (np.abs(values[order] - found) / spread).max(axis=1)
-    if apart.max() > APART:
-        msg = "a spot that was sent twice came back different: the evaluator mixed up spots or made up results"
-        raise InputError(
-            msg,
-            file=response,
-            field=f"spot {int(apart.argmax())}",
-            value=f"{apart.max():.2g} standard deviations",
-            expected=f"at most {APART}",
-            fix="do not use this response",
-        )
-    return note, values
-
-
-def _spread(client: Client) -> float:
-    low, high = client.about["output_range"]
-    return high - low
-
-
-def _outputs(slots: np.ndarray, client: Client, path: Path) -> np.ndarray:
-    """Return (batch, outputs) from decrypted slots, after checking that nothing but copies of them is there."""
-    layout = client.output
-    outputs = layout.unpack(slots).T
-    low, high = client.about["output_range"]
-    low, high = low - PLAUSIBLE * (high - low), high + PLAUSIBLE * (high - low)
-    wrong = "check that evaluation keys and ciphertexts belong together, and that the evaluator is sound"
-    if not np.isfinite(slots).all() or outputs.min() < low or outputs.max() > high:
-        msg = "does not decrypt to plausible values"
-        raise InputError(
-            msg, file=path, value=float(np.abs(slots).max()), expected=f"{low:.2f} to {high:.2f}", fix=wrong
-        )
-    span = layout.span
-    used = np.zeros((layout.ciphertexts, span if layout.ciphertexts == 1 else layout.slots))
-    used.reshape(-1)[layout.index] = outputs.T.reshape(-1)
-    copies = slots.reshape(layout.ciphertexts, -1, used.shape[1])
-    if np.abs(copies - used[:, None]).max() > TOLERANCE * _spread(client):
-        msg = "holds something else than copies of the outputs in its spare slots"
-        raise InputError(msg, file=path, fix=wrong)
-    return outputs
+        msg = f"{len(missing)} of {len(paths)} ciphertexts are missing"
+        fix = "run the evaluation again; it goes on where it stopped"
+        raise InputError(msg, file=response, field=missing[0], fix=fix)
+    answers = Answers(request, keys.decryptor())
+    for index, path in enumerate(tqdm(paths, desc="decrypting", unit="ciphertext")):
+        payload = messages.read_message(path, "output", most=answers.most_bytes, **request.place(index))
+        answers.add(index, payload, file=path)
+    return answers
 
 
 def refuse_existing(folder: Path, name: str) -> None:

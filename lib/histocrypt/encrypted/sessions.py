@@ -1,0 +1,300 @@
+"""The sessions of a server: whose keys it holds, who may do how much, and what is deleted when."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from histocrypt.encrypted import messages
+from histocrypt.encrypted.bundle import Bundle
+from histocrypt.encrypted.evaluator import Session
+from histocrypt.errors import InputError
+
+UPLOAD_SECONDS = 120.0
+"""A session whose keys do not get on for so long is ended."""
+SPARE_DISK = 64 << 20
+"""Bytes that are left free on the disk, whatever clients upload."""
+PREFIX = "histocrypt-serve-"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may use."""
+
+    sessions: int = 4
+    """At once, of all clients together; each holds a client's keys in memory."""
+    ciphertexts: int = 20_000
+    """Evaluated in one session."""
+    per_minute: int = 1_200
+    """Ciphertexts sent by one client, whatever the session."""
+    idle_seconds: float = 900.0
+    """A session without a request for so long is ended."""
+
+
+class Refused(Exception):
+    """An answer other than the one asked for: HTTP status and one sentence."""
+
+    def __init__(self, status: int, sentence: str, *, retry_after: int | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.retry_after = status, retry_after
+
+
+@dataclass
+class Hosted:
+    """One client's session."""
+
+    number: int
+    name: str
+    holder: int
+    """Which token opened it; no other can use it."""
+    size: int
+    """Of its evaluation keys, bytes."""
+    path: Path
+    file: IO[bytes]
+    received: int = 0
+    state: str = "receiving"
+    """``receiving``, ``loading``, ``ready`` or ``ended``."""
+    keys: Session | None = None
+    running: int = 0
+    sent: int = 0
+    touched: float = field(default_factory=time.monotonic)
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Store:
+    """All sessions of a server on one compiled model. Methods are for the event loop; heavy work goes to threads.
+
+    Parameters
+    ----------
+    bundle, model
+        The compiled model, and what `engine.load_model` gave for it.
+    workers
+        Ciphertexts evaluated at once, of all sessions together.
+    holders
+        How many clients (tokens) there are; each may have its share of the sessions, and one at least.
+    limits
+        What they may use.
+    scratch
+        Where keys lie while they are uploaded; in a folder of its own that others cannot read.
+    """
+
+    def __init__(
+        self, bundle: Bundle, model: Any, *, workers: int, holders: int, limits: Limits, scratch: Path | None
+    ) -> None:
+        self.client, self.limits = bundle.client, limits
+        self.folder, self._lock = _own_folder(scratch)
+        self.in_flight = 2 * workers
+        self._bundle, self._model, self._workers = bundle, model, workers
+        self._share = max(1, limits.sessions // holders)
+        self._recent: list[deque[float]] = [deque() for _ in range(holders)]
+        self._sessions: dict[str, Hosted] = {}
+        self._count = 0
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="evaluate")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self.most_key_bytes = int(1.1 * self.client.evaluation_key_bytes()) + (1 << 20) + messages.LONGEST_HEADER
+
+    @property
+    def most_bytes(self) -> int:
+        """The largest input message."""
+        return self.client.input.ciphertexts * self.client.ciphertext_bytes(self.client.level) + messages.LONGEST_HEADER
+
+    def open(self, holder: int, *, client: Any, size: Any) -> Hosted:
+        """Open a session for keys of ``size`` bytes, made for the model whose hash is ``client``."""
+        if client != self.client.hash:
+            raise Refused(409, "The keys were made for another compiled model than the one served here.")
+        if not isinstance(size, int) or not 0 < size <= self.most_key_bytes:
+            sentence = f"Evaluation keys of this model have at most {self.most_key_bytes} bytes, not {str(size)[:24]}."
+            raise Refused(413, sentence)
+        if len(self._sessions) >= self.limits.sessions:
+            raise Refused(429, "All sessions are taken; try again later.", retry_after=15)
+        if sum(hosted.holder == holder for hosted in self._sessions.values()) >= self._share:
+            raise Refused(429, f"This token has {self._share} open sessions already; end one first.", retry_after=15)
+        coming = sum(one.size - one.received for one in self._sessions.values() if one.state == "receiving")
+        if shutil.disk_usage(self.folder).free < size + coming + SPARE_DISK:
+            raise Refused(507, "The server's disk has no room for these keys now; try again later.", retry_after=60)
+        self._count += 1
+        path = self.folder / f"{self._count}.keys"
+        path.touch(mode=0o600)
+        hosted = Hosted(self._count, secrets.token_urlsafe(24), holder, size, path, path.open("r+b", buffering=0))
+        self._sessions[hosted.name] = hosted
+        self._say(hosted, f"opened by client {holder + 1}, {size / 2**20:.0f} MiB of keys to come")
+        return hosted
+
+    def get(self, name: str, holder: int) -> Hosted:
+        """Return a client's own session."""
+        hosted = self._sessions.get(name)
+        if hosted is None or hosted.holder != holder:
+            raise Refused(404, "There is no such session: it expired, was ended, or its keys were refused.")
+        hosted.touched = time.monotonic()
+        return hosted
+
+    async def receive(self, hosted: Hosted, offset: int, read: Callable[[int], Awaitable[bytes]]) -> None:
+        """Append a chunk of keys; load them when they are complete. What is interrupted leaves no trace."""
+        async with hosted.busy:
+            try:
+                await self._receive(hosted, offset, read)
+            finally:
+                if hosted.state == "ended":  # meanwhile
+                    self._close(hosted)
+
+    async def _receive(self, hosted: Hosted, offset: int, read: Callable[[int], Awaitable[bytes]]) -> None:
+        if hosted.state != "receiving":
+            raise Refused(409, f"The keys of this session are complete ({hosted.state}).")
+        if offset != hosted.received:
+            raise Refused(409, f"The next chunk of keys starts at byte {hosted.received}, not {offset}.")
+        chunk = await read(hosted.size - hosted.received)
+        if hosted.state != "receiving":
+            raise Refused(404, "The session ended while keys were on their way.")
+        try:
+            await asyncio.to_thread(_write, hosted.file, offset, chunk)
+        except OSError as error:
+            sentence = f"The server cannot store keys now ({error.strerror}); what came before is kept."
+            raise Refused(507, sentence, retry_after=60) from error
+        hosted.received += len(chunk)
+        hosted.touched = time.monotonic()
+        if hosted.received == hosted.size:
+            await self._load(hosted)
+
+    async def _load(self, hosted: Hosted) -> None:
+        hosted.state = "loading"
+        hosted.file.close()
+        job = partial(Session, self._bundle, self._model, hosted.path, workers=self._workers)
+        try:
+            hosted.keys = await asyncio.get_running_loop().run_in_executor(self._loader, job)
+        except InputError as error:
+            self._forget(hosted)
+            self._say(hosted, "keys refused")
+            raise _without_path(error) from error
+        finally:
+            hosted.path.unlink(missing_ok=True)  # the engine has its own copy
+        if hosted.state == "loading":  # and not ended meanwhile
+            hosted.state, hosted.touched = "ready", time.monotonic()
+            self._say(hosted, "ready")
+
+    async def evaluate(
+        self, hosted: Hosted, read: Callable[[int], Awaitable[bytes]], *, request: str, index: int, of: int
+    ) -> bytes:
+        """Return the output message for the input message that ``read`` gives."""
+        self._admit(hosted)
+        hosted.running += 1
+        try:
+            data = await read(self.most_bytes)
+            if hosted.keys is None or hosted.state != "ready":
+                raise Refused(404, "The session ended while a ciphertext was on its way.")
+            job = partial(hosted.keys.evaluate, data, file=f"ciphertext {index}", request=request, index=index, of=of)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+        finally:
+            hosted.running -= 1
+            hosted.touched = time.monotonic()
+            if hosted.state == "ended" and not hosted.running:
+                self._close(hosted)
+
+    def _admit(self, hosted: Hosted) -> None:
+        """Count a ciphertext against the quotas, before its body is read."""
+        if hosted.state != "ready":
+            raise Refused(409, f"The keys of this session are not there yet ({hosted.state}).")
+        if hosted.sent >= self.limits.ciphertexts:
+            raise Refused(403, f"This session has had its {self.limits.ciphertexts} ciphertexts; open another one.")
+        if hosted.running >= self.in_flight:
+            raise Refused(429, f"At most {self.in_flight} ciphertexts of a session are taken at once.", retry_after=1)
+        recent, now = self._recent[hosted.holder], time.monotonic()
+        while recent and now - recent[0] > 60:
+            recent.popleft()
+        if len(recent) >= self.limits.per_minute:
+            wait = max(1, int(61 - (now - recent[0])))
+            raise Refused(429, f"At most {self.limits.per_minute} ciphertexts a minute are taken.", retry_after=wait)
+        recent.append(now)
+        hosted.sent += 1
+
+    def end(self, hosted: Hosted, why: str = "ended by its client") -> None:
+        """End a session: nobody can use it from now on; keys go as soon as nothing is done with them."""
+        self._forget(hosted)
+        self._say(hosted, f"{why}, {hosted.sent} ciphertexts")
+        if not hosted.busy.locked() and not hosted.running:  # else `receive` or `evaluate` closes it
+            self._close(hosted)
+
+    async def sweep(self) -> None:
+        """End sessions whose client is gone, now and then, until cancelled."""
+        idle = self.limits.idle_seconds
+        while True:
+            await asyncio.sleep(min(10.0, idle / 4))
+            now = time.monotonic()
+            for hosted in list(self._sessions.values()):
+                patience = min(idle, UPLOAD_SECONDS) if hosted.state == "receiving" else idle
+                if hosted.state in ("receiving", "ready") and not hosted.running and now - hosted.touched > patience:
+                    self.end(hosted, "expired")
+
+    def stop(self) -> None:
+        """End everything and delete the folder."""
+        for pool in (self._pool, self._loader):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for hosted in list(self._sessions.values()):
+            self._forget(hosted)
+            hosted.file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
+
+    def _forget(self, hosted: Hosted) -> None:
+        hosted.state = "ended"
+        self._sessions.pop(hosted.name, None)
+
+    def _close(self, hosted: Hosted) -> None:
+        hosted.file.close()
+        hosted.path.unlink(missing_ok=True)
+        if hosted.keys is not None:
+            hosted.keys.close()
+            hosted.keys = None
+
+    @staticmethod
+    def _say(hosted: Hosted, what: str) -> None:
+        print(f"session {hosted.number}: {what}", file=sys.stderr, flush=True)
+
+
+def _write(file: IO[bytes], offset: int, chunk: bytes) -> None:
+    file.seek(offset)
+    left = memoryview(chunk)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _without_path(error: InputError) -> InputError:
+    """Return the same sentence without the server's own file name."""
+    return InputError(
+        error.problem, file="evaluation keys", field=error.field, value=error.value, expected=error.expected,
+        fix=error.fix,
+    )  # fmt: skip
+
+
+def _own_folder(scratch: Path | None) -> tuple[Path, IO[bytes]]:
+    """Make a folder that only this user can read; delete those of servers that were killed."""
+    parent = Path(scratch or tempfile.gettempdir())
+    if not parent.is_dir():
+        msg = "is not a folder"
+        raise InputError(msg, file=parent, field="scratch")
+    for old in parent.glob(f"{PREFIX}*"):
+        try:
+            with (old / "lock").open("r+b") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old, ignore_errors=True)
+        except OSError:
+            continue  # in use, or another user's
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700
+    except OSError as error:
+        msg = f"cannot be written to ({error.strerror})"
+        raise InputError(msg, file=parent, field="scratch") from error
+    lock = (folder / "lock").open("w+b")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return folder, lock
