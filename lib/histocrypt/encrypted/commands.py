@@ -89,3 +89,65 @@ def decrypt(
     from histocrypt.encrypted.key_owner import decrypt_response
 
     typer.echo(decrypt_response(response, keys, output, noise=noise))
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Option(help="The compiled model.")],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any free one.")] = 8423,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Tokens, one a line for each client; made if missing. Default: in the bundle.")
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate (PEM).")] = None,
+    private_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    insecure_http: Annotated[bool, typer.Option("--insecure-http", help="Let others in without TLS.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Ciphertexts at once; default: one per core.")] = None,
+    sessions: Annotated[int, typer.Option(min=1, help="Clients at once; fewer where memory is short.")] = 4,
+    ciphertexts: Annotated[int, typer.Option(min=1, help="Ciphertexts in a session.")] = 20_000,
+    per_minute: Annotated[int, typer.Option(min=1, help="Ciphertexts of a client in a minute.")] = 1_200,
+    idle_minutes: Annotated[float, typer.Option(min=0.01, help="Sessions end after so long without a request.")] = 15.0,
+    scratch: Annotated[Path | None, typer.Option(help="Where keys lie while they are uploaded.")] = None,
+) -> None:
+    """Serve a compiled model over HTTP(S) (evaluator)."""
+    from histocrypt.encrypted.service import serve
+    from histocrypt.encrypted.sessions import Limits
+
+    serve(
+        bundle, host=host, port=port, token_file=token_file, certificate=certificate, private_key=private_key,
+        insecure_http=insecure_http, workers=workers, scratch=scratch,
+        limits=Limits(sessions, ciphertexts, per_minute, 60 * idle_minutes),
+    )  # fmt: skip
+
+
+@app.command()
+def send(
+    section: Annotated[str, typer.Argument(help="A section in any readable format.")],
+    server: Annotated[str, typer.Option(help="Address of the server, https://host:port.")],
+    token_file: Annotated[Path, typer.Option(help="Holds the server's token.")],
+    keys: Annotated[Path, typer.Option(help="Folder of the keys; they are made where there are none.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")],
+    image: Image = None,
+    um_per_px: Resolution = None,
+    panel: ExpectedPanel = None,
+    skip_out_of_range: Skip = False,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Noise added to each value, as a share of its gene's spread; 0: none.")
+    ] = 1e-3,
+    certificate_authority: Annotated[
+        Path | None, typer.Option(help="Certificate (PEM) that the server's own is signed by.")
+    ] = None,
+    insecure_http: Annotated[
+        bool, typer.Option("--insecure-http", help="Send the token to another machine without TLS.")
+    ] = False,
+) -> None:
+    """Encrypt a section, have a server predict it, decrypt the answer (key owner)."""
+    from histocrypt.encrypted.remote import send_section
+
+    typer.echo(
+        send_section(
+            section, server=server, token_file=token_file, keys=keys, output=output, noise=noise,
+            certificate_authority=certificate_authority, insecure_http=insecure_http,
+            image=image, um_per_px=um_per_px, panel=panel, skip_out_of_range=skip_out_of_range,
+        )
+    )  # fmt: skip

@@ -79,7 +79,7 @@ def serve(
     limits = _fit(loaded, workers, limits)
     print(
         f"{workers} ciphertexts at once, at most {limits.sessions} sessions: "
-        f"up to {loaded.evaluation_bytes(workers * limits.sessions) / 2**30:.1f} GiB of memory; "
+        f"up to {_memory(loaded, workers, limits.sessions) / 2**30:.1f} GiB of memory; "
         f"{limits.ciphertexts} ciphertexts a session, {limits.per_minute} a minute and client; "
         f"sessions end after {limits.idle_seconds:.0f} s without a request",
         file=sys.stderr,
@@ -105,12 +105,17 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def _memory(bundle: Bundle, workers: int, sessions: int) -> int:
+    """Return the bytes that so many sessions take; the engine frees an ended one's keys some time later."""
+    return bundle.evaluation_bytes(workers * (sessions + 1))
+
+
 def _fit(bundle: Bundle, workers: int, limits: Limits) -> Limits:
     """Return limits with as many sessions as memory allows."""
     import psutil
 
     sessions, free = limits.sessions, psutil.virtual_memory().available
-    while sessions > 1 and bundle.evaluation_bytes(workers * sessions) > 0.9 * free:
+    while sessions > 1 and _memory(bundle, workers, sessions) > 0.9 * free:
         sessions -= 1
     return dataclasses.replace(limits, sessions=sessions)
 
