@@ -110,6 +110,11 @@ class RunFolder:
         return self.root / "evaluation"
 
     @property
+    def encrypted(self) -> Path:
+        """Encrypted predictions beside clear ones, by model."""
+        return self.root / "encrypted"
+
+    @property
     def report(self) -> Path:
         """The page that people read."""
         return self.root / "report.html"

@@ -26,6 +26,7 @@ STAGES = {
     "20_preprocessing": "preprocessed",
     "22_folds": "folds",
     "30_training": "trained_all",
+    "50_fhe_inference": "encrypted_all",
     "70_evaluation": "all",
 }
 """The Snakemake rule after which a notebook has run for everything, by notebook, in reading order."""

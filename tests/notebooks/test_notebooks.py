@@ -19,6 +19,7 @@ PARAMETERS = {
     "20_preprocessing": {"section": "S_2", "tiles_shown": 3},
     "22_folds": {},
     "30_training": {"model": "vision_mlp", "fold": "fold_1"},
+    "50_fhe_inference": {"model": "fhe_head"},
     "70_evaluation": {},
 }
 

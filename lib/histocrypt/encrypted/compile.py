@@ -17,7 +17,7 @@ from histocrypt.encrypted import engine
 from histocrypt.encrypted.affine import Affine, average_pool, convolution, linear, scaling
 from histocrypt.encrypted.bundle import hash_of, input_layout, write_client
 from histocrypt.encrypted.packing import Layout, best_ratio, blocked, diagonals, spots_side_by_side
-from histocrypt.encrypted.parameters import Parameters, check_security, choose
+from histocrypt.encrypted.parameters import SECURITY_BITS, Parameters, check_security, choose
 from histocrypt.errors import InputError
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ class Compiled:
     """Number in each map."""
     encoded_bytes: int
     """What the evaluator holds once all of them are encoded."""
+    moduli: list[int]
+    """The ciphertext primes."""
 
 
 def assemble(lowered: Lowered, parameters: Parameters, layouts: Sequence[Layout], moduli: Sequence[int]) -> Compiled:
@@ -173,7 +175,7 @@ def assemble(lowered: Lowered, parameters: Parameters, layouts: Sequence[Layout]
             nodes.append(engine.Node(f"square{number}", "quad", level, previous))
             true, claimed = true**2 / moduli[level], claimed**2 / moduli[level]
             level, previous = level - 1, (f"square{number}",)
-    return Compiled(parameters, nodes, rotations, list(layouts), counts, encoded)
+    return Compiled(parameters, nodes, rotations, list(layouts), counts, encoded, list(moduli))
 
 
 def compile_model(model_folder: str | Path, output: str | Path) -> str:
@@ -198,24 +200,10 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     """
     from histocrypt.training.artifacts import load_model
 
-    model, output = load_model(model_folder, device="cpu"), Path(output)
-    described, lowered = _lowered(model)
-    batch = described["batch"]
-    inputs = described["input"]
-    parameters = choose(lowered.levels, int(np.prod(inputs["shape"])) if inputs["kind"] == "tiles" else 1)
-    security = check_security(parameters)
-    owner = engine.KeyOwner(parameters)
-    moduli = owner.moduli()
-    layouts = [input_layout(inputs, parameters.slots)]
-    for number, one in enumerate(lowered.maps):
-        if number == len(lowered.maps) - 1:
-            layouts.append(spots_side_by_side(one.target[0], batch, parameters.slots))
-        elif len(one.target) == 3:
-            layouts.append(blocked(one.target, parameters.slots, factors=lowered.strides[number + 1 :]))
-        else:
-            layouts.append(spots_side_by_side(one.target[0], batch, parameters.slots))
-    matrices = Lowered([_for_batch(one, batch) for one in lowered.maps], lowered.strides)
-    compiled = assemble(matrices, parameters, layouts, moduli)
+    model = load_model(model_folder, device="cpu")
+    described, lowered = lowered_model(model)
+    compiled = compile_lowered(lowered, described)
+    parameters = compiled.parameters
     input_range, output_range, largest = _calibrate(model, described, lowered)
     room = 2.0 ** (parameters.logq[0] - parameters.log_scale - 1)
     if 2 * max(map(abs, output_range)) > room:
@@ -223,13 +211,62 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
         raise InputError(msg, file=model_folder, value=max(map(abs, output_range)), expected=f"at most {room / 2:g}")
     about = {
         "model": model.about["model"], "title": model.about.get("title", model.about["model"]),
-        "sees": described["sees"],
-        "parameters": parameters.to_dict(), "security_bits": security, "rotations": sorted(compiled.rotations),
-        "moduli": [str(prime) for prime in moduli], "level": lowered.levels, "batch": batch, "input": inputs,
         "outputs": model.about["outputs"], "input_range": input_range, "output_range": output_range,
-        "normalisation": described["normalisation"],
+        **described,
         **{key: model.about[key] for key in PUBLIC},
         "weights_sha256": model.about["weights"]["sha256"],
+    }  # fmt: skip
+    private = {"model": str(Path(model_folder).resolve()), "largest_before_square": largest}
+    write_bundle(Path(output), compiled, about, private)
+    return (
+        f"{output}: {about['title']} ({about['model']}), {lowered.levels} levels at N = 2^{parameters.logn}, "
+        f"log QP {parameters.log_qp}, at least {SECURITY_BITS} bits; {sum(compiled.diagonals)} diagonals, "
+        f"{len(compiled.rotations)} rotation keys; public part {Path(output) / 'client.json'}"
+    )
+
+
+def compile_lowered(lowered: Lowered, described: dict[str, Any]) -> Compiled:
+    """Choose parameters, lay out every tensor, and build the engine's graph.
+
+    Parameters
+    ----------
+    lowered
+        The network.
+    described
+        How inputs are described to clients: ``input`` and ``batch`` of the client part.
+    """
+    inputs, batch = described["input"], described["batch"]
+    parameters = choose(lowered.levels, int(np.prod(inputs["shape"])) if inputs["kind"] == "tiles" else 1)
+    check_security(parameters)
+    layouts = [input_layout(inputs, parameters.slots)]
+    for number, one in enumerate(lowered.maps):
+        if number < len(lowered.maps) - 1 and len(one.target) == 3:
+            layouts.append(blocked(one.target, parameters.slots, factors=lowered.strides[number + 1 :]))
+        else:
+            layouts.append(spots_side_by_side(one.target[0], batch, parameters.slots))
+    matrices = Lowered([_for_batch(one, batch) for one in lowered.maps], lowered.strides)
+    return assemble(matrices, parameters, layouts, engine.KeyOwner(parameters).moduli())
+
+
+def write_bundle(output: Path, compiled: Compiled, about: dict[str, Any], private: dict[str, Any]) -> None:
+    """Write ``server/`` (secret, mode 0700) and ``client.json`` (public).
+
+    Parameters
+    ----------
+    output
+        Folder of the bundle.
+    compiled
+        The network.
+    about
+        What clients learn beside parameters and rotations; see `bundle.REQUIRED`.
+    private
+        What stays in ``server/server.json`` beside the compiled network.
+    """
+    parameters = compiled.parameters
+    about = {
+        **about,
+        "parameters": parameters.to_dict(), "security_bits": SECURITY_BITS, "rotations": sorted(compiled.rotations),
+        "moduli": [str(prime) for prime in compiled.moduli], "level": compiled.nodes[0].level,
     }  # fmt: skip
     about = json.loads(json.dumps(about))
     server = output / "server"
@@ -244,20 +281,20 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     write_json(
         server / "server.json",
         {
-            "client": hash_of(about), "model": str(Path(model_folder).resolve()), "file_bytes": path.stat().st_size,
-            "sha256": _sha256(path), "encoded_bytes": compiled.encoded_bytes, "diagonals": compiled.diagonals,
-            "largest_before_square": largest,
+            "client": hash_of(about), "file_bytes": path.stat().st_size, "sha256": _sha256(path),
+            "encoded_bytes": compiled.encoded_bytes, "diagonals": compiled.diagonals, **private,
         },
     )  # fmt: skip
-    return (
-        f"{output}: {about['title']} ({about['model']}), {lowered.levels} levels at N = 2^{parameters.logn}, "
-        f"log QP {parameters.log_qp}, at least {security} bits; {sum(compiled.diagonals)} diagonals, "
-        f"{len(compiled.rotations)} rotation keys; public part {output / 'client.json'}"
-    )
 
 
-def _lowered(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:
-    """Return how inputs are described to clients, and the network with the outputs' units merged into its last map."""
+def lowered_model(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:
+    """Return how inputs are described to clients, and the network with the outputs' units merged into its last map.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be evaluated on ciphertexts.
+    """
     about, state = model.about, model.predictor.state()
     by_section = about["training"]["normalise_by_section"]
     if about["kind"] == "network":

@@ -183,6 +183,15 @@ def evaluate_request(
             raise
     seconds = time.monotonic() - started
     session.close()
+    cost = {
+        "ciphertexts": len(pending),
+        "workers": workers,
+        "load_seconds": round(loading, 3),
+        "seconds": round(seconds, 3),
+        "stated_gib": round(wanted / 2**30, 3),
+        "peak_gib": round(peak_gib(), 3),
+    }
+    write_json(output / "cost.json", cost)
     return (
         f"{output}: {len(pending)} ciphertexts, loaded in {loading:.1f} s, evaluated in {seconds:.1f} s "
         f"({seconds / len(pending):.2f} s each, {workers} at once), peak {peak_gib():.2f} GiB"

@@ -46,7 +46,8 @@ STYLE = {
 
 
 @contextmanager
-def _style() -> Iterator[Any]:
+def style() -> Iterator[Any]:
+    """Apply the report's fonts and colours to what is drawn inside."""
     import matplotlib as mpl
     from matplotlib import font_manager
 
@@ -56,7 +57,8 @@ def _style() -> Iterator[Any]:
         yield mpl
 
 
-def _canvas(*shape: int, **settings: Any) -> tuple[Figure, Any]:
+def canvas(*shape: int, **settings: Any) -> tuple[Figure, Any]:
+    """Return a figure and its axes."""
     import matplotlib.pyplot as plt
 
     return plt.subplots(*(shape or (1, 1)), **settings)
@@ -66,7 +68,7 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a figure as its suffix says, SVG for lines, PNG (140 dpi) for pixels, and close it."""
     import matplotlib.pyplot as plt
 
-    with atomic_path(path) as temporary, _style():
+    with atomic_path(path) as temporary, style():
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(temporary, dpi=140, metadata=metadata, facecolor="white")
     plt.close(figure)
@@ -76,8 +78,8 @@ def save(figure: Figure, path: Path) -> Path:
 def forest(scores: Scores, transform: str) -> Figure:
     """Draw each model's mean correlation with its interval, and each patient's own as a tick."""
     table = scores.of(transform).sort_values("pearson")
-    with _style():
-        figure, axes = _canvas(figsize=(7.4, 0.42 * len(table) + 1.0))
+    with style():
+        figure, axes = canvas(figsize=(7.4, 0.42 * len(table) + 1.0))
         for y, (model, row) in enumerate(table.iterrows()):
             colour = ROLE[row["role"]]
             rows = scores.sections
@@ -107,8 +109,8 @@ def gene_distribution(scores: Scores, transform: str) -> Figure:
     each = each[(each["transform"] == transform) & (each["section"] != POOLED)]
     table = scores.of(transform).sort_values("pearson")
     rng = np.random.default_rng(0)
-    with _style():
-        figure, axes = _canvas(figsize=(7.4, 0.5 * len(table) + 1.0))
+    with style():
+        figure, axes = canvas(figsize=(7.4, 0.5 * len(table) + 1.0))
         for y, (model, row) in enumerate(table.iterrows()):
             values = each[each["model"] == model].groupby("gene")["pearson"].mean().dropna().to_numpy()
             colour = ROLE[row["role"]]
@@ -135,8 +137,8 @@ def variance_curves(scores: Scores, transform: str, models: list[str]) -> Figure
     mean = each.groupby(["model", "gene"])[["variance_true", "variance_predicted"]].mean()
     true = mean.loc[models[0], "variance_true"].sort_values()
     floor = true.min() / 1000
-    with _style():
-        figure, axes = _canvas(figsize=(7.4, 3.1))
+    with style():
+        figure, axes = canvas(figsize=(7.4, 3.1))
         axes.plot(np.arange(len(true)), true, color=INK, lw=2.2, label="measured")
         for i, model in enumerate(models):
             found = mean.loc[model, "variance_predicted"].reindex(true.index).clip(lower=floor)
@@ -154,9 +156,9 @@ def variance_curves(scores: Scores, transform: str, models: list[str]) -> Figure
 def fold_diagram(folds: list[dict[str, Any]], patients: Mapping[str, str]) -> Figure:
     """Draw who trains, validates and tests in every fold: sections across, grouped by patient."""
     sections = sorted(patients, key=lambda name: (patients[name], name))
-    with _style():
+    with style():
         width = min(7.4, 2.0 + 0.75 * len(sections))
-        figure, axes = _canvas(figsize=(max(width, 4.5), 0.38 * len(folds) + 1.5))
+        figure, axes = canvas(figsize=(max(width, 4.5), 0.38 * len(folds) + 1.5))
         for y, fold in enumerate(folds):
             for x, name in enumerate(sections):
                 part = (
@@ -194,8 +196,8 @@ def training_curves(curves: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure 
     curves = {model: folds for model, folds in curves.items() if folds}
     if not curves:
         return None
-    with _style():
-        figure, axes = _canvas(len(curves), 2, figsize=(7.4, 2.1 * len(curves) + 0.3), squeeze=False)
+    with style():
+        figure, axes = canvas(len(curves), 2, figsize=(7.4, 2.1 * len(curves) + 0.3), squeeze=False)
         for row, (model, folds) in zip(axes, curves.items(), strict=True):
             for i, (fold, table) in enumerate(folds.items()):
                 epochs = table["epoch"] if "epoch" in table else np.arange(1, len(table) + 1)
@@ -243,9 +245,9 @@ def maps(
     low, high = coords.min(axis=0) - 1.2 * spacing, coords.max(axis=0) + 1.2 * spacing
     aspect = (high[1] - low[1]) / (high[0] - low[0])
     width = 7.4 / (3 if image is None else 4)
-    with _style():
+    with style():
         columns = 3 + (image is not None)
-        figure, axes = _canvas(
+        figure, axes = canvas(
             len(panels), columns, figsize=(7.4, len(panels) * (width * aspect * 0.8 + 0.12) + 0.3), squeeze=False
         )
         for row, panel in zip(axes, panels, strict=True):

@@ -13,6 +13,7 @@ import numpy as np
 from histocrypt import paths
 from histocrypt.atomic import write_text
 from histocrypt.evaluation import figures, words
+from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.evaluation.backdrop import backdrop
 from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
 from histocrypt.evaluation.scores import CEILING, POOLED, Scores, load_scores, read_folds, title_of
@@ -86,9 +87,18 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "ks": scores.notes["k"],
         "ceiling": CEILING in scores.of(main).index,
         "planted": planted,
+        "encrypted": [_encrypted(name, one) for name, one in load_agreements(run).items()],
         "figures": pictures,
         "provenance": _provenance(study),
     }
+
+
+def _encrypted(network: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page says of one network's encrypted inference."""
+    seconds, peak = content["seconds"], content["peak_gib"]
+    once = seconds["compile"] + seconds["keygen"]
+    each = sum(seconds[step] for step in ("encrypt", "evaluate", "decrypt"))
+    return {**content, "title": title_of(network), "once": once, "each": each, "peak": peak}
 
 
 def _key_figures(scores: Scores, main: str, best: str) -> list[dict[str, str]]:

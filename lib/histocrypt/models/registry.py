@@ -36,10 +36,16 @@ MODELS: dict[str, Entry] = {
     ),
     "resnet18": Entry("histocrypt.models.resnet18:ResNet18", "network", "ResNet-18", ("average_pool",)),
     "fhe_cnn": Entry("histocrypt.models.fhe_cnn:FheCnn", "network", "CNN for encryption", ("depth", "width", "pool")),
+    "fhe_head": Entry(
+        "histocrypt.models.fhe_head:FheHead", "fitted", "Head for encryption, frozen encoder", ("encoder", "components")
+    ),
 }
 
 BASELINES = ("mean_profile", "depth_only", "colour_ridge", "encoder_ridge", "knn")
 """Trained in every study, whether asked for or not: no score stands without them."""
+
+ENCRYPTED = ("fhe_cnn", "fhe_head")
+"""Can be evaluated on ciphertexts."""
 
 
 def model_class(name: str) -> type:

@@ -1,0 +1,98 @@
+"""Encrypted predictions beside those of the same model in the clear: how far they are apart, and whether it matters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from histocrypt.atomic import read_json, write_json
+from histocrypt.errors import InputError
+from histocrypt.evaluation.metrics import pearson
+from histocrypt.evaluation.truth import join, read_h5ad, read_prediction, transforms_of
+
+if TYPE_CHECKING:
+    from histocrypt.paths import RunFolder
+
+
+def agreement(encrypted: Path, clear: Path, truth: Path, sd: dict[str, float]) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Compare two prediction files of one section, joined by the names of spots and genes.
+
+    Parameters
+    ----------
+    encrypted, clear
+        Prediction files of the same model.
+    truth
+        The cleaned section: what was measured.
+    sd
+        Standard deviation of each output over the training spots, by ``"<transform>:<gene>"``: the unit of errors.
+
+    Returns
+    -------
+    summary
+        ``spots``, ``genes``, ``max_abs_error`` and ``mean_abs_error`` (of standardised outputs, all transforms),
+        ``precision_bits`` (-log2 of the mean), ``max_pcc_difference`` (over genes, main transform).
+    genes
+        One row per gene of the main transform: its largest error, its correlation with the measured values in the
+        clear and encrypted, and with each other. ``attrs["spots"]`` names the spots that were measured too.
+
+    Raises
+    ------
+    InputError
+        If they do not hold the same spots and genes.
+    """
+    one, other = read_prediction(encrypted), read_prediction(clear)
+    missing = sorted(set(other.obs_names) ^ set(one.obs_names)) or sorted(set(other.var_names) ^ set(one.var_names))
+    if missing:
+        msg = "the two predictions are not of the same spots and genes"
+        raise InputError(msg, file=encrypted, value=missing[0], fix="predict both from the same section")
+    other = other[one.obs_names, one.var_names]
+    main = transforms_of(one)[0]
+    section = str(one.obs["section"].iloc[0])
+    measured = read_h5ad(truth, what="cleaned section")
+    pairs = {name: join(adata, measured, section) for name, adata in (("encrypted", one), ("clear", other.copy()))}
+    errors = {
+        name: np.abs(np.asarray(one.layers[name], dtype=float) - np.asarray(other.layers[name], dtype=float))
+        / np.array([sd[f"{name}:{gene}"] for gene in one.var_names])
+        for name in transforms_of(one)
+    }
+    every = np.concatenate(list(errors.values()), axis=1)
+    scores = {name: pearson(pair.true[main], pair.predicted[main]) for name, pair in pairs.items()}
+    genes = pd.DataFrame(
+        {
+            "gene": pairs["clear"].genes,
+            "symbol": pairs["clear"].symbols,
+            "pcc_clear": scores["clear"],
+            "pcc_encrypted": scores["encrypted"],
+        }
+    ).set_index("gene")
+    where = one.var_names.get_indexer(genes.index)
+    genes["max_abs_error"] = errors[main].max(axis=0)[where]
+    genes["agreement"] = pearson(np.asarray(other.layers[main])[:, where], np.asarray(one.layers[main])[:, where])
+    genes.attrs["spots"] = pairs["clear"].spots.tolist()
+    summary = {
+        "spots": int(one.n_obs),
+        "genes": int(one.n_vars),
+        "max_abs_error": float(every.max()),
+        "mean_abs_error": float(every.mean()),
+        "precision_bits": round(float(-np.log2(every.mean())), 2),
+        "max_pcc_difference": float(np.nanmax(np.abs(scores["encrypted"] - scores["clear"]))),
+    }
+    return summary, genes
+
+
+def save_agreement(run: RunFolder, network: str, content: dict[str, Any]) -> Path:
+    """Write one network's agreement, and ``encrypted/agreement.json``: the first network's, with all by name."""
+    folder = run.encrypted
+    write_json(folder / network / "agreement.json", {"network": network, **content})
+    every = load_agreements(run)
+    write_json(folder / "agreement.json", {**next(iter(every.values())), "networks": every})
+    return folder / "agreement.json"
+
+
+def load_agreements(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """Return what is known by network; empty where nothing was evaluated encrypted."""
+    files = sorted(run.encrypted.glob("*/agreement.json"))
+    return {path.parent.name: read_json(path) for path in files}
