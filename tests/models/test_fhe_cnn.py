@@ -81,7 +81,7 @@ def test_layers_come_from_the_namespace_given():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"depth": 4}, "3, 5, 7, 9"), ({"width": 0}, "positive"), ({"side": 60}, "8"), ({"pool": 3}, "pool")],
+    [({"depth": 4}, "3, 5, 7, 9"), ({"width": 0}, "positive"), ({"side": 60}, "16"), ({"pool": 3}, "pool")],
 )
 def test_wrong_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):

@@ -17,9 +17,9 @@ from torch import nn
 
 from histocrypt.models.polynomial import CLEAR
 
-STRIDES = {3: (8,), 5: (4, 2), 7: (4, 2, 2), 9: (4, 2, 2, 2)}
+STRIDES = {3: (8,), 5: (8, 2), 7: (4, 2, 2), 9: (4, 2, 2, 2)}
 """Stride, and kernel, of each convolution by depth."""
-CHANNELS = {3: (64,), 5: (32, 64), 7: (32, 64, 128), 9: (32, 64, 128, 256)}
+CHANNELS = {3: (256,), 5: (64, 128), 7: (32, 64, 128), 9: (32, 64, 128, 256)}
 """Output channels of each convolution at width 1."""
 
 

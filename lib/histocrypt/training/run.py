@@ -171,6 +171,7 @@ def fit(
     chosen: dict[str, Any] | None = None,
     device: str | None = None,
     folder: Path | None = None,
+    seed: int | None = None,
 ) -> tuple[Any, dict[str, Any], np.ndarray | None]:
     """Fit one model on a fold's data; nothing of the test patients is in reach.
 
@@ -182,17 +183,20 @@ def fit(
         What to use where there is no validation part.
     folder
         Where a network keeps its curves and resumes from.
+    seed
+        Where not the study's own.
 
     Returns
     -------
     predictor, chosen, validation predictions in the transforms' units (None without a validation part)
     """
     settings = settings or study.training_of(model)
+    seed = study.seed if seed is None else seed
     scaling = scaling_of(study, data.fold)
     train, validation = (scaled(study, scaling, part) for part in (data.train, data.validation))
 
     def lesson(part: Spots) -> Spots:
-        if MODELS[model].kind != "network" or settings.teacher is None:
+        if settings.teacher is None:
             return part
         from histocrypt.training.distil import taught
 
@@ -205,13 +209,13 @@ def fit(
 
     learnt = lesson(train)
     predictor = new()
-    chosen = predictor.fit(learnt, validation, seed=study.seed, chosen=chosen)
+    chosen = predictor.fit(learnt, validation, seed=seed, chosen=chosen)
     if validation is None:
         return predictor, chosen, None
     predicted = scaling.restore(predictor.predict(validation))
     if MODELS[model].kind == "fitted" or settings.refit:
         predictor = new()
-        predictor.fit(joined(learnt, lesson(validation)), None, seed=study.seed, chosen=chosen)
+        predictor.fit(joined(learnt, lesson(validation)), None, seed=seed, chosen=chosen)
     return predictor, chosen, predicted
 
 
