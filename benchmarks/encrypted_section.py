@@ -4,8 +4,8 @@
 
 RUN is a run folder with trained models (e.g. outputs/breast). For each model it compiles, starts `histocrypt fhe serve`
 on a free port of this machine, and times `histocrypt fhe send` as a user would run it, keys included and then again
-with keys at hand; beside it the same model in the clear (`histocrypt predict`). Keys, server and client live in folders and
-processes of their own. Errors are of outputs in standard deviations over the training spots.
+with keys at hand; beside it the same model in the clear (`histocrypt predict`). Keys, server and client live in folders
+and processes of their own. Errors are of outputs in standard deviations over the training spots.
 """
 
 from __future__ import annotations
