@@ -15,6 +15,7 @@ import json
 import math
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -186,6 +187,33 @@ class KeyOwner:
             with self._generator.gen_galois_key(self._secret, element) as key:
                 yield struct.pack("<Q", element) + key.marshal_binary()
 
+    def bootstrapping_keys(self, path: Path) -> int:
+        """Make the keys of the bootstrapping ring and write them to ``path``; return their size in bytes.
+
+        They go from the native buffer to the file at once: a copy in Python would cost gigabytes.
+        """
+        from lattigo import ffi, rlwe
+
+        again = self.parameters.bootstrapping
+        made = rlwe.BootstrapParams(
+            self._ckks, logn=again.logn, logp=list(again.logp), h=again.h, log_slots=again.log_slots
+        )
+        subset, keys = made.gen_eval_keys(self._secret)
+        subset.close()
+        error, size = ctypes.c_char_p(None), ctypes.c_ulong(0)
+        native = ffi._lib_call()
+        buffer = native.BootstrapEvalKeysMarshal(keys._handle.raw, ctypes.byref(size), ctypes.byref(error))
+        ffi._check_err(error)
+        keys.close()
+        made.close()
+        try:
+            with Path(path).open("wb") as file:
+                for at in range(0, size.value, 1 << 26):
+                    file.write((ctypes.c_char * min(1 << 26, size.value - at)).from_address(buffer + at))
+        finally:
+            native.FreeCArray(buffer)
+        return size.value
+
     def moduli(self) -> list[int]:
         """Return the ciphertext primes."""
         return self._ckks.moduli_chain()
@@ -292,7 +320,7 @@ class Evaluator:
     def __init__(
         self,
         parameters: Parameters,
-        keys: Path,
+        keys: Path | np.ndarray,
         bootstrapping_keys: Path | None = None,
         *,
         start: int = 0,  # where the keys begin in their file
@@ -322,16 +350,33 @@ class Evaluator:
 
 
 @contextmanager
-def _mapped(path: Path | None, start: int = 0) -> Iterator[tuple[Any, ctypes.c_ulong]]:
-    """Give the engine a file without copying it into Python first."""
+def _mapped(path: Path | np.ndarray | None, start: int = 0) -> Iterator[tuple[Any, ctypes.c_ulong]]:
+    """Give the engine a file, or an array of bytes, without copying it into Python first.
+
+    The engine reads the file once, front to back: a second thread lets go of the pages meanwhile, so that they do not
+    count as this process's memory beside the engine's own copies.
+    """
     import mmap
 
     if path is None:
         yield None, ctypes.c_ulong(0)
         return
+    if isinstance(path, np.ndarray):
+        yield ctypes.c_void_p(path.ctypes.data), ctypes.c_ulong(path.nbytes)
+        return
     with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         array = np.frombuffer(mapped, dtype=np.uint8, offset=start)
+        read = threading.Event()
+
+        def let_go() -> None:
+            while not read.wait(0.05):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+        helper = threading.Thread(target=let_go, daemon=True)
+        helper.start()
         try:
             yield ctypes.c_void_p(array.ctypes.data), ctypes.c_ulong(len(array))
         finally:
+            read.set()
+            helper.join()
             del array

@@ -20,11 +20,19 @@ MAX_LOG_QP = {10: 26, 11: 53, 12: 106, 13: 214, 14: 430, 15: 868, 16: 1747}
 MAX_LOG_QP_SPARSE = {(16, 192): 1546}
 """(log2(N), Hamming weight) to the same for a sparse secret: the sets that Lattigo's authors published for it."""
 SECURITY_BITS = 128
+CIRCUIT_LOGQ = (39,) * 3 + (60,) * 8 + (56,) * 4
+"""Bits of the primes that the engine's bootstrapping adds: slots to coefficients, the sine, coefficients to slots."""
 
 
 @dataclass(frozen=True)
 class Bootstrapping:
-    """The larger ring in which ciphertexts are refreshed."""
+    """The larger ring in which ciphertexts are refreshed.
+
+    Its secret is the key owner's alone, so it may be uniform ternary (``h``: two thirds of the degree);
+    then the same table judges it. While refreshing, the engine passes through an ephemeral secret of weight 32 (Bossuat
+    et al., 2022): keys under it have one ciphertext prime and one special prime only, at most 121 bits at N = 2^16, for
+    which that weight keeps 128 bits.
+    """
 
     logn: int
     logp: tuple[int, ...]
@@ -122,11 +130,13 @@ def check_security(parameters: Parameters, *, file: Any = None) -> int:
         )  # fmt: skip
     again = parameters.bootstrapping
     if again is not None:
-        bound = MAX_LOG_QP_SPARSE.get((again.logn, again.h))
-        if bound is None or again.log_qp > bound:
-            msg = "the bootstrapping ring with its sparse secret is not known to give 128 bits of security"
+        dense = again.h == 2 * (1 << again.logn) // 3  # uniform ternary: judged as the other ring is
+        bound = MAX_LOG_QP.get(again.logn) if dense else MAX_LOG_QP_SPARSE.get((again.logn, again.h))
+        log_qp = max(again.log_qp, sum(parameters.logq) + sum(CIRCUIT_LOGQ) + sum(again.logp))  # trust no stated sum
+        if bound is None or log_qp > bound:
+            msg = "the bootstrapping ring with its secret is not known to give 128 bits of security"
             raise InputError(
-                msg, file=file, field="parameters.bootstrapping.log_qp", value=again.log_qp,
+                msg, file=file, field="parameters.bootstrapping.log_qp", value=log_qp,
                 expected=f"at most {bound}" if bound else f"one of the published sets {sorted(MAX_LOG_QP_SPARSE)}",
                 fix="do not make keys for this model; ask its owner for another one",
             )  # fmt: skip

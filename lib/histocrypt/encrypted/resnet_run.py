@@ -1,0 +1,168 @@
+"""The evaluator's side of a bootstrapped network: a layer in work, the next one being encoded, all else on disk.
+
+Every layer's output is written before the next layer starts, so a kill costs one layer. Nothing here can decrypt.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histocrypt.atomic import atomic_path, read_json
+from histocrypt.encrypted import engine
+from histocrypt.encrypted.parameters import Parameters
+from histocrypt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one layer took, seconds."""
+
+    step: str
+    waited: float
+    """For its diagonals to be encoded."""
+    evaluated: float
+
+
+def write_ciphertexts(path: Path, ciphertexts: list[bytes]) -> None:
+    """Write ciphertexts to one file, atomically."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for one in ciphertexts:
+            file.write(struct.pack("<Q", len(one)) + one)
+
+
+def read_ciphertexts(path: Path) -> list[bytes]:
+    """Read what `write_ciphertexts` wrote; an `InputError` names a file that was cut."""
+    data, found, at = path.read_bytes(), [], 0
+    while at < len(data):
+        length = struct.unpack_from("<Q", data, at)[0] if at + 8 <= len(data) else len(data)
+        at += 8 + length
+        if at > len(data):
+            msg = "ends inside a ciphertext"
+            raise InputError(msg, file=path, fix="delete it; the layer is then evaluated again")
+        found.append(data[at - length : at])
+    return found
+
+
+class RotationKeys:
+    """The key owner's file of relinearisation and rotation keys, of which a layer takes the few that it needs."""
+
+    def __init__(self, path: Path, parameters: Parameters) -> None:
+        self.parameters = parameters
+        self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
+        size = len(self._bytes)
+        # flag, relinearisation key, flag, number of rotation keys, then element and key for each; a rotation key is a
+        # relinearisation key with 16 bytes more
+        digits = -(-len(parameters.logq) // len(parameters.logp))
+        about = digits * 2 * (len(parameters.logq) + len(parameters.logp)) * parameters.limb_bytes
+        number = round((size - 6) / about) - 1
+        first, rest = divmod(size - 6 - 24 * number, number + 1)
+        if number < 0 or rest or int.from_bytes(self._bytes[first + 2 : first + 6].tobytes(), "little") != number:
+            msg = "are not evaluation keys of these parameters"
+            raise InputError(msg, file=path, fix="send the key owner's evaluation keys again")
+        self._first, each = 1 + first, first + 24
+        starts = [1 + first + 5 + one * each for one in range(number)]
+        self._place = {int(self._bytes[at : at + 8].view("<u8")[0]): slice(at, at + each) for at in starts}
+
+    def subset(self, rotations: Iterable[int]) -> np.ndarray:
+        """Return the same form with these rotations' keys only."""
+        elements = sorted({engine.galois_element(rotation, self.parameters) for rotation in rotations})
+        missing = [element for element in elements if element not in self._place]
+        if missing:
+            msg = f"lack {len(missing)} rotation keys that this network needs"
+            raise InputError(msg, fix="make keys with this network's client part")
+        head = np.frombuffer(b"\x01" + struct.pack("<I", len(elements)), dtype=np.uint8)
+        return np.concatenate([self._bytes[: self._first], head, *(self._bytes[self._place[one]] for one in elements)])
+
+
+def evaluate(
+    network: Path,
+    keys: Path,
+    bootstrapping_keys: Path,
+    tile: Path,
+    work: Path,
+    *,
+    progress: Callable[[Timing], None] | None = None,
+) -> Path:
+    """Evaluate one encrypted tile layer by layer; go on from where an earlier call was stopped.
+
+    Parameters
+    ----------
+    network
+        Folder that `histocrypt.encrypted.bootstrapped.compile_network` wrote.
+    keys, bootstrapping_keys
+        Files of the key owner's evaluation keys.
+    tile
+        Of ciphertexts, see `write_ciphertexts`.
+    work
+        Folder for the outputs of layers; its files belong to this tile and these keys alone.
+    progress
+        Called after each layer.
+
+    Returns
+    -------
+    path
+        Of the network's output, in ``work``.
+    """
+    plan = read_json(network / "steps.json")
+    parameters = Parameters.from_dict(plan["parameters"])
+    steps = plan["steps"]
+    last_use = {name: number for number, step in enumerate(steps) for name in step["inputs"]}
+    work.mkdir(parents=True, exist_ok=True)
+    place = {step["name"]: work / f"{step['name']}.ct" for step in steps} | {"input": tile}
+    done = [number for number, step in enumerate(steps) if place[step["name"]].is_file()]
+    begin = max(done) + 1 if done else 0
+    if begin == len(steps):
+        return place[steps[-1]["name"]]
+
+    rotation_keys = RotationKeys(keys, parameters)
+
+    def load(number: int) -> tuple[Any, engine.Evaluator | None]:
+        step = steps[number]
+        model = engine.load_model(network / f"{step['name']}.orion")
+        if step["refresh"]:
+            return model, None
+        return model, engine.Evaluator(parameters, rotation_keys.subset(step["rotations"]))
+
+    refresher = None
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(load, begin)
+        for number in range(begin, len(steps)):
+            step, started = steps[number], time.monotonic()
+            model, evaluator = coming.result()
+            waited = time.monotonic() - started
+            if number + 1 < len(steps):
+                coming = ahead.submit(load, number + 1)
+            if step["refresh"] and refresher is None:
+                refresher = engine.Evaluator(parameters, rotation_keys.subset(()), bootstrapping_keys)
+            given = [one for name in step["inputs"] for one in read_ciphertexts(place[name])]
+            write_ciphertexts(place[step["name"]], (evaluator or refresher)(model, given))
+            model.close()
+            if evaluator is not None:
+                evaluator.close()
+            for name in step["inputs"]:
+                if last_use[name] == number and name != "input":
+                    place[name].unlink()
+            if progress is not None:
+                progress(Timing(step["name"], waited, time.monotonic() - started - waited))
+    if refresher is not None:
+        refresher.close()
+    return place[steps[-1]["name"]]
+
+
+def diagonals_mib(network: Path) -> float:
+    """Return the most memory that two layers' encoded diagonals take together, MiB."""
+    plan = json.loads((network / "steps.json").read_text(encoding="utf-8"))
+    parameters = Parameters.from_dict(plan["parameters"])
+    each = [
+        step["diagonals"] * (step["level"] + 1 + len(parameters.logp)) * parameters.limb_bytes for step in plan["steps"]
+    ]
+    return max(map(sum, zip(each, [*each[1:], 0], strict=True))) / 2**20

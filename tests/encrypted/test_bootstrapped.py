@@ -1,0 +1,204 @@
+"""Residual networks with bootstrapping: the packing against plain arithmetic, then real ciphertexts in two processes.
+
+The rings here are far too small to be secure, and `check_security` refuses them; all else is as in a real run.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from histocrypt.encrypted import bootstrapped, engine, resnet_run, shifted
+from histocrypt.encrypted.affine import convolution
+from histocrypt.encrypted.bootstrapping import bootstrapped as parameter_set
+from histocrypt.encrypted.parameters import Bootstrapping, Parameters, check_security
+from histocrypt.errors import InputError
+from histocrypt.models.fhe_resnet import FheResNet18
+
+SLOTS = 2048
+
+
+def in_the_clear(blocks: shifted.Blocks, folds: int, values: np.ndarray) -> np.ndarray:
+    """Do what the engine does: products with rotations, then sums of rotations by slots/2, slots/4, ..."""
+    result = np.zeros((1 + max(row for row, _ in blocks), values.shape[1]))
+    for (row, column), found in blocks.items():
+        for offset, diagonal in found.items():
+            result[row] += diagonal * np.roll(values[column], -offset)
+    for step in range(folds):
+        result += np.roll(result, -(values.shape[1] >> (step + 1)), axis=1)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("stride", "channels", "outputs", "side"), [(1, 4, 4, 8), (1, 3, 5, 4), (2, 4, 8, 8), (2, 6, 5, 4)]
+)
+@pytest.mark.parametrize("kept", [1, 2, 4])
+def test_shifted_copies_are_the_matrix(stride, channels, outputs, side, kept):
+    """A convolution gives its outputs in every copy that the target has, however spare slots are shared out."""
+    rng = np.random.default_rng(0)
+    first = convolution(
+        rng.normal(size=(outputs, channels, 3, 3)), None, (channels, side, side), stride=stride, padding=1
+    )
+    second = convolution(rng.normal(size=(outputs, outputs, 3, 3)), None, first.target, padding=1)
+    block = bootstrapped.Residual(first, second, None)
+    plan = bootstrapped.plan_block(block, SLOTS)
+    outer = plan.outer
+    groups = min(SLOTS // outer.size // kept, plan.laid.size)
+    inner = shifted.rows(first.target, SLOTS, shifts=tuple(copy * outer.size // kept for copy in range(kept)))
+    laid = bootstrapped._pattern(plan.laid.with_shifts((0,)), inner.period, groups)
+    x = rng.normal(size=first.source)
+
+    between = in_the_clear(shifted.diagonals(first.matrix, laid, inner, groups), shifted.folds(inner), laid.pack(x))
+    expected = first(x[None])[0]
+    filled = inner.pack(np.ones(first.target))[0] != 0
+    np.testing.assert_allclose(between[0, filled], inner.pack(expected)[0, filled], atol=1e-9)
+    end = in_the_clear(shifted.diagonals(second.matrix, inner, outer, kept), shifted.folds(outer), inner.pack(expected))
+    np.testing.assert_allclose(outer.unpack(end), second(expected[None])[0], atol=1e-9)
+    filled = outer.pack(np.ones(expected.shape))[0] != 0
+    np.testing.assert_allclose(end[0, filled], outer.pack(second(expected[None])[0])[0, filled], atol=1e-9)
+
+
+def test_spare_slots_save_diagonals():
+    """Sharing eight-fold room out between two convolutions divides their diagonals by eight in all."""
+    one = convolution(np.ones((8, 8, 3, 3)), None, (8, 4, 4), padding=1)
+    block = bootstrapped.Residual(one, one, None)
+    plan = bootstrapped.plan_block(block, 128 * 8)
+    alone = shifted.count(one.matrix, plan.outer, plan.outer, 1)
+    assert plan.groups * plan.kept == 8
+    assert shifted.count(one.matrix, plan.laid, plan.inner, plan.groups) * plan.groups == alone
+    assert shifted.count(one.matrix, plan.inner, plan.outer, plan.kept) * plan.kept == alone
+
+
+def test_several_ciphertexts():
+    """A tensor that needs two ciphertexts goes in and out."""
+    rng = np.random.default_rng(1)
+    stem = convolution(rng.normal(size=(16, 3, 7, 7)), None, (3, 32, 32), stride=2, padding=3)
+    source = shifted.cells(stem.source, 4096, 4, minor=False)
+    wide = shifted.spread(stem.target, 2048 * 2, 2)
+    assert wide.ciphertexts == 1
+    wide = shifted.spread(stem.target, 2048, 2)
+    assert wide.ciphertexts == 2
+    with pytest.raises(ValueError, match="do not fit"):
+        shifted.cells(stem.source, 2048, 4)
+    back = sp.random(24, len(wide.position), 0.05, random_state=2, format="csr")
+    target = shifted.rows((24,), 2048)
+    values = rng.normal(size=stem.target)
+    slots = in_the_clear(shifted.diagonals(back, wide, target, 1), 0, wide.pack(values))
+    np.testing.assert_allclose(target.unpack(slots), back @ values.reshape(-1), atol=1e-9)
+    assert source.ciphertexts == 1
+
+
+def test_security():
+    """The one parameter set for use has 128 bits; small rings, and a stated sum that is too small, are refused."""
+    assert check_security(parameter_set()) == 128
+    for spoilt in (
+        parameter_set(14),
+        Parameters(15, (52,) + (38,) * 9, (50,) * 3, 38, bootstrapping=Bootstrapping(16, (61,) * 11, 43690, 100, 14)),
+        Parameters(15, (52,) + (38,) * 6, (50,) * 3, 38, bootstrapping=Bootstrapping(16, (61,) * 9, 192, 100, 14)),
+    ):
+        with pytest.raises(InputError, match="128 bits"):
+            check_security(spoilt)
+
+
+@pytest.fixture(scope="module")
+def parties(tmp_path_factory):
+    """Return the folders of both parties, the client's secret, and what the network gives in the clear."""
+    root = tmp_path_factory.mktemp("parties")
+    client, evaluator = root / "client", root / "evaluator"
+    torch.manual_seed(0)
+    network = FheResNet18(10, width=4, blocks=(1, 1)).train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean over what was seen
+    with torch.no_grad():
+        network(torch.randn(64, 3, 16, 16))
+    network.eval()
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        torch_says = network(images).numpy()
+    lowered = bootstrapped.normalised(bootstrapped.lower(network, 16), images.numpy())
+    np.testing.assert_allclose(lowered(images.double().numpy()), torch_says, atol=1e-4)
+
+    parameters = parameter_set(11)
+    made = bootstrapped.compile_network(lowered, parameters, evaluator / "network")
+    client.mkdir()
+    owner = engine.KeyOwner(parameters)
+    secret, public = owner.generate()
+    (client / "secret").write_bytes(secret)
+    (evaluator / "keys").write_bytes(b"".join(owner.evaluation_keys(sorted(made.rotations))))
+    owner.bootstrapping_keys(evaluator / "bootstrapping_keys")
+    tile = [owner.encrypt(values, made.level) for values in made.source.pack(images[0].numpy())]
+    resnet_run.write_ciphertexts(evaluator / "tile.ct", tile)
+    return evaluator, owner, secret, made, lowered(images[:1].double().numpy())[0]
+
+
+RUN = """
+import sys
+from pathlib import Path
+from histocrypt.encrypted.resnet_run import evaluate
+root = Path(sys.argv[1])
+print(evaluate(root / "network", root / "keys", root / "bootstrapping_keys", root / "tile.ct", root / "work",
+               progress=lambda timing: print(timing.step, flush=True)))
+"""
+
+
+def start(evaluator: Path) -> subprocess.Popen:
+    """Start the evaluator's process."""
+    return subprocess.Popen([sys.executable, "-c", RUN, str(evaluator)], stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_and_resumed(parties):
+    """A killed evaluation goes on with the layer it was in, and gives what the network gives in the clear."""
+    evaluator, owner, secret, made, expected = parties
+    first = start(evaluator)
+    done = []
+    for line in first.stdout:
+        done.append(line.strip())
+        if done[-1] == "block0_sum":
+            first.send_signal(signal.SIGKILL)
+            break
+    first.wait()
+    assert (evaluator / "work" / "block0_sum.ct").is_file()
+    assert not list((evaluator / "work").glob("head*"))
+
+    second = start(evaluator)
+    again = second.communicate(timeout=300)[0].split()
+    assert second.returncode == 0
+    names = [step.name for step in made.steps]
+    assert again[:-1] == names[names.index(again[0]) :]
+    assert names.index(again[0]) > names.index("block0_sum")
+
+    slots = owner.decrypt(resnet_run.read_ciphertexts(Path(again[-1]))[0])
+    np.testing.assert_allclose(made.target.unpack(slots[None]), expected, atol=1e-4)
+
+    for path in evaluator.rglob("*"):
+        if path.is_file():
+            held = path.read_bytes()
+            assert secret[64:4096] not in held, path
+    assert start(evaluator).communicate(timeout=60)[0].split() == [again[-1]], "nothing is evaluated twice"
+
+
+def test_refuses_what_does_not_fit(parties, tmp_path):
+    """Keys without a rotation that the network needs, keys of another set, and a cut file are named."""
+    evaluator, owner, _, made, _ = parties
+    parameters = owner.parameters
+    few = tmp_path / "few"
+    few.write_bytes(b"".join(owner.evaluation_keys([1, 2])))
+    keys = resnet_run.RotationKeys(few, parameters)
+    assert len(keys.subset([1])) < len(keys.subset([1, 2]))
+    with pytest.raises(InputError, match="lack"):
+        keys.subset([3])
+    few.write_bytes(few.read_bytes()[:-8])
+    with pytest.raises(InputError, match="not evaluation keys"):
+        resnet_run.RotationKeys(few, parameters)
+    whole = (evaluator / "tile.ct").read_bytes()
+    (tmp_path / "cut.ct").write_bytes(whole[:-5])
+    with pytest.raises(InputError, match="ends inside"):
+        resnet_run.read_ciphertexts(tmp_path / "cut.ct")
+    assert json.loads((evaluator / "network" / "steps.json").read_text())["level"] == made.level
