@@ -26,6 +26,8 @@ UPLOAD_SECONDS = 120.0
 """A session whose keys do not get on for so long is ended."""
 SPARE_DISK = 64 << 20
 """Bytes that are left free on the disk, whatever clients upload."""
+DEAD = 4
+"""Connections of a session that may be waited for in vain: their client has come back on new ones."""
 PREFIX = "histocrypt-serve-"
 
 
@@ -67,6 +69,7 @@ class Hosted:
     state: str = "receiving"
     """``receiving``, ``loading``, ``ready`` or ``ended``."""
     keys: Session | None = None
+    reading: int = 0
     running: int = 0
     sent: int = 0
     touched: float = field(default_factory=time.monotonic)
@@ -142,28 +145,41 @@ class Store:
 
     async def receive(self, hosted: Hosted, offset: int, read: Callable[[int], Awaitable[bytes]]) -> None:
         """Append a chunk of keys; load them when they are complete. What is interrupted leaves no trace."""
-        async with hosted.busy:
+        self._check_turn(hosted, offset)
+        chunk = await self._read(hosted, read, hosted.size - offset)
+        async with hosted.busy:  # not before: a client that comes back need not wait for its own dead connection
+            self._check_turn(hosted, offset)
             try:
-                await self._receive(hosted, offset, read)
+                await self._append(hosted, offset, chunk)
             finally:
                 if hosted.state == "ended":  # meanwhile
                     self._close(hosted)
 
-    async def _receive(self, hosted: Hosted, offset: int, read: Callable[[int], Awaitable[bytes]]) -> None:
+    @staticmethod
+    def _check_turn(hosted: Hosted, offset: int) -> None:
         if hosted.state != "receiving":
-            raise Refused(409, f"The keys of this session are complete ({hosted.state}).")
+            raise Refused(409, f"This session takes no more keys ({hosted.state}).")
         if offset != hosted.received:
             raise Refused(409, f"The next chunk of keys starts at byte {hosted.received}, not {offset}.")
-        chunk = await read(hosted.size - hosted.received)
-        if hosted.state != "receiving":
-            raise Refused(404, "The session ended while keys were on their way.")
+
+    async def _read(self, hosted: Hosted, read: Callable[[int], Awaitable[bytes]], most: int) -> bytes:
+        """Read a body; only so many at once, since each is held in memory."""
+        if hosted.reading >= self.in_flight + DEAD:
+            raise Refused(429, "Too many bodies of this session are on their way.", retry_after=5)
+        hosted.reading += 1
+        try:
+            return await read(most)
+        finally:
+            hosted.reading -= 1
+            hosted.touched = time.monotonic()
+
+    async def _append(self, hosted: Hosted, offset: int, chunk: bytes) -> None:
         try:
             await asyncio.to_thread(_write, hosted.file, offset, chunk)
         except OSError as error:
             sentence = f"The server cannot store keys now ({error.strerror}); what came before is kept."
             raise Refused(507, sentence, retry_after=60) from error
         hosted.received += len(chunk)
-        hosted.touched = time.monotonic()
         if hosted.received == hosted.size:
             await self._load(hosted)
 
@@ -188,11 +204,12 @@ class Store:
     ) -> bytes:
         """Return the output message for the input message that ``read`` gives."""
         self._admit(hosted)
+        data = await self._read(hosted, read, self.most_bytes)
+        if hosted.keys is None or hosted.state != "ready":
+            raise Refused(404, "The session ended while a ciphertext was on its way.")
+        self._check_queue(hosted)
         hosted.running += 1
         try:
-            data = await read(self.most_bytes)
-            if hosted.keys is None or hosted.state != "ready":
-                raise Refused(404, "The session ended while a ciphertext was on its way.")
             job = partial(hosted.keys.evaluate, data, file=f"ciphertext {index}", request=request, index=index, of=of)
             return await asyncio.get_running_loop().run_in_executor(self._pool, job)
         finally:
@@ -207,8 +224,7 @@ class Store:
             raise Refused(409, f"The keys of this session are not there yet ({hosted.state}).")
         if hosted.sent >= self.limits.ciphertexts:
             raise Refused(403, f"This session has had its {self.limits.ciphertexts} ciphertexts; open another one.")
-        if hosted.running >= self.in_flight:
-            raise Refused(429, f"At most {self.in_flight} ciphertexts of a session are taken at once.", retry_after=1)
+        self._check_queue(hosted)
         recent, now = self._recent[hosted.holder], time.monotonic()
         while recent and now - recent[0] > 60:
             recent.popleft()
@@ -217,6 +233,10 @@ class Store:
             raise Refused(429, f"At most {self.limits.per_minute} ciphertexts a minute are taken.", retry_after=wait)
         recent.append(now)
         hosted.sent += 1
+
+    def _check_queue(self, hosted: Hosted) -> None:
+        if hosted.running >= self.in_flight:
+            raise Refused(429, f"At most {self.in_flight} ciphertexts of a session are taken at once.", retry_after=1)
 
     def end(self, hosted: Hosted, why: str = "ended by its client") -> None:
         """End a session: nobody can use it from now on; keys go as soon as nothing is done with them."""

@@ -1,0 +1,108 @@
+"""A server in a process of its own, started as its owner starts it."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from histocrypt.encrypted.connection import Server
+from histocrypt.encrypted.key_owner import Keys
+from histocrypt.encrypted.request import Request
+
+
+@dataclass
+class Running:
+    """A server, and what a test needs to talk to it."""
+
+    process: subprocess.Popen
+    address: str
+    token_file: Path
+    scratch: Path
+    log: Path
+    authority: Path | None
+
+    def __post_init__(self):
+        self.token = self.token_file.read_text().split()[0]
+        self.http = httpx.Client(
+            base_url=self.address,
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=60,
+            trust_env=False,
+            verify=True if self.authority is None else ssl.create_default_context(cafile=str(self.authority)),
+        )
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rsplit(":", 1)[1])
+
+    def connect(self) -> Server:
+        return Server(self.address, self.token_file, authority=self.authority)
+
+    def open(self, keys: Keys) -> str:
+        """Open a session without keys; return its path."""
+        size = (keys.folder / "evaluation.keys").stat().st_size
+        answer = self.http.post("/v1/sessions", json={"client": keys.client.hash, "bytes": size})
+        assert answer.status_code == 201, answer.text
+        return f"/v1/sessions/{answer.json()['session']}"
+
+    def post(self, session: str, request: Request, index: int, data, **changes) -> httpx.Response:
+        where = f"{session}/requests/{changes.get('name', request.name)}/{index}"
+        return self.http.post(where, params={"of": request.batches}, content=data)
+
+    def is_well(self) -> bool:
+        return self.process.poll() is None and self.http.get("/v1/client").status_code == 200
+
+
+@contextmanager
+def serving(
+    bundle: Path, folder: Path, *options, tokens: int = 1, largest_file: int | None = None
+) -> Iterator[Running]:
+    """Run ``histocrypt fhe serve``; ``largest_file`` bytes is what the kernel lets it write into one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch, log, token_file = folder / "scratch", folder / "log", folder / "token"
+    scratch.mkdir()
+    token_file.touch(mode=0o600)
+    token_file.write_text("".join(f"token-of-client-{number}-{os.urandom(12).hex()}\n" for number in range(tokens)))
+    command = [sys.executable, "-m", "histocrypt", "fhe", "serve", "--bundle", bundle, "--port", "0"]
+    command += ["--token-file", token_file, "--scratch", scratch, *options]
+
+    def limit():
+        if largest_file:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    with log.open("w") as written:
+        process = subprocess.Popen(list(map(str, command)), stderr=written, preexec_fn=limit)
+    try:
+        for _ in range(600):
+            found = re.search(r"serving .* at (https?://\S+),", log.read_text())
+            if found or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert found, log.read_text()
+        authority = options[options.index("--certificate") + 1] if "--certificate" in options else None
+        yield Running(process, found[1], token_file, scratch, log, authority)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def wait_for(condition, seconds: float = 20.0) -> bool:
+    """Whether something becomes true in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
