@@ -14,9 +14,10 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from histocrypt.encrypted import bootstrapped, engine, resnet_run, shifted
+from histocrypt.encrypted import bootstrapped, engine, residues, resnet_run, shifted
 from histocrypt.encrypted.affine import convolution
 from histocrypt.encrypted.bootstrapping import bootstrapped as parameter_set
+from histocrypt.encrypted.bootstrapping_keys import write_bootstrapping_keys
 from histocrypt.encrypted.parameters import Bootstrapping, Parameters, check_security
 from histocrypt.errors import InputError
 from histocrypt.models.fhe_resnet import FheResNet18
@@ -106,6 +107,31 @@ def test_security():
             check_security(spoilt)
 
 
+def test_residues_are_in_the_engine_s_form():
+    """The engine's own secret key is one ternary polynomial modulo every prime, and comes back bit by bit."""
+    owner = engine.KeyOwner(Parameters(10, (52, 38, 60), (50, 61), 38, ring="standard"))
+    stored = owner.generate()[0]
+    words = np.frombuffer(stored, "<u8")
+    assert words[0] == 3
+    first = None
+    for number, prime in enumerate(owner.moduli()):
+        limb = words[1 + number * 1025 + 1 :][:1024]
+        found = residues.coefficients(limb, prime)
+        first = found if first is None else first
+        np.testing.assert_array_equal(found, first)
+        np.testing.assert_array_equal(residues.values(found, prime), limb)
+    assert np.abs(first).max() == 1
+    assert np.count_nonzero(first) == 2 * 1024 // 3
+
+
+@pytest.mark.parametrize("prime", [97, (1 << 61) - 1])
+def test_products_modulo_large_primes(prime):
+    """Products agree with whole numbers of any size."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, prime, size=(2, 200), dtype=np.uint64)
+    assert residues.multiply(a, b, prime).tolist() == [int(x) * int(y) % prime for x, y in zip(a, b, strict=True)]
+
+
 @pytest.fixture(scope="module")
 def parties(tmp_path_factory):
     """Return the folders of both parties, the client's secret, and what the network gives in the clear."""
@@ -132,7 +158,7 @@ def parties(tmp_path_factory):
     secret, public = owner.generate()
     (client / "secret").write_bytes(secret)
     (evaluator / "keys").write_bytes(b"".join(owner.evaluation_keys(sorted(made.rotations))))
-    owner.bootstrapping_keys(evaluator / "bootstrapping_keys")
+    write_bootstrapping_keys(owner, evaluator / "bootstrapping_keys")
     tile = [owner.encrypt(values, made.level) for values in made.source.pack(images[0].numpy())]
     resnet_run.write_ciphertexts(evaluator / "tile.ct", tile)
     return evaluator, owner, secret, made, lowered(images[:1].double().numpy())[0]

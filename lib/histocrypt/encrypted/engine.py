@@ -187,16 +187,21 @@ class KeyOwner:
             with self._generator.gen_galois_key(self._secret, element) as key:
                 yield struct.pack("<Q", element) + key.marshal_binary()
 
-    def bootstrapping_keys(self, path: Path) -> int:
-        """Make the keys of the bootstrapping ring and write them to ``path``; return their size in bytes.
+    def secret_bytes(self) -> bytes:
+        """Return the secret key as the engine stores it."""
+        return self._secret.marshal_binary()
 
-        They go from the native buffer to the file at once: a copy in Python would cost gigabytes.
+    def bootstrapping_keys(self, path: Path, *, log_slots: int | None = None) -> int:
+        """Make the keys of the bootstrapping ring in one go and write them to ``path``; return their size in bytes.
+
+        They go from the native buffer to the file: a copy in Python would cost gigabytes. See `bootstrapping_keys` for
+        a way with less memory.
         """
         from lattigo import ffi, rlwe
 
         again = self.parameters.bootstrapping
         made = rlwe.BootstrapParams(
-            self._ckks, logn=again.logn, logp=list(again.logp), h=again.h, log_slots=again.log_slots
+            self._ckks, logn=again.logn, logp=list(again.logp), h=again.h, log_slots=log_slots or again.log_slots
         )
         subset, keys = made.gen_eval_keys(self._secret)
         subset.close()
