@@ -271,8 +271,9 @@ def steps(given: argparse.Namespace) -> None:
         made = evaluate(given.folder, name=given.name, workers=given.workers)
     else:
         made = {"keygen": keygen, "encrypt": encrypt, "decrypt": decrypt}[given.step](given.folder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({**made, "peak_gib": peak}))
+    from histocrypt.encrypted.evaluator import peak_gib
+
+    print(json.dumps({**made, "peak_gib": peak_gib()}))
 
 
 def main() -> None:

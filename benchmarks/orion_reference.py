@@ -12,7 +12,6 @@ Called by `encrypted.py` with a folder; prints one line of JSON.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -26,7 +25,8 @@ from histocrypt.models.fhe_cnn import build_layers
 
 
 def peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**20
 
 
 def main(folder: Path) -> None:

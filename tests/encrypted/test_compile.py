@@ -1,6 +1,8 @@
 """A network turned into matrices gives what torch gives; what is compiled says what keys it needs."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -161,3 +163,18 @@ def test_parameters_are_secure(levels, values, logn):
 def test_weak_parameters_are_refused(parameters):
     with pytest.raises(InputError, match="128 bits|not a ring"):
         check_security(parameters)
+
+
+def test_stated_memory_covers_the_peak(world, tmp_path):
+    """In a process of its own, as users run it: what else a test session holds does not count."""
+    encrypt_section(world.section, world.keys, tmp_path / "request")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "histocrypt", "fhe", "evaluate", tmp_path / "request", "--bundle", world.bundle),
+            *("--evaluation-keys", world.keys / "evaluation.keys", "-o", tmp_path / "response"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    cost = json.loads((tmp_path / "response" / "cost.json").read_text())
+    assert 0.5 * cost["stated_gib"] < cost["peak_gib"] < cost["stated_gib"]
