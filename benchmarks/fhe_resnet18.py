@@ -107,7 +107,7 @@ def encrypt_stage(folder: Path) -> dict:
 
 def evaluate_stage(folder: Path) -> dict:
     """Evaluate the tile; one line a layer."""
-    from histocrypt.encrypted.resnet_run import Timing, diagonals_mib, evaluate
+    from histocrypt.encrypted.resnet_run import Timing, evaluate
 
     evaluator, waited = folder / "evaluator", []
 
@@ -119,10 +119,7 @@ def evaluate_stage(folder: Path) -> dict:
         evaluator / "network", evaluator / "keys", evaluator / "bootstrapping_keys", evaluator / "tile.ct",
         evaluator / "work", progress=show,
     )  # fmt: skip
-    return {
-        "waited for diagonals s": sum(waited),
-        "two layers encoded GiB": diagonals_mib(evaluator / "network") / 1024,
-    }
+    return {"waited for diagonals s": sum(waited)}
 
 
 def decrypt_stage(folder: Path) -> dict:

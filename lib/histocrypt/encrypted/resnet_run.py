@@ -1,15 +1,15 @@
-"""The evaluator's side of a bootstrapped network: a layer in work, the next one being encoded, all else on disk.
+"""The evaluator's side of a bootstrapped network: a layer in work, the next ones being encoded, all else on disk.
 
 Every layer's output is written before the next layer starts, so a kill costs one layer. Nothing here can decrypt.
 """
 
 from __future__ import annotations
 
-import json
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,7 @@ def evaluate(
     tile: Path,
     work: Path,
     *,
+    ahead_gib: float = 3.0,
     progress: Callable[[Timing], None] | None = None,
 ) -> Path:
     """Evaluate one encrypted tile layer by layer; go on from where an earlier call was stopped.
@@ -104,6 +105,8 @@ def evaluate(
         Of ciphertexts, see `write_ciphertexts`.
     work
         Folder for the outputs of layers; its files belong to this tile and these keys alone.
+    ahead_gib
+        What the layer in work and those encoded ahead of it may take together; one is always encoded ahead.
     progress
         Called after each layer.
 
@@ -124,6 +127,7 @@ def evaluate(
         return place[steps[-1]["name"]]
 
     rotation_keys = RotationKeys(keys, parameters)
+    sizes = [step_bytes(step, parameters) for step in steps]
 
     def load(number: int) -> tuple[Any, engine.Evaluator | None]:
         step = steps[number]
@@ -132,37 +136,41 @@ def evaluate(
             return model, None
         return model, engine.Evaluator(parameters, rotation_keys.subset(step["rotations"]))
 
-    refresher = None
-    with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(load, begin)
+    def load_refresher() -> engine.Evaluator:
+        return engine.Evaluator(parameters, rotation_keys.subset(()), bootstrapping_keys)
+
+    coming: deque[Future] = deque()
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as beside:
+        refresher = beside.submit(load_refresher) if any(step["refresh"] for step in steps[begin:]) else None
         for number in range(begin, len(steps)):
+            last = number + len(coming)
+            while last < len(steps) and (not coming or sum(sizes[number : last + 1]) <= ahead_gib * 2**30):
+                coming.append(ahead.submit(load, last))
+                last += 1
             step, started = steps[number], time.monotonic()
-            model, evaluator = coming.result()
+            model, evaluator = coming.popleft().result()
+            if step["refresh"]:
+                evaluator = refresher.result()
             waited = time.monotonic() - started
-            if number + 1 < len(steps):
-                coming = ahead.submit(load, number + 1)
-            if step["refresh"] and refresher is None:
-                refresher = engine.Evaluator(parameters, rotation_keys.subset(()), bootstrapping_keys)
+            if last < len(steps) and not coming:
+                coming.append(ahead.submit(load, last))
             given = [one for name in step["inputs"] for one in read_ciphertexts(place[name])]
-            write_ciphertexts(place[step["name"]], (evaluator or refresher)(model, given))
+            write_ciphertexts(place[step["name"]], evaluator(model, given))
             model.close()
-            if evaluator is not None:
+            if not step["refresh"]:
                 evaluator.close()
             for name in step["inputs"]:
                 if last_use[name] == number and name != "input":
                     place[name].unlink()
             if progress is not None:
                 progress(Timing(step["name"], waited, time.monotonic() - started - waited))
-    if refresher is not None:
-        refresher.close()
+        if refresher is not None:
+            refresher.result().close()
     return place[steps[-1]["name"]]
 
 
-def diagonals_mib(network: Path) -> float:
-    """Return the most memory that two layers' encoded diagonals take together, MiB."""
-    plan = json.loads((network / "steps.json").read_text(encoding="utf-8"))
-    parameters = Parameters.from_dict(plan["parameters"])
-    each = [
-        step["diagonals"] * (step["level"] + 1 + len(parameters.logp)) * parameters.limb_bytes for step in plan["steps"]
-    ]
-    return max(map(sum, zip(each, [*each[1:], 0], strict=True))) / 2**20
+def step_bytes(step: dict[str, Any], parameters: Parameters) -> int:
+    """Return the memory that a layer's encoded diagonals and keys take."""
+    limbs = step["level"] + 1 + len(parameters.logp)
+    keys = (1 + len(step["rotations"])) * parameters.switching_key_bytes
+    return step["diagonals"] * limbs * parameters.limb_bytes + keys

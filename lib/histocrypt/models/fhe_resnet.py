@@ -2,8 +2,8 @@
 
 privateST (Scientific Reports) evaluates a ResNet-18 (He et al., 2016) on encrypted tiles: average instead of max
 pooling, and each ReLU approximated by three polynomials of degrees 15, 15 and 27. A square costs one multiplication and
-nothing is approximated, but the network must be trained with it. The attributes are plain modules under the names of
-torchvision's `resnet18`, so that weights can be taken over name by name.
+nothing is approximated, but the network must be trained with it. The modules are plain, and named as in torchvision's
+`resnet18` but for one list of blocks, so that weights can be taken over by name.
 """
 
 from __future__ import annotations
