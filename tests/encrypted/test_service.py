@@ -1,5 +1,6 @@
 """``serve`` and ``send``: a real server process, real ciphertexts, and clients that mean it harm."""
 
+import asyncio
 import json
 import shutil
 import socket
@@ -16,8 +17,9 @@ import pytest
 from tests.conftest import write_tiny_section
 from tests.encrypted.serving import serving, wait_for
 
-from histocrypt.encrypted import access, messages, sessions
+from histocrypt.encrypted import access, endpoints, messages, sessions
 from histocrypt.encrypted.bundle import load_bundle, load_client
+from histocrypt.encrypted.compile import compile_model
 from histocrypt.encrypted.connection import Server
 from histocrypt.encrypted.inputs import prepare
 from histocrypt.encrypted.key_form import check_evaluation_keys
@@ -118,6 +120,7 @@ def test_send_predicts_as_in_the_clear(world, section, running, clear, tmp_path)
     assert not list((tmp_path / "keys").glob("requests/*"))
     assert not list(running.scratch.rglob("*.keys"))
     assert "ended by its client" in running.log.read_text().splitlines()[-1]
+    assert "GiB of memory" in running.log.read_text()
     assert running.token not in running.log.read_text() + done.stderr
 
 
@@ -469,6 +472,34 @@ def test_room_is_asked_for_before_keys_come(world, tmp_path, monkeypatch):
     store.stop()
 
 
+def test_sessions_are_shared_out(world, tmp_path):
+    """One client's token cannot take the sessions of another's."""
+    limits = sessions.Limits(sessions=2)
+    store = sessions.Store(load_bundle(world.bundle), None, workers=1, holders=2, limits=limits, scratch=tmp_path)
+    first = store.open(0, client=store.client.hash, size=1000)
+    with pytest.raises(sessions.Refused, match="has 1 open sessions already"):
+        store.open(0, client=store.client.hash, size=1000)
+    store.open(1, client=store.client.hash, size=1000)
+    store.end(first)
+    store.open(0, client=store.client.hash, size=1000)
+    store.stop()
+    assert not list(tmp_path.iterdir())
+
+
+def test_slow_bodies(monkeypatch):
+    """A client that never gets to the end is not waited for."""
+    from starlette.requests import Request as Incoming
+
+    monkeypatch.setattr(endpoints, "BODY_SECONDS", 0.1)
+
+    async def never():
+        await asyncio.sleep(60)
+
+    with pytest.raises(sessions.Refused, match="did not arrive") as error:
+        asyncio.run(endpoints._body(Incoming({"type": "http", "headers": []}, never), 10))
+    assert error.value.status == 408
+
+
 def test_what_a_killed_server_left_is_deleted(tmp_path):
     left = tmp_path / f"{sessions.PREFIX}abc"
     left.mkdir()
@@ -519,3 +550,19 @@ def test_token_files(tmp_path):
     assert "password" not in str(error.value)
     with pytest.raises(InputError, match="cannot be read"):
         access.read_tokens(tmp_path / "none")
+
+
+@pytest.mark.slow
+def test_send_to_a_head(world, section, tmp_path):
+    """Features are computed here, several spots share a ciphertext."""
+    compile_model(world.head, tmp_path / "head")
+    predict_section(world.head, section, tmp_path / "clear.h5ad")
+    with serving(tmp_path / "head", tmp_path / "a") as server:
+        sent = send_section(
+            section, server=server.address, token_file=server.token_file, keys=tmp_path / "keys",
+            output=tmp_path / "p.h5ad", noise=0,
+        )  # fmt: skip
+    clear, found = anndata.read_h5ad(tmp_path / "clear.h5ad"), anndata.read_h5ad(tmp_path / "p.h5ad")
+    assert list(clear.obs_names) == list(found.obs_names)
+    assert 0 < np.abs(clear.X - found.X).max() < 1e-2 * clear.X.std()
+    assert sent.spots == len(found)

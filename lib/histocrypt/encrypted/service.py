@@ -106,8 +106,8 @@ def _shown(host: str) -> str:
 
 
 def _memory(bundle: Bundle, workers: int, sessions: int) -> int:
-    """Return the bytes that so many sessions take; the engine frees an ended one's keys some time later."""
-    return bundle.evaluation_bytes(workers * (sessions + 1))
+    """Return the bytes that so many sessions take; the engine frees the keys of ended ones some time later."""
+    return bundle.evaluation_bytes(workers * (sessions + 1 + sessions // 3))
 
 
 def _fit(bundle: Bundle, workers: int, limits: Limits) -> Limits:
