@@ -2,9 +2,9 @@
 
 An encrypted evaluation pays for levels, one per linear layer and one per square, and for the distinct diagonals of each
 linear layer's matrix. Hence few layers, squares for activations (CryptoNets, Gilad-Bachrach et al. 2016; LoLa, Brutzkus
-et al. 2019), and convolutions whose kernel is their stride: these have one diagonal per output channel and cell of the
-strides to come, whatever the size of the image, where an overlapping 3 x 3 convolution of stride 2 has about four times
-as many.
+et al. 2019), and convolutions whose kernel is their stride: these have one diagonal per output channel, whatever the
+size of the image, where an overlapping 3 x 3 convolution of stride 2 has about four times as many. What the last tensor
+averages to, texture without place, also carries over to other patients better than a weight for every place.
 """
 
 from __future__ import annotations
