@@ -96,7 +96,7 @@ def examine() -> list[Finding]:
         probes = [pool.submit(_probe, name, code, mend) for name, (code, mend) in PROBES.items()]
         quick = [_shielded(look) for look in (_python, _package, _locked, _kernel)]
         machine = [_shielded(look) for look in (_processor, _memory, _disk, _data)]
-        optional = [_shielded(look) for look in (_gpu, _slurm, _docker, _orion)]
+        optional = [_shielded(look) for look in (_gpu, _slurm, _docker, _engine)]
         return [*quick, *(probe.result() for probe in probes), *machine, *optional]
 
 
@@ -269,9 +269,15 @@ def _docker() -> Finding:
     return Finding("docker", value.removeprefix("Docker version "))
 
 
-def _orion() -> Finding:
+def _engine() -> Finding:
+    from histocrypt.encrypted.engine import VERSIONS
+
     name = "encrypted inference"
     try:
-        return Finding(name, f"orion-fhe {version('orion-fhe')}")
-    except PackageNotFoundError:
-        return Finding(name, "no orion-fhe", "absent", "not needed for training, prediction and reports")
+        found = {package: version(package) for package in VERSIONS}
+    except PackageNotFoundError as error:
+        return Finding(name, f"no {error.name}", "absent", "not needed for training, prediction and reports")
+    said = ", ".join(f"{package} {number}" for package, number in found.items())
+    if found != VERSIONS:
+        return Finding(name, said, "absent", "run: bash install_host.sh")
+    return Finding(name, said)
