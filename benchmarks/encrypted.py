@@ -39,7 +39,7 @@ def cnn(folder: Path, *, depth: int, outputs: int, pool: int, tiles: int, orion_
     """Compile `fhe_cnn` with random weights; write the bundle, and what the comparison needs."""
     import torch
 
-    from histocrypt.encrypted.compile import lower
+    from histocrypt.encrypted.lowering import lower
     from histocrypt.models.fhe_cnn import STRIDES, FheCnn
 
     torch.manual_seed(depth)
@@ -72,7 +72,8 @@ def cnn(folder: Path, *, depth: int, outputs: int, pool: int, tiles: int, orion_
 def head(folder: Path, *, outputs: int, tiles: int) -> dict[str, Any]:
     """Compile a linear head as `fhe_head` has it."""
     from histocrypt.encrypted.affine import linear
-    from histocrypt.encrypted.compile import HEAD_BATCH, Lowered
+    from histocrypt.encrypted.compile import HEAD_BATCH
+    from histocrypt.encrypted.lowering import Lowered
 
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(outputs, HEAD_FEATURES)) / np.sqrt(HEAD_FEATURES)

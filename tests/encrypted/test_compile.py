@@ -11,9 +11,10 @@ import torch
 from histocrypt.encrypted import engine
 from histocrypt.encrypted.affine import linear
 from histocrypt.encrypted.bundle import load_bundle, load_client
-from histocrypt.encrypted.compile import Lowered, assemble, compile_model, lower
+from histocrypt.encrypted.compile import assemble, compile_model
 from histocrypt.encrypted.evaluator import evaluate_request
 from histocrypt.encrypted.key_owner import decrypt_response, encrypt_section, keygen
+from histocrypt.encrypted.lowering import Lowered, lower
 from histocrypt.encrypted.packing import blocked, flat
 from histocrypt.encrypted.parameters import Bootstrapping, Parameters, check_security, choose
 from histocrypt.errors import InputError
