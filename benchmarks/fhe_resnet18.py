@@ -116,7 +116,7 @@ def evaluate_stage(folder: Path) -> dict:
         print(f"  {timing.step:14}{timing.waited:8.1f} s for diagonals{timing.evaluated:8.1f} s evaluated", flush=True)
 
     evaluate(
-        evaluator / "network", evaluator / "keys", evaluator / "bootstrapping_keys", evaluator / "tile.ct",
+        evaluator / "network", evaluator / "keys", evaluator / "bootstrapping_keys", [evaluator / "tile.ct"],
         evaluator / "work", progress=show,
     )  # fmt: skip
     return {"waited for diagonals s": sum(waited)}
@@ -127,7 +127,7 @@ def decrypt_stage(folder: Path) -> dict:
     from histocrypt.encrypted.resnet_run import read_ciphertexts
 
     owner, _ = _owner(folder)
-    answer = read_ciphertexts(folder / "evaluator" / "work" / "head.ct")
+    answer = read_ciphertexts(folder / "evaluator" / "work" / "tile" / "head.ct")
     expected = np.load(folder / "client" / "tile.npz")["expected"]
     error = np.abs(owner.decrypt(answer[0])[: len(expected)] - expected)
     return {

@@ -159,9 +159,10 @@ def parties(tmp_path_factory):
     (client / "secret").write_bytes(secret)
     (evaluator / "keys").write_bytes(b"".join(owner.evaluation_keys(sorted(made.rotations))))
     write_bootstrapping_keys(owner, evaluator / "bootstrapping_keys")
-    tile = [owner.encrypt(values, made.level) for values in made.source.pack(images[0].numpy())]
-    resnet_run.write_ciphertexts(evaluator / "tile.ct", tile)
-    return evaluator, owner, secret, made, lowered(images[:1].double().numpy())[0]
+    for name, image in zip(("tile.ct", "other.ct"), images.numpy(), strict=False):
+        tile = [owner.encrypt(values, made.level) for values in made.source.pack(image)]
+        resnet_run.write_ciphertexts(evaluator / name, tile)
+    return evaluator, owner, secret, made, lowered(images[:2].double().numpy())
 
 
 RUN = """
@@ -169,8 +170,8 @@ import sys
 from pathlib import Path
 from histocrypt.encrypted.resnet_run import evaluate
 root = Path(sys.argv[1])
-print(evaluate(root / "network", root / "keys", root / "bootstrapping_keys", root / "tile.ct", root / "work",
-               progress=lambda timing: print(timing.step, flush=True)))
+print(*evaluate(root / "network", root / "keys", root / "bootstrapping_keys", [root / "tile.ct", root / "other.ct"],
+                root / "work", progress=lambda timing: print(timing.step, flush=True)))
 """
 
 
@@ -190,26 +191,28 @@ def test_killed_and_resumed(parties):
             first.send_signal(signal.SIGKILL)
             break
     first.wait()
-    assert (evaluator / "work" / "block0_sum.ct").is_file()
-    assert not list((evaluator / "work").glob("head*"))
+    assert (evaluator / "work" / "tile" / "block0_sum.ct").is_file()
+    assert not list((evaluator / "work").glob("*/head*"))
 
     second = start(evaluator)
     again = second.communicate(timeout=300)[0].split()
     assert second.returncode == 0
     names = [step.name for step in made.steps]
-    assert again[:-1] == names[names.index(again[0]) :]
+    outputs = again[-2:]
+    assert again[:-2] == names[names.index(again[0]) :]
     assert names.index(again[0]) > names.index("block0_sum")
 
-    slots = owner.decrypt(resnet_run.read_ciphertexts(Path(again[-1]))[0])
-    np.testing.assert_allclose(made.target.unpack(slots[None]), expected, atol=1e-4)
-    # the client sees copies of the outputs in its spare slots, and nothing of the layers before
-    np.testing.assert_allclose(slots, made.target.pack(expected)[0], atol=1e-4)
+    for output, values in zip(outputs, expected, strict=True):
+        slots = owner.decrypt(resnet_run.read_ciphertexts(Path(output))[0])
+        np.testing.assert_allclose(made.target.unpack(slots[None]), values, atol=1e-4)
+        # the client sees copies of the outputs in its spare slots, and nothing of the layers before
+        np.testing.assert_allclose(slots, made.target.pack(values)[0], atol=1e-4)
 
     for path in evaluator.rglob("*"):
         if path.is_file():
             held = path.read_bytes()
             assert secret[64:4096] not in held, path
-    assert start(evaluator).communicate(timeout=60)[0].split() == [again[-1]], "nothing is evaluated twice"
+    assert start(evaluator).communicate(timeout=60)[0].split() == outputs, "nothing is evaluated twice"
 
 
 def test_refuses_what_does_not_fit(parties, tmp_path):
@@ -225,6 +228,12 @@ def test_refuses_what_does_not_fit(parties, tmp_path):
     few.write_bytes(few.read_bytes()[:-8])
     with pytest.raises(InputError, match="not evaluation keys"):
         resnet_run.RotationKeys(few, parameters)
+    moved = tmp_path / "moved.ct"
+    moved.write_bytes((evaluator / "tile.ct").read_bytes())
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "of.txt").write_text("0" * 64)
+    with pytest.raises(InputError, match="another tile"):
+        resnet_run.evaluate(evaluator / "network", few, few, [moved], tmp_path)
     whole = (evaluator / "tile.ct").read_bytes()
     (tmp_path / "cut.ct").write_bytes(whole[:-5])
     with pytest.raises(InputError, match="ends inside"):

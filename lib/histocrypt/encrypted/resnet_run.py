@@ -5,10 +5,11 @@ Every layer's output is written before the next layer starts, so a kill costs on
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from histocrypt.atomic import atomic_path, read_json
+from histocrypt.atomic import atomic_path, read_json, write_text
 from histocrypt.encrypted import engine
 from histocrypt.encrypted.parameters import Parameters
 from histocrypt.errors import InputError
@@ -83,17 +84,47 @@ class RotationKeys:
         return np.concatenate([self._bytes[: self._first], head, *(self._bytes[self._place[one]] for one in elements)])
 
 
+class _Tile:
+    """One tile's way through the network: which layers are done, and where their outputs lie."""
+
+    def __init__(self, tile: Path, steps: list[dict[str, Any]], network: bytes, work: Path) -> None:
+        self._steps = steps
+        self._last_use = {name: number for number, step in enumerate(steps) for name in step["inputs"]}
+        self._place = {step["name"]: work / f"{step['name']}.ct" for step in steps} | {"input": tile}
+        work.mkdir(parents=True, exist_ok=True)
+        identity = hashlib.sha256(network + tile.read_bytes()).hexdigest()
+        if not (work / "of.txt").is_file():
+            write_text(work / "of.txt", identity)
+        elif (work / "of.txt").read_text(encoding="utf-8") != identity:
+            msg = "holds layers of another tile or network"
+            raise InputError(msg, file=work, fix="delete it, or give another folder")
+        done = [number for number, step in enumerate(steps) if self._place[step["name"]].is_file()]
+        self.begin = max(done) + 1 if done else 0
+        self.output = self._place[steps[-1]["name"]]
+
+    def evaluate(self, number: int, evaluator: engine.Evaluator, model: Any) -> None:
+        """Evaluate one layer; drop what no later one needs."""
+        step = self._steps[number]
+        given = [one for name in step["inputs"] for one in read_ciphertexts(self._place[name])]
+        write_ciphertexts(self._place[step["name"]], evaluator(model, given))
+        for name in step["inputs"]:
+            if self._last_use[name] == number and name != "input":
+                self._place[name].unlink()
+
+
 def evaluate(
     network: Path,
     keys: Path,
     bootstrapping_keys: Path,
-    tile: Path,
+    tiles: Sequence[Path],
     work: Path,
     *,
     ahead_gib: float = 3.0,
     progress: Callable[[Timing], None] | None = None,
-) -> Path:
-    """Evaluate one encrypted tile layer by layer; go on from where an earlier call was stopped.
+) -> list[Path]:
+    """Evaluate encrypted tiles layer by layer; go on from where an earlier call was stopped.
+
+    All tiles go through a layer before the next one is taken, so that its diagonals are encoded once.
 
     Parameters
     ----------
@@ -101,10 +132,10 @@ def evaluate(
         Folder that `histocrypt.encrypted.bootstrapped.compile_network` wrote.
     keys, bootstrapping_keys
         Files of the key owner's evaluation keys.
-    tile
-        Of ciphertexts, see `write_ciphertexts`.
+    tiles
+        Files of ciphertexts, see `write_ciphertexts`; their names differ.
     work
-        Folder for the outputs of layers; its files belong to this tile and these keys alone.
+        Folder for the outputs of layers, a folder for each tile.
     ahead_gib
         What the layer in work and those encoded ahead of it may take together; one is always encoded ahead.
     progress
@@ -112,20 +143,21 @@ def evaluate(
 
     Returns
     -------
-    path
-        Of the network's output, in ``work``.
+    paths
+        Of the network's outputs, in ``work``, in the order of ``tiles``.
+
+    Raises
+    ------
+    InputError
+        If ``work`` holds layers of something else, or keys do not fit.
     """
     plan = read_json(network / "steps.json")
-    parameters = Parameters.from_dict(plan["parameters"])
-    steps = plan["steps"]
-    last_use = {name: number for number, step in enumerate(steps) for name in step["inputs"]}
-    work.mkdir(parents=True, exist_ok=True)
-    place = {step["name"]: work / f"{step['name']}.ct" for step in steps} | {"input": tile}
-    done = [number for number, step in enumerate(steps) if place[step["name"]].is_file()]
-    begin = max(done) + 1 if done else 0
+    parameters, steps = Parameters.from_dict(plan["parameters"]), plan["steps"]
+    identity = (network / "steps.json").read_bytes()
+    runs = [_Tile(tile, steps, identity, work / tile.stem) for tile in tiles]
+    begin = min((run.begin for run in runs), default=len(steps))
     if begin == len(steps):
-        return place[steps[-1]["name"]]
-
+        return [run.output for run in runs]
     rotation_keys = RotationKeys(keys, parameters)
     sizes = [step_bytes(step, parameters) for step in steps]
 
@@ -144,29 +176,25 @@ def evaluate(
         refresher = beside.submit(load_refresher) if any(step["refresh"] for step in steps[begin:]) else None
         for number in range(begin, len(steps)):
             last = number + len(coming)
-            while last < len(steps) and (not coming or sum(sizes[number : last + 1]) <= ahead_gib * 2**30):
+            while last < len(steps) and (last <= number + 1 or sum(sizes[number : last + 1]) <= ahead_gib * 2**30):
                 coming.append(ahead.submit(load, last))
                 last += 1
-            step, started = steps[number], time.monotonic()
+            started = time.monotonic()
             model, evaluator = coming.popleft().result()
-            if step["refresh"]:
+            if evaluator is None:
                 evaluator = refresher.result()
             waited = time.monotonic() - started
-            if last < len(steps) and not coming:
-                coming.append(ahead.submit(load, last))
-            given = [one for name in step["inputs"] for one in read_ciphertexts(place[name])]
-            write_ciphertexts(place[step["name"]], evaluator(model, given))
+            for run in runs:
+                if run.begin <= number:
+                    run.evaluate(number, evaluator, model)
             model.close()
-            if not step["refresh"]:
+            if not steps[number]["refresh"]:
                 evaluator.close()
-            for name in step["inputs"]:
-                if last_use[name] == number and name != "input":
-                    place[name].unlink()
             if progress is not None:
-                progress(Timing(step["name"], waited, time.monotonic() - started - waited))
+                progress(Timing(steps[number]["name"], waited, time.monotonic() - started - waited))
         if refresher is not None:
             refresher.result().close()
-    return place[steps[-1]["name"]]
+    return [run.output for run in runs]
 
 
 def step_bytes(step: dict[str, Any], parameters: Parameters) -> int:
