@@ -257,11 +257,13 @@ def plan_block(block: Residual, slots: int) -> Plan:
     first = shifted.count(block.first.matrix, base, outer, 1)
     second = shifted.count(block.second.matrix, outer, outer, 1)
     found = []
+    shift, straight = sp.eye(len(base.position), format="csr"), rows(shape, slots)
     for kept in (1 << power for power in range(min(spare, outer.size).bit_length())):
-        groups = min(spare // kept, base.size)
         inner = rows(block.first.target, slots, shifts=tuple(copy * outer.size // kept for copy in range(kept)))
-        plan = Plan(_pattern(base, inner.period, groups), inner, outer, groups, kept)
-        found.append((first / groups + second / kept, kept, plan))
+        for groups in (1 << power for power in range(min(spare // kept, base.size).bit_length())):
+            plan = Plan(_pattern(base, inner.period, groups), inner, outer, groups, kept)
+            work = first / groups + second / kept + shifted.count(shift, straight, plan.laid, 1)
+            found.append((work, kept, plan))
     return min(found, key=lambda one: one[:2])[2]
 
 
