@@ -119,7 +119,7 @@ def evaluate(
     tiles: Sequence[Path],
     work: Path,
     *,
-    ahead_gib: float = 3.0,
+    ahead_gib: float = 3.5,
     progress: Callable[[Timing], None] | None = None,
 ) -> list[Path]:
     """Evaluate encrypted tiles layer by layer; go on from where an earlier call was stopped.
@@ -137,7 +137,8 @@ def evaluate(
     work
         Folder for the outputs of layers, a folder for each tile.
     ahead_gib
-        What the layer in work and those encoded ahead of it may take together; one is always encoded ahead.
+        What the layer in work and those encoded ahead of it may take together. The engine's bootstrapping takes about 7
+        GiB beside it, and loading a layer about one more.
     progress
         Called after each layer.
 
@@ -176,7 +177,7 @@ def evaluate(
         refresher = beside.submit(load_refresher) if any(step["refresh"] for step in steps[begin:]) else None
         for number in range(begin, len(steps)):
             last = number + len(coming)
-            while last < len(steps) and (last <= number + 1 or sum(sizes[number : last + 1]) <= ahead_gib * 2**30):
+            while last < len(steps) and (not coming or sum(sizes[number : last + 1]) <= ahead_gib * 2**30):
                 coming.append(ahead.submit(load, last))
                 last += 1
             started = time.monotonic()
