@@ -121,6 +121,10 @@ def main() -> None:
     """Entry point: user mistakes become one sentence and exit code 2."""
     try:
         arguments = sys.argv[1:]
+        if arguments[:2] in (["fhe", "evaluate"], ["fhe", "serve"]) and len(arguments) > 2:
+            from histocrypt.encrypted.engine import restart_to_collect_early
+
+            restart_to_collect_early()
         app(args=_joined_parameters(arguments) if arguments[:1] == ["run"] else arguments)
     except InputError as error:
         sys.stdout.flush()

@@ -1,6 +1,7 @@
 """A network turned into matrices gives what torch gives; what is compiled says what keys it needs."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -179,3 +180,21 @@ def test_stated_memory_covers_the_peak(world, tmp_path):
     )
     cost = json.loads((tmp_path / "response" / "cost.json").read_text())
     assert 0.5 * cost["stated_gib"] < cost["peak_gib"] < cost["stated_gib"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, engine.COLLECT_AT), ("50", "50")])
+def test_evaluating_commands_start_again_with_early_collection(given, expected):
+    code = (
+        "import os, sys; from histocrypt.encrypted.engine import restart_to_collect_early; restart_to_collect_early(); "
+        "print(os.environ['GOGC'], *sys.argv[1:])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GOGC"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "fhe", "evaluate"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment if given is None else {**environment, "GOGC": given},
+        timeout=60,
+    )
+    assert done.stdout.split() == [expected, "fhe", "evaluate"]

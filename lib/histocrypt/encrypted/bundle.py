@@ -144,11 +144,12 @@ class Bundle:
 
         Encoded diagonals and the model's file are held once. Every worker holds the keys, and while the last one reads
         them their file and its copy are in memory too; buffers grow with the size of a key. The constants were fitted
-        to peaks of whole processes (`benchmarks/encrypted.py`): 1.05 to 1.45 times what was measured.
+        to peaks of whole commands (`benchmarks/encrypted.py`), 1.05 to 1.3 times what was measured; see
+        `engine.restart_to_collect_early` for what a process holds that is no such command.
         """
         keys, one = self.client.evaluation_key_bytes(), self.client.parameters.switching_key_bytes
         held = self.server["encoded_bytes"] + self.server["file_bytes"]
-        return int(held + 1.05 * (workers + 2) * keys + 20 * workers * one) + (200 << 20)
+        return int(held + 1.05 * (workers + 1.5) * keys + 20 * workers * one) + (200 << 20)
 
 
 def load_bundle(folder: str | Path) -> Bundle:
