@@ -57,31 +57,41 @@ class RotationKeys:
     """The key owner's file of relinearisation and rotation keys, of which a layer takes the few that it needs."""
 
     def __init__(self, path: Path, parameters: Parameters) -> None:
-        self.parameters = parameters
-        self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
-        size = len(self._bytes)
+        self.path, self.parameters = path, parameters
+        size = path.stat().st_size
         # flag, relinearisation key, flag, number of rotation keys, then element and key for each; a rotation key is a
         # relinearisation key with 16 bytes more
-        digits = -(-len(parameters.logq) // len(parameters.logp))
-        about = digits * 2 * (len(parameters.logq) + len(parameters.logp)) * parameters.limb_bytes
-        number = round((size - 6) / about) - 1
+        number = round((size - 6) / parameters.switching_key_bytes) - 1
         first, rest = divmod(size - 6 - 24 * number, number + 1)
-        if number < 0 or rest or int.from_bytes(self._bytes[first + 2 : first + 6].tobytes(), "little") != number:
-            msg = "are not evaluation keys of these parameters"
-            raise InputError(msg, file=path, fix="send the key owner's evaluation keys again")
-        self._first, each = 1 + first, first + 24
-        starts = [1 + first + 5 + one * each for one in range(number)]
-        self._place = {int(self._bytes[at : at + 8].view("<u8")[0]): slice(at, at + each) for at in starts}
+        with path.open("rb") as file:
+            file.seek(min(size, 2 + first))
+            if number < 0 or rest or file.read(4) != struct.pack("<I", number):
+                msg = "are not evaluation keys of these parameters"
+                raise InputError(msg, file=path, fix="send the key owner's evaluation keys again")
+            self._first, self._each = 1 + first, first + 24
+            self._place = {}
+            for one in range(number):
+                at = 6 + first + one * self._each
+                file.seek(at)
+                self._place[struct.unpack("<Q", file.read(8))[0]] = at
 
     def subset(self, rotations: Iterable[int]) -> np.ndarray:
-        """Return the same form with these rotations' keys only."""
+        """Return the same form with these rotations' keys only, read and not mapped: what is mapped stays in memory."""
         elements = sorted({engine.galois_element(rotation, self.parameters) for rotation in rotations})
         missing = [element for element in elements if element not in self._place]
         if missing:
             msg = f"lack {len(missing)} rotation keys that this network needs"
-            raise InputError(msg, fix="make keys with this network's client part")
-        head = np.frombuffer(b"\x01" + struct.pack("<I", len(elements)), dtype=np.uint8)
-        return np.concatenate([self._bytes[: self._first], head, *(self._bytes[self._place[one]] for one in elements)])
+            raise InputError(msg, file=self.path, fix="make keys with this network's client part")
+        found = np.empty(self._first + 5 + len(elements) * self._each, dtype=np.uint8)
+        view = memoryview(found)
+        with self.path.open("rb") as file:
+            file.readinto(view[: self._first])
+            view[self._first : self._first + 5] = b"\x01" + struct.pack("<I", len(elements))
+            for number, element in enumerate(elements):
+                start = self._first + 5 + number * self._each
+                file.seek(self._place[element])
+                file.readinto(view[start : start + self._each])
+        return found
 
 
 class _Tile:
