@@ -270,7 +270,7 @@ def do_step(given: argparse.Namespace) -> None:
         )
     else:
         made = {"keygen": keygen, "encrypt": encrypt, "decrypt": decrypt}[given.step](given.folder)
-    from histocrypt.encrypted.evaluator import peak_gib
+    from histocrypt.memory import peak_gib
 
     print(json.dumps({**made, "peak_gib": peak_gib()}))
 

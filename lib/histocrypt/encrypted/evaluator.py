@@ -19,6 +19,7 @@ from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Bundle, load_bundle
 from histocrypt.encrypted.key_form import check_evaluation_keys
 from histocrypt.errors import InputError
+from histocrypt.memory import peak_gib
 
 
 class Session:
@@ -189,12 +190,12 @@ def evaluate_request(
         "load_seconds": round(loading, 3),
         "seconds": round(seconds, 3),
         "stated_gib": round(wanted / 2**30, 3),
-        "peak_gib": round(peak_gib(), 3),
+        "peak_gib": round(peak_gib() or 0.0, 3),
     }
     write_json(output / "cost.json", cost)
     return (
         f"{output}: {len(pending)} ciphertexts, loaded in {loading:.1f} s, evaluated in {seconds:.1f} s "
-        f"({seconds / len(pending):.2f} s each, {workers} at once), peak {peak_gib():.2f} GiB"
+        f"({seconds / len(pending):.2f} s each, {workers} at once), peak {peak_gib() or 0.0:.2f} GiB"
     )
 
 
@@ -221,17 +222,6 @@ def workers_for(bundle: Bundle, wanted: int | None = None) -> int:
             expected=f"{bundle.evaluation_bytes(workers) / 2**30:.1f} GiB", fix="use a shallower network",
         )  # fmt: skip
     return workers
-
-
-def peak_gib() -> float:
-    """Return the largest memory this process has held, GiB."""
-    import resource
-
-    status = Path("/proc/self/status")
-    if status.is_file():  # what getrusage gives there includes the peak of the process that started this one
-        return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM")) / 2**20
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
 
 
 def _done(path: Path, index: int, content: dict[str, Any]) -> bool:

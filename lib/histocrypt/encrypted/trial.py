@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import numpy as np
 from histocrypt.atomic import read_json
 from histocrypt.encrypted.bundle import Bundle, load_bundle
 from histocrypt.errors import InputError, unknown_name
+from histocrypt.memory import peak_gib
 from histocrypt.models.registry import ENCRYPTED
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Step:
     party: str
     seconds: float
     peak_gib: float
+    """Largest memory; 0 where the system does not tell of other processes."""
     said: str
 
 
@@ -221,14 +222,15 @@ def _run(name: str, party: str, arguments: tuple, folder: Path) -> Step:
     started = time.monotonic()
     with log.open("wb") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=folder)
+        peak = 0.0
+        while process.poll() is None:  # the commands say one line, which waits in the pipe
+            peak = max(peak, peak_gib(process.pid) or 0.0)
+            time.sleep(0.05)
         said = process.stdout.read().decode()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
         process.stdout.close()
     seconds = time.monotonic() - started
     if process.returncode:
         lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() or ["no message"]
         msg = f"the step {name!r} of the {party.replace('_', ' ')} failed: {lines[-1].removeprefix('histocrypt: ')}"
         raise InputError(msg, file=log)
-    scale = 2**30 if sys.platform == "darwin" else 2**20
-    return Step(name, party, seconds, usage.ru_maxrss / scale, said.strip())
+    return Step(name, party, seconds, peak, said.strip())

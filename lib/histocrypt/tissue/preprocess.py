@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 
 from histocrypt.atomic import atomic_path
 from histocrypt.errors import InputError
+from histocrypt.memory import peak_gib
 from histocrypt.tissue import stain
 from histocrypt.tissue.alignment import Alignment, align
 from histocrypt.tissue.mask import spot_tissue_share, tissue_mask
@@ -180,7 +180,8 @@ def preprocess_section(
         statistics.save(stain_path)
         with atomic_path(section_path) as temporary:
             cleaned.write_h5ad(temporary)
-    report.peak_mib = peak_mib()
+    peak = peak_gib()
+    report.peak_mib = None if peak is None else 1024 * peak
     if hasattr(image, "release"):
         image.release()  # a study's sections must not pile up in memory
     return report
@@ -231,16 +232,6 @@ def spot_diameter_um(section: Section) -> float:
         if given is not None and 0 < float(given) <= pitch:
             return float(given)
     return pitch / 2 if np.isfinite(pitch) else 55.0
-
-
-def peak_mib() -> float | None:
-    """Return the peak resident memory of this process in MiB, or None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _align(
