@@ -107,7 +107,7 @@ class Folds(_Part):
     n: Annotated[int, Field(ge=2)] | None = Field(None, description="number of folds of group_k_fold")
 
 
-LATER = ("teacher", "distil", "range_penalty")
+LATER = ("teacher", "distil", "range_penalty", "replace_over")
 """Settings of training that did not exist in the first version."""
 
 
@@ -138,6 +138,9 @@ class Training(_Part):
     )
     distil: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="with a teacher: its share of the targets of training tiles; the rest is measured"
+    )
+    replace_over: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the epochs over which ReLUs give way to squares; 0: squares from the start"
     )
     range_penalty: Annotated[float, Field(ge=0)] = Field(
         0.1, description="weight of the penalty on what enters a square beyond +-3; only networks with squares heed it"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from histocrypt.models.polynomial import Square
+from histocrypt.models.polynomial import Square, set_share
 
 
 class Block(nn.Module):
@@ -85,6 +85,86 @@ class FheResNet18(nn.Module):
                 if module.downsample is not None:
                     nn.init.constant_(module.downsample[1].weight, 0.25)
                     nn.init.constant_(module.downsample[1].bias, 0.5)
+
+    def take_over(self, trained: nn.Module, images: torch.Tensor) -> None:
+        """Take over the weights of a `histocrypt.models.resnet18.ResNet18` of the same widths.
+
+        A ReLU does not mind the scale of what it gets, a square does: what enters the activations is scaled to order
+        one, and what follows undoes it, so that with ReLUs the network gives the same outputs as before.
+
+        Parameters
+        ----------
+        trained
+            The clear network.
+        images
+            (B, 3, S, S) standardised training images, on which scales are found.
+
+        Raises
+        ------
+        ValueError
+            If a weight is missing or of another shape.
+        """
+        blocks: dict[str, str] = {}
+        for key in trained.network.state_dict():
+            stage, _, rest = key.partition(".")
+            if stage.startswith("layer"):
+                block = f"{stage}.{rest.partition('.')[0]}"
+                blocks.setdefault(block, f"blocks.{len(blocks)}")
+        state = {}
+        for key, value in trained.network.state_dict().items():
+            block = ".".join(key.split(".")[:2])
+            state[key.replace(block, blocks[block], 1) if block in blocks else key] = value
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            msg = f"the weights of the clear network do not fit ({' '.join(str(error).split())[:200]})"
+            raise ValueError(msg) from error
+        self._rescale(images)
+
+    @torch.no_grad()
+    def _rescale(self, images: torch.Tensor) -> None:
+        """Scale what enters each square to about -1 to 1, where squares are still ReLUs."""
+        found: dict[nn.Module, float] = {}
+
+        def look(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            found[module] = float(inputs[0].abs().flatten()[:: max(1, inputs[0].numel() // 10**6)].quantile(0.999))
+
+        squares = [module for module in self.modules() if isinstance(module, Square)]
+        hooks = [module.register_forward_pre_hook(look) for module in squares]
+        set_share(self, 0.0)
+        self.eval()(images)
+        for hook in hooks:
+            hook.remove()
+
+        def entering(norm: nn.BatchNorm2d, scale: float) -> None:
+            norm.running_mean *= scale
+            norm.running_var *= scale**2
+
+        def leaving(norm: nn.BatchNorm2d, scale: float) -> None:
+            norm.weight *= scale
+            norm.bias *= scale
+
+        streams: list[list[Block]] = [[]]  # blocks between which values are passed on unchanged
+        for block in self.blocks:
+            if block.downsample is not None:
+                streams.append([])
+            streams[-1].append(block)
+        scales = [1 / max(found[block.square2] for block in stream) if stream else 1.0 for stream in streams]
+        scales[0] = min(scales[0], 1 / found[self.square])
+        leaving(self.bn1, scales[0])
+        before = scales[0]
+        for stream, scale in zip(streams, scales, strict=True):
+            for block in stream:
+                inner = 1 / found[block.square1]
+                entering(block.bn1, before)
+                leaving(block.bn1, inner)
+                entering(block.bn2, inner)
+                leaving(block.bn2, scale)
+                if block.downsample is not None:
+                    entering(block.downsample[1], before)
+                    leaving(block.downsample[1], scale)
+                before = scale
+        self.fc.weight /= before
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map images (B, 3, S, S) to (B, n_outputs)."""

@@ -20,11 +20,23 @@ squares grow fast."""
 
 
 class Square(nn.Module):
-    """The activation x * x: one multiplication of ciphertexts, nothing approximated."""
+    """The activation x * x: one multiplication of ciphertexts, nothing approximated.
+
+    While a network trained with ReLUs is moved over to squares, ``share`` rises from 0 to 1: the rest is a ReLU.
+    """
+
+    share = 1.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the square of each value."""
-        return x * x
+        return x * x if self.share == 1 else self.share * x * x + (1 - self.share) * torch.relu(x)
+
+
+def set_share(network: nn.Module, share: float) -> None:
+    """Set how much of a square every `Square` of a network is."""
+    for module in network.modules():
+        if isinstance(module, Square):
+            module.share = share
 
 
 CLEAR = SimpleNamespace(

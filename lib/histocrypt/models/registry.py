@@ -36,6 +36,12 @@ MODELS: dict[str, Entry] = {
     ),
     "resnet18": Entry("histocrypt.models.resnet18:ResNet18", "network", "ResNet-18", ("average_pool",)),
     "fhe_cnn": Entry("histocrypt.models.fhe_cnn:FheCnn", "network", "CNN for encryption", ("depth", "width", "pool")),
+    "fhe_resnet18": Entry(
+        "histocrypt.models.fhe_resnet:FheResNet18",
+        "network",
+        "ResNet-18 of squares, for encryption",
+        ("width", "blocks"),
+    ),
     "fhe_head": Entry(
         "histocrypt.models.fhe_head:FheHead", "fitted", "Head for encryption, frozen encoder", ("encoder", "components")
     ),

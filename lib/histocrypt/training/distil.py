@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.models.registry import MODELS
+from histocrypt.models.registry import MODELS, model_class
 from histocrypt.models.spots import Spots
 from histocrypt.training.artifacts import load_model
 from histocrypt.training.lineage import teacher_of
@@ -23,6 +23,8 @@ from histocrypt.training.predictors import tile_side
 from histocrypt.training.spots import load_spots
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from histocrypt.study import Study
     from histocrypt.targets.panels import Panel
     from histocrypt.training.folds import Fold
@@ -71,6 +73,23 @@ def taught(
             soft[own] -= soft[own].mean(axis=0)
     mixed = (1 - share) * spots.targets + share * soft
     return replace(spots, targets=mixed.astype(np.float32))
+
+
+def start_of(study: Study, model: str, fold: Fold) -> nn.Module:
+    """Return the network whose weights a model starts from while its ReLUs give way to squares: its teacher's.
+
+    Raises
+    ------
+    InputError
+        If the model has no teacher, or cannot take over weights.
+    """
+    teacher = study.teacher_of(model)
+    if teacher is None or MODELS[teacher].kind != "network" or not hasattr(model_class(model), "take_over"):
+        msg = "ReLUs can give way to squares where a network starts from a trained one of the same form"
+        expected = "fhe_resnet18 with the teacher resnet18"
+        raise InputError(msg, field=f"models.{model}.replace_over", value=teacher, expected=expected)
+    teacher_of(study, teacher, fold)
+    return load_model(study.run.model(teacher, fold.name), device="cpu").predictor.network
 
 
 def views(predictor: object, spots: Spots) -> np.ndarray:

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from histocrypt.atomic import atomic_path, write_text
 from histocrypt.errors import InputError
-from histocrypt.models.polynomial import watched
+from histocrypt.models.polynomial import set_share, watched
 from histocrypt.study import Training
 from histocrypt.training.augment import flip_and_turn, vary_stain
 
@@ -212,12 +212,18 @@ def train(
     if curves_file is not None:
         write_curves(curves_file, progress.curves)
     n_batches = max(1, round(len(data) / settings.batch_size))
+    moving = round(settings.replace_over * settings.epochs)  # epochs until all activations are squares
     bar = tqdm(total=epochs * n_batches, initial=progress.epoch * n_batches, desc=label, unit="step", mininterval=1)
     while progress.epoch < epochs and (
-        validation is None or progress.epoch == 0 or progress.epoch - progress.best_epoch < settings.patience
+        validation is None
+        or progress.epoch <= moving
+        or progress.epoch - max(moving, progress.best_epoch) < settings.patience
     ):
         started = time.monotonic()
         epoch = progress.epoch + 1
+        share = min(1.0, epoch / (moving + 1))
+        for each in (network, judged):
+            set_share(each, share)
         loss = _one_epoch(network, average, optimiser, data, settings, seed, epoch, n_batches, device, bar)
         row = {"epoch": epoch, "train_loss": loss, "validation_loss": None, "validation_pcc": None}
         if validation is not None:
@@ -226,7 +232,7 @@ def train(
             row["validation_loss"] = float(np.mean((predicted - measured) ** 2, dtype=np.float64))
             row["validation_pcc"] = mean_section_pearson(predicted, measured, validation.sections)
             bar.set_postfix(loss=f"{loss:.3f}", r=f"{row['validation_pcc']:.3f}")
-        if validation is None or row["validation_pcc"] > progress.best_score:
+        if share == 1 and (validation is None or row["validation_pcc"] > progress.best_score):
             progress.best_epoch, progress.best_score = epoch, row["validation_pcc"] or 0.0
             for key, value in judged.state_dict().items():
                 best[key].copy_(value)

@@ -99,6 +99,8 @@ class NetworkPredictor:
         self.pixel_moments: np.ndarray | None = None
         """(2, 3): mean and sd of the training pixels; used where inputs are not normalised by section."""
         self.curves: list[dict] = []
+        self.start: torch.nn.Module | None = None
+        """A trained network whose weights are taken over before training, where the network knows how."""
 
     def _new_network(self) -> torch.nn.Module:
         network = model_class(self.model)
@@ -125,6 +127,8 @@ class NetworkPredictor:
             torch.manual_seed(loop.generator_of(seed, 0).initial_seed())
             self.network = self._new_network()
         data = self._images(train, fit=True)
+        if self.start is not None:
+            self.network.take_over(self.start, data.batch(np.arange(min(CHUNK, len(data))), torch.device("cpu")))
         judged = None if validation is None else self._images(validation)
         last = None if self.folder is None else self.folder / "last"
         curves = None if self.folder is None else self.folder / "curves.csv"

@@ -203,9 +203,14 @@ def fit(
         return taught(study, settings.teacher, settings.distil, part, fold=data.fold, panel=data.panel, device=device)
 
     def new() -> Any:
-        return build(
+        fresh = build(
             model, train.outputs, settings=settings, options=study.options_of(model), device=device, folder=folder
         )
+        if settings.replace_over:
+            from histocrypt.training.distil import start_of
+
+            fresh.start = start_of(study, model, data.fold)
+        return fresh
 
     learnt = lesson(train)
     predictor = new()
