@@ -1,6 +1,6 @@
 """Print what the reference's ResNet-18, with squares for activations, costs between two parties that are processes.
 
-    python benchmarks/fhe_resnet18.py FOLDER [--light] [--memory 11]
+    python benchmarks/fhe_resnet18.py FOLDER [--light] [--memory 10]
 
 The network has random weights, and batch norm that has seen random tiles: all that engine work needs. Each party has a
 folder and processes of its own: the model owner compiles, the key owner makes keys and encrypts one tile, the evaluator
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--light", action="store_true", help="two blocks of width 16")
     parser.add_argument(
-        "--memory", type=float, default=11, help="GiB above which the evaluator collects garbage at once"
+        "--memory", type=float, default=10, help="GiB above which the evaluator collects garbage at once"
     )
     parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
