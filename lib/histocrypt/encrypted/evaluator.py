@@ -157,16 +157,7 @@ def evaluate_request(
         if stop.is_set():
             return
         path = request / f"{index:05d}.ct"
-        if path.stat().st_size > session.most_bytes if path.is_file() else False:
-            msg = "is larger than any message of its kind can be"
-            raise InputError(
-                msg, file=path, field="bytes", value=path.stat().st_size, expected=f"at most {session.most_bytes}"
-            )
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            msg = f"cannot be read ({error.strerror})"
-            raise InputError(msg, file=path, fix="send the request again") from error
+        data = messages.read_whole(path, most=session.most_bytes)
         result = session.evaluate(data, file=path, index=index, **bound)
         with _no_room(output):
             temporary = output / f".{index:05d}.partial"

@@ -57,16 +57,21 @@ def unpack(data: bytes, *, file: Any, kind: str, **expected: Any) -> bytes:
 
 def read_message(path: Path, kind: str, *, most: int | None = None, **expected: Any) -> bytes:
     """Read a message file; see `unpack`. Files above ``most`` bytes are refused unread."""
-    _, size = _peek(path, most)
+    return unpack(read_whole(path, most=most), file=path, kind=kind, **expected)
+
+
+def read_whole(path: Path, *, most: int | None = None) -> bytes:
+    """Read a message file as it is, unless it has more than ``most`` bytes."""
+    _, size = _peek(path)
     if most is not None and size > most:
         msg = "is larger than any message of its kind can be"
         raise InputError(msg, file=path, field="bytes", value=size, expected=f"at most {most}")
-    return unpack(path.read_bytes(), file=path, kind=kind, **expected)
+    return path.read_bytes()
 
 
 def open_message(path: Path, kind: str, **expected: Any) -> tuple[dict[str, Any], int]:
     """Check a large message without holding it: return its header and where the payload starts."""
-    head, size = _peek(path, None)
+    head, size = _peek(path)
     header, start = _header(head, path)
     _check(header, size - start, file=path, kind=kind, **expected)
     digest = hashlib.sha256()
@@ -82,10 +87,10 @@ def open_message(path: Path, kind: str, **expected: Any) -> tuple[dict[str, Any]
 
 def read_header(path: Path) -> dict[str, Any]:
     """Return a message's header alone."""
-    return _header(_peek(path, None)[0], path)[0]
+    return _header(_peek(path)[0], path)[0]
 
 
-def _peek(path: Path, most: int | None) -> tuple[bytes, int]:
+def _peek(path: Path) -> tuple[bytes, int]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
