@@ -102,6 +102,13 @@ class Trial:
         """What the model predicts in the clear."""
         return self.folder / OWNER / "clear.h5ad"
 
+    def ciphertext_of(self, spot: str) -> bytes:
+        """Return what the evaluator got for a spot; only the hospital's own notes tell which that is."""
+        (note,) = (self.folder / HOSPITAL / "keys" / "requests").glob("*.json")
+        content = read_json(note)
+        place = content["order"].index(content["names"].index(spot))
+        return (self.request / f"{place // self.bundle.client.batch:05d}.ct").read_bytes()
+
     def clean(self) -> None:
         """Delete keys, ciphertexts and the compiled network; logs and the public part stay."""
         keys, secret = self.folder / HOSPITAL / "keys", self.folder / OWNER / "bundle" / "server"
