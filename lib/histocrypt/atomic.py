@@ -43,6 +43,9 @@ def read_json(path: str | Path) -> Any:
 
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        msg = f"cannot be read ({error.strerror})"
+        raise InputError(msg, file=path) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         msg = f"is not readable as JSON ({error})"
         raise InputError(msg, file=path) from error
