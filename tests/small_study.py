@@ -16,6 +16,8 @@ SMALL = {
     "training": {"epochs": 2, "input_px": 30},
     "evaluation": {"bootstrap": 50, "k": [3, 6]},
 }
+MODELS = {"vision_mlp": {"width": 0.25}, "fhe_head": {"components": 20}}
+"""Those of the run that all tests share."""
 
 
 def write_study(folder: Path, name: str, **changes) -> Path:

@@ -9,7 +9,7 @@ import time
 
 import nbformat
 import pytest
-from tests.small_study import environment, histocrypt, write_study
+from tests.small_study import MODELS, environment, histocrypt, write_study
 
 
 def test_a_run_leaves_report_models_and_executed_notebooks(small_run):
@@ -57,7 +57,7 @@ def test_only_what_a_change_touches_would_run_again(small_run, tmp_path, change,
 
 
 def test_a_small_change_of_one_model_leaves_the_others_alone(small_run, tmp_path):
-    changed = write_study(tmp_path, "small", models={"vision_mlp": {"width": 0.25, "epochs": 1}})
+    changed = write_study(tmp_path, "small", models={**MODELS, "vision_mlp": {"width": 0.25, "epochs": 1}})
     planned = histocrypt("run", changed, "--cores", "2", "--dry-run", outputs=small_run)
     trained = {line.split()[1] for line in planned.stdout.splitlines() if line.startswith("train ")}
     assert trained == {"4"}  # three folds and the final model of vision_mlp; no baseline
@@ -112,7 +112,7 @@ def test_bad_input_inside_a_notebook_is_one_sentence_and_exit_2(tmp_path):
 
 def test_a_run_killed_midway_goes_on_and_ends_the_same(small_run, tmp_path):
     """Kill everything during training; the next run finishes, and its models and scores equal the undisturbed run's."""
-    study = write_study(tmp_path, "small", models={"vision_mlp": {"width": 0.25}})
+    study = write_study(tmp_path, "small", models=MODELS)
     command = [sys.executable, "-m", "histocrypt", "run", str(study), "--cores", "2"]
     process = subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     run = tmp_path / "small"
