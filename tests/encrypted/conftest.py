@@ -6,8 +6,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import anndata
 import pytest
 from tests.conftest import write_tiny_section
+from tests.encrypted.serving import serving
+
+from histocrypt.encrypted import messages
+from histocrypt.encrypted.inputs import prepare
+from histocrypt.encrypted.key_owner import Keys, keygen
+from histocrypt.encrypted.request import Request
+from histocrypt.training.apply import predict_section
 
 
 @dataclass(frozen=True)
@@ -64,3 +72,51 @@ def world(tmp_path_factory) -> World:
     keygen(root / "owner" / "client.json", root / "keys")
     (unseen,) = (path for path in files if path.stem == fold.test_sections[0])
     return World(root / "outputs", cnn.folder, root / "owner", root / "keys", unseen, head.folder)
+
+
+@pytest.fixture(scope="module")
+def running(world, tmp_path_factory):
+    """A server for two clients."""
+    with serving(world.bundle, tmp_path_factory.mktemp("serving"), tokens=2) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def section(tmp_path_factory):
+    """A small one."""
+    return write_tiny_section(tmp_path_factory.mktemp("section"), "A", "PA", n_side=3)
+
+
+@pytest.fixture(scope="module")
+def clear(world, section, tmp_path_factory):
+    path = tmp_path_factory.mktemp("clear") / "clear.h5ad"
+    predict_section(world.model, section, path)
+    return anndata.read_h5ad(path)
+
+
+@pytest.fixture(scope="module")
+def other_keys(world, tmp_path_factory):
+    """Another client's."""
+    folder = tmp_path_factory.mktemp("other") / "keys"
+    keygen(world.bundle / "client.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def session(world, running):
+    """An open session of the first client; its path."""
+    with running.connect() as server, server.session(Keys(world.keys)) as opened:
+        yield opened.path
+
+
+@pytest.fixture(scope="module")
+def encrypted(world, section):
+    """A request and its first two input messages."""
+    keys = Keys(world.keys)
+    prepared = prepare(keys.client, section)
+    request, owner = Request.of(prepared, keys.client, keys.bound), keys.encryptor()
+    data = [
+        messages.pack("input", request.encrypt(index, prepared.values, owner), **request.place(index))
+        for index in range(2)
+    ]
+    return request, data

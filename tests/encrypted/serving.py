@@ -1,7 +1,8 @@
-"""A server in a process of its own, started as its owner starts it."""
+"""A server in a process of its own, started as its owner starts it, and what its answers should be like."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -15,7 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import anndata
 import httpx
+import numpy as np
 
 from histocrypt.encrypted.connection import Server
 from histocrypt.encrypted.key_owner import Keys
@@ -106,3 +109,23 @@ def wait_for(condition, seconds: float = 20.0) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def agree(world, found, clear):
+    """Check that a file's predictions are the clear ones but for the scheme's error, by name and in this order."""
+    found = anndata.read_h5ad(found)
+    assert list(clear.obs_names) == list(found.obs_names)
+    assert list(clear.var_names) == list(found.var_names)
+    statistics = json.loads((world.model / "model.json").read_text())["target_statistics"]
+    for layer in clear.layers:
+        sd = np.array([statistics[f"{layer}:{gene}"]["sd"] for gene in clear.var_names])
+        assert 0 < (np.abs(clear.layers[layer] - found.layers[layer]) / sd).max() < 1e-2
+
+
+def refused(answer: httpx.Response, status: int, says: str):
+    assert answer.status_code == status, answer.text
+    error = answer.json()
+    assert list(error) == ["error"]
+    assert says in error["error"]
+    assert "\n" not in error["error"]
+    assert "Traceback" not in error["error"]

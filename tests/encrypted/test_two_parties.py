@@ -15,6 +15,7 @@ from histocrypt.encrypted.bundle import load_bundle, load_client
 from histocrypt.encrypted.evaluator import evaluate_request
 from histocrypt.encrypted.inputs import prepare
 from histocrypt.encrypted.key_owner import Keys, decrypt, decrypt_response, encrypt, encrypt_section, keygen
+from histocrypt.encrypted.request import Request, write_result
 from histocrypt.errors import InputError
 from histocrypt.training.apply import predict_section
 
@@ -54,6 +55,30 @@ def test_noise_is_added_before_results_are_shared(world, answered, tmp_path):
     noisy, exact = anndata.read_h5ad(tmp_path / "a.h5ad"), anndata.read_h5ad(tmp_path / "b.h5ad")
     share = (noisy.X - exact.X).std(axis=0) / exact.X.std(axis=0)
     assert 0.5e-2 < np.median(share) < 2e-2
+
+
+def test_noise_does_not_vanish_with_one_spot(world, answered, tmp_path):
+    """The spread over spots is zero there; what is shared must differ from the exact value all the same."""
+    answers = request_of(world, answered)
+    one = {**answers.note, "names": answers.note["names"][:1], "coords": answers.note["coords"][:1]}
+    request = Request(answers.name, answers.client, answers.bound, one)
+    values = np.ones((1, len(answers.client.about["outputs"])))
+    write_result(tmp_path / "one.h5ad", values, request, noise=1e-2)
+    assert (anndata.read_h5ad(tmp_path / "one.h5ad").X != 1).all()
+
+
+def request_of(world, folder):
+    keys = Keys(world.keys)
+    name = json.loads((folder / "response" / "response.json").read_text())["request"]
+    return Request(name, keys.client, keys.bound, json.loads(keys.note(name).read_text()))
+
+
+@pytest.mark.parametrize("content", ["[]", '{"request": "a", "of": 1000000000000}', '{"request": 3, "of": 1}', "{"])
+def test_what_is_no_request_is_refused_at_once(world, tmp_path, content):
+    (tmp_path / "request.json").write_text(content)
+    with pytest.raises(InputError, match="does not describe a request|not readable as JSON"):
+        evaluate_request(tmp_path, world.bundle, world.keys / "evaluation.keys", tmp_path / "response")
+    assert not (tmp_path / "response").exists()
 
 
 def test_evaluation_resumes(world, answered, tmp_path):

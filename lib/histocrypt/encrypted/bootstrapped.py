@@ -333,9 +333,4 @@ def compile_network(network: Network, parameters: Parameters, folder: Path) -> C
 
 def _reach(source: Shifted, target: Shifted) -> int:
     """Return the largest number of groups of a target whose slots all see different values of the source."""
-    return max(1, min(source.slots, source.period) // target.period)
-
-
-def _reach(source: Shifted, target: Shifted) -> int:
-    """Return the largest number of groups of a target whose slots all see different values of the source."""
     return max(1, source.period // target.period)

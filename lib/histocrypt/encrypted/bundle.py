@@ -157,7 +157,7 @@ def load_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     client = load_client(folder / "client.json")
     server = read_json(folder / "server" / "server.json")
-    if server.get("client") != client.hash:
+    if not isinstance(server, dict) or server.get("client") != client.hash:
         msg = "the server part belongs to another client part"
         raise InputError(msg, file=folder, field="server/server.json", fix="compile the model again")
     model = folder / "server" / "model.orion"

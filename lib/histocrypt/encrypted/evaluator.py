@@ -17,9 +17,13 @@ from typing import Any
 from histocrypt.atomic import read_json, write_json
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Bundle, load_bundle
+from histocrypt.encrypted.ciphertext_form import check_ciphertext
 from histocrypt.encrypted.key_form import check_evaluation_keys
 from histocrypt.errors import InputError
 from histocrypt.memory import peak_gib
+
+MOST_CIPHERTEXTS = 100_000
+"""In a request: a client's number is not believed beyond what a section can have."""
 
 
 class Session:
@@ -80,7 +84,7 @@ class Session:
         payload = messages.unpack(data, file=file, kind="input", **bound)
         parts = messages.unpack_list(payload, count=client.input.ciphertexts, file=file)
         for part in parts:
-            engine.check_ciphertext(part, client.parameters, self._moduli, client.level, file=file)
+            check_ciphertext(part, client.parameters, self._moduli, client.level, file=file)
         worker = self._free.get()
         try:
             outputs = worker(self._model, parts)
@@ -125,8 +129,12 @@ def evaluate_request(
     request, output, keys = Path(request), Path(output), Path(keys)
     loaded = load_bundle(bundle)
     content = read_json(request / "request.json")
+    content = content if isinstance(content, dict) else {}
     name, count = content.get("request"), content.get("of")
-    if not isinstance(name, str) or not isinstance(count, int) or content.get("client") != loaded.client.hash:
+    if not isinstance(name, str) or not isinstance(count, int) or not 0 < count <= MOST_CIPHERTEXTS:
+        msg = "does not describe a request"
+        raise InputError(msg, file=request / "request.json", expected="what `histocrypt fhe encrypt` writes")
+    if content.get("client") != loaded.client.hash:
         msg = "was made for another compiled model"
         raise InputError(
             msg, file=request / "request.json", field="client", value=content.get("client"), expected=loaded.client.hash

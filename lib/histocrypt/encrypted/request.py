@@ -11,6 +11,7 @@ import numpy as np
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Client
+from histocrypt.encrypted.ciphertext_form import check_ciphertext
 from histocrypt.encrypted.inputs import Prepared
 from histocrypt.encrypted.parameters import SECURITY_BITS
 from histocrypt.errors import InputError
@@ -96,7 +97,7 @@ class Answers:
         client = self.request.client
         parts = messages.unpack_list(payload, count=client.output.ciphertexts, file=file)
         for part in parts:
-            engine.check_ciphertext(part, client.parameters, self._moduli, 0, file=file)
+            check_ciphertext(part, client.parameters, self._moduli, 0, file=file)
         outputs = _outputs(np.stack([self._owner.decrypt(part) for part in parts]), client, file)
         spots = self._found[index * client.batch : (index + 1) * client.batch]
         spots[:] = outputs[: len(spots)]
@@ -106,7 +107,7 @@ class Answers:
         order = np.array(self.request.note["order"])
         values = np.empty((len(self.request.note["names"]), self._found.shape[1]))
         values[order] = self._found
-        spread = np.maximum(values.std(axis=0), 1e-3 * _spread(self.request.client))
+        spread = _each_spread(values, self.request.client)
         apart = (np.abs(values[order] - self._found) / spread).max(axis=1)
         if apart.max() > APART:
             msg = "a spot that was sent twice came back different: the evaluator mixed up spots or made up results"
@@ -124,6 +125,11 @@ class Answers:
 def _spread(client: Client) -> float:
     low, high = client.about["output_range"]
     return high - low
+
+
+def _each_spread(values: np.ndarray, client: Client) -> np.ndarray:
+    """Return (outputs,) standard deviations over spots, never zero: a section may have one spot, or a constant gene."""
+    return np.maximum(values.std(axis=0), 1e-2 * _spread(client))
 
 
 def _outputs(slots: np.ndarray, client: Client, file: Any) -> np.ndarray:
@@ -166,7 +172,7 @@ def write_result(output: Path, values: np.ndarray, request: Request, *, noise: f
     about, note = request.client.about, request.note
     if noise:
         chance = np.random.default_rng(secrets.randbits(128))
-        values = values + chance.normal(size=values.shape) * noise * values.std(axis=0)
+        values = values + chance.normal(size=values.shape) * noise * _each_spread(values, request.client)
     names = np.array(note["names"])
     spots = Spots(
         names=names,
