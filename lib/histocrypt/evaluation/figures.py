@@ -17,7 +17,6 @@ from histocrypt.evaluation.scores import CEILING, POOLED, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from histocrypt.evaluation.scores import Scores
@@ -220,77 +219,6 @@ def training_curves(curves: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure 
         for one in axes[-1]:
             one.set_xlabel("epoch")
     return figure
-
-
-def maps(
-    panels: list[dict[str, Any]], coords: np.ndarray, *, um_per_unit: float, spacing: float, image: np.ndarray | None
-) -> Figure:
-    """Draw measured, predicted and residual maps of a few genes over the section's picture.
-
-    Parameters
-    ----------
-    panels
-        One a gene: ``title``, ``true`` (n,), ``predicted`` (n,).
-    coords
-        (n, 2) x, y in picture pixels (or full-resolution pixels where there is no picture).
-    um_per_unit
-        Micrometres per unit of ``coords``.
-    spacing
-        Distance between neighbouring spots, in units of ``coords``.
-    image
-        (h, w, 3) uint8 picture, or None.
-    """
-    from matplotlib.collections import EllipseCollection
-
-    low, high = coords.min(axis=0) - 1.2 * spacing, coords.max(axis=0) + 1.2 * spacing
-    aspect = (high[1] - low[1]) / (high[0] - low[0])
-    width = 7.4 / (3 if image is None else 4)
-    with style():
-        columns = 3 + (image is not None)
-        figure, axes = canvas(
-            len(panels), columns, figsize=(7.4, len(panels) * (width * aspect * 0.8 + 0.12) + 0.3), squeeze=False
-        )
-        for row, panel in zip(axes, panels, strict=True):
-            values = [panel["true"], panel["predicted"], panel["predicted"] - panel["true"]]
-            both = np.concatenate(values[:2])
-            reach = float(np.quantile(np.abs(values[2]), 0.98)) or 1.0
-            scales = [("viridis", *np.quantile(both, [0.02, 0.98]))] * 2 + [("PuOr_r", -reach, reach)]
-            if image is not None:
-                row[0].imshow(image, interpolation="bilinear")
-            for k, (one, value, (cmap, least, most)) in enumerate(zip(row[-3:], values, scales, strict=True)):
-                if image is not None:
-                    one.imshow(image, alpha=0.35, interpolation="bilinear")
-                size = np.full(len(coords), 0.92 * spacing)
-                spots = EllipseCollection(
-                    size, size, np.zeros(len(coords)), units="x", offsets=coords, offset_transform=one.transData,
-                    array=value, cmap=cmap,
-                )  # fmt: skip
-                spots.set_clim(least, most)
-                one.add_collection(spots)
-                if k > 0:
-                    bar = figure.colorbar(spots, ax=one, shrink=0.75, pad=0.02, aspect=18)
-                    bar.outline.set_visible(False)
-                    bar.ax.tick_params(labelsize=7, length=2)
-            for one in row:
-                one.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal", xticks=[], yticks=[])
-                for spine in one.spines.values():
-                    spine.set_visible(False)
-            row[0].set_ylabel(panel["title"], fontsize=9)
-            _scale_bar(row[0], low, high, um_per_unit)
-        names = ["H&E"] * (image is not None) + ["measured", "predicted", "predicted − measured"]
-        for one, name in zip(axes[0], names, strict=True):
-            one.set_title(name, fontsize=9)
-    return figure
-
-
-def _scale_bar(axes: Axes, low: np.ndarray, high: np.ndarray, um_per_unit: float) -> None:
-    extent = (high[0] - low[0]) * um_per_unit
-    length = max(step for step in (10, 50, 100, 200, 500, 1000, 2000, 5000) if step <= max(extent / 3, 10))
-    x0, y = low[0] + 0.04 * (high[0] - low[0]), high[1] - 0.03 * (high[1] - low[1])
-    x1 = x0 + length / um_per_unit
-    axes.plot([x0, x1], [y, y], color=INK, lw=2.5, solid_capstyle="butt")
-    label = f"{length} µm" if length < 1000 else f"{length // 1000} mm"
-    axes.annotate(label, ((x0 + x1) / 2, y), (0, 3), textcoords="offset points", ha="center", fontsize=7.5)
 
 
 def picture_order(scores: Scores, transform: str) -> list[str]:

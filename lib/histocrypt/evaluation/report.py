@@ -12,7 +12,7 @@ import numpy as np
 
 from histocrypt import paths
 from histocrypt.atomic import write_text
-from histocrypt.evaluation import figures, words
+from histocrypt.evaluation import figures, maps, words
 from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.evaluation.backdrop import backdrop
 from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
@@ -257,14 +257,9 @@ def _maps(study: Study, scores: Scores, best: str, sections: dict[str, AnnData])
     image, scale = backdrop(sections[name], study.run.tiles(name))
     um_per_px = float(as_mapping(sections[name].uns.get("preprocessing")).get("um_per_px", 1.0))
     coords = pair.coords * scale
-    figure = figures.maps(panels, coords, um_per_unit=um_per_px / scale, spacing=_pitch(coords), image=image)
+    spacing = maps.pitch(coords)
+    figure = maps.side_by_side(panels, coords, um_per_unit=um_per_px / scale, spacing=spacing, image=image)
     return figure, f"Section {name} of patient {typical['patient']}, predicted by {title_of(best)}"
-
-
-def _pitch(coords: np.ndarray) -> float:
-    from scipy.spatial import cKDTree
-
-    return float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1])) if len(coords) > 1 else 1.0
 
 
 def _provenance(study: Study) -> dict[str, Any]:
