@@ -34,9 +34,10 @@ def compile_stage(folder: Path, *, light: bool) -> dict:
     """Write the evaluator's network, and the key owner's tile with what the network says of it in the clear."""
     import torch
 
-    from histocrypt.encrypted.bootstrapped import compile_network, lower, normalised
+    from histocrypt.encrypted.bootstrapped import compile_network
     from histocrypt.encrypted.bootstrapping import bootstrapped
     from histocrypt.encrypted.parameters import check_security
+    from histocrypt.encrypted.residual import lower, normalised
     from histocrypt.models.fhe_resnet import FheResNet18
 
     torch.manual_seed(0)
@@ -56,7 +57,7 @@ def compile_stage(folder: Path, *, light: bool) -> dict:
     return {
         "diagonals": sum(step.diagonals for step in made.steps),
         "rotation keys": len(made.rotations),
-        "bootstrappings": sum(step.refresh for step in made.steps),
+        "bootstrappings": sum(step.refreshes for step in made.steps),
         "security bits": check_security(parameters),
         "difference of torch and its matrices": float(np.abs(lowered(images[:1].numpy())[0] - says[0]).max()),
     }

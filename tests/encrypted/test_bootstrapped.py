@@ -14,7 +14,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from histocrypt.encrypted import bootstrapped, engine, residues, resnet_run, shifted
+from histocrypt.encrypted import block_plan, bootstrapped, engine, residual, residues, resnet_run, shifted
 from histocrypt.encrypted.affine import convolution
 from histocrypt.encrypted.bootstrapping import bootstrapped as parameter_set
 from histocrypt.encrypted.bootstrapping_keys import write_bootstrapping_keys
@@ -47,12 +47,12 @@ def test_shifted_copies_are_the_matrix(stride, channels, outputs, side, kept):
         rng.normal(size=(outputs, channels, 3, 3)), None, (channels, side, side), stride=stride, padding=1
     )
     second = convolution(rng.normal(size=(outputs, outputs, 3, 3)), None, first.target, padding=1)
-    block = bootstrapped.Residual(first, second, None)
-    plan = bootstrapped.plan_block(block, SLOTS)
+    block = residual.Residual(first, second, first)
+    plan = block_plan.plan_block(block, SLOTS)
     outer = plan.outer
     groups = min(SLOTS // outer.size // kept, plan.laid.size)
     inner = shifted.rows(first.target, SLOTS, shifts=tuple(copy * outer.size // kept for copy in range(kept)))
-    laid = bootstrapped._pattern(plan.laid.with_shifts((0,)), inner.period, groups)
+    laid = block_plan.pattern(plan.laid.with_shifts((0,)), inner.period, groups)
     x = rng.normal(size=first.source)
 
     between = in_the_clear(shifted.diagonals(first.matrix, laid, inner, groups), shifted.folds(inner), laid.pack(x))
@@ -68,8 +68,8 @@ def test_shifted_copies_are_the_matrix(stride, channels, outputs, side, kept):
 def test_spare_slots_save_diagonals():
     """Sharing eight-fold room out between two convolutions divides their diagonals by eight in all."""
     one = convolution(np.ones((8, 8, 3, 3)), None, (8, 4, 4), padding=1)
-    block = bootstrapped.Residual(one, one, None)
-    plan = bootstrapped.plan_block(block, 128 * 8)
+    block = residual.Residual(one, one, one)
+    plan = block_plan.plan_block(block, 128 * 8)
     alone = shifted.count(one.matrix, plan.outer, plan.outer, 1)
     assert plan.groups * plan.kept == 8
     assert shifted.count(one.matrix, plan.laid, plan.inner, plan.groups) * plan.groups == alone
@@ -148,7 +148,7 @@ def parties(tmp_path_factory):
     images = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         torch_says = network(images).numpy()
-    lowered = bootstrapped.normalised(bootstrapped.lower(network, 16), images.numpy())
+    lowered = residual.normalised(residual.lower(network, 16), images.numpy())
     np.testing.assert_allclose(lowered(images.double().numpy()), torch_says, atol=1e-4)
 
     parameters = parameter_set(11)

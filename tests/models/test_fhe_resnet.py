@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from histocrypt.models.fhe_resnet import FheResNet18
-from histocrypt.models.polynomial import Square, set_share, watched
+from histocrypt.models.polynomial import RELU_GAIN, RELU_OFFSET, Square, set_share, watched
 from histocrypt.models.resnet18 import ResNet18
 
 
@@ -25,7 +25,7 @@ def test_taken_over_network_is_the_clear_one_while_activations_are_relus(clear):
     network.take_over(clear, images)
     set_share(network.eval(), 0.0)
     with torch.no_grad(), watched(network, largest=True) as ranges:
-        assert torch.allclose(network(images), clear(images), atol=1e-4)
+        assert torch.allclose(network(images), clear(images), atol=1e-3)
     assert max(ranges.largest.values()) < 5  # of order one: a square of it stays so
     before = FheResNet18(7).eval()
     before.load_state_dict(network.state_dict())
@@ -37,9 +37,10 @@ def test_share_runs_from_relu_to_square():
     x = torch.linspace(-2, 2, 9)
     square = torch.nn.Sequential(Square())
     set_share(square, 0.0)
-    assert torch.equal(square(x), torch.relu(x))
+    nearest = torch.relu((x - RELU_OFFSET) / RELU_GAIN)
+    assert torch.equal(square(x), nearest)
     set_share(square, 0.5)
-    assert torch.allclose(square(x), (torch.relu(x) + x * x) / 2)
+    assert torch.allclose(square(x), (nearest + x * x) / 2)
     set_share(square, 1.0)
     assert torch.equal(square(x), x * x)
 

@@ -9,8 +9,8 @@ sum    3 x 3 convolution and shortcut in one matrix, square        3 to 1
 boot   refresh                                                     1 to 6
 =====  ==========================================================  =======
 
-Batch norm is part of the matrices. So is a gain for every square, found on calibration tiles: a refreshed value must be
-well below one, since the sine that stands for "modulo" is straight near zero only, while noise is absolute.
+With ReLUs for activations (`minimax`) each square, with the refresh after it, gives way to a file that refreshes four
+times.
 """
 
 from __future__ import annotations
@@ -18,110 +18,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 
 from histocrypt.atomic import write_json
-from histocrypt.encrypted import engine, shifted
-from histocrypt.encrypted.affine import Affine, average_pool, convolution, linear, scaling
+from histocrypt.encrypted import engine, minimax, shifted
+from histocrypt.encrypted.block_plan import Plan, plan_block, reach
 from histocrypt.encrypted.bootstrapping import LEVELS
 from histocrypt.encrypted.packing import steps as split
 from histocrypt.encrypted.parameters import Parameters
+from histocrypt.encrypted.residual import Network
 from histocrypt.encrypted.shifted import Shifted, cells, rows, spread
-
-if TYPE_CHECKING:
-    from torch import nn
-
-MEAN_SQUARE = 0.25
-"""What the gains bring the mean of every squared value to."""
-
-
-@dataclass(frozen=True)
-class Residual:
-    """A block: ``square(second(square(first(x))) + shortcut(x))``."""
-
-    first: Affine
-    second: Affine
-    shortcut: Affine | None
-    """None: the input itself."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """A residual network as affine maps with squares between them."""
-
-    stem: Affine
-    pool: Affine
-    blocks: list[Residual]
-    head: Affine
-
-    def __call__(self, images: np.ndarray, *, seen: list[np.ndarray] | None = None) -> np.ndarray:
-        """Evaluate (n, *shape) in the clear, double precision; note in ``seen`` what enters each square."""
-
-        def square(z: np.ndarray) -> np.ndarray:
-            if seen is not None:
-                seen.append(z)
-            return z**2
-
-        x = self.pool(square(self.stem(images)))
-        for block in self.blocks:
-            skip = x if block.shortcut is None else block.shortcut(x)
-            x = square(block.second(square(block.first(x))) + skip)
-        return self.head(x)
-
-
-def _convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d, shape: tuple[int, ...]) -> Affine:
-    """Return convolution and batch norm as one map."""
-    weight = conv.weight.detach().double().numpy()
-    made = convolution(weight, None, shape, stride=conv.stride[0], padding=conv.padding[0])  # type: ignore[arg-type]
-    gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double().numpy()
-    offset = norm.bias.detach().double().numpy() - gain * norm.running_mean.double().numpy()
-    return made.then(scaling(gain, offset, made.target))
-
-
-def lower(network: nn.Module, side: int) -> Network:
-    """Turn a `histocrypt.models.fhe_resnet.FheResNet18` into affine maps for tiles of ``side`` pixels."""
-    stem = _convolution(network.conv1, network.bn1, (3, side, side))
-    pool = average_pool(stem.target, 3, stride=2, padding=1)  # type: ignore[arg-type]
-    shape, blocks = pool.target, []
-    for block in network.blocks:
-        first = _convolution(block.conv1, block.bn1, shape)
-        second = _convolution(block.conv2, block.bn2, first.target)
-        shortcut = None if block.downsample is None else _convolution(*block.downsample, shape)
-        blocks.append(Residual(first, second, shortcut))
-        shape = second.target
-    mean = average_pool(shape, shape[1])  # type: ignore[arg-type]
-    head = linear(network.fc.weight.detach().numpy(), network.fc.bias.detach().numpy(), mean.target)
-    return Network(stem, pool, blocks, mean.then(head))
-
-
-def scaled(one: Affine, before: float, after: float) -> Affine:
-    """Return a map for an input that is ``before`` times the original, with an output that is ``after`` times it."""
-    return Affine(one.matrix * (after / before), one.bias * after, one.source, one.target)
-
-
-def normalised(network: Network, images: np.ndarray) -> Network:
-    """Return the same network with gains inside: the mean of every squared value is `MEAN_SQUARE` for these images."""
-    seen: list[np.ndarray] = []
-    network(images, seen=seen)
-    gains = [float(np.sqrt(MEAN_SQUARE / np.mean(z**2))) for z in seen]
-    stem = scaled(network.stem, 1, gains[0])
-    pool = scaled(network.pool, gains[0] ** 2, gains[0] ** 2)
-    carried, blocks = gains[0] ** 2, []
-    for block, inner, outer in zip(network.blocks, gains[1::2], gains[2::2], strict=True):
-        identity = Affine(sp.eye(len(block.second.bias), format="csr"), 0 * block.second.bias, block.second.target,
-                          block.second.target)  # fmt: skip
-        blocks.append(
-            Residual(
-                scaled(block.first, carried, inner),
-                scaled(block.second, inner**2, outer),
-                scaled(block.shortcut or identity, carried, outer),
-            )
-        )
-        carried = outer**2
-    return Network(stem, pool, blocks, scaled(network.head, carried, 1))
 
 
 @dataclass
@@ -136,7 +44,10 @@ class Step:
     """Of its input."""
     rotations: tuple[int, ...] = ()
     """That its evaluation needs keys for."""
-    refresh: bool = False
+    refreshes: int = 0
+    """Bootstrappings of each ciphertext; a step with any has no diagonals."""
+    ciphertexts: int = 1
+    """Of its output."""
 
 
 @dataclass
@@ -193,7 +104,9 @@ class _Writer:
             nodes.append(engine.Node("square", "quad", level - 1, ("linear",)))
         engine.write_model(self.folder / f"{name}.orion", self.parameters, nodes, rotations)
         inputs = tuple(part[0] for part in parts)
-        self.steps.append(Step(name, inputs, sum(map(len, found.values())), level, tuple(sorted(rotations))))
+        diagonals = sum(map(len, found.values()))
+        step = Step(name, inputs, diagonals, level, tuple(sorted(rotations)), ciphertexts=target.ciphertexts)
+        self.steps.append(step)
 
     def _ratio(self, blocks: shifted.Blocks) -> tuple[int, set[int]]:
         """Choose the baby-to-giant ratio; a rotation that needs a new key costs more than one that has a key."""
@@ -209,62 +122,24 @@ class _Writer:
         _, log_ratio, rotations = min((plan(log_ratio) for log_ratio in range(6)), key=lambda found: found[:2])
         return log_ratio, rotations
 
-    def refresh(self, name: str, source: str) -> None:
-        """Write a bootstrapping."""
-        again = self.parameters.bootstrapping
-        config = {
-            "input_level": 1, "input_min": -1.0, "input_max": 1.0, "prescale": 1.0, "postscale": 1.0, "constant": 0.0,
-            "slots": 1 << again.log_slots,
-        }  # fmt: skip
-        node = engine.Node("refresh", "bootstrap", 1, (), config)
-        engine.write_model(self.folder / f"{name}.orion", self.parameters, [node], set())
-        self.steps.append(Step(name, (source,), level=1, refresh=True))
+    def refresh(self, source: str) -> tuple[str, int]:
+        """Write a bootstrapping; return its name and the level of its output."""
+        node = engine.Node("refresh", "bootstrap", 1, (), minimax.refresh_config(self.parameters))
+        return self._refreshing(f"{source}_boot", source, [node], 1), LEVELS
 
+    def activated(self, source: str, *, square: bool, level: int = 0) -> tuple[str, int]:
+        """Write a ReLU, which refreshes too; a square was part of its layer. Return the name and the level after it."""
+        if square:
+            return source, level
+        return self._refreshing(
+            f"{source}_relu", source, minimax.nodes(self.parameters), minimax.REFRESHES
+        ), minimax.LEFT
 
-def _pattern(source: Shifted, period: int, groups: int) -> Shifted:
-    """Shift copies of a tensor so that slots ``period`` apart see values that many groups apart."""
-    same = max(1, period // source.size)
-    copies = source.slots // source.size
-    step = source.size // groups
-    return source.with_shifts(tuple(copy // same * step % source.size for copy in range(copies)))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a block is laid out."""
-
-    laid: Shifted
-    """Its input, after the shifts."""
-    inner: Shifted
-    """Between its convolutions."""
-    outer: Shifted
-    groups: int
-    """Of partial sums in the first convolution."""
-    kept: int
-    """Differently shifted copies of the inner tensor: the groups of the second convolution."""
-
-
-def plan_block(block: Residual, slots: int) -> Plan:
-    """Lay a block out with the fewest diagonals.
-
-    Spare slots serve the first convolution, as groups of partial sums, or the second, as shifted copies of the inner
-    tensor: the product of both numbers is what there is to share out.
-    """
-    shape, stride = block.first.source, block.first.source[1] // block.first.target[1]
-    base = rows(shape, slots) if stride == 1 else cells(shape, slots, stride)  # type: ignore[arg-type]
-    outer = rows(block.first.target, slots)
-    spare = slots // outer.size
-    first = shifted.count(block.first.matrix, base, outer, 1)
-    second = shifted.count(block.second.matrix, outer, outer, 1)
-    found = []
-    shift, straight = sp.eye(len(base.position), format="csr"), rows(shape, slots)
-    for kept in (1 << power for power in range(min(spare, outer.size).bit_length())):
-        inner = rows(block.first.target, slots, shifts=tuple(copy * outer.size // kept for copy in range(kept)))
-        for groups in (1 << power for power in range(min(spare // kept, base.size).bit_length())):
-            plan = Plan(_pattern(base, inner.period, groups), inner, outer, groups, kept)
-            work = first / groups + second / kept + shifted.count(shift, straight, plan.laid, 1)
-            found.append((work, kept, plan))
-    return min(found, key=lambda one: one[:2])[2]
+    def _refreshing(self, name: str, source: str, nodes: list[engine.Node], refreshes: int) -> str:
+        engine.write_model(self.folder / f"{name}.orion", self.parameters, nodes, set())
+        ciphertexts = next(step.ciphertexts for step in self.steps if step.name == source)
+        self.steps.append(Step(name, (source,), level=1, refreshes=refreshes, ciphertexts=ciphertexts))
+        return name
 
 
 def compile_network(network: Network, parameters: Parameters, folder: Path) -> Compiled:
@@ -284,10 +159,13 @@ def compile_network(network: Network, parameters: Parameters, folder: Path) -> C
     source = cells(network.stem.source, slots, 4, minor=False)  # type: ignore[arg-type]
     wide = spread(network.stem.target, slots, 2)  # type: ignore[arg-type]
     x = rows(network.pool.target, slots)
-    write.linear("stem", [("input", network.stem.matrix, source, 1)], network.stem.bias, wide, 4, square=True)
-    write.linear("pool", [("stem", network.pool.matrix, wide, 1)], network.pool.bias, x, 2)
-    write.refresh("pool_boot", "pool")
-    last = "pool_boot"
+    square = network.activation == "square"
+    write.linear("stem", [("input", network.stem.matrix, source, 1)], network.stem.bias, wide, 4, square=square)
+    last, level = write.activated("stem", square=square, level=2)
+    write.linear("pool", [(last, network.pool.matrix, wide, 1)], network.pool.bias, x, level)
+    last, level = "pool", level - 1
+    if square:
+        last, level = write.refresh("pool")
     plans: dict[tuple, Plan] = {}
     for number, block in enumerate(network.blocks):
         kind = (block.first.source, block.first.target)
@@ -296,28 +174,32 @@ def compile_network(network: Network, parameters: Parameters, folder: Path) -> C
         plan = plans[kind]
         name = f"block{number}"
         shift = sp.eye(len(x.position), format="csr")
-        write.linear(f"{name}_shift", [(last, shift, x, 1)], np.zeros(len(x.position)), plan.laid, LEVELS)
+        write.linear(f"{name}_shift", [(last, shift, x, 1)], np.zeros(len(x.position)), plan.laid, level)
         first = (f"{name}_shift", block.first.matrix, plan.laid, plan.groups)
-        write.linear(f"{name}_first", [first], block.first.bias, plan.inner, LEVELS - 1, square=True)
+        write.linear(f"{name}_first", [first], block.first.bias, plan.inner, level - 1, square=square)
+        inner, inner_level = write.activated(f"{name}_first", square=square, level=level - 3)
         if block.shortcut.source == block.shortcut.target:
             skip = (last, block.shortcut.matrix, x, 1)
         else:
-            skip = (f"{name}_shift", block.shortcut.matrix, plan.laid, _reach(plan.laid, plan.outer))
+            skip = (f"{name}_shift", block.shortcut.matrix, plan.laid, reach(plan.laid, plan.outer))
         write.linear(
             f"{name}_sum",
-            [(f"{name}_first", block.second.matrix, plan.inner, plan.kept), skip],
+            [(inner, block.second.matrix, plan.inner, plan.kept), skip],
             block.second.bias + block.shortcut.bias,
             plan.outer,
-            LEVELS - 3,
-            square=True,
+            min(inner_level, level - 1),
+            square=square,
         )
         last, x = f"{name}_sum", plan.outer
-        if number < len(network.blocks) - 1:
-            write.refresh(f"{name}_boot", last)
-            last = f"{name}_boot"
+        if not square:
+            last, level = write.activated(last, square=False)
+        elif number < len(network.blocks) - 1:
+            last, level = write.refresh(last)
+        else:
+            level = 1
     target = rows(network.head.target, slots)
-    groups = _reach(x, target)
-    write.linear("head", [(last, network.head.matrix, x, groups)], network.head.bias, target, 1)
+    groups = reach(x, target)
+    write.linear("head", [(last, network.head.matrix, x, groups)], network.head.bias, target, level)
     made = Compiled(write.steps, write.rotations, source, target, 4)
     write_json(
         folder / "steps.json",
@@ -329,8 +211,3 @@ def compile_network(network: Network, parameters: Parameters, folder: Path) -> C
         },
     )
     return made
-
-
-def _reach(source: Shifted, target: Shifted) -> int:
-    """Return the largest number of groups of a target whose slots all see different values of the source."""
-    return max(1, source.period // target.period)

@@ -69,7 +69,7 @@ class Node:
 
     name: str
     op: str
-    """``linear_transform``, ``quad``, ``add`` or ``bootstrap``."""
+    """``linear_transform``, ``quad``, ``add``, ``mult``, ``polynomial`` or ``bootstrap``."""
     level: int
     """Of its input."""
     inputs: tuple[str, ...]
@@ -144,6 +144,38 @@ def engine_parameters(parameters: Parameters) -> dict[str, Any]:
         "boot_logp": list(again.logp) if again else None,
         "btp_logn": again.logn if again else None,
     }
+
+
+def minimax_sign(degrees: Sequence[int], *, log_alpha: int, log_error: int) -> list[np.ndarray]:
+    """Return a composition of polynomials that approximates the sign, in Chebyshev's basis, each for [-1, 1].
+
+    Parameters
+    ----------
+    degrees
+        Of the polynomials, the first to be applied first.
+    log_alpha, log_error
+        It is right where ``|x| > 2^-log_alpha``; each polynomial bears an error of ``2^-log_error`` in its input.
+    """
+    check()
+    from lattigo import ffi
+
+    with _quiet():  # the library reports the steps of its search
+        values, starts = ffi.gen_minimax_composite_polynomial(list(degrees), 128, log_alpha, log_error)
+    return [np.array(part) for part in np.split(np.array(values), starts[1:])]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Send what native code prints nowhere."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 # The key owner's half ----------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def evaluate(
     def load(number: int) -> tuple[Any, engine.Evaluator | None]:
         step = steps[number]
         model = engine.load_model(network / f"{step['name']}.orion")
-        if step["refresh"]:
+        if step["refreshes"]:
             return model, None
         return model, engine.Evaluator(parameters, rotation_keys.subset(step["rotations"]))
 
@@ -184,7 +184,7 @@ def evaluate(
 
     coming: deque[Future] = deque()
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as beside:
-        refresher = beside.submit(load_refresher) if any(step["refresh"] for step in steps[begin:]) else None
+        refresher = beside.submit(load_refresher) if any(step["refreshes"] for step in steps[begin:]) else None
         for number in range(begin, len(steps)):
             last = number + len(coming)
             while last < len(steps) and (not coming or sum(sizes[number : last + 1]) <= ahead_gib * 2**30):
@@ -199,7 +199,7 @@ def evaluate(
                 if run.begin <= number:
                     run.evaluate(number, evaluator, model)
             model.close()
-            if not steps[number]["refresh"]:
+            if not steps[number]["refreshes"]:
                 evaluator.close()
             if progress is not None:
                 progress(Timing(steps[number]["name"], waited, time.monotonic() - started - waited))

@@ -13,11 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from histocrypt.models.polynomial import Square, set_share
+from histocrypt.models.polynomial import RELU_GAIN, RELU_OFFSET, Square, set_share
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut, each sum squared."""
+    """Two 3 x 3 convolutions and a shortcut; their sum is normalised, then squared.
+
+    Without that last batch norm, values passed on by shortcuts would be squared again and again: a deviation doubles
+    with every block, and training diverges.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -26,17 +30,18 @@ class Block(nn.Module):
         self.square1 = Square()
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.square2 = Square()
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
             )
+        self.norm = nn.BatchNorm2d(outputs)
+        self.square2 = Square()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, inputs, S, S) to (B, outputs, S / stride, S / stride)."""
         y = self.bn2(self.conv2(self.square1(self.bn1(self.conv1(x)))))
-        return self.square2(y + (x if self.downsample is None else self.downsample(x)))
+        return self.square2(self.norm(y + (x if self.downsample is None else self.downsample(x))))
 
 
 class FheResNet18(nn.Module):
@@ -73,24 +78,18 @@ class FheResNet18(nn.Module):
         self.blocks = nn.ModuleList(layers)
         self.mean = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, n_outputs)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                # (1 + x/2)^2 = 1 + x + x^2/4: training starts near a linear network, and signs are not lost.
-                nn.init.constant_(module.weight, 0.5)
-                nn.init.constant_(module.bias, 1.0)
-        for module in self.modules():
-            if isinstance(module, Block):  # a sum of two branches is squared: the same as above for the sum
-                nn.init.constant_(module.bn2.weight, 0.25)
-                nn.init.constant_(module.bn2.bias, 0.5)
-                if module.downsample is not None:
-                    nn.init.constant_(module.downsample[1].weight, 0.25)
-                    nn.init.constant_(module.downsample[1].bias, 0.5)
+        for module in self.modules():  # each square starts as the one nearest to a ReLU
+            for norm in (getattr(module, name, None) for name in ("bn1", "norm")):
+                if isinstance(norm, nn.BatchNorm2d):
+                    nn.init.constant_(norm.weight, RELU_GAIN)
+                    nn.init.constant_(norm.bias, RELU_OFFSET)
 
     def take_over(self, trained: nn.Module, images: torch.Tensor) -> None:
         """Take over the weights of a `histocrypt.models.resnet18.ResNet18` of the same widths.
 
-        A ReLU does not mind the scale of what it gets, a square does: what enters the activations is scaled to order
-        one, and what follows undoes it, so that with ReLUs the network gives the same outputs as before.
+        A ReLU does not mind the scale of what it gets, a square does: what enters the activations is scaled to the
+        spread at which squares are nearest to a ReLU, and what follows undoes it, so that with ReLUs the network gives
+        the same outputs as before.
 
         Parameters
         ----------
@@ -115,7 +114,9 @@ class FheResNet18(nn.Module):
             block = ".".join(key.split(".")[:2])
             state[key.replace(block, blocks[block], 1) if block in blocks else key] = value
         try:
-            self.load_state_dict(state)
+            absent, unknown = self.load_state_dict(state, strict=False)
+            if unknown or any(".norm." not in key for key in absent):
+                raise RuntimeError(*unknown, *absent)
         except RuntimeError as error:
             msg = f"the weights of the clear network do not fit ({' '.join(str(error).split())[:200]})"
             raise ValueError(msg) from error
@@ -123,48 +124,45 @@ class FheResNet18(nn.Module):
 
     @torch.no_grad()
     def _rescale(self, images: torch.Tensor) -> None:
-        """Scale what enters each square to about -1 to 1, where squares are still ReLUs."""
-        found: dict[nn.Module, float] = {}
-
-        def look(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-            found[module] = float(inputs[0].abs().flatten()[:: max(1, inputs[0].numel() // 10**6)].quantile(0.999))
-
-        squares = [module for module in self.modules() if isinstance(module, Square)]
-        hooks = [module.register_forward_pre_hook(look) for module in squares]
-        set_share(self, 0.0)
-        self.eval()(images)
-        for hook in hooks:
-            hook.remove()
+        """Scale what enters each activation to a spread of one (`RELU_GAIN`), layer by layer."""
+        set_share(self.eval(), 0.0)
 
         def entering(norm: nn.BatchNorm2d, scale: float) -> None:
             norm.running_mean *= scale
             norm.running_var *= scale**2
 
-        def leaving(norm: nn.BatchNorm2d, scale: float) -> None:
+        def leaving(norm: nn.BatchNorm2d, scale: float, offset: float = 0.0) -> None:
             norm.weight *= scale
             norm.bias *= scale
+            norm.bias += offset
 
-        streams: list[list[Block]] = [[]]  # blocks between which values are passed on unchanged
+        def spread(x: torch.Tensor) -> float:
+            return float(x.square().mean().sqrt())
+
+        scale = 1 / spread(self.bn1(self.conv1(images)))
+        leaving(self.bn1, RELU_GAIN * scale, RELU_OFFSET)
+        x = self.pool(self.square(self.bn1(self.conv1(images))))
         for block in self.blocks:
+            entering(block.bn1, scale)
+            inner = 1 / spread(block.bn1(block.conv1(x)))
+            leaving(block.bn1, RELU_GAIN * inner, RELU_OFFSET)
+            y = block.conv2(block.square1(block.bn1(block.conv1(x))))
+            entering(block.bn2, inner)
+            leaving(block.bn2, scale)  # what the shortcut carries has this scale
             if block.downsample is not None:
-                streams.append([])
-            streams[-1].append(block)
-        scales = [1 / max(found[block.square2] for block in stream) if stream else 1.0 for stream in streams]
-        scales[0] = min(scales[0], 1 / found[self.square])
-        leaving(self.bn1, scales[0])
-        before = scales[0]
-        for stream, scale in zip(streams, scales, strict=True):
-            for block in stream:
-                inner = 1 / found[block.square1]
-                entering(block.bn1, before)
-                leaving(block.bn1, inner)
-                entering(block.bn2, inner)
-                leaving(block.bn2, scale)
-                if block.downsample is not None:
-                    entering(block.downsample[1], before)
-                    leaving(block.downsample[1], scale)
-                before = scale
-        self.fc.weight /= before
+                entering(block.downsample[1], scale)
+                leaving(block.downsample[1], scale)
+            total = block.bn2(y) + (x if block.downsample is None else block.downsample(x))
+            again = 1 / spread(total)
+            mean, variance = total.mean(dim=(0, 2, 3)), total.var(dim=(0, 2, 3))
+            block.norm.running_mean.copy_(mean)
+            block.norm.running_var.copy_(variance)
+            block.norm.weight.copy_((variance + block.norm.eps).sqrt())
+            block.norm.bias.copy_(mean)
+            leaving(block.norm, RELU_GAIN * again, RELU_OFFSET)
+            scale *= again
+            x = block.square2(block.norm(total))
+        self.fc.weight /= scale
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map images (B, 3, S, S) to (B, n_outputs)."""

@@ -6,6 +6,7 @@ the same names).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,17 +20,27 @@ LIMIT = 3.0
 squares grow fast."""
 
 
+RELU_GAIN = (8 * math.pi) ** -0.25
+RELU_OFFSET = 1 / (4 * RELU_GAIN)
+"""The square nearest to a ReLU: for z from the standard normal distribution, ``(RELU_GAIN z + RELU_OFFSET)^2`` is, but
+for a constant, the best approximation of ``relu(z)`` by a polynomial of degree two (its first Hermite terms)."""
+
+
 class Square(nn.Module):
     """The activation x * x: one multiplication of ciphertexts, nothing approximated.
 
-    While a network trained with ReLUs is moved over to squares, ``share`` rises from 0 to 1: the rest is a ReLU.
+    While a network trained with ReLUs is moved over to squares, ``share`` rises from 0 to 1: the rest is the ReLU to
+    which the square is nearest.
     """
 
     share = 1.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the square of each value."""
-        return x * x if self.share == 1 else self.share * x * x + (1 - self.share) * torch.relu(x)
+        if self.share == 1:
+            return x * x
+        relu = torch.relu((x - RELU_OFFSET) / RELU_GAIN)
+        return self.share * x * x + (1 - self.share) * relu
 
 
 def set_share(network: nn.Module, share: float) -> None:

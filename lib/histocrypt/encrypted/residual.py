@@ -1,0 +1,162 @@
+"""A trained residual network as affine maps with activations between them.
+
+Batch norm is part of the matrices. So is a gain for every activation, found on calibration tiles: a refreshed value
+must be well below one, since the sine that stands for "modulo" is straight near zero only, while noise is absolute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from histocrypt.encrypted import minimax
+from histocrypt.encrypted.affine import Affine, average_pool, convolution, linear, scaling
+from histocrypt.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MEAN_SQUARE = 0.25
+"""What the gains bring the mean of every squared value to."""
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A block: ``act(second(act(first(x))) + shortcut(x))``."""
+
+    first: Affine
+    second: Affine
+    shortcut: Affine
+
+
+@dataclass(frozen=True)
+class Network:
+    """A residual network as affine maps with activations between them."""
+
+    stem: Affine
+    pool: Affine
+    blocks: list[Residual]
+    head: Affine
+    activation: Literal["square", "relu"] = "square"
+
+    def __call__(self, images: np.ndarray, *, seen: list[np.ndarray] | None = None) -> np.ndarray:
+        """Evaluate (n, *shape) in the clear, double precision; note in ``seen`` what enters each activation.
+
+        ReLUs are exact here; `minimax_relu` puts the polynomials in their place.
+        """
+        return self._evaluate(images, (lambda z: z**2) if self.activation == "square" else _relu, seen)
+
+    def minimax_relu(self, images: np.ndarray) -> np.ndarray:
+        """Evaluate in the clear with the polynomials that stand for ReLUs; the network must be `normalised`."""
+        return self._evaluate(images, minimax.relu, None)
+
+    def _evaluate(
+        self, images: np.ndarray, activation: Callable[[np.ndarray], np.ndarray], seen: list[np.ndarray] | None
+    ) -> np.ndarray:
+        def act(z: np.ndarray) -> np.ndarray:
+            if seen is not None:
+                seen.append(z)
+            return activation(z)
+
+        x = self.pool(act(self.stem(images)))
+        for block in self.blocks:
+            x = act(block.second(act(block.first(x))) + block.shortcut(x))
+        return self.head(x)
+
+
+def _relu(z: np.ndarray) -> np.ndarray:
+    return np.maximum(z, 0)
+
+
+def _norm(norm: nn.BatchNorm2d, shape: tuple[int, ...]) -> Affine:
+    """Return batch norm as a map."""
+    gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double().numpy()
+    offset = norm.bias.detach().double().numpy() - gain * norm.running_mean.double().numpy()
+    return scaling(gain, offset, shape)
+
+
+def _convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d, shape: tuple[int, ...]) -> Affine:
+    """Return convolution and batch norm as one map."""
+    weight = conv.weight.detach().double().numpy()
+    made = convolution(weight, None, shape, stride=conv.stride[0], padding=conv.padding[0])  # type: ignore[arg-type]
+    return made.then(_norm(norm, made.target))
+
+
+def lower(network: nn.Module, side: int) -> Network:
+    """Turn a residual network into affine maps for tiles of ``side`` pixels.
+
+    Parameters
+    ----------
+    network
+        `histocrypt.models.fhe_resnet.FheResNet18`, whose activations are squares, or
+        `histocrypt.models.resnet18.ResNet18` with its average pool, whose activations are ReLUs.
+    side
+        Of the tiles, pixels.
+
+    Raises
+    ------
+    InputError
+        If the network has a max pool.
+    """
+    from torch import nn
+
+    squares = hasattr(network, "blocks")
+    trunk = network if squares else network.network
+    if not squares and not isinstance(trunk.maxpool, nn.AvgPool2d):
+        msg = "a maximum cannot be taken of ciphertexts"
+        raise InputError(msg, field="average_pool", value=False, expected="true", fix="train resnet18 with it")
+    layers = trunk.blocks if squares else [*trunk.layer1, *trunk.layer2, *trunk.layer3, *trunk.layer4]
+    stem = _convolution(trunk.conv1, trunk.bn1, (3, side, side))
+    pool = average_pool(stem.target, 3, stride=2, padding=1)  # type: ignore[arg-type]
+    shape, blocks = pool.target, []
+    for block in layers:
+        first = _convolution(block.conv1, block.bn1, shape)
+        second = _convolution(block.conv2, block.bn2, first.target)
+        identity = scaling(np.ones(shape[0]), np.zeros(shape[0]), shape)
+        shortcut = identity if block.downsample is None else _convolution(*block.downsample, shape)
+        if squares:
+            norm = _norm(block.norm, second.target)
+            gain = Affine(norm.matrix, 0 * norm.bias, norm.source, norm.target)  # one offset for the sum is enough
+            second, shortcut = second.then(norm), shortcut.then(gain)
+        blocks.append(Residual(first, second, shortcut))
+        shape = second.target
+    mean = average_pool(shape, shape[1])  # type: ignore[arg-type]
+    head = linear(trunk.fc.weight.detach().numpy(), trunk.fc.bias.detach().numpy(), mean.target)
+    return Network(stem, pool, blocks, mean.then(head), "square" if squares else "relu")
+
+
+def scaled(one: Affine, before: float, after: float) -> Affine:
+    """Return a map for an input that is ``before`` times the original, with an output that is ``after`` times it."""
+    return Affine(one.matrix * (after / before), one.bias * after, one.source, one.target)
+
+
+def normalised(network: Network, images: np.ndarray) -> Network:
+    """Return the same network with gains inside, found on these images (n, 3, side, side).
+
+    The mean of every squared value is `MEAN_SQUARE`; the largest value whose ReLU is taken is ``1 / minimax.MARGIN``.
+    """
+    seen: list[np.ndarray] = []
+    network(images, seen=seen)
+    square = network.activation == "square"
+    if square:
+        gains = [float(np.sqrt(MEAN_SQUARE / np.mean(z**2))) for z in seen]
+    else:
+        gains = [float(1 / minimax.MARGIN / np.abs(z).max()) for z in seen]
+    passed = [gain**2 if square else gain for gain in gains]
+    stem = scaled(network.stem, 1, gains[0])
+    pool = scaled(network.pool, passed[0], passed[0])
+    carried, blocks = passed[0], []
+    for number, block in enumerate(network.blocks):
+        inner, outer = 1 + 2 * number, 2 + 2 * number
+        blocks.append(
+            Residual(
+                scaled(block.first, carried, gains[inner]),
+                scaled(block.second, passed[inner], gains[outer]),
+                scaled(block.shortcut, carried, gains[outer]),
+            )
+        )
+        carried = passed[outer]
+    return Network(stem, pool, blocks, scaled(network.head, carried, 1), network.activation)

@@ -1,0 +1,77 @@
+"""The reference's ReLU by minimax polynomials: in the clear, in a network, and on ciphertexts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from histocrypt.encrypted import bootstrapped, engine, minimax, residual, resnet_run
+from histocrypt.encrypted.bootstrapping import bootstrapped as parameter_set
+from histocrypt.encrypted.bootstrapping_keys import write_bootstrapping_keys
+from histocrypt.errors import InputError
+from histocrypt.models.fhe_resnet import FheResNet18
+from histocrypt.models.resnet18 import ResNet18
+
+
+def test_is_a_relu():
+    x = np.linspace(-1, 1, 20001)
+    error = np.abs(minimax.relu(x) - np.maximum(x, 0))
+    assert error.max() < 4e-4
+    assert error[np.abs(x) > 2**-minimax.LOG_ALPHA].max() < 1e-9
+    assert minimax.levels() == 4 + 4 + 5 + 1
+
+
+@pytest.fixture(scope="module")
+def clear():
+    torch.manual_seed(0)
+    network = ResNet18(6, average_pool=True).train()
+    with torch.no_grad():
+        for _ in range(20):
+            network(torch.randn(32, 3, 32, 32))
+        network.network.fc.weight *= 20
+    return network.eval()
+
+
+def test_clear_resnet_keeps_its_outputs(clear):
+    images = torch.randn(4, 3, 32, 32)
+    lowered = residual.normalised(residual.lower(clear, 32), images.numpy())
+    with torch.no_grad():
+        says = clear(images).numpy()
+    np.testing.assert_allclose(lowered(images.double().numpy()), says, atol=1e-3)
+    np.testing.assert_allclose(lowered.minimax_relu(images.double().numpy()), says, atol=0.05 * says.std())
+
+
+def test_max_pool_is_refused():
+    with pytest.raises(InputError, match="average_pool"):
+        residual.lower(ResNet18(3), 32)
+
+
+def test_on_ciphertexts(tmp_path):
+    """Far too small a ring to be secure; all else is as in a real run."""
+    torch.manual_seed(0)
+    network = FheResNet18(5, width=4, blocks=(1,)).train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        network(images)
+    relus = replace(residual.lower(network.eval(), 16), activation="relu")
+    lowered = residual.normalised(relus, images.numpy())
+    parameters = parameter_set(11)
+    made = bootstrapped.compile_network(lowered, parameters, tmp_path / "network")
+    assert sum(step.refreshes for step in made.steps) == 3 * minimax.REFRESHES
+    owner = engine.KeyOwner(parameters)
+    owner.generate()
+    (tmp_path / "keys").write_bytes(b"".join(owner.evaluation_keys(sorted(made.rotations))))
+    write_bootstrapping_keys(owner, tmp_path / "bootstrapping_keys")
+    tile = [owner.encrypt(values, made.level) for values in made.source.pack(images[0].numpy())]
+    resnet_run.write_ciphertexts(tmp_path / "tile.ct", tile)
+    keys = tmp_path / "keys", tmp_path / "bootstrapping_keys"
+    (output,) = resnet_run.evaluate(tmp_path / "network", *keys, [tmp_path / "tile.ct"], tmp_path / "work")
+    slots = owner.decrypt(resnet_run.read_ciphertexts(output)[0])
+    found = made.target.unpack(slots[None])
+    polynomials = lowered.minimax_relu(images[:1].double().numpy())[0]
+    np.testing.assert_allclose(found, polynomials, atol=0.01 * np.abs(polynomials).max())
+    assert np.abs(found - lowered(images[:1].double().numpy())[0]).max() < 0.05 * np.abs(polynomials).max()
