@@ -62,10 +62,13 @@ def read_section(files: SectionFiles, *, require_image: bool = True, require_pat
     """
     from histocrypt.sections.format_h5ad import load_h5ad
     from histocrypt.sections.format_hest import load_hest
+    from histocrypt.sections.format_space_ranger import load_space_ranger
     from histocrypt.sections.format_st_array import load_st_array
     from histocrypt.sections.validate import validated
 
-    load = {"h5ad": load_h5ad, "hest": load_hest, "st_array": load_st_array}[files.format]
+    load = {"h5ad": load_h5ad, "hest": load_hest, "st_array": load_st_array, "space_ranger": load_space_ranger}[
+        files.format
+    ]
     section = validated(files, load(files), require_image=require_image, require_patient=require_patient)
     if section.image is not None:
         section.image.verify()
@@ -148,6 +151,7 @@ def _paths(source: SectionSource, study: Study | None) -> list[Path]:
 def _in_path(path: Path, form: str) -> list[SectionFiles]:
     """Return the sections of one existing file or folder; ``form`` may be ``auto``."""
     from histocrypt.sections.format_hest import hest_sections, is_hest
+    from histocrypt.sections.format_space_ranger import is_space_ranger, space_ranger_sections
     from histocrypt.sections.format_st_array import is_st_array, st_array_sections
 
     if not path.exists():
@@ -164,16 +168,25 @@ def _in_path(path: Path, form: str) -> list[SectionFiles]:
         return [_peeked(path)]
     if form in {"auto", "hest"} and is_hest(path):
         return hest_sections(path)
+    if form in {"auto", "space_ranger"} and is_space_ranger(path):
+        return space_ranger_sections(path)  # before .h5ad: people keep results beside what they were made from
     if form in {"auto", "h5ad"} and (own := sorted(path.glob("[!.]*.h5ad"))):
         return [_peeked(file) for file in own]
+    if form in {"auto", "space_ranger"} and (runs := [one for one in _folders(path) if is_space_ranger(one)]):
+        return [files for folder in runs for files in space_ranger_sections(folder)]
     if form in {"auto", "st_array"} and is_st_array(path):
         return st_array_sections(path)
     msg = "folder holds no section" + ("" if form == "auto" else f" of format {form}")
     raise InputError(
         msg,
         file=path,
-        expected="*.h5ad, the HEST layout (st/*.h5ad or splits/*.csv), or counts/**/<section>_<x>_<y>.npz",
+        expected="*.h5ad, the HEST layout (st/*.h5ad or splits/*.csv), Space Ranger's output (spatial/ and "
+        "filtered_feature_bc_matrix.h5), or counts/**/<section>_<x>_<y>.npz",
     )
+
+
+def _folders(path: Path) -> list[Path]:
+    return [folder for folder in sorted(path.glob("[!.]*")) if folder.is_dir()]
 
 
 def _peeked(path: Path) -> SectionFiles:
@@ -228,7 +241,7 @@ def _demo_tissue(study: Study) -> list[Path]:
 
 def settings_key(files: SectionFiles) -> str:
     """Return what the reading of a section depends on: its settings, and size and time of the files at hand."""
-    known = [files.path, *([files.image] if files.image else [])]
+    known = _parts(files) if files.format == "space_ranger" else [files.path, *([files.image] if files.image else [])]
     stats = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in known if path.is_file()]
     return json.dumps([{name: str(value) for name, value in asdict(files).items()}, stats])
 
@@ -244,8 +257,16 @@ def input_files(study: Study) -> list[Path]:
 
 def watched(files: SectionFiles) -> list[Path]:
     """Return the files whose change makes a section another one: its own, its image, and siblings of the same stem."""
+    if files.format == "space_ranger":
+        return _parts(files)
     named = [path for path in (files.path, files.image) if path is not None]
     siblings = [
         path for one in named if one.is_file() for path in one.parent.glob(f"{one.stem}[._]*") if path.is_file()
     ]
     return sorted({*named, *siblings})
+
+
+def _parts(files: SectionFiles) -> list[Path]:
+    from histocrypt.sections.format_space_ranger import space_ranger_inputs
+
+    return space_ranger_inputs(files)

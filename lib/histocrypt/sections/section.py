@@ -21,9 +21,9 @@ class SectionFiles:
     id: str
     """Section id, unique in a study; safe as a file name."""
     format: str
-    """``h5ad``, ``hest`` or ``st_array``."""
+    """``h5ad``, ``hest``, ``st_array`` or ``space_ranger``."""
     path: Path
-    """The section file; for ``st_array`` the folder that holds ``counts/``."""
+    """The section file; for ``st_array`` and ``space_ranger`` the folder that holds ``counts/`` or ``spatial/``."""
     patient: str | None = None
     """Patient id as given in the study, or as read quickly from the file; None where only the reader can tell."""
     image: Path | None = None
