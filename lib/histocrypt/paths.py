@@ -104,6 +104,14 @@ class RunFolder:
         """Return the predictions of a fold's ``test`` or ``validation`` sections."""
         return self.root / "predictions" / model / f"{fold}.{part}.h5ad"
 
+    def inner(self, fold: str, number: int) -> str:
+        """Return the name of an inner fold; as a fold's name it gives folders and files below those of its fold."""
+        return f"{fold}/inner_{number}"
+
+    def stacking(self, fold: str) -> Path:
+        """Return what is said of a fold's stack: who took part, how it was nested, what it relies on."""
+        return self.root / "stacking" / f"{fold}.json"
+
     @property
     def evaluation(self) -> Path:
         """Score tables and figures."""

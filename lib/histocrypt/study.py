@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -20,7 +20,7 @@ from pydantic import (
 
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.models.registry import BASELINES, MODELS
+from histocrypt.models.registry import BASELINES, MODELS, NOT_STACKED, STACKS
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
@@ -171,6 +171,21 @@ class Study(_Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     title: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
+class Stacking(_Part):
+    """How the models' predictions are put together: one input for each model family, nested by patient."""
+
+    families: Literal["all"] | list[str] = Field(
+        "all", description="models that take part, by name; all: every model but those that need measured counts"
+    )
+    inner_folds: Annotated[int, Field(ge=2)] = Field(
+        3, description="parts of a fold's training patients; every family is trained once without each part"
+    )
+    epochs: Count = 250
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Positive = Field(1e-3, description="halved whenever the validation loss stands still")
+    patience: Count = Field(20, description="epochs without a better validation score before training stops")
+
+
     sections: Annotated[list[SectionSource], Field(min_length=1)]
     demo: DemoTissue = DemoTissue()
     preprocessing: Preprocessing = Preprocessing()
@@ -202,6 +217,7 @@ class Study(_Part):
 
     def teacher_of(self, model: str) -> str | None:
         """Return the model that another one learns from, if any."""
+    stacking: Stacking | None = Field(None, description="stack the models' predictions; null: no stack")
         return self.training_of(model).teacher
 
     def options_of(self, model: str) -> dict[str, Any]:
@@ -215,6 +231,34 @@ class Study(_Part):
         """
         content = self.model_dump(mode="json")
         chosen = {part: content[part] for part in parts} if parts else content
+    @property
+    def families(self) -> list[str]:
+        """The models whose predictions are stacked; none where the study does not stack."""
+        if self.stacking is None:
+            return []
+        able = [name for name in self.model_names if name not in NOT_STACKED]
+        return able if self.stacking.families == "all" else [name for name in able if name in self.stacking.families]
+
+    @property
+    def inner_models(self) -> list[str]:
+        """The models that are trained on inner folds: the stacked families and their teachers."""
+        wanted = set(self.families)
+        for name in self.families:
+            while (name := self.teacher_of(name)) is not None:
+                wanted.add(name)
+        return [name for name in self.model_names if name in wanted]
+
+    @property
+    def scored_names(self) -> list[str]:
+        """Everything that makes predictions: the models, then what is stacked from them."""
+        return [*self.model_names, *(STACKS if self.stacking is not None else ())]
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a later part that is not used: studies finished before it existed stay valid."""
+        content = handler(self)
+        return {key: value for key, value in content.items() if key != "stacking" or value is not None}
+
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
     def resolve(self, path: str) -> Path:
@@ -281,11 +325,15 @@ def _check_teachers(study: Study, file: str | Path) -> None:
     """Refuse a teacher that the study does not train, a model that has nothing to learn with, and circles."""
     if study.training.teacher is not None:
         msg = "a teacher is one model's, since no model can teach itself"
+    _check_stacking(study, file)
         raise InputError(msg, file=file, field="training.teacher", fix="move it to the model under `models`")
     for name in study.models:
         teacher, seen = study.teacher_of(name), [name]
         where = {"file": file, "field": f"models.{name}.teacher"}
         if teacher is not None and MODELS[name].kind != "network":
+    if name in STACKS:
+        msg = "is made from the other models"
+        raise InputError(msg, file=file, field=f"models.{name}", fix="remove it, and add the part `stacking`")
             msg = "is fitted in closed form and takes no teacher"
             raise InputError(msg, **where, value=teacher, fix="remove it")
         while teacher is not None:
@@ -299,8 +347,9 @@ def _check_teachers(study: Study, file: str | Path) -> None:
 
 def _first_problem(error: ValidationError, file: str | Path, *, prefix: str = "") -> InputError:
     first = error.errors(include_url=False)[0]
-    *parents, last = first["loc"] or ("",)
-    field = prefix + ".".join(str(part) for part in first["loc"])
+    where = [part for part in first["loc"] if "[" not in str(part)] or [""]  # without the members of a union
+    *parents, last = where
+    field = prefix + ".".join(map(str, where))
     if first["type"] == "extra_forbidden":
         return unknown_name(
             "key", str(last), _known_keys(parents), file=file, field=".".join(map(str, parents)) or None
@@ -317,5 +366,24 @@ def _known_keys(parents: list[str | int]) -> list[str]:
         if isinstance(name, int):
             continue
         annotation = part.model_fields[name].annotation
-        part = SectionSource if name == "sections" else annotation
+        inner = [one for one in get_args(annotation) if one is not type(None)]
+        part = inner[0] if inner else annotation  # a list of parts, or a part that may be null
+def _check_stacking(study: Study, file: str | Path) -> None:
+    """Refuse families that the study does not train, that need measured counts, or that are too few."""
+    if study.stacking is None:
+        return
+    where = {"file": file, "field": "stacking.families"}
+    named = [] if study.stacking.families == "all" else study.stacking.families
+    for name in named:
+        if name in NOT_STACKED:
+            msg = f"{name} needs the measured counts of the spots that it predicts, and cannot take part in a stack"
+            raise InputError(msg, **where, fix="remove it")
+        if name not in study.model_names:
+            raise unknown_name("model", name, study.model_names, **where)
+        if named.count(name) > 1:
+            raise InputError("a model takes part once", **where, value=name)
+    if len(study.families) < 2:
+        raise InputError("a stack needs two models", **where, value=named, expected="two names or more, or all")
+
+
     return [name for name in part.model_fields if name != "folder"]

@@ -13,7 +13,7 @@ class Entry:
     target: str
     """``module:Class``; a `torch.nn.Module` (trained by the loop) or a class with ``fit`` and ``predict``."""
     kind: str
-    """``network`` or ``fitted``."""
+    """``network``, ``fitted`` or ``stack``."""
     title: str
     """How tables call it."""
     options: tuple[str, ...] = ()
@@ -49,6 +49,18 @@ MODELS: dict[str, Entry] = {
 
 BASELINES = ("mean_profile", "depth_only", "colour_ridge", "encoder_ridge", "knn")
 """Trained in every study, whether asked for or not: no score stands without them."""
+
+STACKS: dict[str, Entry] = {
+    "stacking_mlp": Entry("histocrypt.models.stacking_mlp:StackingMLP", "stack", "Stacked models (MLP)"),
+    "rank_average": Entry("histocrypt.training.stacking_ranks:rank_average", "stack", "Rank average of models"),
+}
+"""What a study's `stacking` makes of its models' predictions; never trained on tiles."""
+
+NOT_STACKED = ("depth_only",)
+"""Need measured counts of the very spots they predict, so they cannot lend a stack anything."""
+
+NEEDS_COUNTS = "depth_only"
+"""Reads the total counts of the spots that it predicts; left out, and said so, where a section has none."""
 
 ENCRYPTED = ("fhe_cnn", "fhe_head")
 """Can be evaluated on ciphertexts."""

@@ -85,6 +85,9 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     if about.get("version") != VERSION:
         msg = "was written by another version"
         raise InputError(msg, file=file, field="version", value=about.get("version"), expected=str(VERSION), fix=again)
+    if about.get("kind") == "stack":
+        msg = "a stack combines the predictions of other models and cannot predict a section by itself"
+        raise InputError(msg, file=folder, fix=f"give one of its models: {', '.join(about.get('families', []))}")
     for key, kind in REQUIRED.items():
         if not isinstance(about.get(key), kind):
             msg = "is missing or of the wrong type"

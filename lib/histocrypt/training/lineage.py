@@ -55,3 +55,23 @@ def teacher_of(study: Study, teacher: str, fold: Fold) -> dict[str, Any]:
         msg = "the teacher was trained under other settings"
         raise InputError(msg, file=folder, field="teacher", value=teacher, fix=fix)
     return {"model": teacher, "fold": fold.name, "weights_sha256": about["weights"]["sha256"]}
+
+
+def trained_about(study: Study, model: str, fold: Fold, *, why: str) -> dict[str, Any]:
+    """Return what ``model.json`` says of a fold's model, made under the present settings.
+
+    Raises
+    ------
+    InputError
+        If it is not trained (``why`` says what it is needed for), or was trained under other settings.
+    """
+    folder = study.run.model(model, fold.name)
+    fix = f"train {model} on fold {fold.name} first"
+    if not (folder / "model.json").is_file():
+        msg = f"{why}, and {fold.name} is not trained"
+        raise InputError(msg, file=folder, fix=fix)
+    about = read_about(folder)
+    if about.get("made_from") != made_from(study, model, fold):
+        msg = f"{model} on fold {fold.name} was trained under other settings"
+        raise InputError(msg, file=folder, fix=fix)
+    return about

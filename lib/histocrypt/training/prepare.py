@@ -56,14 +56,17 @@ def prepare_folds(study: Study, *, sections: list[str] | None = None) -> list[Fo
     return folds
 
 
-def prepare_fold(study: Study, fold: Fold) -> None:
-    """Write one fold's panel, target statistics and stain reference, from its training patients' files alone."""
+def prepare_fold(study: Study, fold: Fold, *, panel: Panel | None = None) -> None:
+    """Write one fold's panel, target statistics and stain reference, from its training patients' files alone.
+
+    An inner fold of a stack is given the panel of its outer fold, so that all its models predict the same names.
+    """
     from histocrypt.tissue.stain import StainStatistics, pool
 
     run, folder = study.run, study.run.fold(fold.name)
     training = [read_clean_section(run.section(section)) for section in fold.training_sections]
     file = study.resolve(study.panel.file) if study.panel.file else None
-    panel = choose_panel(training, study.panel, file=file)
+    panel = panel or choose_panel(training, study.panel, file=file, matrix=study.target.matrix)
     panel.save(folder / PANEL)
 
     outputs = output_names(study.target.transforms, panel.genes)

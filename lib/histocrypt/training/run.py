@@ -19,8 +19,8 @@ from histocrypt.models.spots import Spots
 from histocrypt.targets.panels import Panel
 from histocrypt.targets.transforms import TargetStatistics
 from histocrypt.training.artifacts import read_about, save_model
-from histocrypt.training.folds import FINAL, Fold, load_fold, load_folds
-from histocrypt.training.lineage import made_from, teacher_of
+from histocrypt.training.folds import FINAL, Fold, load_fold, load_folds, uncounted_sections
+from histocrypt.training.lineage import made_from, teacher_of, trained_about
 from histocrypt.training.predictions import write_predictions
 from histocrypt.training.predictors import build, tile_side
 from histocrypt.training.prepare import PANEL, STAIN, TARGETS, read_clean_section
@@ -107,7 +107,8 @@ def train_fold(
         side = tile_side(name, study.training_of(name))
         if side not in loaded:
             loaded = {side: load_training(study, split, side=side)}
-        results.append(_train_one(study, name, loaded[side], device))
+        chosen = _chosen_elsewhere(study, name) if fold == FINAL else None
+        results.append(train_one(study, name, loaded[side], chosen=chosen, device=device))
     return results
 
 
@@ -224,12 +225,28 @@ def fit(
     return predictor, chosen, predicted
 
 
-def _train_one(study: Study, model: str, data: FoldData, device: str | None) -> TrainResult:
+def train_one(
+    study: Study,
+    model: str,
+    data: FoldData,
+    *,
+    chosen: dict[str, Any] | None = None,
+    device: str | None = None,
+    keep_state: bool = False,
+) -> TrainResult:
+    """Train one model on a fold's data, predict who is held out, and write everything down.
+
+    Parameters
+    ----------
+    chosen
+        What to use where there is no validation part.
+    keep_state
+        Leave the state that a killed training goes on from, so that a repeated call ends at once with the same bits.
+    """
     from histocrypt.training.loop import mean_section_pearson
 
     started = time.monotonic()
     fold, folder = data.fold, study.run.model(model, data.fold.name)
-    chosen = _chosen_elsewhere(study, model) if fold.name == FINAL else None
     folder.mkdir(parents=True, exist_ok=True)
     stale = [*(folder / name for name in ("model.json", "curves.csv", "curves_refit.csv"))]
     for path in [*stale, *(study.run.prediction(model, fold.name, part) for part in ("validation", "test"))]:
@@ -248,7 +265,8 @@ def _train_one(study: Study, model: str, data: FoldData, device: str | None) -> 
     seconds = time.monotonic() - started
     about = describe(study, model, data, chosen=chosen, scaling=scaling)
     save_model(folder, {**about, "validation_pcc": score, "seconds": round(seconds, 2)}, predictor.state())
-    shutil.rmtree(folder / "last", ignore_errors=True)
+    if not keep_state:
+        shutil.rmtree(folder / "last", ignore_errors=True)
     return TrainResult(model, fold.name, folder, chosen, score, tuple(written), seconds)
 
 
@@ -337,20 +355,9 @@ def _finished(study: Study, model: str, fold: Fold) -> TrainResult | None:
 
 def _chosen_elsewhere(study: Study, model: str) -> dict[str, Any]:
     """Return the median of what the other folds chose (the commonest where it is not a number)."""
-    found = []
-    for fold in load_folds(study.run.folds):
-        if fold.name == FINAL:
-            continue
-        folder = study.run.model(model, fold.name)
-        fix = f"train {model} on fold {fold.name} first"
-        if not (folder / "model.json").is_file():
-            msg = f"fold final of {model} uses what the other folds chose, and {fold.name} is not trained"
-            raise InputError(msg, file=folder, fix=fix)
-        about = read_about(folder)
-        if about.get("made_from") != made_from(study, model, fold):
-            msg = f"{model} on fold {fold.name} was trained under other settings"
-            raise InputError(msg, file=folder, fix=fix)
-        found.append(about["chosen"])
+    why = f"fold final of {model} uses what the other folds chose"
+    folds = [fold for fold in load_folds(study.run.folds) if fold.name != FINAL]
+    found = [trained_about(study, model, fold, why=why)["chosen"] for fold in folds]
     return {key: _middle([chosen[key] for chosen in found]) for key in found[0]}
 
 
