@@ -21,10 +21,11 @@ from pydantic import (
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.models.registry import BASELINES, MODELS, NOT_STACKED, STACKS
+from histocrypt.targets.matrix import check_target
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
-TransformName = Literal["log1p", "log1p_cp10k", "log2p1", "rank"]
+TransformName = Literal["log1p", "log1p_cp10k", "log2p1", "rank", "proportion", "spot_rank"]
 
 
 class _Part(BaseModel):
@@ -83,27 +84,40 @@ class Preprocessing(_Part):
 class PanelChoice(_Part):
     """Which genes are predicted; chosen on a fold's training patients only."""
 
-    method: Literal["top_mean", "hvg", "hmhvg", "file"] = Field(
-        "hmhvg", description="file: one gene id a line, or JSON"
+    method: Literal["top_mean", "hvg", "hmhvg", "file", "all"] = Field(
+        "hmhvg", description="file: one gene id a line, or JSON; all: every column of target.matrix"
     )
-    size: Count = Field(200, description="number of genes")
+    size: Count = Field(200, description="number of genes; not heeded by file and all")
     file: str | None = Field(None, description="gene list, relative to the study file")
 
 
 class Target(_Part):
     """What is predicted about each gene. The first transform is the main one; models learn all of them at once."""
 
-    transforms: Annotated[list[TransformName], Field(min_length=1)] = ["log1p_cp10k", "log1p"]
+    matrix: str | None = Field(
+        None, description="named matrix to predict, e.g. obsm:celltype_prop_major; None: the counts in X"
+    )
+    transforms: Annotated[list[TransformName], Field(min_length=1)] = Field(
+        ["log1p_cp10k", "log1p"], description="of a named matrix: proportion, spot_rank"
+    )
     standardise: bool = Field(True, description="z-score each gene with training statistics inside the loss")
     centre_by_section: bool = Field(
         True, description="learn differences within a section: subtract each training section's own mean in the loss"
     )
 
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the matrix out where there is none: studies finished before it existed stay valid."""
+        return {key: value for key, value in handler(self).items() if key != "matrix" or value is not None}
+
 
 class Folds(_Part):
-    """Who is held out together. A patient is never on two sides."""
+    """Who is held out together. A patient is never on two sides, unless sections are asked for."""
 
-    scheme: Literal["leave_one_patient_out", "group_k_fold"] = "leave_one_patient_out"
+    scheme: Literal["leave_one_patient_out", "group_k_fold", "leave_one_section_out"] = Field(
+        "leave_one_patient_out",
+        description="leave_one_section_out also trains on the tested patient: it says nothing of a new one",
+    )
     n: Annotated[int, Field(ge=2)] | None = Field(None, description="number of folds of group_k_fold")
 
 
@@ -305,6 +319,7 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
     for name, options in study.models.items():
         _check_model(name, options, file)
     _check_teachers(study, file)
+    check_target(study.target, study.panel, file)
     return study
 
 

@@ -7,7 +7,15 @@ import pytest
 
 from histocrypt.errors import InputError
 from histocrypt.study import Folds
-from histocrypt.training.folds import final_fold, load_fold, load_folds, make_folds, save_folds
+from histocrypt.training.folds import (
+    BY_SECTION,
+    final_fold,
+    load_fold,
+    load_folds,
+    make_folds,
+    save_folds,
+    uncounted_sections,
+)
 
 
 def random_patients(seed):
@@ -87,6 +95,39 @@ def test_a_file_that_leaks_is_refused(tmp_path):
         load_folds(path)
     with pytest.raises(InputError, match="folds.json"):
         load_fold(tmp_path / "folds.json", "fold_A")
+
+
+def test_sections_are_held_out_only_where_asked_for(tmp_path):
+    patients = {f"a{i}": "A" for i in range(4)} | {"b1": "B"}
+    folds = make_folds(patients, Folds(scheme=BY_SECTION), 0)
+    assert [fold.test_sections for fold in folds] == [(section,) for section in sorted(patients)]
+    assert sorted(fold.validation_sections[0] for fold in folds) == sorted(patients)  # everyone validates once
+    for fold in folds:
+        assert fold.test_patients == (patients[fold.test_sections[0]],)
+        assert sorted((*fold.training_sections, *fold.test_sections)) == sorted(patients)
+        assert fold.train_sections
+    path = tmp_path / "folds.json"
+    with pytest.raises(InputError, match="'A' is both trained on and tested"):
+        save_folds(path, folds, patients)
+    save_folds(path, folds, patients, scheme=BY_SECTION)
+    assert load_folds(path) == folds
+    content = json.loads(path.read_text())
+    content["folds"][0]["train_sections"].append(content["folds"][0]["test_sections"][0])
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="on two sides"):
+        load_folds(path)
+    with pytest.raises(InputError, match="2 sections cannot train, stop the training and be tested"):
+        make_folds({"a1": "A", "a2": "A"}, Folds(scheme=BY_SECTION), 0)
+
+
+def test_sections_without_counts_are_noted_where_there_are_any(tmp_path):
+    patients = {"a": "A", "b": "B", "c": "C"}
+    folds = make_folds(patients, Folds(), 0)
+    save_folds(tmp_path / "f.json", folds, patients, scheme="leave_one_patient_out")
+    assert set(json.loads((tmp_path / "f.json").read_text())) == {"patients", "folds"}  # as it always was
+    assert uncounted_sections(tmp_path / "f.json") == []
+    save_folds(tmp_path / "f.json", folds, patients, uncounted=["c", "b"])
+    assert uncounted_sections(tmp_path / "f.json") == ["b", "c"]
 
 
 def test_an_unknown_fold_lists_the_known_ones(tmp_path):

@@ -100,6 +100,12 @@ def transforms_of(prediction: AnnData) -> list[str]:
     return [str(name) for name in np.atleast_1d(prediction.uns["prediction"]["transforms"])]
 
 
+def matrix_of(prediction: AnnData) -> str | None:
+    """Return the named matrix that is predicted, e.g. ``obsm:celltype_prop_major``; None for counts."""
+    matrix = prediction.uns["prediction"].get("matrix")
+    return None if matrix is None else str(matrix)
+
+
 def symbols_of(annotated: AnnData) -> np.ndarray:
     """Return a readable name for every gene: its symbol, or its id where there is none."""
     ids = annotated.var_names.to_numpy(dtype=str)
@@ -110,20 +116,6 @@ def symbols_of(annotated: AnnData) -> np.ndarray:
     return np.where(known, symbols.astype(str), ids)
 
 
-def measured(section: AnnData, rows: np.ndarray, genes: list[str], transform: str) -> np.ndarray:
-    """Return (n, g) measured values of ``genes`` in units of ``transform``; depth is over all genes of the section."""
-    from histocrypt.targets.transforms import transform as apply
-
-    totals = (
-        section.obs["total_counts"].to_numpy(dtype=np.float64)
-        if "total_counts" in section.obs
-        else np.asarray(section.X.sum(axis=1), dtype=np.float64).ravel()
-    )
-    columns = section.var_names.get_indexer(genes)
-    counts = section.X[rows][:, columns]
-    return np.asarray(apply(counts, totals[rows], transform), dtype=np.float64)
-
-
 def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterable[str] | None = None) -> Joined:
     """Put the predictions of section ``name`` beside its measurements.
 
@@ -132,7 +124,8 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
     prediction
         From `read_prediction`; it may hold several sections.
     section
-        Spots x genes, raw counts in ``X``, barcodes as ``obs_names``, ``obsm["spatial"]`` in full-resolution pixels.
+        Spots x genes, raw counts in ``X`` (or the predicted matrix in ``obsm``), barcodes as ``obs_names``,
+        ``obsm["spatial"]`` in full-resolution pixels.
     name
         Section id.
     transforms
@@ -141,9 +134,11 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
     Raises
     ------
     InputError
-        If no spot or no gene is in both.
+        If no spot or no gene is in both, or ranks within a spot were predicted among names that the section lacks.
     """
     import pandas as pd
+
+    from histocrypt.targets.matrix import names_of, noun, targets_of
 
     mine = np.flatnonzero(prediction.obs["section"].astype(str).to_numpy() == name)
     barcodes = pd.Index(prediction.obs["barcode"].astype(str).to_numpy()[mine])
@@ -153,14 +148,19 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
         there = sorted(set(prediction.obs["section"].astype(str)))
         msg = f"no spot of section {name!r} is predicted; the prediction holds {some(there)}"
         raise InputError(msg, field="obs", expected='the same section ids and barcodes in both (e.g. "S_1", "12x7")')
-    measured_gene = prediction.var_names.isin(section.var_names)
+    matrix = matrix_of(prediction)
+    known = names_of(section, matrix, section=name)
+    measured_gene = prediction.var_names.isin(known)
     if not measured_gene.any():
-        msg = f"no predicted gene is measured in section {name!r}"
-        example = f"predicted are {some(prediction.var_names, 3)}; measured are {some(section.var_names, 3)}"
-        raise InputError(msg, field="var", expected="the same kind of gene identifiers in both", fix=example)
+        msg = f"no predicted {noun(matrix)} is measured in section {name!r}"
+        example = f"predicted are {some(prediction.var_names, 3)}; measured are {some(known, 3)}"
+        raise InputError(msg, field="var", expected=f"the same kind of {noun(matrix)} names in both", fix=example)
     genes = list(prediction.var_names[measured_gene])
     keep_rows, keep_mine = rows[found], mine[found]
     names = transforms_of(prediction) if transforms is None else list(transforms)
+    if "spot_rank" in names and not measured_gene.all():
+        msg = f"section {name!r} lacks {some(prediction.var_names[~measured_gene])}"
+        raise InputError(msg, field=matrix, expected="every predicted cell type, since ranks are among all of them")
     patient = section.obs["patient"].iloc[0] if "patient" in section.obs else ""
     return Joined(
         section=name,
@@ -169,7 +169,12 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
         genes=np.array(genes, dtype=str),
         symbols=symbols_of(prediction)[measured_gene],
         coords=np.asarray(section.obsm["spatial"], dtype=np.float64)[keep_rows],
-        true={t: measured(section, keep_rows, genes, t) for t in names},
+        true={
+            transform: values.astype(np.float64)
+            for transform, values in targets_of(
+                section, genes, names, matrix=matrix, section=name, rows=keep_rows
+            ).items()
+        },
         predicted={t: np.asarray(prediction.layers[t][keep_mine][:, measured_gene], dtype=np.float64) for t in names},
         unscored_genes=list(prediction.var_names[~measured_gene]),
         unpredicted_spots=list(section.obs_names[np.setdiff1d(np.arange(section.n_obs), rows)]),

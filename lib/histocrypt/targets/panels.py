@@ -1,4 +1,4 @@
-"""Panels: which genes are predicted. Chosen on training patients only; joined by identifier, never by position."""
+"""Panels: which genes, or columns of a named matrix, are predicted. Chosen on training patients, joined by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from histocrypt.atomic import read_json, write_json
 from histocrypt.errors import InputError, unknown_name
+from histocrypt.targets.matrix import names_of, noun
 from histocrypt.targets.transforms import transform
 
 if TYPE_CHECKING:
@@ -22,16 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Panel:
-    """An ordered panel of genes."""
+    """An ordered panel of genes, or of columns of a named matrix."""
 
     genes: tuple[str, ...]
-    """Identifiers (``var_names`` of the sections)."""
+    """Identifiers (``var_names`` of the sections, or names of the matrix's columns)."""
     symbols: tuple[str, ...]
     """What people call them; the identifier itself where no symbol is known."""
     method: str
     """How they were chosen."""
     scores: tuple[float, ...] = field(default=(), compare=False)
     """The number that ordered them, for the reader; empty for a panel from a file."""
+    matrix: str | None = None
+    """Whose columns they are, e.g. ``obsm:celltype_prop_major``; None for the counts in ``X``."""
 
     def __len__(self) -> int:
         return len(self.genes)
@@ -49,8 +52,10 @@ class Panel:
         if missing:
             named = ", ".join(self._with_symbol(gene) for gene in missing[:5])
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            msg = f"section {section} does not measure {len(missing)} of the panel's {len(self)} genes: {named}{more}"
-            raise InputError(msg, field="var_names", fix="use a panel of genes that every training section measures")
+            what = f"{noun(self.matrix)}s"
+            msg = f"section {section} does not measure {len(missing)} of the panel's {len(self)} {what}: {named}{more}"
+            fix = f"use a panel of {what} that every training section measures"
+            raise InputError(msg, field=self.matrix or "var_names", fix=fix)
         return np.array([position[gene] for gene in self.genes], dtype=np.int64)
 
     def _with_symbol(self, gene: str) -> str:
@@ -64,13 +69,15 @@ class Panel:
             "symbols": list(self.symbols),
             "method": self.method,
             "scores": list(self.scores),
+            **({} if self.matrix is None else {"matrix": self.matrix}),
         }
 
     @classmethod
     def from_dict(cls, content: dict) -> Panel:
         """Return the panel that `to_dict` wrote."""
         scores = tuple(content.get("scores", ()))
-        return cls(tuple(content["genes"]), tuple(content["symbols"]), content["method"], scores)
+        genes, symbols = tuple(content["genes"]), tuple(content["symbols"])
+        return cls(genes, symbols, content["method"], scores, content.get("matrix"))
 
     def save(self, path: str | Path) -> None:
         """Write JSON, atomically."""
@@ -87,8 +94,10 @@ class Panel:
             raise InputError(msg, file=path, expected="the keys genes, symbols and method") from error
 
 
-def choose_panel(sections: list[AnnData], choice: PanelChoice, *, file: Path | None = None) -> Panel:
-    """Choose the genes to predict from training sections.
+def choose_panel(
+    sections: list[AnnData], choice: PanelChoice, *, file: Path | None = None, matrix: str | None = None
+) -> Panel:
+    """Choose the genes, or the columns of a named matrix, to predict from training sections.
 
     Only genes that every one of the sections measures are candidates. Mitochondrial and ribosomal genes are candidates
     like any other. Ties are broken by identifier, so the order never depends on the order of the sections' genes.
@@ -103,6 +112,7 @@ def choose_panel(sections: list[AnnData], choice: PanelChoice, *, file: Path | N
       intersection of "the r largest by mean" and "the r largest by variance" that holds ``size`` genes.
     * ``file``: the genes of a file, in its order: one a line, or JSON (a list, or ``{"genes": [...]}`` as in
       HEST's ``var_50genes.json``); each is an identifier, or a symbol that stands for one. ``size`` does not count.
+    * ``all``: every column of ``matrix`` that each section has, in the order of the first. ``size`` does not count.
 
     Parameters
     ----------
@@ -112,6 +122,8 @@ def choose_panel(sections: list[AnnData], choice: PanelChoice, *, file: Path | N
         The study's ``panel``.
     file
         The gene list, for ``file``.
+    matrix
+        The study's ``target.matrix``.
 
     Raises
     ------
@@ -119,9 +131,11 @@ def choose_panel(sections: list[AnnData], choice: PanelChoice, *, file: Path | N
         If the method is unknown, the sections measure fewer common genes than asked for, or a listed gene is missing.
     """
     if choice.method == "file":
-        return _from_file(sections, file)
+        return _from_file(sections, file, matrix)
+    if choice.method == "all":
+        return _every_column(sections, matrix)
     if choice.method not in _SCORES:
-        raise unknown_name("panel method", choice.method, [*_SCORES, "file"], field="panel.method")
+        raise unknown_name("panel method", choice.method, [*_SCORES, "file", "all"], field="panel.method")
     common = set(sections[0].var_names).intersection(*(section.var_names for section in sections[1:]))
     genes = np.array(sorted(common), dtype=object)
     if len(genes) < choice.size:
@@ -189,18 +203,28 @@ def _symbols(sections: list[AnnData], genes: tuple[str, ...]) -> tuple[str, ...]
     return tuple(known.get(gene) or gene for gene in genes)
 
 
-def _from_file(sections: list[AnnData], file: Path | None) -> Panel:
+def _every_column(sections: list[AnnData], matrix: str | None) -> Panel:
+    names = [names_of(s, matrix, section=_section_name(s, i)).tolist() for i, s in enumerate(sections)]
+    common = set.intersection(*map(set, names))
+    columns = tuple(name for name in names[0] if name in common)
+    if not columns:
+        msg = "the training sections have no column in common"
+        raise InputError(msg, field=matrix)
+    return Panel(columns, columns, "all", matrix=matrix)
+
+
+def _from_file(sections: list[AnnData], file: Path | None, matrix: str | None = None) -> Panel:
     if file is None:
         msg = "panel.method is 'file', but no file is given"
         raise InputError(msg, field="panel.file", fix="name a gene list, relative to the study file")
     listed = read_gene_list(file)
     genes: list[str] = []
-    by_section = [_names_of(section) for section in sections]
+    by_section = [_names_of(section, matrix, _section_name(section, i)) for i, section in enumerate(sections)]
     for name in listed:
         meant = {names.get(name) for names in by_section}
         if None in meant:
             absent = [_section_name(s, i) for i, s in enumerate(sections) if by_section[i].get(name) is None]
-            msg = f"gene {name!r} is not measured in training section {absent[0]}"
+            msg = f"{noun(matrix)} {name!r} is not measured in training section {absent[0]}"
             raise InputError(msg, file=file, fix="remove it from the list, or leave out that section")
         if len(meant) > 1 or "" in meant:
             msg = f"symbol {name!r} stands for more than one gene"
@@ -208,13 +232,16 @@ def _from_file(sections: list[AnnData], file: Path | None) -> Panel:
         genes.append(meant.pop())
     twice = [gene for gene, times in Counter(genes).items() if times > 1]
     if twice:
-        msg = f"gene {twice[0]!r} is listed twice"
-        raise InputError(msg, file=file, fix="list each gene once, by id or by symbol")
-    return Panel(tuple(genes), _symbols(sections, tuple(genes)), "file")
+        msg = f"{noun(matrix)} {twice[0]!r} is listed twice"
+        raise InputError(msg, file=file, fix="list each once, by id or by symbol")
+    symbols = _symbols(sections, tuple(genes)) if matrix is None else tuple(genes)
+    return Panel(tuple(genes), symbols, "file", matrix=matrix)
 
 
-def _names_of(section: AnnData) -> dict[str, str]:
+def _names_of(section: AnnData, matrix: str | None, name: str) -> dict[str, str]:
     """Return gene id by id and by symbol; an ambiguous symbol maps to the empty string. An id always wins."""
+    if matrix is not None:
+        return {column: column for column in names_of(section, matrix, section=name).tolist()}
     names: dict[str, str] = {}
     if "symbol" in section.var:
         for gene, symbol in zip(section.var_names, section.var["symbol"].astype(str), strict=True):

@@ -34,23 +34,45 @@ def _rank(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
     return rankdata(counts, method="average", axis=1) * (totals > 0)[:, None]
 
 
+def _proportion(values: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    if values.size and (values.min() < 0 or values.max() > 1 + ABOVE_ONE):
+        worst = values.max() if values.max() > 1 else values.min()
+        msg = f"a proportion lies between 0 and 1, and the values reach {worst:.4g}"
+        raise InputError(msg, expected="shares of a spot", fix="the transform spot_rank takes abundances of any scale")
+    return values
+
+
+def _spot_rank(values: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata
+
+    return rankdata(values, method="average", axis=1)
+
+
+ABOVE_ONE = 1e-4
+"""What rounding may add to a proportion of 1."""
+
 TRANSFORMS = {"log1p": _log1p, "log1p_cp10k": _log1p_cp10k, "log2p1": _log2p1, "rank": _rank}
-"""Target transforms by name."""
+"""Transforms of counts by name."""
+
+COMPOSITIONS = {"proportion": _proportion, "spot_rank": _spot_rank}
+"""Transforms of a named matrix, such as cell-type proportions, by name."""
 
 
 def transform(counts: np.ndarray | spmatrix, totals: np.ndarray, name: str) -> np.ndarray:
-    """Transform raw counts of the panel's genes into targets.
+    """Transform raw counts of the panel's genes, or values of a named matrix, into targets.
 
     Parameters
     ----------
     counts
-        (n, g) raw counts of the panel, dense or sparse.
+        (n, g) raw counts or values of the panel, dense or sparse.
     totals
         (n,) total counts of each spot over **all** genes of its section, not over the panel.
     name
-        ``log1p``: ln(1 + count). ``log1p_cp10k``: ln(1 + count / total x 10,000), the depth-normalised one.
+        Of counts: ``log1p``: ln(1 + count). ``log1p_cp10k``: ln(1 + count / total x 10,000), the depth-normalised one.
         ``log2p1``: log2(1 + count). ``rank``: rank of each gene within its spot, 1 to g, ties share their average.
         A spot without counts becomes a row of zeros in all of them.
+        Of a named matrix, where ``totals`` are not looked at: ``proportion``: the values as they are, from 0 to 1.
+        ``spot_rank``: rank of each column within its spot, 1 (smallest) to g, ties share their average.
 
     Returns
     -------
@@ -59,24 +81,18 @@ def transform(counts: np.ndarray | spmatrix, totals: np.ndarray, name: str) -> n
     Raises
     ------
     InputError
-        If the name is unknown.
+        If the name is unknown, or values are not proportions.
     """
-    if name not in TRANSFORMS:
-        raise unknown_name("transform", name, TRANSFORMS, field="target.transforms")
+    known = {**TRANSFORMS, **COMPOSITIONS}
+    if name not in known:
+        raise unknown_name("transform", name, known, field="target.transforms")
     dense = counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)
-    return TRANSFORMS[name](dense.astype(np.float64), np.asarray(totals, dtype=np.float64)).astype(np.float32)
+    return known[name](dense.astype(np.float64), np.asarray(totals, dtype=np.float64)).astype(np.float32)
 
 
 def output_names(transforms: list[str] | tuple[str, ...], genes: list[str] | tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of the predicted columns, ``"<transform>:<gene id>"``, transform by transform."""
     return tuple(f"{transform}:{gene}" for transform in transforms for gene in genes)
-
-
-def panel_targets(
-    counts: np.ndarray | spmatrix, totals: np.ndarray, transforms: list[str] | tuple[str, ...]
-) -> np.ndarray:
-    """Return (n, len(transforms) * g) float32 targets, in the order of `output_names`."""
-    return np.concatenate([transform(counts, totals, name) for name in transforms], axis=1)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Folds: who is held out when. A patient is never on two sides."""
+"""Folds: who is held out when. A patient is never on two sides, unless a study asks for sections to be held out."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
 FINAL = "final"
 """The fold that trains on every patient and tests nobody: what is handed on after a study."""
 
+BY_SECTION = "leave_one_section_out"
+"""The scheme that trains on other sections of the tested patient. It has to be asked for, and says nothing of a new
+patient."""
+
 
 @dataclass(frozen=True)
 class Fold:
     """One split of a study's sections."""
 
     name: str
-    """Safe in file names; ``fold_<patient>``, ``fold_<number>`` or ``final``."""
+    """Safe in file names; ``fold_<patient>``, ``fold_<number>``, ``fold_<section>`` or ``final``."""
     test_patients: tuple[str, ...]
     train_sections: tuple[str, ...]
     validation_sections: tuple[str, ...]
@@ -42,13 +47,14 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
 
     The validation patient of a fold is the training patient that follows the fold's test patients in an order shuffled
     by ``seed``; it hence rotates with the fold, and with leave-one-patient-out each patient validates once.
+    With leave-one-section-out the same is done with sections, whosever they are.
 
     Parameters
     ----------
     patients
         Patient of each section, by section id.
     folds
-        The study's ``folds``: leave-one-patient-out or group k-fold (`sklearn.model_selection`).
+        The study's ``folds``: leave-one-patient-out, group k-fold (`sklearn.model_selection`) or leave-one-section-out.
     seed
         Seed of the order of validation patients (and sections).
 
@@ -59,6 +65,8 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
     """
     from sklearn.model_selection import GroupKFold, LeaveOneGroupOut
 
+    if folds.scheme == BY_SECTION:
+        return _by_section(patients, seed)
     sections = np.array(sorted(patients))
     groups = np.array([patients[section] for section in sections])
     everyone = sorted(set(patients.values()))
@@ -68,7 +76,7 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
             msg,
             field="sections",
             expected="two patients or more, because a predictor is judged on a patient that its training never saw",
-            fix="add sections of another patient",
+            fix="add sections of another patient; folds.scheme leave_one_section_out answers a lesser question",
         )
     if folds.scheme == "leave_one_patient_out":
         splitter = LeaveOneGroupOut()
@@ -79,7 +87,7 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
             raise InputError(msg, field="folds.n", value=folds.n, expected=expected)
         splitter = GroupKFold(n_splits=folds.n)
     else:
-        known = ["leave_one_patient_out", "group_k_fold"]
+        known = ["leave_one_patient_out", "group_k_fold", BY_SECTION]
         raise unknown_name("fold scheme", folds.scheme, known, field="folds.scheme")
 
     held_out = [sorted(set(groups[test])) for _, test in splitter.split(sections, groups=groups)]
@@ -87,6 +95,20 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
     names = _names(held_out, one_each=folds.scheme == "leave_one_patient_out")
     order = [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
     return [_fold(name, test, patients, order, seed) for name, test in zip(names, held_out, strict=True)]
+
+
+def _by_section(patients: dict[str, str], seed: int) -> list[Fold]:
+    sections = sorted(patients)
+    if len(sections) < 3:
+        msg = f"{len(sections)} sections cannot train, stop the training and be tested"
+        raise InputError(msg, field="folds.scheme", value=BY_SECTION, expected="three sections or more")
+    order = [sections[i] for i in np.random.default_rng(seed).permutation(len(sections))]
+    found = []
+    for section, name in zip(sections, _names([[section] for section in sections], one_each=True), strict=True):
+        validation = order[(order.index(section) + 1) % len(order)]
+        train = tuple(other for other in sections if other not in (section, validation))
+        found.append(Fold(name, (patients[section],), train, (validation,), (section,)))
+    return found
 
 
 def final_fold(patients: dict[str, str]) -> Fold:
@@ -129,10 +151,32 @@ def _names(held_out: list[list[str]], *, one_each: bool) -> list[str]:
     return names
 
 
-def save_folds(path: str | Path, folds: list[Fold], patients: dict[str, str]) -> None:
-    """Write the folds, and the patient of every section, as JSON; atomically."""
-    _check(folds, patients, path)
-    write_json(path, {"patients": dict(sorted(patients.items())), "folds": [asdict(fold) for fold in folds]})
+def save_folds(
+    path: str | Path, folds: list[Fold], patients: dict[str, str], *, scheme: str = "", uncounted: Iterable[str] = ()
+) -> None:
+    """Write the folds, and the patient of every section, as JSON; atomically.
+
+    Parameters
+    ----------
+    scheme
+        The study's ``folds.scheme``; kept where it lets a patient be on two sides.
+    uncounted
+        Sections without counts; kept where there are any, since what predicts from depth cannot be used then.
+    """
+    by_section, uncounted = scheme == BY_SECTION, sorted(uncounted)
+    _check(folds, patients, path, by_section=by_section)
+    content = {
+        **({"scheme": scheme} if by_section else {}),
+        **({"uncounted": uncounted} if uncounted else {}),
+        "patients": dict(sorted(patients.items())),
+        "folds": [asdict(fold) for fold in folds],
+    }
+    write_json(path, content)
+
+
+def uncounted_sections(path: str | Path) -> list[str]:
+    """Return the sections without counts, as `save_folds` noted them."""
+    return list(read_json(path).get("uncounted", []))
 
 
 def load_folds(path: str | Path) -> list[Fold]:
@@ -141,7 +185,8 @@ def load_folds(path: str | Path) -> list[Fold]:
     Raises
     ------
     InputError
-        If the file is unreadable, or a patient or section is on two sides of a fold.
+        If the file is unreadable, or a patient or section is on two sides of a fold (a patient may be, where the study
+        asked for leave-one-section-out).
     """
     content = read_json(path)
     try:
@@ -155,7 +200,7 @@ def load_folds(path: str | Path) -> list[Fold]:
         raise InputError(
             msg, file=path, expected="the keys patients and folds", fix="run preprocessing again"
         ) from error
-    _check(folds, patients, path)
+    _check(folds, patients, path, by_section=content.get("scheme") == BY_SECTION)
     return folds
 
 
@@ -167,7 +212,7 @@ def load_fold(path: str | Path, name: str) -> Fold:
     return folds[name]
 
 
-def _check(folds: list[Fold], patients: dict[str, str], path: str | Path) -> None:
+def _check(folds: list[Fold], patients: dict[str, str], path: str | Path, *, by_section: bool) -> None:
     for fold in folds:
         where = {"file": path, "field": fold.name}
         sides = (fold.train_sections, fold.validation_sections, fold.test_sections)
@@ -182,7 +227,7 @@ def _check(folds: list[Fold], patients: dict[str, str], path: str | Path) -> Non
             raise InputError(msg, **where, fix="run preprocessing again")
         trained = {patients[section] for section in fold.training_sections}
         tested = {patients[section] for section in fold.test_sections}
-        if trained & tested:
+        if trained & tested and not by_section:
             msg = f"patient {min(trained & tested)!r} is both trained on and tested"
             raise InputError(msg, **where, fix="run preprocessing again")
         if tested != set(fold.test_patients):

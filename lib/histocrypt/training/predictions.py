@@ -59,6 +59,7 @@ def write_predictions(
     var = pd.DataFrame({"symbol": list(panel.symbols)}, index=pd.Index(list(panel.genes), name="gene_id"))
     adata = anndata.AnnData(X=layers[transforms[0]].copy(), obs=obs, var=var, layers=layers)
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
+    about = about if panel.matrix is None else {**about, "matrix": panel.matrix}
     adata.uns["prediction"] = {**about, "transform": transforms[0], "transforms": np.array(transforms, dtype=str)}
     with atomic_path(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.targets.matrix import names_of, targets_of
 from histocrypt.targets.panels import Panel, choose_panel
-from histocrypt.targets.transforms import TargetStatistics, output_names, panel_targets
+from histocrypt.targets.transforms import TargetStatistics, output_names
 from histocrypt.training.folds import Fold, final_fold, make_folds, save_folds
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def prepare_folds(study: Study, *, sections: list[str] | None = None) -> list[Fo
     run = study.run
     patients = section_patients(study, sections)
     folds = [*make_folds(patients, study.folds, study.seed), final_fold(patients)]
-    save_folds(run.folds, folds, patients)
+    uncounted = [section for section in patients if not _counted(run.section(section))]
+    save_folds(run.folds, folds, patients, scheme=study.folds.scheme, uncounted=uncounted)
     for fold in tqdm(folds, desc="panels and references", unit="fold"):
         prepare_fold(study, fold)
     return folds
@@ -106,6 +108,19 @@ def _patient(path: Path) -> str:
     return str(patients[0])
 
 
+def _counted(path: Path) -> bool:
+    """Return whether a preprocessed section has counts, reading only their totals."""
+    import anndata
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(np.isfinite(anndata.io.read_elem(file["obs/total_counts"]).astype(float)).all())
+    except (OSError, KeyError) as error:
+        msg = f"is not a preprocessed section ({error})"
+        raise InputError(msg, file=path, fix="run the preprocessing again") from error
+
+
 def read_clean_section(path: Path) -> AnnData:
     """Read ``sections/<id>.h5ad``; a missing or damaged one is an `InputError` that names it."""
     import anndata
@@ -119,5 +134,6 @@ def read_clean_section(path: Path) -> AnnData:
 
 def section_targets(adata: AnnData, panel: Panel, transforms: list[str], *, section: str) -> np.ndarray:
     """Return (n, len(transforms) x g) float32 targets of a section; a panel gene it lacks is an `InputError`."""
-    columns = panel.columns(adata.var_names, section=section)
-    return panel_targets(adata.X[:, columns], adata.obs["total_counts"].to_numpy(), transforms)
+    panel.columns(names_of(adata, panel.matrix, section=section), section=section)  # all that is missing, named
+    found = targets_of(adata, panel.genes, transforms, matrix=panel.matrix, section=section)
+    return np.concatenate([found[name] for name in transforms], axis=1)

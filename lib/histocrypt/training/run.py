@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.models.registry import BASELINES, MODELS
+from histocrypt.models.registry import BASELINES, MODELS, NEEDS_COUNTS
 from histocrypt.models.spots import Spots
 from histocrypt.targets.panels import Panel
 from histocrypt.targets.transforms import TargetStatistics
@@ -97,6 +98,7 @@ def train_fold(
     if names[0] not in MODELS:
         raise unknown_name("model", model, [*MODELS, "baselines"])
     split = load_fold(study.run.folds, fold)
+    names = _applicable(study, names)
     loaded: dict[int | None, FoldData] = {}
     results = []
     for name in tqdm(names, desc=f"baselines {fold}", unit="model", disable=len(names) == 1):
@@ -110,6 +112,18 @@ def train_fold(
         chosen = _chosen_elsewhere(study, name) if fold == FINAL else None
         results.append(train_one(study, name, loaded[side], chosen=chosen, device=device))
     return results
+
+
+def _applicable(study: Study, names: list[str]) -> list[str]:
+    """Return the models that can be trained: what predicts from depth needs counts in every section."""
+    uncounted = uncounted_sections(study.run.folds)
+    if not uncounted or NEEDS_COUNTS not in names:
+        return names
+    msg = f"{NEEDS_COUNTS} predicts from total counts, and {len(uncounted)} sections have none, e.g. {uncounted[0]}"
+    if len(names) == 1:
+        raise InputError(msg, file=study.run.folds, fix="leave it out")
+    print(f"note: {msg}; it is left out", file=sys.stderr)
+    return [name for name in names if name != NEEDS_COUNTS]
 
 
 def load_training(study: Study, fold: Fold, *, side: int | None = None) -> FoldData:
