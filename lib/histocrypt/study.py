@@ -171,20 +171,6 @@ class Training(_Part):
         }
 
 
-class Evaluation(_Part):
-    """How scores are made."""
-
-    bootstrap: Count = Field(1000, description="bootstrap draws")
-    block_um: Positive = Field(1000.0, description="side of the spatial blocks that are drawn, micrometres")
-    k: list[Count] = Field([10, 50], description="k of PCC-k")
-
-
-class Study(_Part):
-    """Everything a run depends on."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    title: str = ""
-    seed: Annotated[int, Field(ge=0)] = 0
 class Stacking(_Part):
     """How the models' predictions are put together: one input for each model family, nested by patient."""
 
@@ -200,6 +186,26 @@ class Stacking(_Part):
     patience: Count = Field(20, description="epochs without a better validation score before training stops")
 
 
+class Evaluation(_Part):
+    """How scores are made."""
+
+    bootstrap: Count = Field(1000, description="bootstrap draws")
+    block_um: Positive = Field(1000.0, description="side of the spatial blocks that are drawn, micrometres")
+    k: list[Count] = Field([10, 50], description="k of PCC-k")
+    markers: list[str] = Field([], description="names (symbol or id) that the report's viewer shows in any case")
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the markers out where none are named: studies finished before they could be stay valid."""
+        return {key: value for key, value in handler(self).items() if key != "markers" or value}
+
+
+class Study(_Part):
+    """Everything a run depends on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    title: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
     sections: Annotated[list[SectionSource], Field(min_length=1)]
     demo: DemoTissue = DemoTissue()
     preprocessing: Preprocessing = Preprocessing()
@@ -211,6 +217,7 @@ class Stacking(_Part):
         default_factory=dict,
         description="models by registered name, each with overrides of `training` and its own options",
     )
+    stacking: Stacking | None = Field(None, description="stack the models' predictions; null: no stack")
     evaluation: Evaluation = Evaluation()
     folder: str = Field("", exclude=True, description="folder of the study file; relative paths start there")
 
@@ -224,27 +231,6 @@ class Stacking(_Part):
         """Baselines first, then the study's own models, in the order given."""
         return [*BASELINES, *(name for name in self.models if name not in BASELINES)]
 
-    def training_of(self, model: str) -> Training:
-        """Return the training settings of a model, with the model's own overrides."""
-        own = {key: value for key, value in self.models.get(model, {}).items() if key in Training.model_fields}
-        return Training(**{**self.training.model_dump(), **own})
-
-    def teacher_of(self, model: str) -> str | None:
-        """Return the model that another one learns from, if any."""
-    stacking: Stacking | None = Field(None, description="stack the models' predictions; null: no stack")
-        return self.training_of(model).teacher
-
-    def options_of(self, model: str) -> dict[str, Any]:
-        """Return the constructor options of a model: whatever it was given beyond training settings."""
-        return {key: value for key, value in self.models.get(model, {}).items() if key not in Training.model_fields}
-
-    def hash(self, *parts: str) -> str:
-        """Return a short hash of the whole study, or of the named parts (`"preprocessing"`, `"panel"`, ...).
-
-        A stage that depends on some parts only is rerun only when these change.
-        """
-        content = self.model_dump(mode="json")
-        chosen = {part: content[part] for part in parts} if parts else content
     @property
     def families(self) -> list[str]:
         """The models whose predictions are stacked; none where the study does not stack."""
@@ -273,6 +259,26 @@ class Stacking(_Part):
         content = handler(self)
         return {key: value for key, value in content.items() if key != "stacking" or value is not None}
 
+    def training_of(self, model: str) -> Training:
+        """Return the training settings of a model, with the model's own overrides."""
+        own = {key: value for key, value in self.models.get(model, {}).items() if key in Training.model_fields}
+        return Training(**{**self.training.model_dump(), **own})
+
+    def teacher_of(self, model: str) -> str | None:
+        """Return the model that another one learns from, if any."""
+        return self.training_of(model).teacher
+
+    def options_of(self, model: str) -> dict[str, Any]:
+        """Return the constructor options of a model: whatever it was given beyond training settings."""
+        return {key: value for key, value in self.models.get(model, {}).items() if key not in Training.model_fields}
+
+    def hash(self, *parts: str) -> str:
+        """Return a short hash of the whole study, or of the named parts (`"preprocessing"`, `"panel"`, ...).
+
+        A stage that depends on some parts only is rerun only when these change.
+        """
+        content = self.model_dump(mode="json")
+        chosen = {part: content[part] for part in parts} if parts else content
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
     def resolve(self, path: str) -> Path:
@@ -320,10 +326,14 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
         _check_model(name, options, file)
     _check_teachers(study, file)
     check_target(study.target, study.panel, file)
+    _check_stacking(study, file)
     return study
 
 
 def _check_model(name: str, options: dict[str, Any], file: str | Path) -> None:
+    if name in STACKS:
+        msg = "is made from the other models"
+        raise InputError(msg, file=file, field=f"models.{name}", fix="remove it, and add the part `stacking`")
     if name not in MODELS:
         raise unknown_name("model", name, MODELS, file=file, field="models")
     known = {*Training.model_fields, *MODELS[name].options}
@@ -340,15 +350,11 @@ def _check_teachers(study: Study, file: str | Path) -> None:
     """Refuse a teacher that the study does not train, a model that has nothing to learn with, and circles."""
     if study.training.teacher is not None:
         msg = "a teacher is one model's, since no model can teach itself"
-    _check_stacking(study, file)
         raise InputError(msg, file=file, field="training.teacher", fix="move it to the model under `models`")
     for name in study.models:
         teacher, seen = study.teacher_of(name), [name]
         where = {"file": file, "field": f"models.{name}.teacher"}
         if teacher is not None and MODELS[name].kind != "network":
-    if name in STACKS:
-        msg = "is made from the other models"
-        raise InputError(msg, file=file, field=f"models.{name}", fix="remove it, and add the part `stacking`")
             msg = "is fitted in closed form and takes no teacher"
             raise InputError(msg, **where, value=teacher, fix="remove it")
         while teacher is not None:
@@ -358,6 +364,24 @@ def _check_teachers(study: Study, file: str | Path) -> None:
                 raise InputError("a model is, by way of its teachers, its own teacher", **where, value=teacher)
             seen.append(teacher)
             teacher = study.teacher_of(teacher)
+
+
+def _check_stacking(study: Study, file: str | Path) -> None:
+    """Refuse families that the study does not train, that need measured counts, or that are too few."""
+    if study.stacking is None:
+        return
+    where = {"file": file, "field": "stacking.families"}
+    named = [] if study.stacking.families == "all" else study.stacking.families
+    for name in named:
+        if name in NOT_STACKED:
+            msg = f"{name} needs the measured counts of the spots that it predicts, and cannot take part in a stack"
+            raise InputError(msg, **where, fix="remove it")
+        if name not in study.model_names:
+            raise unknown_name("model", name, study.model_names, **where)
+        if named.count(name) > 1:
+            raise InputError("a model takes part once", **where, value=name)
+    if len(study.families) < 2:
+        raise InputError("a stack needs two models", **where, value=named, expected="two names or more, or all")
 
 
 def _first_problem(error: ValidationError, file: str | Path, *, prefix: str = "") -> InputError:
@@ -383,22 +407,4 @@ def _known_keys(parents: list[str | int]) -> list[str]:
         annotation = part.model_fields[name].annotation
         inner = [one for one in get_args(annotation) if one is not type(None)]
         part = inner[0] if inner else annotation  # a list of parts, or a part that may be null
-def _check_stacking(study: Study, file: str | Path) -> None:
-    """Refuse families that the study does not train, that need measured counts, or that are too few."""
-    if study.stacking is None:
-        return
-    where = {"file": file, "field": "stacking.families"}
-    named = [] if study.stacking.families == "all" else study.stacking.families
-    for name in named:
-        if name in NOT_STACKED:
-            msg = f"{name} needs the measured counts of the spots that it predicts, and cannot take part in a stack"
-            raise InputError(msg, **where, fix="remove it")
-        if name not in study.model_names:
-            raise unknown_name("model", name, study.model_names, **where)
-        if named.count(name) > 1:
-            raise InputError("a model takes part once", **where, value=name)
-    if len(study.families) < 2:
-        raise InputError("a stack needs two models", **where, value=named, expected="two names or more, or all")
-
-
     return [name for name in part.model_fields if name != "folder"]
