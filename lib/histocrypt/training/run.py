@@ -20,7 +20,7 @@ from histocrypt.models.spots import Spots
 from histocrypt.targets.panels import Panel
 from histocrypt.targets.transforms import TargetStatistics
 from histocrypt.training.artifacts import read_about, save_model
-from histocrypt.training.folds import FINAL, Fold, load_fold, load_folds
+from histocrypt.training.folds import FINAL, Fold, load_fold, load_folds, uncounted_sections
 from histocrypt.training.lineage import made_from, teacher_of, trained_about
 from histocrypt.training.predictions import write_predictions
 from histocrypt.training.predictors import build, tile_side
