@@ -1,37 +1,75 @@
-"""ReLUs give way to squares epoch by epoch; the epochs before do not count as candidates."""
+"""ReLUs give way to squares epoch by epoch; the epochs before do not count, and batch norm never lags behind."""
 
+import numpy as np
 import pytest
+import torch
 from tests.training.conftest import make_study
+from tests.training.test_loop import settings, toy
+from torch import nn
 
 from histocrypt.errors import InputError
-from histocrypt.models.polynomial import Square
-from histocrypt.training.artifacts import load_model
+from histocrypt.models.polynomial import RELU_GAIN, RELU_OFFSET, Square
+from histocrypt.training import loop
+from histocrypt.training.distil import start_of
 from histocrypt.training.folds import load_folds
+from histocrypt.training.norms import settle
 from histocrypt.training.run import train_fold
 
-TEACHER = {"average_pool": True, "epochs": 1, "input_px": 32}
-STUDENT = {
-    "width": 64,
-    "blocks": [2, 2, 2, 2],
-    "input_px": 32,
-    "epochs": 3,
-    "teacher": "resnet18",
-    "replace_over": 0.34,
-}
+
+class Squares(nn.Sequential):
+    settled = True
+
+    def __init__(self, gain=RELU_GAIN):
+        super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Square(), nn.Flatten(), nn.Linear(8 * 16, 1))
+        nn.init.constant_(self[1].weight, gain)
+        nn.init.constant_(self[1].bias, RELU_OFFSET)
 
 
-def test_network_ends_in_squares(small_study):
-    study = make_study(models={"resnet18": TEACHER, "fhe_resnet18": {**STUDENT, "learning_rate": 1e-5}})
-    fold = load_folds(study.run.folds)[0].name
-    train_fold(study, "resnet18", fold)
-    (result,) = train_fold(study, "fhe_resnet18", fold)
-    assert result.chosen["epochs"] >= 2  # the first epoch still had ReLUs
-    network = load_model(result.folder).predictor.network
+def trained(network, **changes):
+    return loop.train(
+        network, toy(96, 0), toy(40, 1), settings=settings(ema=0, **changes), epochs=6, seed=0, fingerprint="x",
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def test_network_ends_in_squares():
+    torch.manual_seed(0)
+    network, progress = trained(Squares(), replace_over=0.5)
+    assert progress.best_epoch > 3  # the first three epochs still had ReLUs
     assert all(module.share == 1 for module in network.modules() if isinstance(module, Square))
+    assert all(row["validation_pcc"] is not None for row in progress.curves)
+
+
+def test_settled_statistics_are_those_of_all_tiles():
+    torch.manual_seed(0)
+    network, data = Squares(), toy(192, 0)
+    settle(network, data, torch.device("cpu"))
+    assert not network.training
+    assert network[1].momentum == 0.1
+    with torch.no_grad():
+        seen = network[0](data.batch(np.arange(192), torch.device("cpu")))
+    torch.testing.assert_close(network[1].running_mean, seen.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network[1].running_var, seen.var(dim=(0, 2, 3)), rtol=0.02, atol=1e-5)
+
+
+def test_outputs_without_bound_are_said():
+    torch.manual_seed(0)
+    with pytest.raises(InputError, match="diverged"):
+        trained(Squares(gain=1e30))
+
+
+def test_start_is_the_teacher(small_study):
+    teacher = {"average_pool": True, "epochs": 1, "input_px": 32}
+    study = make_study(models={"resnet18": teacher, "fhe_resnet18": {"teacher": "resnet18", "replace_over": 0.3}})
+    fold = load_folds(study.run.folds)[0]
+    with pytest.raises(InputError, match="resnet18"):
+        start_of(study, "fhe_resnet18", fold)
+    train_fold(study, "resnet18", fold.name)
+    assert type(start_of(study, "fhe_resnet18", fold)).__name__ == "ResNet18"
 
 
 def test_needs_a_network_to_start_from(small_study):
-    study = make_study(models={"fhe_resnet18": {**STUDENT, "teacher": "colour_ridge"}})
+    study = make_study(models={"fhe_resnet18": {"replace_over": 0.3, "teacher": "colour_ridge"}})
     fold = load_folds(study.run.folds)[0].name
     train_fold(study, "colour_ridge", fold)
     with pytest.raises(InputError, match="replace_over"):

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,8 @@ from histocrypt.errors import InputError
 from histocrypt.models.polynomial import set_share, watched
 from histocrypt.study import Training
 from histocrypt.training.augment import flip_and_turn, vary_stain
+from histocrypt.training.images import Images
+from histocrypt.training.norms import settle
 
 CURVE_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_pcc", "learning_rate", "seconds")
 WARM_UP = 0.05
@@ -35,36 +37,6 @@ WARM_UP = 0.05
 FLOOR = 0.01
 """The learning rate ends at this share of its peak."""
 EVALUATION_BATCH = 128
-
-
-@dataclass(frozen=True)
-class Images:
-    """What batches are drawn from."""
-
-    pixels: torch.Tensor
-    """(n, 3, S, S) uint8."""
-    mean: torch.Tensor
-    """(n, 3, 1, 1) or (1, 3, 1, 1) float32: what is subtracted from intensities in [0, 1]."""
-    sd: torch.Tensor
-    """Same shape: what they are then divided by."""
-    sections: np.ndarray
-    """(n,) str."""
-    targets: torch.Tensor | None = None
-    """(n, k) float32, as the loss sees them."""
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def batch(
-        self, index: np.ndarray, device: torch.device, change: Callable[[torch.Tensor], torch.Tensor] | None = None
-    ) -> torch.Tensor:
-        """Return standardised images (len(index), 3, S, S); ``change`` acts before they are standardised."""
-        rows = torch.as_tensor(index)
-        images = self.pixels[rows].to(device).float().div_(255)
-        if change is not None:
-            images = change(images)
-        mean, sd = (x if len(x) == 1 else x[rows] for x in (self.mean, self.sd))
-        return (images - mean.to(device)) / sd.to(device)
 
 
 @dataclass
@@ -226,14 +198,15 @@ def train(
             set_share(each, share)
         loss = _one_epoch(network, average, optimiser, data, settings, seed, epoch, n_batches, device, bar)
         row = {"epoch": epoch, "train_loss": loss, "validation_loss": None, "validation_pcc": None}
+        if getattr(judged, "settled", False):
+            settle(judged, data, device)
         if validation is not None:
-            predicted = predict(judged, validation, device)
-            measured = validation.targets.numpy()
-            row["validation_loss"] = float(np.mean((predicted - measured) ** 2, dtype=np.float64))
-            row["validation_pcc"] = mean_section_pearson(predicted, measured, validation.sections)
-            bar.set_postfix(loss=f"{loss:.3f}", r=f"{row['validation_pcc']:.3f}")
-        if share == 1 and (validation is None or row["validation_pcc"] > progress.best_score):
-            progress.best_epoch, progress.best_score = epoch, row["validation_pcc"] or 0.0
+            row["validation_loss"], row["validation_pcc"] = _judge(predict(judged, validation, device), validation)
+            if row["validation_pcc"] is not None:
+                bar.set_postfix(loss=f"{loss:.3f}", r=f"{row['validation_pcc']:.3f}")
+        score = row["validation_pcc"]
+        if share == 1 and (validation is None or (score is not None and score > progress.best_score)):
+            progress.best_epoch, progress.best_score = epoch, score or 0.0
             for key, value in judged.state_dict().items():
                 best[key].copy_(value)
         row["learning_rate"] = optimiser.param_groups[0]["lr"]
@@ -245,8 +218,20 @@ def train(
         if state_file is not None:
             _keep(state_file, fingerprint, parts, progress)
     bar.close()
+    if not progress.best_epoch and progress.epoch:
+        msg = "training diverged: no epoch gave numbers on the validation tiles"
+        raise InputError(msg, field="training.learning_rate", value=settings.learning_rate, fix="lower it")
     network.load_state_dict(best)
     return network.eval(), progress
+
+
+def _judge(predicted: np.ndarray, validation: Images) -> tuple[float | None, float | None]:
+    """Return loss and score; None where predictions are without bound."""
+    measured = validation.targets.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        loss = float(np.mean((predicted - measured) ** 2, dtype=np.float64))
+        score = mean_section_pearson(predicted, measured, validation.sections)
+    return (loss, score) if math.isfinite(loss) and math.isfinite(score) else (None, None)
 
 
 def _one_epoch(
