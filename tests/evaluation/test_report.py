@@ -1,11 +1,12 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from histocrypt.errors import InputError
-from histocrypt.evaluation import words
+from histocrypt.evaluation import report, words
 from histocrypt.evaluation.backdrop import backdrop
 from histocrypt.evaluation.cards import write_cards
 from histocrypt.evaluation.facts import planted_row
@@ -36,6 +37,11 @@ def test_the_report_holds_every_model_with_its_numbers(scored, page):
 
 def test_the_report_needs_nothing_but_itself(page):
     assert len(page) < 5e6
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", page, flags=re.DOTALL)
+    assert [about for about, _ in scripts] == [' type="application/json" id="viewer-data"', ""]
+    assert scripts[1][1] == (Path(report.__file__).parent / "viewer.js").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|fetch|XMLHttp|WebSocket|import|innerHTML|eval|Function\(", scripts[1][1])
+    page = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
     assert sources
     assert all(source.startswith(("data:image/", "#")) for source in sources)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.evaluation.figures import INK, canvas, style
+from histocrypt.evaluation.figures import INK, MUTED, canvas, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,7 +104,7 @@ def spots(
     size = np.full(len(coords), diameter)
     drawn = EllipseCollection(
         size, size, np.zeros(len(coords)), units="x", offsets=coords, offset_transform=axes.transData,
-        array=values, cmap=cmap, alpha=alpha, linewidths=0,
+        array=values, cmap=cmap, alpha=alpha, linewidths=0.2, edgecolors=MUTED,
     )  # fmt: skip
     axes.add_collection(drawn)
     return drawn

@@ -12,12 +12,14 @@ import numpy as np
 
 from histocrypt import paths
 from histocrypt.atomic import write_text
-from histocrypt.evaluation import figures, maps, words
+from histocrypt.evaluation import figures, maps, views, words
 from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.evaluation.backdrop import backdrop
 from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
 from histocrypt.evaluation.scores import CEILING, POOLED, Scores, load_scores, read_folds, title_of
+from histocrypt.evaluation.stacked import stacked
 from histocrypt.evaluation.truth import as_mapping, join, read_h5ad, read_prediction
+from histocrypt.evaluation.viewer_page import viewer_content
 from histocrypt.models.registry import BASELINES
 
 if TYPE_CHECKING:
@@ -47,8 +49,9 @@ def write_report(study: Study) -> Path:
     )
     environment.globals.update(number=words.number, span=words.span, plural=words.plural)
     content = _content(study, load_scores(study))
-    css = Markup((here / "report.css").read_text(encoding="utf-8"))
-    write_text(study.run.report, environment.get_template("report.html").render(css=css, **content))
+    css, script = (Markup((here / name).read_text(encoding="utf-8")) for name in ("report.css", "viewer.js"))
+    page = environment.get_template("report.html").render(css=css, viewer_js=script, **content)
+    write_text(study.run.report, page)
     return study.run.report
 
 
@@ -78,6 +81,7 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "panel": study.panel.model_dump(),
         "transforms": [_transform(scores, name) for name in scores.transforms],
         "main_words": words.TRANSFORM_WORDS.get(main, main),
+        "stacked": stacked(study, scores, folds),
         "by_section": _by_section(scores, main),
         "genes": _genes(scores, main, best),
         "unscored": {name: len(genes) for name, genes in scores.notes["unscored_genes"].items()},
@@ -89,6 +93,7 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "planted": planted,
         "encrypted": [_encrypted(name, one) for name, one in load_agreements(run).items()],
         "figures": pictures,
+        "viewer": _viewer(study, scores, best),
         "provenance": _provenance(study),
     }
 
@@ -229,6 +234,15 @@ def _pictures(
     return found
 
 
+def _viewer(study: Study, scores: Scores, best: str) -> dict[str, Any]:
+    """Return what the viewer's tab holds, its first view drawn as a still picture for readers without scripts."""
+    content = viewer_content(study, scores, best)
+    view = content.pop("view", None)
+    if view is not None:
+        content["still"] = _embed(figures.save(views.draw(view), study.run.evaluation / "viewer.png"))
+    return content
+
+
 def _embed(path: Path) -> str:
     kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
@@ -282,5 +296,5 @@ def _provenance(study: Study) -> dict[str, Any]:
         "command": f"histocrypt run {shown}",
         "stain": study.preprocessing.stain,
         "tile": f"{study.preprocessing.tile_um:g} µm as {study.preprocessing.tile_px} px",
-        "models": ", ".join(title_of(name) for name in study.model_names),
+        "models": ", ".join(title_of(name) for name in study.scored_names),
     }
