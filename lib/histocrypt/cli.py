@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from histocrypt.download.commands import download
 from histocrypt.encrypted import commands as fhe
 from histocrypt.errors import InputError
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 
 app.add_typer(fhe.app, name="fhe")
+app.command()(download)
 
 
 @app.command()
@@ -71,11 +73,14 @@ def predict(
     output: Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")],
     image: Annotated[str | None, typer.Option(help="Image file, where the section does not name it.")] = None,
     um_per_px: Annotated[float | None, typer.Option(help="Micrometres per full-resolution pixel.")] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Also write a CSV: ID and the panel, one row a spot in the section's order.")
+    ] = None,
 ) -> None:
-    """Apply a trained model to a new section."""
+    """Apply a trained model to a new section. A hackathon file stands for its test slide; FILE.h5/S_1 names another."""
     from histocrypt.training.apply import predict_section
 
-    typer.echo(predict_section(model, section, output, image=image, um_per_px=um_per_px))
+    typer.echo(predict_section(model, section, output, image=image, um_per_px=um_per_px, submission=submission))
 
 
 @app.command()

@@ -40,7 +40,7 @@ class SectionSource(_Part):
     path: str = Field(
         description="file, folder or glob; `data:` stands for HISTOCRYPT_DATA; `demo` for the demo tissue"
     )
-    format: Literal["auto", "h5ad", "hest", "st_array", "space_ranger", "demo"] = "auto"
+    format: Literal["auto", "h5ad", "hest", "st_array", "space_ranger", "hackathon", "demo"] = "auto"
     image: str | None = Field(None, description="image file, where the section file does not name it")
     id: str | None = Field(None, description="section id, where the file does not name it")
     patient: str | None = Field(None, description="patient id, where the file does not name it")

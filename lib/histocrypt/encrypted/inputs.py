@@ -105,7 +105,7 @@ def prepare(
                 expected=f"{other[1] if other else len(offered)} (model: {len(offered)} genes)",
                 fix="ask the model's owner for the panel you need",
             )  # fmt: skip
-    section = read_path(section_path, image=image, um_per_px=um_per_px)
+    section = read_path(section_path, image=image, um_per_px=um_per_px, for_prediction=True)
     missing = check_fit(about, section, offered)
     with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
         spots, coords, report = prepare_section(about, section, Path(folder), tuple(about["outputs"]))

@@ -52,8 +52,12 @@ def find_sections(source: SectionSource, *, study: Study | None = None) -> list[
     ]
 
 
-def read_section(files: SectionFiles, *, require_image: bool = True, require_patient: bool = True) -> Section:
+def read_section(
+    files: SectionFiles, *, require_image: bool = True, require_patient: bool = True, require_counts: bool = True
+) -> Section:
     """Read and validate one section; its image is checked to be decodable, but not kept decoded if it is a JPEG.
+
+    Counts may be absent where ``require_counts`` is False, or where the section has a named matrix in their stead.
 
     Raises
     ------
@@ -61,15 +65,26 @@ def read_section(files: SectionFiles, *, require_image: bool = True, require_pat
         One sentence that names file, field and value, for everything that makes the section unusable.
     """
     from histocrypt.sections.format_h5ad import load_h5ad
+    from histocrypt.sections.format_hackathon import load_hackathon
     from histocrypt.sections.format_hest import load_hest
     from histocrypt.sections.format_space_ranger import load_space_ranger
     from histocrypt.sections.format_st_array import load_st_array
     from histocrypt.sections.validate import validated
 
-    load = {"h5ad": load_h5ad, "hest": load_hest, "st_array": load_st_array, "space_ranger": load_space_ranger}[
-        files.format
-    ]
-    section = validated(files, load(files), require_image=require_image, require_patient=require_patient)
+    load = {
+        "h5ad": load_h5ad,
+        "hest": load_hest,
+        "st_array": load_st_array,
+        "space_ranger": load_space_ranger,
+        "hackathon": load_hackathon,
+    }[files.format]
+    section = validated(
+        files,
+        load(files),
+        require_image=require_image,
+        require_patient=require_patient,
+        require_counts=require_counts,
+    )
     if section.image is not None:
         section.image.verify()
     return section
@@ -82,17 +97,19 @@ def read_path(
     um_per_px: float | None = None,
     patient: str | None = None,
     require_image: bool = False,
+    for_prediction: bool = False,
 ) -> Section:
     """Read one section in any format, outside of a study: for prediction and scoring.
 
-    The patient may be unknown (then ``""``), and so may the image (then None) unless ``require_image``.
+    The patient may be unknown (then ``""``), and so may the image (then None) unless ``require_image``. With
+    ``for_prediction``, counts are not needed, and a hackathon file stands for its test slide.
 
     Raises
     ------
     InputError
         If the path holds no section, or several, or one that cannot be used.
     """
-    found = _in_path(_path(str(path), None), "auto")
+    found = _in_path(_path(str(path), None), "auto", unlabelled=for_prediction)
     if len(found) != 1:
         msg = f"holds {len(found)} sections where one is needed"
         raise InputError(msg, file=path, value=[files.id for files in found][:5], fix="name one of them")
@@ -102,7 +119,7 @@ def read_path(
         um_per_px=um_per_px if um_per_px is not None else found[0].um_per_px,
         patient=patient or found[0].patient,
     )
-    return read_section(files, require_image=require_image, require_patient=False)
+    return read_section(files, require_image=require_image, require_patient=False, require_counts=not for_prediction)
 
 
 def study_sections(study: Study) -> list[SectionFiles]:
@@ -148,16 +165,20 @@ def _paths(source: SectionSource, study: Study | None) -> list[Path]:
     return found
 
 
-def _in_path(path: Path, form: str) -> list[SectionFiles]:
+def _in_path(path: Path, form: str, *, unlabelled: bool = False) -> list[SectionFiles]:
     """Return the sections of one existing file or folder; ``form`` may be ``auto``."""
+    from histocrypt.sections.format_hackathon import SUFFIXES, hackathon_sections, is_hackathon, split_slide
     from histocrypt.sections.format_hest import hest_sections, is_hest
     from histocrypt.sections.format_space_ranger import is_space_ranger, space_ranger_sections
     from histocrypt.sections.format_st_array import is_st_array, st_array_sections
 
+    path, slide = split_slide(path)
     if not path.exists():
         msg = "no such file or folder"
         raise InputError(msg, file=path)
     if path.is_file():
+        if form == "hackathon" or (form == "auto" and path.suffix in SUFFIXES and is_hackathon(path)):
+            return hackathon_sections(path, slide, unlabelled=unlabelled)
         if path.suffix != ".h5ad":
             kind = "patches or another HDF5 file" if path.suffix in {".h5", ".hdf5"} else f"a {path.suffix} file"
             msg = f"is not a section: it is {kind}"

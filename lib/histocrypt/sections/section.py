@@ -21,7 +21,7 @@ class SectionFiles:
     id: str
     """Section id, unique in a study; safe as a file name."""
     format: str
-    """``h5ad``, ``hest``, ``st_array`` or ``space_ranger``."""
+    """``h5ad``, ``hest``, ``st_array``, ``space_ranger`` or ``hackathon``."""
     path: Path
     """The section file; for ``st_array`` and ``space_ranger`` the folder that holds ``counts/`` or ``spatial/``."""
     patient: str | None = None
@@ -31,7 +31,8 @@ class SectionFiles:
     um_per_px: float | None = None
     """Micrometres per full-resolution pixel as given."""
     part: str = ""
-    """For ``st_array``: ``<folder below counts>/<section>``, which of the folder's sections this is."""
+    """Which of several sections this is: ``<folder below counts>/<section>`` of ``st_array``, ``Train/<slide>`` or
+    ``Test/<slide>`` of ``hackathon``."""
 
 
 @dataclass
@@ -53,6 +54,8 @@ class Loaded:
     image_note: str = ""
     """Why there is no image, where there is none."""
     notes: list[str] = field(default_factory=list)
+    uncounted: bool = False
+    """The format has no counts: ``adata`` has no genes, and a named matrix in ``obsm`` is what can be learnt."""
 
 
 @dataclass
@@ -64,7 +67,8 @@ class Section:
     patient: str
     """Patient id; folds are made by it. Empty only where a single section is read for prediction."""
     adata: AnnData
-    """spots x genes; ``X`` raw counts (CSR int32); ``obsm["spatial"]`` float64 x, y in full-resolution pixels."""
+    """spots x genes; ``X`` raw counts (CSR int32; of no gene where there are no counts); ``obsm["spatial"]`` float64
+    x, y in full-resolution pixels."""
     image: ImageSource | None
     """The H&E image, read lazily; None only where a single section is read without need of pixels."""
     um_per_px: float

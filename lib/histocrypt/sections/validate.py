@@ -23,7 +23,12 @@ SAFE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 
 
 def validated(
-    files: SectionFiles, loaded: Loaded, *, require_image: bool = True, require_patient: bool = True
+    files: SectionFiles,
+    loaded: Loaded,
+    *,
+    require_image: bool = True,
+    require_patient: bool = True,
+    require_counts: bool = True,
 ) -> Section:
     """Check and clean what was loaded.
 
@@ -35,7 +40,8 @@ def validated(
     """
     file, adata = loaded.files[0], loaded.adata
     check_id(files.id, file)
-    if not adata.n_obs or not adata.n_vars:
+    uncounted = loaded.uncounted or _without_counts(adata, needed=require_counts)
+    if not adata.n_obs or not (adata.n_vars or uncounted):
         msg = "section is empty"
         raise InputError(msg, file=file, field="X", value=f"{adata.n_obs} spots x {adata.n_vars} genes")
     _refuse_repeats(adata.obs_names, file, "obs", "barcode")
@@ -48,6 +54,11 @@ def validated(
             loaded.image_note or "image is missing", file=file, fix="add `image:` to the section's entry in the study"
         )
     notes = list(loaded.notes)
+    if uncounted:
+        adata = _bare(adata)
+        matrices = ", ".join(f"obsm:{name}" for name in adata.obsm if name != "spatial")
+        learnt = f"what can be learnt is {matrices}" if matrices else "nothing can be learnt from it"
+        notes.append(f"{file}: {files.id} has no counts; {learnt}.")
     if loaded.image is None and loaded.image_note:
         notes.append(f"{file}: {loaded.image_note}.")
     coords = _coordinates(adata, file)
@@ -89,6 +100,21 @@ def validated(
     if note:
         notes.append(f"{file}: {note}.")
     return Section(files.id, patient or "", adata, loaded.image, um_per_px, source, list(loaded.files), dropped, notes)
+
+
+def _without_counts(adata: AnnData, *, needed: bool) -> bool:
+    """Return whether a section has no counts and may be used so: none are needed, or a matrix is there instead."""
+    if adata.n_vars and adata.X is not None:
+        return False
+    return not needed or any(name != "spatial" for name in adata.obsm)
+
+
+def _bare(adata: AnnData) -> AnnData:
+    from scipy.sparse import csr_matrix
+
+    bare = adata[:, []].copy()
+    bare.X = csr_matrix(bare.shape, dtype=np.int32)
+    return bare
 
 
 def check_id(section: str, file: Path) -> None:

@@ -138,7 +138,9 @@ def preprocess_section(
         coords = alignment.apply(section.coords, um_per_px)
     with _timed(seconds, "spots"):
         share = spot_tissue_share(mask, coords, scale, diameter_um / um_per_px)
+        counted = section.adata.n_vars > 0
         totals = np.asarray(section.adata.X.sum(axis=1), dtype=np.float64).reshape(-1)
+        totals = totals if counted else np.full(section.n_spots, np.nan)  # not known, which is not zero
         off_tissue = share < settings.min_tissue
         shallow = ~off_tissue & (totals < settings.min_counts)
         kept = ~(off_tissue | shallow)

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.models.registry import NEEDS_COUNTS
 from histocrypt.models.spots import Spots
+from histocrypt.targets.matrix import depth, has_counts, names_of, noun
 from histocrypt.targets.panels import Panel
 from histocrypt.training.artifacts import load_model
 from histocrypt.training.predictions import write_predictions
 from histocrypt.training.spots import normalised_chunks, section_features, spot_names
+from histocrypt.training.submission import check_submission, write_submission
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,25 +36,29 @@ def predict_section(
     *,
     image: str | Path | None = None,
     um_per_px: float | None = None,
+    submission: str | Path | None = None,
 ) -> str:
     """Predict one section and write the predictions as ``.h5ad``.
 
     The section is preprocessed as the model's training sections were (mask, alignment, tiles), but no spot is dropped
-    for low depth; its tiles are brought from its own stain to the model's reference. Tiles go through a temporary file,
-    so that memory does not grow with the section.
+    for low depth, nor, for a submission, for lying off tissue; its tiles are brought from its own stain to the model's
+    reference. Tiles go through a temporary file, so that memory does not grow with the section.
 
     Parameters
     ----------
     model_folder
         ``models/<name>/<fold>``.
     section_path
-        A section in any readable format. Its counts are not looked at (but by the depth-only baseline).
+        A section in any readable format. Its counts are not looked at (but by the depth-only baseline), and there need
+        not be any. A hackathon file stands for its test slide.
     output
         Where predictions go.
     image
         Image file, where the section does not name it.
     um_per_px
         Micrometres per full-resolution pixel, where the section does not tell.
+    submission
+        Where a CSV with ``ID`` and the panel goes, one row a spot in the section's order: the main transform.
 
     Returns
     -------
@@ -74,16 +81,20 @@ def predict_section(
         msg = "would be written over the section or a folder"
         raise InputError(msg, file=output, field="output", fix="choose another name")
     model = load_model(model_folder)
-    section = read_path(section_path, image=image, um_per_px=um_per_px)
+    section = read_path(section_path, image=image, um_per_px=um_per_px, for_prediction=True)
     panel = Panel.from_dict(model.about["panel"])
     missing = check_fit(model.about, section, panel)
-    if missing:
+    if submission is not None:
+        check_submission(Path(submission), section.dropped, section=section.id)
+    labelled = has_counts(section.adata) if panel.matrix is None else len(missing) < len(panel)
+    if missing and labelled:
         some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        note = f"note: {len(missing)} of {len(panel)} genes are not measured in {section.id} ({some})"
+        note = f"note: {len(missing)} of {len(panel)} {noun(panel.matrix)}s are not measured in {section.id} ({some})"
         print(f"{note}; they are predicted all the same, and scoring skips them", file=sys.stderr)
 
     with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
-        spots, coords, report = prepare_section(model.about, section, Path(folder), model.scaling.outputs)
+        every = submission is not None
+        spots, coords, report = prepare_section(model.about, section, Path(folder), model.scaling.outputs, every=every)
         predicted = model.predict(spots)
         about = {
             "model": model.about["model"],
@@ -108,9 +119,20 @@ def predict_section(
             transforms=list(model.about["transforms"]),
             about=about,
         )
+    if submission is not None:
+        main = model.about["transforms"][0]
+        column = {name: index for index, name in enumerate(spots.outputs)}
+        write_submission(
+            Path(submission),
+            predicted[:, [column[f"{main}:{name}"] for name in panel.genes]],
+            predicted=[name.removeprefix(f"{section.id}:") for name in spots.names.tolist()],
+            order=section.adata.obs_names.to_list(),
+            columns=panel.genes,
+        )
     gone = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
     return (
-        f"{output}: {len(spots)} spots x {len(panel)} genes of {section.id} by {about['title']} "
+        f"{output}{f' and {submission}' if submission is not None else ''}: "
+        f"{len(spots)} spots x {len(panel)} {noun(panel.matrix)}s of {section.id} by {about['title']} "
         f"({section.um_per_px:.3g} µm/px, {section.um_per_px_source}"
         + (f"; without prediction: {gone}" if gone else "")
         + ")"
@@ -141,15 +163,17 @@ def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str
             expected=f"at most {COARSEST * wanted:.3g} µm/px, twice what the model sees ({wanted:.3g})",
             fix="give the full-resolution image, or the right --um-per-px",
         )
-    if about["model"] == "depth_only" and not section.adata.X.sum() > 0:
+    if about["model"] == NEEDS_COUNTS and not (has_counts(section.adata) and section.adata.X.sum() > 0):
         msg = "depth_only predicts from total counts, and this section has none"
         raise InputError(msg, file=file, field="X", fix="use another model")
-    measured = set(section.genes.tolist())
+    key = (panel.matrix or "").removeprefix("obsm:")
+    known = panel.matrix is None or key in section.adata.obsm
+    measured = set(names_of(section.adata, panel.matrix, section=section.id).tolist()) if known else set()
     return [gene for gene in panel.genes if gene not in measured]
 
 
 def prepare_section(
-    about: dict[str, Any], section: Section, folder: Path, outputs: tuple[str, ...]
+    about: dict[str, Any], section: Section, folder: Path, outputs: tuple[str, ...], *, every: bool = False
 ) -> tuple[Spots, np.ndarray, Any]:
     """Preprocess a section as a model's training sections were.
 
@@ -163,6 +187,8 @@ def prepare_section(
         Temporary; tiles are memory-mapped from there.
     outputs
         Names of the model's outputs.
+    every
+        Keep spots off tissue, too.
 
     Returns
     -------
@@ -175,7 +201,8 @@ def prepare_section(
     from histocrypt.tissue.stain import StainStatistics
     from histocrypt.training.prepare import read_clean_section
 
-    settings = Preprocessing(**{**about["preprocessing"], "min_counts": 0})
+    least = {"min_counts": 0, **({"min_tissue": 0.0} if every else {})}
+    settings = Preprocessing(**{**about["preprocessing"], **least})
     paths = {
         "section_path": folder / "section.h5ad",
         "tiles_path": folder / "tiles.h5",
@@ -201,7 +228,7 @@ def prepare_section(
         sections=np.full(len(names), section.id),
         patients=np.full(len(names), section.patient or ""),
         tiles=tiles,
-        depth=cleaned.obs["total_counts"].to_numpy(dtype=np.float64),
+        depth=depth(cleaned),
         outputs=outputs,
         features=features,
     )
