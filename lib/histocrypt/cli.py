@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from histocrypt.download.commands import download
 from histocrypt.encrypted import commands as fhe
 from histocrypt.errors import InputError
 
@@ -20,7 +19,6 @@ app = typer.Typer(
 )
 
 app.add_typer(fhe.app, name="fhe")
-app.command()(download)
 
 
 @app.command()
