@@ -1,6 +1,7 @@
 """Print what a network made for encryption predicts on held-out patients, by depth, direct and as a student.
 
     python benchmarks/fhe_networks.py studies/breast.yaml [--teacher resnet18] [--depths 3 5 7 9] [--seeds 3]
+    python benchmarks/fhe_networks.py studies/breast.yaml --residual
 
 The study must have run up to the training of the teacher: its sections, tiles, folds, and the teacher's weights and
 predictions are used as they are, and nothing is written into its run folder. Scores are the study's: Pearson's r per
@@ -31,7 +32,7 @@ from histocrypt.training.loop import mean_section_pearson
 from histocrypt.training.predictors import tile_side
 from histocrypt.training.run import FoldData, fit, load_test, load_training, scaling_of
 
-NETWORK = "fhe_cnn"
+CNN, RESIDUAL = "fhe_cnn", "fhe_resnet18"
 
 
 @dataclass
@@ -95,10 +96,12 @@ class Held:
         row.draws.append(bootstrap.pearson_of_draws(bootstrap.block_sums(true, predicted, labels), weights))
 
 
-def train(row: Row, study: Study, data: FoldData, test: Spots, held: Held, seed: int, like: str) -> None:
+def train(
+    row: Row, study: Study, network: str, data: FoldData, test: Spots, held: Held, *, seed: int, like: str
+) -> None:
     """Train one network on one fold and add its scores to the row."""
     started = time.monotonic()
-    predictor, _, validation = fit(study, NETWORK, data, seed=seed)
+    predictor, _, validation = fit(study, network, data, seed=seed)
     row.seconds.append(time.monotonic() - started)
     row.parameters = sum(weight.numel() for weight in predictor.network.parameters())
     row.validation.append(mean_section_pearson(validation, data.validation.targets, data.validation.sections))
@@ -108,11 +111,41 @@ def train(row: Row, study: Study, data: FoldData, test: Spots, held: Held, seed:
     held.add_predicted(row, test, predicted, like)
 
 
-def variant(study: Study, file: Path, depth: int, teacher: str | None) -> Study:
-    """Return the study with this one network, and its own settings otherwise."""
-    own = {key: value for key, value in study.models.get(NETWORK, {}).items() if key not in ("depth", "teacher")}
-    models = {**study.models, NETWORK: {**own, "depth": depth, **({"teacher": teacher} if teacher else {})}}
+@dataclass(frozen=True)
+class Variant:
+    """One way to train one network."""
+
+    title: str
+    network: str
+    study: Study
+
+
+def changed(study: Study, file: Path, network: str, **settings: object) -> Study:
+    """Return the study with these settings of one network, and its own settings otherwise; None takes one away."""
+    own = {**study.models.get(network, {}), **settings}
+    models = {**study.models, network: {key: value for key, value in own.items() if value is not None}}
     return parse_study({**study.model_dump(mode="json"), "models": models}, file=file)
+
+
+def by_depth(study: Study, file: Path, depths: list[int], teacher: str) -> list[Variant]:
+    """Return the plain networks of some depths, each alone and as a student."""
+    return [
+        Variant(
+            f"depth {depth}, {role}", CNN,
+            changed(study, file, CNN, depth=depth, teacher=teacher if role == "student" else None),
+        )
+        for depth in depths
+        for role in ("direct", "student")
+    ]  # fmt: skip
+
+
+def residual(study: Study, file: Path, teacher: str) -> list[Variant]:
+    """Return ResNet-18 whose ReLUs give way to squares, and a light network that is of squares from the start."""
+    light = {"width": 16, "blocks": [1, 1], "replace_over": None, "learning_rate": 0.003, "epochs": 30}
+    return [
+        Variant("ResNet-18, squares for ReLUs", RESIDUAL, changed(study, file, RESIDUAL, teacher=teacher)),
+        Variant("light residual", RESIDUAL, changed(study, file, RESIDUAL, teacher=teacher, distil=0.9, **light)),
+    ]
 
 
 def main() -> None:
@@ -120,31 +153,32 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--teacher", default="resnet18", help="a trained model of the study")
     parser.add_argument("--depths", type=int, nargs="+", default=[3, 5, 7, 9])
+    parser.add_argument("--residual", action="store_true", help="the residual networks instead")
     parser.add_argument("--seeds", type=int, default=1, help="trainings a network and fold, with other seeds")
     arguments = parser.parse_args()
     teacher = arguments.teacher
     try:
         study = load_study(arguments.study)
         folds = [fold for fold in load_folds(study.run.folds) if fold.name != FINAL]
-        variants = {
-            (depth, role): variant(study, arguments.study, depth, teacher if role == "student" else None)
-            for depth in arguments.depths
-            for role in ("direct", "student")
-        }
+        if arguments.residual:
+            variants = residual(study, arguments.study, teacher)
+        else:
+            variants = by_depth(study, arguments.study, arguments.depths, teacher)
         stored = {name: Row(MODELS[name].title) for name in dict.fromkeys(("colour_ridge", "encoder_ridge", teacher))}
-        rows = {key: Row(f"depth {key[0]}, {key[1]}") for key in variants}
+        rows = [Row(variant.title) for variant in variants]
         seeds = np.random.SeedSequence(study.seed)
         bar = tqdm(total=len(folds) * len(rows) * arguments.seeds, desc="networks", unit="training")
         for fold in folds:
             held = Held(study, fold, seeds)
             for name, row in stored.items():
                 held.add_stored(row, name)
-            side = tile_side(NETWORK, study.training_of(NETWORK))
+            network = variants[0].network
+            side = tile_side(network, study.training_of(network))
             data = load_training(study, fold, side=side)
             test = load_test(study, data, side=side)
-            for key, one in variants.items():
+            for row, one in zip(rows, variants, strict=True):
                 for number in range(arguments.seeds):
-                    train(rows[key], one, data, test, held, study.seed + number, teacher)
+                    train(row, one.study, network, data, test, held, seed=study.seed + number, like=teacher)
                     bar.update()
         bar.close()
     except InputError as error:
@@ -160,7 +194,7 @@ def main() -> None:
     for name, row in stored.items():
         less = "" if name == teacher else row.interval(stored[teacher])
         print(f"| {row.title} |  | {row.interval()} | {less} |  |  |  |")
-    for row in rows.values():
+    for row in rows:
         cells = [row.title, f"{row.parameters:,}", row.interval(), row.interval(stored[teacher])]
         cells += [f"{np.mean(row.validation):.3f}", f"{max(row.largest):.1f}", f"{np.mean(row.seconds):.0f}"]
         print("| " + " | ".join(cells) + " |")

@@ -1,11 +1,14 @@
 """Print what the reference's ResNet-18, with squares for activations, costs between two parties that are processes.
 
     python benchmarks/fhe_resnet18.py FOLDER [--light] [--memory 10]
+    python benchmarks/fhe_resnet18.py FOLDER --study studies/breast.yaml [--model resnet18] [--fold NAME] [--tiles 1]
 
-The network has random weights, and batch norm that has seen random tiles: all that engine work needs. Each party has a
-folder and processes of its own: the model owner compiles, the key owner makes keys and encrypts one tile, the evaluator
-evaluates it, the key owner decrypts. A stage whose figures lie in FOLDER is not done again, and an evaluation goes on
-with the layer at which it was stopped. FOLDER takes 12 GiB. ``--light``: two blocks, width 16.
+Without a study the network has random weights, and batch norm that has seen random tiles: all that engine work needs
+(``--light``: two blocks, width 16). With one, trained weights and tiles of a held-out section. ``resnet18`` is the
+clear network: its ReLUs are evaluated by minimax polynomials. Each party has a folder and processes of its own: the
+model owner compiles, the key owner makes keys and encrypts, the evaluator evaluates, the key owner decrypts. A stage
+whose figures lie in FOLDER is not done again, and an evaluation goes on with the layer at which it was stopped. FOLDER
+takes 12 GiB.
 """
 
 from __future__ import annotations
@@ -30,14 +33,10 @@ def peak_gib() -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**20
 
 
-def compile_stage(folder: Path, *, light: bool) -> dict:
-    """Write the evaluator's network, and the key owner's tile with what the network says of it in the clear."""
+def random_network(*, light: bool) -> tuple:
+    """Return a network of squares with random weights, and tiles for calibration and for the client."""
     import torch
 
-    from histocrypt.encrypted.bootstrapped import compile_network
-    from histocrypt.encrypted.bootstrapping import bootstrapped
-    from histocrypt.encrypted.parameters import check_security
-    from histocrypt.encrypted.residual import lower, normalised
     from histocrypt.models.fhe_resnet import FheResNet18
 
     torch.manual_seed(0)
@@ -47,19 +46,76 @@ def compile_stage(folder: Path, *, light: bool) -> dict:
             module.momentum = None  # the mean over what was seen
     with torch.no_grad():
         network.train()(torch.randn(32, 3, SIDE, SIDE))
-        images = torch.randn(4, 3, SIDE, SIDE)
-        says = network.eval()(images).numpy()
-    lowered = normalised(lower(network, SIDE), images.numpy())
+    images = torch.randn(4, 3, SIDE, SIDE)
+    return network.eval(), images, images[:1]
+
+
+def trained_network(study_file: Path, model: str, fold_name: str | None, tiles: int) -> tuple:
+    """Return a trained network, training tiles for calibration, and tiles of a held-out section for the client."""
+    import torch
+
+    from histocrypt.study import load_study
+    from histocrypt.targets.panels import Panel
+    from histocrypt.training.artifacts import load_model
+    from histocrypt.training.folds import load_fold, load_folds
+    from histocrypt.training.predictors import tile_side
+    from histocrypt.training.prepare import PANEL
+    from histocrypt.training.spots import load_spots
+
+    study = load_study(study_file)
+    fold = load_fold(study.run.folds, fold_name) if fold_name else load_folds(study.run.folds)[0]
+    predictor = load_model(study.run.model(model, fold.name), device="cpu").predictor
+    panel, side = Panel.load(study.run.fold(fold.name) / PANEL), tile_side(model, study.training_of(model))
+
+    def images(section: str) -> torch.Tensor:
+        return predictor.inputs(load_spots(study, fold, [section], panel=panel, with_targets=False, side=side))
+
+    rng, seen = np.random.default_rng(0), []
+    for section in fold.training_sections:
+        found = images(section)
+        seen.append(found[rng.permutation(len(found))[:32]])
+    held_out = images(fold.test_sections[0])
+    print(f"{model} of {study.name}, {fold.name}: {tiles} tiles of {fold.test_sections[0]}, which no training saw")
+    return predictor.network.eval(), torch.cat(seen), held_out[rng.permutation(len(held_out))[:tiles]]
+
+
+def compile_stage(folder: Path, given: argparse.Namespace) -> dict:
+    """Write the evaluator's network, and the key owner's tiles with what the network says of them in the clear."""
+    import torch
+
+    from histocrypt.encrypted.bootstrapped import compile_network
+    from histocrypt.encrypted.bootstrapping import bootstrapped
+    from histocrypt.encrypted.estimate import estimate
+    from histocrypt.encrypted.parameters import check_security
+    from histocrypt.encrypted.residual import lower, normalised
+
+    if given.study:
+        network, calibration, images = trained_network(given.study, given.model, given.fold, given.tiles)
+    else:
+        network, calibration, images = random_network(light=given.light)
+    lowered = normalised(lower(network, SIDE), calibration.numpy())
+    with torch.no_grad():
+        says = network(images).numpy()
+    seen: list[np.ndarray] = []
+    matrices = lowered(images.double().numpy(), seen=seen)
     parameters = bootstrapped()
     made = compile_network(lowered, parameters, folder / "evaluator" / "network")
+    cost = estimate(made, lowered.activation, parameters)
+    print(cost, flush=True)
     (folder / "client").mkdir(exist_ok=True)
-    np.savez(folder / "client" / "tile.npz", slots=made.source.pack(images[0].numpy()), expected=says[0])
+    slots = np.stack([made.source.pack(image) for image in images.numpy()])
+    np.savez(folder / "client" / "tiles.npz", slots=slots, expected=says)
+    polynomials = lowered.minimax_relu(images.double().numpy()) if lowered.activation == "relu" else matrices
     return {
-        "diagonals": sum(step.diagonals for step in made.steps),
+        "diagonals": cost.diagonals,
+        "levels": cost.levels,
+        "bootstrappings": cost.refreshes,
+        "estimated minutes a tile": cost.minutes,
         "rotation keys": len(made.rotations),
-        "bootstrappings": sum(step.refreshes for step in made.steps),
         "security bits": check_security(parameters),
-        "difference of torch and its matrices": float(np.abs(lowered(images[:1].numpy())[0] - says[0]).max()),
+        "largest value before an activation": max(float(np.abs(z).max()) for z in seen),
+        "difference of torch and its matrices": float(np.abs(matrices - says).max()),
+        "difference of torch and its polynomials": float(np.abs(polynomials - says).max()),
     }
 
 
@@ -96,18 +152,20 @@ def keys_stage(folder: Path) -> dict:
 
 
 def encrypt_stage(folder: Path) -> dict:
-    """Encrypt the tile."""
+    """Encrypt the tiles."""
     from histocrypt.encrypted.resnet_run import write_ciphertexts
 
     owner, stored = _owner(folder)
-    slots = np.load(folder / "client" / "tile.npz")["slots"]
-    sent = [owner.encrypt(values, stored["level"]) for values in slots]
-    write_ciphertexts(folder / "evaluator" / "tile.ct", sent)
-    return {"sent MiB": sum(map(len, sent)) / 2**20}
+    size = 0
+    for number, slots in enumerate(np.load(folder / "client" / "tiles.npz")["slots"]):
+        sent = [owner.encrypt(values, stored["level"]) for values in slots]
+        write_ciphertexts(folder / "evaluator" / f"tile{number}.ct", sent)
+        size += sum(map(len, sent))
+    return {"tiles": number + 1, "sent MiB a tile": size / (number + 1) / 2**20}
 
 
 def evaluate_stage(folder: Path) -> dict:
-    """Evaluate the tile; one line a layer."""
+    """Evaluate the tiles; one line a layer."""
     from histocrypt.encrypted.resnet_run import Timing, evaluate
 
     evaluator, waited = folder / "evaluator", []
@@ -116,11 +174,12 @@ def evaluate_stage(folder: Path) -> dict:
         waited.append(timing.waited)
         print(f"  {timing.step:14}{timing.waited:8.1f} s for diagonals{timing.evaluated:8.1f} s evaluated", flush=True)
 
+    tiles, started = sorted(evaluator.glob("tile*.ct")), time.monotonic()
     evaluate(
-        evaluator / "network", evaluator / "keys", evaluator / "bootstrapping_keys", [evaluator / "tile.ct"],
-        evaluator / "work", progress=show,
+        evaluator / "network", evaluator / "keys", evaluator / "bootstrapping_keys", tiles, evaluator / "work",
+        progress=show,
     )  # fmt: skip
-    return {"waited for diagonals s": sum(waited)}
+    return {"seconds a tile": (time.monotonic() - started) / len(tiles), "waited for diagonals s": sum(waited)}
 
 
 def decrypt_stage(folder: Path) -> dict:
@@ -128,22 +187,26 @@ def decrypt_stage(folder: Path) -> dict:
     from histocrypt.encrypted.resnet_run import read_ciphertexts
 
     owner, _ = _owner(folder)
-    answer = read_ciphertexts(folder / "evaluator" / "work" / "tile" / "head.ct")
-    expected = np.load(folder / "client" / "tile.npz")["expected"]
-    error = np.abs(owner.decrypt(answer[0])[: len(expected)] - expected)
+    expected = np.load(folder / "client" / "tiles.npz")["expected"]
+    found, size = [], 0
+    for number in range(len(expected)):
+        answer = read_ciphertexts(folder / "evaluator" / "work" / f"tile{number}" / "head.ct")
+        found.append(owner.decrypt(answer[0])[: expected.shape[1]])
+        size += sum(map(len, answer))
+    error = np.abs(np.array(found) - expected)
     return {
-        "answer MiB": sum(map(len, answer)) / 2**20,
+        "answer MiB a tile": size / len(expected) / 2**20,
         "largest error": float(error.max()),
         "mean error": float(error.mean()),
         "spread of outputs": float(expected.std()),
     }
 
 
-def run_stage(role: str, folder: Path, *, light: bool) -> None:
+def run_stage(role: str, folder: Path, given: argparse.Namespace) -> None:
     """Do one stage in this process and write its figures."""
     started = time.monotonic()
     stage = {
-        "compile": lambda: compile_stage(folder, light=light), "keys": lambda: keys_stage(folder),
+        "compile": lambda: compile_stage(folder, given), "keys": lambda: keys_stage(folder),
         "encrypt": lambda: encrypt_stage(folder), "evaluate": lambda: evaluate_stage(folder),
         "decrypt": lambda: decrypt_stage(folder),
     }  # fmt: skip
@@ -156,20 +219,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Run every stage in a process of its own and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--light", action="store_true", help="two blocks of width 16")
+    parser.add_argument("--light", action="store_true", help="random weights: two blocks of width 16")
+    parser.add_argument("--study", type=Path, help="trained weights and real tiles of this study, which has run")
+    parser.add_argument("--model", default="fhe_resnet18", help="with --study: fhe_resnet18, or resnet18 for ReLUs")
+    parser.add_argument("--fold", help="with --study: the first fold by default")
+    parser.add_argument("--tiles", type=int, default=1, help="with --study: tiles of the first held-out section")
     parser.add_argument(
         "--memory", type=float, default=10, help="GiB above which the evaluator collects garbage at once"
     )
     parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.role:
-        run_stage(given.role, given.folder, light=given.light)
+        run_stage(given.role, given.folder, given)
         return 0
     (given.folder / "evaluator").mkdir(parents=True, exist_ok=True)
     for role in ROLES:
         if not (given.folder / f"{role}.json").is_file():
             limits = {"evaluate": {"GOGC": "100", "GOMEMLIMIT": f"{given.memory:g}GiB"}}.get(role, {"GOGC": "10"})
-            again = [sys.executable, __file__, str(given.folder), "--role", role] + ["--light"] * given.light
+            again = [sys.executable, __file__, *(arguments or sys.argv[1:]), "--role", role]
             done = subprocess.run(again, env=os.environ | {"OMP_NUM_THREADS": "1"} | limits, check=False)
             if done.returncode:
                 return done.returncode

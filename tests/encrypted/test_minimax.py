@@ -9,6 +9,7 @@ import torch
 from histocrypt.encrypted import bootstrapped, engine, minimax, residual, resnet_run
 from histocrypt.encrypted.bootstrapping import bootstrapped as parameter_set
 from histocrypt.encrypted.bootstrapping_keys import write_bootstrapping_keys
+from histocrypt.encrypted.estimate import estimate
 from histocrypt.errors import InputError
 from histocrypt.models.fhe_resnet import FheResNet18
 from histocrypt.models.resnet18 import ResNet18
@@ -75,3 +76,17 @@ def test_on_ciphertexts(tmp_path):
     polynomials = lowered.minimax_relu(images[:1].double().numpy())[0]
     np.testing.assert_allclose(found, polynomials, atol=0.01 * np.abs(polynomials).max())
     assert np.abs(found - lowered(images[:1].double().numpy())[0]).max() < 0.05 * np.abs(polynomials).max()
+
+
+def test_estimate_counts_what_is_compiled(tmp_path):
+    network = FheResNet18(5, width=4, blocks=(1, 1)).eval()
+    parameters = parameter_set(11)
+    for activation, refreshes in (("square", 2), ("relu", 4 * minimax.REFRESHES + minimax.REFRESHES)):
+        lowered = replace(residual.lower(network, 16), activation=activation)
+        made = bootstrapped.compile_network(lowered, parameters, tmp_path / activation)
+        found = estimate(made, activation, parameters)
+        assert found.refreshes == refreshes
+        assert found.diagonals == sum(step.diagonals for step in made.steps)
+        # stem, pool, (shift, first, sum) of two blocks, head; an activation after five of these
+        assert found.levels == 9 + 5 * (1 if activation == "square" else 14)
+        assert f"{refreshes} bootstrappings" in str(found)

@@ -22,6 +22,9 @@ from histocrypt.encrypted import engine
 from histocrypt.encrypted.parameters import Parameters
 from histocrypt.errors import InputError
 
+AHEAD_GIB = 3.5
+"""What the layer in work and those encoded ahead of it may take together."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -129,7 +132,7 @@ def evaluate(
     tiles: Sequence[Path],
     work: Path,
     *,
-    ahead_gib: float = 3.5,
+    ahead_gib: float = AHEAD_GIB,
     progress: Callable[[Timing], None] | None = None,
 ) -> list[Path]:
     """Evaluate encrypted tiles layer by layer; go on from where an earlier call was stopped.

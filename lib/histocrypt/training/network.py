@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,11 @@ class NetworkPredictor:
             pixels = resized(spots.tiles[rows], self.input_px)
             parts.append(loop.predict(self.network, self._with(pixels, spots.sections[rows], moments), self.device))
         return np.concatenate(parts)
+
+    def inputs(self, spots: Spots) -> torch.Tensor:
+        """Return (n, 3, input_px, input_px) float32: what the network sees of these spots; give whole sections."""
+        images = self._images(replace(spots, targets=None))
+        return images.batch(np.arange(len(spots)), torch.device("cpu"))
 
     def state(self) -> dict[str, np.ndarray]:
         """Return all that `predict` needs, as named arrays."""
