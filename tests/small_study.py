@@ -14,6 +14,7 @@ SMALL = {
     "panel": {"size": 12},
     "folds": {"scheme": "group_k_fold", "n": 3},
     "training": {"epochs": 2, "input_px": 30},
+    "stacking": {"inner_folds": 2, "epochs": 20},
     "evaluation": {"bootstrap": 50, "k": [3, 6]},
 }
 MODELS = {"vision_mlp": {"width": 0.25}, "fhe_head": {"components": 20}}

@@ -20,7 +20,7 @@ from pydantic import (
 
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.models.registry import BASELINES, MODELS, NOT_STACKED, STACKS
+from histocrypt.models.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.targets.matrix import check_target
 
 Positive = Annotated[float, Field(gt=0)]
@@ -236,7 +236,7 @@ class Study(_Part):
         """The models whose predictions are stacked; none where the study does not stack."""
         if self.stacking is None:
             return []
-        able = [name for name in self.model_names if name not in NOT_STACKED]
+        able = [name for name in self.model_names if name != NEEDS_COUNTS]
         return able if self.stacking.families == "all" else [name for name in able if name in self.stacking.families]
 
     @property
@@ -373,7 +373,7 @@ def _check_stacking(study: Study, file: str | Path) -> None:
     where = {"file": file, "field": "stacking.families"}
     named = [] if study.stacking.families == "all" else study.stacking.families
     for name in named:
-        if name in NOT_STACKED:
+        if name == NEEDS_COUNTS:
             msg = f"{name} needs the measured counts of the spots that it predicts, and cannot take part in a stack"
             raise InputError(msg, **where, fix="remove it")
         if name not in study.model_names:

@@ -1,8 +1,9 @@
 """Score every model of a study on the patients that each fold held out.
 
 Written to ``evaluation/``: ``scores.csv`` (one row per model, section, transform and gene; section ``pooled`` too),
-``summary.csv`` (one row per model and transform), ``paired.csv`` (each model against each baseline, on shared bootstrap
-draws), ``sections.csv`` (mean correlation by section, with its patient) and ``notes.json`` (what was not scored).
+``summary.csv`` (one row per model and transform), ``paired.csv`` (each model against each baseline, a stack against
+every model, on shared bootstrap draws), ``sections.csv`` (mean correlation by section, with its patient) and
+``notes.json`` (what was not scored).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from histocrypt.atomic import atomic_path, read_json, write_json
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
 from histocrypt.evaluation.truth import Joined, as_mapping, join, read_h5ad, read_prediction, some
-from histocrypt.models.registry import BASELINES, MODELS
+from histocrypt.models.registry import BASELINES, MODELS, STACKS
 from histocrypt.paths import RunFolder
 from histocrypt.study import Study
 
@@ -64,7 +65,8 @@ class Scores:
 
 def title_of(model: str) -> str:
     """Return how tables call a model."""
-    return CEILING_TITLE if model == CEILING else MODELS[model].title if model in MODELS else model
+    entry = {**MODELS, **STACKS}.get(model)
+    return CEILING_TITLE if model == CEILING else model if entry is None else entry.title
 
 
 def read_folds(study: Study) -> list[dict[str, Any]]:
@@ -123,7 +125,7 @@ def score_study(study: Study) -> Scores:
     tally = _Tally()
     folds = read_folds(study)
     for fold in folds:
-        for model in study.model_names:
+        for model in study.scored_names:
             path = run.prediction(model, fold["name"])
             if not path.is_file():
                 fix = (
@@ -136,8 +138,8 @@ def score_study(study: Study) -> Scores:
             name: read_h5ad(run.section(name), what="cleaned section")
             for name in {*fold["test_sections"], *fold["validation_sections"]}
         }
-        predictions = {m: read_prediction(run.prediction(m, fold["name"])) for m in study.model_names}
-        rankings = {m: _ranking(run, m, fold, sections, study.target.transforms) for m in study.model_names}
+        predictions = {m: read_prediction(run.prediction(m, fold["name"])) for m in study.scored_names}
+        rankings = {m: _ranking(run, m, fold, sections, study.target.transforms) for m in study.scored_names}
         for name in fold["test_sections"]:
             rng = np.random.default_rng(seeds.spawn(1)[0])
             joined = {
@@ -267,7 +269,7 @@ def _score_pooled(tally: _Tally) -> tuple[list[pd.DataFrame], list[str]]:
 def _summarise(study: Study, genes: pd.DataFrame, sections: pd.DataFrame, draws: dict) -> pd.DataFrame:
     rows = []
     scored = genes[~genes["constant_truth"].astype(bool)]
-    models = [*study.model_names, *([CEILING] if CEILING in set(genes["model"]) else [])]
+    models = [*study.scored_names, *([CEILING] if CEILING in set(genes["model"]) else [])]
     for transform in study.target.transforms:
         for model in models:
             mine = scored[(scored["model"] == model) & (scored["transform"] == transform)]
@@ -315,8 +317,8 @@ def _pair(study: Study, sections: pd.DataFrame, draws: dict) -> pd.DataFrame:
         for metric, sign in (("pearson", 1), ("mse", -1)):
             by_section = wide.pivot(index="section", columns="model", values=metric)
             by_patient = wide.groupby(["patient", "model"])[metric].mean().unstack()
-            for model in study.model_names:
-                for baseline in BASELINES:
+            for model in study.scored_names:
+                for baseline in study.scored_names if model in STACKS else BASELINES:
                     if model == baseline:
                         continue
                     both = zip(draws[transform, metric, model], draws[transform, metric, baseline], strict=True)

@@ -56,9 +56,6 @@ STACKS: dict[str, Entry] = {
 }
 """What a study's `stacking` makes of its models' predictions; never trained on tiles."""
 
-NOT_STACKED = ("depth_only",)
-"""Need measured counts of the very spots they predict, so they cannot lend a stack anything."""
-
 NEEDS_COUNTS = "depth_only"
 """Reads the total counts of the spots that it predicts; left out, and said so, where a section has none."""
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from histocrypt.atomic import write_json
 from histocrypt.errors import InputError
-from histocrypt.models.registry import NOT_STACKED, STACKS
+from histocrypt.models.registry import NEEDS_COUNTS, STACKS
 from histocrypt.models.spots import Spots
 from histocrypt.targets.panels import Panel
 from histocrypt.training.artifacts import save_model
@@ -103,7 +103,9 @@ def stack_fold(study: Study, fold: str) -> StackResult:
         "fold": fold,
         "families": list(level.families),
         "left_out": {
-            name: "needs the measured counts of what it predicts" if name in NOT_STACKED else "not named by the study"
+            name: "needs the measured counts of what it predicts"
+            if name == NEEDS_COUNTS
+            else "is not named by the study"
             for name in study.model_names
             if name not in level.families
         },
