@@ -29,7 +29,8 @@ STAGES = {
     "38_inner_training": "inner_all",
     "40_stacking": "stacked_all",
     "50_fhe_inference": "encrypted_all",
-    "70_evaluation": "all",
+    "70_evaluation": "evaluated",
+    "72_viewer": "all",
 }
 """The Snakemake rule after which a notebook has run for everything, by notebook, in reading order."""
 

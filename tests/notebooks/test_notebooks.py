@@ -23,6 +23,7 @@ PARAMETERS = {
     "40_stacking": {"fold": "fold_1"},
     "50_fhe_inference": {"model": "fhe_head"},
     "70_evaluation": {},
+    "72_viewer": {},
 }
 
 

@@ -1,0 +1,195 @@
+"""Raw sections: pick section, gene and transform, and see them over the H&E. For looking; nothing is chosen by it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.viewer.board import Board, gene_box, labelled, opacity_slider, spot_sizes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from histocrypt.sections.section import Section, SectionFiles
+
+STORED = "stored"
+"""Values as they are in the file."""
+OF_COUNTS = {
+    "log1p_cp10k": "depth-normalised, ln(1 + counts per 10 000)",
+    "log1p": "raw, ln(1 + count)",
+    "log2p1": "raw, log2(1 + count)",
+    STORED: "raw counts",
+}
+OF_MATRIX = {"proportion": "proportion", "spot_rank": "rank within the spot", STORED: "as stored"}
+SUGGESTIONS = 300
+MAX_SIDE = 900
+
+
+def view_sections(
+    files: list[SectionFiles], *, matrix: str | None = None, section: str = "", gene: str = "", transform: str = ""
+) -> Board:
+    """Return the viewer of sections as their readers give them; ``show()`` displays it.
+
+    Sections are read when they are picked, and only the last is kept.
+
+    Parameters
+    ----------
+    files
+        From `histocrypt.sections.read.study_sections`.
+    matrix
+        The study's ``target.matrix``, e.g. ``obsm:celltype_prop_major``; None for the counts.
+    section, gene, transform
+        What to open with; the gene (or cell type) by symbol or id. Empty: the first section, its most abundant gene,
+        depth-normalised (or its most abundant cell type's proportions).
+
+    Raises
+    ------
+    InputError
+        If a name is unknown (for the gene: in ``show()``).
+    """
+    from histocrypt.targets.matrix import noun
+
+    by_id = {one.id: one for one in files}
+    section = section or files[0].id
+    if section not in by_id:
+        raise unknown_name("section", section, by_id, field="section")
+    values_of = OF_COUNTS if matrix is None else OF_MATRIX
+    transform = transform or next(iter(values_of))
+    if transform not in values_of:
+        raise unknown_name("transform", transform, values_of, field="transform")
+
+    @lru_cache(maxsize=1)
+    def read(name: str) -> tuple[Section, np.ndarray, float]:
+        from histocrypt.sections.read import read_section
+
+        one = read_section(by_id[name])
+        return one, *one.image.thumbnail(MAX_SIDE)
+
+    common = most_abundant(read(section)[0], matrix)
+    values = [(words, name) for name, words in values_of.items()]
+    controls = {
+        "section": labelled("Dropdown", "Section", options=list(by_id), value=section),
+        "gene": gene_box(common, gene or common[0], label=noun(matrix).capitalize()),
+        "transform": labelled("Dropdown", "Values", options=values, value=transform),
+        "touching": spot_sizes(),
+        "opacity": opacity_slider(),
+    }
+
+    def view(*, section: str, gene: str, transform: str, touching: bool, opacity: float) -> tuple[Figure, str]:
+        one, thumbnail, scale = read(section)
+        name, values = gene_values(one, gene, transform, matrix)
+        figure = draw(one, values, thumbnail, scale, title=name, touching=touching, opacity=opacity)
+        return figure, sentence(one, name, values, values_of[transform])
+
+    return Board(controls, view)
+
+
+def most_abundant(section: Section, matrix: str | None = None) -> list[str]:
+    """Return the readable names of the genes with the most counts (or of the largest cell types), largest first."""
+    from histocrypt.targets.matrix import raw_values
+
+    ids, names = _names(section, matrix)
+    if matrix is None:
+        totals = np.asarray(section.adata.X.sum(axis=0)).ravel()
+    else:
+        totals = raw_values(section.adata, ids, matrix=matrix, section=section.id).sum(axis=0)
+    order = np.argsort(-totals, kind="stable")[:SUGGESTIONS]
+    return list(dict.fromkeys(names[i] for i in order))
+
+
+def _names(section: Section, matrix: str | None) -> tuple[list[str], list[str]]:
+    """Return the ids and the readable names of what a section measured."""
+    from histocrypt.evaluation.truth import symbols_of
+    from histocrypt.targets.matrix import names_of, noun
+
+    ids = names_of(section.adata, matrix, section=section.id).tolist()
+    if not ids:
+        msg = f"section {section.id} measured no {noun(matrix)}"
+        raise InputError(msg, fix="pick another section")
+    return ids, ids if matrix is not None else symbols_of(section.adata).tolist()
+
+
+def gene_values(section: Section, gene: str, transform: str, matrix: str | None = None) -> tuple[str, np.ndarray]:
+    """Return the readable name of a gene and its (n,) values; depth is over all genes of the section.
+
+    Raises
+    ------
+    InputError
+        If the section did not measure it.
+    """
+    from histocrypt.evaluation.views import find_gene
+    from histocrypt.targets.matrix import raw_values, targets_of
+
+    ids, names = _names(section, matrix)
+    found = find_gene(ids, names, gene, where=f"in section {section.id}")
+    about = {"matrix": matrix, "section": section.id}
+    asked = [found] if matrix is None else ids  # ranks within a spot are among all columns of a matrix
+    if transform == STORED:
+        values = raw_values(section.adata, asked, **about)
+    else:
+        values = targets_of(section.adata, asked, [transform], **about)[transform]
+    return names[ids.index(found)], np.asarray(values[:, asked.index(found)], dtype=np.float64)
+
+
+def sentence(section: Section, name: str, values: np.ndarray, units: str) -> str:
+    """Return what the picture shows, in words."""
+    seen = 100 * (values > 0).mean()
+    flat = " It has the same value at every spot." if np.ptp(values) == 0 else ""
+    return (
+        f"{name} in section {section.id} of patient {section.patient} ({units}): found at {seen:.0f} % of "
+        f"{section.n_spots} spots, median {np.median(values):.2f}, highest {values.max():.2f}.{flat}"
+    )
+
+
+def draw(
+    section: Section,
+    values: np.ndarray,
+    thumbnail: np.ndarray,
+    scale: float,
+    *,
+    title: str,
+    touching: bool = False,
+    opacity: float,
+) -> Figure:
+    """Draw the H&E beside the values of a gene over the same tissue, with a scale bar.
+
+    Parameters
+    ----------
+    section
+        The section as read.
+    values
+        (n,) values of one gene.
+    thumbnail, scale
+        (h, w, 3) uint8, and its pixels per full-resolution pixel.
+    title
+        Name of the gene.
+    touching
+        Draw spots so large that they nearly touch, instead of as large as they are on the tissue.
+    opacity
+        Of the H&E under the spots, 0 to 1.
+    """
+    from histocrypt.evaluation import maps
+    from histocrypt.evaluation.figures import canvas, style
+    from histocrypt.tissue.preprocess import spot_diameter_um
+
+    coords = section.coords * scale
+    spacing = maps.pitch(coords)
+    low, high = maps.window(coords, spacing)
+    diameter = maps.TOUCHING * spacing if touching else spot_diameter_um(section) / section.um_per_px * scale
+    with style():
+        height = 0.4 + 3.5 * (high[1] - low[1]) / (high[0] - low[0])
+        figure, axes = canvas(1, 2, figsize=(8.0, height))
+        for axis, shown, name in zip(axes, (1.0, opacity), ("H&E", title), strict=True):
+            axis.imshow(thumbnail, alpha=shown, interpolation="bilinear")
+            maps.frame(axis, low, high)
+            axis.set_title(name, fontsize=10)
+        drawn = maps.spots(axes[1], coords, values, diameter=diameter, cmap=maps.VALUES)
+        least, most, _ = maps.colour_limits(values, values)
+        drawn.set_clim(least, most)
+        bar = figure.colorbar(drawn, ax=axes[1], shrink=0.75, pad=0.02, aspect=18)
+        bar.outline.set_visible(False)
+        maps.scale_bar(axes[0], low, high, section.um_per_px / scale)
+    return figure
