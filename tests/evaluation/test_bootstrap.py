@@ -79,3 +79,12 @@ def test_the_same_seed_gives_the_same_draws():
     one, two = (bootstrap.draw_weights(5, 20, np.random.default_rng(7)) for _ in range(2))
     assert (one == two).all()
     assert (one.sum(axis=1) == 5).all()
+
+
+def test_a_mean_over_spots_is_redrawn_by_blocks_and_leaves_out_spots_without_a_value():
+    labels = np.array([0, 0, 1, 1, 1, 2])
+    values = np.array([1.0, np.nan, 0.0, 0.5, 1.0, np.nan])
+    weights = np.array([[1, 1, 1], [3, 0, 0], [0, 2, 1], [0, 0, 3]], dtype=float)
+    found = bootstrap.mean_of_draws(values, labels, weights)
+    assert found[:3] == pytest.approx([2.5 / 4, 1.0, 0.5])
+    assert np.isnan(found[3])

@@ -85,3 +85,18 @@ def test_pcc_k_in_the_published_way_is_never_below_the_one_chosen_on_training_da
         assert metrics.mean_of_top(scores, scores, k) >= chosen - 1e-12
     assert metrics.mean_of_top(np.array([0.1, 0.9, 0.5]), np.array([3.0, 1.0, 2.0]), 2) == pytest.approx(0.3)
     assert metrics.mean_of_top(scores, scores, 100) == pytest.approx(np.nanmean(scores))
+
+
+def test_within_a_spot_it_is_the_order_of_the_panel_that_counts():
+    true = np.array([[0.1, 0.2, 0.7], [0.5, 0.5, 0.0], [0.2, 0.2, 0.2], [0.1, 0.2, 0.7]])
+    predicted = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [2.0, 2.0, 2.0]])
+    found = metrics.within_spot(true, predicted)
+    assert found[0] == pytest.approx(1)
+    assert found[1] == pytest.approx(stats.spearmanr(true[1], predicted[1]).statistic)  # a tie in the truth
+    assert np.isnan(found[2])  # nothing to put in order
+    assert found[3] == 0  # a constant prediction counts
+    # The mean composition does well where some types are common everywhere: it is the baseline for this number.
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.linspace(0.5, 12, 10), 200)
+    assert metrics.within_spot(shares, np.tile(shares.mean(axis=0), (200, 1))).mean() > 0.7
+    assert np.nanmean(metrics.pearson(shares, np.tile(shares.mean(axis=0), (200, 1)))) == 0

@@ -104,6 +104,15 @@ def mse_of_draws(sums: BlockSums, weights: np.ndarray) -> np.ndarray:
     return (weights @ sums.errors[:, sums.scored] / spots).mean(axis=1)
 
 
+def mean_of_draws(values: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return (draws,) the mean over spots of (n,) ``values``, one a spot and NaN where it has none, in every draw."""
+    known = np.isfinite(values)
+    blocks = weights.shape[1]
+    spots = weights @ np.bincount(labels[known], minlength=blocks)
+    total = weights @ np.bincount(labels[known], weights=values[known], minlength=blocks)
+    return np.where(spots > 0, total / np.maximum(spots, 1), np.nan)
+
+
 def interval(draws: np.ndarray, estimate: float, *, level: float = 0.95) -> tuple[float, float]:
     """Return the percentile interval of ``draws``, moved so that the draws' mean lies on ``estimate``.
 

@@ -60,6 +60,16 @@ def spearman(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return pearson(true_ranks, ranks)
 
 
+def within_spot(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return (n,) Spearman's correlation over the panel, spot by spot: how right the order of cell types is.
+
+    The other way round than all else here, with the same two rules: a spot whose prediction is constant counts as 0, a
+    spot that is constant in the truth is NaN. A predictor that gives every spot the mean composition scores well, since
+    some cell types are common everywhere; without that baseline beside it the number says little.
+    """
+    return spearman(np.asarray(true).T, np.asarray(predicted).T)
+
+
 def mse(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return the mean squared error, gene by gene."""
     return np.mean((np.asarray(predicted, dtype=np.float64) - true) ** 2, axis=0)

@@ -3,13 +3,14 @@
 Written to ``evaluation/``: ``scores.csv`` (one row per model, section, transform and gene; section ``pooled`` too),
 ``summary.csv`` (one row per model and transform), ``paired.csv`` (each model against each baseline, a stack against
 every model, on shared bootstrap draws), ``sections.csv`` (mean correlation by section, with its patient) and
-``notes.json`` (what was not scored).
+``notes.json`` (what was not scored). Panels of cell types are also scored within spots (``within_spot`` in all but the
+first).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,15 @@ import pandas as pd
 from histocrypt.atomic import atomic_path, read_json, write_json
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
-from histocrypt.evaluation.truth import Joined, as_mapping, join, read_h5ad, read_prediction, some
-from histocrypt.models.registry import BASELINES, MODELS, STACKS
+from histocrypt.evaluation.section_scores import CEILING, WITHIN, Tally, score_section
+from histocrypt.evaluation.truth import join, read_h5ad, read_prediction, some
+from histocrypt.models.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.paths import RunFolder
 from histocrypt.study import Study
+from histocrypt.training.folds import BY_SECTION
 
-CEILING = "image_signal"
 CEILING_TITLE = "Ceiling: what the image carries"
-CEILING_TRANSFORM = "log1p_cp10k"
 POOLED = "pooled"
-FEW_BLOCKS = 4
 MEANS = ("pearson", "spearman", "mse", "mae", "r2", "rvd", "moran_error")
 
 
@@ -40,11 +40,13 @@ class Scores:
     summary: pd.DataFrame
     """One row per model and transform, models in the study's order, the ceiling last."""
     paired: pd.DataFrame
-    """One row per transform, metric, model and baseline: difference, interval, patients in which it is better."""
+    """One row per transform, metric, model and baseline: difference, interval, patients and sections in which it is
+    better."""
     sections: pd.DataFrame
     """One row per model, transform and section: mean correlation, spots, genes, blocks."""
     notes: dict[str, Any]
-    """``unscored_genes`` by section, ``pooled_genes``, ``few_blocks``, ``draws``, ``block_um``, ``k``."""
+    """``unscored_genes`` by section, ``pooled_genes``, ``few_blocks``, ``draws``, ``block_um``, ``k``; where they apply
+    ``scheme`` (sections were held out, not patients), ``matrix`` and ``left_out`` (model -> why it has no score)."""
 
     @property
     def transforms(self) -> list[str]:
@@ -70,7 +72,10 @@ def title_of(model: str) -> str:
 
 
 def read_folds(study: Study) -> list[dict[str, Any]]:
-    """Return the folds that hold patients out, checked: no test patient among those the fold learnt from."""
+    """Return the folds that hold patients out, checked: no test patient among those the fold learnt from.
+
+    Where the study asks for leave-one-section-out, it is the sections that are checked.
+    """
     run = study.run
     record = read_json(run.folds)
     folds = [fold for fold in record["folds"] if fold["test_sections"]]
@@ -79,7 +84,8 @@ def read_folds(study: Study) -> list[dict[str, Any]]:
         shared = learnt_from & set(fold["test_sections"])
         patients = {name: _patient(run, name) for name in {*learnt_from, *fold["test_sections"]}}
         held_out = {patients[name] for name in fold["test_sections"]}
-        shared |= {name for name in learnt_from if patients[name] in held_out}
+        if study.folds.scheme != BY_SECTION:
+            shared |= {name for name in learnt_from if patients[name] in held_out}
         if shared:
             msg = f"fold {fold['name']!r} learns from the patients that it tests: sections {some(sorted(shared))}"
             raise InputError(msg, file=run.folds, fix="remake the folds; such scores would mean nothing")
@@ -98,17 +104,11 @@ def _patient(run: RunFolder, section: str) -> str:
         raise InputError(msg, file=run.section(section), fix="run the preprocessing of this study") from error
 
 
-@dataclass
-class _Tally:
-    """What is gathered section by section."""
-
-    rows: list[pd.DataFrame] = field(default_factory=list)
-    sections: list[dict] = field(default_factory=list)
-    draws: dict[tuple[str, str, str], list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
-    pieces: dict[tuple[str, str], list[pd.DataFrame]] = field(default_factory=lambda: defaultdict(list))
-    unscored: dict[str, list[str]] = field(default_factory=dict)
-    few_blocks: dict[str, int] = field(default_factory=dict)
-    panels: list[set[str]] = field(default_factory=list)
+def left_out(study: Study) -> dict[str, str]:
+    """Return the models that cannot be scored and why: depth alone predicts nothing where a section has no counts."""
+    uncounted = read_json(study.run.folds).get("uncounted", [])
+    why = f"it predicts from total counts, and there are none in {some(uncounted)}"
+    return {NEEDS_COUNTS: why} if uncounted else {}
 
 
 def score_study(study: Study) -> Scores:
@@ -122,10 +122,12 @@ def score_study(study: Study) -> Scores:
     from tqdm.auto import tqdm
 
     run = study.run
-    tally = _Tally()
+    tally = Tally()
     folds = read_folds(study)
+    absent = left_out(study)
+    models = [model for model in study.scored_names if model not in absent]
     for fold in folds:
-        for model in study.scored_names:
+        for model in models:
             path = run.prediction(model, fold["name"])
             if not path.is_file():
                 fix = (
@@ -138,8 +140,8 @@ def score_study(study: Study) -> Scores:
             name: read_h5ad(run.section(name), what="cleaned section")
             for name in {*fold["test_sections"], *fold["validation_sections"]}
         }
-        predictions = {m: read_prediction(run.prediction(m, fold["name"])) for m in study.scored_names}
-        rankings = {m: _ranking(run, m, fold, sections, study.target.transforms) for m in study.scored_names}
+        predictions = {m: read_prediction(run.prediction(m, fold["name"])) for m in models}
+        rankings = {m: _ranking(run, m, fold, sections, study.target.transforms) for m in models}
         for name in fold["test_sections"]:
             rng = np.random.default_rng(seeds.spawn(1)[0])
             joined = {
@@ -149,7 +151,7 @@ def score_study(study: Study) -> Scores:
                 if pair.unpredicted_spots:
                     msg = f"section {name!r}: no prediction for spots {some(pair.unpredicted_spots)}"
                     raise InputError(msg, file=run.prediction(model, fold["name"]), fix="predict this fold again")
-            _score_section(study, fold["name"], sections[name], joined, rankings, rng, tally)
+            score_section(study, fold["name"], sections[name], joined, rankings, rng, tally)
     if not tally.rows:
         raise InputError("no fold holds a patient out, so there is nothing to score", file=run.folds)
     pooled, pooled_genes = _score_pooled(tally)
@@ -157,8 +159,8 @@ def score_study(study: Study) -> Scores:
     sections_table = pd.DataFrame(tally.sections)
     scores = Scores(
         genes=genes,
-        summary=_summarise(study, genes, sections_table, tally.draws),
-        paired=_pair(study, sections_table, tally.draws),
+        summary=_summarise(study, models, genes, sections_table, tally.draws),
+        paired=_pair(study, models, sections_table, tally.draws),
         sections=sections_table,
         notes={
             "unscored_genes": tally.unscored,
@@ -167,6 +169,9 @@ def score_study(study: Study) -> Scores:
             "draws": study.evaluation.bootstrap,
             "block_um": study.evaluation.block_um,
             "k": list(study.evaluation.k),
+            **({"scheme": BY_SECTION} if study.folds.scheme == BY_SECTION else {}),
+            **({"matrix": study.target.matrix} if study.target.matrix is not None else {}),
+            **({"left_out": absent} if absent else {}),
         },
     )
     save_scores(study, scores)
@@ -187,69 +192,7 @@ def _ranking(run: RunFolder, model: str, fold: dict, sections: dict, transforms:
     return {t: pd.concat(series, axis=1).mean(axis=1) for t, series in found.items()}
 
 
-def _score_section(
-    study: Study, fold: str, section: Any, joined: dict[str, Joined], rankings: dict, rng: Any, tally: _Tally
-) -> None:
-    first = next(iter(joined.values()))
-    um_per_px = float(as_mapping(section.uns.get("preprocessing", {})).get("um_per_px", 1.0))
-    labels = bootstrap.block_labels(first.coords * um_per_px, study.evaluation.block_um)
-    weights = bootstrap.draw_weights(labels.max() + 1, study.evaluation.bootstrap, rng)
-    graph = metrics.neighbour_graph(first.coords)
-    position = {spot: i for i, spot in enumerate(first.spots)}
-    tally.panels.append(set(first.genes))
-    if first.unscored_genes:
-        tally.unscored[first.section] = first.unscored_genes
-    if labels.max() + 1 < FEW_BLOCKS:
-        tally.few_blocks[first.section] = int(labels.max() + 1)
-    if CEILING in section.layers and CEILING_TRANSFORM in study.target.transforms:
-        joined = {**joined, CEILING: _ceiling(section, first)}
-    for transform in study.target.transforms:
-        true_moran: pd.Series | None = None
-        for model, pair in joined.items():
-            if transform not in pair.predicted:
-                continue
-            if set(pair.genes) != set(first.genes):
-                msg = f"fold {fold!r}: models {model!r} and {next(iter(joined))!r} predict different genes"
-                raise InputError(msg, file=study.run.prediction(model, fold), fix="train both on the same panel")
-            order = np.argsort([position[spot] for spot in pair.spots])  # all models in one order of spots
-            true, predicted = pair.true[transform][order], pair.predicted[transform][order]
-            if true_moran is None:
-                true_moran = pd.Series(metrics.morans_i(true, graph), index=pair.genes)
-            moran = metrics.morans_i(predicted, graph)
-            known_moran = true_moran[pair.genes].to_numpy()
-            table = pd.DataFrame(metrics.per_gene(true, predicted))
-            table["moran_true"], table["moran_predicted"] = known_moran, moran
-            table["moran_error"] = np.abs(moran - known_moran)
-            ranking = rankings.get(model, {}).get(transform)
-            rank = None if ranking is None else ranking.reindex(pair.genes).to_numpy()
-            table["validation_pearson"] = np.nan if rank is None else rank
-            keys = {"model": model, "fold": fold, "section": pair.section, "patient": pair.patient}
-            names = {"transform": transform, "gene": pair.genes, "symbol": pair.symbols}
-            tally.rows.append(table.assign(**keys, **names)[[*keys, *names, *table.columns]])
-            sums = bootstrap.block_sums(true, predicted, labels)
-            tally.draws[transform, "pearson", model].append(bootstrap.pearson_of_draws(sums, weights))
-            tally.draws[transform, "mse", model].append(bootstrap.mse_of_draws(sums, weights))
-            r = table["pearson"].to_numpy()
-            usable = ~table["constant_truth"].to_numpy()
-            row = {**keys, "transform": transform, "spots": len(true), "genes": int(usable.sum())}
-            row |= {"blocks": int(labels.max() + 1), "pearson": r[usable].mean() if usable.any() else np.nan}
-            row["mse"] = table["mse"].to_numpy()[usable].mean() if usable.any() else np.nan
-            for k in study.evaluation.k:
-                row[f"pcc_{k}_training"] = metrics.mean_of_top(r, rank, k) if rank is not None else np.nan
-                row[f"pcc_{k}_published"] = metrics.mean_of_top(r, r, k)
-            tally.sections.append(row)
-            tally.pieces[transform, model].append((pair.genes, pair.symbols, true, predicted))
-
-
-def _ceiling(section: Any, like: Joined) -> Joined:
-    """Return the simulator's noise-free, image-borne expression as if a model had predicted it."""
-    rows = section.obs_names.get_indexer([spot.removeprefix(f"{like.section}:") for spot in like.spots])
-    signal = section.layers[CEILING][rows][:, section.var_names.get_indexer(like.genes)]
-    signal = signal.toarray() if hasattr(signal, "toarray") else np.asarray(signal)
-    return Joined(**{**like.__dict__, "predicted": {CEILING_TRANSFORM: signal.astype(np.float64)}})
-
-
-def _score_pooled(tally: _Tally) -> tuple[list[pd.DataFrame], list[str]]:
+def _score_pooled(tally: Tally) -> tuple[list[pd.DataFrame], list[str]]:
     """Score all test spots together, for genes that every fold predicted and every section measured."""
     common = sorted(set.intersection(*tally.panels))
     if not common:
@@ -266,10 +209,12 @@ def _score_pooled(tally: _Tally) -> tuple[list[pd.DataFrame], list[str]]:
     return tables, common
 
 
-def _summarise(study: Study, genes: pd.DataFrame, sections: pd.DataFrame, draws: dict) -> pd.DataFrame:
+def _summarise(
+    study: Study, models: list[str], genes: pd.DataFrame, sections: pd.DataFrame, draws: dict
+) -> pd.DataFrame:
     rows = []
     scored = genes[~genes["constant_truth"].astype(bool)]
-    models = [*study.scored_names, *([CEILING] if CEILING in set(genes["model"]) else [])]
+    models = [*models, *([CEILING] if CEILING in set(genes["model"]) else [])]
     for transform in study.target.transforms:
         for model in models:
             mine = scored[(scored["model"] == model) & (scored["transform"] == transform)]
@@ -290,6 +235,9 @@ def _summarise(study: Study, genes: pd.DataFrame, sections: pd.DataFrame, draws:
             row |= means.to_dict()
             row |= {"pearson_low": low, "pearson_high": high}
             row |= {"patient_min": patients.min(), "patient_max": patients.max(), "patient_sd": patients.std(ddof=1)}
+            row |= {"section_min": by_section["pearson"].min(), "section_max": by_section["pearson"].max()}
+            if WITHIN in by_section:
+                row |= _within(by_section, draws[transform, WITHIN, model])
             row |= {"pooled_pearson": pooled["pearson"].mean(), "pooled_genes": len(pooled)}
             for k in study.evaluation.k:
                 for way in ("training", "published"):
@@ -301,6 +249,14 @@ def _summarise(study: Study, genes: pd.DataFrame, sections: pd.DataFrame, draws:
     return table
 
 
+def _within(by_section: pd.DataFrame, draws: list[np.ndarray]) -> dict[str, float]:
+    """Return what the summary says of correlations within spots; every section counts the same."""
+    mean = by_section[WITHIN].mean()
+    low, high = bootstrap.interval(_mean_draws(draws), mean)
+    counts = {name: int(by_section[name].sum()) for name in (f"{WITHIN}_spots", f"{WITHIN}_undefined")}
+    return {WITHIN: mean, f"{WITHIN}_low": low, f"{WITHIN}_high": high, **counts}
+
+
 def _mean_draws(draws: list[np.ndarray]) -> np.ndarray:
     """Return (draws,) the mean over sections; a section that a draw cannot score is left out of it."""
     import warnings
@@ -310,16 +266,16 @@ def _mean_draws(draws: list[np.ndarray]) -> np.ndarray:
         return np.nanmean(np.stack(draws), axis=0)
 
 
-def _pair(study: Study, sections: pd.DataFrame, draws: dict) -> pd.DataFrame:
+def _pair(study: Study, models: list[str], sections: pd.DataFrame, draws: dict) -> pd.DataFrame:
     rows = []
     for transform in study.target.transforms:
         wide = sections[sections["transform"] == transform]
-        for metric, sign in (("pearson", 1), ("mse", -1)):
+        for metric, sign in (("pearson", 1), ("mse", -1), *([(WITHIN, 1)] if WITHIN in wide else [])):
             by_section = wide.pivot(index="section", columns="model", values=metric)
             by_patient = wide.groupby(["patient", "model"])[metric].mean().unstack()
-            for model in study.scored_names:
-                for baseline in study.scored_names if model in STACKS else BASELINES:
-                    if model == baseline:
+            for model in models:
+                for baseline in models if model in STACKS else BASELINES:
+                    if model == baseline or baseline not in models:
                         continue
                     both = zip(draws[transform, metric, model], draws[transform, metric, baseline], strict=True)
                     difference = float((by_section[model] - by_section[baseline]).mean())
@@ -332,6 +288,8 @@ def _pair(study: Study, sections: pd.DataFrame, draws: dict) -> pd.DataFrame:
                         "high": high,
                         "patients_better": better,
                         "patients": len(by_patient),
+                        "sections_better": int((sign * (by_section[model] - by_section[baseline]) > 0).sum()),
+                        "sections": len(by_section),
                     }
                     rows.append(row)
     return pd.DataFrame(rows)

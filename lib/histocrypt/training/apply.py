@@ -118,6 +118,7 @@ def predict_section(
             panel=panel,
             transforms=list(model.about["transforms"]),
             about=about,
+            scaling=model.scaling,
         )
     if submission is not None:
         main = model.about["transforms"][0]

@@ -12,6 +12,7 @@ from histocrypt.atomic import atomic_path
 if TYPE_CHECKING:
     from histocrypt.models.spots import Spots
     from histocrypt.targets.panels import Panel
+    from histocrypt.targets.transforms import TargetStatistics
 
 
 def write_predictions(
@@ -23,6 +24,7 @@ def write_predictions(
     panel: Panel,
     transforms: list[str],
     about: dict[str, Any],
+    scaling: TargetStatistics | None = None,
 ) -> None:
     """Write predictions as ``.h5ad``, atomically.
 
@@ -40,6 +42,9 @@ def write_predictions(
         The first is the main one and becomes ``X``.
     about
         Becomes ``uns["prediction"]``.
+    scaling
+        Statistics of the training targets. Of a named matrix, the training mean of each column is kept as
+        ``var["training_mean:<transform>"]``: scores within a spot say little without the mean composition beside them.
     """
     import anndata
     import pandas as pd
@@ -57,6 +62,10 @@ def write_predictions(
         index=pd.Index(spots.names.astype(str), name="spot"),
     )
     var = pd.DataFrame({"symbol": list(panel.symbols)}, index=pd.Index(list(panel.genes), name="gene_id"))
+    if panel.matrix is not None and scaling is not None and np.any(scaling.mean):  # not so without any standardisation
+        mean = dict(zip(scaling.outputs, scaling.mean.tolist(), strict=True))
+        for transform in transforms:
+            var[f"training_mean:{transform}"] = [mean[f"{transform}:{gene}"] for gene in panel.genes]
     adata = anndata.AnnData(X=layers[transforms[0]].copy(), obs=obs, var=var, layers=layers)
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
     about = about if panel.matrix is None else {**about, "matrix": panel.matrix}

@@ -345,6 +345,7 @@ def _predictions(study: Study, model: str, data: FoldData, part: str, spots: Spo
         panel=data.panel,
         transforms=list(study.target.transforms),
         about=about,
+        scaling=TargetStatistics.load(study.run.fold(data.fold.name) / TARGETS),
     )
     return path
 
