@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from histocrypt.download.commands import download
 from histocrypt.encrypted import commands as fhe
 from histocrypt.errors import InputError
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 
 app.add_typer(fhe.app, name="fhe")
+app.command()(download)
 
 
 @app.command()

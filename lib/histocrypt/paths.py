@@ -5,6 +5,7 @@
 | HISTOCRYPT_DATA      | ../shared/data     | real sections, never committed                       |
 | HISTOCRYPT_OUTPUTS   | outputs            | one run folder per study                             |
 | HISTOCRYPT_CACHE     | outputs/.cache     | frozen features, found again by content              |
+| HF_TOKEN             | its usual file     | Hugging Face token, only for downloads that need one |
 """
 
 from __future__ import annotations
@@ -42,6 +43,15 @@ def threads(default: int | None = None) -> int:
     """Return the number of threads this process may use (``OMP_NUM_THREADS``, else ``default``, else all cores)."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() and int(given) > 0 else (default or os.cpu_count() or 1)
+
+
+def hugging_face_token() -> str | None:
+    """Return the user's own token for gated data sets: ``HF_TOKEN``, else where the hub's tools keep it, else None."""
+    if given := os.environ.get("HF_TOKEN", "").strip():
+        return given
+    home = _folder("HF_HOME", Path("~/.cache/huggingface"))
+    file = _folder("HF_TOKEN_PATH", home / "token")
+    return (file.read_text(encoding="utf-8").strip() or None) if file.is_file() else None
 
 
 @dataclass(frozen=True)
