@@ -72,6 +72,16 @@ def test_cell_types_are_shown_where_they_are_the_target(files):
     assert "median 3.00, highest 3.00" in board.sentence
 
 
+def test_it_opens_with_the_first_section_that_measured_the_gene(files):
+    counts = ad.read_h5ad(files[0].path)
+    counts[:, counts.var["symbol"] != "GENE3"].copy().write_h5ad(files[0].path)
+    assert view_sections(files, gene="GENE3").controls["section"].value == "B"
+    with pytest.raises(InputError, match="there is no 'GENE3' in section A"):
+        view_sections(files, section="A", gene="GENE3")
+    with pytest.raises(InputError, match="there is no section to look at"):
+        view_sections([])
+
+
 def test_what_cannot_be_seen_says_why(files):
     with pytest.raises(InputError, match="unknown section 'C'"):
         view_sections(files, section="C")

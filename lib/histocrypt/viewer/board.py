@@ -88,11 +88,11 @@ def as_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def labelled(kind: str, label: str, **settings: Any) -> Widget:
+def labelled(kind: str, label: str, *, width: str = "auto", **settings: Any) -> Widget:
     """Return an ipywidget of a kind (``"Dropdown"``) whose label is never cut off."""
     import ipywidgets
 
-    style, layout = {"description_width": "initial"}, ipywidgets.Layout(width="auto", min_width="15em")
+    style, layout = {"description_width": "initial"}, ipywidgets.Layout(width=width, min_width="15em")
     return getattr(ipywidgets, kind)(description=label, style=style, layout=layout, **settings)
 
 
@@ -100,7 +100,8 @@ def opacity_slider() -> Widget:
     """Return the control of how strongly the H&E shows under the spots, 0 to 1."""
     from histocrypt.evaluation.maps import FADED
 
-    return labelled("FloatSlider", "H&E under spots", value=FADED, min=0.0, max=1.0, step=0.05, continuous_update=False)
+    settings = {"value": FADED, "min": 0.0, "max": 1.0, "step": 0.05, "continuous_update": False}
+    return labelled("FloatSlider", "H&E under spots", width="24em", **settings)
 
 
 def spot_sizes() -> Widget:

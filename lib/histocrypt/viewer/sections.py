@@ -42,19 +42,18 @@ def view_sections(
     matrix
         The study's ``target.matrix``, e.g. ``obsm:celltype_prop_major``; None for the counts.
     section, gene, transform
-        What to open with; the gene (or cell type) by symbol or id. Empty: the first section, its most abundant gene,
-        depth-normalised (or its most abundant cell type's proportions).
+        What to open with; the gene (or cell type) by symbol or id. Empty: the first section that measured it, its
+        most abundant gene, depth-normalised (or its most abundant cell type's proportions).
 
     Raises
     ------
     InputError
-        If a name is unknown (for the gene: in ``show()``).
+        If a name is unknown, or no section measured the gene.
     """
     from histocrypt.targets.matrix import noun
 
     by_id = {one.id: one for one in files}
-    section = section or files[0].id
-    if section not in by_id:
+    if section and section not in by_id:
         raise unknown_name("section", section, by_id, field="section")
     values_of = OF_COUNTS if matrix is None else OF_MATRIX
     transform = transform or next(iter(values_of))
@@ -68,7 +67,19 @@ def view_sections(
         one = read_section(by_id[name])
         return one, *one.image.thumbnail(MAX_SIDE)
 
-    common = most_abundant(read(section)[0], matrix)
+    def start() -> tuple[str, list[str]]:
+        refused: InputError | None = None
+        for name in [section] if section else by_id:
+            try:
+                one = read(name)[0]
+                if gene:
+                    gene_values(one, gene, STORED, matrix)
+                return name, most_abundant(one, matrix)
+            except InputError as error:
+                refused = refused or error
+        raise refused or InputError("there is no section to look at")
+
+    section, common = start()
     values = [(words, name) for name, words in values_of.items()]
     controls = {
         "section": labelled("Dropdown", "Section", options=list(by_id), value=section),
