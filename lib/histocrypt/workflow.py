@@ -34,6 +34,9 @@ STAGES = {
 }
 """The Snakemake rule after which a notebook has run for everything, by notebook, in reading order."""
 
+APART = ("00_data",)
+"""Notebooks that no run executes: a person opens them before there is anything to run."""
+
 SET_BY_WORKFLOW = {"study", "section", "model", "fold"}
 """Notebook parameters that the workflow itself fills in."""
 

@@ -10,11 +10,12 @@ import pytest
 from tests.small_study import environment
 
 from histocrypt import paths
-from histocrypt.workflow import STAGES
+from histocrypt.workflow import APART, STAGES
 
 NOTEBOOKS = sorted((paths.repository() / "notebooks").glob("*.ipynb"))
 
 PARAMETERS = {
+    "00_data": {},
     "10_eda": {},
     "20_preprocessing": {"section": "S_2", "tiles_shown": 3},
     "22_folds": {},
@@ -28,7 +29,7 @@ PARAMETERS = {
 
 
 def test_every_notebook_has_its_place_in_the_workflow_and_in_these_tests():
-    assert [path.stem for path in NOTEBOOKS] == sorted(STAGES) == sorted(PARAMETERS)
+    assert [path.stem for path in NOTEBOOKS] == sorted([*APART, *STAGES]) == sorted(PARAMETERS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
