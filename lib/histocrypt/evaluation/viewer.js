@@ -291,8 +291,8 @@
     open(mine || location.hash === "#viewer" ? "viewer" : "report");
     show();
     const target = mine ? null : document.getElementById(location.hash.slice(1));
-    if (mine) tabs.viewer.scrollIntoView();
-    else if (target) target.scrollIntoView();
+    if (mine) tabs.viewer.scrollIntoView({ behavior: "instant" });
+    else if (target) target.scrollIntoView({ behavior: "instant" });
   };
   tabs.report.parentElement.hidden = false;
   window.addEventListener("hashchange", follow);
