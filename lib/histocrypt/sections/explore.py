@@ -7,11 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histocrypt.errors import InputError
+
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from histocrypt.sections.batch import Sample
+    from histocrypt.sections.confounding import Confounding
+    from histocrypt.sections.neighbours import Spacing
+    from histocrypt.sections.registration import Registration
     from histocrypt.sections.section import Section, SectionFiles
+    from histocrypt.tissue.stain import StainStatistics
+
+CANDIDATES = 300
+"""Most abundant genes of a section among which one with a pattern is looked for."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ def summarise(section: Section, *, max_side: int = 500) -> Summary:
     counts = section.adata.X
     thumbnail, scale = section.image.thumbnail(max_side)
     per_gene = np.asarray(counts.sum(axis=0)).ravel()
-    symbols = np.asarray(section.adata.var["symbol"] if "symbol" in section.adata.var else section.adata.var_names)
+    symbols = _symbols(section)
     largest = np.argsort(-per_gene, kind="stable")[:50]
     return Summary(
         section=section.id,
@@ -60,6 +71,105 @@ def summarise(section: Section, *, max_side: int = 500) -> Summary:
         dropped=dict(section.dropped),
         notes=list(section.notes),
     )
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one reading of a section gives; all of it is small."""
+
+    summary: Summary
+    registration: Registration
+    spacing: Spacing | None
+    """None for a section of one spot."""
+    confounding: Confounding | None
+    """None where there is too little to say."""
+    sample: Sample
+    """Spots kept to compare sections."""
+    stain: StainStatistics
+    """Stains as found on the thumbnail."""
+    patterns: dict[str, float] = field(repr=False)
+    """Gene id -> variance of its smoothed ranks, for the most abundant genes: high where neighbours agree."""
+
+
+def look(section: Section, *, min_counts: int = 0, spots: int = 150, seed: int = 0) -> Look:
+    """Look at one section: summary, registration, distances, confounding, and ``spots`` spots to compare it by.
+
+    Looking is all that this is for: nothing of it is read by a later stage but the list of sections. Spots with fewer
+    than ``min_counts`` counts take no part in confounding and comparison.
+    """
+    from histocrypt.sections.batch import sample
+    from histocrypt.sections.confounding import confounding
+    from histocrypt.sections.haematoxylin import at, haematoxylin, over_discs
+    from histocrypt.sections.neighbours import spacing
+    from histocrypt.sections.registration import registration
+    from histocrypt.tissue.preprocess import spot_diameter_um
+
+    summary, stained = summarise(section), haematoxylin(section)
+    density, _ = at(over_discs(stained, spot_diameter_um(section)), section.coords)
+    return Look(
+        summary=summary,
+        registration=registration(section, stained, seed=seed),
+        spacing=spacing(section.id, section.coords * section.um_per_px) if section.n_spots > 1 else None,
+        confounding=confounding(section, density, min_counts=min_counts),
+        sample=sample(section, spots=spots, min_counts=min_counts, seed=seed),
+        stain=stained.statistics,
+        patterns=_patterns(section),
+    )
+
+
+def _patterns(section: Section) -> dict[str, float]:
+    per_gene = np.asarray(section.adata.X.sum(axis=0)).ravel()
+    chosen = np.argsort(-per_gene, kind="stable")[:CANDIDATES]
+    if section.n_spots < 2 or not len(chosen):
+        return {}
+    spread = _ranks(section, chosen).var(axis=0)
+    return dict(zip(section.genes[chosen].tolist(), spread.tolist(), strict=True))
+
+
+def _ranks(section: Section, columns: np.ndarray) -> np.ndarray:
+    """Return (n, g) smoothed ranks of the depth-normalised counts of some genes."""
+    from histocrypt.sections.neighbours import smoothed_ranks
+    from histocrypt.targets.transforms import transform
+
+    totals = np.asarray(section.adata.X.sum(axis=1), dtype=np.float64).ravel()
+    return smoothed_ranks(transform(section.adata.X[:, columns], totals, "log1p_cp10k"), section.coords)
+
+
+def patterned_gene(looks: list[Look]) -> str:
+    """Return the id of the gene with the clearest pattern: the largest mean variance of smoothed ranks.
+
+    Only genes that are among the most abundant of every section take part; "" where there is none.
+    """
+    common = set.intersection(*(set(one.patterns) for one in looks)) if looks else set()
+    return max(sorted(common), key=lambda gene: np.mean([one.patterns[gene] for one in looks]), default="")
+
+
+def gene_ranks(section: Section, gene: str) -> np.ndarray | None:
+    """Return the smoothed ranks of a gene, by id or symbol, over a section's spots, (n,).
+
+    Ranks are of depth-normalised counts. None where the section did not measure the gene or has a single spot.
+    """
+    column = _column(section, gene)
+    return None if column is None or section.n_spots < 2 else _ranks(section, np.array([column]))[:, 0]
+
+
+def gene_name(section: Section, gene: str) -> str:
+    """Return what people call a gene given by id or symbol: its symbol where the section knows one."""
+    column = _column(section, gene)
+    return gene if column is None else str(_symbols(section)[column])
+
+
+def _column(section: Section, gene: str) -> int | None:
+    for names in (section.genes, _symbols(section)):
+        found = np.flatnonzero(names == gene)
+        if len(found):
+            return int(found[0])
+    return None
+
+
+def _symbols(section: Section) -> np.ndarray:
+    var = section.adata.var
+    return var["symbol"].to_numpy(dtype=str) if "symbol" in var else section.genes
 
 
 def listing(summary: Summary, files: SectionFiles) -> dict[str, Any]:
@@ -126,22 +236,65 @@ def depth_figure(summaries: list[Summary], *, min_counts: int) -> Figure:
 
 def spot_maps(summaries: list[Summary], *, min_counts: int, columns: int = 3) -> Figure:
     """Draw every section's H&E with its spots coloured by depth; spots under ``min_counts`` are crossed out."""
+    figure, axes = _tissues(summaries, columns=columns)
+    for axis, one in zip(axes, summaries, strict=True):
+        low = one.counts < min_counts
+        axis.scatter(*one.coords[~low].T, c=np.log10(one.counts[~low] + 1), s=18, cmap="viridis", linewidths=0)
+        axis.scatter(*one.coords[low].T, c="crimson", marker="x", s=16, linewidths=1)
+    return figure
+
+
+def gene_maps(summaries: list[Summary], ranks: dict[str, np.ndarray | None], *, name: str, columns: int = 3) -> Figure:
+    """Draw the smoothed ranks of a gene over every section's H&E.
+
+    Parameters
+    ----------
+    summaries
+        One a section.
+    ranks
+        Section id -> (n,) values in (0, 1) from `gene_ranks`, or None.
+    name
+        What the gene is called.
+
+    Raises
+    ------
+    InputError
+        If no section measured it.
+    """
+    if all(ranks.get(one.section) is None for one in summaries):
+        msg = f"no section measured {name!r}"
+        raise InputError(msg, field="gene", fix="give the id or the symbol of a gene that the sections carry")
+    figure, axes = _tissues(summaries, columns=columns)
+    points = None
+    for axis, one in zip(axes, summaries, strict=True):
+        values = ranks.get(one.section)
+        if values is None:
+            axis.set_title(f"{one.section}\nnot measured", fontsize=8)
+            continue
+        points = axis.scatter(
+            *one.coords.T, c=values, s=26, cmap="cividis", vmin=0, vmax=1, linewidths=0.4, edgecolors="white"
+        )
+    bar = figure.colorbar(points, ax=axes, shrink=0.6, ticks=[0.05, 0.5, 0.95], label=f"{name}: smoothed rank")
+    bar.ax.set_yticklabels(["low", "middle", "high"])
+    return figure
+
+
+def _tissues(summaries: list[Summary], *, columns: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure with the H&E of every section, a scale bar in each, and its axes."""
     import matplotlib.pyplot as plt
 
     rows = -(-len(summaries) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.6 * rows), layout="constrained", squeeze=False)
     for axis in axes.ravel():
         axis.set_axis_off()
-    for axis, one in zip(axes.ravel(), summaries, strict=False):
+    used = list(axes.ravel()[: len(summaries)])
+    for axis, one in zip(used, summaries, strict=True):
         axis.imshow(one.thumbnail)
-        low = one.counts < min_counts
-        axis.scatter(*one.coords[~low].T, c=np.log10(one.counts[~low] + 1), s=18, cmap="viridis", linewidths=0)
-        axis.scatter(*one.coords[low].T, c="crimson", marker="x", s=16, linewidths=1)
         bar = 1000 / one.thumbnail_um_per_px
         left, bottom = 0.04 * one.thumbnail.shape[1], 0.97 * one.thumbnail.shape[0]
         axis.plot([left, left + bar], [bottom, bottom], color="black", linewidth=3, solid_capstyle="butt")
-        axis.set_title(f"{one.section} ({one.patient}), bar 1 mm", fontsize=9)
-    return figure
+        axis.set_title(f"{one.section}\n{one.patient}, bar 1 mm", fontsize=8)
+    return figure, used
 
 
 def largest_genes(summaries: list[Summary], *, n: int = 15) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from histocrypt.tissue.mask import disc_share, sample, tissue_mask
 
 if TYPE_CHECKING:
     from histocrypt.sections.section import Section
+    from histocrypt.tissue.stain import StainStatistics
 
 UM_PER_PX = 2.5
 """Fine enough to part a nucleus from its surroundings; a section of 6.5 mm has 2600 px a side."""
@@ -39,8 +40,8 @@ class Haematoxylin:
     """Map pixels per full-resolution pixel."""
     um_per_px: float
     """Micrometres per map pixel."""
-    stain_note: str = ""
-    """Empty, or why the section's own stain vectors could not be estimated."""
+    statistics: StainStatistics
+    """The section's stains; their ``note`` says so where its own vectors could not be estimated."""
 
 
 def haematoxylin(section: Section, *, um_per_px: float = UM_PER_PX) -> Haematoxylin:
@@ -79,7 +80,7 @@ def haematoxylin(section: Section, *, um_per_px: float = UM_PER_PX) -> Haematoxy
     full = float(np.percentile(amount, _BRIGHTEST))
     amount = np.clip(amount / full if full > 0 else amount, 0, 1)
     return Haematoxylin(
-        amount, _known(section, thumbnail.shape[:2], scale), scale, section.um_per_px / scale, statistics.note
+        amount, _known(section, thumbnail.shape[:2], scale), scale, section.um_per_px / scale, statistics
     )
 
 

@@ -1,0 +1,60 @@
+"""One look at a section, and maps of a gene."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+from tests.conftest import write_tiny_section
+
+from histocrypt.errors import InputError
+from histocrypt.sections import explore
+from histocrypt.sections.image import ImageSource
+from histocrypt.sections.read import read_path
+
+
+@pytest.fixture
+def section(tmp_path):
+    return read_path(write_tiny_section(tmp_path, n_side=7))
+
+
+def test_a_look_holds_no_section_and_no_image(section):
+    from anndata import AnnData
+
+    found = explore.look(section, spots=12)
+    assert found.summary.section == found.registration.section == found.spacing.section == "A"
+    assert found.spacing.pitch_um == pytest.approx(200)
+    assert len(found.sample.names) == 12
+    assert set(found.patterns) == set(section.genes)
+    held = [value for part in (found, found.summary, found.sample) for value in vars(part).values()]
+    assert not any(isinstance(value, AnnData | ImageSource) for value in held)
+    assert found.summary.thumbnail.nbytes < 1e6
+
+
+def test_gene_by_id_or_symbol(section):
+    by_id = explore.gene_ranks(section, "ENSG00000000004")
+    np.testing.assert_array_equal(by_id, explore.gene_ranks(section, "GENE4"))
+    assert explore.gene_name(section, "ENSG00000000004") == "GENE4"
+    assert explore.gene_ranks(section, "NOBODY") is None
+    assert explore.gene_name(section, "NOBODY") == "NOBODY"
+
+
+def test_the_gene_with_a_pattern_is_found(section):
+    from dataclasses import replace
+
+    adata = section.adata.copy()
+    counts = adata.X.toarray()
+    counts[:, 7] = 20 * adata.obs["array_col"]
+    adata.X = csr_matrix(counts)
+    look = explore.look(replace(section, adata=adata))
+    assert explore.patterned_gene([look]) == "ENSG00000000007"
+    assert explore.patterned_gene([look, replace(look, patterns={"other": 1.0})]) == ""
+    assert explore.patterned_gene([]) == ""
+
+
+def test_gene_maps(section):
+    summary = explore.summarise(section)
+    ranks = {"A": explore.gene_ranks(section, "GENE4")}
+    figure = explore.gene_maps([summary], ranks, name="GENE4")
+    assert np.asarray(figure.axes[0].collections[0].get_array()) == pytest.approx(ranks["A"])
+    with pytest.raises(InputError, match="no section measured 'NOBODY'"):
+        explore.gene_maps([summary], {"A": None}, name="NOBODY")
+    assert len(explore.spot_maps([summary], min_counts=5).axes) == 3
