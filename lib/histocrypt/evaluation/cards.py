@@ -8,6 +8,8 @@ from typing import Any
 from histocrypt.atomic import read_json, write_text
 from histocrypt.evaluation import words
 from histocrypt.evaluation.scores import load_scores, title_of
+from histocrypt.evaluation.section_scores import WITHIN
+from histocrypt.evaluation.terms import terms_of
 from histocrypt.models.registry import BASELINES
 from histocrypt.study import Study
 
@@ -17,22 +19,25 @@ TEMPLATE = """\
 {{ card_data }}
 ---
 
-# {{ title }}: gene expression from H&E
+# {{ title }}: {{ subject }} from H&E
 
-Predicts the expression of {{ genes|length }} genes from tiles of H&E-stained sections. Trained on all
-{{ patients }} of the study *{{ study }}*.
+Predicts the {{ terms.quantity }} of {{ genes|length }} {{ terms.many }} from tiles of H&E-stained sections. Trained on
+all {{ patients }} of the study *{{ study }}*.
 
 ## How well
 
 {{ verdict }}
 
-The table is about models of the same kind, each trained without the patients on which it was scored; this one, trained
-on all patients, has no unseen patient left to be scored on.
+The table is about models of the same kind, each trained without the {{ terms.unit }}s on which it was scored; this one,
+trained on all of them, has no unseen {{ terms.unit }} left to be scored on.{% if terms.caveat %} {{ terms.caveat }}
+{%- endif %}
+
 
 {{ tables }}
 
-Mean correlation: Pearson's, gene by gene within a section, averaged over genes and sections; 95 % bootstrap intervals
-over {{ block_mm }} mm blocks of tissue. They speak of these patients, not of new ones.
+Mean correlation: Pearson's, {{ terms.one }} by {{ terms.one }} within a section, averaged over {{ terms.many }} and
+sections; 95 % bootstrap intervals over {{ block_mm }} mm blocks of tissue. They speak of these patients, not of new
+ones.
 
 ## How to use
 
@@ -45,12 +50,13 @@ The section may be in any format that `histocrypt check` accepts. Tiles are {{ t
 
 ## Training data
 
-{{ sections|length }} sections: {{ sections|join(", ") }}. Genes were chosen by `{{ panel_method }}`.
+{{ sections|length }} sections: {{ sections|join(", ") }}.
+{{ terms.many|capitalize }} were chosen by `{{ panel_method }}`.
 
 ## Intended use
 
-Research on tissue, staining and scanners like those of the training data. Look at the score of the gene you care about
-in `evaluation/scores.csv` before you believe its map.
+Research on tissue, staining and scanners like those of the training data. Look at the score of the {{ terms.one }} you
+care about in `evaluation/scores.csv` before you believe its map.
 
 ## Limits
 
@@ -60,7 +66,7 @@ in `evaluation/scores.csv` before you believe its map.
 
 ## Provenance
 
-Study hash `{{ hash }}`, seed {{ seed }}. Genes: {{ shown_genes }}.
+Study hash `{{ hash }}`, seed {{ seed }}. {{ terms.many|capitalize }}: {{ shown_genes }}.
 """
 
 
@@ -102,6 +108,8 @@ def _content(study: Study, scores: Any, model: str, about: dict[str, Any]) -> di
     shown = ", ".join(genes[:30]) + (f" and {len(genes) - 30} more" if len(genes) > 30 else "")
     return {
         "title": title_of(model),
+        "terms": terms_of(scores),
+        "subject": "gene expression" if study.target.matrix is None else "cell types",
         "genes": genes,
         "patients": words.plural(patients, "patient"),
         "study": study.title or study.name,
@@ -126,9 +134,11 @@ def _verdict(scores: Any, model: str) -> str:
     row = scores.of(main).loc[model]
     line = (
         f"Mean correlation {words.number(row['pearson'])} (95 % interval "
-        f"{words.span(row['pearson_low'], row['pearson_high'])}) on patients not seen in training."
+        f"{words.span(row['pearson_low'], row['pearson_high'])}) on {terms_of(scores).unit}s not seen in training."
     )
-    return line if model == words.COLOUR else f"{line} {words.compare(scores, model, words.COLOUR, main)}"
+    line = line if model == words.COLOUR else f"{line} {words.compare(scores, model, words.COLOUR, main)}"
+    beyond = WITHIN in scores.of(main) and model != words.MEAN_PROFILE
+    return f"{line} {words.within(scores, model, main)}" if beyond else line
 
 
 def _table(scores: Any, model: str, transform: str) -> str:
@@ -139,7 +149,7 @@ def _table(scores: Any, model: str, transform: str) -> str:
         "| | mean correlation | 95 % interval | MSE | RVD |",
         "|---|---|---|---|---|",
     ]
-    for name in [model, *(other for other in BASELINES if other != model)]:
+    for name in [model, *(other for other in BASELINES if other != model and other in table.index)]:
         row = table.loc[name]
         title = f"**{row['title']}**" if name == model else f"{row['title']} (baseline)"
         cells = (words.number(row["pearson"]), words.span(row["pearson_low"], row["pearson_high"]))

@@ -8,6 +8,7 @@ import numpy as np
 
 from histocrypt.evaluation.truth import as_mapping
 from histocrypt.evaluation.words import number, plural
+from histocrypt.targets.matrix import depth
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,14 +26,16 @@ def data_row(name: str, section: AnnData) -> dict[str, Any]:
         aligned += f" (confidence {number(float(alignment.get('confidence', np.nan)), 2)})"
     else:
         aligned = str(alignment.get("reason") or "left as given")
+    totals = depth(section)
+    known = bool(np.isfinite(totals).all())
     return {
         "section": name,
         "patient": str(section.obs["patient"].iloc[0]),
         "kept": section.n_obs,
         "dropped": ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none",
         "n_dropped": sum(dropped.values()),
-        "genes": section.n_vars,
-        "depth": f"{np.median(section.obs['total_counts']):,.0f}".replace(",", "\u2009"),
+        "genes": section.n_vars if known else "none",
+        "depth": f"{np.median(totals):,.0f}".replace(",", "\u2009") if known else "none",
         "um_per_px": number(float(done.get("um_per_px", np.nan)), 3),
         "um_per_px_source": str(done.get("um_per_px_source", "")),
         "aligned": aligned,

@@ -14,6 +14,7 @@ import numpy as np
 
 from histocrypt.atomic import atomic_path
 from histocrypt.evaluation.scores import CEILING, POOLED, title_of
+from histocrypt.evaluation.terms import terms_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,14 +77,14 @@ def save(figure: Figure, path: Path) -> Path:
 
 def forest(scores: Scores, transform: str) -> Figure:
     """Draw each model's mean correlation with its interval, and each patient's own as a tick."""
-    table = scores.of(transform).sort_values("pearson")
+    table, terms = scores.of(transform).sort_values("pearson"), terms_of(scores)
     with style():
         figure, axes = canvas(figsize=(7.4, 0.42 * len(table) + 1.0))
         for y, (model, row) in enumerate(table.iterrows()):
             colour = ROLE[row["role"]]
             rows = scores.sections
             mine = rows[(rows["model"] == model) & (rows["transform"] == transform)]
-            patients = mine.groupby("patient")["pearson"].mean()
+            patients = mine.groupby(terms.unit)["pearson"].mean()
             axes.plot(patients, np.full(len(patients), y), "|", color=colour, ms=11, mew=1, alpha=0.55)
             axes.plot([row["pearson_low"], row["pearson_high"]], [y, y], color=colour, lw=2.6, solid_capstyle="round")
             fill = "white" if row["role"] == "baseline" else colour
@@ -93,7 +94,9 @@ def forest(scores: Scores, transform: str) -> Figure:
         axes.set_ylim(-0.6, len(table) - 0.4)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("mean correlation over genes, within sections of unseen patients")
+        axes.set_xlabel(
+            f"mean correlation over {terms.many}, within sections{'' if terms.by_section else ' of unseen patients'}"
+        )
         axes.grid(axis="x", color=LINE, lw=0.6)
     return figure
 
@@ -124,7 +127,7 @@ def gene_distribution(scores: Scores, transform: str) -> Figure:
         axes.set_ylim(-0.6, len(table) - 0.4)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("correlation of one gene, mean over sections (bar: median gene)")
+        axes.set_xlabel(f"correlation of one {terms_of(scores).one}, mean over sections (bar: the median)")
         axes.grid(axis="x", color=LINE, lw=0.6)
     return figure
 
@@ -145,7 +148,7 @@ def variance_curves(scores: Scores, transform: str, models: list[str]) -> Figure
             axes.plot(found.to_numpy(), marker, ms=3.6, color=CYCLE[i], alpha=0.8, mec="none", label=title_of(model))
         axes.set_yscale("log")
         axes.set_xticks([])
-        axes.set_xlabel("genes, ordered by measured variance")
+        axes.set_xlabel(f"{terms_of(scores).many}, ordered by measured variance")
         axes.set_ylabel("variance within a section")
         axes.legend(ncols=3, fontsize=8.5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
         axes.grid(axis="y", color=LINE, lw=0.6)

@@ -17,7 +17,9 @@ from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.evaluation.backdrop import backdrop
 from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
 from histocrypt.evaluation.scores import CEILING, POOLED, Scores, load_scores, read_folds, title_of
+from histocrypt.evaluation.section_scores import WITHIN
 from histocrypt.evaluation.stacked import stacked
+from histocrypt.evaluation.terms import terms_of
 from histocrypt.evaluation.truth import as_mapping, join, read_h5ad, read_prediction
 from histocrypt.evaluation.viewer_page import viewer_content
 from histocrypt.models.registry import BASELINES
@@ -79,6 +81,10 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "scheme": study.folds.scheme.replace("_", " "),
         "n_folds": len(folds),
         "panel": study.panel.model_dump(),
+        "panel_size": _panel_size(scores),
+        "matrix": study.target.matrix,
+        "terms": terms_of(scores),
+        "left_out": {m: {"title": title_of(m), "why": why} for m, why in scores.notes.get("left_out", {}).items()},
         "transforms": [_transform(scores, name) for name in scores.transforms],
         "main_words": words.TRANSFORM_WORDS.get(main, main),
         "stacked": stacked(study, scores, folds),
@@ -116,9 +122,16 @@ def _key_figures(scores: Scores, main: str, best: str) -> list[dict[str, str]]:
         verb = {"beats": "beats colour-only ridge"}.get(words.verdict(pair), "does not beat colour-only ridge")
         interval = f"95 % interval {words.span(pair['low'], pair['high'], sign=True)}"
         key.append({"value": words.number(pair["difference"], sign=True), "label": verb, "note": interval})
-    spread = words.span(row["patient_min"], row["patient_max"])
-    note = f"{words.plural(int(row['patients']), 'patient')}, each unseen"
-    key.append({"value": spread, "label": "from the worst patient to the best", "note": note})
+    unit = terms_of(scores).unit
+    spread = words.span(row[f"{unit}_min"], row[f"{unit}_max"])
+    note = f"{words.plural(int(row[f'{unit}s']), unit)}, each unseen"
+    key.append({"value": spread, "label": f"from the worst {unit} to the best", "note": note})
+    if WITHIN in table:
+        pair = scores.against(words.MEAN_PROFILE, main, WITHIN).loc[best]
+        profile = words.number(table.loc[words.MEAN_PROFILE, WITHIN])
+        label = "correlation within a spot, beyond the mean profile"
+        note = f"{words.number(row[WITHIN])} beside {profile} for the same composition everywhere"
+        key.append({"value": words.number(pair["difference"], sign=True), "label": label, "note": note})
     if CEILING in table.index:
         share = f"{100 * row['recovered']:.0f} %"
         note = f"the image carries about {words.number(table.loc[CEILING, 'pearson'])}"
@@ -161,7 +174,30 @@ def _transform(scores: Scores, transform: str) -> dict[str, Any]:
         "rows": rows,
         "baselines": [title_of(name) for name in baselines],
         "paired": paired,
+        "within": _within(scores, transform),
     }
+
+
+def _within(scores: Scores, transform: str) -> list[dict[str, Any]]:
+    """Return the rows of the table of correlations within spots; none for a panel of genes."""
+    table = scores.of(transform)
+    if WITHIN not in table:
+        return []
+    against = scores.against(words.MEAN_PROFILE, transform, WITHIN)
+    rows = []
+    for model, record in table.sort_values(WITHIN, ascending=False).iterrows():
+        pair = against.loc[model] if model in against.index else None
+        cell = None if pair is None else {**pair.to_dict(), "verdict": words.verdict(pair)}
+        rows.append({**record.to_dict(), "pair": cell})
+    return rows
+
+
+def _panel_size(scores: Scores) -> str:
+    """Return how many names the folds' panels hold."""
+    each = scores.genes[scores.genes["section"] != POOLED].groupby("section")["gene"].nunique()
+    unscored = scores.notes["unscored_genes"]
+    sizes = sorted({int(count) + len(unscored.get(name, ())) for name, count in each.items()})
+    return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
 
 
 def _by_section(scores: Scores, transform: str) -> dict[str, Any]:

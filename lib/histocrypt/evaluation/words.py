@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.evaluation.scores import CEILING, title_of
+from histocrypt.evaluation.section_scores import WITHIN
+from histocrypt.evaluation.terms import terms_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,13 +16,16 @@ if TYPE_CHECKING:
     from histocrypt.evaluation.scores import Scores
 
 COLOUR = "colour_ridge"
-BLIND = ("mean_profile", "depth_only")  # baselines that do not look at the image
+MEAN_PROFILE = "mean_profile"
+BLIND = (MEAN_PROFILE, "depth_only")  # baselines that do not look at the image
 MINUS, RANGE = "\u2212", "\u2009to\u2009"
 TRANSFORM_WORDS = {
     "log1p_cp10k": "depth-normalised expression",
     "log1p": "raw counts, log scale",
     "log2p1": "raw counts, log2 scale",
     "rank": "ranks within a spot",
+    "proportion": "proportions of cell types",
+    "spot_rank": "ranks of cell types within a spot",
 }
 
 
@@ -74,8 +79,14 @@ def compare(scores: Scores, model: str, baseline: str, transform: str) -> str:
     return (
         f"{title_of(model)} {verb} {title_of(baseline).lower()}, which reaches {number(other)}{why}: "
         f"difference {number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)}), "
-        f"better in {row['patients_better']} of {plural(int(row['patients']), 'patient')}."
+        f"better in {better_in(row, scores)}."
     )
+
+
+def better_in(row: pd.Series, scores: Scores) -> str:
+    """Return in how many of those held out a row of ``paired`` is better: ``2 of 3 patients``."""
+    unit = terms_of(scores).unit
+    return f"{row[f'{unit}s_better']} of {plural(int(row[f'{unit}s']), unit)}"
 
 
 def answer(scores: Scores) -> list[str]:
@@ -86,14 +97,17 @@ def answer(scores: Scores) -> list[str]:
     row = table.loc[best]
     units = TRANSFORM_WORDS.get(main, main)
     own = table[table["role"] == "model"].sort_values("pearson", ascending=False).index
+    terms = terms_of(scores)
     kind = "The best model," if row["role"] == "model" else "The best predictor is a baseline:"
     stop = "," if row["role"] == "model" else ""
     lines = [
         f"{kind} {title_of(best)}{stop} reaches a mean correlation of {number(row['pearson'])} (95 % interval "
-        f"{span(row['pearson_low'], row['pearson_high'])}) between predicted and measured expression over the spots of "
-        f"a section, averaged over genes and {plural(int(row['sections']), 'section')}, on patients it never saw "
-        f"({units})."
+        f"{span(row['pearson_low'], row['pearson_high'])}) between predicted and measured {terms.quantity} over the "
+        f"spots of a section, averaged over {terms.many} and {plural(int(row['sections']), 'section')}, on "
+        f"{terms.unseen} ({units})."
     ]
+    if terms.caveat:
+        lines.append(terms.caveat)
     if best != COLOUR:
         lines.append(compare(scores, best, COLOUR, main))
     strongest = best_baseline(scores, main, but=best)
@@ -116,14 +130,30 @@ def answer(scores: Scores) -> list[str]:
             f"expected to do better than about {number(ceiling)}, of which {title_of(best)} recovers "
             f"{100 * row['recovered']:.0f} %."
         )
+    if WITHIN in table:
+        lines.append(within(scores, best, main))
     for other in scores.transforms[1:]:
         theirs = scores.of(other, ceiling=False)
-        lines.append(
-            f"On {TRANSFORM_WORDS.get(other, other)}, {title_of(best)} reaches {number(theirs.loc[best, 'pearson'])}, "
-            "and sequencing depth alone, which the image does not show, "
-            f"{number(theirs.loc['depth_only', 'pearson'])}."
-        )
+        line = f"On {TRANSFORM_WORDS.get(other, other)}, {title_of(best)} reaches {number(theirs.loc[best, 'pearson'])}"
+        if "depth_only" in theirs.index:
+            depth = number(theirs.loc["depth_only", "pearson"])
+            line += f", and sequencing depth alone, which the image does not show, {depth}"
+        lines.append(f"{line}.")
     return lines
+
+
+def within(scores: Scores, model: str, transform: str) -> str:
+    """Return one sentence on the order of cell types within a spot, with the mean profile beside it."""
+    table = scores.of(transform)
+    row, profile = table.loc[model], table.loc[MEAN_PROFILE]
+    pair = scores.against(MEAN_PROFILE, transform, WITHIN).loc[model]
+    return (
+        f"Within a spot, {title_of(model)} orders the cell types with a mean Spearman correlation of "
+        f"{number(row[WITHIN])} ({span(row[f'{WITHIN}_low'], row[f'{WITHIN}_high'])}). The mean profile, which gives "
+        f"every spot the same composition, already reaches {number(profile[WITHIN])}, because some cell types are "
+        f"common everywhere; what the model adds is the difference, {number(pair['difference'], sign=True)} "
+        f"({span(pair['low'], pair['high'], sign=True)})."
+    )
 
 
 def limits(scores: Scores) -> list[str]:
@@ -131,7 +161,10 @@ def limits(scores: Scores) -> list[str]:
     main = scores.of(scores.transforms[0])
     patients = int(main["patients"].max())
     block = number(scores.notes["block_um"] / 1000, 1)
-    lines = [
+    terms = terms_of(scores)
+    lines = [*([terms.caveat] if terms.caveat else [])]
+    lines += [f"{title_of(model)} has no score: {why}." for model, why in scores.notes.get("left_out", {}).items()]
+    lines += [
         f"{plural(patients, 'patient')} in all. The intervals redraw {block} mm squares of tissue of these patients; "
         "they do not cover new patients. The spread over patients is shown beside them; with so few it is only a hint."
         if patients < 20
@@ -144,7 +177,9 @@ def limits(scores: Scores) -> list[str]:
         lines.append(f"Too few blocks of tissue for a trustworthy interval in: {few}.")
     if scores.notes["unscored_genes"]:
         each = ", ".join(f"{name} ({len(genes)})" for name, genes in scores.notes["unscored_genes"].items())
-        lines.append(f"Panel genes that a test section did not measure were not scored there: {each}.")
+        lines.append(
+            f"{terms.many.capitalize()} of the panel that a test section did not measure were not scored there: {each}."
+        )
     if not scores.notes["pooled_genes"]:
-        lines.append("No gene is in every fold's panel and measured in every section: nothing could be pooled.")
+        lines.append(f"No {terms.one} is in every fold's panel and measured in every section: nothing could be pooled.")
     return lines

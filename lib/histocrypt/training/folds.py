@@ -24,6 +24,13 @@ BY_SECTION = "leave_one_section_out"
 patient."""
 
 
+def caveat(scheme: str) -> str:
+    """Return what a reader must know of scores under a scheme; empty where patients are held out."""
+    if scheme != BY_SECTION:
+        return ""
+    return "Other sections of the tested patient were trained on: nothing here is said about a new patient."
+
+
 @dataclass(frozen=True)
 class Fold:
     """One split of a study's sections."""
