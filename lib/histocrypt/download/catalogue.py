@@ -1,6 +1,6 @@
 """The one list of what can be downloaded: addresses, licences, citations, names.
 
-Addresses are as publicly documented by their hosts. The code that uses them is tested against a local server only.
+Addresses are those publicly known. The code that uses them is tested against a local server only.
 """
 
 from __future__ import annotations
