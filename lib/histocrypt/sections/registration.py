@@ -5,8 +5,8 @@ spots are placed right, the two agree best without a shift. Both are taken relat
 gradient from the middle of the tissue to its rim agrees at every shift and would only blur the answer. What the check
 cannot see: a turn or a stretch of the array, a shift beyond the search, and tissue where depth does not follow density.
 
-The rule was set on the demo tissue of seeds 0 to 4. ``python benchmarks/registration.py`` says how it does on others, and on
-counts that have nothing to do with the image: smooth random fields over the same tissue.
+The rule was set on the demo tissue of seeds 0 to 4. ``python benchmarks/registration.py`` says how it does on other
+tissue, and on counts that have nothing to do with the image: smooth random fields over the same tissue.
 """
 
 from __future__ import annotations
