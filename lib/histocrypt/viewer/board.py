@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from histocrypt.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ipywidgets import Widget
     from matplotlib.figure import Figure
 
@@ -51,6 +53,13 @@ class Board:
         # Where no widgets can be drawn, readers get this sentence instead of a list of Python objects.
         display({**bundle, "text/plain": HINT}, raw=True)
         self._handle = display(self._image(), display_id=True)
+
+    def save(self, path: Path) -> None:
+        """Write the picture as it is now, PNG, atomically."""
+        from histocrypt.atomic import atomic_path
+
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(self.picture)
 
     def _changed(self, _: Any) -> None:
         try:
