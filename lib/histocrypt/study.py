@@ -21,6 +21,7 @@ from pydantic import (
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.models.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
+from histocrypt.study_checks import check_stacking, check_teachers
 from histocrypt.targets.matrix import check_target
 
 Positive = Annotated[float, Field(gt=0)]
@@ -324,9 +325,9 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
         raise _first_problem(error, file) from error
     for name, options in study.models.items():
         _check_model(name, options, file)
-    _check_teachers(study, file)
+    check_teachers(study, file)
     check_target(study.target, study.panel, file)
-    _check_stacking(study, file)
+    check_stacking(study, file)
     return study
 
 
@@ -344,44 +345,6 @@ def _check_model(name: str, options: dict[str, Any], file: str | Path) -> None:
         Training(**{key: value for key, value in options.items() if key in Training.model_fields})
     except ValidationError as error:
         raise _first_problem(error, file, prefix=f"models.{name}.") from error
-
-
-def _check_teachers(study: Study, file: str | Path) -> None:
-    """Refuse a teacher that the study does not train, a model that has nothing to learn with, and circles."""
-    if study.training.teacher is not None:
-        msg = "a teacher is one model's, since no model can teach itself"
-        raise InputError(msg, file=file, field="training.teacher", fix="move it to the model under `models`")
-    for name in study.models:
-        teacher, seen = study.teacher_of(name), [name]
-        where = {"file": file, "field": f"models.{name}.teacher"}
-        if teacher is not None and MODELS[name].kind != "network":
-            msg = "is fitted in closed form and takes no teacher"
-            raise InputError(msg, **where, value=teacher, fix="remove it")
-        while teacher is not None:
-            if teacher not in study.model_names:
-                raise unknown_name("teacher", teacher, study.model_names, **where)
-            if teacher in seen:
-                raise InputError("a model is, by way of its teachers, its own teacher", **where, value=teacher)
-            seen.append(teacher)
-            teacher = study.teacher_of(teacher)
-
-
-def _check_stacking(study: Study, file: str | Path) -> None:
-    """Refuse families that the study does not train, that need measured counts, or that are too few."""
-    if study.stacking is None:
-        return
-    where = {"file": file, "field": "stacking.families"}
-    named = [] if study.stacking.families == "all" else study.stacking.families
-    for name in named:
-        if name == NEEDS_COUNTS:
-            msg = f"{name} needs the measured counts of the spots that it predicts, and cannot take part in a stack"
-            raise InputError(msg, **where, fix="remove it")
-        if name not in study.model_names:
-            raise unknown_name("model", name, study.model_names, **where)
-        if named.count(name) > 1:
-            raise InputError("a model takes part once", **where, value=name)
-    if len(study.families) < 2:
-        raise InputError("a stack needs two models", **where, value=named, expected="two names or more, or all")
 
 
 def _first_problem(error: ValidationError, file: str | Path, *, prefix: str = "") -> InputError:
