@@ -352,6 +352,14 @@ def test_plain_http_is_for_this_machine_only(url, web, tmp_path):
         fetch(web, RemoteFile(url, "f.bin"), tmp_path)
 
 
+def test_addresses_that_are_none(server, web, tmp_path):
+    with pytest.raises(InputError, match="is none"):
+        fetch(web, RemoteFile("https://host:port/f", "f.bin"), tmp_path)
+    server.add("/f.bin", b"", redirect="https://host:port/f")
+    with pytest.raises(InputError, match="the connection broke .Invalid URL in location header"):
+        fetch(web, remote(server), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../f", "/f", "a/../../f", "a\\..\\f", "C:/f", "", "a\0b"])
 def test_names_stay_in_the_folder(name, tmp_path):
     with pytest.raises(InputError, match="name leads out of the folder"):

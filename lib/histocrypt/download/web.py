@@ -91,9 +91,9 @@ class Web:
         Interrupted
             If the connection fails; also when that happens while the caller reads.
         """
-        address = httpx.URL(url)
-        _check_address(address)
         try:
+            address = httpx.URL(url)
+            _check_address(address)
             for _ in range(MAX_REDIRECTS):
                 own = dict(headers or {})
                 if self._token and _origin(address) == self._token_origin:
@@ -111,8 +111,11 @@ class Web:
             raise Interrupted(f"nothing came for {self.read_s:g} s") from error
         except httpx.ConnectError as error:
             raise Interrupted(f"cannot be reached ({error})") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Interrupted(f"the connection broke ({error})") from error
+        except httpx.InvalidURL as error:
+            msg = f"address is none ({error})"
+            raise InputError(msg, value=url.partition("?")[0][:200]) from error
         msg = "leads in a circle of redirects"
         raise InputError(msg, file=shown(url))
 
