@@ -122,7 +122,7 @@ class Folds(_Part):
     n: Annotated[int, Field(ge=2)] | None = Field(None, description="number of folds of group_k_fold")
 
 
-LATER = ("teacher", "distil", "range_penalty", "replace_over")
+LATER = ("teacher", "distil", "range_penalty", "replace_over", "augment_contrast")
 """Settings of training that did not exist in the first version."""
 
 
@@ -141,6 +141,9 @@ class Training(_Part):
     augment_flips: bool = Field(True, description="random flips and quarter turns")
     augment_stain: Annotated[float, Field(ge=0)] = Field(
         0.1, description="strength of random changes of stain in optical density; 0 switches off"
+    )
+    augment_contrast: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="random contrast (factors up to 1 + this) and brightness (sd) of tiles; 0 switches off"
     )
     normalise_by_section: bool = Field(
         True, description="inputs or features are standardised with the section's own pixels (no labels)"

@@ -10,8 +10,10 @@ from torch import nn
 from histocrypt.errors import InputError
 from histocrypt.models.polynomial import RELU_GAIN, RELU_OFFSET, Square
 from histocrypt.training import loop
+from histocrypt.training.augment import vary_contrast
 from histocrypt.training.distil import start_of
 from histocrypt.training.folds import load_folds
+from histocrypt.training.network import NetworkPredictor
 from histocrypt.training.norms import settle
 from histocrypt.training.run import train_fold
 
@@ -56,6 +58,24 @@ def test_outputs_without_bound_are_said():
     torch.manual_seed(0)
     with pytest.raises(InputError, match="diverged"):
         trained(Squares(gain=1e30))
+
+
+def test_tiles_without_bound_get_the_training_mean(capsys):
+    predictor = NetworkPredictor("fhe_resnet18", ("a", "b"), settings=settings(), options={"width": 2, "blocks": [1]})
+    predictor.network = predictor._new_network()
+    given = np.array([[1, -3], [np.nan, 0], [1e9, 0], [0, -np.inf]], dtype=np.float32)
+    np.testing.assert_array_equal(predictor._bounded(given), [[1, -3], [0, 0], [0, 0], [0, 0]])
+    assert "3 of 4 tiles" in capsys.readouterr().err
+
+
+def test_contrast_keeps_its_range():
+    images = torch.ones(200, 3, 2, 2)
+    found = vary_contrast(images, 0.5, torch.Generator().manual_seed(0))
+    assert found.shape == images.shape
+    assert float(found.min()) > 1 / 1.5 - 0.5
+    assert float(found.max()) < 1.5 + 0.5
+    assert torch.equal(found, found[:, :1, :1, :1].expand_as(found))
+    assert float(found.std()) > 0.2
 
 
 def test_start_is_the_teacher(small_study):

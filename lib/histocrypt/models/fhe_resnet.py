@@ -80,7 +80,7 @@ class FheResNet18(nn.Module):
         self.blocks = nn.ModuleList(layers)
         self.mean = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, n_outputs)
-        for module in self.modules():  # each square starts as the one nearest to a ReLU
+        for module in self.modules():  # squares start as those that take a ReLU's place
             for norm in (getattr(module, name, None) for name in ("bn1", "norm")):
                 if isinstance(norm, nn.BatchNorm2d):
                     nn.init.constant_(norm.weight, RELU_GAIN)
@@ -90,7 +90,7 @@ class FheResNet18(nn.Module):
         """Take over the weights of a `histocrypt.models.resnet18.ResNet18` of the same widths.
 
         A ReLU does not mind the scale of what it gets, a square does: what enters the activations is scaled to the
-        spread at which squares are nearest to a ReLU, and what follows undoes it, so that with ReLUs the network gives
+        spread at which a square takes a ReLU's place, and what follows undoes it, so that with ReLUs the network gives
         the same outputs as before.
 
         Parameters

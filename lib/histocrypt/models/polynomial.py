@@ -6,7 +6,6 @@ the same names).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,17 +19,17 @@ LIMIT = 3.0
 squares grow fast."""
 
 
-RELU_GAIN = (8 * math.pi) ** -0.25
-RELU_OFFSET = 1 / (4 * RELU_GAIN)
-"""The square nearest to a ReLU: for z from the standard normal distribution, ``(RELU_GAIN z + RELU_OFFSET)^2`` is, but
-for a constant, the best approximation of ``relu(z)`` by a polynomial of degree two (its first Hermite terms)."""
+RELU_GAIN, RELU_OFFSET = 0.25, 1.0
+"""The square that takes a ReLU's place: of z with a spread of one, ``(z / 4 + 1)^2 = 1 + z / 2 + z^2 / 16`` rises as a
+ReLU does on average. The square nearest to a ReLU bends three times as much; through 17 squares, what bends more leaves
+no bound for a tile that is unlike the training tiles."""
 
 
 class Square(nn.Module):
     """The activation x * x: one multiplication of ciphertexts, nothing approximated.
 
-    While a network trained with ReLUs is moved over to squares, ``share`` rises from 0 to 1: the rest is the ReLU to
-    which the square is nearest.
+    While a network trained with ReLUs is moved over to squares, ``share`` rises from 0 to 1: the rest is the ReLU whose
+    place the square takes.
     """
 
     share = 1.0

@@ -58,3 +58,23 @@ def vary_stain(images: torch.Tensor, strength: float, generator: torch.Generator
     density = -images.clamp_min(DARKEST).log().flatten(2)
     varied = torch.baddbmm(offset[:, :, None], matrix.transpose(1, 2), density)
     return varied.neg().exp().clamp(0, 1).view_as(images)
+
+
+def vary_contrast(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """Return standardised images times a factor plus a shift, drawn for each image.
+
+    Networks of squares have no bound: what they meet must be within what they were trained on, so they are shown tiles
+    brighter, darker, flatter and starker than any that is there.
+
+    Parameters
+    ----------
+    images
+        (B, 3, S, S), standardised.
+    strength
+        Factors are drawn from 1 / (1 + strength) to 1 + strength (uniform in the logarithm), shifts from [-strength,
+        strength].
+    generator
+        CPU generator that the draws come from.
+    """
+    draws = (2 * torch.rand(2, len(images), 1, 1, 1, generator=generator) - 1).to(images)
+    return images * (1 + strength) ** draws[0] + strength * draws[1]

@@ -27,7 +27,7 @@ from histocrypt.atomic import atomic_path, write_text
 from histocrypt.errors import InputError
 from histocrypt.models.polynomial import set_share, watched
 from histocrypt.study import Training
-from histocrypt.training.augment import flip_and_turn, vary_stain
+from histocrypt.training.augment import flip_and_turn, vary_contrast, vary_stain
 from histocrypt.training.images import Images
 from histocrypt.training.norms import settle
 
@@ -263,8 +263,11 @@ def _one_epoch(
             rate = learning_rate((epoch - 1) * n_batches + number, settings.epochs * n_batches, settings.learning_rate)
             for group in optimiser.param_groups:
                 group["lr"] = rate
+            images = data.batch(index, device, change)
+            if settings.augment_contrast:
+                images = vary_contrast(images, settings.augment_contrast, chance)
             with _precision(device), watched(network) as ranges:
-                predicted = network(data.batch(index, device, change))
+                predicted = network(images)
             loss = nn.functional.mse_loss(predicted.float(), data.targets[torch.as_tensor(index)].to(device))
             optimiser.zero_grad(set_to_none=True)
             (loss + settings.range_penalty * sum(ranges.excess) if ranges.excess else loss).backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from histocrypt.training import loop
 
 CHUNK = 256
 """Tiles that are resized or predicted at once."""
+BOUND = 20.0
+"""Standard deviations from the training mean that no prediction reaches; a network of squares may."""
 
 
 def resized(tiles: np.ndarray, side: int) -> torch.Tensor:
@@ -166,7 +169,18 @@ class NetworkPredictor:
             rows = slice(start, start + CHUNK)
             pixels = resized(spots.tiles[rows], self.input_px)
             parts.append(loop.predict(self.network, self._with(pixels, spots.sections[rows], moments), self.device))
-        return np.concatenate(parts)
+        return self._bounded(np.concatenate(parts))
+
+    def _bounded(self, predicted: np.ndarray) -> np.ndarray:
+        """Put the training mean where a network of squares left every bound, and say for how many tiles."""
+        if not getattr(self.network, "settled", False):
+            return predicted
+        with np.errstate(invalid="ignore"):
+            beyond = ~(np.abs(predicted).max(axis=1, initial=0) <= BOUND)
+        if beyond.any():
+            where = f"{self.model}: {beyond.sum()} of {len(predicted)} tiles are unlike all training tiles"
+            print(f"note: {where}, its squares have no bound there; they get the training mean", file=sys.stderr)
+        return np.where(beyond[:, None], np.float32(0), predicted)
 
     def inputs(self, spots: Spots) -> torch.Tensor:
         """Return (n, 3, input_px, input_px) float32: what the network sees of these spots; give whole sections."""
