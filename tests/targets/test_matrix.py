@@ -121,3 +121,18 @@ def test_a_study_without_a_matrix_has_the_hash_that_it_had():
     with_matrix = study({"matrix": MATRIX, "transforms": ["proportion", "spot_rank"]})
     assert with_matrix.model_dump()["target"]["matrix"] == MATRIX
     assert with_matrix.hash("target") != study({}, "hvg").hash("target")
+
+
+@pytest.mark.parametrize(("matrix", "types"), [("obsm:celltype_prop_major", 8), ("obsm:celltype_prop_minor", 22)])
+def test_the_real_sections_carry_two_panels_of_cell_types(real_data, matrix, types):
+    sections = {name: anndata.read_h5ad(real_data / f"HER2ST_{name}.h5ad") for name in ("C2", "C3")}
+    panel = choose_panel(list(sections.values()), choice(), matrix=matrix)
+    assert len(panel) == types
+    for name, one in sections.items():
+        found = targets_of(one, panel.genes, ["proportion", "spot_rank"], matrix=matrix, section=name)
+        assert np.allclose(found["proportion"].sum(axis=1), 1, atol=1e-4)
+        assert np.allclose(found["spot_rank"].sum(axis=1), types * (types + 1) / 2)
+    with pytest.raises(
+        InputError, match=r"no matrix obsm:celltypes; the named matrices that it has: obsm:celltype_prop_"
+    ):
+        choose_panel(list(sections.values()), choice(), matrix="obsm:celltypes")
