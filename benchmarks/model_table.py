@@ -3,7 +3,9 @@
 import argparse
 
 from histocrypt.atomic import read_json
-from histocrypt.evaluation.scores import load_scores
+from histocrypt.evaluation.scores import load_scores, title_of
+from histocrypt.evaluation.section_scores import WITHIN
+from histocrypt.evaluation.terms import terms_of
 from histocrypt.paths import RunFolder
 from histocrypt.study import parse_study
 
@@ -20,8 +22,10 @@ def main() -> None:
     first = scores.transforms[0]
     tables = {transform: scores.of(transform) for transform in scores.transforms}
     against = scores.against("colour_ridge", first)
+    terms, within = terms_of(scores), WITHIN in tables[first]
 
-    heads = ["model", *scores.transforms, "patients", "against colour-only ridge"]
+    heads = ["model", *scores.transforms, f"{terms.unit}s", "against colour-only ridge"]
+    heads += ["within a spot", "beyond the mean profile"] if within else []
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for model, row in tables[first].sort_values("pearson", ascending=False).iterrows():
         cells = [row.title + (" *(baseline)*" if row.role == "baseline" else "")]
@@ -29,14 +33,23 @@ def main() -> None:
             known = model in tables[transform].index
             one = tables[transform].loc[model] if known else None
             cells.append(interval(one.pearson, one.pearson_low, one.pearson_high) if known else "")
-        cells.append(f"{row.patient_min:.3f} to {row.patient_max:.3f}")
+        cells.append(f"{row[f'{terms.unit}_min']:.3f} to {row[f'{terms.unit}_max']:.3f}")
         if model in against.index:
             found = against.loc[model]
             verdict = "beats" if found.low > 0 else "worse" if found.high < 0 else "does not beat"
             cells.append(f"{verdict}: {interval(found.difference, found.low, found.high, '+')}")
         else:
             cells.append("")
+        if within:
+            beyond = scores.against("mean_profile", first, WITHIN)
+            cells.append(interval(row[WITHIN], row[f"{WITHIN}_low"], row[f"{WITHIN}_high"]))
+            found = beyond.loc[model] if model in beyond.index else None
+            cells.append("" if found is None else interval(found.difference, found.low, found.high, "+"))
         print("| " + " | ".join(cells) + " |")
+    notes = [terms.caveat] if terms.caveat else []
+    notes += [f"{title_of(model)} is left out: {why}." for model, why in scores.notes.get("left_out", {}).items()]
+    if notes:
+        print("\n" + "\n".join(notes))
 
 
 if __name__ == "__main__":
