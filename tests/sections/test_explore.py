@@ -58,3 +58,13 @@ def test_gene_maps(section):
     with pytest.raises(InputError, match="no section measured 'NOBODY'"):
         explore.gene_maps([summary], {"A": None}, name="NOBODY")
     assert len(explore.spot_maps([summary], min_counts=5).axes) == 3
+
+
+def test_shares_of_genes_with_one_symbol_are_added(section):
+    section.adata.var["symbol"] = ["SAME", "SAME", *section.adata.var["symbol"][2:]]
+    per_gene = np.asarray(section.adata.X.sum(axis=0)).ravel()
+    share = explore.summarise(section).gene_share
+    assert share["SAME"] == pytest.approx(per_gene[:2].sum() / per_gene.sum())
+    assert sum(share.values()) == pytest.approx(1)
+    table = explore.largest_genes([explore.summarise(section)], n=3)
+    assert table["A"].iloc[0] == pytest.approx(100 * max(share.values()), abs=0.01)

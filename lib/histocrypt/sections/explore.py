@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from histocrypt.sections.section import Section, SectionFiles
     from histocrypt.tissue.stain import StainStatistics
 
+SHARES = 5000
+"""Most abundant genes of a section whose shares are kept."""
 CANDIDATES = 300
 """Most abundant genes of a section among which one with a pattern is looked for."""
 
@@ -44,7 +46,7 @@ class Summary:
     """(h, w, 3) uint8."""
     thumbnail_um_per_px: float
     gene_share: dict[str, float] = field(repr=False)
-    """Share of all counts by gene symbol, largest first, the fifty largest."""
+    """Share of all counts by gene symbol, largest first, the `SHARES` largest that were seen at all."""
     dropped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -55,7 +57,10 @@ def summarise(section: Section, *, max_side: int = 500) -> Summary:
     thumbnail, scale = section.image.thumbnail(max_side)
     per_gene = np.asarray(counts.sum(axis=0)).ravel()
     symbols = _symbols(section)
-    largest = np.argsort(-per_gene, kind="stable")[:50]
+    largest = np.argsort(-per_gene, kind="stable")[:SHARES]
+    gene_share: dict[str, float] = {}
+    for gene in largest[per_gene[largest] > 0]:  # several ids may share a symbol
+        gene_share[str(symbols[gene])] = gene_share.get(str(symbols[gene]), 0) + float(per_gene[gene] / per_gene.sum())
     return Summary(
         section=section.id,
         patient=section.patient,
@@ -67,7 +72,7 @@ def summarise(section: Section, *, max_side: int = 500) -> Summary:
         coords=section.coords * scale,
         thumbnail=thumbnail,
         thumbnail_um_per_px=section.um_per_px / scale,
-        gene_share={str(symbols[i]): float(per_gene[i] / max(per_gene.sum(), 1)) for i in largest},
+        gene_share=gene_share,
         dropped=dict(section.dropped),
         notes=list(section.notes),
     )

@@ -102,7 +102,8 @@ def registration(section: Section, stained: Haematoxylin, *, draws: int = 400, s
         return _untold(section.id, f"{section.n_spots} spots, {LEAST_SPOTS} needed", planted=planted)
     depth = np.log1p(np.asarray(section.adata.X.sum(axis=1), dtype=np.float64).ravel())
     if np.ptp(depth) == 0:
-        return _untold(section.id, "every spot has the same depth", planted=planted)
+        why = "every spot has the same depth" if depth[0] > 0 else "the section has no counts"
+        return _untold(section.id, why, planted=planted)
     coords, pitch = section.coords * section.um_per_px, _pitch(section)
     graph = touching(coords, reach=SURROUNDINGS)
     discs = over_discs(stained, spot_diameter_um(section))
