@@ -16,6 +16,7 @@ from histocrypt.evaluation.backdrop import backdrop
 from histocrypt.evaluation.metrics import is_constant, pearson
 from histocrypt.evaluation.scores import read_folds, title_of
 from histocrypt.evaluation.truth import Joined, as_mapping, join, read_h5ad, read_prediction, symbols_of
+from histocrypt.targets.matrix import noun
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -167,7 +168,7 @@ class Views:
                 if gene in both.unscored_genes
                 else f"{name} is not in the panel of {self.fold_of[section]}, so no model predicts it in {section}"
             )
-            raise InputError(why, fix="pick another gene or section")
+            raise InputError(why, fix=f"pick another {noun(self.study.target.matrix)} or section")
         true, predicted = both.true[transform][:, column[0]], both.predicted[transform][:, column[0]]
         tissue = self.tissue(section)
         return View(
