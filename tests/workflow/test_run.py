@@ -20,7 +20,11 @@ def test_a_run_leaves_report_models_and_executed_notebooks(small_run):
     assert sum(name.startswith("20_preprocessing__") for name in names) == 6
     for path in (run / "notebooks").glob("*.ipynb"):
         cells = nbformat.read(path, as_version=4).cells
-        assert all(cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source), path
+        code = [cell for cell in cells if cell.cell_type == "code" and cell.source]
+        assert all(cell.execution_count for cell in code), path
+        drawn = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+        shown = sum("plt.show()" in cell.source for cell in code)
+        assert drawn >= min(1, shown), f"{path}: figures are to be seen in the notebook"
     for model in ("colour_ridge", "vision_mlp"):
         assert (run / "models" / model / "final" / "weights.safetensors").is_file()
 
