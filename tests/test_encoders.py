@@ -61,3 +61,41 @@ def test_what_is_not_a_tile_or_an_encoder_is_refused(tiles):
 @pytest.mark.parametrize("name", ENCODERS)
 def test_weights_are_there_and_hashed(name):
     assert len(encoder_of(name).weights_hash()) == 64
+
+
+def test_gated_weights_are_asked_for_in_one_sentence(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"weights of MahmoodLab/UNI cannot be had.*accept the licence.*HF_TOKEN"):
+        encoder_of("uni").weights()
+
+
+def test_a_timm_model_is_read_from_a_file_of_weights(tmp_path):
+    import torch
+
+    import histocrypt.torchvision_ops  # noqa: F401 - before timm
+
+    timm = pytest.importorskip("timm")
+    from safetensors.torch import save_file
+
+    whole = timm.create_model("resnet10t.c3_in1k", pretrained=False).eval()
+    save_file(whole.state_dict(), tmp_path / "model.safetensors")
+    entry = encoder_of("timm:resnet10t.c3_in1k")
+    images = torch.rand(2, 3, 64, 64)
+    card = timm.get_pretrained_cfg("resnet10t.c3_in1k")
+    mean, sd = (torch.tensor(values)[:, None, None] for values in (card.mean, card.std))
+    with torch.inference_mode():
+        found = entry.load(tmp_path / "model.safetensors")(images)
+        expected = whole.forward_head(whole.forward_features((images - mean) / sd), pre_logits=True)
+    assert found.shape == (2, entry.width)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_without_timm_its_models_are_refused_in_one_sentence(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match="needs the package timm, which is not installed"):
+        encoder_of("timm:resnet18.a1_in1k")

@@ -103,10 +103,16 @@ ENCODERS: dict[str, Encoder] = {
 
 
 def encoder_of(name: str) -> Encoder:
-    """Return a registered encoder; an unknown name is an `InputError` that lists the known ones."""
-    if name not in ENCODERS:
-        raise unknown_name("encoder", name, ENCODERS)
-    return ENCODERS[name]
+    """Return an encoder by name: of `ENCODERS`, of `encoders_hub.GATED`, or ``timm:<model>``.
+
+    An unknown name is an `InputError` that lists the known ones.
+    """
+    from histocrypt.encoders_hub import GATED, TIMM, hub_encoder
+
+    found = ENCODERS.get(name) or hub_encoder(name)
+    if found is None:
+        raise unknown_name("encoder", name, [*ENCODERS, *GATED, f"{TIMM}<model>"])
+    return found
 
 
 @lru_cache(maxsize=4)

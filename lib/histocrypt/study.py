@@ -85,7 +85,7 @@ class Preprocessing(_Part):
 class PanelChoice(_Part):
     """Which genes are predicted; chosen on a fold's training patients only."""
 
-    method: Literal["top_mean", "hvg", "hmhvg", "file", "all"] = Field(
+    method: Literal["top_mean", "hvg", "hmhvg", "stem_hmhvg", "file", "all"] = Field(
         "hmhvg", description="file: one gene id a line, or JSON; all: every column of target.matrix"
     )
     size: Count = Field(200, description="number of genes; not heeded by file and all")

@@ -119,3 +119,17 @@ def test_columns_join_by_identifier_and_name_what_is_missing(tmp_path):
         panel.columns(section("t", drop=("G02",)).var_names, section="t")
     panel.save(tmp_path / "panel.json")
     assert Panel.load(tmp_path / "panel.json") == panel
+
+
+def test_stems_genes_are_the_smallest_common_start_of_both_rankings():
+    """Source: the published recipe: raw counts, pooled spots, k grown; ribosomal and mitochondrial genes struck out."""
+    sections = [section("s"), section("t", seed=1)]
+    for one in sections:
+        one.var.loc["G29", "symbol"], one.var.loc["G28", "symbol"] = "MT-CO1", "RPL5"
+    panel = choose_panel(sections, choice("stem_hmhvg"))
+    pooled = np.concatenate([one.X.toarray() for one in sections])[:, :28]
+    by_mean, by_sd = np.argsort(-pooled.mean(axis=0)), np.argsort(-pooled.std(axis=0))
+    k = next(k for k in range(29) if len(set(by_mean[:k]) & set(by_sd[:k])) >= 5)
+    assert set(panel.genes) == {f"G{i:02d}" for i in set(by_mean[:k]) & set(by_sd[:k])}
+    with pytest.raises(InputError, match="asks for 29 genes, but the training sections put forward 28"):
+        choose_panel(sections, choice("stem_hmhvg", 29))

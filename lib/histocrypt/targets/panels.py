@@ -13,6 +13,7 @@ import numpy as np
 from histocrypt.atomic import read_json, write_json
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.targets.matrix import names_of, noun
+from histocrypt.targets.stem_genes import stem_scores
 from histocrypt.targets.transforms import transform
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ def choose_panel(
       of ln(1 + counts per 10,000), both taken within each section and averaged over sections, so that differences
       between patients choose nothing; a gene's score is the worse of its two ranks. The panel is hence the smallest
       intersection of "the r largest by mean" and "the r largest by variance" that holds ``size`` genes.
+    * ``stem_hmhvg``: the published selection of Stem: see `targets.stem_genes`. Raw counts pooled over spots, so that
+      depth and differences between patients take part; mitochondrial and ribosomal genes are left out.
     * ``file``: the genes of a file, in its order: one a line, or JSON (a list, or ``{"genes": [...]}`` as in
       HEST's ``var_50genes.json``); each is an identifier, or a symbol that stands for one. ``size`` does not count.
     * ``all``: every column of ``matrix`` that each section has, in the order of the first. ``size`` does not count.
@@ -180,7 +183,7 @@ def _hmhvg(sections: list[AnnData], genes: np.ndarray, size: int) -> np.ndarray:
     return np.minimum(_place(mean), _place(variance))
 
 
-_SCORES = {"top_mean": _top_mean, "hvg": _hvg, "hmhvg": _hmhvg}
+_SCORES = {"top_mean": _top_mean, "hvg": _hvg, "hmhvg": _hmhvg, "stem_hmhvg": stem_scores}
 
 
 def _place(values: np.ndarray) -> np.ndarray:
