@@ -68,7 +68,9 @@ def run(
 
 @app.command()
 def predict(
-    section: Annotated[str, typer.Argument(help="A section in any readable format.")],
+    section: Annotated[
+        str, typer.Argument(help="A section in any readable format, a slide, or a folder of <section>_<x>_<y>.tif.")
+    ],
     model: Annotated[Path, typer.Option(help="Folder of a trained model, e.g. outputs/demo/models/resnet18/final.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")],
     image: Annotated[str | None, typer.Option(help="Image file, where the section does not name it.")] = None,
@@ -76,11 +78,52 @@ def predict(
     submission: Annotated[
         Path | None, typer.Option(help="Also write a CSV: ID and the panel, one row a spot in the section's order.")
     ] = None,
+    spacing: Annotated[
+        float | None, typer.Option(metavar="UM", help="Predict on a grid over the tissue, points this far apart.")
+    ] = None,
+    average_symmetries: Annotated[
+        bool | None, typer.Option(help="Average over the eight symmetries of a tile; default: as the model says.")
+    ] = None,
+    average_windows: Annotated[
+        bool, typer.Option(help="Average over windows of 1, 1/2 and 3/2 tile widths, as far as they fit.")
+    ] = False,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write target, auxiliary and tumour CSV files.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Tiles held at a time; predictions do not depend on it.")
+    ] = None,
 ) -> None:
     """Apply a trained model to a new section. A hackathon file stands for its test slide; FILE.h5/S_1 names another."""
     from histocrypt.training.apply import predict_section
 
-    typer.echo(predict_section(model, section, output, image=image, um_per_px=um_per_px, submission=submission))
+    said = predict_section(
+        model,
+        section,
+        output,
+        image=image,
+        um_per_px=um_per_px,
+        submission=submission,
+        spacing_um=spacing,
+        average_symmetries=average_symmetries,
+        average_windows=average_windows,
+        csv=csv,
+        batch_size=batch_size,
+    )
+    typer.echo(said)
+
+
+@app.command("map")
+def draw_map(
+    prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad).")],
+    gene: Annotated[str, typer.Option(help="Gene id or symbol, of any head; or `tumour`.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Picture to write; default GENE.png.")] = None,
+    section: Annotated[str | None, typer.Option(help="Section, where the file holds several.")] = None,
+) -> None:
+    """Draw a predicted gene over the tissue, with a scale bar."""
+    from histocrypt.evaluation.gene_map import write_map
+
+    typer.echo(write_map(prediction, gene, output, section=section))
 
 
 @app.command()

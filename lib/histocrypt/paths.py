@@ -114,6 +114,10 @@ class RunFolder:
         """Return the predictions of a fold's ``test`` or ``validation`` sections."""
         return self.root / "predictions" / model / f"{fold}.{part}.h5ad"
 
+    def heads(self, model: str, fold: str, part: str = "test") -> Path:
+        """Return what a multi-task model predicts beside the panel: every other gene and the tumour label."""
+        return self.root / "predictions" / model / f"{fold}.{part}.heads.h5ad"
+
     def inner(self, fold: str, number: int) -> str:
         """Return the name of an inner fold; as a fold's name it gives folders and files below those of its fold."""
         return f"{fold}/inner_{number}"

@@ -18,6 +18,8 @@ class Entry:
     """How tables call it."""
     options: tuple[str, ...] = ()
     """Names of the constructor options that a study may set."""
+    predictor: str = "histocrypt.training.network:NetworkPredictor"
+    """Of a network: ``module:Class`` of what trains it and predicts with it."""
 
 
 MODELS: dict[str, Entry] = {
@@ -41,6 +43,28 @@ MODELS: dict[str, Entry] = {
         "network",
         "ResNet-18 of squares, for encryption",
         ("width", "blocks"),
+    ),
+    "he2gene": Entry(
+        "histocrypt.models.he2gene:HE2Gene",
+        "network",
+        "HE2Gene (every gene and the tumour label)",
+        (
+            "backbone",
+            "pretrained",
+            "hidden",
+            "dropout",
+            "aux_weight",
+            "aux_rank",
+            "label",
+            "label_is",
+            "label_above",
+            "tumour_weight",
+            "spatial_weight",
+            "neighbours",
+            "patch",
+            "average_symmetries",
+        ),  # fmt: skip
+        "histocrypt.training.multitask:MultitaskPredictor",
     ),
     "fhe_head": Entry(
         "histocrypt.models.fhe_head:FheHead", "fitted", "Head for encryption, frozen encoder", ("encoder", "components")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,9 @@ class Spots:
     """(n, len(outputs)) float32, or None where there is nothing to learn from."""
     features: Callable[[str], np.ndarray] | None = field(default=None, repr=False)
     """Frozen-encoder features by encoder name: (n, d) float32, computed once and cached."""
+    measured: Any = field(default=None, repr=False)
+    """What else was measured of training spots, read on demand (`training.multitask_data.Measured`); None for spots
+    without targets."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -49,4 +53,5 @@ class Spots:
             depth=self.depth[index],
             targets=None if self.targets is None else self.targets[index],
             features=None if features is None else (lambda encoder: features(encoder)[index]),
+            measured=None if self.measured is None else self.measured.subset(index),
         )

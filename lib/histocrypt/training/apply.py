@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,13 @@ from histocrypt.models.registry import NEEDS_COUNTS
 from histocrypt.models.spots import Spots
 from histocrypt.targets.matrix import depth, has_counts, names_of, noun
 from histocrypt.targets.panels import Panel
-from histocrypt.training.artifacts import load_model
+from histocrypt.training.artifacts import TrainedModel, load_model
+from histocrypt.training.averaging import Views
+from histocrypt.training.predicted import Kind, PredictedPart, predicted_part, write_csv
 from histocrypt.training.predictions import write_predictions
 from histocrypt.training.spots import normalised_chunks, section_features, spot_names
 from histocrypt.training.submission import check_submission, write_submission
+from histocrypt.training.unmeasured import grid_section, is_image, is_patch_folder, patch_sections, widest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,8 +41,13 @@ def predict_section(
     image: str | Path | None = None,
     um_per_px: float | None = None,
     submission: str | Path | None = None,
+    spacing_um: float | None = None,
+    average_symmetries: bool | None = None,
+    average_windows: bool = False,
+    csv: str | Path | None = None,
+    batch_size: int | None = None,
 ) -> str:
-    """Predict one section and write the predictions as ``.h5ad``.
+    """Predict one section (or slide, or folder of patches) and write the predictions as ``.h5ad``.
 
     The section is preprocessed as the model's training sections were (mask, alignment, tiles), but no spot is dropped
     for low depth, nor, for a submission, for lying off tissue; its tiles are brought from its own stain to the model's
@@ -50,7 +59,8 @@ def predict_section(
         ``models/<name>/<fold>``.
     section_path
         A section in any readable format. Its counts are not looked at (but by the depth-only baseline), and there need
-        not be any. A hackathon file stands for its test slide.
+        not be any. A hackathon file stands for its test slide. Or an image, with ``spacing_um``; or a folder of patches
+        ``<section>_<x>_<y>.tif`` (.jpg, .png), predicted one by one.
     output
         Where predictions go.
     image
@@ -59,6 +69,16 @@ def predict_section(
         Micrometres per full-resolution pixel, where the section does not tell.
     submission
         Where a CSV with ``ID`` and the panel goes, one row a spot in the section's order: the main transform.
+    spacing_um
+        Predict on a regular grid over the tissue, its points so many micrometres apart, not on the section's spots.
+    average_symmetries
+        Average over the eight symmetries of a tile; None: as the model was trained to.
+    average_windows
+        Average over windows of 1, 1/2 and 3/2 tile widths, as far as they fit the image.
+    csv
+        Folder for ``target_count_pred.csv``, ``aux_count_pred.csv`` and ``tumor_pred.csv``.
+    batch_size
+        Tiles held at a time, rounded up to what the network sees at once: predictions do not depend on it.
 
     Returns
     -------
@@ -71,8 +91,6 @@ def predict_section(
         If the model or the section cannot be used, or the section's resolution is too low for the model. Said before
         any work.
     """
-    from histocrypt.sections.read import read_path
-
     output = Path(output)
     if output.suffix != ".h5ad":
         msg = "predictions are written as .h5ad"
@@ -81,63 +99,149 @@ def predict_section(
         msg = "would be written over the section or a folder"
         raise InputError(msg, file=output, field="output", fix="choose another name")
     model = load_model(model_folder)
-    section = read_path(section_path, image=image, um_per_px=um_per_px, for_prediction=True)
+    _set_up(model, average_symmetries=average_symmetries, batch_size=batch_size)
+    sections = _sections(model.about, Path(section_path), image=image, um_per_px=um_per_px, spacing_um=spacing_um)
     panel = Panel.from_dict(model.about["panel"])
-    missing = check_fit(model.about, section, panel)
+    missing = sorted({gene for section in sections for gene in _missing(model.about, section, panel)})
     if submission is not None:
-        check_submission(Path(submission), section.dropped, section=section.id)
+        if len(sections) != 1:
+            msg = "a submission is of one section"
+            raise InputError(msg, file=section_path, field="--submission", value=len(sections))
+        check_submission(Path(submission), sections[0].dropped, section=sections[0].id)
+
+    kind = "patches" if is_patch_folder(Path(section_path)) else "section" if spacing_um is None else "grid"
+    with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
+        parts = []
+        for number, section in enumerate(sections):
+            own = Path(folder) / str(number)
+            own.mkdir()
+            views = Views.of(
+                symmetries=bool(average_symmetries),
+                windows=average_windows,
+                tile_um=model.about["geometry"]["tile_um"],
+                widest_um=widest(section),
+            )
+            parts.append(predicted_part(model, section, own, views, every=submission is not None, kind=kind))
+        whole = PredictedPart.joined(parts)
+        about = _said(model, sections, missing, views, kind)
+        write_predictions(
+            output,
+            whole.heads["target"],
+            spots=whole.spots,
+            coords=whole.coords,
+            panel=panel,
+            transforms=list(model.about["transforms"]),
+            about=about,
+            scaling=model.scaling,
+            extra=lambda adata: _add_heads(adata, whole.heads, model.predictor),
+        )
+    if submission is not None:
+        main = model.about["transforms"][0]
+        column = {name: index for index, name in enumerate(whole.spots.outputs)}
+        write_submission(
+            Path(submission),
+            whole.heads["target"][:, [column[f"{main}:{name}"] for name in panel.genes]],
+            predicted=[name.removeprefix(f"{sections[0].id}:") for name in whole.spots.names.tolist()],
+            order=sections[0].adata.obs_names.to_list(),
+            columns=panel.genes,
+        )
+    written = [str(output), *([str(submission)] if submission is not None else [])]
+    if csv is not None:
+        written += map(str, write_csv(Path(csv), output))
+    gone = ", ".join(f"{count} {reason}" for reason, count in whole.dropped.items())
+    named = sections[0].id if len(sections) == 1 else f"{len(sections)} sections"
+    return (
+        f"{' and '.join(written) if len(written) < 3 else ', '.join(written)}: "
+        f"{len(whole.spots)} spots x {len(panel)} {noun(panel.matrix)}s of {named} by {about['title']} "
+        f"({sections[0].um_per_px:.3g} µm/px, {sections[0].um_per_px_source}"
+        + (f"; {views.words}" if views.words else "")
+        + (f"; without prediction: {gone}" if gone else "")
+        + ")"
+    )
+
+
+def _set_up(model: TrainedModel, *, average_symmetries: bool | None, batch_size: int | None) -> None:
+    """Hand the switches to the model; what averages for itself does so only where nobody says otherwise."""
+    if batch_size is not None:
+        if batch_size < 1:
+            raise InputError("is not a number of tiles", field="--batch-size", value=batch_size, expected="1 or more")
+        if hasattr(model.predictor, "chunk"):
+            model.predictor.chunk = batch_size
+    if average_symmetries is not None and hasattr(model.predictor, "plan"):
+        model.predictor.plan = replace(model.predictor.plan, average_symmetries=False)
+
+
+def _sections(
+    about: dict[str, Any], path: Path, *, image: Any, um_per_px: float | None, spacing_um: float | None
+) -> list[Section]:
+    """Return what is to be predicted: one section, a grid over a slide, or the sections of a folder of patches."""
+    from histocrypt.sections.image import open_image
+    from histocrypt.sections.read import read_path
+
+    tile_um = about["geometry"]["tile_um"]
+    if is_patch_folder(path):
+        if spacing_um is not None:
+            msg = "patches are predicted as they are, and a grid needs a slide"
+            raise InputError(msg, file=path, field="--spacing", value=spacing_um, fix="leave it out")
+        return patch_sections(path, um_per_px=um_per_px, tile_um=tile_um)
+    least = about["preprocessing"]["min_tissue"]
+    if is_image(path):
+        if spacing_um is None:
+            msg = "is an image without spots"
+            raise InputError(msg, file=path, fix="say with --spacing how far apart predictions are wanted, in µm")
+        slide = open_image(path)
+        return [grid_section(slide, spacing_um=spacing_um, um_per_px=um_per_px, min_tissue=least)]
+    section = read_path(path, image=image, um_per_px=um_per_px, for_prediction=True)
+    if spacing_um is None:
+        return [section]
+    if section.image is None or np.isfinite(widest(section)):
+        msg = "a grid needs an image of the whole section"
+        raise InputError(msg, file=path, field="--spacing", value=spacing_um, fix="name it with --image")
+    return [
+        grid_section(
+            section.image, spacing_um=spacing_um, um_per_px=section.um_per_px, min_tissue=least, name=section.id
+        )
+    ]
+
+
+def _missing(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:
+    """Check that a model fits a section; return, and say, what of the panel it did not measure."""
+    missing = check_fit(about, section, panel)
     labelled = has_counts(section.adata) if panel.matrix is None else len(missing) < len(panel)
     if missing and labelled:
         some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         note = f"note: {len(missing)} of {len(panel)} {noun(panel.matrix)}s are not measured in {section.id} ({some})"
         print(f"{note}; they are predicted all the same, and scoring skips them", file=sys.stderr)
+    return missing
 
-    with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
-        every = submission is not None
-        spots, coords, report = prepare_section(model.about, section, Path(folder), model.scaling.outputs, every=every)
-        predicted = model.predict(spots)
-        about = {
-            "model": model.about["model"],
-            "title": model.about.get("title", model.about["model"]),
-            "fold": model.about["fold"],
-            "part": "new",
-            "study": model.about["study"]["name"],
-            "study_hash": model.about["study"]["hash"],
-            "seed": model.about["seed"],
-            "section": section.id,
-            "um_per_px": float(section.um_per_px),
-            "um_per_px_source": section.um_per_px_source,
-            "unmeasured_genes": np.array(missing, dtype=str),
-            "weights_sha256": model.about["weights"]["sha256"],
-        }
-        write_predictions(
-            output,
-            predicted,
-            spots=spots,
-            coords=coords,
-            panel=panel,
-            transforms=list(model.about["transforms"]),
-            about=about,
-            scaling=model.scaling,
-        )
-    if submission is not None:
-        main = model.about["transforms"][0]
-        column = {name: index for index, name in enumerate(spots.outputs)}
-        write_submission(
-            Path(submission),
-            predicted[:, [column[f"{main}:{name}"] for name in panel.genes]],
-            predicted=[name.removeprefix(f"{section.id}:") for name in spots.names.tolist()],
-            order=section.adata.obs_names.to_list(),
-            columns=panel.genes,
-        )
-    gone = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
-    return (
-        f"{output}{f' and {submission}' if submission is not None else ''}: "
-        f"{len(spots)} spots x {len(panel)} {noun(panel.matrix)}s of {section.id} by {about['title']} "
-        f"({section.um_per_px:.3g} µm/px, {section.um_per_px_source}"
-        + (f"; without prediction: {gone}" if gone else "")
-        + ")"
-    )
+
+def _said(model: TrainedModel, sections: list[Section], missing: list[str], views: Views, kind: Kind) -> dict[str, Any]:
+    """Return what ``uns["prediction"]`` says."""
+    image = sections[0].image
+    return {
+        "model": model.about["model"],
+        "title": model.about.get("title", model.about["model"]),
+        "fold": model.about["fold"],
+        "part": "new",
+        "study": model.about["study"]["name"],
+        "study_hash": model.about["study"]["hash"],
+        "seed": model.about["seed"],
+        "section": ", ".join(section.id for section in sections),
+        "um_per_px": float(sections[0].um_per_px),
+        "um_per_px_source": sections[0].um_per_px_source,
+        "unmeasured_genes": np.array(missing, dtype=str),
+        "weights_sha256": model.about["weights"]["sha256"],
+        **({"views": views.words} if views.words else {}),
+        **({"image": str(Path(image.path).resolve())} if kind != "patches" else {}),
+        **({"places": "side by side, since patches do not say where they lie"} if kind == "patches" else {}),
+    }
+
+
+def _add_heads(adata: AnnData, heads: dict[str, np.ndarray], predictor: Any) -> None:
+    if len(heads) > 1 or hasattr(predictor, "predict_heads"):
+        from histocrypt.training.multitask_predictions import add_heads
+
+        add_heads(adata, heads, predictor)
 
 
 def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:
@@ -174,7 +278,13 @@ def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str
 
 
 def prepare_section(
-    about: dict[str, Any], section: Section, folder: Path, outputs: tuple[str, ...], *, every: bool = False
+    about: dict[str, Any],
+    section: Section,
+    folder: Path,
+    outputs: tuple[str, ...],
+    *,
+    every: bool = False,
+    align: bool | None = None,
 ) -> tuple[Spots, np.ndarray, Any]:
     """Preprocess a section as a model's training sections were.
 
@@ -190,6 +300,8 @@ def prepare_section(
         Names of the model's outputs.
     every
         Keep spots off tissue, too.
+    align
+        Whether spots are aligned to the tissue; None: as those of the training sections were.
 
     Returns
     -------
@@ -202,7 +314,7 @@ def prepare_section(
     from histocrypt.tissue.stain import StainStatistics
     from histocrypt.training.prepare import read_clean_section
 
-    least = {"min_counts": 0, **({"min_tissue": 0.0} if every else {})}
+    least = {"min_counts": 0, **({"min_tissue": 0.0} if every else {}), **({} if align is None else {"align": align})}
     settings = Preprocessing(**{**about["preprocessing"], **least})
     paths = {
         "section_path": folder / "section.h5ad",

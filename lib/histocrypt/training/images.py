@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,12 @@ class Images:
             images = change(images)
         mean, sd = (x if len(x) == 1 else x[rows] for x in (self.mean, self.sd))
         return (images - mean.to(device)) / sd.to(device)
+
+    def batches(self, order: np.ndarray, n_batches: int) -> list[np.ndarray]:
+        """Return the row numbers of every batch of one epoch, each spot once, from all spots in random ``order``."""
+        return np.array_split(order, n_batches)
+
+    def loss(self, network: nn.Module, images: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        """Return the loss of one batch: ``images`` are those of the rows ``index``, on the network's device."""
+        predicted = network(images)
+        return nn.functional.mse_loss(predicted.float(), self.targets[torch.as_tensor(index)].to(images.device))

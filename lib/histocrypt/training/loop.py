@@ -113,7 +113,7 @@ def predict(network: nn.Module, images: Images, device: torch.device) -> np.ndar
     """Return the outputs of a network in evaluation mode, (n, k) float32, in bounded batches."""
     network.eval()
     parts = []
-    with torch.inference_mode(), _precision(device):
+    with torch.inference_mode(), precision(device):
         for start in range(0, len(images), EVALUATION_BATCH):
             index = np.arange(start, min(start + EVALUATION_BATCH, len(images)))
             parts.append(network(images.batch(index, device)).float().cpu().numpy())
@@ -121,7 +121,8 @@ def predict(network: nn.Module, images: Images, device: torch.device) -> np.ndar
 
 
 @contextmanager
-def _precision(device: torch.device) -> Iterator[None]:
+def precision(device: torch.device) -> Iterator[None]:
+    """Compute in bfloat16 where the device is a GPU."""
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
         yield
 
@@ -259,16 +260,15 @@ def _one_epoch(
     total = 0.0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(generator_of(seed, epoch, 1).initial_seed())  # dropout
-        for number, index in enumerate(np.array_split(order, n_batches)):
+        for number, index in enumerate(data.batches(order, n_batches)):
             rate = learning_rate((epoch - 1) * n_batches + number, settings.epochs * n_batches, settings.learning_rate)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             images = data.batch(index, device, change)
             if settings.augment_contrast:
                 images = vary_contrast(images, settings.augment_contrast, chance)
-            with _precision(device), watched(network) as ranges:
-                predicted = network(images)
-            loss = nn.functional.mse_loss(predicted.float(), data.targets[torch.as_tensor(index)].to(device))
+            with precision(device), watched(network) as ranges:
+                loss = data.loss(network, images, index)
             optimiser.zero_grad(set_to_none=True)
             (loss + settings.range_penalty * sum(ranges.excess) if ranges.excess else loss).backward()
             optimiser.step()

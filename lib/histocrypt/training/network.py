@@ -202,11 +202,14 @@ class NetworkPredictor:
         }
         try:
             network.load_state_dict(weights)
-            self.pixel_moments = np.asarray(state["pixel_moments"], dtype=np.float32).reshape(2, 3)
+            self.pixel_moments = self._moments_of(state["pixel_moments"])
         except (RuntimeError, KeyError, ValueError) as error:
             msg = f"the weights do not fit {self.model} ({' '.join(str(error).split())[:300]})"
             raise InputError(msg, fix="train the model again") from error
         self.network = network.eval()
+
+    def _moments_of(self, stored: np.ndarray) -> np.ndarray:
+        return np.asarray(stored, dtype=np.float32).reshape(2, 3)
 
     def _images(self, spots: Spots, *, fit: bool = False) -> loop.Images:
         pixels = resized(spots.tiles, self.input_px)

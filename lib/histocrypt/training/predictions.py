@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from histocrypt.atomic import atomic_path
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from histocrypt.models.spots import Spots
     from histocrypt.targets.panels import Panel
     from histocrypt.targets.transforms import TargetStatistics
@@ -25,6 +28,7 @@ def write_predictions(
     transforms: list[str],
     about: dict[str, Any],
     scaling: TargetStatistics | None = None,
+    extra: Callable[[AnnData], None] | None = None,
 ) -> None:
     """Write predictions as ``.h5ad``, atomically.
 
@@ -45,6 +49,8 @@ def write_predictions(
     scaling
         Statistics of the training targets. Of a named matrix, the training mean of each column is kept as
         ``var["training_mean:<transform>"]``: scores within a spot say little without the mean composition beside them.
+    extra
+        Adds whatever else a model predicts, just before the file is written.
     """
     import anndata
     import pandas as pd
@@ -70,5 +76,7 @@ def write_predictions(
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
     about = about if panel.matrix is None else {**about, "matrix": panel.matrix}
     adata.uns["prediction"] = {**about, "transform": transforms[0], "transforms": np.array(transforms, dtype=str)}
+    if extra is not None:
+        extra(adata)
     with atomic_path(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,9 @@ def build(
 
     settings = Training(**settings) if isinstance(settings, dict) else settings
     if MODELS[model].kind == "network":
-        from histocrypt.training.network import NetworkPredictor
-
-        return NetworkPredictor(model, outputs, settings=settings, options=options, device=device, folder=folder)
+        module, name = MODELS[model].predictor.split(":")
+        predictor = getattr(import_module(module), name)
+        return predictor(model, outputs, settings=settings, options=options, device=device, folder=folder)
     return model_class(model)(normalise_by_section=settings.normalise_by_section, **(options or {}))
 
 

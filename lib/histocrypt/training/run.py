@@ -174,7 +174,9 @@ def joined(first: Spots, second: Spots) -> Spots:
         def features(encoder: str) -> np.ndarray:
             return np.concatenate([first.features(encoder), second.features(encoder)])
 
-    return replace(first, **{name: both(name) for name in fields}, features=features)
+    known = first.measured is not None and second.measured is not None
+    measured = first.measured.joined(second.measured) if known else None
+    return replace(first, **{name: both(name) for name in fields}, features=features, measured=measured)
 
 
 def fit(
@@ -263,6 +265,7 @@ def train_one(
     fold, folder = data.fold, study.run.model(model, data.fold.name)
     folder.mkdir(parents=True, exist_ok=True)
     stale = [*(folder / name for name in ("model.json", "curves.csv", "curves_refit.csv"))]
+    stale.append(study.run.heads(model, fold.name))
     for path in [*stale, *(study.run.prediction(model, fold.name, part) for part in ("validation", "test"))]:
         path.unlink(missing_ok=True)
 
@@ -276,6 +279,11 @@ def train_one(
     if fold.test_sections:
         test = load_test(study, data, side=tile_side(model, study.training_of(model)))
         written.append(_predictions(study, model, data, "test", test, scaling.restore(predictor.predict(test))))
+        if hasattr(predictor, "predict_heads"):
+            from histocrypt.training.multitask_predictions import write_heads
+
+            about = _said_of(study, model, data, "test")
+            write_heads(study.run.heads(model, fold.name), predictor, test, coords=_coords_of(study, test), about=about)
     seconds = time.monotonic() - started
     about = describe(study, model, data, chosen=chosen, scaling=scaling)
     save_model(folder, {**about, "validation_pcc": score, "seconds": round(seconds, 2)}, predictor.state())
@@ -326,22 +334,31 @@ def describe(
     }  # fmt: skip
 
 
-def _predictions(study: Study, model: str, data: FoldData, part: str, spots: Spots, predicted: np.ndarray) -> Path:
-    path = study.run.prediction(model, data.fold.name, part)
+def _coords_of(study: Study, spots: Spots) -> np.ndarray:
+    """Return (n, 2) x, y of spots in full-resolution pixels, by name."""
     coords = {}
     for section in dict.fromkeys(spots.sections.tolist()):
         clean = read_clean_section(study.run.section(section))
         for barcode, xy in zip(clean.obs_names, np.asarray(clean.obsm["spatial"]), strict=True):
             coords[f"{section}:{barcode}"] = xy
-    about = {
+    return np.array([coords[name] for name in spots.names.tolist()])
+
+
+def _said_of(study: Study, model: str, data: FoldData, part: str) -> dict[str, Any]:
+    return {
         "model": model, "title": MODELS[model].title, "fold": data.fold.name, "part": part, "study": study.name,
         "study_hash": study.hash(), "seed": study.seed,
     }  # fmt: skip
+
+
+def _predictions(study: Study, model: str, data: FoldData, part: str, spots: Spots, predicted: np.ndarray) -> Path:
+    path = study.run.prediction(model, data.fold.name, part)
+    about = _said_of(study, model, data, part)
     write_predictions(
         path,
         predicted,
         spots=spots,
-        coords=np.array([coords[name] for name in spots.names.tolist()]),
+        coords=_coords_of(study, spots),
         panel=data.panel,
         transforms=list(study.target.transforms),
         about=about,

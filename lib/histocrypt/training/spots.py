@@ -16,6 +16,7 @@ from histocrypt.atomic import atomic_path
 from histocrypt.errors import InputError
 from histocrypt.models.spots import Spots
 from histocrypt.targets.transforms import output_names
+from histocrypt.training.multitask_data import Measured
 from histocrypt.training.prepare import STAIN, read_clean_section, section_targets
 
 if TYPE_CHECKING:
@@ -110,8 +111,10 @@ def load_spots(
             )
         return known[encoder]
 
-    targets = None
+    targets = measured = None
     if with_targets:
+        files = tuple((section, run.section(section)) for section in sections)
+        measured = Measured(files, centred=study.target.centre_by_section)
         targets = np.concatenate(
             [
                 section_targets(adata, panel, study.target.transforms, section=section)
@@ -127,6 +130,7 @@ def load_spots(
         outputs=output_names(study.target.transforms, panel.genes),
         targets=targets,
         features=features,
+        measured=measured,
     )
 
 
