@@ -183,7 +183,7 @@ def section_features(
     method
         ``macenko``, ``reinhard`` or ``none``.
     encoder
-        Name in `encoders.ENCODERS`.
+        Name of an encoder, or of several joined: see `training.conditions`.
     names
         (n,) names of the spots; stored beside the features and checked when these are read.
 
@@ -195,6 +195,10 @@ def section_features(
 
     from histocrypt.encoders import encode, encoder_of
     from histocrypt.tissue.stain import DEFAULT_REFERENCE
+    from histocrypt.training.conditions import condition_features, is_condition
+
+    if is_condition(encoder):
+        return condition_features(tiles, stain=stain, method=method, encoder=encoder, names=names)
 
     def normal(part: np.ndarray) -> Iterable[np.ndarray]:
         return normalised_chunks(part, source=stain, reference=DEFAULT_REFERENCE, method=method)
