@@ -132,6 +132,11 @@ class RunFolder:
         return self.root / "evaluation"
 
     @property
+    def multitask(self) -> Path:
+        """What a multi-task model says beyond the panel, scored: which genes carry signal, tumour, smoothing."""
+        return self.root / "multitask"
+
+    @property
     def encrypted(self) -> Path:
         """Encrypted predictions beside clear ones, by model."""
         return self.root / "encrypted"

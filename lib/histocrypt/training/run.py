@@ -283,7 +283,7 @@ def train_one(
             from histocrypt.training.multitask_predictions import write_heads
 
             about = _said_of(study, model, data, "test")
-            write_heads(study.run.heads(model, fold.name), predictor, test, coords=_coords_of(study, test), about=about)
+            write_heads(study.run.heads(model, fold.name), predictor, test, coords=coords_of(study, test), about=about)
     seconds = time.monotonic() - started
     about = describe(study, model, data, chosen=chosen, scaling=scaling)
     save_model(folder, {**about, "validation_pcc": score, "seconds": round(seconds, 2)}, predictor.state())
@@ -334,7 +334,7 @@ def describe(
     }  # fmt: skip
 
 
-def _coords_of(study: Study, spots: Spots) -> np.ndarray:
+def coords_of(study: Study, spots: Spots) -> np.ndarray:
     """Return (n, 2) x, y of spots in full-resolution pixels, by name."""
     coords = {}
     for section in dict.fromkeys(spots.sections.tolist()):
@@ -358,7 +358,7 @@ def _predictions(study: Study, model: str, data: FoldData, part: str, spots: Spo
         path,
         predicted,
         spots=spots,
-        coords=_coords_of(study, spots),
+        coords=coords_of(study, spots),
         panel=data.panel,
         transforms=list(study.target.transforms),
         about=about,

@@ -1,0 +1,181 @@
+"""What a multi-task model says beyond the panel, scored on held-out patients: genes with signal, tumour, smoothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.atomic import read_json
+from histocrypt.evaluation import metrics
+from histocrypt.evaluation.bootstrap import block_labels, draw_weights, interval
+from histocrypt.evaluation.signal import Pair, array_or_nearest, gene_signal
+from histocrypt.evaluation.truth import Joined, as_mapping, join, read_h5ad, read_prediction
+from histocrypt.targets.labels import Label
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    from anndata import AnnData
+
+    from histocrypt.paths import RunFolder
+
+CP10K = "log1p_cp10k"
+
+
+def read_heads(path: Path) -> AnnData:
+    """Read what a multi-task model predicts beside the panel, so that `truth.join` takes it as a prediction."""
+    heads = read_h5ad(path, what="file of auxiliary predictions", fix="train the model again")
+    heads.layers[CP10K] = heads.X
+    heads.uns["prediction"] = {**heads.uns["prediction"], "transforms": [CP10K]}
+    return heads
+
+
+def auxiliary_signal(
+    heads: AnnData, sections: Mapping[str, AnnData], *, draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Return, for every patient of a fold, the test of every auxiliary gene that all the patient's sections measured.
+
+    Parameters
+    ----------
+    heads
+        From `read_heads`.
+    sections
+        Cleaned sections by id: those that ``heads`` predicts.
+    draws, seed
+        See `signal.gene_signal`.
+
+    Returns
+    -------
+    Columns of `signal.gene_signal`, and ``patient``, ``symbol``, ``sections``.
+    """
+    import pandas as pd
+
+    tables = []
+    for patient, named in by_patient(heads).items():
+        joined = [join(heads, sections[name], name, transforms=[CP10K]) for name in named]
+        shared = [gene for gene in joined[0].genes if all(gene in set(one.genes) for one in joined[1:])]
+        pairs = []
+        for one in joined:
+            columns = pd.Index(one.genes).get_indexer(shared)
+            rows = sections[one.section].obs_names.get_indexer(_barcodes(one))
+            grid = array_or_nearest(sections[one.section])[rows]
+            pairs.append(Pair(one.section, one.true[CP10K][:, columns], one.predicted[CP10K][:, columns], grid))
+        table = gene_signal(pairs, np.array(shared, dtype=str), draws=draws, seed=seed)
+        symbols = dict(zip(joined[0].genes, joined[0].symbols, strict=True))
+        table.insert(0, "patient", patient)
+        table.insert(2, "symbol", [symbols[gene] for gene in table["gene"]])
+        tables.append(table.assign(sections=len(named)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def by_patient(heads: AnnData) -> dict[str, list[str]]:
+    """Return the sections of each patient that a file predicts."""
+    found: dict[str, list[str]] = {}
+    pairs = heads.obs[["patient", "section"]].astype(str).drop_duplicates()
+    for patient, section in pairs.itertuples(index=False):
+        found.setdefault(patient, []).append(section)
+    return found
+
+
+def _barcodes(one: Joined) -> list[str]:
+    return [name.removeprefix(f"{one.section}:") for name in one.spots]
+
+
+def tumour_score(
+    heads: AnnData, sections: Mapping[str, AnnData], *, block_um: float, draws: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Return how well tumour is told from the rest: the area under the curve, the mean over held-out sections.
+
+    Returns
+    -------
+    dict
+        ``auc``, ``low``, ``high`` (95 % interval over blocks of tissue), ``sections``, ``spots``, ``positive`` and
+        ``proxy``; or ``why`` there is none.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    if "tumour_probability" not in heads.obs:
+        return {"why": "no training section has a label"}
+    said = as_mapping(heads.uns["prediction"]["label"])
+    positive = tuple(str(word) for word in np.atleast_1d(said.get("positive", ())))
+    label = Label(str(said["source"]), positive, said.get("above"))
+    rng, scores, drawn, count, yes = np.random.default_rng(seed), [], [], 0, 0
+    for name in dict.fromkeys(heads.obs["section"].astype(str)):
+        section = sections[name]
+        mine = heads.obs[heads.obs["section"].astype(str) == name]
+        rows = section.obs_names.get_indexer(mine["barcode"].astype(str))
+        truth = label.of(section, section=name)[rows]
+        known = np.isfinite(truth)
+        if not 0 < truth[known].sum() < known.sum():
+            continue
+        truth, probability = truth[known], mine["tumour_probability"].to_numpy()[known]
+        um = float(as_mapping(section.uns.get("preprocessing")).get("um_per_px", 1.0))
+        labels = block_labels(np.asarray(section.obsm["spatial"])[rows][known] * um, block_um)
+        scores.append(float(roc_auc_score(truth, probability)))
+        weights = draw_weights(labels.max() + 1, draws, rng)[:, labels]
+        both = [(one[truth == 1].sum() > 0) and (one[truth == 0].sum() > 0) for one in weights]
+        areas = [
+            roc_auc_score(truth, probability, sample_weight=one) if able else np.nan
+            for one, able in zip(weights, both, strict=True)
+        ]
+        drawn.append(np.array(areas))
+        count, yes = count + int(known.sum()), yes + int(truth.sum())
+    if not scores:
+        return {"why": "no held-out section has a label with both answers"}
+    low, high = interval(np.nanmean(drawn, axis=0), float(np.mean(scores)))
+    return {
+        "auc": float(np.mean(scores)), "low": max(low, 0.0), "high": min(high, 1.0), "sections": len(scores),
+        "spots": count, "positive": yes, "proxy": label.is_proxy,
+        "label": label.source + ("" if label.above is None else f" above {label.above:g}"),
+    }  # fmt: skip
+
+
+def smoothing(prediction: Path, sections: Mapping[str, AnnData]) -> dict[str, float]:
+    """Return what shows whether predictions are blurred: means over the panel's genes, then over held-out sections.
+
+    ``pearson``; ``variance_ratio``, predicted over measured; ``moran_predicted`` and ``moran_measured``, Moran's I.
+    """
+    file = read_prediction(prediction)
+    rows = []
+    for name in dict.fromkeys(file.obs["section"].astype(str)):
+        one = join(file, sections[name], name)
+        transform = next(iter(one.true))
+        true, predicted = one.true[transform], one.predicted[transform]
+        graph = metrics.neighbour_graph(one.coords)
+        variance = np.var(true, axis=0)
+        ratio = np.divide(np.var(predicted, axis=0), variance, out=np.full(len(variance), np.nan), where=variance > 0)
+        rows.append(
+            {
+                "pearson": np.nanmean(metrics.pearson(true, predicted)),
+                "variance_ratio": np.nanmean(ratio),
+                "moran_predicted": np.nanmean(metrics.morans_i(predicted, graph)),
+                "moran_measured": np.nanmean(metrics.morans_i(true, graph)),
+            }
+        )
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def summary_of(table: pd.DataFrame, *, level: float) -> list[dict[str, Any]]:
+    """Return one line a patient: genes tested, genes better than chance at a false discovery rate of ``level``."""
+    lines = []
+    for patient, own in table.groupby("patient", sort=True):
+        good = own[own["q"] <= level]
+        lines.append(
+            {
+                "patient": str(patient), "sections": int(own["sections"].iloc[0]), "genes": len(own),
+                "better": len(good), "share": len(good) / max(len(own), 1),
+                "median_all": float(own["pearson"].median()),
+                "median_better": float(good["pearson"].median()) if len(good) else None,
+                "top": good.sort_values("pearson", ascending=False)["symbol"].head(8).tolist(),
+            }
+        )  # fmt: skip
+    return lines
+
+
+def load_summary(run: RunFolder) -> dict[str, Any] | None:
+    """Return ``multitask/summary.json``; None for a study without a multi-task model."""
+    path = run.multitask / "summary.json"
+    return read_json(path) if path.is_file() else None
