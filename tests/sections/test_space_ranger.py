@@ -1,6 +1,5 @@
 """Space Ranger's output, in each of its forms, from folder to tiles; and each of its defects."""
 
-import importlib.util
 import json
 import shutil
 
@@ -19,8 +18,6 @@ from histocrypt.study import Preprocessing, SectionSource, parse_study
 from histocrypt.tissue.preprocess import preprocess_section
 from histocrypt.tissue.tiles import read_tiles
 
-PARQUET = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
-
 
 def read(folder, **given):
     (files,) = find_sections(SectionSource(path=str(folder), patient="P1", **given))
@@ -30,7 +27,7 @@ def read(folder, **given):
 @pytest.mark.parametrize(
     ("positions", "matrix"),
     [("v2", "h5"), ("v1", "mtx.gz"), ("v1", "legacy"), ("v2", "mtx"), ("v2", "both"),
-     pytest.param("parquet", "h5", marks=PARQUET)],
+     ("parquet", "h5")],
 )  # fmt: skip
 def test_every_form_gives_the_same_section(positions, matrix, tmp_path):
     folder = write_space_ranger(tmp_path / "run", positions=positions, matrix=matrix)
@@ -330,14 +327,6 @@ def test_visium_hd_is_named(tmp_path):
     for path in (tmp_path / "hd", tmp_path / "hd" / "binned_outputs" / "square_008um"):
         with pytest.raises(InputError, match="is Visium HD, whose bins are not supported"):
             find_sections(SectionSource(path=str(path)))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_parquet_without_its_package(tmp_path):
-    folder = write_space_ranger(tmp_path / "run")
-    (folder / "spatial" / "tissue_positions.csv").rename(folder / "spatial" / "tissue_positions.parquet")
-    with pytest.raises(InputError, match="stored as parquet, which needs the package pyarrow"):
-        read(folder)
 
 
 def test_without_scale_factors_the_pitch_tells_the_resolution(tmp_path):

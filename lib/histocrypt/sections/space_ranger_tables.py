@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -211,9 +210,6 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _read_parquet(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    if find_spec("pyarrow") is None:
-        msg = "positions are stored as parquet, which needs the package pyarrow"
-        raise InputError(msg, file=path, fix="pip install pyarrow, or write the table as tissue_positions.csv")
     try:
         return pd.read_parquet(path, engine="pyarrow")
     except (OSError, ValueError) as error:
