@@ -17,7 +17,8 @@ SMALL = {
     "stacking": {"inner_folds": 2, "epochs": 20},
     "evaluation": {"bootstrap": 50, "k": [3, 6]},
 }
-MODELS = {"vision_mlp": {"width": 0.25}, "fhe_head": {"components": 20}}
+MULTITASK = {"backbone": "efficientnet_lite0", "label": "obs:tumour", "aux_rank": 8}
+MODELS = {"vision_mlp": {"width": 0.25}, "fhe_head": {"components": 20}, "he2gene": MULTITASK}
 """Those of the run that all tests share."""
 
 

@@ -20,6 +20,7 @@ PARAMETERS = {
     "20_preprocessing": {"section": "S_2", "tiles_shown": 3},
     "22_folds": {},
     "30_training": {"model": "vision_mlp", "fold": "fold_1"},
+    "32_multitask": {"draws": 200, "ablation_epochs": 1},
     "38_inner_training": {"model": "vision_mlp", "fold": "fold_1"},
     "40_stacking": {"fold": "fold_1"},
     "50_fhe_inference": {"model": "fhe_head"},

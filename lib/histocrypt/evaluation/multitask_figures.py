@@ -59,14 +59,13 @@ def smoothing(scores: Mapping[str, Mapping[str, float]]) -> Figure:
         figure, axes = canvas(1, 3, figsize=(8.4, 2.3))
         for axis, (key, title) in zip(axes, shown, strict=True):
             values = [scores[name]["moran_predicted" if key == "moran" else key] for name in names]
-            axis.bar(names, values, color=[MUTED, CYCLE[0]][: len(names)], width=0.55)
+            axis.bar(names, values, color=[MUTED, *CYCLE][: len(names)], width=0.55)
             for place, value in enumerate(values):
                 axis.annotate(f"{value:.3f}", (place, max(value, 0)), (0, 2), textcoords="offset points", ha="center")
             if key == "moran":
                 measured = scores[names[0]]["moran_measured"]
-                axis.axhline(measured, color=INK, lw=1, ls="--")
-                axis.annotate(f"measured {measured:.3f}", (len(names) - 0.5, measured), (0, 2),
-                              textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
+                axis.axhline(measured, color=INK, lw=1, ls="--", label=f"measured {measured:.3f}")
+                axis.legend(loc="lower left", frameon=True, fontsize=8)
             axis.margins(y=0.18)
             axis.set_title(title)
     return figure
