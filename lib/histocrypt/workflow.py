@@ -87,6 +87,8 @@ def run_study(
     InputError
         If the study, a notebook name, a parameter or the profile is wrong, or the study is already running.
     """
+    from histocrypt.sections.read import input_files
+
     study = load_study(study_file)
     if until is not None and until not in STAGES:
         raise unknown_name("notebook", until, STAGES, field="--until")
@@ -95,6 +97,7 @@ def run_study(
     if not (profile / "config.yaml").is_file():
         raise InputError("profile has no config.yaml", file=profile, fix="workflow/profiles/local is an example")
 
+    input_files(study)  # a section that is not there is said here, in one sentence, and not by Snakemake
     study.run.logs.mkdir(parents=True, exist_ok=True)
     with _only_one(study) as lock:
         command = _command(study_file, study, cores=cores, until=until, given=given, profile=profile)

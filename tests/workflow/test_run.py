@@ -195,3 +195,12 @@ def test_two_runs_of_one_study_at_once_are_refused(tmp_path):
         first.stdout.close()
     listed = json.loads((tmp_path / "twice" / "eda" / "summary.json").read_text())
     assert len(listed["sections"]) == 6
+
+
+def test_a_missing_section_is_one_sentence(tmp_path):
+    (tmp_path / "missing.yaml").write_text("name: missing\nsections:\n  - path: nowhere/x.h5ad\n")
+    found = histocrypt("run", tmp_path / "missing.yaml", outputs=tmp_path)
+    assert found.returncode == 2
+    assert "nowhere/x.h5ad: no such file or folder" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+    assert not (tmp_path / "missing").exists()
