@@ -16,6 +16,7 @@ from histocrypt.evaluation import figures, maps, views, words
 from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.evaluation.backdrop import backdrop
 from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
+from histocrypt.evaluation.multitask_report import beyond_panel
 from histocrypt.evaluation.scores import CEILING, POOLED, Scores, load_scores, read_folds, title_of
 from histocrypt.evaluation.section_scores import WITHIN
 from histocrypt.evaluation.stacked import stacked
@@ -68,6 +69,9 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
     planted = [row for row in (planted_row(name, one) for name, one in sections.items()) if row]
     best = words.best_model(scores, main)
     pictures = _pictures(study, scores, folds, sections, {r["section"]: r["patient"] for r in data})
+    beyond, drawn = beyond_panel(study, sections, folds)
+    for name, figure in drawn.items():
+        pictures[f"multitask_{name}"] = _embed(figures.save(figure, run.evaluation / f"multitask_{name}.png"))
     return {
         "title": study.title or study.name,
         "name": study.name,
@@ -88,6 +92,7 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "transforms": [_transform(scores, name) for name in scores.transforms],
         "main_words": words.TRANSFORM_WORDS.get(main, main),
         "stacked": stacked(study, scores, folds),
+        "beyond": beyond,
         "by_section": _by_section(scores, main),
         "genes": _genes(scores, main, best),
         "unscored": {name: len(genes) for name, genes in scores.notes["unscored_genes"].items()},

@@ -47,7 +47,7 @@ MODELS: dict[str, Entry] = {
     "he2gene": Entry(
         "histocrypt.models.he2gene:HE2Gene",
         "network",
-        "HE2Gene (every gene and the tumour label)",
+        "HE2Gene (multi-task)",
         (
             "backbone",
             "pretrained",
@@ -65,6 +65,23 @@ MODELS: dict[str, Entry] = {
             "average_symmetries",
         ),  # fmt: skip
         "histocrypt.training.multitask:MultitaskPredictor",
+    ),
+    "stem": Entry(
+        "histocrypt.models.stem:Stem",
+        "network",
+        "Stem (diffusion over genes)",
+        (
+            "encoder",
+            "augmentations",
+            "components",
+            "width",
+            "blocks",
+            "heads",
+            "samples",
+            "sampler",
+            "sampler_steps",
+        ),
+        "histocrypt.training.diffusion_predictor:DiffusionPredictor",
     ),
     "fhe_head": Entry(
         "histocrypt.models.fhe_head:FheHead", "fitted", "Head for encryption, frozen encoder", ("encoder", "components")
