@@ -85,8 +85,10 @@ def test_paths_start_at_the_study_file_or_the_data_folder(tmp_path, monkeypatch)
 def test_every_registered_model_can_be_imported_and_takes_its_options():
     import inspect
 
+    from histocrypt.training.diffusion_plan import DiffusionPlan
     from histocrypt.training.multitask_plan import Plan
 
+    plans = {"he2gene": Plan, "stem": DiffusionPlan}
     for name, entry in MODELS.items():
-        accepted = inspect.signature(Plan if name == "he2gene" else model_class(name).__init__).parameters
+        accepted = inspect.signature(plans.get(name) or model_class(name).__init__).parameters
         assert set(entry.options) <= set(accepted), name

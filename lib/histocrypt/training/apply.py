@@ -133,7 +133,7 @@ def predict_section(
             transforms=list(model.about["transforms"]),
             about=about,
             scaling=model.scaling,
-            extra=lambda adata: _add_heads(adata, whole.heads, model.predictor),
+            extra=lambda adata: _add_heads(adata, whole.heads, model),
         )
     if submission is not None:
         main = model.about["transforms"][0]
@@ -237,11 +237,13 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
     }
 
 
-def _add_heads(adata: AnnData, heads: dict[str, np.ndarray], predictor: Any) -> None:
-    if len(heads) > 1 or hasattr(predictor, "predict_heads"):
+def _add_heads(adata: AnnData, heads: dict[str, np.ndarray], model: TrainedModel) -> None:
+    if len(heads) > 1 or hasattr(model.predictor, "predict_heads"):
         from histocrypt.training.multitask_predictions import add_heads
 
-        add_heads(adata, heads, predictor)
+        add_heads(adata, heads, model.predictor)
+    if hasattr(model.predictor, "add_layers"):
+        model.predictor.add_layers(adata, model.scaling)
 
 
 def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:

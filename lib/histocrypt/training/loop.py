@@ -181,7 +181,7 @@ def train(
     progress = Progress()
     parts = {"network": network, "average": average, "optimiser": optimiser, "best": best}
     if state_file is not None and state_file.is_file():
-        progress = _resume(state_file, fingerprint, parts, label) or progress
+        progress = resume(state_file, fingerprint, parts, label) or progress
     if curves_file is not None:
         write_curves(curves_file, progress.curves)
     n_batches = max(1, round(len(data) / settings.batch_size))
@@ -217,7 +217,7 @@ def train(
         if curves_file is not None:
             write_curves(curves_file, progress.curves)
         if state_file is not None:
-            _keep(state_file, fingerprint, parts, progress)
+            keep(state_file, fingerprint, parts, progress)
     bar.close()
     if not progress.best_epoch and progress.epoch:
         msg = "training diverged: no epoch gave numbers on the validation tiles"
@@ -291,8 +291,11 @@ def write_curves(path: Path, rows: list[dict[str, float | int | None]]) -> None:
     write_text(path, text.getvalue())
 
 
-def _keep(path: Path, fingerprint: str, parts: dict, progress: Progress) -> None:
-    """Write the whole state to one file; scalars travel as JSON in its header, so that both are of one epoch."""
+def keep(path: Path, fingerprint: str, parts: dict, progress: Progress) -> None:
+    """Write the state of a training to one file; scalars travel as JSON in its header, so that both are of one epoch.
+
+    ``parts`` are ``network``, ``average`` (or None), ``optimiser`` and ``best``, the weights of the best epoch.
+    """
     from safetensors.torch import save_file
 
     tensors = {f"network.{key}": value for key, value in parts["network"].state_dict().items()}
@@ -310,7 +313,7 @@ def _keep(path: Path, fingerprint: str, parts: dict, progress: Progress) -> None
         )
 
 
-def _resume(path: Path, fingerprint: str, parts: dict, label: str) -> Progress | None:
+def resume(path: Path, fingerprint: str, parts: dict, label: str) -> Progress | None:
     """Load the state into ``parts``; return None, and say so, where it is of another run or unreadable."""
     from safetensors import SafetensorError, safe_open
     from tqdm.auto import tqdm

@@ -7,7 +7,9 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ from histocrypt.training.prepare import PANEL, STAIN, TARGETS, read_clean_sectio
 from histocrypt.training.spots import load_spots
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from histocrypt.study import Study, Training
 
 
@@ -278,7 +282,10 @@ def train_one(
         written.append(_predictions(study, model, data, "validation", data.validation, predicted))
     if fold.test_sections:
         test = load_test(study, data, side=tile_side(model, study.training_of(model)))
-        written.append(_predictions(study, model, data, "test", test, scaling.restore(predictor.predict(test))))
+        mean, extra = scaling.restore(predictor.predict(test)), None
+        if hasattr(predictor, "add_layers"):  # it predicts a distribution
+            extra = partial(predictor.add_layers, scaling=scaling)
+        written.append(_predictions(study, model, data, "test", test, mean, extra))
         if hasattr(predictor, "predict_heads"):
             from histocrypt.training.multitask_predictions import write_heads
 
@@ -351,7 +358,15 @@ def _said_of(study: Study, model: str, data: FoldData, part: str) -> dict[str, A
     }  # fmt: skip
 
 
-def _predictions(study: Study, model: str, data: FoldData, part: str, spots: Spots, predicted: np.ndarray) -> Path:
+def _predictions(
+    study: Study,
+    model: str,
+    data: FoldData,
+    part: str,
+    spots: Spots,
+    predicted: np.ndarray,
+    extra: Callable[[AnnData], None] | None = None,
+) -> Path:
     path = study.run.prediction(model, data.fold.name, part)
     about = _said_of(study, model, data, part)
     write_predictions(
@@ -363,6 +378,7 @@ def _predictions(study: Study, model: str, data: FoldData, part: str, spots: Spo
         transforms=list(study.target.transforms),
         about=about,
         scaling=TargetStatistics.load(study.run.fold(data.fold.name) / TARGETS),
+        extra=extra,
     )
     return path
 

@@ -1,0 +1,131 @@
+"""A diffusion model behind the interface of all predictors: names, layers, resumption, and nothing of who is held out."""
+
+import anndata
+import numpy as np
+import pytest
+
+from histocrypt.atomic import read_json
+from histocrypt.errors import InputError
+from histocrypt.study import parse_study
+from histocrypt.training import diffusion
+from histocrypt.training.artifacts import load_model
+from histocrypt.training.diffusion_plan import DiffusionPlan
+from histocrypt.training.diffusion_predictor import QUANTILES
+from histocrypt.training.prepare import prepare_folds
+from histocrypt.training.run import load_test, load_training, train_fold
+
+TINY = {
+    "encoder": "efficientnet_lite0_128", "augmentations": 1, "components": 8, "width": 16, "blocks": 1, "heads": 2,
+    "samples": 4, "sampler_steps": 5, "epochs": 3, "batch_size": 16, "learning_rate": 0.01,
+}  # fmt: skip
+
+
+@pytest.fixture
+def study(small_study):
+    content = small_study.model_dump(mode="json")
+    return parse_study({**content, "models": {"stem": TINY}})
+
+
+def test_a_fold_is_trained_predicted_and_predicted_again_from_its_folder(study):
+    (result,) = train_fold(study, "stem", "fold_a", device="cpu")
+    adata = anndata.read_h5ad(study.run.prediction("stem", "fold_a"))
+    panel = read_json(study.run.fold("fold_a") / "panel.json")["genes"]
+    section = anndata.read_h5ad(study.run.section("S_a"))
+    assert adata.var_names.tolist() == panel
+    assert adata.obs["barcode"].tolist() == section.obs_names.tolist()
+    assert set(adata.layers) == {"log1p_cp10k", "log1p", "sd", *QUANTILES}
+    assert adata.layers["sd"].mean() > 0
+    assert (np.diff(np.stack([adata.layers[name] for name in QUANTILES]), axis=0) >= 0).all()
+    assert adata.uns["prediction"]["sampler"] == "dpm++ 5"
+    assert result.chosen["epochs"] >= 1
+
+    data = load_training(study, _fold(study))
+    test = load_test(study, data)
+    again = load_model(result.folder, device="cpu")
+    assert np.allclose(again.predict(test)[:, : len(panel)], adata.X, atol=1e-5)
+    few = test.subset(np.arange(len(test))[::-1])
+    assert np.allclose(again.predict(few)[::-1, : len(panel)], adata.X, atol=1e-3)
+    drawn = again.predictor.samples(test)
+    assert drawn.shape == (len(test), 4, len(panel))
+    restored = drawn * again.scaling.sd[: len(panel)] + again.scaling.mean[: len(panel)]
+    assert np.allclose(restored.mean(axis=1), adata.X, atol=1e-4)
+    assert np.allclose(restored.std(axis=1, ddof=1), adata.layers["sd"], atol=1e-4)
+
+
+def _fold(study, name="fold_a"):
+    from histocrypt.training.folds import load_fold
+
+    return load_fold(study.run.folds, name)
+
+
+def test_after_a_kill_training_ends_with_the_same_bits(study, monkeypatch):
+    folder = study.run.model("stem", "fold_a")
+    train_fold(study, "stem", "fold_a", device="cpu")
+    whole = (folder / "weights.safetensors").read_bytes()
+    keep = diffusion.keep
+
+    def killed(path, fingerprint, parts, progress):
+        keep(path, fingerprint, parts, progress)
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(diffusion, "keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(study, "stem", "fold_a", device="cpu")
+    assert (folder / "last" / "fit.safetensors").is_file()
+    monkeypatch.setattr(diffusion, "keep", keep)
+    train_fold(study, "stem", "fold_a", device="cpu")
+    assert (folder / "weights.safetensors").read_bytes() == whole
+    assert not (folder / "last").exists()
+
+
+def outcome(study):
+    prepare_folds(study)
+    train_fold(study, "stem", "fold_a", device="cpu")
+    weights = (study.run.model("stem", "fold_a") / "weights.safetensors").read_bytes()
+    adata = anndata.read_h5ad(study.run.prediction("stem", "fold_a"))
+    return weights, np.stack([adata.X, *(adata.layers[name] for name in ("sd", *QUANTILES))])
+
+
+def test_nothing_is_learnt_from_who_is_held_out(study, rewrite):
+    weights, predicted = outcome(study)
+    rewrite("a", label_noise=1)
+    now, again = outcome(study)
+    assert now == weights
+    assert np.array_equal(again, predicted)
+    rewrite("a", label_noise=1, pixel_noise=1)
+    now, again = outcome(study)
+    assert now == weights
+    assert not np.array_equal(again, predicted)
+    rewrite("b", label_noise=1)  # the control: a training patient's labels do count
+    assert outcome(study)[0] != weights
+
+
+def test_the_model_file_is_checked(study):
+    predictor = load_model(train_fold(study, "stem", "fold_a", device="cpu")[0].folder).predictor
+    state = predictor.state()
+    state.pop("mean")
+    state["network.gene"] = state["network.gene"][:-1]
+    with pytest.raises(InputError, match="the weights do not fit stem"):
+        predictor.load_state(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "euler"}, "unknown sampler 'euler'.*dpm"),
+        ({"samples": 1}, "samples.*out of range"),
+        ({"augmentations": 8}, "augmentations.*0 to 7"),
+        ({"depth": 3}, "unknown option 'depth'.*blocks"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        DiffusionPlan.of(options)
+
+
+def test_a_width_that_does_not_split_into_heads_is_refused(study):
+    content = study.model_dump(mode="json")
+    wrong = parse_study({**content, "models": {"stem": {**TINY, "heads": 3}}})
+    with pytest.raises(InputError, match="a width of 16 does not split into 3 heads"):
+        train_fold(wrong, "stem", "fold_a", device="cpu")
