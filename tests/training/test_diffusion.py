@@ -1,4 +1,4 @@
-"""A diffusion model behind the interface of all predictors: names, layers, resumption, and nothing of who is held out."""
+"""A diffusion model behind the interface of all predictors: names, layers, resumption, no one held out learnt from."""
 
 import anndata
 import numpy as np
@@ -129,3 +129,72 @@ def test_a_width_that_does_not_split_into_heads_is_refused(study):
     wrong = parse_study({**content, "models": {"stem": {**TINY, "heads": 3}}})
     with pytest.raises(InputError, match="a width of 16 does not split into 3 heads"):
         train_fold(wrong, "stem", "fold_a", device="cpu")
+
+
+def torchrun(study_file, *, processes=2):
+    """Train fold_a by ``processes`` processes on the CPU, as a user would; return the running command."""
+    import os
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    command += ["-m", "histocrypt.training.diffusion_ranks", str(study_file), "stem", "fold_a"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_and_go_on_after_a_kill(study, tmp_path, monkeypatch):
+    import time
+
+    import psutil
+    import yaml
+    from safetensors.numpy import load_file
+
+    monkeypatch.setenv("HISTOCRYPT_CACHE", str(tmp_path / "cache"))
+    content = study.model_dump(mode="json")
+    content["models"] = {"stem": {**TINY, "epochs": 150, "patience": 150}}
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(content))
+    study = parse_study(content)
+    folder = study.run.model("stem", "fold_a")
+
+    train_fold(study, "stem", "fold_a", device="cpu")
+    alone = load_file(folder / "weights.safetensors")
+    epochs = read_json(folder / "model.json")["chosen"]["epochs"]
+    (folder / "model.json").unlink()
+
+    running = torchrun(file)
+    while not (folder / "last" / "fit.safetensors").is_file() and running.poll() is None:
+        time.sleep(0.05)
+    family = psutil.Process(running.pid)
+    for one in [*family.children(recursive=True), family]:
+        one.kill()
+    running.communicate()
+    assert not (folder / "model.json").exists()
+    begun = len((folder / "curves.csv").read_text().splitlines()) - 1
+    assert 1 <= begun < 150
+
+    output = (running := torchrun(file)).communicate()[0]
+    assert running.returncode == 0, output[-3000:]
+    assert "goes on after epoch" in output
+    assert "2 processes with equal weights" in output
+    together = load_file(folder / "weights.safetensors")
+    if read_json(folder / "model.json")["chosen"]["epochs"] == epochs:  # else rounding moved the best epoch
+        for name, value in alone.items():
+            if not name.endswith("to_attention.bias"):  # a bias of keys cancels in the softmax: nothing holds it
+                assert np.allclose(together[name], value, atol=1e-2), name
+    assert anndata.read_h5ad(study.run.prediction("stem", "fold_a")).n_vars == 6
+
+
+def test_other_models_are_not_trained_by_several_processes(study, tmp_path):
+    import yaml
+
+    from histocrypt.training.diffusion_ranks import train_together
+
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(study.model_dump(mode="json")))
+    with pytest.raises(InputError, match="not trained by several processes"):
+        train_together(file, "resnet18", "fold_a")

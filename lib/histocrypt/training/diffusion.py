@@ -148,6 +148,7 @@ def train(
         ranks.wait()
     bar.close()
     network.load_state_dict(best)
+    ranks.check_equal(network)
     return network.eval(), progress
 
 

@@ -6,6 +6,7 @@ Started by ``torchrun``, every process holds the same network and sees its share
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,26 @@ def wait() -> None:
     """Wait until every process is here."""
     if count() > 1:
         dist.barrier()
+
+
+def check_equal(network: torch.nn.Module) -> None:
+    """Check that every process holds the same weights, to the bit.
+
+    Raises
+    ------
+    RuntimeError
+        If they do not: then something besides the shared gradients changed them.
+    """
+    if count() == 1:
+        return
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    found: list[str] = [""] * count()
+    dist.all_gather_object(found, digest.hexdigest())
+    if len(set(found)) > 1:
+        msg = "the processes that trained together hold different weights"
+        raise RuntimeError(msg)
 
 
 def own_share(index: torch.Tensor) -> torch.Tensor:

@@ -113,7 +113,7 @@ def train_fold(
         side = tile_side(name, study.training_of(name))
         if side not in loaded:
             loaded = {side: load_training(study, split, side=side)}
-        chosen = _chosen_elsewhere(study, name) if fold == FINAL else None
+        chosen = chosen_elsewhere(study, name) if fold == FINAL else None
         results.append(train_one(study, name, loaded[side], chosen=chosen, device=device))
     return results
 
@@ -401,7 +401,7 @@ def _finished(study: Study, model: str, fold: Fold) -> TrainResult | None:
     )
 
 
-def _chosen_elsewhere(study: Study, model: str) -> dict[str, Any]:
+def chosen_elsewhere(study: Study, model: str) -> dict[str, Any]:
     """Return the median of what the other folds chose (the commonest where it is not a number)."""
     why = f"fold final of {model} uses what the other folds chose"
     folds = [fold for fold in load_folds(study.run.folds) if fold.name != FINAL]
