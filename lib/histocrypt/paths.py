@@ -118,6 +118,10 @@ class RunFolder:
         """Return what a multi-task model predicts beside the panel: every other gene and the tumour label."""
         return self.root / "predictions" / model / f"{fold}.{part}.heads.h5ad"
 
+    def samples(self, model: str, fold: str) -> Path:
+        """Return the samples behind a fold's test predictions, of a model that draws them."""
+        return self.root / "predictions" / model / f"{fold}.samples.h5"
+
     def inner(self, fold: str, number: int) -> str:
         """Return the name of an inner fold; as a fold's name it gives folders and files below those of its fold."""
         return f"{fold}/inner_{number}"

@@ -70,7 +70,7 @@ class DiffusionPredictor:
         self.genes = [gene for transform, gene in named if transform == self.transforms[0]]
         self.network: Stem | None = None
         self._state: dict[str, np.ndarray] = {}
-        self._seed = 0
+        self.seed = 0
         self._drawn: dict[str, np.ndarray] = {}
         """What was drawn for each spot, by name: (1 + quantiles, outputs): sd and quantiles in the loss's units."""
 
@@ -82,7 +82,7 @@ class DiffusionPredictor:
         epochs = self.settings.epochs
         if validation is None and chosen:
             epochs = max(1, round(chosen["epochs"]))
-        self._seed = seed
+        self.seed = seed
         views = f"@{self.plan.augmentations + 1}"
         features = train.features(self.plan.encoder + views)
         self._fit_features(features[:, 0], train.sections)
@@ -153,7 +153,7 @@ class DiffusionPredictor:
     def state(self) -> dict[str, Any]:
         """Return all that `predict` needs: named arrays, and the seed of the noise."""
         weights = {f"network.{key}": value.detach().cpu().numpy() for key, value in self.network.state_dict().items()}
-        return {**weights, **self._state, "seed": self._seed}
+        return {**weights, **self._state, "seed": self.seed}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take what `state` gave; names or shapes that do not fit are an `InputError`."""
@@ -163,7 +163,7 @@ class DiffusionPredictor:
             if key.startswith("network.")
         }
         try:
-            self._seed = int(state["seed"])
+            self.seed = int(state["seed"])
             self._state = {key: np.asarray(state[key]) for key in ("mean", "sd", "centre", "axes") if key in state}
             network = self._new_network(weights["tile.0.weight"].shape[1])
             network.load_state_dict(weights)
@@ -200,7 +200,7 @@ class DiffusionPredictor:
                         samples=self.plan.samples,
                         sampler=self.plan.sampler,
                         steps=self.plan.sampler_steps,
-                        seed=self._seed,
+                        seed=self.seed,
                         device=self.device,
                         progress=bar.update,
                     ),
