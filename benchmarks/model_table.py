@@ -1,8 +1,10 @@
 """Print a study's models beside the baselines, as the README shows them: ``python benchmarks/model_table.py demo``."""
 
 import argparse
+import sys
 
 from histocrypt.atomic import read_json
+from histocrypt.errors import InputError
 from histocrypt.evaluation.scores import load_scores, title_of
 from histocrypt.evaluation.section_scores import WITHIN
 from histocrypt.evaluation.terms import terms_of
@@ -18,7 +20,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", help="name of a study that has run")
     run = RunFolder.of(parser.parse_args().study)
-    scores = load_scores(parse_study(read_json(run.study), file=run.study))
+    try:
+        scores = load_scores(parse_study(read_json(run.study), file=run.study))
+    except InputError as error:
+        print(f"model_table: {error}", file=sys.stderr)
+        sys.exit(2)
     first = scores.transforms[0]
     tables = {transform: scores.of(transform) for transform in scores.transforms}
     against = scores.against("colour_ridge", first)
