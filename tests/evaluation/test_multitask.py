@@ -144,3 +144,26 @@ def test_places_come_from_the_array_or_from_coordinates():
     section.obs["array_row"], section.obs["array_col"] = grid[:, 0], grid[:, 1]
     assert np.array_equal(by_coordinates - by_coordinates.min(axis=0), grid - grid.min(axis=0))
     assert np.array_equal(array_or_nearest(section), grid)
+
+
+def test_the_report_shows_what_the_summary_says_and_asks_for_it_where_it_is_missing(small_run, tmp_path, monkeypatch):
+    from histocrypt.atomic import read_json
+    from histocrypt.errors import InputError
+    from histocrypt.evaluation.multitask_report import beyond_panel
+    from histocrypt.evaluation.words import number
+    from histocrypt.study import load_study
+
+    monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(small_run))
+    study = load_study(small_run / "small.yaml")
+    said = read_json(study.run.multitask / "summary.json")
+    page = study.run.report.read_text(encoding="utf-8")
+    assert "Beyond the panel" in page
+    for one in said["tumour"]:
+        assert number(one["auc"]) in page
+    assert {line["genes"] for line in said["signal"]} == {60 - 12}
+    assert read_json(study.run.stacking("fold_1"))["validation_pcc"]["he2gene"] is not None
+    monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path))
+    with pytest.raises(InputError, match="run notebook 32_multitask"):
+        beyond_panel(study, {}, [])
+    plain = study.model_copy(update={"models": {}})
+    assert beyond_panel(plain, {}, []) == (None, {})
