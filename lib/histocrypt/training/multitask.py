@@ -112,11 +112,15 @@ class MultitaskPredictor(NetworkPredictor):
         values, means = None, None
         if self.genes:
             values = measured.expression(list(self.genes))
-            self.means = _column_means(values)
-            by_section = np.stack([_column_means(values[code == number]) for number in range(len(named))])
+            spots_each, squares = np.bincount(code), 0.0
+            by_section = np.empty((len(named), len(self.genes)), np.float32)
+            for number in range(len(named)):  # one at a time: a copy of all counts would be most of the memory
+                own = values[code == number]
+                by_section[number] = np.asarray(own.mean(axis=0, dtype=np.float64)).ravel()
+                squares += float(own.data.astype(np.float64) @ own.data) / n
+            self.means = (spots_each @ by_section.astype(np.float64) / n).astype(np.float32)
             means = by_section if measured.centred else np.broadcast_to(self.means, by_section.shape).copy()
-            squares = float(values.data.astype(np.float64) @ values.data) / n
-            taken_off = float(np.bincount(code) @ (means.astype(np.float64) ** 2).sum(axis=1)) / n
+            taken_off = float(spots_each @ (means.astype(np.float64) ** 2).sum(axis=1)) / n
             self.scale = float(np.sqrt(max(squares - taken_off, 1e-12) / len(self.genes)))
         return Lesson(
             **{name: getattr(plain, name) for name in ("pixels", "mean", "sd", "sections", "targets")},
@@ -235,7 +239,3 @@ class MultitaskPredictor(NetworkPredictor):
         for part in parts:
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
-
-
-def _column_means(values: Any) -> np.ndarray:
-    return np.asarray(values.mean(axis=0, dtype=np.float64), dtype=np.float32).ravel()

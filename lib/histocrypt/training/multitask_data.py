@@ -58,7 +58,7 @@ class Measured:
 
     def expression(self, genes: list[str]) -> csr_matrix:
         """Return ln(1 + counts per 10,000) of ``genes``, (n, g) CSR float32; a spot without counts is zero."""
-        from scipy.sparse import csr_matrix, vstack
+        from scipy.sparse import csr_matrix
 
         parts = []
         for _, path in self.files:
@@ -73,7 +73,7 @@ class Measured:
             counts.data *= np.repeat(scale, np.diff(counts.indptr)).astype(np.float32)
             np.log1p(counts.data, out=counts.data)
             parts.append(counts)
-        values = vstack(parts, format="csr") if len(parts) > 1 else parts[0]
+        values = _stacked(parts)
         return values if self.rows is None else values[self.rows]
 
     def labels(self, label: Label) -> np.ndarray:
@@ -86,6 +86,25 @@ class Measured:
         adatas = [_read(path, backed=True) for _, path in self.files]
         graph = graph_of([section_edges(adata) for adata in adatas], [adata.n_obs for adata in adatas])
         return graph if self.rows is None else graph[self.rows][:, self.rows].tocsr()
+
+
+def _stacked(parts: list[csr_matrix]) -> csr_matrix:
+    """Return the rows of all parts in one matrix; the parts are used up, so that memory is not needed twice."""
+    from scipy.sparse import csr_matrix
+
+    shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
+    starts = np.cumsum([0, *(part.nnz for part in parts)])
+    rows = [part.indptr[1:].astype(np.int64) + start for part, start in zip(parts, starts, strict=False)]
+    joined = {}
+    for name in ("data", "indices"):
+        joined[name] = np.concatenate([getattr(part, name) for part in parts])
+        for part in parts:
+            setattr(part, name, np.empty(0, joined[name].dtype))
+    values = csr_matrix(shape, dtype=np.float32)
+    kind = np.int32 if starts[-1] < np.iinfo(np.int32).max else np.int64
+    values.data, values.indices = joined["data"], joined["indices"].astype(kind, copy=False)
+    values.indptr = np.concatenate([[0], *rows]).astype(kind)
+    return values
 
 
 def _read(path: Path, *, backed: bool = False) -> AnnData:
