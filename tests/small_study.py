@@ -18,7 +18,8 @@ SMALL = {
     "evaluation": {"bootstrap": 50, "k": [3, 6]},
 }
 MULTITASK = {"backbone": "efficientnet_lite0", "label": "obs:tumour", "aux_rank": 8}
-MODELS = {"vision_mlp": {"width": 0.25}, "fhe_head": {"components": 20}, "he2gene": MULTITASK}
+DIFFUSION = {"augmentations": 0, "width": 16, "blocks": 1, "heads": 2, "samples": 4, "sampler_steps": 4}
+MODELS = {"vision_mlp": {"width": 0.25}, "fhe_head": {"components": 20}, "he2gene": MULTITASK, "stem": DIFFUSION}
 """Those of the run that all tests share."""
 
 

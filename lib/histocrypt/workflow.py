@@ -27,6 +27,7 @@ STAGES = {
     "22_folds": "folds",
     "30_training": "trained_all",
     "32_multitask": "multitask_all",
+    "34_diffusion": "diffusion_all",
     "38_inner_training": "inner_all",
     "40_stacking": "stacked_all",
     "50_fhe_inference": "encrypted_all",

@@ -1,7 +1,7 @@
 """How well a predicted distribution matches what was measured, from samples; all numbers gene by gene.
 
-Throughout, ``true`` is (n spots, g genes) and ``samples`` (n, K, g) in the same units; results are (g,) float64, NaN for
-a gene that is constant in the truth, as in `evaluation.metrics`.
+Throughout, ``true`` is (n spots, g genes) and ``samples`` (n, K, g) in the same units; results are (g,) float64, NaN
+for a gene that is constant in the truth, as in `evaluation.metrics`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from histocrypt.atomic import write_text
 from histocrypt.evaluation import figures, maps, views, words
 from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.evaluation.backdrop import backdrop
+from histocrypt.evaluation.distribution_report import distributions
 from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
 from histocrypt.evaluation.multitask_report import beyond_panel
 from histocrypt.evaluation.scores import CEILING, POOLED, Scores, load_scores, read_folds, title_of
@@ -93,6 +94,7 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "main_words": words.TRANSFORM_WORDS.get(main, main),
         "stacked": stacked(study, scores, folds),
         "beyond": beyond,
+        "distributions": distributions(study),
         "by_section": _by_section(scores, main),
         "genes": _genes(scores, main, best),
         "unscored": {name: len(genes) for name, genes in scores.notes["unscored_genes"].items()},
