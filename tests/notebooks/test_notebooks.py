@@ -21,7 +21,7 @@ PARAMETERS = {
     "22_folds": {},
     "30_training": {"model": "vision_mlp", "fold": "fold_1"},
     "32_multitask": {"draws": 200, "ablation_epochs": 1},
-    "34_diffusion": {"genes_shown": 2},
+    "34_diffusion": {"mapped_genes": 2},
     "38_inner_training": {"model": "vision_mlp", "fold": "fold_1"},
     "40_stacking": {"fold": "fold_1"},
     "50_fhe_inference": {"model": "fhe_head"},

@@ -38,7 +38,7 @@ def variation_curves(study: Study, model: str, *, beside: str = "encoder_ridge")
                 absolute.plot(found[order], "os^"[i], label=label, **look)
                 share.plot(found[order] / np.maximum(measured[order], 1e-9), "os^"[i], **look)
             absolute.set_title(f"genes ordered by measured {name}")
-            share.set_xlabel(f"gene, by {name}")
+            share.set(xlabel=f"genes, by measured {name}", xticks=[])
             for one in (absolute, share):
                 one.set_yscale("log")
                 one.grid(axis="y", color=LINE, lw=0.6)

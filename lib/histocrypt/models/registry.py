@@ -63,13 +63,13 @@ MODELS: dict[str, Entry] = {
             "neighbours",
             "patch",
             "average_symmetries",
-        ),  # fmt: skip
+        ),
         "histocrypt.training.multitask:MultitaskPredictor",
     ),
     "stem": Entry(
         "histocrypt.models.stem:Stem",
         "network",
-        "Stem (diffusion over genes)",
+        "Stem (diffusion)",
         (
             "encoder",
             "augmentations",
