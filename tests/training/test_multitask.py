@@ -196,6 +196,8 @@ def test_a_frozen_encoders_features_serve_as_well(small_study, monkeypatch, tmp_
         ({"average_symmetries": "False"}, "is neither true nor false"),
         ({"backbone": "efficientnet_lite0", "average_symmetries": True}, "is for a trained encoder"),
         ({"label": "tumour"}, "does not say where a label is"),
+        ({"label": 5}, "does not say where a label is"),
+        ({"dropout": 1}, "models.he2gene.dropout: is not a share"),
         ({"label": "obsm:celltype_prop_major/Epithelial"}, "set label_above"),
         (
             {"neighbours": "predicted", "label": "obs:elsewhere"},

@@ -42,6 +42,12 @@ class Plan:
             _check(name, getattr(plan, name), int, least, "a whole number")
         for name in ("aux_weight", "tumour_weight", "spatial_weight"):
             _check(name, getattr(plan, name), int | float, 0, "a number")
+        if isinstance(plan.dropout, bool) or not isinstance(plan.dropout, int | float) or not 0 <= plan.dropout < 1:
+            msg = "is not a share"
+            raise InputError(msg, field="models.he2gene.dropout", value=plan.dropout, expected="0 to below 1")
+        if plan.label is not None and not isinstance(plan.label, str):
+            msg = "does not say where a label is"
+            raise InputError(msg, field="models.he2gene.label", value=plan.label, expected="obs:COLUMN")
         for name in ("pretrained", "average_symmetries"):
             if not isinstance(getattr(plan, name), bool):
                 msg = "is neither true nor false"
