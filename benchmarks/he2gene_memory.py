@@ -1,6 +1,6 @@
 """Train HE2Gene on simulated counts of a large study and print the peak memory of each kind of auxiliary head.
 
-    python benchmarks/he2gene_memory.py --spots 30000 --genes 20000
+    python benchmarks/he2gene_memory.py --spots 30000 --genes 20000 --input-px 24 --batch 128
 
 Counts lie in section files as a study's do (CSR), and are made dense a batch at a time. Every training is a process of
 its own, whose peak resident memory (VmHWM) is what is printed. Images are noise: this is about memory, not accuracy.
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--detected", type=int, default=3_000, help="genes with counts in a spot")
     parser.add_argument("--panel", type=int, default=250)
     parser.add_argument("--px", type=int, default=64, help="side of a tile")
-    parser.add_argument("--input-px", type=int, default=64, help="what the network sees; less saves time, not memory")
+    parser.add_argument("--input-px", type=int, default=64, help="side of what the network sees")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rank", type=int, nargs="+", default=[128, 0], help="of the auxiliary head; 0: a full matrix")
     parser.add_argument("--within", help=argparse.SUPPRESS)
