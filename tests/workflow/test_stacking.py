@@ -17,7 +17,7 @@ def planned(small_run, folder, **changes):
     ("change", "runs", "stays"),
     [
         ({"epochs": 21}, {"stack": 3, "evaluate": 1}, {"train", "train_inner"}),
-        ({"inner_folds": 3}, {"train_inner": 9, "stack": 3}, {"train"}),
+        ({"inner_folds": 3}, {"train_inner": 3 * (1 + len(MODELS)), "stack": 3}, {"train"}),
         ({"families": ["colour_ridge", "encoder_ridge"]}, {"train_inner": 3, "stack": 3}, {"train"}),
     ],
 )
