@@ -23,8 +23,11 @@ def test_a_run_leaves_report_models_and_executed_notebooks(small_run):
         code = [cell for cell in cells if cell.cell_type == "code" and cell.source]
         assert all(cell.execution_count for cell in code), path
         drawn = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
-        shown = sum("plt.show()" in cell.source for cell in code)
-        assert drawn >= min(1, shown), f"{path}: figures are to be seen in the notebook"
+        # Indented, it stands under a condition: baselines have no training curves to show.
+        shown = any("plt.show()" in cell.source.splitlines() for cell in code)
+        assert drawn or not shown, f"{path}: figures are to be seen in the notebook"
+        if path.stem.startswith("30_training__vision_mlp__"):
+            assert drawn, f"{path}: a trained network shows its curves"
     for model in ("colour_ridge", "vision_mlp"):
         assert (run / "models" / model / "final" / "weights.safetensors").is_file()
 
