@@ -47,7 +47,7 @@ def train(folder: Path, *, rank: int, px: int, input_px: int, panel: int, batch:
 
     from histocrypt.memory import peak_gib
     from histocrypt.models.spots import Spots
-    from histocrypt.study import Training
+    from histocrypt.study_parts import Training
     from histocrypt.training.multitask import MultitaskPredictor
     from histocrypt.training.multitask_data import Measured
 

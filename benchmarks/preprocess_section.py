@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from histocrypt import paths
-from histocrypt.study import Preprocessing
+from histocrypt.study_parts import Preprocessing
 from histocrypt.tissue.preprocess import peak_mib
 
 

@@ -101,7 +101,7 @@ def main() -> None:
         values = np.array([row[key] for row in rows])
         reach = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / len(values))
         bounds[key] = (float(values.mean() - reach), float(values.mean() + reach))
-    slow = float(np.mean([row["seconds"] for row in rows]))
+    slow = float(np.median([row["seconds"] for row in rows]))  # a busy moment is no property of a sampler
     rivals = [run(sampler, steps, 0) for sampler, steps in RIVALS]
     print("\nancestral, from seed to seed: " + ", ".join(f"{k} {a:.4f} to {b:.4f}" for k, (a, b) in bounds.items()))
     for row in rivals:

@@ -3,7 +3,8 @@ import pytest
 from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.models.registry import BASELINES, MODELS, model_class
-from histocrypt.study import Training, load_study, parse_study
+from histocrypt.study import load_study, parse_study
+from histocrypt.study_parts import Training
 
 GOOD = {"name": "mine", "sections": [{"path": "a.h5ad", "patient": "P1"}]}
 
@@ -92,3 +93,16 @@ def test_every_registered_model_can_be_imported_and_takes_its_options():
     for name, entry in MODELS.items():
         accepted = inspect.signature(plans.get(name) or model_class(name).__init__).parameters
         assert set(entry.options) <= set(accepted), name
+
+
+def test_wrong_synthesis_and_audit_are_said_in_one_sentence():
+    base = {"name": "s", "sections": [{"path": "demo"}]}
+    for part, words in (
+        ({"synthesis": {"label": "tumour"}}, ["synthesis.label", "tumour", "obs:COLUMN"]),
+        ({"synthesis": {"sides": 32}}, ["synthesis", "sides", "side"]),
+        ({"audit": {"models": ["resnet18"]}}, ["audit.models", "resnet18", "encoder_ridge"]),
+        ({"audit": {"models": ["knn"], "shadowed": ["colour_ridge"]}}, ["audit.shadowed", "colour_ridge", "knn"]),
+    ):
+        with pytest.raises(InputError) as error:
+            parse_study({**base, **part}, file="s.yaml")
+        assert all(word in str(error.value) for word in words), error.value

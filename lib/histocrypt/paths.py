@@ -145,6 +145,14 @@ class RunFolder:
         """Encrypted predictions beside clear ones, by model."""
         return self.root / "encrypted"
 
+    def synthesis(self, fold: str) -> Path:
+        """Return the folder of what was learned, drawn, filtered and tested of synthetic tiles on one fold."""
+        return self.root / "synthesis" / fold
+
+    def audit(self, fold: str) -> Path:
+        """Return the folder of what was found out about the patients behind one fold's models."""
+        return self.root / "audit" / fold
+
     @property
     def report(self) -> Path:
         """The page that people read."""

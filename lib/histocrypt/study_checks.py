@@ -48,3 +48,27 @@ def check_stacking(study: Study, file: str | Path) -> None:
             raise InputError("a model takes part once", **where, value=name)
     if len(study.families) < 2:
         raise InputError("a stack needs two models", **where, value=named, expected="two names or more, or all")
+
+
+def check_synthesis(study: Study, file: str | Path) -> None:
+    """Refuse a label that does not say where it is found."""
+    from histocrypt.targets.labels import Label
+
+    part = study.synthesis
+    if part is not None:
+        Label(part.label, tuple(part.label_is), part.label_above, field=f"{file}: synthesis.label")
+
+
+def check_audit(study: Study, file: str | Path) -> None:
+    """Refuse models that the study does not train, and shadows of what is not attacked."""
+    part = study.audit
+    if part is None:
+        return
+    attacked = study.model_names if part.models == "all" else part.models
+    for field, names, known in (
+        ("audit.models", attacked, study.model_names),
+        ("audit.shadowed", part.shadowed, attacked),
+    ):
+        for name in names:
+            if name not in known:
+                raise unknown_name("model", name, known, file=file, field=field)

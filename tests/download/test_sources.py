@@ -24,7 +24,8 @@ from histocrypt.download.st_tables import read_coordinates, read_selection, writ
 from histocrypt.download.visium import block_of
 from histocrypt.errors import InputError
 from histocrypt.sections.read import find_sections, read_path, read_section
-from histocrypt.study import SectionSource, parse_study
+from histocrypt.study import parse_study
+from histocrypt.study_parts import SectionSource
 
 TOKEN = "hf_secretOfTheUser"
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from histocrypt.models.stem import Block, Stem, sinusoid
-from histocrypt.study import Training
+from histocrypt.study_parts import Training
 from histocrypt.training import diffusion
 from histocrypt.training.diffusion_process import STEPS, Process
 from histocrypt.training.diffusion_sampling import draw

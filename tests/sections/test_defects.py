@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from histocrypt.cli import app
 from histocrypt.errors import InputError
 from histocrypt.sections.read import find_sections, read_section
-from histocrypt.study import SectionSource
+from histocrypt.study_parts import SectionSource
 
 
 def read(path, **given):

@@ -16,7 +16,7 @@ from histocrypt.sections.format_hest import hest_gene_list, hest_splits
 from histocrypt.sections.image import SlideImage
 from histocrypt.sections.patches import PatchMosaic
 from histocrypt.sections.read import find_sections, read_path, read_section
-from histocrypt.study import SectionSource
+from histocrypt.study_parts import SectionSource
 
 
 def sections_of(path, **given):

@@ -8,7 +8,7 @@ from tests.hackathon_file import LABELS, change_table, write_hackathon
 from histocrypt.errors import InputError
 from histocrypt.sections.array_image import ArrayImage
 from histocrypt.sections.read import find_sections, read_path, read_section
-from histocrypt.study import SectionSource
+from histocrypt.study_parts import SectionSource
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from histocrypt.cli import app
 from histocrypt.errors import InputError
 from histocrypt.sections.read import find_sections, input_files, read_path, read_section, study_sections
 from histocrypt.sections.scaled_image import ScaledImage
-from histocrypt.study import Preprocessing, SectionSource, parse_study
+from histocrypt.study import parse_study
+from histocrypt.study_parts import Preprocessing, SectionSource
 from histocrypt.tissue.preprocess import preprocess_section
 from histocrypt.tissue.tiles import read_tiles
 

@@ -8,7 +8,7 @@ import pytest
 from histocrypt.errors import InputError
 from histocrypt.sections.demo import planted, write_demo
 from histocrypt.sections.read import read_path
-from histocrypt.study import Preprocessing
+from histocrypt.study_parts import Preprocessing
 from histocrypt.tissue import preprocess
 from histocrypt.tissue.preprocess import preprocess_section, spot_diameter_um
 from histocrypt.tissue.stain import StainStatistics

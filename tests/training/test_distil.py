@@ -9,7 +9,8 @@ from torch import nn
 from histocrypt.atomic import read_json
 from histocrypt.errors import InputError
 from histocrypt.models.polynomial import Square, watched
-from histocrypt.study import Training, load_study, parse_study
+from histocrypt.study import load_study, parse_study
+from histocrypt.study_parts import Training
 from histocrypt.training import loop
 from histocrypt.training.distil import taught
 from histocrypt.training.folds import load_folds

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from histocrypt.errors import InputError
-from histocrypt.study import Folds
+from histocrypt.study_parts import Folds
 from histocrypt.training.folds import (
     BY_SECTION,
     final_fold,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from histocrypt.errors import InputError
-from histocrypt.study import Training
+from histocrypt.study_parts import Training
 from histocrypt.training import loop
 from histocrypt.training.augment import STAINS, flip_and_turn, vary_stain
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from histocrypt.study import Stacking
+from histocrypt.study_parts import Stacking
 from histocrypt.training.loop import mean_section_pearson
 from histocrypt.training.stacking import _reliance
 from histocrypt.training.stacking_fit import Table, fit_stack

@@ -6,7 +6,7 @@ from PIL import Image
 
 from histocrypt.errors import InputError
 from histocrypt.sections.read import find_sections
-from histocrypt.study import SectionSource
+from histocrypt.study_parts import SectionSource
 from histocrypt.viewer import view_sections
 from histocrypt.viewer.sections import gene_values, most_abundant
 

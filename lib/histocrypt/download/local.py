@@ -8,7 +8,8 @@ from histocrypt.download.catalogue import SOURCES
 from histocrypt.errors import InputError
 from histocrypt.sections.read import DEMO, find_sections, watched
 from histocrypt.sections.section import SectionFiles
-from histocrypt.study import SectionSource, Study
+from histocrypt.study import Study
+from histocrypt.study_parts import SectionSource
 
 
 def catalogue_rows() -> list[dict[str, object]]:

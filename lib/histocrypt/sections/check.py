@@ -11,7 +11,8 @@ from histocrypt.errors import InputError
 from histocrypt.sections.fingerprint import Fingerprint, conflicts, fingerprint_of
 from histocrypt.sections.read import find_sections, read_section
 from histocrypt.sections.section import SectionFiles
-from histocrypt.study import SectionSource, load_study
+from histocrypt.study import load_study
+from histocrypt.study_parts import SectionSource
 
 HEADER = ("section", "spots", "genes", "image", "µm/px", "patient", "problems")
 

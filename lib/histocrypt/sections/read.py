@@ -16,7 +16,8 @@ from histocrypt.errors import InputError
 from histocrypt.sections.section import Section, SectionFiles
 
 if TYPE_CHECKING:
-    from histocrypt.study import SectionSource, Study
+    from histocrypt.study import Study
+    from histocrypt.study_parts import SectionSource
 
 DEMO = "demo"
 

@@ -27,11 +27,13 @@ class Label:
     """Values of a column of words that count as yes; empty: the column holds yes and no, or 1 and 0."""
     above: float | None = None
     """Numbers above this count as yes."""
+    field: str = "models.he2gene.label"
+    """Where the study says so, for what errors say."""
 
     def __post_init__(self) -> None:
         kind, _, rest = self.source.partition(":")
         matrix, _, column = rest.partition("/")
-        where = {"field": "models.he2gene.label", "value": self.source}
+        where = {"field": self.field, "value": self.source}
         if kind not in ("obs", "obsm") or not matrix or (kind == "obsm") != bool(column):
             msg = "does not say where a label is"
             raise InputError(msg, **where, expected="obs:COLUMN, or obsm:MATRIX/COLUMN")

@@ -19,7 +19,7 @@ from histocrypt.targets.transforms import transform
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from histocrypt.study import PanelChoice
+    from histocrypt.study_parts import PanelChoice
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from histocrypt.sections.image import ImageSource
     from histocrypt.sections.section import Section
-    from histocrypt.study import Preprocessing
+    from histocrypt.study_parts import Preprocessing
 
 MASK_UM_PER_PX = 8.0
 """Resolution of the thumbnail on which tissue is found."""

@@ -311,7 +311,7 @@ def prepare_section(
     """
     import h5py
 
-    from histocrypt.study import Preprocessing
+    from histocrypt.study_parts import Preprocessing
     from histocrypt.tissue.preprocess import preprocess_section
     from histocrypt.tissue.stain import StainStatistics
     from histocrypt.training.prepare import read_clean_section

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from histocrypt.errors import InputError
 from histocrypt.models.stem import Stem
-from histocrypt.study import Training
+from histocrypt.study_parts import Training
 from histocrypt.training import ranks
 from histocrypt.training.diffusion_process import STEPS, Process
 from histocrypt.training.diffusion_sampling import generator

@@ -16,7 +16,7 @@ from histocrypt.errors import InputError
 from histocrypt.models.fitted import LEAST_SHARE, mean_and_sd
 from histocrypt.models.spots import Spots
 from histocrypt.models.stem import Stem
-from histocrypt.study import Training
+from histocrypt.study_parts import Training
 from histocrypt.training import diffusion, ranks
 from histocrypt.training.diffusion_plan import DiffusionPlan
 from histocrypt.training.diffusion_sampling import draw

@@ -14,7 +14,7 @@ from histocrypt.atomic import read_json, write_json
 from histocrypt.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
-    from histocrypt.study import Folds
+    from histocrypt.study_parts import Folds
 
 FINAL = "final"
 """The fold that trains on every patient and tests nobody: what is handed on after a study."""

@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 from histocrypt.atomic import atomic_path, write_text
 from histocrypt.errors import InputError
 from histocrypt.models.polynomial import set_share, watched
-from histocrypt.study import Training
+from histocrypt.study_parts import Training
 from histocrypt.training.augment import flip_and_turn, vary_contrast, vary_stain
 from histocrypt.training.images import Images
 from histocrypt.training.norms import settle

@@ -16,7 +16,7 @@ from histocrypt.device import choose_device
 from histocrypt.errors import InputError
 from histocrypt.models.registry import model_class
 from histocrypt.models.spots import Spots
-from histocrypt.study import Training
+from histocrypt.study_parts import Training
 from histocrypt.training import loop
 
 CHUNK = 256

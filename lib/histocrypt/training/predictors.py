@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from histocrypt.models.registry import MODELS, model_class
 
 if TYPE_CHECKING:
-    from histocrypt.study import Training
+    from histocrypt.study_parts import Training
 
 
 def build(
@@ -36,7 +36,7 @@ def build(
     device, folder
         For networks: see `histocrypt.training.network.NetworkPredictor`.
     """
-    from histocrypt.study import Training
+    from histocrypt.study_parts import Training
 
     settings = Training(**settings) if isinstance(settings, dict) else settings
     if MODELS[model].kind == "network":

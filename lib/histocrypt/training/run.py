@@ -32,7 +32,8 @@ from histocrypt.training.spots import load_spots
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from histocrypt.study import Study, Training
+    from histocrypt.study import Study
+    from histocrypt.study_parts import Training
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from histocrypt.models.stacking_mlp import StackingMLP
 from histocrypt.training.loop import generator_of, mean_section_pearson
 
 if TYPE_CHECKING:
-    from histocrypt.study import Stacking
+    from histocrypt.study_parts import Stacking
 
 HALVED_AFTER, LEAST_RATE = 10, 1e-6
 """Epochs without a better validation loss before the rate is halved; it is never lower than this."""
