@@ -20,7 +20,7 @@ from histocrypt.models.stem import Stem
 from histocrypt.training.diffusion_process import FIRST_BETA, LAST_BETA, STEPS
 from histocrypt.training.loop import precision
 
-TOKENS = {"cpu": 2**14, "cuda": 2**21}
+TOKENS = {"cpu": 2**13, "cuda": 2**21}
 """Genes x samples x spots that the network sees at once."""
 
 
