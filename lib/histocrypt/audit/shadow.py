@@ -1,0 +1,259 @@
+"""Shadow models: the audited training repeated on random halves of the patients, so that membership is known.
+
+Their losses calibrate an attack on one given model (`attacks.lira`). They also say what the *training procedure* leaks:
+each shadow in turn is attacked with the help of the others (`as_targets`). Members and non-members are then random
+halves of the same patients, alike in everything but membership.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histocrypt.atomic import atomic_path
+from histocrypt.audit.attacks import calibrated, in_and_out, lira, loss_threshold
+from histocrypt.audit.membership import FEWEST_PATIENTS, curves
+from histocrypt.errors import InputError, unknown_name
+
+TrainOne = Callable[[np.ndarray, int], Callable[[], np.ndarray]]
+"""Trains on the records of a (n,) bool mask with a seed; returns what gives the (n,) losses of all records."""
+MOST_TO_LIST = 5000
+"""So many halves are listed and shuffled; beyond, halves are drawn until new ones are found."""
+ATTACKS = ("loss threshold", "calibrated", "LiRA")
+
+
+def halves(patients: np.ndarray, n_shadows: int, *, seed: int) -> np.ndarray:
+    """Return (shadows, n) bool: who is inside each shadow's training set.
+
+    A half of the patients is followed by the other half, so that each patient is inside exactly every second shadow. No
+    half comes twice: a model without chance would otherwise meet its own copy among the shadows. Few patients have few
+    halves (4 patients: 6, 6 patients: 20); then there are fewer shadows than asked for.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two patients, or fewer than two shadows are asked for.
+    """
+    names = np.unique(patients)
+    if len(names) < 2:
+        raise InputError("one patient has no halves", field="patients", value=names.tolist(), expected="at least 2")
+    if n_shadows < 2:
+        raise InputError("is too few", field="n_shadows", value=n_shadows, expected="at least 2")
+    rng = np.random.default_rng([seed, 2])
+    size = len(names) // 2
+    pairs = comb(len(names), size) // (1 if len(names) % 2 else 2)
+    wanted = min(-(-n_shadows // 2), pairs)
+    found: dict[frozenset[int], None] = {}  # in the order of drawing
+    if comb(len(names), size) <= MOST_TO_LIST:
+        every = [frozenset(half) for half in combinations(range(len(names)), size)]
+        draws = iter([every[index] for index in rng.permutation(len(every))])
+    else:
+        draws = iter(lambda: frozenset(rng.permutation(len(names))[:size].tolist()), None)
+    everyone = frozenset(range(len(names)))
+    for half in draws:
+        if len(found) == wanted:
+            break
+        if half not in found and everyone - half not in found:
+            found[half] = None
+    person = np.searchsorted(names, patients)
+    rows = []
+    for half in found:
+        inside = np.isin(person, list(half))
+        rows += [inside, ~inside] if rng.random() < 0.5 else [~inside, inside]
+    return np.stack(rows)
+
+
+def shadow_losses(
+    train_one: TrainOne,
+    patients: np.ndarray,
+    n_shadows: int,
+    seed: int,
+    *,
+    folder: Path | None = None,
+    fingerprint: str = "",
+    label: str = "shadow models",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Train shadow models on random halves of the patients.
+
+    Parameters
+    ----------
+    train_one
+        Called with a (n,) bool mask of the records to train on and a seed; returns a function that gives (n,) losses.
+    patients
+        (n,) str, patient of each record.
+    n_shadows
+        How many, rounded up to an even number; fewer where the patients have fewer halves (`halves`).
+    seed
+        Of the halves; each shadow's own seed follows from it.
+    folder
+        Where each finished shadow's losses are kept, so that a repeated call goes on where it ended. None: nowhere.
+    fingerprint
+        What the losses depend on beyond patients and seed, e.g. the study's hash and the model's name; losses that
+        were kept under another one are made again.
+    label
+        Shown beside the progress bar.
+
+    Returns
+    -------
+    loss
+        (shadows, n) float64.
+    inside
+        (shadows, n) bool. Shadows 0 and 1, 2 and 3, ... are each other's complements.
+    """
+    from tqdm.auto import tqdm
+
+    patients = np.asarray(patients).astype(str)
+    inside = halves(patients, n_shadows, seed=seed)
+    if len(inside) < n_shadows:
+        people = len(np.unique(patients))
+        print(f"note: {people} patients have {len(inside)} halves, hence {len(inside)} shadows", file=sys.stderr)
+    facts = hashlib.sha256("\n".join([fingerprint, str(seed), *patients.tolist()]).encode()).hexdigest()
+    losses = []
+    for number, mask in enumerate(tqdm(inside, desc=label, unit="model")):
+        file = None if folder is None else Path(folder) / f"shadow_{number:03d}.safetensors"
+        found = None if file is None else _kept(file, mask, facts)
+        if found is None:
+            own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
+            found = np.asarray(train_one(mask, own_seed)(), dtype=np.float64)
+            if found.shape != mask.shape or not np.isfinite(found).all():
+                msg = f"a shadow model gave {found.shape} losses, {int((~np.isfinite(found)).sum())} not finite"
+                raise InputError(msg, expected=f"{mask.shape}, all finite")
+            if file is not None:
+                _keep(file, found, mask, facts)
+        losses.append(found)
+    return np.stack(losses), inside
+
+
+def _keep(file: Path, loss: np.ndarray, mask: np.ndarray, facts: str) -> None:
+    from safetensors.numpy import save_file
+
+    with atomic_path(file) as temporary:
+        save_file({"loss": loss, "inside": np.ascontiguousarray(mask)}, temporary, metadata={"facts": facts})
+
+
+def _kept(file: Path, mask: np.ndarray, facts: str) -> np.ndarray | None:
+    """Return the losses kept in a file, or None if there are none of this very shadow."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as kept:
+            if (kept.metadata() or {}).get("facts") != facts or not np.array_equal(kept.get_tensor("inside"), mask):
+                return None
+            return kept.get_tensor("loss")
+    except (OSError, SafetensorError):
+        return None
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """What attacks on the shadows, each in turn, say of the training procedure."""
+
+    attack: str
+    aucs: np.ndarray
+    """(shadows,) of each attacked shadow."""
+    auc: float
+    """Their mean."""
+    interval: tuple[float, float]
+    """Of 95 %, from drawing patients (and records within them) once for all shadows."""
+    interval_over: str
+    """``patients``, or ``records`` where there are too few patients to draw."""
+    patients: int
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        found = {"attack": self.attack, "auc": self.auc, "interval": list(self.interval), "aucs": self.aucs.tolist()}
+        return found | {"interval_over": self.interval_over, "patients": self.patients, "notes": self.notes}
+
+
+def target_scores(loss: np.ndarray, inside: np.ndarray, *, attack: str = "LiRA", **options: Any) -> np.ndarray:
+    """Attack each shadow with the help of the others.
+
+    The attacked shadow's complement is left out too. Each record is then inside as many of the others as it is
+    outside, whether it is a member or not; otherwise the counts alone would tilt the likelihood ratio.
+
+    Parameters
+    ----------
+    loss, inside
+        (shadows, n) from `shadow_losses`.
+    attack
+        One of `ATTACKS`.
+    options
+        For `attacks.lira`.
+
+    Returns
+    -------
+    scores
+        (shadows, n).
+    """
+    if attack not in ATTACKS:
+        raise unknown_name("attack", attack, ATTACKS)
+    scores = []
+    for number in range(len(loss)):
+        if attack == "loss threshold":
+            scores.append(loss_threshold(loss[number]))
+            continue
+        others = np.arange(len(loss)) // 2 != number // 2
+        loss_in, loss_out = in_and_out(loss[others], inside[others])
+        if attack == "calibrated":
+            scores.append(calibrated(loss[number], loss_out))
+        else:
+            scores.append(lira(loss[number], loss_in, loss_out, **options))
+    return np.stack(scores)
+
+
+def as_targets(
+    scores: np.ndarray, inside: np.ndarray, patients: np.ndarray, *, attack: str, draws: int = 1000, seed: int = 0
+) -> Procedure:
+    """Judge the attacks on all shadows together: the AUC of the training procedure over random splits of the patients.
+
+    Parameters
+    ----------
+    scores
+        (shadows, n) from `target_scores` (or of another attack on the shadows), higher: more likely inside.
+    inside
+        (shadows, n) bool.
+    patients
+        (n,) str.
+    attack
+        Its name, for tables.
+    draws
+        Bootstrap draws of patients, and of records within them; the same for all shadows, since they share patients.
+        A draw in which a shadow has one side only leaves that shadow out.
+    """
+    patients = np.asarray(patients).astype(str)
+    names, person = np.unique(patients, return_inverse=True)
+    by_patient = len(names) >= 2 * FEWEST_PATIENTS
+    rng = np.random.default_rng([seed, 3])
+    sizes = np.bincount(person)
+    times = np.ones((draws, len(names)), dtype=np.int64)
+    if by_patient:
+        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    weights = np.empty((draws, len(patients)))
+    for column, size in enumerate(sizes):
+        weights[:, person == column] = rng.multinomial(times[:, column] * size, np.full(size, 1 / size))
+    aucs, drawn = [], np.full((len(scores), draws), np.nan)
+    for number, (score, member) in enumerate(zip(scores, inside, strict=True)):
+        aucs.append(_auc(score, member, np.ones((1, len(score))))[0])
+        there = (weights[:, member].sum(axis=1) > 0) & (weights[:, ~member].sum(axis=1) > 0)
+        drawn[number, there] = _auc(score, member, weights[there])
+    means = np.nanmean(drawn[:, np.isfinite(drawn).any(axis=0)], axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    notes = [f"{len(scores)} trainings on halves of {len(names)} patients."]
+    if not by_patient:
+        notes.append("Too few patients to draw: the interval is over records of these patients.")
+    over = "patients" if by_patient else "records"
+    return Procedure(attack, np.array(aucs), float(np.mean(aucs)), (float(low), float(high)), over, len(names), notes)
+
+
+def _auc(scores: np.ndarray, member: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    fpr, tpr = curves(scores, member, weights)
+    return np.trapezoid(tpr, fpr, axis=1)
