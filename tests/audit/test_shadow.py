@@ -55,7 +55,7 @@ def test_what_a_procedure_remembers_is_found():
         assert found.aucs.shape == (12,)
         assert found.interval_over == "patients"
         assert 0.55 < found.interval[0] < found.auc < found.interval[1], attack
-        assert found.auc > {"loss threshold": 0.6}.get(attack, 0.7)
+        assert found.auc > 0.6
         assert found.to_dict()["auc"] == found.auc
 
 
