@@ -1,0 +1,250 @@
+"""Controls of an audit: a figure says something only where a planted leak is found and shuffled membership is not.
+
+The positive control is a model that was made to leak, attacked and judged as the audited one. The negative control
+deals membership out anew and judges the same scores again. Neither raises anything: they say whether they passed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from math import comb
+from typing import Any, Literal
+
+import numpy as np
+
+from histocrypt.audit.membership import FEWEST_PATIENTS, Judged, curves, judge
+from histocrypt.errors import unknown_name
+
+LEAST_AUC = 0.9
+"""What the attack must reach on a model that was made to leak."""
+COMPONENTS, WIDTH, STEPS, LEARNING_RATE = 128, 512, 300, 3e-3
+"""Of the overfitted network: enough for a training error near zero of about a thousand records, in seconds."""
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """What the attack's scores give when membership is dealt out anew."""
+
+    auc: float
+    """Mean over the deals."""
+    interval: tuple[float, float]
+    """The middle 95 % of the deals."""
+    p_value: float | None
+    """Share of the deals, the real one among them, whose AUC is at least the real one's; None where membership was
+    dealt out within patients, which says nothing of the differences between them."""
+    deals: int
+    by: Literal["patient", "record"]
+    """``patient``: whole patients; ``record``: halves of each patient's blocks or records."""
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Both controls of one attack on one thing."""
+
+    positive: Judged
+    """The attack on the model that was made to leak."""
+    negative: Shuffled
+    positive_passed: bool
+    """AUC of at least `LEAST_AUC`."""
+    negative_passed: bool
+    """The interval contains 0.5."""
+    notes: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether both did."""
+        return self.positive_passed and self.negative_passed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        return {
+            "positive": self.positive.to_dict(),
+            "negative": asdict(self.negative),
+            "positive_passed": self.positive_passed,
+            "negative_passed": self.negative_passed,
+            "passed": self.passed,
+            "notes": self.notes,
+        }
+
+
+def run_controls(
+    scores: np.ndarray,
+    member: np.ndarray,
+    patients: np.ndarray,
+    *,
+    overfitted: np.ndarray,
+    blocks: np.ndarray | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Controls:
+    """Judge the positive and the negative control of an attack.
+
+    Parameters
+    ----------
+    scores, member, patients
+        (n,) of the audited thing, as for `membership.judge`.
+    overfitted
+        (n,) scores of the same attack on a model of the same records that was made to leak, e.g. the attack on
+        `overfitted_losses`, or minus the distance to the nearest of `copied_features`.
+    blocks
+        (n,) units within a patient, as for `membership.judge`.
+    draws
+        Bootstrap draws, and deals of membership.
+    """
+    positive = judge(overfitted, member, patients, blocks=blocks, draws=draws, seed=seed)
+    negative = shuffled(scores, member, patients, blocks=blocks, deals=draws, seed=seed)
+    notes = []
+    if negative.by == "record":
+        notes.append(
+            "Too few patients to deal membership out among them: half of each patient's records became members."
+        )
+    elif negative.deals < draws:
+        notes.append(
+            f"Membership was dealt out in all {negative.deals} ways that these patients allow: no p-value below "
+            f"{1 / negative.deals:.2g} can be found."
+        )
+    return Controls(
+        positive,
+        negative,
+        positive_passed=positive.auc >= LEAST_AUC,
+        negative_passed=negative.interval[0] <= 0.5 <= negative.interval[1],
+        notes=notes,
+    )
+
+
+def shuffled(
+    scores: np.ndarray,
+    member: np.ndarray,
+    patients: np.ndarray,
+    *,
+    blocks: np.ndarray | None = None,
+    deals: int = 1000,
+    seed: int = 0,
+) -> Shuffled:
+    """Judge an attack's scores under membership that is dealt out anew.
+
+    Whole patients change sides, as many on each as there are: all ways if they are not more than ``deals``. Patients
+    differ, so these AUCs spread as widely as those of a model that leaks nothing would, and `Shuffled.p_value` is a
+    test of the real membership that trusts no bootstrap. With fewer than `FEWEST_PATIENTS` on a side, or a patient on
+    both, half of each patient's blocks (or records) become members instead.
+    """
+    scores, member, patients = np.asarray(scores, np.float64), np.asarray(member), np.asarray(patients).astype(str)
+    rng = np.random.default_rng([seed, 4])
+    names, person = np.unique(patients, return_inverse=True)
+    n_in, n_out = len(np.unique(patients[member])), len(np.unique(patients[~member]))
+    by_patient = min(n_in, n_out) >= FEWEST_PATIENTS and n_in + n_out == len(names)
+    dealt = []
+    if by_patient and comb(len(names), n_in) <= deals:
+        dealt = [np.isin(person, half) for half in combinations(range(len(names)), n_in)]
+    elif by_patient:
+        dealt = [np.isin(person, rng.permutation(len(names))[:n_in]) for _ in range(deals)]
+    else:
+        unit = np.unique(np.arange(len(member)) if blocks is None else blocks, return_inverse=True)[1]
+        dealt = [_half_of_each(person, unit.ravel(), rng) for _ in range(deals)]
+    aucs = np.array([_auc(scores, each) for each in dealt])
+    p_value = None
+    if by_patient:
+        real, listed = _auc(scores, member), len(aucs) < deals
+        at_least = int((aucs >= real - 1e-12).sum())
+        # The list of all ways holds the real one; drawn ones need it added.
+        p_value = at_least / len(aucs) if listed else (at_least + 1) / (len(aucs) + 1)
+    low, high = np.quantile(aucs, [0.025, 0.975])
+    by: Literal["patient", "record"] = "patient" if by_patient else "record"
+    return Shuffled(float(aucs.mean()), (float(low), float(high)), p_value, len(aucs), by)
+
+
+def overfitted_losses(
+    features: np.ndarray,
+    targets: np.ndarray,
+    member: np.ndarray,
+    *,
+    kind: Literal["network", "memory"] = "network",
+    seed: int = 0,
+) -> np.ndarray:
+    """Return the (n,) losses of a model of the members that was made to leak.
+
+    Parameters
+    ----------
+    features
+        (n, d), e.g. of a frozen encoder, or flattened pixels.
+    targets
+        (n, q), what the audited model predicts, e.g. standardised expression.
+    member
+        (n,) bool: who it learns from.
+    kind
+        ``network``: one wide hidden layer on the members' first principal components, trained on the members to an
+        error near zero, without weight decay, dropout, augmentation or early stopping. ``memory``: the answer of the
+        nearest member, an exact copy for members.
+    seed
+        Of the network's start.
+    """
+    x, y = np.asarray(features, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    x = (x - x[member].mean(axis=0)) / np.maximum(x[member].std(axis=0), 1e-6)
+    y = (y - y[member].mean(axis=0)) / np.maximum(y[member].std(axis=0), 1e-6)
+    if kind == "memory":
+        from sklearn.neighbors import NearestNeighbors
+
+        nearest = NearestNeighbors(n_neighbors=1).fit(x[member]).kneighbors(x, return_distance=False)[:, 0]
+        return np.square(y[member][nearest] - y).mean(axis=1)
+    if kind != "network":
+        raise unknown_name("kind", kind, ["network", "memory"])
+    return np.square(_network(x, y, member, seed) - y).mean(axis=1)
+
+
+def _network(x: np.ndarray, y: np.ndarray, member: np.ndarray, seed: int) -> np.ndarray:
+    """Return (n, q) predictions of a network that was trained on the members until it knew them by heart."""
+    import torch
+    from sklearn.decomposition import PCA
+
+    if x.shape[1] > COMPONENTS:
+        x = (
+            PCA(min(COMPONENTS, member.sum() - 1), svd_solver="randomized", random_state=seed)
+            .fit(x[member])
+            .transform(x)
+        )
+        x /= np.maximum(x[member].std(axis=0), 1e-6)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = torch.nn.Sequential(
+            torch.nn.Linear(x.shape[1], WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, y.shape[1])
+        )
+    every = torch.tensor(x, dtype=torch.float32)
+    known, said = every[torch.tensor(member)], torch.tensor(y[member], dtype=torch.float32)
+    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    for _ in range(STEPS):
+        optimiser.zero_grad()
+        torch.nn.functional.mse_loss(network(known), said).backward()
+        optimiser.step()
+    with torch.no_grad():
+        return network(every).double().numpy()
+
+
+def copied_features(features: np.ndarray, member: np.ndarray, *, noise: float = 0.1, seed: int = 0) -> np.ndarray:
+    """Return (members, d) features of a synthetic set that was made to leak: the members' own, a little disturbed.
+
+    Parameters
+    ----------
+    features
+        (n, d) of real records.
+    member
+        (n,) bool.
+    noise
+        In standard deviations of each feature over the members.
+    """
+    own = np.asarray(features, dtype=np.float64)[member]
+    return own + np.random.default_rng([seed, 5]).normal(0, noise, own.shape) * own.std(axis=0)
+
+
+def _half_of_each(person: np.ndarray, unit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    chosen = np.zeros(len(person), dtype=bool)
+    for one in range(person.max() + 1):
+        own = np.unique(unit[person == one])
+        half = rng.permutation(own)[: (len(own) + int(rng.integers(2))) // 2]
+        chosen |= (person == one) & np.isin(unit, half)
+    return chosen
+
+
+def _auc(scores: np.ndarray, member: np.ndarray) -> float:
+    fpr, tpr = curves(scores, member)
+    return float(np.trapezoid(tpr, fpr, axis=1)[0])
