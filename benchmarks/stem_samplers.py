@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("fold", help="a trained fold")
     parser.add_argument("--model", default="stem")
-    parser.add_argument("--seeds", type=int, default=5, help="of the ancestral sampler")
+    parser.add_argument("--seeds", type=int, default=5, help="of every sampler")
     parser.add_argument("--spots", type=int, default=0, help="the first so many of each test section; 0: all")
     parser.add_argument("--samples", type=int, default=0, help="for each spot; 0: as the model was trained to draw")
     parser.add_argument("--output", type=Path, help="JSON")
@@ -102,13 +102,19 @@ def main() -> None:
         reach = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / len(values))
         bounds[key] = (float(values.mean() - reach), float(values.mean() + reach))
     slow = float(np.median([row["seconds"] for row in rows]))  # a busy moment is no property of a sampler
-    rivals = [run(sampler, steps, 0) for sampler, steps in RIVALS]
+    rivals = []
+    for sampler, steps in RIVALS:  # each with the same seeds, judged by its mean
+        drawn = [run(sampler, steps, seed) for seed in range(given.seeds)]
+        means = {key: float(np.mean([row[key] for row in drawn])) for key in JUDGED}
+        seconds = float(np.median([row["seconds"] for row in drawn]))
+        rivals.append({"sampler": sampler, "steps": steps, "seconds": seconds, **means})
     print("\nancestral, from seed to seed: " + ", ".join(f"{k} {a:.4f} to {b:.4f}" for k, (a, b) in bounds.items()))
     for row in rivals:
         out = [key for key in JUDGED if not bounds[key][0] <= row[key] <= bounds[key][1]]
         row |= {"outside": out, "times_faster": slow / row["seconds"]}
         verdict = "inside" if not out else "outside in " + ", ".join(out)
-        print(f"{row['sampler']:>9} {row['steps']:>5} {row['times_faster']:>7.0f} times faster, {verdict}")
+        values = "".join(f"{row[key]:>10.4f}" for key in JUDGED)
+        print(f"{row['sampler']:>9} {row['steps']:>5}{values} {row['times_faster']:>7.0f} times faster, {verdict}")
     inside = [row for row in rivals if not row["outside"]]
     if inside:
         best = min(inside, key=lambda row: row["seconds"])
