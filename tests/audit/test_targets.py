@@ -1,0 +1,139 @@
+"""Members are whom a model's weights were fitted on; losses are those of the model as it was trained."""
+
+import anndata
+import numpy as np
+import pytest
+from tests.training.conftest import make_study, write_section
+
+from histocrypt.audit.records import group_of, losses
+from histocrypt.audit.targets import Auditable, audited, members_of, records, refit
+from histocrypt.errors import InputError
+from histocrypt.study import Study
+from histocrypt.training.folds import load_fold
+from histocrypt.training.prepare import prepare_folds
+from histocrypt.training.run import train_fold
+
+FOLD = "fold_a"
+
+
+MODELS = {
+    "vision_mlp": {"width": 0.1, "epochs": 2},
+    "resnet18": {},
+    "fhe_cnn": {
+        "depth": 3, "width": 0.25, "input_px": 24, "epochs": 1, "refit": True, "teacher": "colour_ridge", "distil": 1.0,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """One section of each of four patients; every test reads the same models. ResNet-18 is never trained."""
+    study = make_study(models=MODELS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path_factory.mktemp("targets")))
+        for patient in "abcd":
+            write_section(study.run, patient)
+        prepare_folds(study)
+        for model in ("baselines", "vision_mlp", "fhe_cnn"):
+            train_fold(study, model, FOLD, device="cpu")
+        yield study
+
+
+def test_members_are_the_patients_of_the_fit(study):
+    fold = load_fold(study.run.folds, FOLD)
+    ridge, network = members_of(study, "colour_ridge", FOLD), members_of(study, "vision_mlp", FOLD)
+    assert set(ridge.members) == set(fold.training_sections), "fitted again on validation: members"
+    assert ridge.left_out == ()
+    assert network.members == fold.train_sections
+    assert network.left_out == fold.validation_sections != (), "chose the epochs, gave no gradient: neither"
+    assert ridge.non_members == network.non_members == ("S_a",)
+
+    found = records(study, "vision_mlp", FOLD, device="cpu")
+    assert set(found.patients[~found.member]) == {"a"}
+    assert not set(found.sections) & set(fold.validation_sections)
+    assert len(found.subset(found.member)) == found.member.sum() == 50
+    assert all(block.split(":")[0] == section for block, section in zip(found.blocks, found.sections, strict=True))
+
+
+def test_losses_are_of_the_model_that_the_run_wrote(study):
+    """The test predictions on disk, in standardised units and centred within the section, give the same losses."""
+    found = records(study, "colour_ridge", FOLD)
+    model = Auditable(study, "colour_ridge", FOLD)
+    written = anndata.read_h5ad(study.run.prediction("colour_ridge", FOLD))
+    values = np.concatenate([written.layers[name] for name in study.target.transforms], axis=1)
+    predicted = (values - model.scaling.mean) / model.scaling.sd
+    mine = found.subset(~found.member)
+    assert mine.names.tolist() == written.obs_names.tolist()
+    np.testing.assert_allclose(losses(mine.truth, predicted), mine.loss, rtol=1e-3)
+    centred = [mine.truth[mine.sections == section].mean(axis=0) for section in set(mine.sections.tolist())]
+    assert np.abs(centred).max() < 1e-5
+
+
+def test_a_shadow_of_the_members_is_the_model_again(study):
+    for model in ("colour_ridge", "vision_mlp"):
+        attacked = Auditable(study, model, FOLD, device="cpu")
+        found = attacked.records()
+        again = attacked.refit(found.member, seed=study.seed)
+        if model == "colour_ridge":
+            np.testing.assert_allclose(again, found.loss, rtol=1e-4)
+        assert not np.allclose(attacked.refit(~found.member, seed=study.seed), again)
+    before = (study.run.model("vision_mlp", FOLD) / "weights.safetensors").read_bytes()
+    refit(study, "vision_mlp", FOLD, found.member, seed=1, device="cpu")
+    assert (study.run.model("vision_mlp", FOLD) / "weights.safetensors").read_bytes() == before
+
+
+def test_a_student_gets_a_shadow_teacher(study):
+    attacked = Auditable(study, "fhe_cnn", FOLD, device="cpu")
+    assert attacked.sides.left_out == (), "refitted: validation patients are members"
+    keep = ~np.isin(attacked.spots().sections, ["S_a", attacked.sides.members[0]])
+    learnt = attacked.spots().subset(keep)
+    teacher = attacked._shadow("colour_ridge", keep, 0)
+    soft = attacked._taught("colour_ridge", teacher, 1.0, keep, learnt)
+    expected = teacher.predict(attacked.spots("colour_ridge").subset(keep))
+    for section in set(learnt.sections.tolist()):
+        own = learnt.sections == section
+        np.testing.assert_allclose(soft[own], expected[own] - expected[own].mean(axis=0), atol=1e-5)
+    assert np.isfinite(attacked.refit(keep, seed=0)).all()
+
+
+def test_what_can_be_audited(study):
+    names = [thing.name for thing in audited(study, FOLD)]
+    assert names == ["mean_profile", "depth_only", "colour_ridge", "encoder_ridge", "knn", "vision_mlp", "fhe_cnn"]
+    home = study.run.synthesis(FOLD)
+    (home / "generator").mkdir(parents=True)
+    (home / "generator" / "model.json").write_text("{}")
+    (home / "samples").mkdir()
+    found = audited(study, FOLD, models=["knn"])
+    assert [(thing.kind, thing.name) for thing in found] == [("predictor", "knn"), ("generator", "generator")]
+
+
+def by_section(study):
+    return Study.model_validate({**study.model_dump(), "folds": {"scheme": "leave_one_section_out"}})
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda study: audited(study, "final"), "nobody is held out"),
+        (lambda study: audited(study, "fold_x"), "unknown fold"),
+        (lambda study: audited(study, FOLD, models=["resnet81"]), "unknown model of the study"),
+        (lambda study: audited(study, FOLD, models=["resnet18"]), "is not trained"),
+        (lambda study: records(study, "resnet18", FOLD), "is not trained"),
+        (lambda study: refit(study, "colour_ridge", FOLD, np.ones(3, bool), seed=0), "of every record"),
+        (lambda study: refit(study, "colour_ridge", FOLD, np.zeros(100, bool), seed=0), "of every record"),
+        (lambda study: refit(study, "colour_ridge", FOLD, np.arange(100) < 30, seed=0), "splits a section"),
+        (lambda study: audited(by_section(study), FOLD), "test spots are members too"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(study, ask, said):
+    with pytest.raises(InputError, match=said):
+        ask(study)
+
+
+def test_a_section_may_tell_where_it_comes_from(study):
+    section = anndata.read_h5ad(study.run.section("S_a"))
+    assert group_of(section) == ""
+    section.uns["dataset"] = "HER2ST"
+    assert group_of(section) == "HER2ST"
+    section.obs["centre"] = "A"
+    assert group_of(section) == "A"
