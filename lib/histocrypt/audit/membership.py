@@ -202,6 +202,29 @@ def judge_groups(audit: Audit, *, draws: int = 1000, seed: int = 0) -> dict[str,
     return rows
 
 
+def bands(
+    audit: Audit, grid: np.ndarray, *, draws: int = 400, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the true positive rate, and its interval of 95 %, at each false positive rate of an ascending grid.
+
+    Drawn as in `judge`; at each rate the value is that of the last threshold whose own rate is no larger.
+    """
+    scores, member, patients, blocks = _checked(audit.scores, audit.member, audit.patients, audit.blocks)
+    sides = [len(np.unique(patients[side])) for side in (member, ~member)]
+    by_patient = min(sides) >= FEWEST_PATIENTS
+    rng = np.random.default_rng([seed, 7])
+
+    def on_grid(fpr: np.ndarray, tpr: np.ndarray) -> np.ndarray:
+        return np.stack([t[np.searchsorted(f, grid + 1e-12, side="right") - 1] for f, t in zip(fpr, tpr, strict=True)])
+
+    drawn = [
+        on_grid(*curves(scores, member, weights))
+        for weights in draw_weights(member, patients, blocks, by_patient=by_patient, draws=draws, rng=rng)
+    ]
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
+    return on_grid(*curves(scores, member))[0], low, high
+
+
 def curves(scores: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return false and true positive rates, each (draws, thresholds + 1), of falling thresholds from (0, 0) to (1, 1).
 

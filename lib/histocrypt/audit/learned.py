@@ -1,0 +1,218 @@
+"""The learned attack: a classifier that has seen, on shadow models, what members look like beside their truth.
+
+For maps it is the attack of DiffGuard (npj Digital Medicine 2024, doi 10.1038/s41746-024-01290-7), smaller: a
+convolutional network reads crops of the truth and of the predicted map, both one-hot, and the scores of nine crops are
+averaged over the case, so that a record counts once. For expression a boosted classifier reads truth, prediction and
+error of every output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from histocrypt.errors import InputError
+
+GRID = 3
+"""Crops a side when a case is scored: nine, evenly spread."""
+BATCH, LEARNING_RATE, WIDTH = 64, 1e-3, 16
+SMALLEST_ERROR = 1e-8
+
+
+def map_inputs(truth: np.ndarray, predicted: np.ndarray, *, levels: int) -> np.ndarray:
+    """Return what the attack on maps sees: (n, 2 * levels, h, w) float32 in [-1, 1].
+
+    Parameters
+    ----------
+    truth
+        (n, h, w) levels of the true masks.
+    predicted
+        (n, h, w) predicted levels, as the reference's attack has them, or (n, levels, h, w) probabilities, which tell
+        an attacker more.
+    levels
+        Number of levels.
+
+    Raises
+    ------
+    InputError
+        If shapes do not fit, or a level is unknown.
+    """
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    sizes = {truth.shape, (len(truth), levels, *truth.shape[1:])}
+    if truth.ndim != 3 or predicted.shape not in sizes:
+        raise InputError("maps do not fit the truth", value=predicted.shape, expected=f"one of {sorted(sizes)}")
+    known = np.arange(levels)[:, None, None]
+
+    def one_hot(maps: np.ndarray) -> np.ndarray:
+        if maps.size and not (0 <= maps.min() and maps.max() < levels):
+            raise InputError("maps have unknown levels", value=int(maps.max()), expected=f"0 to {levels - 1}")
+        return maps[:, None] == known
+
+    parts = [one_hot(truth), one_hot(predicted) if predicted.ndim == 3 else predicted]
+    return np.concatenate([2 * np.asarray(part, dtype=np.float32) - 1 for part in parts], axis=1)
+
+
+def value_inputs(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Return what the attack on expression sees: (n, 3 q + 1) of truth, prediction, log error, and their mean error.
+
+    Parameters
+    ----------
+    truth, prediction
+        (n, q), standardised alike for all models.
+    """
+    truth, prediction = np.asarray(truth, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
+    squared = np.square(prediction - truth)
+    errors = np.log(np.maximum(squared, SMALLEST_ERROR))
+    mean = np.log(np.maximum(squared.mean(axis=1, keepdims=True), SMALLEST_ERROR))
+    return np.concatenate([truth, prediction, errors, mean], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class MapAttack:
+    """A trained attack on maps."""
+
+    network: Any
+    crop: int
+    """Side of its crops in pixels."""
+
+    def scores(self, inputs: np.ndarray, cases: np.ndarray | None = None) -> np.ndarray:
+        """Return one score a map, higher: more likely a member.
+
+        Parameters
+        ----------
+        inputs
+            (n, channels, h, w) from `map_inputs`.
+        cases
+            (n,) names; maps of one case share the mean of their scores. None: each map is a case.
+        """
+        import torch
+
+        side = inputs.shape[2:]
+        places = [np.unique(np.linspace(0, length - self.crop, GRID).round().astype(int)) for length in side]
+        total = np.zeros(len(inputs))
+        self.network.eval()
+        with torch.no_grad():
+            for top in places[0]:
+                for left in places[1]:
+                    crops = inputs[:, :, top : top + self.crop, left : left + self.crop]
+                    for start in range(0, len(crops), 4 * BATCH):
+                        batch = torch.tensor(np.ascontiguousarray(crops[start : start + 4 * BATCH]))
+                        total[start : start + 4 * BATCH] += self.network(batch)[:, 0].double().numpy()
+        total /= len(places[0]) * len(places[1])
+        return total if cases is None else _by_case(total, cases)
+
+
+def train_map_attack(
+    inputs: np.ndarray, member: np.ndarray, *, crop: int | None = None, epochs: int = 30, seed: int = 0
+) -> MapAttack:
+    """Train the attack on maps of shadow segmenters; never on the audited one's.
+
+    Parameters
+    ----------
+    inputs
+        (n, channels, h, w) from `map_inputs`: what shadow segmenters made of records they saw and did not see.
+    member
+        (n,) bool: whether the shadow saw the record.
+    crop
+        Side of the random crops; half of the smaller side if not given, as in the reference.
+    epochs
+        Passes over the maps.
+    seed
+        Of weights, order, crops and flips.
+
+    Raises
+    ------
+    InputError
+        If there is only one side, or the crop is larger than the maps.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    _both(member)
+    height, width = inputs.shape[2:]
+    crop = min(height, width) // 2 if crop is None else crop
+    if not 8 <= crop <= min(height, width):
+        raise InputError("no crop of this side", field="crop", value=crop, expected=f"8 to {min(height, width)}")
+    with torch.random.fork_rng(devices=[]):  # dropout draws while training
+        torch.manual_seed(seed)
+        network = _network(inputs.shape[1])
+        rng = np.random.default_rng([seed, 6])
+        optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
+        labels = torch.tensor(np.asarray(member, dtype=np.float32))
+        positive = float((~member).sum() / member.sum())  # both sides weigh the same
+        network.train()
+        for _ in tqdm(range(epochs), desc="attack on maps", unit="epoch"):
+            order = rng.permutation(len(inputs))
+            for start in range(0, len(order), BATCH):
+                rows = order[start : start + BATCH]
+                top, left = rng.integers(height - crop + 1), rng.integers(width - crop + 1)
+                maps = inputs[rows, :, top : top + crop, left : left + crop]
+                maps = maps[..., ::-1] if rng.random() < 0.5 else maps
+                logits = network(torch.tensor(np.ascontiguousarray(maps)))[:, 0]
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                    logits, labels[rows], pos_weight=torch.tensor(positive)
+                )
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+    return MapAttack(network.eval(), crop)
+
+
+def _network(channels: int) -> Any:
+    from torch import nn
+
+    layers, width = [], channels
+    for wider in (WIDTH, 2 * WIDTH, 4 * WIDTH):
+        layers += [nn.Conv2d(width, wider, 3, stride=2, padding=1), nn.GroupNorm(4, wider), nn.ReLU()]
+        width = wider
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(width, 1))
+
+
+@dataclass(frozen=True)
+class ValueAttack:
+    """A trained attack on vectors, e.g. predicted expression."""
+
+    classifier: Any
+
+    def scores(self, inputs: np.ndarray, cases: np.ndarray | None = None) -> np.ndarray:
+        """Return (n,) log odds; rows of one case (None: each row is one) share their mean."""
+        found = self.classifier.decision_function(inputs)
+        return found if cases is None else _by_case(found, cases)
+
+
+def train_value_attack(inputs: np.ndarray, member: np.ndarray, *, rounds: int = 100, seed: int = 0) -> ValueAttack:
+    """Train the attack on vectors from shadow models: gradient-boosted trees of scikit-learn.
+
+    Parameters
+    ----------
+    inputs
+        (n, d) from `value_inputs`: what shadow models made of records they saw and did not see.
+    member
+        (n,) bool: whether the shadow saw the record.
+    rounds
+        Trees.
+    seed
+        Of the trees.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    _both(member)
+    classifier = HistGradientBoostingClassifier(
+        max_iter=rounds, learning_rate=0.1, max_leaf_nodes=15, min_samples_leaf=20, early_stopping=False,
+        max_features=0.2, random_state=seed,
+    )  # fmt: skip
+    return ValueAttack(classifier.fit(inputs, member))
+
+
+def _by_case(scores: np.ndarray, cases: np.ndarray) -> np.ndarray:
+    _, case = np.unique(cases, return_inverse=True)
+    case = case.ravel()
+    return (np.bincount(case, weights=scores) / np.bincount(case))[case]
+
+
+def _both(member: np.ndarray) -> None:
+    if np.asarray(member).dtype != bool or member.all() or not member.any():
+        msg = "does not tell members from non-members of the shadow models"
+        raise InputError(msg, field="member", expected="bool, some of each")
