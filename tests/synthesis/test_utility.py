@@ -1,0 +1,122 @@
+"""Usefulness: the scores beside scikit-learn's, baselines, the table from end to end, and what is refused."""
+
+from dataclasses import replace
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from tests.synthesis.toy_discs import discs
+
+from histocrypt.errors import InputError
+from histocrypt.synthesis import dice, utility
+from histocrypt.synthesis import label_baselines as plain
+from histocrypt.synthesis.segmentation import SegmenterPlan
+from histocrypt.synthesis.utility_scores import balanced_accuracy, judge, macro_auc
+
+PLAN = SegmenterPlan(options={"width": 8, "depth": 2}, batch=8)
+
+
+def test_weighted_scores_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    weights = rng.integers(0, 4, 60).astype(float)
+    for classes in (2, 3):
+        truth, probability = rng.integers(0, classes, 60), rng.dirichlet(np.ones(classes), 60).round(1)
+        probability[:, 0] += 0.01
+        expected = balanced_accuracy_score(truth, probability.argmax(axis=1), sample_weight=weights)
+        assert balanced_accuracy(truth, probability, weights) == pytest.approx(expected)
+        each = [roc_auc_score(truth == k, probability[:, k], sample_weight=weights) for k in range(classes)]
+        expected = each[0] if classes == 2 else np.mean(each)
+        assert macro_auc(truth, probability, weights) == pytest.approx(expected)
+    assert np.isnan(balanced_accuracy(np.zeros(5, int), np.ones((5, 2)), np.ones(5)))
+    assert np.isnan(macro_auc(np.zeros(5, int), np.ones((5, 2)), np.ones(5)))
+
+
+def test_judging_is_by_patient_and_the_truth_scores_one():
+    test = discs(24, 1, patients=("a", "b"))
+    right = (test.labels == "tumour").astype(float)
+    probabilities = {"real": np.column_stack([1 - right, right]), "flat": np.full((24, 2), 0.5)}
+    masks = {"real": test.masks, "flat": np.ones_like(test.masks)}
+    scores, drawn = judge(masks, probabilities, test, draws=50)
+    assert all(value == 1 for value in scores["real"].values())
+    assert all(np.nanmin(each) == 1 for each in drawn["real"].values())
+    assert scores["flat"]["auc"] == 0.5
+    assert scores["flat"]["balanced_accuracy"] == 0.5
+    assert scores["flat"]["dice_nuclei"] == 0
+    bare = replace(test, has_mask=test.patients == "a")
+    counts = dice.pixel_counts(test.masks, masks["flat"], 4)
+    expected = dice.score(counts[bare.has_mask], test.patients[bare.has_mask])[1]
+    assert judge(masks, probabilities, bare, draws=5)[0]["flat"]["dice_stroma"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colour_alone_outlines_what_has_a_colour_of_its_own(channels):
+    train, test = discs(30, 0, channels=channels), discs(12, 1, channels=channels)
+    found = plain.colour_mask(train, test, seed=0)
+    assert found.dtype == np.uint8
+    levels = dice.score(dice.pixel_counts(test.masks, found, 4), test.patients)
+    assert dice.mean_dice(levels) > (0.85 if channels == 3 else 0.6)
+    assert (plain.majority_mask(train, test) == 0).all()
+
+
+def test_classifier_refuses_one_class_and_keeps_columns_by_name():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(40, 3))
+    labels = np.where(features[:, 0] > 0, "tumour", "normal")
+    fitted = plain.fit_classifier(features, labels, classes=("absent", "normal", "tumour"), validation=None)
+    found = fitted.probabilities(features)
+    assert (found[:, 0] == 0).all()
+    assert (found.argmax(axis=1) == 1 + (features[:, 0] > 0)).mean() > 0.9
+    with pytest.raises(InputError, match="one class"):
+        plain.fit_classifier(features, np.full(40, "normal"), classes=("normal", "tumour"), validation=None)
+
+
+def test_the_table_from_end_to_end(tmp_path):
+    real, validation, test = (
+        discs(n, seed, patients=who) for n, seed, who in ((24, 0, ("A", "B")), (12, 1, ("C",)), (16, 2, ("D", "E")))
+    )
+    made = replace(discs(40, 3), patients=np.full(40, ""))
+    table = utility.utility_table(
+        real, validation, made, test, epochs=6, seed=0, plan=PLAN, draws=60, folder=tmp_path, device="cpu"
+    )  # fmt: skip
+    assert list(table.index) == list(utility.TITLES)
+    assert table.loc["both", "images"] == 64
+    assert (table["steps"].dropna() <= 6 * 3).all()  # as many batches as 24 real images make
+    assert (table["steps"].dropna() % 3 == 0).all()
+    for score in ("dice_nuclei", "mean_dice", "balanced_accuracy", "auc"):
+        value = table[score]
+        assert ((table[f"{score}_low"] <= value + 1e-9) & (value <= table[f"{score}_high"] + 1e-9)).all()
+    assert table.loc["real", ["mean_dice_vs_real", "mean_dice_vs_real_low", "auc_vs_real_high"]].eq(0).all()
+    assert table.loc["majority", "auc"] == 0.5
+    assert table.loc["real", "mean_dice"] > table.loc["majority", "mean_dice"]
+    again = utility.read_utility(tmp_path / "utility.json")
+    numbers = [name for name in table.columns if name not in ("title", "role")]
+    pd.testing.assert_frame_equal(again[numbers].astype(float), table[numbers].astype(float))
+    assert (tmp_path / "synthetic" / "segmenter.json").is_file()
+    text = utility.shown(table)
+    assert "Dice, tumour region" in text.columns
+    assert text.loc["Trained on synthetic", "Mean Dice, less real"].count("to") == 1
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    real, validation, test = discs(6, 0), discs(6, 1, patients=("C",)), discs(6, 2, patients=("D",))
+    settings = {"epochs": 1, "seed": 0, "plan": PLAN, "device": "cpu"}
+    with pytest.raises(InputError, match="two sides, training and test"):
+        utility.utility_table(real, validation, real, replace(test, patients=real.patients), **settings)
+    with pytest.raises(InputError, match="synthetic images"):
+        utility.utility_table(real, validation, discs(6, 0, channels=1), test, **settings)
+    (tmp_path / "utility.json").write_text("[]")
+    with pytest.raises(InputError, match="no table"):
+        utility.read_utility(tmp_path / "utility.json")
+
+
+def test_blocks_are_squares_of_one_section():
+    coords = np.array([[0.0, 0], [90, 0], [110, 0], [0, 130]])
+    section = anndata.AnnData(np.zeros((4, 1)), obs=pd.DataFrame(index=list("wxyz")), obsm={"spatial": coords})
+    section.uns["preprocessing"] = {"um_per_px": 2.0}
+    found = utility.spatial_blocks(np.array(["S:w", "S:x", "S:y", "S:z"]), {"S": section}, block_um=200)
+    assert found[0] == found[1] != found[2]
+    assert len(set(found.tolist())) == 3
+    with pytest.raises(InputError, match="S:q"):
+        utility.spatial_blocks(np.array(["S:q"]), {"S": section}, block_um=200)
