@@ -1,0 +1,325 @@
+"""Generators of synthetic images: what they are made of, and how they are trained.
+
+Two, as published (Zhou et al., npj Digital Medicine 2024): ``joint`` makes an image and its mask at once; ``control``
+makes images of the class that has nothing to outline. Beyond the published ones, both know the class, and forget it in
+a share of the steps, so that sampling can be guided (Ho and Salimans 2022); weights are averaged over steps; and
+training that was killed goes on, and ends in the same bits as if undisturbed (on a CPU; see `training.loop`).
+
+A folder holds ``generator.safetensors`` and ``generator.json``, which is all that sampling needs; ``curves.csv``; and,
+for the owner of the images alone, ``members.json`` (what was learned from) and ``training.safetensors`` (to go on).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from histocrypt.atomic import atomic_path, read_json, write_json
+from histocrypt.device import choose_device
+from histocrypt.errors import InputError
+from histocrypt.models.diffguard import DiffGuard
+from histocrypt.synthesis.generator_plan import WHERE, GeneratorPlan
+from histocrypt.synthesis.noise import as_noise, draw_kept, noised, schedule, target
+from histocrypt.synthesis.pairs import Pairs
+from histocrypt.synthesis.scheme import Scheme
+from histocrypt.training.augment import flip_and_turn
+from histocrypt.training.loop import (
+    Progress,
+    averaged,
+    generator_of,
+    keep,
+    learning_rate,
+    precision,
+    resume,
+    write_curves,
+)
+
+if TYPE_CHECKING:
+    from histocrypt.synthesis.private import Privacy
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained generator."""
+
+    network: DiffGuard
+    """In evaluation mode."""
+    plan: GeneratorPlan
+    scheme: Scheme
+    side: int
+    """Pixels a side."""
+    colours: int
+    """Channels of the image: 1 or 3. The mask is one more in a joint generator."""
+    record: dict[str, Any]
+    """What ``generator.json`` says: epochs, images of each class, privacy."""
+    device: torch.device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it has seen."""
+        return tuple(name for name, n in self.record["images"].items() if n)
+
+    def noise_in(self, noisy: torch.Tensor, kept: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Return the noise in (B, C, side, side), float32; ``kept`` and ``classes`` (B,), see `DiffGuard.forward`."""
+        with precision(self.device):
+            said = self.network(noisy, kept, classes)
+        return as_noise(self.plan.objective, said.float(), noisy, kept)
+
+    def signals(self, pairs: Pairs) -> torch.Tensor:
+        """Return pairs as the network knows them, (n, C, side, side) float32 in [-1, 1]."""
+        return signals_of(pairs, self.plan)
+
+    def known_classes(self, labels: np.ndarray) -> torch.Tensor:
+        """Return (n,) numbers of the classes, for the network."""
+        return torch.tensor([self.scheme.classes.index(label) for label in labels.tolist()], dtype=torch.long)
+
+
+def signals_of(pairs: Pairs, plan: GeneratorPlan) -> torch.Tensor:
+    """Return image, and mask where the plan is joint, (n, C, side, side) float32 in [-1, 1]."""
+    images, masks = pairs.signals()
+    return torch.from_numpy(images if plan.kind == "control" else np.concatenate([images, masks], axis=1))
+
+
+def learned_from(pairs: Pairs, plan: GeneratorPlan) -> Pairs:
+    """Return the pairs that a generator of this plan learns from: those with a mask, or those of the control class."""
+    if plan.kind == "control" and pairs.scheme.control is None:
+        msg = "these classes have no control, so there is no generator of it"
+        raise InputError(msg, field=f"{WHERE}.kind", value="control", expected="joint")
+    chosen = pairs.subset(pairs.has_mask if plan.kind == "joint" else pairs.labels == pairs.scheme.control)
+    if len(chosen) < 2:
+        what = "with a mask" if plan.kind == "joint" else f"of the class {pairs.scheme.control!r}"
+        msg = f"a {plan.kind} generator needs at least two images {what}"
+        raise InputError(msg, value=len(chosen))
+    return chosen
+
+
+def build(plan: GeneratorPlan, scheme: Scheme, *, side: int, colours: int) -> DiffGuard:
+    """Return an untrained network."""
+    network = DiffGuard(
+        colours + (plan.kind == "joint"),
+        n_classes=len(scheme.classes) if plan.conditional else 0,
+        width=plan.width,
+        multipliers=plan.multipliers,
+        blocks=plan.blocks,
+        dropout=plan.dropout,
+        patch=plan.patch,
+    )
+    if side % network.least_side:
+        msg = (
+            f"images of {side} pixels a side do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}"
+        )
+        raise InputError(
+            msg, field=f"{WHERE}.multipliers", expected=f"a side that is a multiple of {network.least_side}"
+        )
+    return network
+
+
+def train_generator(
+    pairs: Pairs,
+    plan: GeneratorPlan,
+    *,
+    folder: Path,
+    epochs: int,
+    seed: int,
+    device: str | torch.device | None = None,
+    privacy: Privacy | None = None,
+) -> Generator:
+    """Train a generator, or load it where ``folder`` holds the one of the same images, plan, epochs and seed.
+
+    Parameters
+    ----------
+    pairs
+        Of training patients alone. See `learned_from` for which of them count.
+    folder
+        What is written: see the top of this file.
+    epochs
+        Passes over the images, rarer classes repeated.
+    device
+        None: the best one present.
+    privacy
+        Differential privacy (see `synthesis.private`): classes are then not balanced, and training does not repeat.
+
+    Raises
+    ------
+    InputError
+        If there are too few images, the side does not suit the plan, or training diverges.
+    """
+    from tqdm.auto import tqdm
+
+    folder, device = Path(folder), choose_device() if device is None else torch.device(device)
+    pairs = learned_from(pairs, plan)
+    side, colours = pairs.images.shape[1], pairs.images.shape[3]
+    fingerprint = _fingerprint(pairs, plan, epochs=epochs, seed=seed, privacy=privacy)
+    finished = folder / "generator.json"
+    if finished.is_file() and read_json(finished).get("fingerprint") == fingerprint:
+        return load_generator(folder, device=device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_of(seed).initial_seed())
+        network = build(plan, pairs.scheme, side=side, colours=colours).to(device)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    average = averaged(network, plan.ema).to(device) if plan.ema else None
+    lesson = _Lesson(pairs, plan, network, optimiser, device)
+    n_batches = max(1, round(len(lesson.order(generator_of(seed))) / plan.batch))
+    if privacy is not None:
+        from histocrypt.synthesis.private import PrivateLesson
+
+        n_batches = max(1, round(len(pairs) / plan.batch))
+        lesson = PrivateLesson(lesson, privacy, steps=epochs * n_batches)
+        optimiser = lesson.optimiser
+    parts = {"network": network, "average": average, "optimiser": optimiser, "best": {}}
+    state_file, label = folder / "training.safetensors", f"{plan.kind} generator"
+    progress = (resume(state_file, fingerprint, parts, label) if state_file.is_file() else None) or Progress()
+    bar = tqdm(total=epochs * n_batches, initial=progress.epoch * n_batches, desc=label, unit="step", mininterval=1)
+    while progress.epoch < epochs:
+        started, total = time.monotonic(), 0.0
+        chance = generator_of(seed, progress.epoch + 1)
+        network.train()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(generator_of(seed, progress.epoch + 1, 1).initial_seed())  # dropout
+            for number, rows in enumerate(lesson.batches(n_batches, chance)):
+                rate = learning_rate(progress.epoch * n_batches + number, epochs * n_batches, plan.learning_rate)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                total += lesson.step(rows, chance) / n_batches
+                if average is not None:
+                    average.update_parameters(network)
+                bar.update()
+        if not math.isfinite(total):
+            msg = "training diverged: the loss is no longer a number"
+            raise InputError(msg, field=f"{WHERE}.learning_rate", value=plan.learning_rate, fix="lower it")
+        progress.epoch += 1
+        seconds = round(time.monotonic() - started, 3)
+        progress.curves.append(
+            {"epoch": progress.epoch, "train_loss": total, "learning_rate": rate, "seconds": seconds}
+        )
+        bar.set_postfix(loss=f"{total:.4f}")
+        write_curves(folder / "curves.csv", progress.curves)
+        keep(state_file, fingerprint, parts, progress)
+    bar.close()
+    record = {
+        "fingerprint": fingerprint,
+        "plan": asdict(plan),
+        "scheme": asdict(pairs.scheme),
+        "side": side,
+        "colours": colours,
+        "epochs": epochs,
+        "seed": seed,
+        "images": {name: int((pairs.labels == name).sum()) for name in pairs.scheme.classes},
+        "patients": len(set(pairs.patients.tolist())),
+        "privacy": None if privacy is None else lesson.statement(pairs.patients),
+    }
+    members = {"ids": pairs.ids.tolist(), "patients": pairs.patients.tolist()}
+    write_json(folder / "members.json", members)
+    _save(average.module if average is not None else network, folder / "generator.safetensors")
+    write_json(finished, record)
+    return load_generator(folder, device=device)
+
+
+class _Lesson:
+    """One step of training after another, on images that stay as bytes until they are needed."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        plan: GeneratorPlan,
+        network: torch.nn.Module,
+        optimiser: torch.optim.Optimizer,
+        device: torch.device,
+    ) -> None:
+        self.pairs, self.plan, self.network, self.optimiser, self.device = pairs, plan, network, optimiser, device
+        self.kept = schedule(plan.steps)
+        names = list(pairs.scheme.classes)
+        self.classes = torch.tensor([names.index(label) for label in pairs.labels.tolist()], dtype=torch.long)
+
+    def order(self, chance: torch.Generator) -> np.ndarray:
+        """Return the rows of one epoch in random order, every class as often as the largest if balanced."""
+        classes = self.classes.numpy()
+        largest = int(np.bincount(classes).max())
+        rows = []
+        for name in np.unique(classes):
+            own = np.flatnonzero(classes == name)
+            turns = math.ceil(largest / len(own)) if self.plan.balance else 1
+            drawn = [own[torch.randperm(len(own), generator=chance).numpy()] for _ in range(turns)]
+            rows.append(np.concatenate(drawn)[: largest if self.plan.balance else len(own)])
+        every = np.concatenate(rows)
+        return every[torch.randperm(len(every), generator=chance).numpy()]
+
+    def batches(self, n: int, chance: torch.Generator) -> Iterator[np.ndarray]:
+        """Yield the rows of each of ``n`` batches of nearly the same size."""
+        yield from np.array_split(self.order(chance), n)
+
+    def errors(self, network: torch.nn.Module, rows: np.ndarray, chance: torch.Generator) -> torch.Tensor:
+        """Return the mean squared error of each row, (B,)."""
+        clean = signals_of(self.pairs.subset(rows), self.plan)
+        if self.plan.augment:
+            clean = flip_and_turn(clean, chance)
+        kept = draw_kept(len(rows), self.kept, chance)
+        noise = torch.randn(clean.shape, generator=chance)
+        hidden = torch.rand(len(rows), generator=chance) < self.plan.guidance_dropout
+        classes = self.classes[rows].masked_fill(hidden, len(self.pairs.scheme.classes)).to(self.device)
+        clean, noise, kept = clean.to(self.device), noise.to(self.device), kept.to(self.device)
+        with precision(self.device):
+            said = network(noised(clean, kept, noise), kept, classes)
+        wanted = target(self.plan.objective, clean, kept, noise)
+        return (said.float() - wanted).square().mean(dim=(1, 2, 3))
+
+    def step(self, rows: np.ndarray, chance: torch.Generator) -> float:
+        """Take one step and return the loss."""
+        loss = self.errors(self.network, rows, chance).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        return loss.item()
+
+
+def load_generator(folder: Path, *, device: str | torch.device | None = None) -> Generator:
+    """Return the generator of a folder; one that is missing or unreadable is an `InputError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder, device = Path(folder), choose_device() if device is None else torch.device(device)
+    record = read_json(folder / "generator.json")
+    weights = folder / "generator.safetensors"
+    try:
+        plan, scheme = GeneratorPlan(**record["plan"]), Scheme(**{k: _tuple(v) for k, v in record["scheme"].items()})
+        network = build(plan, scheme, side=record["side"], colours=record["colours"])
+        network.load_state_dict(load_file(weights))
+    except (KeyError, TypeError) as error:
+        msg = "does not describe a generator"
+        raise InputError(msg, file=folder / "generator.json", value=str(error)) from error
+    except (SafetensorError, OSError, RuntimeError) as error:
+        msg = "does not hold the weights that generator.json describes"
+        raise InputError(msg, file=weights, fix="train the generator again") from error
+    return Generator(network.to(device).eval(), plan, scheme, record["side"], record["colours"], record, device)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _save(network: torch.nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}, temporary)
+
+
+def _fingerprint(pairs: Pairs, plan: GeneratorPlan, **others: Any) -> str:
+    """Return a hash of all that the trained generator depends on."""
+    digest = hashlib.sha256()
+    settings = {"plan": asdict(plan), "scheme": asdict(pairs.scheme)}
+    settings |= {name: value if isinstance(value, int) else value and asdict(value) for name, value in others.items()}
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    digest.update("\n".join([*pairs.ids.tolist(), *pairs.labels.tolist(), *pairs.patients.tolist()]).encode())
+    digest.update(np.ascontiguousarray(pairs.images).tobytes())
+    digest.update(np.ascontiguousarray(pairs.masks).tobytes())
+    return digest.hexdigest()
