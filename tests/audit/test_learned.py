@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from histocrypt.audit.learned import map_inputs, train_map_attack, train_value_attack, value_inputs
+from histocrypt.audit.learned import map_inputs, on_shadows, train_map_attack, train_value_attack, value_inputs
+from histocrypt.audit.shadow import as_targets, shadow_losses
 from histocrypt.errors import InputError
 
 LEVELS = 3
@@ -74,6 +75,29 @@ def test_an_attack_on_values_finds_what_a_plain_loss_does_not():
     learned = roc_auc_score(member, attack.scores(inputs))
     assert learned > roc_auc_score(member, plain) + 0.1
     assert learned > 0.75
+
+
+def test_each_shadow_is_attacked_by_what_was_learnt_on_the_others():
+    patients = np.repeat([f"P{i}" for i in range(8)], 25)
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(200, 4))
+
+    def train_one(mask, seed):
+        error = np.random.default_rng(seed).normal(size=truth.shape) * np.where(mask, 0.3, 1)[:, None]
+        return lambda: truth + error
+
+    predicted, inside = shadow_losses(train_one, patients, 6, 0)
+    assert predicted.shape == (6, 200, 4)
+    inputs = np.stack([value_inputs(truth, one) for one in predicted])
+    asked = []
+
+    def train(seen, member):
+        asked.append((seen.shape, member.mean()))
+        return train_value_attack(seen, member, rounds=20)
+
+    scores = on_shadows(inputs, inside, train)
+    assert asked == [((800, 13), 0.5)] * 3, "neither the attacked shadow nor its complement"
+    assert as_targets(scores, inside, patients, attack="learned", draws=50).auc > 0.8
 
 
 def test_one_side_is_no_lesson():

@@ -37,9 +37,9 @@ def roc(audits: Mapping[str, Audit], *, draws: int = 400, seed: int = 0) -> Figu
         figure, axes = canvas(figsize=(5.2, 4.4))
         fewest = min(int((~audit.member).sum()) for audit in audits.values())
         start = 10.0 ** np.floor(np.log10(1 / fewest))
-        grid = np.geomspace(start, 1, 200)
+        grid = np.geomspace(start, 1, 600)
         axes.plot(grid, grid, color=MUTED, lw=1)
-        axes.annotate("chance", (grid[60], grid[60]), (4, -10), textcoords="offset points", color=MUTED, fontsize=8)
+        axes.annotate("chance", (grid[180], grid[180]), (4, -10), textcoords="offset points", color=MUTED, fontsize=8)
         for (name, audit), colour, dash in zip(audits.items(), CYCLE * 9, DASHES * 9, strict=False):
             value, low, high = bands(audit, grid, draws=draws, seed=seed)
             axes.fill_between(grid, np.maximum(low, start), np.maximum(high, start), color=colour, alpha=0.13, lw=0)
@@ -63,7 +63,7 @@ def roc(audits: Mapping[str, Audit], *, draws: int = 400, seed: int = 0) -> Figu
 def histograms(audits: Mapping[str, Audit]) -> Figure:
     """Draw, attack by attack, the scores of members (filled) and non-members (outline)."""
     with style():
-        columns = min(3, len(audits))
+        columns = 2 if len(audits) == 4 else min(3, len(audits))
         rows = -(-len(audits) // columns)
         figure, axes = canvas(rows, columns, figsize=(3.2 * columns, 2.3 * rows), squeeze=False)
         for axis in axes.ravel()[len(audits) :]:
@@ -113,7 +113,7 @@ def forest(judged: Mapping[str, Judged | Procedure], controls: Mapping[str, Cont
             width = 1.6 if value is not None else 5
             axes.plot([low, high], [place, place], color=colour, lw=width, solid_capstyle="butt")
             if value is not None:
-                axes.plot(value, place, marker, color=colour, markersize=5.5)
+                axes.plot(value, place, marker, color=colour, markersize=5.5, clip_on=False)
             shown = f"{low:.2f} to {high:.2f}" if value is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
             axes.annotate(
                 shown, (1, place), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
@@ -122,7 +122,7 @@ def forest(judged: Mapping[str, Judged | Procedure], controls: Mapping[str, Cont
         axes.axvline(0.5, color=INK, lw=0.9)
         if controls:
             axes.axhline(len(judged) - 0.5, color=LINE, lw=0.8)
-            axes.axvline(0.9, color=CYCLE[1], lw=0.8, ls=":")
+            axes.plot([0.9, 0.9], [len(judged) - 0.5, len(rows) - 0.4], color=CYCLE[1], lw=0.8, ls=":")
         axes.set_yticks(range(len(rows)), [row[0] for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -8,6 +8,7 @@ error of every output.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,6 +205,33 @@ def train_value_attack(inputs: np.ndarray, member: np.ndarray, *, rounds: int = 
         max_features=0.2, random_state=seed,
     )  # fmt: skip
     return ValueAttack(classifier.fit(inputs, member))
+
+
+def on_shadows(
+    inputs: np.ndarray,
+    inside: np.ndarray,
+    train: Callable[[np.ndarray, np.ndarray], MapAttack | ValueAttack],
+) -> np.ndarray:
+    """Return (shadows, n) scores: each shadow attacked by what was learnt on the others, but for its complement.
+
+    As in `shadow.target_scores`, each record is then inside as many of the others as it is outside.
+
+    Parameters
+    ----------
+    inputs
+        (shadows, n, ...) from `map_inputs` or `value_inputs`, of shadows in the order of `shadow.shadow_losses`.
+    inside
+        (shadows, n) bool.
+    train
+        `train_map_attack` or `train_value_attack`, with its options.
+    """
+    scores = np.empty(inside.shape)
+    for first in range(0, len(inputs), 2):
+        others = np.arange(len(inputs)) // 2 != first // 2
+        attack = train(inputs[others].reshape(-1, *inputs.shape[2:]), inside[others].ravel())
+        for number in (first, first + 1):
+            scores[number] = attack.scores(inputs[number])
+    return scores
 
 
 def _by_case(scores: np.ndarray, cases: np.ndarray) -> np.ndarray:

@@ -264,6 +264,8 @@ def draw_weights(
         weights = np.empty((some, len(member)))
         for side in (member, ~member):
             names = np.unique(patients[side])
+            if not len(names):
+                continue
             times = np.ones((some, len(names)), dtype=np.int64)
             if by_patient:
                 times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=some)

@@ -20,7 +20,7 @@ import numpy as np
 
 from histocrypt.atomic import atomic_path
 from histocrypt.audit.attacks import calibrated, in_and_out, lira, loss_threshold
-from histocrypt.audit.membership import FEWEST_PATIENTS, curves
+from histocrypt.audit.membership import FEWEST_PATIENTS, curves, draw_weights
 from histocrypt.errors import InputError, unknown_name
 
 TrainOne = Callable[[np.ndarray, int], Callable[[], np.ndarray]]
@@ -86,7 +86,8 @@ def shadow_losses(
     Parameters
     ----------
     train_one
-        Called with a (n,) bool mask of the records to train on and a seed; returns a function that gives (n,) losses.
+        Called with a (n,) bool mask of the records to train on and a seed; returns a function that gives (n,) losses,
+        or (n, ...) predictions where an attack is to learn from those (`learned.on_shadows`).
     patients
         (n,) str, patient of each record.
     n_shadows
@@ -104,7 +105,7 @@ def shadow_losses(
     Returns
     -------
     loss
-        (shadows, n) float64.
+        (shadows, n) float64, or (shadows, n, ...).
     inside
         (shadows, n) bool. Shadows 0 and 1, 2 and 3, ... are each other's complements.
     """
@@ -123,7 +124,7 @@ def shadow_losses(
         if found is None:
             own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
             found = np.asarray(train_one(mask, own_seed)(), dtype=np.float64)
-            if found.shape != mask.shape or not np.isfinite(found).all():
+            if found.shape[:1] != mask.shape or not np.isfinite(found).all():
                 msg = f"a shadow model gave {found.shape} losses, {int((~np.isfinite(found)).sum())} not finite"
                 raise InputError(msg, expected=f"{mask.shape}, all finite")
             if file is not None:
@@ -164,7 +165,7 @@ class Procedure:
     interval: tuple[float, float]
     """Of 95 %, from drawing patients (and records within them) once for all shadows."""
     interval_over: str
-    """``patients``, or ``records`` where there are too few patients to draw."""
+    """``patients``, or ``blocks`` or ``records`` where there are too few patients to draw."""
     patients: int
     notes: list[str]
 
@@ -211,7 +212,14 @@ def target_scores(loss: np.ndarray, inside: np.ndarray, *, attack: str = "LiRA",
 
 
 def as_targets(
-    scores: np.ndarray, inside: np.ndarray, patients: np.ndarray, *, attack: str, draws: int = 1000, seed: int = 0
+    scores: np.ndarray,
+    inside: np.ndarray,
+    patients: np.ndarray,
+    *,
+    attack: str,
+    blocks: np.ndarray | None = None,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> Procedure:
     """Judge the attacks on all shadows together: the AUC of the training procedure over random splits of the patients.
 
@@ -225,33 +233,32 @@ def as_targets(
         (n,) str.
     attack
         Its name, for tables.
+    blocks
+        (n,) units within a patient that are drawn whole, as for `membership.judge`; None: single records.
     draws
-        Bootstrap draws of patients, and of records within them; the same for all shadows, since they share patients.
-        A draw in which a shadow has one side only leaves that shadow out.
+        Bootstrap draws of patients, and of blocks or records within them; the same for all shadows, since they share
+        patients. A draw in which a shadow has one side only leaves that shadow out.
     """
     patients = np.asarray(patients).astype(str)
-    names, person = np.unique(patients, return_inverse=True)
-    by_patient = len(names) >= 2 * FEWEST_PATIENTS
+    people = len(np.unique(patients))
+    by_patient = people >= 2 * FEWEST_PATIENTS
     rng = np.random.default_rng([seed, 3])
-    sizes = np.bincount(person)
-    times = np.ones((draws, len(names)), dtype=np.int64)
-    if by_patient:
-        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    weights = np.empty((draws, len(patients)))
-    for column, size in enumerate(sizes):
-        weights[:, person == column] = rng.multinomial(times[:, column] * size, np.full(size, 1 / size))
-    aucs, drawn = [], np.full((len(scores), draws), np.nan)
-    for number, (score, member) in enumerate(zip(scores, inside, strict=True)):
-        aucs.append(_auc(score, member, np.ones((1, len(score))))[0])
-        there = (weights[:, member].sum(axis=1) > 0) & (weights[:, ~member].sum(axis=1) > 0)
-        drawn[number, there] = _auc(score, member, weights[there])
-    means = np.nanmean(drawn[:, np.isfinite(drawn).any(axis=0)], axis=0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    notes = [f"{len(scores)} trainings on halves of {len(names)} patients."]
+    everyone = np.ones(len(patients), dtype=bool)
+    means = []
+    for weights in draw_weights(everyone, patients, blocks, by_patient=by_patient, draws=draws, rng=rng):
+        drawn = np.full((len(scores), len(weights)), np.nan)
+        for number, (score, member) in enumerate(zip(scores, inside, strict=True)):
+            there = (weights[:, member].sum(axis=1) > 0) & (weights[:, ~member].sum(axis=1) > 0)
+            drawn[number, there] = _auc(score, member, weights[there])
+        means.append(np.nanmean(drawn[:, np.isfinite(drawn).any(axis=0)], axis=0))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    once = np.ones((1, len(patients)))
+    aucs = np.array([_auc(score, member, once)[0] for score, member in zip(scores, inside, strict=True)])
+    notes = [f"{len(scores)} trainings on halves of {people} patients."]
+    over = "patients" if by_patient else "records" if blocks is None else "blocks"
     if not by_patient:
-        notes.append("Too few patients to draw: the interval is over records of these patients.")
-    over = "patients" if by_patient else "records"
-    return Procedure(attack, np.array(aucs), float(np.mean(aucs)), (float(low), float(high)), over, len(names), notes)
+        notes.append(f"Too few patients to draw: the interval is over {over} of these patients.")
+    return Procedure(attack, aucs, float(aucs.mean()), (float(low), float(high)), over, people, notes)
 
 
 def _auc(scores: np.ndarray, member: np.ndarray, weights: np.ndarray) -> np.ndarray:
