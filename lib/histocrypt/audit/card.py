@@ -1,0 +1,341 @@
+"""The privacy card: one page on one thing, for who decides whether it may be shared.
+
+What it is, what was asked and who could ask it, each figure with its interval, the controls beside it, and what it
+does not cover. The verdict follows from the figures by `RULE`, which is printed on the card.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histocrypt.atomic import read_json, write_json, write_text
+from histocrypt.errors import InputError
+
+if TYPE_CHECKING:
+    from histocrypt.audit.controls import Controls
+    from histocrypt.audit.membership import Judged
+
+FORMAT, VERSION = "histocrypt privacy card", 1
+CHANCE = 0.5
+LEAK, SIGNS, UNDECIDED, BELOW, NOT_FOUND = "leak", "signs", "undecided", "below chance", "not found"
+
+WORDS = {
+    LEAK: "A leak was found",
+    SIGNS: "Signs of a leak, in too few patients to be sure",
+    UNDECIDED: "Not decided",
+    BELOW: "Worse than guessing",
+    NOT_FOUND: "No leak found by these attacks",
+}
+"""The verdicts, the gravest first; the card's own is the gravest of its questions."""
+
+RULE = (
+    "A leak: the whole interval lies above what guessing gives. Signs: so it does, but it was drawn within patients, "
+    "too few to tell membership from what else differs between them. No leak found by these attacks: the interval "
+    "contains what guessing gives. Worse than guessing: the whole interval lies below, so the groups differ in "
+    "something else. Not decided: no interval, a failed negative control, or nothing found where the positive control "
+    "failed. On top stands the gravest answer of all questions: leak, signs, not decided, worse, not found. No answer "
+    "means that a thing can be shared without risk."
+)
+"""How answers follow from figures; printed on every card."""
+
+SIZES = ((3, 13), (5, 12), (6, 11), (10**9, 10))
+"""Size of the letters in pixels by the number of questions: six fit on a page."""
+
+WHO = {
+    "black box": "who may send it tiles and has measured values beside them, such as a client of a service",
+    "white box": "who has the trained weights, such as the model's owner or anybody it was handed to",
+    "synthetic set": "anybody who gets the synthetic images",
+    "decrypted outputs": "the key owner, or who is given its decrypted predictions",
+}
+"""Who could ask, by what they hold."""
+
+_EVERY = (
+    "Attacks that are not listed here, and attackers who know more than is written beside each question.",
+    "Patients of other centres or stains, and things trained on other patients: figures are of this one.",
+    "What is said of a patient without telling membership, such as a gene's level read off a predicted map.",
+)
+DOES_NOT_COVER = {
+    "predictor": (*_EVERY, "Reconstruction of slides from the weights."),
+    "segmenter": (*_EVERY, "Reconstruction of slides from the weights."),
+    "generator": (*_EVERY, "What its images show: the card of the synthetic set asks that."),
+    "synthetic set": (*_EVERY, "Copies of parts of a tile, or of a patient's rare features, that no distance notices."),
+}
+"""By kind of thing; a card may add to it."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with its interval and what guessing (or no memorisation) would give."""
+
+    value: float
+    low: float | None
+    high: float | None
+    measure: str = "AUC"
+    chance: float = CHANCE
+    over: str = "patients"
+    """What was drawn for the interval: ``patients``, or ``blocks`` or ``records`` within them."""
+
+    def __post_init__(self) -> None:
+        """Refuse a figure that is no number; an interval without ends is none."""
+        if not isfinite(self.value):
+            raise InputError("is not a number", field=self.measure, value=self.value)
+        if self.low is not None and self.high is not None and not isfinite(self.low + self.high):
+            object.__setattr__(self, "low", None)
+            object.__setattr__(self, "high", None)
+
+    @property
+    def verdict(self) -> str:
+        """See `RULE`; a control is not looked at here."""
+        if self.low is None or self.high is None:
+            return UNDECIDED
+        if self.low > self.chance:
+            return LEAK if self.over == "patients" else SIGNS
+        return BELOW if self.high < self.chance else NOT_FOUND
+
+
+@dataclass(frozen=True)
+class Control:
+    """An attack whose outcome is known beforehand, run beside the real one."""
+
+    name: str
+    """E.g. ``overfitted on purpose`` or ``membership permuted``."""
+    positive: bool
+    """Whether there is a leak, planted, that had to be found; else there is none."""
+    figure: Figure
+    expected: str
+    """What it had to give, in words: ``AUC of at least 0.9``."""
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question that was asked of the thing, and the answer."""
+
+    question: str
+    """A sentence, e.g. "Was this patient's section in the training set?"."""
+    who: str
+    """Who could ask it; see `WHO`."""
+    access: str
+    """What the asker holds: ``black box``, ``white box``, ``synthetic set`` or ``decrypted outputs``."""
+    attack: str
+    figure: Figure
+    n: str
+    """Of what the figure was made: ``408 spots of 3 patients against 269 of 2``."""
+    controls: list[Control] = field(default_factory=list)
+    also: dict[str, str] = field(default_factory=dict)
+    """Further figures in words, by name: balanced accuracy, TPR at 1 % FPR."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """See `RULE`."""
+        failed = {control.positive for control in self.controls if not control.passed}
+        found = self.figure.verdict
+        if False in failed or (True in failed and found not in (LEAK, SIGNS)):
+            return UNDECIDED
+        return found
+
+    @classmethod
+    def of(
+        cls,
+        judged: Judged,
+        *,
+        question: str,
+        access: str,
+        attack: str,
+        controls: Controls,
+        who: str | None = None,
+    ) -> Asked:
+        """Return a question on membership with its figures, as they were judged; ``who`` where `WHO` does not say."""
+        balanced = _number(judged.balanced_accuracy)
+        low, high = judged.balanced_accuracy_interval
+        also = {
+            "Balanced accuracy": f"{balanced} ({_number(low)} to {_number(high)})",
+            "Advantage, at most": _number(judged.advantage),
+        }
+        for rate, found in judged.tpr_at.items():
+            told = "too few non-members to tell"
+            if found is not None:
+                told = "{} ({} to {})".format(*(_number(value) for value in found))
+            also[f"Members found at {100 * float(rate):g} % false alarms"] = told
+        n = (
+            f"{judged.n_members:,} of {_patients(judged.patients_members)} against "
+            f"{judged.n_non_members:,} of {_patients(judged.patients_non_members)}"
+        )
+        if controls.negative.p_value is not None:
+            also["Patients dealt out anew"] = f"p = {controls.negative.p_value:.2g}"
+        figure = Figure(judged.auc, *judged.auc_interval, over=judged.interval_over)
+        notes = [*judged.notes, *controls.notes]
+        return cls(question, who or WHO[access], access, attack, figure, n, both(controls), also, notes)
+
+
+def both(controls: Controls) -> list[Control]:
+    """Return the two controls of an attack as a card shows them."""
+    positive, negative = controls.positive, controls.negative
+    planted = Figure(positive.auc, *positive.auc_interval, over=positive.interval_over)
+    return [
+        Control(
+            name="overfitted on purpose",
+            positive=True,
+            figure=planted,
+            expected="an AUC of at least 0.9",
+            passed=controls.positive_passed,
+        ),
+        Control(
+            name=f"membership permuted by {negative.by}",
+            positive=False,
+            figure=Figure(negative.auc, *negative.interval),
+            expected="an interval that contains 0.5",
+            passed=controls.negative_passed,
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything that the page says.
+
+    Raises
+    ------
+    InputError
+        If nothing was asked; a question has no control; or the card of a synthetic set has no figure on memorisation.
+    """
+
+    thing: str
+    """Its name in the run folder."""
+    kind: str
+    """``predictor``, ``segmenter``, ``generator`` or ``synthetic set``."""
+    title: str
+    what: str
+    """A sentence or two: what it is, learned from whom, how many."""
+    study: str
+    fold: str
+    questions: list[Asked]
+    does_not_cover: list[str]
+    notes: list[str] = field(default_factory=list)
+    date: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a card that would say less than it must."""
+        where = {"file": self.thing, "field": "questions"}
+        if not self.questions:
+            raise InputError("nothing was asked, so there is nothing to say", **where)
+        for asked in self.questions:
+            if not asked.controls:
+                msg = "a figure without a control says nothing"
+                raise InputError(
+                    msg, **where, value=asked.attack, fix="run a positive and a negative control beside it"
+                )
+        if self.kind == "synthetic set" and all(asked.figure.measure == "AUC" for asked in self.questions):
+            msg = "a synthetic set comes with a figure on memorisation"
+            raise InputError(msg, **where, expected="a share of samples or patients that were copied")
+
+    @property
+    def verdict(self) -> str:
+        """The gravest of the questions' verdicts."""
+        return min((asked.verdict for asked in self.questions), key=list(WORDS).index)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it, verdicts included, as JSON can hold it."""
+        content = asdict(self)
+        for asked, one in zip(self.questions, content["questions"], strict=True):
+            one["verdict"] = asked.verdict
+        return {"format": FORMAT, "version": VERSION, **content, "verdict": self.verdict, "rule": RULE}
+
+
+def write_card(path: str | Path, card: Card) -> Path:
+    """Write the card as one self-contained page, and as JSON of the same name beside it; atomically.
+
+    Raises
+    ------
+    InputError
+        If the name does not end in ``.html``.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    path = Path(path)
+    if path.suffix != ".html":
+        msg = "a card is a page"
+        raise InputError(msg, file=path, expected="a name that ends in .html, e.g. privacy_card.html")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("privacy_card.html").render(
+        card=card,
+        notes=list(dict.fromkeys([*card.notes, *(note for asked in card.questions for note in asked.notes)])),
+        size=next(px for most, px in SIZES if len(card.questions) <= most),
+        words=WORDS,
+        who=WHO,
+        rule=RULE,
+        leak=LEAK,
+        number=_number,
+        span=_span,
+        x=_place,
+        least=_least,
+    )
+    write_json(path.with_suffix(".json"), card.to_dict())
+    write_text(path, page)
+    return path
+
+
+def read_card(path: str | Path) -> Card:
+    """Read the JSON of a card.
+
+    Raises
+    ------
+    InputError
+        If it is no card, of another version, or its verdicts do not follow from its figures.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
+        msg = "is not a privacy card, or of another version"
+        raise InputError(msg, file=path, expected=f"the JSON that {write_card.__name__} writes")
+    try:
+        questions = [_asked(one) for one in content["questions"]]
+        card = Card(**{**_known(Card, content), "questions": questions})
+    except (KeyError, TypeError, AttributeError) as error:
+        msg = f"lacks a part of a privacy card ({' '.join(str(error).split())})"
+        raise InputError(msg, file=path) from error
+    if card.to_dict() != content:
+        msg = "has a verdict that its figures do not give, or something that no card has"
+        raise InputError(msg, file=path, field="verdict", value=content.get("verdict"), expected=card.verdict)
+    return card
+
+
+def _asked(content: dict[str, Any]) -> Asked:
+    controls = [Control(**{**one, "figure": Figure(**one["figure"])}) for one in content["controls"]]
+    return Asked(**{**_known(Asked, content), "figure": Figure(**content["figure"]), "controls": controls})
+
+
+def _known(kind: type, content: dict[str, Any]) -> dict[str, Any]:
+    return {one.name: content[one.name] for one in fields(kind)}
+
+
+def _patients(count: int) -> str:
+    return "1 patient" if count == 1 else f"{count} patients"
+
+
+def _number(value: float | None) -> str:
+    return "\u2013" if value is None else f"{value:.2f}".replace("-", "\u2212")
+
+
+def _span(figure: Figure) -> str:
+    return "no interval" if figure.low is None else f"{_number(figure.low)} to {_number(figure.high)}"
+
+
+def _least(figure: Figure) -> float:
+    """Return where the axis begins: AUCs far below guessing hardly occur."""
+    return 0.25 if figure.measure == "AUC" else 0.0
+
+
+def _place(value: float, figure: Figure) -> float:
+    """Return where a value lies on an axis of width 100 that ends at 1."""
+    least = _least(figure)
+    return round(100 * min(max((value - least) / (1 - least), 0.0), 1.0), 1)

@@ -1,0 +1,153 @@
+"""A card says what its figures give, fits a page, and refuses to be written without controls."""
+
+import json
+import re
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.evaluation.chromium import BROWSER
+
+from histocrypt.audit.card import (
+    BELOW,
+    DOES_NOT_COVER,
+    LEAK,
+    NOT_FOUND,
+    SIGNS,
+    UNDECIDED,
+    WHO,
+    WORDS,
+    Asked,
+    Card,
+    Control,
+    Figure,
+    read_card,
+    write_card,
+)
+from histocrypt.audit.controls import run_controls
+from histocrypt.audit.membership import judge
+from histocrypt.errors import InputError
+
+PLANTED = Control("overfitted on purpose", True, Figure(0.99, 0.97, 1.0), "an AUC of at least 0.9", True)  # noqa: FBT003
+PERMUTED = Control("membership permuted", False, Figure(0.5, 0.4, 0.6), "0.5 in the interval", True)  # noqa: FBT003
+SHARE = {"measure": "Share copied", "chance": 0.05}
+
+
+def asked(figure=None, **changes):
+    figure = figure or Figure(0.55, 0.45, 0.65)
+    about = "408 of 3 patients against 269 of 3 patients"
+    question = Asked("Was it trained on?", WHO["black box"], "black box", "Loss threshold", figure, about)
+    return replace(question, **{"controls": [PLANTED, PERMUTED], **changes})
+
+
+def card(*questions, kind="predictor", **changes):
+    made = Card(
+        "knn", kind, "Frozen-encoder kNN", "Predicts 12 genes.", "small", "fold_a", list(questions) or [asked()],
+        list(DOES_NOT_COVER[kind]),
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("question", "verdict"),
+    [
+        (asked(Figure(0.55, 0.45, 0.65)), NOT_FOUND),
+        (asked(Figure(0.7, 0.5, 0.8)), NOT_FOUND),
+        (asked(Figure(0.7, 0.6, 0.8)), LEAK),
+        (asked(Figure(0.7, 0.6, 0.8, over="blocks")), SIGNS),
+        (asked(Figure(0.3, 0.2, 0.4)), BELOW),
+        (asked(Figure(0.7, None, None)), UNDECIDED),
+        (asked(Figure(0.7, np.nan, 0.8)), UNDECIDED),
+        (asked(Figure(0.06, 0.02, 0.11, **SHARE)), NOT_FOUND),
+        (asked(Figure(0.3, 0.2, 0.4, **SHARE)), LEAK),
+        (asked(controls=[replace(PLANTED, passed=False), PERMUTED]), UNDECIDED),
+        (asked(Figure(0.7, 0.6, 0.8), controls=[replace(PLANTED, passed=False), PERMUTED]), LEAK),
+        (asked(Figure(0.7, 0.6, 0.8), controls=[PLANTED, replace(PERMUTED, passed=False)]), UNDECIDED),
+    ],
+)
+def test_verdicts_follow_the_rule(question, verdict):
+    assert question.verdict == verdict
+
+
+def test_the_gravest_answer_stands_on_top(tmp_path):
+    found = card(asked(), asked(Figure(0.7, 0.6, 0.8)), asked(Figure(0.3, 0.2, 0.4)))
+    assert found.verdict == LEAK
+    page = write_card(tmp_path / "privacy_card.html", found).read_text()
+    assert page.index(WORDS[LEAK]) < page.index(WORDS[NOT_FOUND])
+    assert card(asked(), asked()).verdict == NOT_FOUND
+
+
+def test_a_card_of_what_was_judged(tmp_path):
+    rng = np.random.default_rng(0)
+    patients = np.repeat([f"P{i}" for i in range(8)], 25)
+    member = np.isin(patients, ["P0", "P1", "P2", "P3"])
+    scores = rng.normal(size=200)
+    controls = run_controls(scores, member, patients, overfitted=scores + 9 * member, draws=50)
+    judged = judge(scores, member, patients, draws=50)
+    question = Asked.of(
+        judged, question="Was it trained on?", access="black box", attack="Loss threshold", controls=controls
+    )
+    assert (question.figure.value, question.figure.over) == (judged.auc, "patients")
+    assert question.n == "100 of 4 patients against 100 of 4 patients"
+    assert [control.positive for control in question.controls] == [True, False]
+    assert question.also["Members found at 1 % false alarms"] == "too few non-members to tell"
+    page = write_card(tmp_path / "card.html", card(question, notes=["Read <this>."]))
+    text = page.read_text()
+    assert f"AUC {judged.auc:.2f}" in text
+    assert "Read &lt;this&gt;." in text
+    assert len(text) < 30_000
+    assert not re.search(r"anonym|\bsafe|https?://(?!www\.w3)|<script", text, re.IGNORECASE)
+    assert read_card(page.with_suffix(".json")) == card(question, notes=["Read <this>."])
+
+
+def test_a_failed_control_is_named(tmp_path):
+    page = write_card(tmp_path / "card.html", card(asked(controls=[replace(PLANTED, passed=False), PERMUTED])))
+    assert "FAILED: had to give an AUC of at least 0.9" in page.read_text()
+
+
+def test_cards_that_would_say_too_little():
+    with pytest.raises(InputError, match="nothing was asked"):
+        replace(card(), questions=[])
+    with pytest.raises(InputError, match="without a control"):
+        card(asked(controls=[]))
+    with pytest.raises(InputError, match="figure on memorisation"):
+        card(asked(), kind="synthetic set")
+    assert card(asked(), asked(Figure(0.06, 0.02, 0.11, **SHARE)), kind="synthetic set").verdict == NOT_FOUND
+    with pytest.raises(InputError, match="not a number"):
+        Figure(np.nan, 0.1, 0.2)
+    with pytest.raises(InputError, match=r"ends in \.html"):
+        write_card("card.pdf", card())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": "something"}, "is not a privacy card"),
+        ({"verdict": LEAK}, "verdict that its figures do not give"),
+        ({"questions": [{}]}, "lacks a part"),
+        ({"safe": True}, "something that no card has"),
+    ],
+)
+def test_a_changed_card_is_refused(tmp_path, change, said):
+    path = write_card(tmp_path / "card.html", card()).with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=said):
+        read_card(path)
+
+
+@pytest.mark.parametrize("paper", ["A4", "letter"])
+def test_six_questions_fit_on_one_page(tmp_path, paper):
+    if not BROWSER:
+        pytest.skip("no Chromium here: the page cannot be printed")
+    also = {"Balanced accuracy": "0.61 (0.52 to 0.70)", "Advantage, at most": "0.31"}
+    also |= {f"Members found at {rate} % false alarms": "too few non-members to tell" for rate in ("0.1", "1", "5")}
+    notes = ["From only 4 patients on a side the intervals are somewhat too narrow."]
+    questions = [asked(also=also, notes=notes) for _ in range(5)] + [asked(Figure(0.06, 0.02, 0.11, **SHARE))]
+    page = write_card(tmp_path / "card.html", card(*questions, kind="synthetic set"))
+    page.write_text(page.read_text().replace("size: auto", f"size: {paper}"))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [f"--user-data-dir={tmp_path / 'browser'}", "--no-pdf-header-footer"]
+    printed = tmp_path / "card.pdf"
+    subprocess.run([*command, f"--print-to-pdf={printed}", page.as_uri()], capture_output=True, check=True, timeout=120)
+    assert len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) == 1
