@@ -206,9 +206,11 @@ class Auditable:
             If ``keep`` is empty or of another length, or splits a section; or the model takes over another one's
             weights.
         """
-        predictor = self._shadow(self.model, self._checked(keep), seed)
-        spots = self.spots()
-        return losses(spots.targets, predictor.predict(spots))
+        return losses(self.spots().targets, self.predicted_by_shadow(keep, seed=seed))
+
+    def predicted_by_shadow(self, keep: np.ndarray, *, seed: int) -> np.ndarray:
+        """Train a shadow as `refit` does; return (n, outputs) what it predicts, in the units of `Records.truth`."""
+        return self._shadow(self.model, self._checked(keep), seed).predict(self.spots())
 
     def _shadow(self, model: str, keep: np.ndarray, seed: int) -> Any:
         settings = self.study.training_of(model)
