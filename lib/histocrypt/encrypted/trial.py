@@ -174,7 +174,7 @@ def run_trial(
     steps: dict[str, Step] = {}
 
     def step(name: str, party: str, *arguments: Any) -> None:
-        steps[name] = _run(name, party, arguments, folder / party)
+        steps[name] = run_step(name, party, arguments, folder / party)
 
     step("compile", OWNER, "fhe", "compile", "--model", model, "-o", owner / "bundle")
     shutil.copytree(owner / "bundle", evaluator / "bundle")
@@ -222,7 +222,7 @@ class _Described:
     about: dict[str, Any]
 
 
-def _run(name: str, party: str, arguments: tuple, folder: Path) -> Step:
+def run_step(name: str, party: str, arguments: tuple, folder: Path) -> Step:
     """Run one command in a process of its own; measure its wall time and its largest memory."""
     command = [sys.executable, "-m", "histocrypt", *map(str, arguments)]
     log = folder / f"{name}.log"
