@@ -1,0 +1,169 @@
+"""Pictures of synthetic tissue and of what it is good for. Very specific, not for general use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, style
+from histocrypt.synthesis.label_baselines import colours
+from histocrypt.synthesis.utility import COMPARED, title_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from histocrypt.synthesis.pairs import Pairs
+
+REAL, SYNTHETIC, BOTH = CYCLE[0], CYCLE[1], CYCLE[2]
+LOOK = {"real": (REAL, "o"), "synthetic": (SYNTHETIC, "s"), "both": (BOTH, "D")}
+LEVELS = ("#D55E00", "#F0E442", "#56B4E9", "#009E73", "#CC79A7", "#E69F00")
+"""Colours of levels 2, 3, ...: those of what lies in the tissue. Background and tissue itself stay as they are."""
+
+
+def tile_grid(rows: Mapping[str, Pairs], *, each: int = 5, seed: int = 0, overlay: bool = True) -> Figure:
+    """Draw tiles: a row for each set (e.g. ``real``, ``synthetic``), a block of columns for each class.
+
+    Parameters
+    ----------
+    rows
+        Sets of one scheme, by title.
+    each
+        Tiles of a class, drawn at random; fewer where there are fewer.
+    overlay
+        Whether each row is followed by the same tiles with their masks outlined.
+    """
+    rng = np.random.default_rng(seed)
+    scheme = next(iter(rows.values())).scheme
+    variants = (False, True) if overlay else (False,)
+    block = each + 1  # an empty column parts the classes
+    ratios = ([1.0] * each + [0.25]) * len(scheme.classes)
+    shape = (len(rows) * len(variants), block * len(scheme.classes) - 1)
+    with style():
+        figure, axes = canvas(
+            *shape, figsize=(7.4, 0.75 + 6.6 / sum(ratios) * shape[0]), squeeze=False, width_ratios=ratios[:-1]
+        )  # fmt: skip
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        for one in axes.flat:
+            one.set_axis_off()
+        for number, (title, pairs) in enumerate(rows.items()):
+            first = axes[number * len(variants), 0]
+            first.text(-0.1, 0.5, f" {title}", transform=first.transAxes, ha="right", va="center", fontsize=9)
+            for place, name in enumerate(scheme.classes):
+                chosen = rng.permutation(np.flatnonzero(pairs.labels == name))[:each]
+                for column, row in enumerate(chosen.tolist()):
+                    for variant, with_mask in enumerate(variants):
+                        one = axes[number * len(variants) + variant, place * block + column]
+                        one.imshow(colours(pairs.images[row : row + 1])[0], interpolation="nearest")
+                        if with_mask and pairs.has_mask[row]:
+                            _outline(one, pairs.masks[row], len(scheme.levels))
+        for place, name in enumerate(scheme.classes):
+            axes[0, place * block].set_title(name, fontsize=9, pad=5)
+        if overlay and len(scheme.levels) > 2:
+            _legend(figure, scheme.levels)
+    return figure
+
+
+def _outline(one: Axes, mask: np.ndarray, n_levels: int) -> None:
+    """Colour what lies in the tissue, half through, and draw the rim of the tissue."""
+    from matplotlib.colors import to_rgba
+
+    colour = np.zeros((*mask.shape, 4))
+    for level in range(2, n_levels):
+        colour[mask == level] = to_rgba(LEVELS[(level - 2) % len(LEVELS)], 0.55)
+    one.imshow(colour, interpolation="nearest")
+    if 0 < (mask > 0).mean() < 1:
+        one.contour(mask > 0, levels=[0.5], colors=[INK], linewidths=0.7)
+
+
+def _legend(figure: Figure, levels: tuple[str, ...]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles = [Line2D([], [], color=INK, lw=1, label=f"rim of {levels[0]}")]
+    handles += [
+        Patch(facecolor=LEVELS[number % len(LEVELS)], alpha=0.55, label=name) for number, name in enumerate(levels[2:])
+    ]
+    figure.legend(handles=handles, ncols=len(handles), fontsize=8, loc="outside lower center")
+
+
+def filter_histograms(table: pd.DataFrame, summary: Mapping[str, Any], held_out: Mapping[str, np.ndarray]) -> Figure:
+    """Draw how realism and novelty are spread, of synthetic tiles and of held-out real ones, and where the filter cuts.
+
+    Parameters
+    ----------
+    table, summary
+        Of `synthesis.filtering.Filtered`.
+    held_out
+        The same measures of the real tiles that the cuts come from: ``error`` (n,) and ``distance`` (n,).
+    """
+    cuts = {
+        "error": ("reconstruction error", summary["most_error"], True),
+        "distance": ("distance to the nearest training tile", summary["least_distance"], False),
+    }
+    with style():
+        figure, axes = canvas(1, 2, figsize=(7.4, 2.7))
+        for one, (measure, (title, cut, above)) in zip(axes, cuts.items(), strict=True):
+            made, real = (np.asarray(each[measure], dtype=np.float64) for each in (table, held_out))
+            edges = np.histogram_bin_edges(np.concatenate([made, real, [cut]]), 30)
+            for values, look in (
+                (made, {"histtype": "stepfilled", "color": SYNTHETIC, "alpha": 0.45, "label": "synthetic"}),
+                (real, {"histtype": "step", "color": REAL, "lw": 1.6, "label": "held-out real"}),
+            ):
+                look["label"] += f" ({len(values)})"
+                one.hist(values, edges, weights=np.full(len(values), 1 / len(values)), **look)
+            one.axvline(cut, color=INK, lw=1.2, ls="--")
+            low, high = one.get_xlim()
+            one.axvspan(*((cut, high) if above else (low, cut)), color=LINE, alpha=0.6, zorder=0, lw=0)
+            one.set_xlim(low, high)
+            one.set_ylim(top=one.get_ylim()[1] * 1.14)
+            fits = (high - cut if above else cut - low) > 0.3 * (high - low)
+            said, side = " rejected \u2192 " if above else " \u2190 rejected ", "left" if above == fits else "right"
+            where = {"va": "top", "ha": side, "transform": one.get_xaxis_transform()}
+            one.text(cut, 0.985, said, fontsize=8, color=INK, **where)
+            one.set_xlabel(title)
+        axes[0].set_ylabel("share of tiles")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, ncols=len(labels), fontsize=8.5, loc="outside upper center")
+    return figure
+
+
+def utility_bars(table: pd.DataFrame) -> Figure:
+    """Draw each score of `utility.utility_table` with its interval: training sets as marks, baselines as lines."""
+    scores = [name for name in table.columns if name.startswith("dice_") and f"{name}_low" in table.columns]
+    groups = {"Masks: Dice": [*scores, "mean_dice"], "Tissue label": list(COMPARED[1:])}
+    sizes = [len(names) for names in groups.values()]
+    models = [name for name in table.index if table.loc[name, "role"] == "model"]
+    with style():
+        figure, axes = canvas(1, 2, figsize=(7.4, 3.1), width_ratios=sizes, sharey=True)
+        for one, (title, names) in zip(axes, groups.items(), strict=True):
+            for x, score in enumerate(names):
+                for number, name in enumerate(models):
+                    value, low, high = (float(table.loc[name, f"{score}{end}"]) for end in ("", "_low", "_high"))
+                    colour, mark = LOOK[name]
+                    at = x + 0.17 * (number - (len(models) - 1) / 2)
+                    one.plot([at, at], [low, high], color=colour, lw=2.2, solid_capstyle="round")
+                    one.plot(at, value, mark, color=colour, ms=6, label=table.loc[name, "title"] if x == 0 else None)
+                for name, look in (("colour_only", "-"), ("majority", ":")):
+                    if name in table.index and np.isfinite(table.loc[name, score]):
+                        label = table.loc[name, "title"] if x == 0 else None
+                        one.plot(
+                            [x - 0.36, x + 0.36], [table.loc[name, score]] * 2, look, color=MUTED, lw=1.6, label=label
+                        )
+            one.set_xticks(range(len(names)), [_short(score) for score in names])
+            one.set_xlim(-0.5, len(names) - 0.5)
+            one.set_ylim(-0.03, 1.03)
+            one.set_title(title)
+            one.grid(axis="y", color=LINE, lw=0.6)
+            one.tick_params(axis="x", length=0)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, ncols=len(labels), fontsize=8.5, loc="outside lower center")
+    return figure
+
+
+def _short(score: str) -> str:
+    return title_of(score).removeprefix("Dice, ").replace(" ", "\n", 1).replace("Mean\nDice", "mean")
