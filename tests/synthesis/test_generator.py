@@ -152,7 +152,7 @@ def test_a_folder_says_all_that_sampling_needs(tmp_path):
 
 def test_rarer_classes_are_repeated(trained):
     pairs = two_colours()
-    lesson = generators._Lesson(pairs, TINY, trained.network, None, torch.device("cpu"))
+    lesson = generators.Lesson(pairs, TINY, trained.network, None, torch.device("cpu"))
     order = lesson.order(torch.Generator().manual_seed(0))
     assert sorted(np.unique(pairs.labels[order], return_counts=True)[1]) == [16, 16]
     assert set(order) == set(range(24))

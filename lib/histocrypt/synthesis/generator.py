@@ -167,7 +167,7 @@ def train_generator(
         network = build(plan, pairs.scheme, side=side, colours=colours).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
     average = averaged(network, plan.ema).to(device) if plan.ema else None
-    lesson = _Lesson(pairs, plan, network, optimiser, device)
+    lesson = Lesson(pairs, plan, network, optimiser, device)
     n_batches = max(1, round(len(lesson.order(generator_of(seed))) / plan.batch))
     if privacy is not None:
         from histocrypt.synthesis.private import PrivateLesson
@@ -224,7 +224,7 @@ def train_generator(
     return load_generator(folder, device=device)
 
 
-class _Lesson:
+class Lesson:
     """One step of training after another, on images that stay as bytes until they are needed."""
 
     def __init__(
