@@ -137,3 +137,26 @@ def test_a_section_may_tell_where_it_comes_from(study):
     assert group_of(section) == "HER2ST"
     section.obs["centre"] = "A"
     assert group_of(section) == "A"
+
+
+def test_a_gene_that_the_test_patients_lack_is_left_out(study):
+    whole = Auditable(study, "colour_ridge", FOLD)
+    before = whole.records()
+    file = study.run.section("S_a")
+    kept = file.read_bytes()
+    section = anndata.read_h5ad(file)
+    gene = whole.panel.genes[1]
+    try:
+        section[:, section.var_names != gene].copy().write_h5ad(file)
+        part = Auditable(study, "colour_ridge", FOLD)
+        found = part.records()
+        assert part.refit(found.member, seed=0).shape == found.loss.shape
+    finally:
+        file.write_bytes(kept)
+    assert part.unmeasured == (gene,)
+    assert whole.unmeasured == ()
+    columns = [before.outputs.index(output) for output in found.outputs]
+    assert len(columns) == len(before.outputs) - len(study.target.transforms)
+    assert np.array_equal(found.prediction, before.prediction[:, columns])
+    members = found.member
+    assert np.allclose(found.truth[members], before.truth[members][:, columns], atol=1e-6)

@@ -119,8 +119,8 @@ def judge(
     over = "patients" if by_patient else "records" if blocks is None else "blocks"
     if not by_patient:
         notes.append(
-            f"{sides[0]} patients among members and {sides[1]} among non-members: the intervals are over {over} of "
-            "these patients and say nothing of other patients."
+            f"Patients among members: {sides[0]}, among non-members: {sides[1]}. The intervals are over {over} of "
+            "these patients and say nothing of other patients; that two patients differ may pass for membership."
         )
     elif min(sides) < FEW_PATIENTS:
         notes.append(f"From only {min(sides)} patients on a side the intervals are somewhat too narrow.")

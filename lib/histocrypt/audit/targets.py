@@ -16,7 +16,9 @@ import numpy as np
 from histocrypt.audit.records import Records, blocks_of, group_of, losses
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.models.registry import MODELS
+from histocrypt.targets.matrix import names_of
 from histocrypt.targets.panels import Panel
+from histocrypt.targets.transforms import TargetStatistics, output_names
 from histocrypt.training.artifacts import load_model
 from histocrypt.training.folds import BY_SECTION, FINAL, load_fold
 from histocrypt.training.lineage import trained_about
@@ -27,7 +29,6 @@ from histocrypt.training.spots import load_spots
 if TYPE_CHECKING:
     from histocrypt.models.spots import Spots
     from histocrypt.study import Study
-    from histocrypt.targets.transforms import TargetStatistics
     from histocrypt.training.folds import Fold
 
 SYNTHESIS = {
@@ -143,7 +144,27 @@ class Auditable:
         self.sides = members_of(study, model, fold)
         self.fold = _split(study, fold)
         self.trained = load_model(study.run.model(model, fold), device=device)
-        self.scaling: TargetStatistics = self.trained.scaling
+        whole = Panel.load(study.run.fold(fold) / PANEL)
+        lacking: set[str] = set()
+        for name in self.sections:
+            lacking |= set(whole.genes) - set(
+                names_of(read_clean_section(study.run.section(name)), whole.matrix, section=name)
+            )
+        self.unmeasured = tuple(gene for gene in whole.genes if gene in lacking)
+        """Panel genes that a section of the test patients lacks: no truth, hence no loss; they are left out."""
+        kept = [gene not in lacking for gene in whole.genes]
+        if not any(kept):
+            raise InputError("no gene of the panel was measured in every section", field="fold", value=fold)
+        self.panel = replace(
+            whole,
+            genes=tuple(np.array(whole.genes)[kept].tolist()),
+            symbols=tuple(np.array(whole.symbols)[kept].tolist()),
+            scores=(),
+        )
+        outputs = output_names(study.target.transforms, self.panel.genes)
+        scaling = self.trained.scaling
+        self._columns = np.array([scaling.outputs.index(output) for output in outputs])
+        self.scaling = TargetStatistics(outputs, scaling.mean[self._columns], scaling.sd[self._columns])
         self._spots: dict[int | None, Spots] = {}
 
     @property
@@ -156,8 +177,7 @@ class Auditable:
         name = model or self.model
         side = tile_side(name, self.study.training_of(name))
         if side not in self._spots:
-            panel = Panel.load(self.study.run.fold(self.fold.name) / PANEL)
-            found = load_spots(self.study, self.fold, self.sections, panel=panel, with_targets=True, side=side)
+            found = load_spots(self.study, self.fold, self.sections, panel=self.panel, with_targets=True, side=side)
             sections = found.sections if self.study.target.centre_by_section else None
             self._spots[side] = replace(found, targets=self.scaling.standardise(found.targets, sections=sections))
         return self._spots[side]
@@ -179,7 +199,7 @@ class Auditable:
             member=np.isin(spots.sections, self.sides.members),
             outputs=spots.outputs,
             truth=np.asarray(spots.targets, np.float32),
-            prediction=np.asarray(self.trained.predictor.predict(spots), np.float32),
+            prediction=np.asarray(self.trained.predictor.predict(spots)[:, self._columns], np.float32),
         )
 
     def refit(self, keep: np.ndarray, *, seed: int) -> np.ndarray:
