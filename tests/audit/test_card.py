@@ -27,6 +27,7 @@ from histocrypt.audit.card import (
 )
 from histocrypt.audit.controls import run_controls
 from histocrypt.audit.membership import judge
+from histocrypt.audit.shadow import as_targets, halves
 from histocrypt.errors import InputError
 
 PLANTED = Control("overfitted on purpose", True, Figure(0.99, 0.97, 1.0), "an AUC of at least 0.9", True)  # noqa: FBT003
@@ -91,7 +92,8 @@ def test_a_card_of_what_was_judged(tmp_path):
     assert (question.figure.value, question.figure.over) == (judged.auc, "patients")
     assert question.n == "100 of 4 patients against 100 of 4 patients"
     assert [control.positive for control in question.controls] == [True, False]
-    assert question.also["Members found at 1 % false alarms"] == "too few non-members to tell"
+    assert question.also["Members found at 0.1, 1 and 5 % false alarms"] == "too few non-members to tell"
+    assert not [note for note in question.notes if "TPR" in note]
     page = write_card(tmp_path / "card.html", card(question, notes=["Read <this>."]))
     text = page.read_text()
     assert f"AUC {judged.auc:.2f}" in text
@@ -99,6 +101,19 @@ def test_a_card_of_what_was_judged(tmp_path):
     assert len(text) < 30_000
     assert not re.search(r"anonym|\bsafe|https?://(?!www\.w3)|<script", text, re.IGNORECASE)
     assert read_card(page.with_suffix(".json")) == card(question, notes=["Read <this>."])
+
+
+def test_a_way_of_training_is_asked_by_its_shadows():
+    rng = np.random.default_rng(1)
+    patients = np.repeat([f"P{i}" for i in range(6)], 10)
+    inside = halves(patients, 8, seed=0)
+    scores = rng.normal(size=inside.shape) + 3 * inside
+    found = as_targets(scores, inside, patients, attack="LiRA", draws=50)
+    controls = run_controls(scores[0], inside[0], patients, overfitted=inside[0] + 0.1 * scores[0], draws=50)
+    question = Asked.of_procedure(found, question="Is it told?", access="black box", attack="LiRA", controls=controls)
+    assert question.n == "8 trainings on halves of 6 patients"
+    assert question.verdict == LEAK
+    assert question.notes == list(controls.notes)
 
 
 def test_a_failed_control_is_named(tmp_path):
@@ -141,8 +156,13 @@ def test_six_questions_fit_on_one_page(tmp_path, paper):
     if not BROWSER:
         pytest.skip("no Chromium here: the page cannot be printed")
     also = {"Balanced accuracy": "0.61 (0.52 to 0.70)", "Advantage, at most": "0.31"}
-    also |= {f"Members found at {rate} % false alarms": "too few non-members to tell" for rate in ("0.1", "1", "5")}
-    notes = ["From only 4 patients on a side the intervals are somewhat too narrow."]
+    also |= {f"Members found at {rate} % false alarms": "0.12 (0.04 to 0.20)" for rate in ("1", "5")}
+    also |= {"Members found at 0.1 % false alarms": "too few non-members to tell"}
+    notes = [
+        "4 patients among members and 2 among non-members: the intervals are over blocks of these patients and say "
+        "nothing of other patients.",
+        "Too few patients to deal membership out among them: half of each patient's records became members.",
+    ]
     questions = [asked(also=also, notes=notes) for _ in range(5)] + [asked(Figure(0.06, 0.02, 0.11, **SHARE))]
     page = write_card(tmp_path / "card.html", card(*questions, kind="synthetic set"))
     page.write_text(page.read_text().replace("size: auto", f"size: {paper}"))

@@ -17,6 +17,7 @@ from histocrypt.errors import InputError
 if TYPE_CHECKING:
     from histocrypt.audit.controls import Controls
     from histocrypt.audit.membership import Judged
+    from histocrypt.audit.shadow import Procedure
 
 FORMAT, VERSION = "histocrypt privacy card", 1
 CHANCE = 0.5
@@ -41,7 +42,7 @@ RULE = (
 )
 """How answers follow from figures; printed on every card."""
 
-SIZES = ((3, 13), (5, 12), (6, 11), (10**9, 10))
+SIZES = ((2, 13), (3, 12), (5, 11), (10**9, 10.5))
 """Size of the letters in pixels by the number of questions: six fit on a page."""
 
 WHO = {
@@ -156,11 +157,14 @@ class Asked:
             "Balanced accuracy": f"{balanced} ({_number(low)} to {_number(high)})",
             "Advantage, at most": _number(judged.advantage),
         }
+        few = [f"{100 * float(rate):g}" for rate, found in judged.tpr_at.items() if found is None]
         for rate, found in judged.tpr_at.items():
-            told = "too few non-members to tell"
             if found is not None:
                 told = "{} ({} to {})".format(*(_number(value) for value in found))
-            also[f"Members found at {100 * float(rate):g} % false alarms"] = told
+                also[f"Members found at {100 * float(rate):g} % false alarms"] = told
+        if few:
+            rates = " and ".join(filter(None, (", ".join(few[:-1]), few[-1])))
+            also[f"Members found at {rates} % false alarms"] = "too few non-members to tell"
         n = (
             f"{judged.n_members:,} of {_patients(judged.patients_members)} against "
             f"{judged.n_non_members:,} of {_patients(judged.patients_non_members)}"
@@ -168,7 +172,18 @@ class Asked:
         if controls.negative.p_value is not None:
             also["Patients dealt out anew"] = f"p = {controls.negative.p_value:.2g}"
         figure = Figure(judged.auc, *judged.auc_interval, over=judged.interval_over)
-        notes = [*judged.notes, *controls.notes]
+        notes = [note for note in (*judged.notes, *controls.notes) if not note.startswith("No TPR")]  # said above
+        return cls(question, who or WHO[access], access, attack, figure, n, both(controls), also, notes)
+
+    @classmethod
+    def of_procedure(
+        cls, found: Procedure, *, question: str, access: str, attack: str, controls: Controls, who: str | None = None
+    ) -> Asked:
+        """Return a question on a way of training, asked of shadow models in turn; see `of`."""
+        figure = Figure(found.auc, *found.interval, over=found.interval_over)
+        n = f"{len(found.aucs)} trainings on halves of {_patients(found.patients)}"
+        also = {"Single trainings": f"AUC {_number(float(min(found.aucs)))} to {_number(float(max(found.aucs)))}"}
+        notes = [*(note for note in found.notes if not note.startswith(n)), *controls.notes]
         return cls(question, who or WHO[access], access, attack, figure, n, both(controls), also, notes)
 
 
@@ -323,7 +338,10 @@ def _patients(count: int) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "\u2013" if value is None else f"{value:.2f}".replace("-", "\u2212")
+    """Return a number for readers; what is nearly 1 is not shown as 1."""
+    if value is None:
+        return "\u2013"
+    return f"{value:.3f}" if 0.99 <= value < 0.9995 else f"{value:.2f}".replace("-", "\u2212")
 
 
 def _span(figure: Figure) -> str:
