@@ -93,10 +93,24 @@ def test_the_table_from_end_to_end(tmp_path):
     again = utility.read_utility(tmp_path / "utility.json")
     numbers = [name for name in table.columns if name not in ("title", "role")]
     pd.testing.assert_frame_equal(again[numbers].astype(float), table[numbers].astype(float))
-    assert (tmp_path / "synthetic" / "segmenter.json").is_file()
+    assert (tmp_path / "segmenter_synthetic" / "segmenter.json").is_file()
     text = utility.shown(table)
     assert "Dice, tumour region" in text.columns
     assert text.loc["Trained on synthetic", "Mean Dice, less real"].count("to") == 1
+
+
+def test_a_set_of_one_class_has_masks_to_learn_from_but_no_labels(tmp_path):
+    real, validation, test = (discs(8, seed, patients=(who,)) for seed, who in enumerate("ABC"))
+    made = discs(12, 3, patients=("",))
+    made = made.subset(made.labels == "tumour")
+    table = utility.utility_table(
+        real, validation, made, test, epochs=1, seed=0, plan=PLAN, draws=10, folder=tmp_path, device="cpu"
+    )  # fmt: skip
+    assert np.isnan(table.loc["synthetic", "auc"])
+    assert np.isfinite(table.loc["both", "auc"])
+    assert np.isfinite(table.loc["synthetic", "mean_dice"])
+    assert utility.shown(table).loc["Trained on synthetic", "AUC"] == "not defined"
+    assert np.isnan(utility.read_utility(tmp_path / "utility.json").loc["synthetic", "balanced_accuracy_low"])
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

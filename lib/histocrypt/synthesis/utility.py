@@ -77,7 +77,8 @@ def utility_table(
     draws
         Of the bootstrap.
     folder
-        Where ``utility.json`` and the networks (``real``, ``synthetic``, ``both``) are written; None writes nothing.
+        Where ``utility.json`` and the networks (``segmenter_real``, ``segmenter_synthetic``, ``segmenter_both``) are
+        written; None writes nothing.
 
     Returns
     -------
@@ -105,7 +106,7 @@ def utility_table(
     for name, pairs in sets.items():
         segmenter = train_segmenter(
             pairs, validation, network=network, epochs=epochs, seed=seed, plan=plan, weights=weights, device=device,
-            folder=None if folder is None else Path(folder) / name,
+            folder=None if folder is None else Path(folder) / f"segmenter_{name}",
         )  # fmt: skip
         masks[name] = segmenter.predict(test)
         about = segmenter.about
@@ -131,13 +132,19 @@ def utility_table(
 def label_probabilities(
     sets: Mapping[str, Pairs], validation: Pairs, test: Pairs, *, encoder: str = ENCODER
 ) -> dict[str, np.ndarray]:
-    """Return probabilities of the test images' classes, (n, classes), for each training set and baseline."""
+    """Return probabilities of the test images' classes, (n, classes), for each training set and baseline.
+
+    They are NaN for a set that has images of one class only: a filter may have left no other.
+    """
     classes = test.scheme.classes
     found = {}
     features = {name: plain.encoder_features(sets[name], encoder) for name in ("real", "synthetic")}
     features["both"] = np.concatenate([features["real"], features["synthetic"]])
     judged, asked = plain.encoder_features(validation, encoder), plain.encoder_features(test, encoder)
     for name, pairs in sets.items():
+        if len(np.unique(pairs.labels)) < 2:
+            found[name] = np.full((len(test), len(classes)), np.nan)
+            continue
         fitted = plain.fit_classifier(
             features[name], pairs.labels, classes=classes, validation=(judged, validation.labels)
         )

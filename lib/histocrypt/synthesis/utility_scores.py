@@ -58,7 +58,7 @@ def judge(
 
 
 def balanced_accuracy(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> float:
-    """Return the mean share of each class that is called right; NaN with fewer than two classes.
+    """Return the mean share of each class that is called right; NaN with fewer than two classes, or no probabilities.
 
     Parameters
     ----------
@@ -69,6 +69,8 @@ def balanced_accuracy(truth: np.ndarray, probability: np.ndarray, weights: np.nd
     weights
         (n,) how often each image counts.
     """
+    if np.isnan(probability).any():
+        return float("nan")
     right = truth == probability.argmax(axis=1)
     total = np.bincount(truth, weights, minlength=probability.shape[1])
     hits = np.bincount(truth, weights * right, minlength=probability.shape[1])
@@ -82,6 +84,8 @@ def macro_auc(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -
     """
     from scipy.stats import rankdata
 
+    if np.isnan(probability).any():
+        return float("nan")
     there = weights > 0
     truth, probability, weights = truth[there], probability[there], weights[there]
     areas = []
