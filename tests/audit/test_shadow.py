@@ -102,6 +102,9 @@ def test_few_patients_are_said(capfd):
     assert "4 patients have 6 halves" in capfd.readouterr().err
     found = as_targets(target_scores(loss, inside), inside, patients, attack="LiRA", draws=20)
     assert found.auc == 1
+    assert "halves of 4 patients" in found.notes[0]
+    said = as_targets(target_scores(loss, inside), inside, patients, attack="LiRA", unit="section", draws=20).notes
+    assert "halves of 4 sections" in said[0]
     assert found.interval_over == "records"
 
 

@@ -135,7 +135,8 @@ def shuffled(
     n_in, n_out = len(np.unique(patients[member])), len(np.unique(patients[~member]))
     by_patient = min(n_in, n_out) >= FEWEST_PATIENTS and n_in + n_out == len(names)
     dealt = []
-    if by_patient and comb(len(names), n_in) <= deals:
+    listed = by_patient and comb(len(names), n_in) <= deals
+    if listed:
         dealt = [np.isin(person, half) for half in combinations(range(len(names)), n_in)]
     elif by_patient:
         dealt = [np.isin(person, rng.permutation(len(names))[:n_in]) for _ in range(deals)]
@@ -145,8 +146,7 @@ def shuffled(
     aucs = np.array([_auc(scores, each) for each in dealt])
     p_value = None
     if by_patient:
-        real, listed = _auc(scores, member), len(aucs) < deals
-        at_least = int((aucs >= real - 1e-12).sum())
+        at_least = int((aucs >= _auc(scores, member) - 1e-12).sum())
         # The list of all ways holds the real one; drawn ones need it added.
         p_value = at_least / len(aucs) if listed else (at_least + 1) / (len(aucs) + 1)
     low, high = np.quantile(aucs, [0.025, 0.975])

@@ -4,6 +4,9 @@ For maps it is the attack of DiffGuard (npj Digital Medicine 2024, doi 10.1038/s
 convolutional network reads crops of the truth and of the predicted map, both one-hot, and the scores of nine crops are
 averaged over the case, so that a record counts once. For expression a boosted classifier reads truth, prediction and
 error of every output.
+
+The shadows may hold the very patients that are audited: what is asked then is what an insider could learn. A model of
+whole-set statistics (even a mean profile) can tell such an attacker which patients went into it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 Their losses calibrate an attack on one given model (`attacks.lira`). They also say what the *training procedure* leaks:
 each shadow in turn is attacked with the help of the others (`as_targets`). Members and non-members are then random
 halves of the same patients, alike in everything but membership.
+
+Who could do so holds tiles and truth of all audited patients and can repeat the training: the strongest attacker that
+is asked for here. Where a study has too few patients, sections can stand in for them (give sections as ``patients``,
+and ``unit="section"``); other sections of the same patient are then on the other side, and the figure is of sections.
 """
 
 from __future__ import annotations
@@ -165,8 +169,9 @@ class Procedure:
     interval: tuple[float, float]
     """Of 95 %, from drawing patients (and records within them) once for all shadows."""
     interval_over: str
-    """``patients``, or ``blocks`` or ``records`` where there are too few patients to draw."""
+    """``patients`` (``sections``), or ``blocks`` or ``records`` where there are too few of them to draw."""
     patients: int
+    """How many patients (or sections) were dealt into halves."""
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -217,6 +222,7 @@ def as_targets(
     patients: np.ndarray,
     *,
     attack: str,
+    unit: str = "patient",
     blocks: np.ndarray | None = None,
     draws: int = 1000,
     seed: int = 0,
@@ -233,6 +239,8 @@ def as_targets(
         (n,) str.
     attack
         Its name, for tables.
+    unit
+        What ``patients`` are, for the notes: ``patient`` or ``section``.
     blocks
         (n,) units within a patient that are drawn whole, as for `membership.judge`; None: single records.
     draws
@@ -254,10 +262,10 @@ def as_targets(
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     once = np.ones((1, len(patients)))
     aucs = np.array([_auc(score, member, once)[0] for score, member in zip(scores, inside, strict=True)])
-    notes = [f"{len(scores)} trainings on halves of {people} patients."]
-    over = "patients" if by_patient else "records" if blocks is None else "blocks"
+    notes = [f"{len(scores)} trainings on halves of {people} {unit}s."]
+    over = f"{unit}s" if by_patient else "records" if blocks is None else "blocks"
     if not by_patient:
-        notes.append(f"Too few patients to draw: the interval is over {over} of these patients.")
+        notes.append(f"Too few {unit}s to draw: the interval is over {over} of these {unit}s.")
     return Procedure(attack, aucs, float(aucs.mean()), (float(low), float(high)), over, people, notes)
 
 
