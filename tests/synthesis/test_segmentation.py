@@ -131,6 +131,17 @@ def test_stops_early_and_keeps_the_best_epoch(tmp_path):
     assert not (tmp_path / "last").exists()
 
 
+def test_an_epoch_is_judged_as_the_network_will_predict():
+    train, validation = discs(24, 0), discs(8, 1)
+    found = train_segmenter(
+        train, validation, network="vit_hybrid", epochs=4, seed=0, device="cpu",
+        plan=replace(plan("vit_hybrid"), options={**SMALL["vit_hybrid"], "dropout": 0.3}),
+    )  # fmt: skip
+    counts = dice.pixel_counts(validation.masks, found.predict(validation), 4)
+    expected = float(dice.mean_dice(dice.score(counts, validation.patients)))
+    assert found.about["validation_dice"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_loss_leaves_out_levels_that_the_batch_lacks():
     masks = torch.tensor([[[0, 1], [1, 0]]])
     logits = torch.nn.functional.one_hot(masks, 4).movedim(-1, 1).float() * 40

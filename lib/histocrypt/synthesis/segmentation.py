@@ -32,6 +32,8 @@ FULL_SIZE: dict[str, dict[str, Any]] = {
     "vit_hybrid": {"stem": "resnet50", "stages": 3, "width": 768, "layers": 12, "heads": 12, "decoder": 512},
 }
 """Options of the published sizes, for a GPU and 256 px; without options the networks are small enough for a CPU."""
+AT_ONCE = 256
+"""Images whose probabilities are in memory at once."""
 FORMAT, VERSION = "histocrypt segmenter", 1
 
 
@@ -75,20 +77,20 @@ class Segmenter:
 
     def predict(self, pairs: Pairs) -> np.ndarray:
         """Return the most probable level of each pixel, (n, side, side) uint8. True masks are not looked at."""
-        step = 256  # bounds the memory that probabilities take
         parts = [
-            self.probabilities(pairs.subset(slice(start, start + step))).argmax(axis=1).astype(np.uint8)
-            for start in range(0, len(pairs), step)
+            self.probabilities(pairs.subset(slice(start, start + AT_ONCE))).argmax(axis=1).astype(np.uint8)
+            for start in range(0, len(pairs), AT_ONCE)
         ]
         return np.concatenate([np.empty((0, *pairs.masks.shape[1:]), np.uint8), *parts])
 
     def losses(self, pairs: Pairs) -> np.ndarray:
         """Return the mean cross-entropy of each image's pixels, (n,) float64; NaN where there is no mask."""
-        found = np.full(len(pairs), np.nan)
-        for row in np.flatnonzero(pairs.has_mask):
-            one = pairs.subset([row])
-            chosen = np.take_along_axis(self.probabilities(one)[0], one.masks.astype(np.intp), axis=0)
-            found[row] = -np.log(np.maximum(chosen, 1e-12)).mean(dtype=np.float64)
+        found, rows = np.full(len(pairs), np.nan), np.flatnonzero(pairs.has_mask)
+        for start in range(0, len(rows), AT_ONCE):
+            own = rows[start : start + AT_ONCE]
+            some = pairs.subset(own)
+            chosen = np.take_along_axis(self.probabilities(some), some.masks[:, None].astype(np.intp), axis=1)
+            found[own] = -np.log(np.maximum(chosen, 1e-12)).mean(axis=(1, 2, 3), dtype=np.float64)
         return found
 
     def _check(self, pairs: Pairs) -> None:

@@ -97,6 +97,7 @@ def train(
         if not math.isfinite(total):
             msg = "training diverged: the loss is no longer a number"
             raise InputError(msg, field="learning_rate", value=plan.learning_rate, fix="lower it")
+        network.eval()  # as it will predict: batch norms keep what they have, nothing is dropped
         score = None if judge is None else judge()
         if score is None or score > progress.best_score:
             progress.best_epoch, progress.best_score = epoch, score or 0.0
