@@ -62,6 +62,7 @@ def card(*questions, kind="predictor", **changes):
         (asked(Figure(0.7, np.nan, 0.8)), UNDECIDED),
         (asked(Figure(0.06, 0.02, 0.11, **SHARE)), NOT_FOUND),
         (asked(Figure(0.3, 0.2, 0.4, **SHARE)), LEAK),
+        (asked(Figure(0.0, 0.0, 0.0, **SHARE)), NOT_FOUND),
         (asked(controls=[replace(PLANTED, passed=False), PERMUTED]), UNDECIDED),
         (asked(Figure(0.7, 0.6, 0.8), controls=[replace(PLANTED, passed=False), PERMUTED]), LEAK),
         (asked(Figure(0.7, 0.6, 0.8), controls=[PLANTED, replace(PERMUTED, passed=False)]), UNDECIDED),

@@ -12,59 +12,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histocrypt.atomic import read_json, write_json, write_text
+from histocrypt.audit.card_words import (
+    BELOW,
+    CHANCE,
+    DOES_NOT_COVER,  # noqa: F401 (found here by who makes a card)
+    LEAK,
+    LEAST_PLANTED,
+    NOT_FOUND,
+    RULE,
+    SIGNS,
+    SIZES,
+    UNDECIDED,
+    WHO,
+    WORDS,
+)
+from histocrypt.audit.membership import FEWEST_PATIENTS
 from histocrypt.errors import InputError
 
 if TYPE_CHECKING:
     from histocrypt.audit.controls import Controls
     from histocrypt.audit.membership import Judged
+    from histocrypt.audit.memorisation import Memorised
     from histocrypt.audit.shadow import Procedure
 
 FORMAT, VERSION = "histocrypt privacy card", 1
-CHANCE = 0.5
-LEAK, SIGNS, UNDECIDED, BELOW, NOT_FOUND = "leak", "signs", "undecided", "below chance", "not found"
-
-WORDS = {
-    LEAK: "A leak was found",
-    SIGNS: "Signs of a leak, in too few patients to be sure",
-    UNDECIDED: "Not decided",
-    BELOW: "Worse than guessing",
-    NOT_FOUND: "No leak found by these attacks",
-}
-"""The verdicts, the gravest first; the card's own is the gravest of its questions."""
-
-RULE = (
-    "A leak: the whole interval lies above what guessing gives. Signs: so it does, but it was drawn within patients, "
-    "too few to tell membership from what else differs between them. No leak found by these attacks: the interval "
-    "contains what guessing gives. Worse than guessing: the whole interval lies below, so the groups differ in "
-    "something else. Not decided: no interval, a failed negative control, or nothing found where the positive control "
-    "failed. On top stands the gravest answer of all questions: leak, signs, not decided, worse, not found. No answer "
-    "means that a thing can be shared without risk."
-)
-"""How answers follow from figures; printed on every card."""
-
-SIZES = ((2, 13), (3, 12), (5, 11), (10**9, 10.5))
-"""Size of the letters in pixels by the number of questions: six fit on a page."""
-
-WHO = {
-    "black box": "who may send it tiles and has measured values beside them, such as a client of a service",
-    "white box": "who has the trained weights, such as the model's owner or anybody it was handed to",
-    "synthetic set": "anybody who gets the synthetic images",
-    "decrypted outputs": "the key owner, or who is given its decrypted predictions",
-}
-"""Who could ask, by what they hold."""
-
-_EVERY = (
-    "Attacks that are not listed here, and attackers who know more than is written beside each question.",
-    "Patients of other centres or stains, and things trained on other patients: figures are of this one.",
-    "What is said of a patient without telling membership, such as a gene's level read off a predicted map.",
-)
-DOES_NOT_COVER = {
-    "predictor": (*_EVERY, "Reconstruction of slides from the weights."),
-    "segmenter": (*_EVERY, "Reconstruction of slides from the weights."),
-    "generator": (*_EVERY, "What its images show: the card of the synthetic set asks that."),
-    "synthetic set": (*_EVERY, "Copies of parts of a tile, or of a patient's rare features, that no distance notices."),
-}
-"""By kind of thing; a card may add to it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +48,7 @@ class Figure:
     measure: str = "AUC"
     chance: float = CHANCE
     over: str = "patients"
-    """What was drawn for the interval: ``patients``, or ``blocks`` or ``records`` within them."""
+    """What was drawn for the interval: ``patients``, or ``blocks``, ``records`` or ``images`` within them."""
 
     def __post_init__(self) -> None:
         """Refuse a figure that is no number; an interval without ends is none."""
@@ -94,7 +65,7 @@ class Figure:
             return UNDECIDED
         if self.low > self.chance:
             return LEAK if self.over == "patients" else SIGNS
-        return BELOW if self.high < self.chance else NOT_FOUND
+        return BELOW if self.high < self.chance and self.measure == "AUC" else NOT_FOUND
 
 
 @dataclass(frozen=True)
@@ -185,6 +156,70 @@ class Asked:
         also = {"Single trainings": f"AUC {_number(float(min(found.aucs)))} to {_number(float(max(found.aucs)))}"}
         notes = [*(note for note in found.notes if not note.startswith(n)), *controls.notes]
         return cls(question, who or WHO[access], access, attack, figure, n, both(controls), also, notes)
+
+    @classmethod
+    def of_memorised(
+        cls, found: Memorised, planted: Memorised, unseen: Memorised, *, what: str, access: str = "synthetic set"
+    ) -> Asked:
+        """Return the question whether synthetic images are copies.
+
+        Parameters
+        ----------
+        found
+            Of the audited set.
+        planted
+            Of copies of training images: the positive control.
+        unseen
+            Of real images of other patients than the threshold was set on: the negative control.
+        what
+            Which features the nearness is in, e.g. ``the reconstruction network's features``.
+        """
+        share, low, high = found.share_patients, *found.share_patients_interval
+        copied = f"{_number(share)} ({_number(low)} to {_number(high)}), by chance {_number(found.expected_patients)}"
+        other = _share(unseen)
+        controls = [
+            Control(
+                name="planted copies",
+                positive=True,
+                figure=_share(planted),
+                expected=f"a share of at least {LEAST_PLANTED}",
+                passed=planted.share_samples >= LEAST_PLANTED,
+            ),
+            Control(
+                name="real images of other patients",
+                positive=False,
+                figure=other,
+                expected="no more than chance",
+                passed=other.verdict == NOT_FOUND,
+            ),
+        ]
+        return cls(
+            question="Are synthetic images copies of training images?",
+            who=WHO[access],
+            access=access,
+            attack=f"Share nearer to a training image than another patient's tissue is, in {what}",
+            figure=_share(found),
+            n=f"{len(found.nearest):,} images against {_patients(found.patients)}",
+            controls=controls,
+            also={"Training patients so copied": copied},
+            notes=list(found.notes),
+        )
+
+
+def _share(found: Memorised) -> Figure:
+    """Return the share of copies; its interval is over images where that over patients does not settle it.
+
+    A generator that copies two of four patients gives an interval over patients that reaches down to nothing.
+    """
+    from scipy.stats import binomtest
+
+    low, high = found.share_samples_interval
+    over = "patients"
+    if found.patients < FEWEST_PATIENTS or low <= found.expected_samples:
+        copied, n = int(found.nearest["copied"].sum()), len(found.nearest)
+        exact = binomtest(copied, n).proportion_ci(0.95, method="exact")
+        low, high, over = float(exact.low), float(exact.high), "images"
+    return Figure(found.share_samples, low, high, "Share copied", found.expected_samples, over)
 
 
 def both(controls: Controls) -> list[Control]:
