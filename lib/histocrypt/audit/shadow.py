@@ -141,7 +141,11 @@ def _keep(file: Path, loss: np.ndarray, mask: np.ndarray, facts: str) -> None:
     from safetensors.numpy import save_file
 
     with atomic_path(file) as temporary:
-        save_file({"loss": loss, "inside": np.ascontiguousarray(mask)}, temporary, metadata={"facts": facts})
+        save_file(
+            {"loss": np.ascontiguousarray(loss), "inside": np.ascontiguousarray(mask)},
+            temporary,
+            metadata={"facts": facts},
+        )
 
 
 def _kept(file: Path, mask: np.ndarray, facts: str) -> np.ndarray | None:
