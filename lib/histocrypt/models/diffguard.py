@@ -39,7 +39,8 @@ class DiffGuard(nn.Module):
         self.n_classes = n_classes
         self.least_side = patch * 2 ** (levels - 1)
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
-        # The middle block alone attends, in one head. The last class is the null class.
+        # The middle block alone attends, in one head. The last class is the null class. Narrow networks normalise over
+        # groups of 8 channels: of a channel alone, its mean, and with it the colour of the tile, would be lost.
         self.unet = UNet2DModel(
             in_channels=channels * patch**2,
             out_channels=channels * patch**2,
@@ -51,7 +52,7 @@ class DiffGuard(nn.Module):
             upsample_type="resnet",
             resnet_time_scale_shift="scale_shift",
             attention_head_dim=width * multipliers[-1],
-            norm_num_groups=math.gcd(width, 32) if width % 32 else 32,
+            norm_num_groups=32 if width % 64 == 0 else math.gcd(width, max(1, width // 8)),
             dropout=dropout,
             num_class_embeds=n_classes + 1 if n_classes else None,
         )
