@@ -18,7 +18,7 @@ import numpy as np
 
 from histocrypt import paths
 from histocrypt.audit.records import Records, blocks_of, group_of
-from histocrypt.audit.targets import members_of
+from histocrypt.audit.targets import Auditable
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.models.registry import ENCRYPTED
 
@@ -152,15 +152,12 @@ def decrypted_records(
     from histocrypt.encrypted.parameters import SECURITY_BITS
     from histocrypt.encrypted.request import NOISE
     from histocrypt.sections.read import study_sections
-    from histocrypt.targets.panels import Panel
     from histocrypt.training.apply import predict_section
-    from histocrypt.training.artifacts import load_model
 
     if model not in ENCRYPTED:
         raise unknown_name("model", model, ENCRYPTED, field="model")
-    sides, trained = members_of(study, model, fold), study.run.model(model, fold)
-    loaded = load_model(trained, device="cpu")
-    units = {"panel": Panel.from_dict(loaded.about["panel"]), "scaling": loaded.scaling}
+    able, trained = Auditable(study, model, fold, device="cpu"), study.run.model(model, fold)
+    sides, units = able.sides, {"panel": able.panel, "scaling": able.scaling}
     files = {one.id: one for one in study_sections(study)}
     noise = NOISE if noise is None else noise
     parties = _Parties(Path(folder).resolve(), workers)

@@ -41,6 +41,9 @@ SYNTHESIS = {
 }
 """What ``synthesis/<fold>`` may hold: kind and title by the name of its folder."""
 
+RANKS = {"rank", "spot_rank"}
+"""Transforms whose values depend on the whole panel."""
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -152,6 +155,9 @@ class Auditable:
             )
         self.unmeasured = tuple(gene for gene in whole.genes if gene in lacking)
         """Panel genes that a section of the test patients lacks: no truth, hence no loss; they are left out."""
+        if lacking and RANKS & set(study.target.transforms):
+            msg = f"a section lacks {self.unmeasured[0]}, and ranks are among all of the panel"
+            raise InputError(msg, field="target.transforms", expected="a panel that every section measures")
         kept = [gene not in lacking for gene in whole.genes]
         if not any(kept):
             raise InputError("no gene of the panel was measured in every section", field="fold", value=fold)
