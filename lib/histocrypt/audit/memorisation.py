@@ -1,0 +1,166 @@
+"""Memorisation: how many synthetic images lie nearer to a training record than another patient's tissue does.
+
+The threshold is a low quantile of the distances from held-out images to the training images, so that by chance alone
+that share of images counts as copies: it is shown beside the share found. What is measured is nearness in the features
+given; a generator that learnt a patient's stain, and no image, is nearer too. That is why the nearest pairs are shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.errors import InputError
+from histocrypt.synthesis.novelty import Features, check_apart, distances
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from histocrypt.synthesis.pairs import Pairs
+
+DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Memorised:
+    """What was found."""
+
+    share_samples: float
+    """Of the synthetic images, how many are nearer than the threshold."""
+    share_samples_interval: tuple[float, float]
+    """95 %, bootstrap over training patients: what a set of other such patients would give."""
+    share_patients: float
+    """Of the training patients, how many are nearest to at least one such image."""
+    share_patients_interval: tuple[float, float]
+    """95 %, exact binomial over patients: wide where patients are few, and never empty at 0 or 1."""
+    expected_samples: float
+    """The share of samples that held-out images themselves have: the quantile, up to ties."""
+    expected_patients: float
+    """The share of patients that as many held-out images, drawn with replacement, reach on average."""
+    nearest: pd.DataFrame
+    """By synthetic id, nearest first: distance, record, patient, copied."""
+    threshold: float
+    patients: int
+    held_out_patients: int
+    notes: list[str]
+
+
+def memorised(
+    synthetic: Pairs,
+    train: Pairs,
+    held_out: Pairs,
+    *,
+    features: Features,
+    quantile: float = 0.05,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Memorised:
+    """Compare synthetic images with the records they were learnt from.
+
+    Parameters
+    ----------
+    synthetic, train, held_out
+        Images drawn, those learnt from, and real ones of other patients. Where tiles of a section overlap, pass those
+        that `tissue_pairs.apart` chooses.
+    features
+        From n images to (n, d), such as `Reconstruction.features`.
+    quantile
+        Of the held-out distances.
+    draws, seed
+        Of the bootstrap.
+
+    Raises
+    ------
+    InputError
+        If a set is empty, a training image has no patient, or a patient is on both sides.
+    """
+    import pandas as pd
+    from scipy.stats import binomtest
+
+    for name, part in (("synthetic", synthetic), ("training", train), ("held-out", held_out)):
+        if not len(part):
+            raise InputError(f"there is no {name} image to compare")
+    if not 0 < quantile < 1:
+        raise InputError("is no share", field="quantile", value=quantile, expected="between 0 and 1")
+    if (train.patients == "").any():
+        msg = "a training image has no patient, and memorisation is counted by patient"
+        raise InputError(msg, value=str(train.ids[train.patients == ""][0]))
+    check_apart(train, held_out)
+    known = features(train)
+    unseen, unseen_index = distances(features(held_out), known)
+    limit = float(np.quantile(unseen, quantile))
+    distance, index = distances(features(synthetic), known)
+    copied, owner = distance < limit, train.patients[index]
+    names = np.unique(train.patients)
+    counts = np.array([(copied & (owner == name)).sum() for name in names])
+    n, rng = len(synthetic), np.random.default_rng(seed)
+    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    low, high = np.quantile(np.clip(weights @ counts / n, 0, 1), [0.025, 0.975])
+    reached = int((counts > 0).sum())
+    exact = binomtest(reached, len(names)).proportion_ci(0.95, method="exact")
+    chance = [
+        len(np.unique(train.patients[unseen_index[drawn]][unseen[drawn] < limit])) / len(names)
+        for drawn in (rng.integers(len(unseen), size=n) for _ in range(min(draws, 200)))
+    ]
+    table = pd.DataFrame(
+        {"distance": distance, "record": train.ids[index], "patient": owner, "copied": copied},
+        index=pd.Index(synthetic.ids, name="id"),
+    ).sort_values("distance", kind="stable")
+    outside = len(set(held_out.patients.tolist()))
+    return Memorised(
+        share_samples=float(copied.mean()),
+        share_samples_interval=(float(low), float(high)),
+        share_patients=reached / len(names),
+        share_patients_interval=(float(exact.low), float(exact.high)),
+        expected_samples=float((unseen < limit).mean()),
+        expected_patients=float(np.mean(chance)),
+        nearest=table,
+        threshold=limit,
+        patients=len(names),
+        held_out_patients=outside,
+        notes=_notes(len(names), outside, len(unseen), quantile),
+    )
+
+
+def _notes(patients: int, outside: int, images: int, quantile: float) -> list[str]:
+    notes = ["nearness may be a shared stain and not a shared image: look at the nearest pairs"]
+    if patients < 10:
+        notes.append(f"{patients} training patients: the interval over patients is wide, and the bootstrap is rough")
+    if outside < 2:
+        notes.append("the threshold rests on a single held-out patient")
+    if images * quantile < 5:
+        notes.append(f"the threshold rests on {images * quantile:.1f} of {images} held-out images")
+    return notes
+
+
+def nearest_figure(found: Memorised, synthetic: Pairs, train: Pairs, *, n: int = 8) -> Figure:
+    """Draw the ``n`` nearest pairs: synthetic above, the training record below, and how far apart.
+
+    One synthetic image for each record at most, so that one copied record does not fill the picture. The picture shows
+    real tiles of training patients: it is for those who may see them.
+    """
+    from histocrypt.evaluation.figures import CYCLE, MUTED, canvas, style
+
+    shown = found.nearest.drop_duplicates("record").head(n)
+    drawn, real = ({name: row for row, name in enumerate(pairs.ids.tolist())} for pairs in (synthetic, train))
+    with style():
+        figure, axes = canvas(2, len(shown), figsize=(1.25 * len(shown) + 0.9, 3.3), squeeze=False)
+        for column, (name, row) in enumerate(shown.iterrows()):
+            for axis, image in (
+                (axes[0, column], synthetic.images[drawn[name]]),
+                (axes[1, column], train.images[real[row["record"]]]),
+            ):
+                axis.imshow(image.squeeze(2) if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255)
+                axis.set(xticks=[], yticks=[])
+                for spine in axis.spines.values():
+                    spine.set(visible=True, color=CYCLE[1] if row["copied"] else MUTED, lw=2 if row["copied"] else 0.8)
+            axes[0, column].set_title(f"{row['distance']:.2f}{' copied' if row['copied'] else ''}", fontsize=8.5)
+            axes[1, column].set_xlabel(row["record"].replace(":", "\n"), fontsize=7.5)
+        axes[0, 0].set_ylabel("synthetic")
+        axes[1, 0].set_ylabel("nearest real")
+        figure.suptitle(f"nearest pairs; nearer than {found.threshold:.2f} counts as copied", fontsize=9.5, x=0.01,
+                        ha="left")  # fmt: skip
+    return figure
