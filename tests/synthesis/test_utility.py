@@ -31,6 +31,10 @@ def test_weighted_scores_are_scikit_learns():
         assert macro_auc(truth, probability, weights) == pytest.approx(expected)
     assert np.isnan(balanced_accuracy(np.zeros(5, int), np.ones((5, 2)), np.ones(5)))
     assert np.isnan(macro_auc(np.zeros(5, int), np.ones((5, 2)), np.ones(5)))
+    lost = np.array([1.0, 1, 0])  # a draw without the third class
+    for score in (balanced_accuracy, macro_auc):
+        assert np.isfinite(score(np.arange(3), np.eye(3), np.ones(3)))
+        assert np.isnan(score(np.arange(3), np.eye(3), lost))
 
 
 def test_judging_is_by_patient_and_the_truth_scores_one():

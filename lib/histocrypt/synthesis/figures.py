@@ -88,7 +88,9 @@ def _legend(figure: Figure, levels: tuple[str, ...]) -> None:
     handles += [
         Patch(facecolor=LEVELS[number % len(LEVELS)], alpha=0.55, label=name) for number, name in enumerate(levels[2:])
     ]
-    figure.legend(handles=handles, ncols=len(handles), fontsize=8, loc="outside lower center")
+    figure.legend(
+        handles=handles, ncols=len(handles) if len(handles) <= 4 else 3, fontsize=8, loc="outside lower center"
+    )
 
 
 def filter_histograms(table: pd.DataFrame, summary: Mapping[str, Any], held_out: Mapping[str, np.ndarray]) -> Figure:

@@ -58,7 +58,10 @@ def judge(
 
 
 def balanced_accuracy(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> float:
-    """Return the mean share of each class that is called right; NaN with fewer than two classes, or no probabilities.
+    """Return the mean share of each class that is called right.
+
+    NaN with fewer than two classes, without probabilities, and where a draw has lost a class: a score over other
+    classes is another score.
 
     Parameters
     ----------
@@ -69,35 +72,35 @@ def balanced_accuracy(truth: np.ndarray, probability: np.ndarray, weights: np.nd
     weights
         (n,) how often each image counts.
     """
-    if np.isnan(probability).any():
+    if _unscorable(truth, probability, weights):
         return float("nan")
     right = truth == probability.argmax(axis=1)
     total = np.bincount(truth, weights, minlength=probability.shape[1])
     hits = np.bincount(truth, weights * right, minlength=probability.shape[1])
-    return float((hits[total > 0] / total[total > 0]).mean()) if (total > 0).sum() > 1 else float("nan")
+    return float((hits[total > 0] / total[total > 0]).mean())
 
 
 def macro_auc(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> float:
-    """Return the mean area under the curve of each class against the rest; NaN with fewer than two classes.
+    """Return the mean area under the curve of each class against the rest.
 
-    Arguments as in `balanced_accuracy`. Equal probabilities count as half.
+    Arguments, and where it is NaN, as in `balanced_accuracy`. Equal probabilities count as half.
     """
     from scipy.stats import rankdata
 
-    if np.isnan(probability).any():
+    if _unscorable(truth, probability, weights):
         return float("nan")
-    there = weights > 0
-    truth, probability, weights = truth[there], probability[there], weights[there]
     areas = []
     for column in np.unique(truth):
         # Weighted Mann-Whitney: for each positive, the weight of negatives below it and half of those beside it.
         rank = rankdata(probability[:, column], method="dense") - 1
         yes, no = (np.bincount(rank, weights * part, minlength=rank.max() + 1) for part in _sides(truth, column))
-        if yes.sum() > 0 and no.sum() > 0:
-            areas.append((yes * (np.cumsum(no) - no / 2)).sum() / (yes.sum() * no.sum()))
-    if len(truth) and probability.shape[1] == 2:
-        areas = areas[:1]  # the other class's area is the same
-    return float(np.mean(areas)) if areas else float("nan")
+        areas.append((yes * (np.cumsum(no) - no / 2)).sum() / (yes.sum() * no.sum()))
+    return float(np.mean(areas[:1] if probability.shape[1] == 2 else areas))  # of two classes both areas are the same
+
+
+def _unscorable(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> bool:
+    lost = np.bincount(truth, weights)[np.unique(truth)] == 0
+    return bool(np.isnan(probability).any() or len(lost) < 2 or lost.any())
 
 
 def _sides(truth: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray]:
