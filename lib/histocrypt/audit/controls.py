@@ -74,6 +74,7 @@ def run_controls(
     patients: np.ndarray,
     *,
     overfitted: np.ndarray,
+    rows: np.ndarray | None = None,
     blocks: np.ndarray | None = None,
     draws: int = 1000,
     seed: int = 0,
@@ -87,12 +88,16 @@ def run_controls(
     overfitted
         (n,) scores of the same attack on a model of the same records that was made to leak, e.g. the attack on
         `overfitted_losses`, or minus the distance to the nearest of `copied_features`.
+    rows
+        (k,) indices: the records that ``overfitted`` is of, where such a model is too costly for all; None: all.
     blocks
         (n,) units within a patient, as for `membership.judge`.
     draws
         Bootstrap draws, and deals of membership.
     """
-    positive = judge(overfitted, member, patients, blocks=blocks, draws=draws, seed=seed)
+    some = np.arange(len(member)) if rows is None else rows
+    own = None if blocks is None else np.asarray(blocks)[some]
+    positive = judge(overfitted, member[some], patients[some], blocks=own, draws=draws, seed=seed)
     negative = shuffled(scores, member, patients, blocks=blocks, deals=draws, seed=seed)
     notes = []
     if negative.by == "record":

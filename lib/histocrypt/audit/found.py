@@ -49,13 +49,15 @@ class Found:
         Parameters
         ----------
         overfitted
-            (n,) scores of the same attack on a model of the same records that was made to leak.
+            (n,) scores of the same attack on a model of the same records that was made to leak; or scores of some
+            records, and which these are, where such a model is too costly for all.
         access
             What the attacker holds; a key of `card.WHO`.
         """
         self.audits[name] = audit
         unit = {"blocks": audit.blocks, "draws": draws, "seed": seed}
-        controls = run_controls(audit.scores, audit.member, audit.patients, overfitted=overfitted, **unit)
+        leaky, rows = overfitted if isinstance(overfitted, tuple) else (overfitted, None)
+        controls = run_controls(audit.scores, audit.member, audit.patients, overfitted=leaky, rows=rows, **unit)
         self.controls[name] = controls
         for group, judged in judge_groups(audit, draws=draws, seed=seed).items():
             row = name if group == "same" else f"{name}: {group}"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FEATURES = "efficientnet_lite0"
 """What the model that is made to leak sees."""
+FEWEST_TO_HALVE = 4
+"""Patients; of fewer, sections are dealt to the shadow models instead, and their other sections may be inside."""
 
 
 def audit_predictor(study: Study, thing: Thing, *, folder: Path) -> Found:
@@ -52,12 +54,14 @@ def _with_shadows(
 ) -> None:
     """Add what an attacker finds who can train such models on patients of their own."""
     settings, truth = study.audit, records.truth
+    by_section = len(np.unique(records.patients)) < FEWEST_TO_HALVE
+    units, unit = (records.sections, "section") if by_section else (records.patients, "patient")
 
     def train_one(mask: np.ndarray, seed: int):
         return lambda: able.predicted_by_shadow(mask, seed=seed)
 
     predicted, inside = shadow_losses(
-        train_one, records.patients, settings.shadows, study.seed, folder=folder,
+        train_one, units, settings.shadows, study.seed, folder=folder,
         fingerprint=f"{study.hash()} {able.model} {able.fold.name}", label=f"shadows of {able.model}",
     )  # fmt: skip
     loss = np.stack([losses(truth, one) for one in predicted])
@@ -68,14 +72,12 @@ def _with_shadows(
         "LiRA": lambda own: lira(own, loss_in, loss_out),
     }.items():
         found.attack(name, _audit(records, attacked(records.loss)), attacked(leaky), **options)
-    chosen = {"blocks": records.blocks, "draws": settings.draws, "seed": study.seed}
+    chosen = {"unit": unit, "blocks": records.blocks, "draws": settings.draws, "seed": study.seed}
     controls = found.controls["LiRA"]
-    procedure = as_targets(target_scores(loss, inside), inside, records.patients, attack="LiRA", **chosen)
+    procedure = as_targets(target_scores(loss, inside), inside, units, attack="LiRA", **chosen)
     found.procedure("LiRA, training repeated", procedure, controls=controls)
     inputs = np.stack([value_inputs(truth, one) for one in predicted])
-    learned = as_targets(
-        on_shadows(inputs, inside, train_value_attack), inside, records.patients, attack="learned", **chosen
-    )
+    learned = as_targets(on_shadows(inputs, inside, train_value_attack), inside, units, attack="learned", **chosen)
     found.procedure("learned attack, training repeated", learned, controls=controls)
 
 

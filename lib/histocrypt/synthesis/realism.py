@@ -188,15 +188,34 @@ def _summary(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.stack(views).mean(0), network.tint(images).flatten(1)], 1)
 
 
-def _finished(folder: Path, about: dict[str, Any]) -> Reconstruction | None:
-    """Return what an earlier training left in a folder, if it was the same training."""
+def load_reconstruction(folder: str | Path) -> Reconstruction:
+    """Load a trained network.
+
+    Raises
+    ------
+    InputError
+        If the folder holds none.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    folder = Path(folder)
+    about = atomic.read_json(folder / _FILES[1])
+    try:
+        state = load_file(folder / _FILES[0])
+        network = build(about["width"], about["channels"])
+        network.load_state_dict(
+            {key.removeprefix("network."): v for key, v in state.items() if key.startswith("network.")}
+        )
+        mean, spread = state["mean"].numpy(), state["spread"].numpy()
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        msg = f"holds no trained reconstruction network ({' '.join(str(error).split())[:120]})"
+        raise InputError(msg, file=folder, fix="run 60_synthetic_data again") from error
+    return Reconstruction(network, mean, spread, side=about["side"], channels=about["channels"])
+
+
+def _finished(folder: Path, about: dict[str, Any]) -> Reconstruction | None:
+    """Return what an earlier training left in a folder, if it was the same training."""
     if not (folder / _FILES[1]).is_file() or atomic.read_json(folder / _FILES[1]) != about:
         return None
-    state = load_file(folder / _FILES[0])
-    network = build(about["width"], about["channels"])
-    network.load_state_dict({key.removeprefix("network."): v for key, v in state.items() if key.startswith("network.")})
-    return Reconstruction(
-        network, state["mean"].numpy(), state["spread"].numpy(), side=about["side"], channels=about["channels"]
-    )
+    return load_reconstruction(folder)

@@ -1,0 +1,231 @@
+"""Asks what was made of synthetic tiles about the patients behind it: segmentation networks, generators, drawn sets.
+
+Members are the training patients of the fold, non-members its test patients; the validation patient steered choices
+and is neither. Tiles of a section that share pixels are thinned out first (`tissue_pairs.apart`) wherever nearness is
+what is asked about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.audit.attacks import loss_threshold
+from histocrypt.audit.card import WHO, Asked, Control, Figure
+from histocrypt.audit.controls import copied_features, overfitted_losses
+from histocrypt.audit.found import Found
+from histocrypt.audit.generator_attacks import closest_record, denoising_loss
+from histocrypt.audit.learned import map_inputs, train_map_attack
+from histocrypt.audit.membership import Audit
+from histocrypt.audit.memorisation import Memorised, memorised
+from histocrypt.audit.shadow import shadow_losses
+from histocrypt.synthesis.generator import Generator, load_generator, train_generator
+from histocrypt.synthesis.generator_plan import GeneratorPlan
+from histocrypt.synthesis.pairs import Pairs
+from histocrypt.synthesis.realism import Reconstruction
+
+if TYPE_CHECKING:
+    from histocrypt.audit.targets import Thing
+    from histocrypt.study import Study
+
+LEAKY_TILES = 24
+"""Tiles of each side that a generator is made to know by heart for its positive control."""
+LEAKY = GeneratorPlan(
+    width=16, multipliers=(1, 2), blocks=1, dropout=0.0, batch=24, learning_rate=3e-3, ema=0.0, augment=False,
+    balance=False, guidance_dropout=0.0,
+)  # fmt: skip
+
+
+class RealTiles:
+    """Members' and non-members' real tiles, named, with patients and squares of tissue.
+
+    Parameters
+    ----------
+    train, test
+        Of patients that the audited thing saw, and that it did not.
+    blocks
+        (n_train + n_test,) str; None: tiles are drawn one by one.
+    """
+
+    def __init__(self, train: Pairs, test: Pairs, *, blocks: np.ndarray | None = None) -> None:
+        self.train, self.test, self.all = train, test, Pairs.join([train, test])
+        self.member, self.blocks = np.arange(len(self.all)) < len(train), blocks
+
+    def audit(self, scores: np.ndarray) -> Audit:
+        """Return scores, one for each tile, beside who is a member."""
+        group = np.full(len(self.all), "")
+        return Audit(scores, self.member, self.all.patients, group, self.blocks)
+
+
+def audit_segmenter(study: Study, thing: Thing, tiles: RealTiles, *, folder: Path, shadow_epochs: int) -> Found:
+    """Attack a segmentation network by its losses, and as DiffGuard does by a network that reads (truth, prediction).
+
+    Parameters
+    ----------
+    thing
+        A segmenter of `targets.audited`.
+    folder
+        Where the shadows' maps are kept.
+    shadow_epochs
+        Passes that each shadow network trains for.
+    """
+    from histocrypt.synthesis.segmentation import load_segmenter, train_segmenter
+
+    found, real = Found(thing, _what(thing, tiles)), tiles.all
+    network, levels = load_segmenter(thing.folder), len(real.scheme.levels)
+    options = {"access": "black box", "draws": study.audit.draws, "seed": study.seed}
+    loss = _pixel_loss(real, network.probabilities(real))
+    flat = real.images.reshape(len(real), -1), real.masks.reshape(len(real), -1)
+    leaky = overfitted_losses(*flat, tiles.member, seed=study.seed)
+    found.attack("loss threshold", tiles.audit(loss_threshold(loss)), loss_threshold(leaky), **options)
+
+    def train_one(mask: np.ndarray, seed: int):
+        shadow = train_segmenter(
+            real.subset(mask), None, network=study.synthesis.network, epochs=shadow_epochs, seed=seed
+        )
+        return lambda: shadow.predict(real)
+
+    maps, inside = shadow_losses(
+        train_one, real.patients, min(study.audit.shadows, 8), study.seed, folder=folder / thing.name,
+        fingerprint=f"{study.hash('seed', 'synthesis')} {shadow_epochs}", label="shadow segmenters",
+    )  # fmt: skip
+    by_heart = np.stack([_nearest_mask(real, mask) for mask in [*inside, tiles.member]])
+
+    def attacked(shadows: np.ndarray, released: np.ndarray) -> np.ndarray:
+        inputs = np.concatenate([map_inputs(real.masks, one.astype(np.uint8), levels=levels) for one in shadows])
+        attack = train_map_attack(inputs, inside.ravel(), seed=study.seed)
+        return attack.scores(map_inputs(real.masks, released, levels=levels))
+
+    scores = attacked(maps, network.predict(real))
+    found.attack("learned on maps", tiles.audit(scores), attacked(by_heart[:-1], by_heart[-1]), **options)
+    return found
+
+
+def audit_generator(study: Study, thing: Thing, tiles: RealTiles, *, folder: Path, leaky_epochs: int) -> Found:
+    """Attack a generator by how well it tells the noise in a tile; who holds its weights could.
+
+    Parameters
+    ----------
+    thing
+        A generator of `targets.audited`.
+    folder
+        Where the generator is kept that is made to know `LEAKY_TILES` by heart: the positive control.
+    leaky_epochs
+        Passes that it trains for.
+    """
+    generator = load_generator(thing.folder)
+    if generator.plan.kind == "control":
+        keep = tiles.all.labels == tiles.all.scheme.control
+        n = int(keep[: len(tiles.train)].sum())
+        blocks = None if tiles.blocks is None else tiles.blocks[keep]
+        rows = tiles.all.subset(keep)
+        tiles = RealTiles(rows.subset(np.arange(n)), rows.subset(np.arange(n, len(rows))), blocks=blocks)
+    found = Found(thing, _what(thing, tiles))
+    scores = -denoising_loss(generator, tiles.all, seed=study.seed)
+    overfitted, some = _leaky_generator(generator, tiles, folder / f"leaky_{thing.name}", leaky_epochs, study.seed)
+    options = {"draws": study.audit.draws, "seed": study.seed}
+    found.attack("denoising loss", tiles.audit(scores), (overfitted, some), access="white box", **options)
+    return found
+
+
+def audit_synthetic(
+    study: Study, thing: Thing, drawn: Pairs, tiles: RealTiles, held_out: Pairs, *, judge_by: Reconstruction
+) -> tuple[Found, Memorised]:
+    """Ask a set of drawn tiles whom it gives away: nearness as an attack, and how much is copied.
+
+    Parameters
+    ----------
+    drawn
+        The set.
+    tiles
+        Thinned out: no two tiles of a section share pixels.
+    held_out
+        Real tiles of the validation patient, thinned out: how near strangers come.
+    judge_by
+        What distances are taken with.
+    """
+    found = Found(thing, _what(thing, tiles) + f" {len(drawn)} tiles.")
+    features, options = judge_by.features(tiles.all), {"draws": study.audit.draws, "seed": study.seed}
+    scores = -closest_record(judge_by.features(drawn), features)
+    copies = copied_features(features, tiles.member, seed=study.seed)
+    overfitted = -closest_record(copies, features)
+    found.attack("closest record", tiles.audit(scores), overfitted, access="synthetic set", **options)
+    quantile = study.synthesis.novelty_quantile or 0.05
+    told = memorised(drawn, tiles.train, held_out, features=judge_by.features, quantile=quantile, seed=study.seed)
+    found.asked.append(_copied(told, tiles, held_out, judge_by, quantile, study.seed))
+    return found, told
+
+
+def _copied(
+    told: Memorised, tiles: RealTiles, held_out: Pairs, judge_by: Reconstruction, quantile: float, seed: int
+) -> Asked:
+    """Return the card's question on memorisation; its controls are a set of copies, and one of strangers."""
+
+    def share(pairs: Pairs) -> Figure:
+        one = memorised(pairs, tiles.train, held_out, features=judge_by.features, quantile=quantile, seed=seed)
+        return Figure(one.share_samples, *one.share_samples_interval, "share copied", one.expected_samples)
+
+    renamed = replace(tiles.train, ids=np.array([f"copy:{name}" for name in tiles.train.ids.tolist()]))
+    copies, strangers = share(renamed), share(held_out)
+    controls = [
+        Control(
+            name="training tiles handed out", positive=True, figure=copies, expected="a share of 1",
+            passed=copies.value >= 0.99,
+        ),
+        Control(
+            name="held-out tiles", positive=False, figure=strangers,
+            expected=f"a share of about {told.expected_samples:.2f}",
+            passed=abs(strangers.value - told.expected_samples) < 0.02,
+        ),
+    ]  # fmt: skip
+    people = f"{told.share_patients:.0%} of {told.patients} training patients are nearest to one of these"
+    return Asked(
+        question="Are drawn tiles nearer to training tiles than tiles of strangers are?",
+        who=WHO["synthetic set"],
+        access="synthetic set",
+        attack="memorisation",
+        figure=Figure(told.share_samples, *told.share_samples_interval, "share copied", told.expected_samples),
+        n=f"{len(told.nearest):,} drawn tiles beside {len(tiles.train):,} of {told.patients} patients",
+        controls=controls,
+        also={"Patients": people},
+        notes=list(told.notes),
+    )
+
+
+def _leaky_generator(
+    generator: Generator, tiles: RealTiles, folder: Path, epochs: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores of some tiles under a generator that knows the members among them by heart, and which those are."""
+    rng = np.random.default_rng([seed, 9])
+    sides = [rng.permutation(np.flatnonzero(side))[:LEAKY_TILES] for side in (tiles.member, ~tiles.member)]
+    plan = replace(LEAKY, kind=generator.plan.kind)
+    known = train_generator(tiles.all.subset(sides[0]), plan, folder=folder, epochs=epochs, seed=seed)
+    rows = np.concatenate(sides)
+    seen = np.isin(tiles.all.labels[rows], known.classes)  # of a class that was not among them it knows nothing
+    return -denoising_loss(known, tiles.all.subset(rows[seen]), seed=seed), rows[seen]
+
+
+def _pixel_loss(real: Pairs, probabilities: np.ndarray) -> np.ndarray:
+    """Return (n,) mean cross-entropies over the pixels."""
+    told = np.take_along_axis(probabilities, real.masks[:, None].astype(np.int64), axis=1)[:, 0]
+    return -np.log(np.maximum(told, 1e-12)).mean(axis=(1, 2))
+
+
+def _nearest_mask(real: Pairs, inside: np.ndarray) -> np.ndarray:
+    """Return each tile's mask as a model knows it that has learnt nothing but its own tiles by heart."""
+    from sklearn.neighbors import NearestNeighbors
+
+    pixels = real.images.reshape(len(real), -1).astype(np.float32)
+    nearest = NearestNeighbors(n_neighbors=1).fit(pixels[inside]).kneighbors(pixels, return_distance=False)[:, 0]
+    return real.masks[inside][nearest]
+
+
+def _what(thing: Thing, tiles: RealTiles) -> str:
+    people = [len(np.unique(side.patients)) for side in (tiles.train, tiles.test)]
+    return (
+        f"{thing.title}: learned from tiles of {people[0]} patients, who are the members; non-members are {people[1]} "
+        "patients that the fold holds out."
+    )

@@ -1,0 +1,114 @@
+"""What a study's part `synthesis` asks for: its real tiles by side, its generators, what is drawn from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.errors import InputError
+from histocrypt.synthesis.control_rule import tissue_rule
+from histocrypt.synthesis.generator import Generator, train_generator
+from histocrypt.synthesis.generator_plan import GeneratorPlan
+from histocrypt.synthesis.pairs import Pairs
+from histocrypt.synthesis.sampling import sample
+from histocrypt.synthesis.tissue_pairs import tissue_pairs
+from histocrypt.targets.labels import Label
+from histocrypt.training.folds import FINAL, Fold, load_fold, load_folds
+
+if TYPE_CHECKING:
+    from histocrypt.study import Study
+
+PARTS = ("train", "validation", "test")
+
+
+def fold_of(study: Study, name: str | None) -> Fold:
+    """Return the named fold, or the first one that holds patients out."""
+    if name is not None:
+        return load_fold(study.run.folds, name)
+    return next(fold for fold in load_folds(study.run.folds) if fold.name != FINAL)
+
+
+def label_of(study: Study) -> Label:
+    """Return what makes a tile of this study tumour."""
+    part = study.synthesis
+    return Label(part.label, tuple(part.label_is), part.label_above, field="synthesis.label")
+
+
+def real_pairs(study: Study, fold: Fold) -> dict[str, Pairs]:
+    """Return the real tiles with masks of a fold's training, validation and test sections, by `PARTS`.
+
+    Raises
+    ------
+    InputError
+        If a side has no labelled tile; see `tissue_pairs`.
+    """
+    found = {}
+    for name in PARTS:
+        sections = getattr(fold, f"{name}_sections")
+        if not sections:
+            msg = f"{fold.name} has no {name} sections, which synthetic tiles are judged with"
+            raise InputError(msg, file=study.run.folds, fix="name another fold in synthesis.fold")
+        found[name] = tissue_pairs(study, sections, label=label_of(study), side=study.synthesis.side)
+    return found
+
+
+def train_generators(study: Study, train: Pairs, folder: Path) -> dict[str, Generator]:
+    """Train both generators on real training tiles, ``folder/generator`` and ``folder/control``; resumes.
+
+    Returns
+    -------
+    dict
+        ``joint`` (pictures with masks, of every class) and ``control`` (pictures of tiles without tumour).
+    """
+    part, privacy = study.synthesis, None
+    if part.epsilon is not None:
+        from histocrypt.synthesis.private import Privacy
+
+        privacy = Privacy(epsilon=part.epsilon, delta=part.delta)
+    made = {}
+    for kind, name in (("joint", "generator"), ("control", "control")):
+        plan = GeneratorPlan.of({**part.generator, "kind": kind})
+        made[kind] = train_generator(
+            train, plan, folder=folder / name, epochs=part.epochs, seed=study.seed, privacy=privacy
+        )
+    return made
+
+
+def draw_synthetic(study: Study, generators: dict[str, Generator], folder: Path) -> Pairs:
+    """Draw ``per_class`` tiles of each class: tumour with its mask, the control class with a mask by rule.
+
+    The drawn tiles lie in ``folder/samples/<kind>``; what is there is not drawn again.
+    """
+    part, um_per_px = study.synthesis, study.preprocessing.tile_um / study.synthesis.side
+    settings: dict[str, Any] = {"seed": study.seed, "steps": part.sampler_steps, "sampler": part.sampler}
+    control = generators["control"].scheme.control
+    lesions = [name for name in generators["joint"].classes if name != control]
+    drawn = [
+        sample(
+            generators["joint"],
+            labels=np.repeat(lesions, part.per_class),
+            guidance=part.guidance,
+            folder=folder / "samples" / "joint",
+            **settings,
+        ),
+        sample(
+            generators["control"],
+            labels=np.repeat([control], part.per_class),
+            mask_rule=tissue_rule(um_per_px),
+            folder=folder / "samples" / "control",
+            **{**settings, "seed": study.seed + 1},  # ids hold the seed: no two tiles may share one
+        ),
+    ]
+    return Pairs.join(drawn)
+
+
+def blocks_of(study: Study, pairs: Pairs) -> np.ndarray:
+    """Return the square of tissue, of the study's ``evaluation.block_um``, that each real tile lies in; (n,) str."""
+    from histocrypt.synthesis.utility import spatial_blocks
+    from histocrypt.training.prepare import read_clean_section
+
+    names = dict.fromkeys(name.split(":", 1)[0] for name in pairs.ids.tolist())
+    sections = {name: read_clean_section(study.run.section(name)) for name in names}
+    return spatial_blocks(pairs.ids, sections, block_um=study.evaluation.block_um)
