@@ -1,0 +1,46 @@
+"""A synthetic set's card asks for copies: planted ones are found, tissue of other patients is not."""
+
+import numpy as np
+
+from histocrypt.audit.card import LEAK, NOT_FOUND, SIGNS, Asked
+from histocrypt.audit.memorisation import memorised
+from histocrypt.synthesis.pairs import Pairs
+from histocrypt.synthesis.scheme import TISSUE
+
+
+def images(prefix, patients, each, seed, *, of=None):
+    """Return random grey images of some patients, or slightly noised copies of the first of others' images."""
+    rng, n = np.random.default_rng(seed), len(patients) * each
+    pixels = rng.integers(0, 256, (n, 6, 6, 1)) if of is None else of.images[:n] + rng.integers(-2, 3, (n, 6, 6, 1))
+    return Pairs(
+        TISSUE,
+        np.array([f"{prefix}{i}" for i in range(n)]),
+        np.full(n, "normal"),
+        np.repeat(patients, each),
+        np.clip(pixels, 0, 255).astype(np.uint8),
+        np.zeros((n, 6, 6), np.uint8),
+        np.zeros(n, bool),
+    )
+
+
+def test_copies_are_told_from_new_images():
+    train, held_out = images("t", ["a", "b", "c", "d"], 60, 0), images("h", ["e", "f"], 100, 1)
+    others, new = images("o", ["g"], 100, 2), images("s", [""], 100, 3)
+    two, copies = images("w", [""], 100, 4, of=train), images("c", [""], 240, 4, of=train)
+
+    def ask(synthetic, unseen=others):
+        found = [
+            memorised(one, train, held_out, features=lambda pairs: pairs.images.reshape(len(pairs), -1), quantile=0.05)
+            for one in (synthetic, copies, unseen)
+        ]
+        return Asked.of_memorised(*found, what="pixels")
+
+    fresh, leaky = ask(new), ask(copies)
+    assert fresh.verdict == NOT_FOUND
+    assert leaky.verdict == LEAK
+    assert leaky.figure.value == 1
+    assert [control.passed for control in leaky.controls] == [True, True]
+    assert leaky.n == "240 images against 4 patients"
+    assert leaky.figure.over == "patients"
+    assert ask(two).verdict == SIGNS, "all of it copies of two patients: not to be called unseen"
+    assert not ask(new, unseen=copies).controls[1].passed, "a negative control that finds copies has failed"
