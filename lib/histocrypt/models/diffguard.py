@@ -30,7 +30,7 @@ class DiffGuard(nn.Module):
         multipliers: tuple[int, ...] = (1, 2, 4, 8),  # of the width, a level each; every level halves the side
         blocks: int = 2,  # residual blocks a level
         dropout: float = 0.2,
-        patch: int = 1,  # pixels a side that the network sees as one: 2 makes it four times as fast, and coarser
+        patch: int = 1,  # pixels a side that the network sees as one: 2 is faster, and coarser
     ) -> None:
         super().__init__()
         from diffusers.models.unets.unet_2d import UNet2DModel

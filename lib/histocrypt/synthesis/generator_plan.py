@@ -25,7 +25,7 @@ class GeneratorPlan:
     blocks: int = 2
     """Residual blocks a level."""
     patch: int = 1
-    """Pixels a side that the network sees as one: 2 takes a quarter of the time."""
+    """Pixels a side that the network sees as one: 2 is faster, and leaves grain in pictures of 32 pixels a side."""
     steps: int = 2000
     """Of the noise schedule."""
     objective: str = "noise"
