@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.small_study import MODELS, histocrypt, write_study
+from tests.small_study import MODELS, WINGS, histocrypt, write_study
 
 from histocrypt import paths
 
@@ -92,7 +92,7 @@ def small_run(tmp_path_factory) -> Path:
     shared.mkdir(exist_ok=True)
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        study = write_study(shared, "small", models=MODELS)
+        study = write_study(shared, "small", models=MODELS, **WINGS)
         if not (shared / "small" / "report.html").is_file():
             finished = histocrypt("run", study, "--cores", "2", outputs=shared)
             assert finished.returncode == 0, finished.stdout + finished.stderr

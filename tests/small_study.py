@@ -21,6 +21,21 @@ MULTITASK = {"backbone": "efficientnet_lite0", "label": "obs:tumour", "aux_rank"
 DIFFUSION = {"augmentations": 0, "width": 16, "blocks": 1, "heads": 2, "samples": 4, "sampler_steps": 4}
 MODELS = {"vision_mlp": {"width": 0.25}, "fhe_head": {"components": 20}, "he2gene": MULTITASK, "stem": DIFFUSION}
 """Those of the run that all tests share."""
+GENERATOR = {
+    "width": 8, "multipliers": [1, 2], "blocks": 1, "batch": 16, "learning_rate": 0.003, "ema": 0.9,
+    "objective": "velocity",
+}  # fmt: skip
+WINGS = {
+    "synthesis": {
+        "side": 16, "generator": GENERATOR, "epochs": 2, "per_class": 8, "sampler_steps": 4,
+        "reconstruction_epochs": 3, "segmentation_epochs": 2,
+    },
+    "audit": {
+        "models": ["encoder_ridge", "fhe_head", "vision_mlp"], "shadowed": ["encoder_ridge"], "shadows": 6,
+        "shadow_epochs": 2, "leaky_epochs": 900, "decrypted_spots": 4, "draws": 50,
+    },
+}  # fmt: skip
+"""Synthetic tiles and an audit, in the run that all tests share alone."""
 
 
 def write_study(folder: Path, name: str, **changes) -> Path:

@@ -195,11 +195,16 @@ class Synthesis(Part):
     fold: str | None = Field(None, description="fold whose training patients are learned from; None: the first")
     side: Annotated[int, Field(ge=16)] = Field(32, description="pixels of a synthetic tile; its width in um stays")
     generator: dict[str, Any] = Field({}, description="options of the generator, see synthesis.generator")
+    normal_from: Literal["joint", "control"] = Field(
+        "joint",
+        description="generator of tiles without tumour: the joint one, or one of its own, whose masks are made by rule",
+    )
     epochs: Count = Field(200, description="of the generators")
     per_class: Count = Field(200, description="synthetic tiles drawn of each class, before filtering")
     sampler: Literal["ancestral", "ddim", "dpm++"] = "dpm++"
     sampler_steps: Count = 25
     guidance: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance; 1: none")
+    reconstruction_epochs: Count = Field(60, description="of the network that judges realism, over the real tiles")
     realism_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         0.95, description="rejected: reconstructed worse than this share of held-out real tiles"
     )
@@ -208,7 +213,9 @@ class Synthesis(Part):
     )
     network: Literal["unet", "vit_hybrid"] = "unet"
     segmentation_epochs: Count = Field(40, description="passes over the real training tiles; as many steps for others")
-    epsilon: Positive | None = Field(None, description="differential privacy of the generators; None: none")
+    epsilon: Positive | None = Field(
+        None, description="differential privacy of a tile, all generators together; None: none"
+    )
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="with epsilon")
 
 
@@ -218,5 +225,8 @@ class Audit(Part):
     fold: str | None = Field(None, description="fold whose models are attacked; None: the first")
     models: list[str] | Literal["all"] = Field("all", description="predictors that are attacked, by name")
     shadowed: list[str] = Field(["encoder_ridge"], description="of these, the ones retrained as shadow models")
-    shadows: Annotated[int, Field(ge=4)] = Field(16, description="shadow models, each of a random half of the patients")
+    shadows: Annotated[int, Field(ge=6)] = Field(16, description="shadow models, each of a random half of the patients")
+    shadow_epochs: Count = Field(10, description="of each shadow of a segmentation network; at most 8 of these")
+    leaky_epochs: Count = Field(1500, description="of the generator that is made to leak, over a dozen tiles")
+    decrypted_spots: Count = Field(40, description="of each section, sent through real ciphertexts")
     draws: Count = Field(1000, description="bootstrap draws")

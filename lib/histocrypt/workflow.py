@@ -31,6 +31,8 @@ STAGES = {
     "38_inner_training": "inner_all",
     "40_stacking": "stacked_all",
     "50_fhe_inference": "encrypted_all",
+    "60_synthetic_data": "synthesis_all",
+    "62_membership_audit": "audit_all",
     "70_evaluation": "evaluated",
     "72_viewer": "all",
 }

@@ -94,3 +94,11 @@ def test_a_synthetic_set_of_copies_is_caught():
 def test_an_unknown_kind_is_said():
     with pytest.raises(InputError, match="did you mean 'network'"):
         overfitted_losses(*records(2, 2)[:3], kind="networks")
+
+
+def test_patients_of_a_single_block_have_their_records_dealt_out():
+    rng = np.random.default_rng(0)
+    patients = np.repeat(["a", "b", "c", "d"], 20)
+    found = shuffled(rng.normal(size=80), np.repeat([True, False], 40), patients, blocks=patients, deals=200)
+    assert found.by == "record"
+    assert found.interval[0] < 0.5 < found.interval[1]

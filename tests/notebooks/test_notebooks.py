@@ -25,6 +25,8 @@ PARAMETERS = {
     "38_inner_training": {"model": "vision_mlp", "fold": "fold_1"},
     "40_stacking": {"fold": "fold_1"},
     "50_fhe_inference": {"model": "fhe_head"},
+    "60_synthetic_data": {"shown": 3, "draws": 50},
+    "62_membership_audit": {"pairs_shown": 4},
     "70_evaluation": {},
     "72_viewer": {},
 }

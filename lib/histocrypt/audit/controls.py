@@ -132,7 +132,7 @@ def shuffled(
     Whole patients change sides, as many on each as there are: all ways if they are not more than ``deals``. Patients
     differ, so these AUCs spread as widely as those of a model that leaks nothing would, and `Shuffled.p_value` is a
     test of the real membership that trusts no bootstrap. With fewer than `FEWEST_PATIENTS` on a side, or a patient on
-    both, half of each patient's blocks (or records) become members instead.
+    both, half of each patient's blocks become members instead, or of the records where a patient has a single block.
     """
     scores, member, patients = np.asarray(scores, np.float64), np.asarray(member), np.asarray(patients).astype(str)
     rng = np.random.default_rng([seed, 4])
@@ -146,7 +146,8 @@ def shuffled(
     elif by_patient:
         dealt = [np.isin(person, rng.permutation(len(names))[:n_in]) for _ in range(deals)]
     else:
-        unit = np.unique(np.arange(len(member)) if blocks is None else blocks, return_inverse=True)[1]
+        single = blocks is None or min(len(set(np.asarray(blocks)[person == one])) for one in range(len(names))) < 2
+        unit = np.unique(np.arange(len(member)) if single else blocks, return_inverse=True)[1]
         dealt = [_half_of_each(person, unit.ravel(), rng) for _ in range(deals)]
     aucs = np.array([_auc(scores, each) for each in dealt])
     p_value = None

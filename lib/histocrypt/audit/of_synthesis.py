@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from histocrypt.audit.targets import Thing
     from histocrypt.study import Study
 
-LEAKY_TILES = 24
+LEAKY_TILES = 12
 """Tiles of each side that a generator is made to know by heart for its positive control."""
 LEAKY = GeneratorPlan(
-    width=16, multipliers=(1, 2), blocks=1, dropout=0.0, batch=24, learning_rate=3e-3, ema=0.0, augment=False,
-    balance=False, guidance_dropout=0.0,
+    width=32, multipliers=(1, 2), blocks=1, patch=4, objective="velocity", steps=100, dropout=0.0, batch=12,
+    learning_rate=5e-3, ema=0.9, guidance_dropout=0.0, augment=False,
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ class RealTiles:
         return Audit(scores, self.member, self.all.patients, group, self.blocks)
 
 
-def audit_segmenter(study: Study, thing: Thing, tiles: RealTiles, *, folder: Path, shadow_epochs: int) -> Found:
+def audit_segmenter(study: Study, thing: Thing, tiles: RealTiles, *, folder: Path) -> Found:
     """Attack a segmentation network by its losses, and as DiffGuard does by a network that reads (truth, prediction).
 
     Parameters
@@ -69,8 +69,6 @@ def audit_segmenter(study: Study, thing: Thing, tiles: RealTiles, *, folder: Pat
         A segmenter of `targets.audited`.
     folder
         Where the shadows' maps are kept.
-    shadow_epochs
-        Passes that each shadow network trains for.
     """
     from histocrypt.synthesis.segmentation import load_segmenter, train_segmenter
 
@@ -84,13 +82,13 @@ def audit_segmenter(study: Study, thing: Thing, tiles: RealTiles, *, folder: Pat
 
     def train_one(mask: np.ndarray, seed: int):
         shadow = train_segmenter(
-            real.subset(mask), None, network=study.synthesis.network, epochs=shadow_epochs, seed=seed
+            real.subset(mask), None, network=study.synthesis.network, epochs=study.audit.shadow_epochs, seed=seed
         )
         return lambda: shadow.predict(real)
 
     maps, inside = shadow_losses(
         train_one, real.patients, min(study.audit.shadows, 8), study.seed, folder=folder / thing.name,
-        fingerprint=f"{study.hash('seed', 'synthesis')} {shadow_epochs}", label="shadow segmenters",
+        fingerprint=f"{study.hash('seed', 'synthesis')} {study.audit.shadow_epochs}", label="shadow segmenters",
     )  # fmt: skip
     by_heart = np.stack([_nearest_mask(real, mask) for mask in [*inside, tiles.member]])
 
@@ -104,7 +102,7 @@ def audit_segmenter(study: Study, thing: Thing, tiles: RealTiles, *, folder: Pat
     return found
 
 
-def audit_generator(study: Study, thing: Thing, tiles: RealTiles, *, folder: Path, leaky_epochs: int) -> Found:
+def audit_generator(study: Study, thing: Thing, tiles: RealTiles, *, folder: Path) -> Found:
     """Attack a generator by how well it tells the noise in a tile; who holds its weights could.
 
     Parameters
@@ -113,8 +111,6 @@ def audit_generator(study: Study, thing: Thing, tiles: RealTiles, *, folder: Pat
         A generator of `targets.audited`.
     folder
         Where the generator is kept that is made to know `LEAKY_TILES` by heart: the positive control.
-    leaky_epochs
-        Passes that it trains for.
     """
     generator = load_generator(thing.folder)
     if generator.plan.kind == "control":
@@ -125,7 +121,9 @@ def audit_generator(study: Study, thing: Thing, tiles: RealTiles, *, folder: Pat
         tiles = RealTiles(rows.subset(np.arange(n)), rows.subset(np.arange(n, len(rows))), blocks=blocks)
     found = Found(thing, _what(thing, tiles))
     scores = -denoising_loss(generator, tiles.all, seed=study.seed)
-    overfitted, some = _leaky_generator(generator, tiles, folder / f"leaky_{thing.name}", leaky_epochs, study.seed)
+    overfitted, some = _leaky_generator(
+        generator, tiles, folder / f"leaky_{thing.name}", study.audit.leaky_epochs, study.seed
+    )
     options = {"draws": study.audit.draws, "seed": study.seed}
     found.attack("denoising loss", tiles.audit(scores), (overfitted, some), access="white box", **options)
     return found

@@ -58,8 +58,8 @@ def load(study: Study, fold: Fold) -> Tiles:
     real = {name: load_pairs(home / "real" / name, scheme=TISSUE, side=side) for name in PARTS}
     thin = {name: pairs.subset(apart(study, pairs)) for name, pairs in real.items()}
     drawn = {"filtered": load_pairs(home / "filtered", scheme=TISSUE, side=side)}
-    kinds = [load_pairs(home / "samples" / kind, scheme=TISSUE, side=side) for kind in ("joint", "control")]
-    drawn["samples"] = Pairs.join(kinds)
+    kinds = sorted((home / "samples").glob("*/manifest.json"))
+    drawn["samples"] = Pairs.join([load_pairs(file, scheme=TISSUE, side=side) for file in kinds])
 
     def sides(pairs: dict[str, Pairs]) -> RealTiles:
         blocks = np.concatenate([blocks_of(study, pairs[name]) for name in ("train", "test")])
@@ -68,14 +68,12 @@ def load(study: Study, fold: Fold) -> Tiles:
     return Tiles(sides(real), sides(thin), thin["validation"], drawn, load_reconstruction(home / "reconstruction"))
 
 
-def ask(
-    study: Study, thing: Thing, tiles: Tiles, *, folder: Path, shadow_epochs: int, leaky_epochs: int
-) -> tuple[Found, Memorised | None]:
+def ask(study: Study, thing: Thing, tiles: Tiles, *, folder: Path) -> tuple[Found, Memorised | None]:
     """Ask a thing that was made of tiles what can be asked of its kind; the second is of drawn sets alone."""
     if thing.kind == "segmenter":
-        return audit_segmenter(study, thing, tiles.real, folder=folder, shadow_epochs=shadow_epochs), None
+        return audit_segmenter(study, thing, tiles.real, folder=folder), None
     if thing.kind == "generator":
-        return audit_generator(study, thing, tiles.real, folder=folder, leaky_epochs=leaky_epochs), None
+        return audit_generator(study, thing, tiles.real, folder=folder), None
     if thing.name not in SETS:
         raise unknown_name("set of tiles", thing.name, SETS)
     return audit_synthetic(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -55,20 +55,25 @@ def real_pairs(study: Study, fold: Fold) -> dict[str, Pairs]:
 
 
 def train_generators(study: Study, train: Pairs, folder: Path) -> dict[str, Generator]:
-    """Train both generators on real training tiles, ``folder/generator`` and ``folder/control``; resumes.
+    """Train the generators that the study asks for on real training tiles, below ``folder``; resumes.
+
+    With a generator of the control class alone, as in DiffGuard, a classifier of tissue may learn which generator drew
+    a tile instead of what it shows. So the joint generator draws all classes, unless ``normal_from`` says otherwise.
 
     Returns
     -------
     dict
-        ``joint`` (pictures with masks, of every class) and ``control`` (pictures of tiles without tumour).
+        ``joint`` (pictures with masks, of every class); with ``normal_from: control`` also ``control``.
     """
     part, privacy = study.synthesis, None
+    kinds = {"joint": "generator"} | ({"control": "control"} if part.normal_from == "control" else {})
     if part.epsilon is not None:
         from histocrypt.synthesis.private import Privacy
 
-        privacy = Privacy(epsilon=part.epsilon, delta=part.delta)
+        # A normal tile is learned from by each generator: what is promised is the sum.
+        privacy = Privacy(epsilon=part.epsilon / len(kinds), delta=part.delta / len(kinds))
     made = {}
-    for kind, name in (("joint", "generator"), ("control", "control")):
+    for kind, name in kinds.items():
         plan = GeneratorPlan.of({**part.generator, "kind": kind})
         made[kind] = train_generator(
             train, plan, folder=folder / name, epochs=part.epochs, seed=study.seed, privacy=privacy
@@ -77,30 +82,27 @@ def train_generators(study: Study, train: Pairs, folder: Path) -> dict[str, Gene
 
 
 def draw_synthetic(study: Study, generators: dict[str, Generator], folder: Path) -> Pairs:
-    """Draw ``per_class`` tiles of each class: tumour with its mask, the control class with a mask by rule.
+    """Draw ``per_class`` tiles of each class with their masks; control tiles of a generator of their own get a rule's.
 
     The drawn tiles lie in ``folder/samples/<kind>``; what is there is not drawn again.
     """
-    part, um_per_px = study.synthesis, study.preprocessing.tile_um / study.synthesis.side
-    settings: dict[str, Any] = {"seed": study.seed, "steps": part.sampler_steps, "sampler": part.sampler}
-    control = generators["control"].scheme.control
-    lesions = [name for name in generators["joint"].classes if name != control]
-    drawn = [
-        sample(
-            generators["joint"],
-            labels=np.repeat(lesions, part.per_class),
-            guidance=part.guidance,
-            folder=folder / "samples" / "joint",
-            **settings,
-        ),
-        sample(
-            generators["control"],
-            labels=np.repeat([control], part.per_class),
-            mask_rule=tissue_rule(um_per_px),
-            folder=folder / "samples" / "control",
-            **{**settings, "seed": study.seed + 1},  # ids hold the seed: no two tiles may share one
-        ),
-    ]
+    part, drawn = study.synthesis, []
+    for number, (kind, generator) in enumerate(generators.items()):
+        control = generator.scheme.control
+        classes = [name for name in generator.classes if (name == control) == (kind == "control")]
+        if "control" not in generators:
+            classes = list(generator.classes)
+        one = sample(
+            generator,
+            labels=np.repeat(classes, part.per_class),
+            seed=study.seed + number,  # ids hold the seed: no two tiles may share one
+            steps=part.sampler_steps,
+            sampler=part.sampler,
+            guidance=part.guidance if kind == "joint" else 1.0,
+            folder=folder / "samples" / kind,
+            mask_rule=tissue_rule(study.preprocessing.tile_um / part.side) if kind == "control" else None,
+        )
+        drawn.append(one)
     return Pairs.join(drawn)
 
 
