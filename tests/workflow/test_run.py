@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -207,3 +209,18 @@ def test_a_missing_section_is_one_sentence(tmp_path):
     assert "nowhere/x.h5ad: no such file or folder" in found.stderr
     assert len(found.stderr.splitlines()) == 1
     assert not (tmp_path / "missing").exists()
+
+
+def test_the_report_shows_synthetic_tiles_and_the_audit_and_leads_to_its_cards(small_run):
+    run = small_run / "small"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert 'id="synthetic"' in page
+    assert "Trained on synthetic" in page
+    cards = re.findall(r'href="(audit/fold_1/privacy_card_\w+\.html)"', page)
+    assert {"generator", "samples", "segmenter_real", "encoder_ridge", "fhe_head"} <= {
+        Path(card).stem.removeprefix("privacy_card_") for card in cards
+    }
+    assert all((run / card).is_file() for card in cards)
+    rows = json.loads((run / "audit" / "fold_1" / "summary.json").read_text())["rows"]
+    assert any(row["access"] == "decrypted outputs" for row in rows)
+    assert all(row["positive_control"] >= 0.9 for row in rows if row["measure"] == "AUC")

@@ -18,6 +18,7 @@ from histocrypt.evaluation.backdrop import backdrop
 from histocrypt.evaluation.distribution_report import distributions
 from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
 from histocrypt.evaluation.multitask_report import beyond_panel
+from histocrypt.evaluation.privacy_report import audit, synthetic
 from histocrypt.evaluation.scores import CEILING, POOLED, Scores, load_scores, read_folds, title_of
 from histocrypt.evaluation.section_scores import WITHIN
 from histocrypt.evaluation.stacked import stacked
@@ -95,6 +96,8 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "stacked": stacked(study, scores, folds),
         "beyond": beyond,
         "distributions": distributions(study),
+        "synthetic": synthetic(study),
+        "audit": audit(study),
         "by_section": _by_section(scores, main),
         "genes": _genes(scores, main, best),
         "unscored": {name: len(genes) for name, genes in scores.notes["unscored_genes"].items()},
