@@ -154,3 +154,12 @@ def test_defects_are_said(change, sentence):
     }
     with pytest.raises(InputError, match=sentence):
         judge(**{**good, **change}, draws=2)
+
+
+def test_patients_of_a_single_block_have_their_records_drawn():
+    rng = np.random.default_rng(0)
+    patients = np.repeat(["a", "b", "c", "d"], 30)
+    found = judge(rng.normal(size=120), np.repeat([True, False], 60), patients, blocks=patients, draws=300)
+    assert found.interval_over == "records"
+    low, high = found.auc_interval
+    assert high - low > 0.1

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from histocrypt.audit.membership import FEWEST_PATIENTS, Judged, curves, judge
+from histocrypt.audit.membership import FEWEST_PATIENTS, Judged, curves, divisible, judge
 from histocrypt.errors import unknown_name
 
 LEAST_AUC = 0.9
@@ -146,8 +146,8 @@ def shuffled(
     elif by_patient:
         dealt = [np.isin(person, rng.permutation(len(names))[:n_in]) for _ in range(deals)]
     else:
-        single = blocks is None or min(len(set(np.asarray(blocks)[person == one])) for one in range(len(names))) < 2
-        unit = np.unique(np.arange(len(member)) if single else blocks, return_inverse=True)[1]
+        known = None if blocks is None else divisible(patients, np.asarray(blocks))
+        unit = np.unique(np.arange(len(member)) if known is None else known, return_inverse=True)[1]
         dealt = [_half_of_each(person, unit.ravel(), rng) for _ in range(deals)]
     aucs = np.array([_auc(scores, each) for each in dealt])
     p_value = None

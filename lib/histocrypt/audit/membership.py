@@ -116,6 +116,7 @@ def judge(
     sides = [len(np.unique(patients[member])), len(np.unique(patients[~member]))]
     notes = []
     by_patient = min(sides) >= FEWEST_PATIENTS
+    blocks = blocks if by_patient else divisible(patients, blocks)
     over = "patients" if by_patient else "records" if blocks is None else "blocks"
     if not by_patient:
         notes.append(
@@ -162,6 +163,14 @@ def judge(
         interval_over=over,
         notes=notes,
     )
+
+
+def divisible(patients: np.ndarray, blocks: np.ndarray | None) -> np.ndarray | None:
+    """Return the blocks if every patient has several, else None: of a single block, drawn whole, nothing can vary."""
+    if blocks is None:
+        return None
+    several = all(len(np.unique(blocks[patients == name])) > 1 for name in np.unique(patients))
+    return blocks if several else None
 
 
 def judge_groups(audit: Audit, *, draws: int = 1000, seed: int = 0) -> dict[str, Judged]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from histocrypt.atomic import atomic_path
 from histocrypt.audit.attacks import calibrated, in_and_out, lira, loss_threshold
-from histocrypt.audit.membership import FEWEST_PATIENTS, curves, draw_weights
+from histocrypt.audit.membership import FEWEST_PATIENTS, curves, divisible, draw_weights
 from histocrypt.errors import InputError, unknown_name
 
 TrainOne = Callable[[np.ndarray, int], Callable[[], np.ndarray]]
@@ -254,6 +254,7 @@ def as_targets(
     patients = np.asarray(patients).astype(str)
     people = len(np.unique(patients))
     by_patient = people >= 2 * FEWEST_PATIENTS
+    blocks = blocks if by_patient or blocks is None else divisible(patients, np.asarray(blocks))
     rng = np.random.default_rng([seed, 3])
     everyone = np.ones(len(patients), dtype=bool)
     means = []
