@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from histocrypt.synthesis.pairs import Pairs
 from histocrypt.synthesis.sampling import sample
 from histocrypt.synthesis.tissue_pairs import tissue_pairs
 from histocrypt.targets.labels import Label
-from histocrypt.training.folds import FINAL, Fold, load_fold, load_folds
+from histocrypt.training.folds import BY_SECTION, FINAL, Fold, load_fold, load_folds
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
@@ -39,6 +40,9 @@ def label_of(study: Study) -> Label:
 def real_pairs(study: Study, fold: Fold) -> dict[str, Pairs]:
     """Return the real tiles with masks of a fold's training, validation and test sections, by `PARTS`.
 
+    Where the study holds out sections of trained patients, each section stands for a patient, and that is printed:
+    nothing is then said about a new patient, and held-out tiles are no strangers.
+
     Raises
     ------
     InputError
@@ -50,7 +54,13 @@ def real_pairs(study: Study, fold: Fold) -> dict[str, Pairs]:
         if not sections:
             msg = f"{fold.name} has no {name} sections, which synthetic tiles are judged with"
             raise InputError(msg, file=study.run.folds, fix="name another fold in synthesis.fold")
-        found[name] = tissue_pairs(study, sections, label=label_of(study), side=study.synthesis.side)
+        pairs = tissue_pairs(study, sections, label=label_of(study), side=study.synthesis.side)
+        if study.folds.scheme == BY_SECTION:
+            owners = np.array([one.split(":", 1)[0] for one in pairs.ids.tolist()])
+            pairs = replace(pairs, patients=owners)
+        found[name] = pairs
+    if study.folds.scheme == BY_SECTION:
+        print("note: sections of one patient stand for patients here; nothing is said about a new patient")
     return found
 
 
