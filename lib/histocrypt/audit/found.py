@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.audit.card import DOES_NOT_COVER, WHO, Asked, Card, Figure, both
+from histocrypt.audit.card import DOES_NOT_COVER, Asked, Card
 from histocrypt.audit.controls import Controls, run_controls
 from histocrypt.audit.membership import Audit, Judged, judge_groups
 
@@ -67,10 +67,8 @@ class Found:
     def procedure(self, name: str, found: Procedure, *, controls: Controls, access: str = "black box") -> None:
         """Note an attack on the training repeated on random halves of the patients."""
         self.judged[name] = found
-        figure = Figure(found.auc, *found.interval, over=found.interval_over)
         question = "If this training were repeated, would it tell who took part?"
-        n = f"{len(found.aucs)} trainings on halves of {found.patients} patients"
-        self.asked.append(Asked(question, WHO[access], access, name, figure, n, both(controls), {}, list(found.notes)))
+        self.asked.append(Asked.of_procedure(found, question=question, access=access, attack=name, controls=controls))
 
     def card(self, study: Study) -> Card:
         """Return the privacy card."""
