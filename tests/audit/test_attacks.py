@@ -46,6 +46,20 @@ def test_the_more_an_attack_knows_the_better_it_is(models):
     assert auc["online"] > 0.85
 
 
+def test_few_shadows_do_not_let_a_model_that_knows_its_members_by_heart_pass():
+    loss, inside = shadows(models=8, n=2000, leak=0.3)
+    rng = np.random.default_rng(1)
+    loss = np.where(inside, np.exp(rng.normal(0, 0.2, loss.shape)) * loss, loss)  # in and out vary differently
+    use = inside[1:].any(axis=0) & ~inside[1:].all(axis=0)
+    loss_in, loss_out = in_and_out(loss[1:, use], inside[1:, use])
+    by_heart = np.where(inside[0, use], 1e-9, 50 * loss[0, use])
+    for flipped in (False, True):  # whichever of the two varies more
+        split = (loss_out * 0.8, loss_in) if flipped else (loss_in * 0.8, loss_out)
+        assert roc_auc_score(inside[0, use], lira(by_heart, *split)) > 0.9
+    surer = np.array([lira(np.full(use.sum(), value), loss_in, loss_out) for value in (1e2, 1, 1e-2, 1e-7)])
+    assert (np.diff(surer, axis=0) >= 0).all()
+
+
 def test_without_a_leak_no_attack_finds_one():
     loss, inside = shadows(n=4000, leak=0.0)
     loss_in, loss_out = in_and_out(loss[1:], inside[1:])

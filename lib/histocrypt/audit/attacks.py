@@ -19,6 +19,8 @@ SMALLEST_SD = 1e-3
 """Of scaled losses; shadows of a model without chance would otherwise agree exactly."""
 SHADOWS_FOR_OWN_VARIANCE = 16
 """With fewer shadows in or out, the records share one variance (Carlini et al. do so below about 64 in all)."""
+LEAST_GAIN = 0.1
+"""In standard deviations from model to model: how much surer of a record a model is at least held to be that saw it."""
 
 Scale = Literal["squared", "cross_entropy", "as_is"]
 
@@ -97,7 +99,10 @@ def lira(
     scale
         See `confidence`.
     variance
-        ``own``: every record has its own; ``shared``: one for all records (the pooled one, in and out apart);
+        ``own``: every record has its own, in and out apart, as published. ``shared``: one for all records, in and out
+        together, and having seen a record helps by at least `LEAST_GAIN`, whatever a few shadows say. The score then
+        never falls as the model grows surer. With two variances it does: far beyond all shadows the wider normal is
+        the likelier, and a model that knows its members by heart passes for one that never saw them.
         ``auto``: own from `SHADOWS_FOR_OWN_VARIANCE` shadows of each kind on.
 
     Returns
@@ -106,11 +111,17 @@ def lira(
         (n,) online: the logarithm of the likelihood ratio. Offline: by how many standard deviations the record is surer
         than without it; this orders records as the probability of Carlini et al. does, and has no ceiling.
     """
-    found = confidence(loss, scale)
-    out_mean, out_sd = _normal(confidence(loss_out, scale), variance)
+    found, unseen = confidence(loss, scale), confidence(loss_out, scale)
     if loss_in is None:
-        return (found - out_mean) / out_sd
-    in_mean, in_sd = _normal(confidence(loss_in, scale), variance)
+        mean, sd = _normal(unseen, _variance(variance, unseen))
+        return (found - mean) / sd
+    seen = confidence(loss_in, scale)
+    chosen = _variance(variance, seen, unseen)
+    (in_mean, in_sd), (out_mean, out_sd) = _normal(seen, chosen), _normal(unseen, chosen)
+    if chosen == "shared":
+        sd = _pooled(np.vstack([seen - in_mean, unseen - out_mean]), means=2)
+        gain = np.maximum(in_mean - out_mean, LEAST_GAIN * sd)
+        return gain * (found - (in_mean + out_mean) / 2) / sd**2
 
     def log_density(mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
         return -0.5 * ((found - mean) / sd) ** 2 - np.log(sd)
@@ -118,24 +129,33 @@ def lira(
     return log_density(in_mean, in_sd) - log_density(out_mean, out_sd)
 
 
+def _variance(asked: str, *values: np.ndarray) -> str:
+    """Return ``own`` or ``shared``."""
+    if asked not in ("auto", "own", "shared"):
+        raise unknown_name("variance", asked, ["auto", "own", "shared"])
+    if asked != "auto":
+        return asked
+    fewest = min(int(np.isfinite(each).sum(axis=0).min()) for each in values)
+    return "own" if fewest >= SHADOWS_FOR_OWN_VARIANCE else "shared"
+
+
 def _normal(values: np.ndarray, variance: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (n,) means and (n,) standard deviations over shadows."""
-    if variance not in ("auto", "own", "shared"):
-        raise unknown_name("variance", variance, ["auto", "own", "shared"])
     shadows = np.isfinite(values).sum(axis=0)
     _need(shadows > 0, "shadow model of each kind")
     mean = np.nanmean(values, axis=0)
-    if variance == "auto":
-        variance = "own" if shadows.min() >= SHADOWS_FOR_OWN_VARIANCE else "shared"
     if variance == "own":
         _need(shadows > 1, "second shadow model of each kind")
-        sd = np.nanstd(values, axis=0, ddof=1)
-    else:
-        freedom = np.maximum(shadows - 1, 0).sum()
-        if freedom == 0:
-            raise InputError("one shadow model of each kind has no variance", fix="train more shadow models")
-        sd = np.full(len(mean), np.sqrt(np.nansum((values - mean) ** 2) / freedom))
-    return mean, np.maximum(sd, SMALLEST_SD)
+        return mean, np.maximum(np.nanstd(values, axis=0, ddof=1), SMALLEST_SD)
+    return mean, np.full(len(mean), _pooled(values - mean, means=1))
+
+
+def _pooled(residuals: np.ndarray, *, means: int) -> float:
+    """Return the one standard deviation of (shadows, n) residuals from ``means`` means a record."""
+    freedom = np.maximum(np.isfinite(residuals).sum(axis=0) - means, 0).sum()
+    if freedom == 0:
+        raise InputError("one shadow model of each kind has no variance", fix="train more shadow models")
+    return max(float(np.sqrt(np.nansum(residuals**2) / freedom)), SMALLEST_SD)
 
 
 def _need(there: np.ndarray, what: str) -> None:
