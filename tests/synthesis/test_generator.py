@@ -110,6 +110,7 @@ def test_a_killed_training_ends_in_the_same_bits(tmp_path, monkeypatch):
         if progress.epoch == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(generators, "KEEP_SECONDS", 0)
     monkeypatch.setattr(generators, "keep", killed_after_two)
     with pytest.raises(KeyboardInterrupt):
         train_generator(pairs, TINY, folder=tmp_path / "killed", epochs=4, seed=1, device="cpu")

@@ -46,6 +46,9 @@ from histocrypt.training.loop import (
 if TYPE_CHECKING:
     from histocrypt.synthesis.private import Privacy
 
+KEEP_SECONDS = 10
+"""Between two writings of the state: a kill costs no more, and epochs of a dozen tiles do not wait for the disk."""
+
 
 @dataclass(frozen=True)
 class Generator:
@@ -178,6 +181,7 @@ def train_generator(
     parts = {"network": network, "average": average, "optimiser": optimiser, "best": {}}
     state_file, label = folder / "training.safetensors", f"{plan.kind} generator"
     progress = (resume(state_file, fingerprint, parts, label) if state_file.is_file() else None) or Progress()
+    kept = time.monotonic()
     bar = tqdm(total=epochs * n_batches, initial=progress.epoch * n_batches, desc=label, unit="step", mininterval=1)
     while progress.epoch < epochs:
         started, total = time.monotonic(), 0.0
@@ -202,8 +206,10 @@ def train_generator(
             {"epoch": progress.epoch, "train_loss": total, "learning_rate": rate, "seconds": seconds}
         )
         bar.set_postfix(loss=f"{total:.4f}")
-        write_curves(folder / "curves.csv", progress.curves)
-        keep(state_file, fingerprint, parts, progress)
+        if time.monotonic() - kept >= KEEP_SECONDS or progress.epoch == epochs:
+            write_curves(folder / "curves.csv", progress.curves)
+            keep(state_file, fingerprint, parts, progress)
+            kept = time.monotonic()
     bar.close()
     record = {
         "fingerprint": fingerprint,
