@@ -56,8 +56,8 @@ def test_few_shadows_do_not_let_a_model_that_knows_its_members_by_heart_pass():
     for flipped in (False, True):  # whichever of the two varies more
         split = (loss_out * 0.8, loss_in) if flipped else (loss_in * 0.8, loss_out)
         assert roc_auc_score(inside[0, use], lira(by_heart, *split)) > 0.9
-    surer = np.array([lira(np.full(use.sum(), value), loss_in, loss_out) for value in (1e2, 1, 1e-2, 1e-7)])
-    assert (np.diff(surer, axis=0) >= 0).all()
+        surer = np.array([lira(np.full(use.sum(), value), *split) for value in (1e2, 1, 1e-2, 1e-7)])
+        assert (np.diff(surer, axis=0) >= 0).all()
 
 
 def test_without_a_leak_no_attack_finds_one():

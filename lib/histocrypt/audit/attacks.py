@@ -89,6 +89,9 @@ def lira(
 ) -> np.ndarray:
     """Return how much likelier each loss is under models that saw the record than under models that did not.
 
+    Unlike the published score, this one never falls as the model grows surer. The published one does where models that
+    saw a record vary less: a model that knows its members by heart then passes for one that never saw them.
+
     Parameters
     ----------
     loss
@@ -99,10 +102,7 @@ def lira(
     scale
         See `confidence`.
     variance
-        ``own``: every record has its own, in and out apart, as published. ``shared``: one for all records, in and out
-        together, and having seen a record helps by at least `LEAST_GAIN`, whatever a few shadows say. The score then
-        never falls as the model grows surer. With two variances it does: far beyond all shadows the wider normal is
-        the likelier, and a model that knows its members by heart passes for one that never saw them.
+        ``own``: every record has its own; ``shared``: one for all records (the pooled one, in and out apart);
         ``auto``: own from `SHADOWS_FOR_OWN_VARIANCE` shadows of each kind on.
 
     Returns
@@ -113,15 +113,16 @@ def lira(
     """
     found, unseen = confidence(loss, scale), confidence(loss_out, scale)
     if loss_in is None:
-        mean, sd = _normal(unseen, _variance(variance, unseen))
-        return (found - mean) / sd
+        out_mean, out_sd = _normal(unseen, _variance(variance, unseen))
+        return (found - out_mean) / out_sd
     seen = confidence(loss_in, scale)
     chosen = _variance(variance, seen, unseen)
     (in_mean, in_sd), (out_mean, out_sd) = _normal(seen, chosen), _normal(unseen, chosen)
-    if chosen == "shared":
-        sd = _pooled(np.vstack([seen - in_mean, unseen - out_mean]), means=2)
-        gain = np.maximum(in_mean - out_mean, LEAST_GAIN * sd)
-        return gain * (found - (in_mean + out_mean) / 2) / sd**2
+    in_mean = np.maximum(in_mean, out_mean + LEAST_GAIN * np.sqrt(in_sd * out_sd))
+    # The ratio of two normals turns where the wider one takes over, at `turn`; beyond, it stays what it is there.
+    with np.errstate(divide="ignore"):
+        turn = (in_mean / in_sd**2 - out_mean / out_sd**2) / (in_sd**-2.0 - out_sd**-2.0)
+    found = np.where(in_sd < out_sd, np.minimum(found, turn), np.maximum(found, np.where(in_sd > out_sd, turn, found)))
 
     def log_density(mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
         return -0.5 * ((found - mean) / sd) ** 2 - np.log(sd)
@@ -146,16 +147,13 @@ def _normal(values: np.ndarray, variance: str) -> tuple[np.ndarray, np.ndarray]:
     mean = np.nanmean(values, axis=0)
     if variance == "own":
         _need(shadows > 1, "second shadow model of each kind")
-        return mean, np.maximum(np.nanstd(values, axis=0, ddof=1), SMALLEST_SD)
-    return mean, np.full(len(mean), _pooled(values - mean, means=1))
-
-
-def _pooled(residuals: np.ndarray, *, means: int) -> float:
-    """Return the one standard deviation of (shadows, n) residuals from ``means`` means a record."""
-    freedom = np.maximum(np.isfinite(residuals).sum(axis=0) - means, 0).sum()
-    if freedom == 0:
-        raise InputError("one shadow model of each kind has no variance", fix="train more shadow models")
-    return max(float(np.sqrt(np.nansum(residuals**2) / freedom)), SMALLEST_SD)
+        sd = np.nanstd(values, axis=0, ddof=1)
+    else:
+        freedom = np.maximum(shadows - 1, 0).sum()
+        if freedom == 0:
+            raise InputError("one shadow model of each kind has no variance", fix="train more shadow models")
+        sd = np.full(len(mean), np.sqrt(np.nansum((values - mean) ** 2) / freedom))
+    return mean, np.maximum(sd, SMALLEST_SD)
 
 
 def _need(there: np.ndarray, what: str) -> None:
