@@ -25,6 +25,7 @@ from histocrypt.audit.card_words import (
     UNDECIDED,
     WHO,
     WORDS,
+    patients_of,
 )
 from histocrypt.audit.membership import FEWEST_PATIENTS
 from histocrypt.errors import InputError
@@ -137,8 +138,8 @@ class Asked:
             rates = " and ".join(filter(None, (", ".join(few[:-1]), few[-1])))
             also[f"Members found at {rates} % false alarms"] = "too few non-members to tell"
         n = (
-            f"{judged.n_members:,} of {_patients(judged.patients_members)} against "
-            f"{judged.n_non_members:,} of {_patients(judged.patients_non_members)}"
+            f"{judged.n_members:,} of {patients_of(judged.patients_members)} against "
+            f"{judged.n_non_members:,} of {patients_of(judged.patients_non_members)}"
         )
         if controls.negative.p_value is not None:
             also["Patients dealt out anew"] = f"p = {controls.negative.p_value:.2g}"
@@ -152,7 +153,7 @@ class Asked:
     ) -> Asked:
         """Return a question on a way of training, asked of shadow models in turn; see `of`."""
         figure = Figure(found.auc, *found.interval, over=found.interval_over)
-        n = f"{len(found.aucs)} trainings on halves of {_patients(found.patients)}"
+        n = f"{len(found.aucs)} trainings on halves of {patients_of(found.patients)}"
         also = {"Single trainings": f"AUC {_number(float(min(found.aucs)))} to {_number(float(max(found.aucs)))}"}
         notes = [*(note for note in found.notes if not note.startswith(n)), *controls.notes]
         return cls(question, who or WHO[access], access, attack, figure, n, both(controls), also, notes)
@@ -199,7 +200,7 @@ class Asked:
             access=access,
             attack=f"Share nearer to a training image than another patient's tissue is, in {what}",
             figure=_share(found),
-            n=f"{len(found.nearest):,} images against {_patients(found.patients)}",
+            n=f"{len(found.nearest):,} images against {patients_of(found.patients)}",
             controls=controls,
             also={"Training patients so copied": copied},
             notes=list(found.notes),
@@ -366,10 +367,6 @@ def _asked(content: dict[str, Any]) -> Asked:
 
 def _known(kind: type, content: dict[str, Any]) -> dict[str, Any]:
     return {one.name: content[one.name] for one in fields(kind)}
-
-
-def _patients(count: int) -> str:
-    return "1 patient" if count == 1 else f"{count} patients"
 
 
 def _number(value: float | None) -> str:

@@ -47,3 +47,8 @@ DOES_NOT_COVER = {
     "synthetic set": (*_EVERY, "Copies of parts of a tile, or of a patient's rare features, that no distance notices."),
 }
 """By kind of thing; a card may add to it."""
+
+
+def patients_of(count: int) -> str:
+    """Return ``1 patient``, ``2 patients``."""
+    return "1 patient" if count == 1 else f"{count} patients"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.audit.attacks import calibrated, in_and_out, lira, loss_threshold
+from histocrypt.audit.card_words import patients_of
 from histocrypt.audit.controls import overfitted_losses
 from histocrypt.audit.found import Found
 from histocrypt.audit.learned import on_shadows, train_value_attack, value_inputs
@@ -126,6 +127,6 @@ def _audit(records: Records, scores: np.ndarray) -> Audit:
 def _what(records: Records, thing: Thing) -> str:
     people = len(np.unique(records.patients[records.member]))
     return (
-        f"{thing.title}: predicts expression from tiles; fitted on {int(records.member.sum()):,} spots of {people} "
-        "patients, who are the members; the non-members are the patients that the fold holds out."
+        f"{thing.title}: predicts expression from tiles; fitted on {int(records.member.sum()):,} spots of "
+        f"{patients_of(people)}, the members; the non-members are the patients that the fold holds out."
     )

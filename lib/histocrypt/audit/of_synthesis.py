@@ -15,6 +15,7 @@ import numpy as np
 
 from histocrypt.audit.attacks import loss_threshold
 from histocrypt.audit.card import Asked
+from histocrypt.audit.card_words import patients_of
 from histocrypt.audit.controls import copied_features, overfitted_losses
 from histocrypt.audit.found import Found
 from histocrypt.audit.generator_attacks import closest_record, denoising_loss
@@ -192,6 +193,6 @@ def _nearest_mask(real: Pairs, inside: np.ndarray) -> np.ndarray:
 def _what(thing: Thing, tiles: RealTiles) -> str:
     people = [len(np.unique(side.patients)) for side in (tiles.train, tiles.test)]
     return (
-        f"{thing.title}: learned from tiles of {people[0]} patients, who are the members; non-members are {people[1]} "
-        "patients that the fold holds out."
+        f"{thing.title}: learned from tiles of {patients_of(people[0])}, the members; non-members are "
+        f"{patients_of(people[1])} that the fold holds out."
     )
