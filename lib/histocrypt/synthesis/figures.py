@@ -150,7 +150,7 @@ def utility_bars(table: pd.DataFrame) -> Figure:
                     at = x + 0.17 * (number - (len(models) - 1) / 2)
                     one.plot([at, at], [low, high], color=colour, lw=2.2, solid_capstyle="round")
                     one.plot(at, value, mark, color=colour, ms=6, label=table.loc[name, "title"] if x == 0 else None)
-                for name, look in (("colour_only", "-"), ("majority", ":")):
+                for name, look in (("colour_only", "-"), ("colour_synthetic", "--"), ("majority", ":")):
                     if name in table.index and np.isfinite(table.loc[name, score]):
                         label = table.loc[name, "title"] if x == 0 else None
                         one.plot(
@@ -163,7 +163,7 @@ def utility_bars(table: pd.DataFrame) -> Figure:
             one.grid(axis="y", color=LINE, lw=0.6)
             one.tick_params(axis="x", length=0)
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, ncols=len(labels), fontsize=8.5, loc="outside lower center")
+        figure.legend(handles, labels, ncols=3, fontsize=8.5, loc="outside lower center")
     return figure
 
 

@@ -36,9 +36,11 @@ TITLES = {
     "synthetic": "Trained on synthetic",
     "both": "Trained on both",
     "colour_only": "Colour only, real",
+    "colour_synthetic": "Colour only, synthetic",
     "majority": "Majority, real",
 }
-BASELINES = ("colour_only", "majority")
+BASELINES = {"colour_only": "real", "colour_synthetic": "synthetic", "majority": "real"}
+"""And which images each is fitted on."""
 COMPARED = ("mean_dice", "balanced_accuracy", "auc")
 """Scores that are also given as differences from the row ``real``, on the same draws."""
 
@@ -83,9 +85,9 @@ def utility_table(
     Returns
     -------
     DataFrame
-        Index ``real``, ``synthetic``, ``both``, ``colour_only``, ``majority``. Columns ``title``, ``role``, ``images``,
-        ``steps``; then each score with ``_low`` and ``_high``: ``dice_<level>``, ``mean_dice``, ``balanced_accuracy``,
-        ``auc``; then ``<score>_vs_real`` with its interval for `COMPARED`. NaN where a score cannot be had.
+        Index: the names in `TITLES`. Columns ``title``, ``role``, ``images``, ``steps``; then each score with ``_low`` and
+        ``_high``: ``dice_<level>``, ``mean_dice``, ``balanced_accuracy``, ``auc``; then ``<score>_vs_real`` with its
+        interval for `COMPARED`. NaN where a score cannot be had.
 
     Raises
     ------
@@ -113,8 +115,11 @@ def utility_table(
         rows[name] = {
             "role": "model", "images": len(pairs), "steps": about["steps"], "best_epoch": about["best_epoch"],
         }  # fmt: skip
-    masks |= {"colour_only": plain.colour_mask(real, test, seed=seed), "majority": plain.majority_mask(real, test)}
-    rows |= {name: {"role": "baseline", "images": len(real), "steps": None, "best_epoch": None} for name in BASELINES}
+    for name, learned in BASELINES.items():
+        pairs = sets[learned]
+        coloured = name != "majority" and pairs.has_mask.any()
+        masks[name] = plain.colour_mask(pairs, test, seed=seed) if coloured else plain.majority_mask(real, test)
+        rows[name] = {"role": "baseline", "images": len(pairs), "steps": None, "best_epoch": None}
     probabilities = label_probabilities(sets, validation, test, encoder=encoder)
     scores, drawn = judge(masks, probabilities, test, blocks=blocks, draws=draws, seed=seed)
     table = pd.DataFrame(
@@ -137,25 +142,22 @@ def label_probabilities(
     They are NaN for a set that has images of one class only: a filter may have left no other.
     """
     classes = test.scheme.classes
-    found = {}
-    features = {name: plain.encoder_features(sets[name], encoder) for name in ("real", "synthetic")}
-    features["both"] = np.concatenate([features["real"], features["synthetic"]])
-    judged, asked = plain.encoder_features(validation, encoder), plain.encoder_features(test, encoder)
-    for name, pairs in sets.items():
-        if len(np.unique(pairs.labels)) < 2:
-            found[name] = np.full((len(test), len(classes)), np.nan)
-            continue
-        fitted = plain.fit_classifier(
-            features[name], pairs.labels, classes=classes, validation=(judged, validation.labels)
-        )
-        found[name] = fitted.probabilities(asked)
-    real = sets["real"]
-    colour = plain.fit_classifier(
-        plain.colour_statistics(real), real.labels, classes=classes,
-        validation=(plain.colour_statistics(validation), validation.labels),
-    )  # fmt: skip
-    found["colour_only"] = colour.probabilities(plain.colour_statistics(test))
-    share = np.array([(real.labels == name).mean() for name in classes])
+    looked_at = {"real": sets["real"], "synthetic": sets["synthetic"], "validation": validation, "test": test}
+    encoded = {name: plain.encoder_features(pairs, encoder) for name, pairs in looked_at.items()}
+    encoded["both"] = np.concatenate([encoded["real"], encoded["synthetic"]])
+    coloured = {name: plain.colour_statistics(pairs) for name, pairs in looked_at.items()}
+
+    def learned(name: str, features: Mapping[str, np.ndarray]) -> np.ndarray:
+        labels = sets[name].labels
+        if len(np.unique(labels)) < 2:
+            return np.full((len(test), len(classes)), np.nan)
+        judged = (features["validation"], validation.labels)
+        fitted = plain.fit_classifier(features[name], labels, classes=classes, validation=judged)
+        return fitted.probabilities(features["test"])
+
+    found = {name: learned(name, encoded) for name in sets}
+    found |= {name: learned(BASELINES[name], coloured) for name in ("colour_only", "colour_synthetic")}
+    share = np.array([(sets["real"].labels == name).mean() for name in classes])
     found["majority"] = np.tile(share, (len(test), 1))
     return found
 
