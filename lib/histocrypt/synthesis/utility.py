@@ -85,9 +85,9 @@ def utility_table(
     Returns
     -------
     DataFrame
-        Index: the names in `TITLES`. Columns ``title``, ``role``, ``images``, ``steps``; then each score with ``_low`` and
-        ``_high``: ``dice_<level>``, ``mean_dice``, ``balanced_accuracy``, ``auc``; then ``<score>_vs_real`` with its
-        interval for `COMPARED`. NaN where a score cannot be had.
+        Index: the names in `TITLES`. Columns ``title``, ``role``, ``images``, ``steps``; then each score with ``_low``
+        and ``_high``: ``dice_<level>``, ``mean_dice``, ``balanced_accuracy``, ``auc``; then ``<score>_vs_real`` with
+        its interval for `COMPARED`. NaN where a score cannot be had.
 
     Raises
     ------
