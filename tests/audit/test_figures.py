@@ -36,7 +36,7 @@ def test_pictures_are_written(audits, tmp_path):
     judged = {name: judge(one.scores, one.member, one.patients, draws=50) for name, one in audits.items()}
     one = audits["loss threshold"]
     leaking = one.scores + 5 * one.member
-    controls = {"network": run_controls(one.scores, one.member, one.patients, overfitted=leaking, draws=50)}
+    controls = {"loss threshold": run_controls(one.scores, one.member, one.patients, overfitted=leaking, draws=50)}
     for name, figure in {
         "roc": figures.roc(audits, draws=50),
         "histograms": figures.histograms(audits),

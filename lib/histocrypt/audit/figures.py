@@ -90,42 +90,42 @@ def histograms(audits: Mapping[str, Audit]) -> Figure:
 
 
 def forest(judged: Mapping[str, Judged | Procedure], controls: Mapping[str, Controls] | None = None) -> Figure:
-    """Draw AUCs with their intervals, one row each, and below them the controls.
+    """Draw AUCs with their intervals, one row each, and in the same row its controls.
 
     Parameters
     ----------
     judged
         By the row's name.
     controls
-        By the row's name; a filled diamond is the model made to leak (it must reach 0.9), a bar without a point is
-        where shuffled membership lies (it must hold 0.5).
+        By the row's name; a diamond is the model made to leak (it must reach 0.9), a grey bar is where shuffled
+        membership lies (it must hold 0.5).
     """
-    rows: list[tuple[str, float | None, tuple[float, float], str, str]] = []
-    for name, found in judged.items():
-        interval = found.auc_interval if isinstance(found, Judged) else found.interval
-        rows.append((name, found.auc, interval, CYCLE[0], "o"))
-    for name, found in (controls or {}).items():
-        rows.append((f"{name}: made to leak", found.positive.auc, found.positive.auc_interval, CYCLE[1], "D"))
-        rows.append((f"{name}: membership shuffled", None, found.negative.interval, MUTED, ""))
+    controls = controls or {}
     with style():
-        figure, axes = canvas(figsize=(6.8, 0.75 + 0.27 * len(rows)))
-        for place, (_, value, (low, high), colour, marker) in enumerate(rows):
-            width = 1.6 if value is not None else 5
-            axes.plot([low, high], [place, place], color=colour, lw=width, solid_capstyle="butt")
-            if value is not None:
-                axes.plot(value, place, marker, color=colour, markersize=5.5, clip_on=False)
-            shown = f"{low:.2f} to {high:.2f}" if value is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
+        figure, axes = canvas(figsize=(6.8, (1.1 if controls else 0.75) + 0.27 * len(judged)))
+        lowest = 0.3
+        for place, (name, found) in enumerate(judged.items()):
+            low, high = found.auc_interval if isinstance(found, Judged) else found.interval
+            if name in controls:
+                planted, dealt = controls[name].positive.auc, controls[name].negative.interval
+                axes.plot(dealt, [place, place], color=LINE, lw=7, solid_capstyle="butt", label="membership shuffled")
+                axes.plot(planted, place, "D", color=CYCLE[1], markersize=4.5, clip_on=False, label="made to leak")
+                lowest = min(lowest, planted - 0.02, dealt[0] - 0.02)
+            axes.plot([low, high], [place, place], color=CYCLE[0], lw=1.6, solid_capstyle="butt")
+            axes.plot(found.auc, place, "o", color=CYCLE[0], markersize=5.5, clip_on=False, label="found")
+            lowest = min(lowest, low - 0.02)
             axes.annotate(
-                shown, (1, place), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
-                fontsize=8,
+                f"{found.auc:.2f} ({low:.2f} to {high:.2f})", (1, place), (10, 0),
+                xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=8,
             )  # fmt: skip
         axes.axvline(0.5, color=INK, lw=0.9)
         if controls:
-            axes.axhline(len(judged) - 0.5, color=LINE, lw=0.8)
-            axes.plot([0.9, 0.9], [len(judged) - 0.5, len(rows) - 0.4], color=CYCLE[1], lw=0.8, ls=":")
-        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+            axes.axvline(0.9, color=CYCLE[1], lw=0.8, ls=":")
+            named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+            figure.legend(named.values(), named.keys(), ncols=3, fontsize=8.5, loc="outside lower center")
+        axes.set_yticks(range(len(judged)), list(judged))
         axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlim(min(0.3, *(row[2][0] - 0.02 for row in rows)), 1.01)
+        axes.set_ylim(len(judged) - 0.4, -0.6)
+        axes.set_xlim(lowest, 1.01)
         axes.set_xlabel("AUC (line: 0.5, a guess)")
     return figure
