@@ -32,7 +32,7 @@ def table(heads: list[str], rows: list[list[str]]) -> None:
 
 def use(shown: dict) -> None:
     rows = [
-        [row["title"], f"{row['images']:.0f}"]
+        [row["title"], str(row["images"])]
         + ["" if one is None else f"{one['value']:.3f}{interval(one['low'], one['high'])}" for one in row["scores"]]
         for row in shown["rows"]
     ]

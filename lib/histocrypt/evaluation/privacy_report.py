@@ -28,7 +28,7 @@ def synthetic(study: Study) -> dict[str, Any] | None:
     if folder is None:
         return None
     said, use = read_json(folder / "summary.json"), read_json(folder / "utility.json")
-    rows = [{"title": row["title"], "images": row["images"], "scores": [_score(row, key) for key, _ in SHOWN]}
+    rows = [{"title": row["title"], "images": int(row["images"]), "scores": [_score(row, key) for key, _ in SHOWN]}
             for row in use["rows"]]  # fmt: skip
     titles = [title for _, title in SHOWN]
     return {**said, "rows": rows, "columns": titles, "pictures": _pictures(folder, "synthesis")}
