@@ -100,6 +100,9 @@ def test_wrong_synthesis_and_audit_are_said_in_one_sentence():
     for part, words in (
         ({"synthesis": {"label": "tumour"}}, ["synthesis.label", "tumour", "obs:COLUMN"]),
         ({"synthesis": {"sides": 32}}, ["synthesis", "sides", "side"]),
+        ({"synthesis": {"generator": {"widht": 3}}}, ["synthesis.generator", "widht", "width"]),
+        ({"synthesis": {"generator": {"dropout": "much"}}}, ["synthesis.generator", "wrong kind", "much"]),
+        ({"synthesis": {"side": 30}}, ["synthesis.side", "30", "a multiple of 8"]),
         ({"audit": {"models": ["resnet18"]}}, ["audit.models", "resnet18", "encoder_ridge"]),
         ({"audit": {"models": ["knn"], "shadowed": ["colour_ridge"]}}, ["audit.shadowed", "colour_ridge", "knn"]),
     ):

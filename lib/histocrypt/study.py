@@ -192,7 +192,7 @@ def _first_problem(error: ValidationError, file: str | Path, *, prefix: str = ""
         )
     if first["type"] == "missing":
         return InputError("is missing", file=file, field=field, fix="add it to the study file")
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return InputError("has a wrong value", file=file, field=field, value=first["input"], expected=message)
 
 

@@ -51,12 +51,25 @@ def check_stacking(study: Study, file: str | Path) -> None:
 
 
 def check_synthesis(study: Study, file: str | Path) -> None:
-    """Refuse a label that does not say where it is found."""
+    """Refuse a label that does not say where it is found, and generators that cannot be built."""
+    from histocrypt.synthesis.generator_plan import GeneratorPlan
     from histocrypt.targets.labels import Label
 
     part = study.synthesis
-    if part is not None:
-        Label(part.label, tuple(part.label_is), part.label_above, field=f"{file}: synthesis.label")
+    if part is None:
+        return
+    Label(part.label, tuple(part.label_is), part.label_above, field=f"{file}: synthesis.label")
+    try:
+        plan = GeneratorPlan.of(part.generator)
+    except InputError as error:
+        raise InputError(
+            error.problem, file=file, field=error.field, value=error.value, expected=error.expected, fix=error.fix
+        ) from error
+    if part.side % plan.least_side:
+        msg = f"tiles do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}"
+        raise InputError(
+            msg, file=file, field="synthesis.side", value=part.side, expected=f"a multiple of {plan.least_side}"
+        )
 
 
 def check_audit(study: Study, file: str | Path) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.synthesis.noise import OBJECTIVES
 
 KINDS = ("joint", "control")
+OBJECTIVES = ("noise", "velocity")
 WHERE = "synthesis.generator"
 
 
@@ -65,11 +65,20 @@ class GeneratorPlan:
             msg = "learning_rate must be positive, and weight_decay not negative"
             raise InputError(msg, field=WHERE, value=(self.learning_rate, self.weight_decay))
 
+    @property
+    def least_side(self) -> int:
+        """Pixels that the side of an image must be a multiple of."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
     @classmethod
     def of(cls, options: dict[str, Any]) -> GeneratorPlan:
-        """Return the plan of a study's options; an unknown one is an `InputError`."""
+        """Return the plan of a study's options; an unknown one, or a value of a wrong kind, is an `InputError`."""
         known = [one.name for one in fields(cls)]
         for name in options:
             if name not in known:
                 raise unknown_name("option", name, known, field=WHERE)
-        return cls(**options)
+        try:
+            return cls(**options)
+        except TypeError as error:
+            msg = f"an option is of a wrong kind ({error})"
+            raise InputError(msg, field=WHERE, value=options) from error

@@ -20,7 +20,6 @@ import torch
 from histocrypt.errors import unknown_name
 
 FIRST_BETA, LAST_BETA = 1e-6, 0.01
-OBJECTIVES = ("noise", "velocity")
 SAMPLERS = ("ancestral", "ddim", "dpm++")
 
 
