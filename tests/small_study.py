@@ -1,6 +1,7 @@
 """A study small enough to run in a test, and the way a user runs it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,8 @@ def environment(outputs: Path) -> dict[str, str]:
 def histocrypt(*arguments: str | Path, outputs: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "histocrypt", *map(str, arguments)]
     return subprocess.run(command, env=environment(outputs), capture_output=True, text=True, check=False)
+
+
+def interruptible() -> None:
+    """Give a child its Ctrl-C back: what is started in the background inherits an ignored one, a person's shell not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -40,7 +40,7 @@ def people():
 @pytest.fixture(scope="module")
 def leaky(people, tmp_path_factory) -> Generator:
     folder = tmp_path_factory.mktemp("leaky")
-    return train_generator(people[0], OVERFITTED, folder=folder, epochs=300, seed=0, device="cpu")
+    return train_generator(people[0], OVERFITTED, folder=folder, epochs=200, seed=0, device="cpu")
 
 
 def auc(members: np.ndarray, others: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from tests.download.server import running
-from tests.small_study import environment
+from tests.small_study import environment, interruptible
 
 from histocrypt.download.checksum import check_sums, digest_of
 from histocrypt.download.transfer import RemoteFile, confined, fetch, left_to_fetch, need_space
@@ -272,6 +272,7 @@ def test_ctrl_c_keeps_what_came(server, tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,
     )
     partial = tmp_path / "V1_Human_Heart" / "filtered_feature_bc_matrix.h5.partial"
     deadline = time.monotonic() + 60
