@@ -4,16 +4,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from histocrypt.audit.generator_attacks import closest_record, denoising_loss
+from histocrypt.audit.of_synthesis import LEAKY
 from histocrypt.errors import InputError
-from histocrypt.synthesis.generator import Generator, GeneratorPlan, build, train_generator
+from histocrypt.synthesis.generator import Generator, build, train_generator
 from histocrypt.synthesis.pairs import Pairs
 from histocrypt.synthesis.sampling import sample
 from histocrypt.synthesis.scheme import TISSUE
-
-OVERFITTED = GeneratorPlan(
-    width=32, multipliers=(1, 2), blocks=1, patch=4, objective="velocity", steps=100, dropout=0.0, batch=12,
-    learning_rate=5e-3, ema=0.9, guidance_dropout=0.0, augment=False,
-)  # fmt: skip
 
 
 def blobs(n: int, *, seed: int, side: int = 16) -> Pairs:
@@ -40,7 +36,7 @@ def people():
 @pytest.fixture(scope="module")
 def leaky(people, tmp_path_factory) -> Generator:
     folder = tmp_path_factory.mktemp("leaky")
-    return train_generator(people[0], OVERFITTED, folder=folder, epochs=200, seed=0, device="cpu")
+    return train_generator(people[0], LEAKY, folder=folder, epochs=200, seed=0, device="cpu")
 
 
 def auc(members: np.ndarray, others: np.ndarray) -> float:
@@ -58,8 +54,8 @@ def test_an_overfitted_generator_gives_its_members_away(leaky, people):
 
 def test_an_untrained_generator_knows_nobody(people):
     torch.manual_seed(0)
-    network = build(OVERFITTED, TISSUE, side=16, colours=3).eval()
-    fresh = Generator(network, OVERFITTED, TISSUE, 16, 3, {}, torch.device("cpu"))
+    network = build(LEAKY, TISSUE, side=16, colours=3).eval()
+    fresh = Generator(network, LEAKY, TISSUE, 16, 3, {}, torch.device("cpu"))
     assert 0.3 < auc(*(denoising_loss(fresh, each) for each in people)) < 0.7
 
 

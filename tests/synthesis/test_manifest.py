@@ -62,7 +62,7 @@ def one(tmp_path, *, image=None, mask=None, name="a", **changes):
     """Write a manifest of one record; arrays become .npy files."""
     for key, values in (("image", image), ("mask", mask)):
         if values is not None:
-            np.save(tmp_path / f"{key}.npy", values, allow_pickle=True)
+            np.save(tmp_path / f"{key}.npy", values)
     entry = {"id": name, "label": "tumour", "image_path": "image.npy", "mask_path": "mask.npy", **changes}
     (tmp_path / "manifest.json").write_text(json.dumps([{k: v for k, v in entry.items() if v != "absent"}]))
     return tmp_path / "manifest.json"

@@ -48,7 +48,6 @@ def test_sides_of_a_fold_share_no_patient_and_tiles_know_their_square_of_tissue(
 
 
 def test_a_privacy_budget_is_shared_by_the_generators(outputs, tmp_path):
-    pytest.importorskip("opacus")
     study = study_of(outputs, normal_from="control", epsilon=8.0)
     real = real_pairs(study, fold_of(study, None))
     generators = train_generators(study, real["train"], tmp_path)

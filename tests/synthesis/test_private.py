@@ -10,8 +10,6 @@ from histocrypt.synthesis.pairs import Pairs
 from histocrypt.synthesis.private import Privacy, PrivateLesson, epsilon_of_group
 from histocrypt.synthesis.scheme import TISSUE
 
-pytest.importorskip("opacus")
-
 PLAN = GeneratorPlan(width=8, multipliers=(1, 2), blocks=1, objective="velocity", steps=100, dropout=0.0, batch=8)
 N = 24
 

@@ -95,6 +95,7 @@ def test_the_table_from_end_to_end(tmp_path):
     assert table.loc["majority", "auc"] == 0.5
     assert table.loc["real", "mean_dice"] > table.loc["majority", "mean_dice"]
     assert table.loc["colour_synthetic", "images"] == table.loc["synthetic", "images"]
+    assert table.loc["colour_synthetic", "mean_dice"] != table.loc["colour_only", "mean_dice"]
     again = utility.read_utility(tmp_path / "utility.json")
     numbers = [name for name in table.columns if name not in ("title", "role")]
     pd.testing.assert_frame_equal(again[numbers].astype(float), table[numbers].astype(float))

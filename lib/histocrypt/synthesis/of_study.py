@@ -98,10 +98,8 @@ def draw_synthetic(study: Study, generators: dict[str, Generator], folder: Path)
     """
     part, drawn = study.synthesis, []
     for number, (kind, generator) in enumerate(generators.items()):
-        control = generator.scheme.control
-        classes = [name for name in generator.classes if (name == control) == (kind == "control")]
-        if "control" not in generators:
-            classes = list(generator.classes)
+        control, alone = generator.scheme.control, len(generators) == 1
+        classes = [name for name in generator.classes if alone or (name == control) == (kind == "control")]
         one = sample(
             generator,
             labels=np.repeat(classes, part.per_class),
