@@ -60,7 +60,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run.")] = False,
 ) -> None:
     """Run a study from section files to report; resume what an interruption left."""
-    from histocrypt.workflow import run_study
+    from histocrypt.workflow.run import run_study
 
     pairs = [tuple(pair.split("=", 1)) for pair in parameter or []]
     raise typer.Exit(run_study(study, cores=cores, until=until, parameters=pairs, profile=profile, dry_run=dry_run))

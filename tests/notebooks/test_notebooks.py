@@ -10,7 +10,7 @@ import pytest
 from tests.small_study import environment
 
 from histocrypt import paths
-from histocrypt.workflow import APART, STAGES
+from histocrypt.workflow.stages import APART, STAGES
 
 NOTEBOOKS = sorted((paths.repository() / "notebooks").glob("*.ipynb"))
 

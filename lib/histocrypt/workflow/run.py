@@ -1,0 +1,113 @@
+"""Starts Snakemake, which orders and runs the notebooks of a study."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from histocrypt import paths
+from histocrypt.atomic import write_json
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.study import Study, load_study
+from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, known_parameters
+from histocrypt.workflow.watch import watch
+
+
+def run_study(
+    study_file: Path,
+    *,
+    cores: int = 0,
+    until: str | None = None,
+    parameters: list[tuple[str, str]] | None = None,
+    profile: Path | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Run a study from section files to report and return the exit code.
+
+    What is finished stays; a later call goes on from there and reruns only what a change touches.
+
+    Parameters
+    ----------
+    study_file
+        The study, YAML.
+    cores
+        Cores to use; 0 means all.
+    until
+        Notebook to stop after, e.g. ``"20_preprocessing"``.
+    parameters
+        Notebook parameters, name and value; each goes to every notebook that knows it.
+    profile
+        Snakemake profile folder; ``workflow/profiles/local`` by default.
+    dry_run
+        Only print what would run.
+
+    Raises
+    ------
+    InputError
+        If the study, a notebook name, a parameter or the profile is wrong, or the study is already running.
+    """
+    from histocrypt.sections.read import input_files
+
+    study = load_study(study_file)
+    if until is not None and until not in STAGES:
+        raise unknown_name("notebook", until, STAGES, field="--until")
+    given = _checked(parameters or [])
+    profile = profile or paths.repository() / "workflow" / "profiles" / "local"
+    if not (profile / "config.yaml").is_file():
+        raise InputError("profile has no config.yaml", file=profile, fix="workflow/profiles/local is an example")
+
+    input_files(study)  # a section that is not there is said here, in one sentence, and not by Snakemake
+    study.run.logs.mkdir(parents=True, exist_ok=True)
+    with _only_one(study) as lock:
+        command = _command(study_file, study, cores=cores, until=until, given=given, profile=profile)
+        if dry_run:
+            quiet = ["--dry-run", "--quiet", "host", "reason", "rules"]
+            return subprocess.call([*command, *quiet], cwd=paths.repository())
+        write_json(study.run.study, study.model_dump(mode="json"))
+        # Nobody else runs this study (we hold its lock), so a Snakemake lock can only be left over from a kill.
+        unlock = [*command, "--unlock"]
+        subprocess.run(unlock, cwd=paths.repository(), check=False, capture_output=True)
+        return watch(command, study, lock)
+
+
+def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
+    known = sorted(set().union(*(known_parameters(notebook) for notebook in STAGES)))
+    for name, _ in parameters:
+        if name in SET_BY_WORKFLOW:
+            msg = "is set by the workflow itself"
+            raise InputError(msg, field=f"-p {name}", expected="one of " + ", ".join(known))
+        if name not in known:
+            raise unknown_name("notebook parameter", name, known, field="-p")
+    return dict(parameters)
+
+
+def _command(
+    study_file: Path, study: Study, *, cores: int, until: str | None, given: dict[str, str], profile: Path
+) -> list[str]:
+    command = [sys.executable, "-m", "snakemake", STAGES[until] if until else "all"]
+    command += ["--snakefile", str(paths.repository() / "workflow" / "Snakefile")]
+    command += ["--profile", str(profile), "--directory", str(study.run.root), "--nocolor"]
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    command += ["--cores", str(cores or usable)]
+    command += ["--config", f"study={study_file.resolve()}", f"parameters={json.dumps(given)}"]
+    return command
+
+
+@contextmanager
+def _only_one(study: Study) -> Iterator[IO[str]]:
+    """Hold the study's lock file; a second run of the same study is refused."""
+    path = study.run.root / ".lock"
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            msg = "this study is already running"
+            raise InputError(msg, file=study.run.root, fix="wait for that run, or stop it first") from None
+        yield lock
