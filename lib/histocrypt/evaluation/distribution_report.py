@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, Any
 
 from histocrypt.evaluation.distribution_scores import MEASURES, load_distributions
+from histocrypt.evaluation.embed import embed
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
 
-SHOWN = {
-    "variation": ("{model}.svg", "image/svg+xml"),
-    "maps": ("{model}_maps.png", "image/png"),
-}
+SHOWN = {"variation": "{model}.svg", "maps": "{model}_maps.png"}
 """Pictures that notebook 34_diffusion leaves beside its scores."""
 
 COUNTED = {
@@ -35,10 +32,10 @@ def distributions(study: Study) -> list[dict[str, Any]]:
     found = []
     for content in load_distributions(study):
         pictures = {}
-        for name, (file, kind) in SHOWN.items():
+        for name, file in SHOWN.items():
             path = study.run.evaluation / f"distribution_{file.format(model=content['model'])}"
             if path.is_file():
-                pictures[name] = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+                pictures[name] = embed(path)
         encoder = study.options_of(content["model"]).get("encoder", "efficientnet_lite0")
         ridge = study.options_of("encoder_ridge").get("encoder", "efficientnet_lite0")
         same = "the same features" if encoder == ridge else f"features of another encoder ({ridge}, not {encoder})"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histocrypt.atomic import read_json
+from histocrypt.evaluation.embed import embed
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
@@ -58,8 +58,4 @@ def _score(row: dict[str, Any], key: str) -> dict[str, float] | None:
 
 def _pictures(folder: Path, kind: str) -> dict[str, str]:
     found = {name: folder / f"{name}.png" for name in PICTURES[kind]}
-    return {
-        name: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        for name, path in found.items()
-        if path.is_file()
-    }
+    return {name: embed(path) for name, path in found.items() if path.is_file()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,7 @@ from histocrypt.evaluation import figures, maps, views, words
 from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.evaluation.backdrop import backdrop
 from histocrypt.evaluation.distribution_report import distributions
+from histocrypt.evaluation.embed import embed
 from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
 from histocrypt.evaluation.multitask_report import beyond_panel
 from histocrypt.evaluation.privacy_report import audit, synthetic
@@ -73,7 +73,7 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
     pictures = _pictures(study, scores, folds, sections, {r["section"]: r["patient"] for r in data})
     beyond, drawn = beyond_panel(study, sections, folds)
     for name, figure in drawn.items():
-        pictures[f"multitask_{name}"] = _embed(figures.save(figure, run.evaluation / f"multitask_{name}.png"))
+        pictures[f"multitask_{name}"] = embed(figures.save(figure, run.evaluation / f"multitask_{name}.png"))
     return {
         "title": study.title or study.name,
         "name": study.name,
@@ -272,10 +272,10 @@ def _pictures(
     }
     shown, about = _maps(study, scores, best, sections)
     found: dict[str, Any] = {
-        name: None if figure is None else _embed(figures.save(figure, run.evaluation / f"{name}.svg"))
+        name: None if figure is None else embed(figures.save(figure, run.evaluation / f"{name}.svg"))
         for name, figure in drawn.items()
     }
-    found["maps"] = _embed(figures.save(shown, run.evaluation / "maps.png"))
+    found["maps"] = embed(figures.save(shown, run.evaluation / "maps.png"))
     found["maps_about"] = about
     return found
 
@@ -285,13 +285,8 @@ def _viewer(study: Study, scores: Scores, best: str) -> dict[str, Any]:
     content = viewer_content(study, scores, best)
     view = content.pop("view", None)
     if view is not None:
-        content["still"] = _embed(figures.save(views.draw(view), study.run.evaluation / "viewer.png"))
+        content["still"] = embed(figures.save(views.draw(view), study.run.evaluation / "viewer.png"))
     return content
-
-
-def _embed(path: Path) -> str:
-    kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _maps(study: Study, scores: Scores, best: str, sections: dict[str, AnnData]) -> tuple[Any, str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation import maps, views, words
+from histocrypt.evaluation.embed import embed_bytes
 from histocrypt.evaluation.scores import title_of
 from histocrypt.evaluation.viewer_choice import Choice, choose
 from histocrypt.targets.matrix import noun
@@ -171,8 +172,7 @@ def _jpeg(picture: np.ndarray | None) -> dict[str, Any] | None:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     height, width = picture.shape[:2]
-    code = base64.b64encode(buffer.getvalue()).decode()
-    return {"width": width, "height": height, "source": f"data:image/jpeg;base64,{code}"}
+    return {"width": width, "height": height, "source": embed_bytes(buffer.getvalue(), ".jpg")}
 
 
 def stops(cmap: str, count: int = 33) -> list[list[int]]:
