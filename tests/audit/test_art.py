@@ -8,7 +8,6 @@ from sklearn.metrics import roc_auc_score
 from histocrypt.audit.attacks import loss_threshold
 from histocrypt.audit.membership import RATES, curves, judge
 
-pytest.importorskip("art", reason="needs adversarial-robustness-toolbox 1.20.1: pip install it to run this test")
 pytestmark = pytest.mark.filterwarnings("ignore")  # ART's own
 
 
