@@ -37,7 +37,6 @@ class DiffGuard(nn.Module):
 
         levels = len(multipliers)
         self.n_classes = n_classes
-        self.least_side = patch * 2 ** (levels - 1)
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
         # The middle block alone attends, in one head. The last class is the null class. Narrow networks normalise over
         # groups of 8 channels: of a channel alone, its mean, and with it the colour of the tile, would be lost.
@@ -65,7 +64,7 @@ class DiffGuard(nn.Module):
         Parameters
         ----------
         noisy
-            (B, C, S, S); S a multiple of `least_side`.
+            (B, C, S, S); S a multiple of ``patch * 2 ** (levels - 1)``.
         kept
             (B,), share of the signal's variance that is left: 1 without noise, 0 where nothing else is left.
         classes

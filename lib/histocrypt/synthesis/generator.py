@@ -107,7 +107,12 @@ def learned_from(pairs: Pairs, plan: GeneratorPlan) -> Pairs:
 
 def build(plan: GeneratorPlan, scheme: Scheme, *, side: int, colours: int) -> DiffGuard:
     """Return an untrained network."""
-    network = DiffGuard(
+    if side % plan.least_side:
+        msg = (
+            f"images of {side} pixels a side do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}"
+        )
+        raise InputError(msg, field=f"{WHERE}.multipliers", expected=f"a side that is a multiple of {plan.least_side}")
+    return DiffGuard(
         colours + (plan.kind == "joint"),
         n_classes=len(scheme.classes) if plan.conditional else 0,
         width=plan.width,
@@ -116,14 +121,6 @@ def build(plan: GeneratorPlan, scheme: Scheme, *, side: int, colours: int) -> Di
         dropout=plan.dropout,
         patch=plan.patch,
     )
-    if side % network.least_side:
-        msg = (
-            f"images of {side} pixels a side do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}"
-        )
-        raise InputError(
-            msg, field=f"{WHERE}.multipliers", expected=f"a side that is a multiple of {network.least_side}"
-        )
-    return network
 
 
 def train_generator(
