@@ -52,6 +52,17 @@ class InputError(ValueError):
             sentence += f"; {fix}"
         super().__init__(sentence if sentence.endswith("?") else sentence + ".")
 
+    def of_file(self, file: str | Path, *, fix: str | None = None) -> InputError:
+        """Return the same error said of a file that only the caller knows, with ``fix`` where it names none itself."""
+        return InputError(
+            self.problem,
+            file=file,
+            field=self.field,
+            value=self.value,
+            expected=self.expected,
+            fix=self.fix or fix,
+        )
+
 
 def unknown_name(what: str, name: str, known: Iterable[str], **where: object) -> InputError:
     """Return the error for a misspelt name: it lists the known ones and guesses which was meant."""

@@ -62,9 +62,7 @@ def check_synthesis(study: Study, file: str | Path) -> None:
     try:
         plan = GeneratorPlan.of(part.generator)
     except InputError as error:
-        raise InputError(
-            error.problem, file=file, field=error.field, value=error.value, expected=error.expected, fix=error.fix
-        ) from error
+        raise error.of_file(file) from error
     if part.side % plan.least_side:
         msg = f"tiles do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}"
         raise InputError(

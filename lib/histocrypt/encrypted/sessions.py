@@ -192,7 +192,7 @@ class Store:
         except InputError as error:
             self._forget(hosted)
             self._say(hosted, "keys refused")
-            raise _without_path(error) from error
+            raise error.of_file("evaluation keys") from error  # and not the server's own file name
         finally:
             hosted.path.unlink(missing_ok=True)  # the engine has its own copy
         if hosted.state == "loading":  # and not ended meanwhile
@@ -287,14 +287,6 @@ def _write(file: IO[bytes], offset: int, chunk: bytes) -> None:
     left = memoryview(chunk)
     while left:
         left = left[file.write(left) :]
-
-
-def _without_path(error: InputError) -> InputError:
-    """Return the same sentence without the server's own file name."""
-    return InputError(
-        error.problem, file="evaluation keys", field=error.field, value=error.value, expected=error.expected,
-        fix=error.fix,
-    )  # fmt: skip
 
 
 def _own_folder(scratch: Path | None) -> tuple[Path, IO[bytes]]:

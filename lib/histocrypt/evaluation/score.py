@@ -68,9 +68,7 @@ def score_files(prediction: Path, truth: str) -> ScoreResult:
     try:
         pair = join(predicted, section.adata, section.id)
     except InputError as error:
-        raise InputError(
-            error.problem, file=prediction, field=error.field, expected=error.expected, fix=error.fix
-        ) from error
+        raise error.of_file(prediction) from error
     graph = metrics.neighbour_graph(pair.coords)
     matrix = matrix_of(predicted)
     means, genes, flat, within = {}, {}, {}, {}

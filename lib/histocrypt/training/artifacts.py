@@ -137,7 +137,7 @@ def load_model(folder: str | Path, *, device: Any = None) -> TrainedModel:
         predictor.load_state({**about.get("state", {}), **state})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
-            raise InputError(error.problem, file=folder, field=error.field, fix=error.fix or again) from error
+            raise error.of_file(folder, fix=again) from error
         msg = f"the model cannot be put together ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         raise InputError(msg, file=folder, fix=again) from error
     return TrainedModel(folder, about, predictor, scaling)
