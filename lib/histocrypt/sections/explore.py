@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.sections.size import SectionSize, size_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +46,7 @@ class Summary:
     thumbnail: np.ndarray
     """(h, w, 3) uint8."""
     thumbnail_um_per_px: float
+    size: SectionSize
     gene_share: dict[str, float] = field(repr=False)
     """Share of all counts by gene symbol, largest first, the `SHARES` largest that were seen at all."""
     dropped: dict[str, int] = field(default_factory=dict)
@@ -72,6 +74,7 @@ def summarise(section: Section, *, max_side: int = 500) -> Summary:
         coords=section.coords * scale,
         thumbnail=thumbnail,
         thumbnail_um_per_px=section.um_per_px / scale,
+        size=size_of(section),
         gene_share=gene_share,
         dropped=dict(section.dropped),
         notes=list(section.notes),
@@ -186,6 +189,7 @@ def listing(summary: Summary, files: SectionFiles) -> dict[str, Any]:
         "patient": summary.patient,
         "dropped": summary.dropped,
         "notes": summary.notes,
+        "size": asdict(summary.size),
         "read_as": {key: str(value) for key, value in asdict(files).items()},
         "files": [str(path) for path in watched(files)],
     }

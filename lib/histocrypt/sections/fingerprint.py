@@ -15,6 +15,7 @@ import numpy as np
 from histocrypt import paths
 from histocrypt.atomic import write_json
 from histocrypt.errors import InputError
+from histocrypt.sections.size import SectionSize, size_of
 
 if TYPE_CHECKING:
     from histocrypt.sections.section import Section, SectionFiles
@@ -33,6 +34,8 @@ class Fingerprint:
     """Hash of the counts, whatever the order of spots and genes; empty where not computed."""
     image: str = ""
     """Hash of the image content; empty where not computed."""
+    size: SectionSize | None = None
+    """None where the section was not read."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def fingerprint(files: SectionFiles, *, content: bool = True) -> Fingerprint:
     try:
         known = json.loads(cached.read_text(encoding="utf-8"))
         if known["stats"] == _stats(known["files"]):
-            return Fingerprint(**known["fingerprint"])
+            return Fingerprint(**{**known["fingerprint"], "size": SectionSize(**known["fingerprint"]["size"])})
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or of another version
     section = read_section(files)
@@ -67,7 +70,7 @@ def fingerprint(files: SectionFiles, *, content: bool = True) -> Fingerprint:
 def fingerprint_of(section: Section, files: SectionFiles) -> Fingerprint:
     """Return the fingerprint of a section that has been read."""
     image = section.image.content_hash() if section.image is not None else ""
-    return Fingerprint(section.id, section.patient, str(files.path), counts_hash(section), image)
+    return Fingerprint(section.id, section.patient, str(files.path), counts_hash(section), image, size_of(section))
 
 
 def counts_hash(section: Section) -> str:

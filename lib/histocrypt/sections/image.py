@@ -31,6 +31,11 @@ class ImageSource(ABC):
     width: int
     height: int
 
+    @property
+    def decoded_mpx(self) -> float:
+        """Millions of pixels that reading a window holds in memory beyond the window; 0 where it reads no more."""
+        return 0.0
+
     @abstractmethod
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return a window, uint8 (height, width, 3), white outside the image.
@@ -91,6 +96,11 @@ class WholeImage(ImageSource):
             self.width, self.height = image.size
             self._format = image.format
             self.um_per_px = _tiff_um_per_px(image)
+
+    @property
+    def decoded_mpx(self) -> float:
+        """Millions of pixels: the whole image."""
+        return self.width * self.height / 1e6
 
     @property
     def pixels(self) -> np.ndarray:

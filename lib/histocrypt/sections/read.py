@@ -16,6 +16,7 @@ from histocrypt.errors import InputError
 from histocrypt.sections.section import Section, SectionFiles
 
 if TYPE_CHECKING:
+    from histocrypt.sections.size import SectionSize
     from histocrypt.study import Study
     from histocrypt.study_parts import SectionSource
 
@@ -124,9 +125,14 @@ def read_path(
 
 
 def study_sections(study: Study) -> list[SectionFiles]:
-    """Return all sections of a study, cross-checked: ids, patients and content. The demo tissue is written if needed.
+    """Return all sections of a study, cross-checked as in `survey`."""
+    return list(survey(study))
 
-    Every section is read once for its fingerprint, which is cached until its files change.
+
+def survey(study: Study) -> dict[SectionFiles, SectionSize]:
+    """Return all sections of a study with their sizes, cross-checked: ids, patients and content.
+
+    The demo tissue is written if needed. Every section is read once for its fingerprint, which is cached until its files change.
 
     Raises
     ------
@@ -143,7 +149,10 @@ def study_sections(study: Study) -> list[SectionFiles]:
     prints = [fingerprint(files) for files in tqdm(found, desc="sections", unit="section", leave=False, disable=None)]
     for conflict in conflicts(prints):
         raise conflict.error
-    return [replace(files, id=known.id, patient=known.patient) for files, known in zip(found, prints, strict=True)]
+    return {
+        replace(files, id=known.id, patient=known.patient): known.size
+        for files, known in zip(found, prints, strict=True)
+    }
 
 
 def _path(text: str, study: Study | None) -> Path:

@@ -26,6 +26,11 @@ class ScaledImage(ImageSource):
         self.width, self.height = round(image.width / scale), round(image.height / scale)
         self.um_per_px = None
 
+    @property
+    def decoded_mpx(self) -> float:
+        """Millions of pixels: those of the image at hand."""
+        return self.image.decoded_mpx
+
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return a window, uint8 (height, width, 3), interpolated bilinearly, white outside the image."""
         from PIL import Image
