@@ -71,6 +71,11 @@ class RunFolder:
         return self.root / "study.json"
 
     @property
+    def seen(self) -> Path:
+        """Which artifacts there were when the study last ran, and which of them were found whole."""
+        return self.root / ".seen.json"
+
+    @property
     def demo_tissue(self) -> Path:
         """The simulated sections, written as ordinary section files."""
         return self.root / "demo_tissue"
@@ -162,3 +167,13 @@ class RunFolder:
     def logs(self) -> Path:
         """What every stage printed."""
         return self.root / "logs"
+
+    @property
+    def stages(self) -> Path:
+        """What every stage took: time and memory."""
+        return self.logs / "stages"
+
+    @property
+    def record(self) -> Path:
+        """What the runs of this study ran with and how they ended."""
+        return self.root / "run.json"

@@ -1,0 +1,160 @@
+"""Runs a notebook's command in this process and writes down what it took: seconds, CPU seconds, peak memory.
+
+``python -m histocrypt.workflow.measure LOG papermill IN OUT ...`` runs the module `papermill` with the arguments that
+follow it and leaves ``stages/<job>.json`` beside ``<job>.log``, wherever the job runs. Snakemake's own `benchmark`
+looks only every 30 s once a job is 15 s old, and writes nothing about a job that failed.
+
+The peak is the larger of two figures. The kernel's own mark of the largest single process misses nothing, but does not
+add up processes; a sample of the whole family every half second does (shared pages counted once), but may miss a short
+rise.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from histocrypt import paths
+from histocrypt.atomic import write_json
+
+INTERVAL_S = 0.5
+SHARE = 0.02
+"""Sampling may take this share of a core; where a look takes long, looks become rarer."""
+
+
+class Family:
+    """Samples what this process and all below it hold together, in a thread."""
+
+    def __init__(self) -> None:
+        self.peak_bytes, self.processes = 0, 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Family:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        own = psutil.Process()
+        pause = 0.0
+        while not self._stop.wait(pause):
+            began = time.thread_time()
+            family = [own, *own.children(recursive=True)]
+            self.peak_bytes = max(self.peak_bytes, sum(map(_held, family)))
+            self.processes = max(self.processes, len(family))
+            pause = max(INTERVAL_S, (time.thread_time() - began) / SHARE)
+
+
+def _held(process: Any) -> int:
+    """Return the bytes a process holds, its share of shared pages included; 0 if it has just ended."""
+    import psutil
+
+    try:
+        try:
+            full = process.memory_full_info()
+            return getattr(full, "pss", full.rss)
+        except psutil.AccessDenied:
+            return process.memory_info().rss
+    except psutil.Error:
+        return 0
+
+
+def record_beside(log: Path) -> Path:
+    """Return where the record of the job with this log is kept."""
+    return log.parent / "stages" / f"{log.stem}.json"
+
+
+def measured(log: Path, values: dict[str, str], work: Callable[[], None]) -> None:
+    """Do ``work`` and write its record, whether it ends well or not.
+
+    Parameters
+    ----------
+    log
+        The log of the job; its name without suffix is the job's.
+    values
+        Section, model and fold, as far as the job is of one.
+    work
+        What is measured. An exception, `SystemExit` included, is recorded and goes on.
+    """
+    from histocrypt.workflow.machine import processor
+
+    began, clock = datetime.now(UTC), time.monotonic()
+    record: dict[str, Any] = {
+        "job": log.stem,
+        "notebook": log.stem.partition("__")[0],
+        **{name: values.get(name) for name in ("section", "model", "fold")},
+        "outcome": "running",
+        "begun": began.isoformat(timespec="seconds"),
+    }
+    _write(log, record)
+    record["outcome"] = "failed"
+    family = Family()
+    try:
+        with family:
+            work()
+        record["outcome"] = "finished"
+    except SystemExit as end:
+        record["outcome"] = "failed" if end.code else "finished"
+        raise
+    finally:
+        largest, cpu_seconds = _marks()
+        record |= {
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - clock, 2),
+            "cpu_seconds": round(cpu_seconds, 2),
+            "peak_gib": round(max(largest, family.peak_bytes) / 2**30, 4),
+            "largest_process_gib": round(largest / 2**30, 4),
+            "processes": family.processes,
+            "threads": paths.threads(),
+            "processor": processor(),
+        }
+        _write(log, record)
+
+
+def _marks() -> tuple[int, float]:
+    """Return the peak of the largest process of this family, in bytes, and what all used of processors, in seconds."""
+    from histocrypt.memory import peak_gib
+
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int((peak_gib() or 0) * 2**30), time.process_time()
+    below = resource.getrusage(resource.RUSAGE_CHILDREN)
+    unit = 1 if sys.platform == "darwin" else 2**10
+    largest = max(int((peak_gib() or 0) * 2**30), below.ru_maxrss * unit)
+    return largest, time.process_time() + below.ru_utime + below.ru_stime
+
+
+def _write(log: Path, record: dict[str, Any]) -> None:
+    try:
+        write_json(record_beside(log), record)
+    except OSError as error:  # a full disk: the notebook says what it means for the run
+        print(f"histocrypt: no record of this job ({error.strerror})", file=sys.stderr)
+
+
+def _values(arguments: list[str]) -> dict[str, str]:
+    """Return the notebook parameters among papermill's arguments."""
+    pairs = zip(arguments, arguments[1:], arguments[2:], strict=False)
+    return {name: value for flag, name, value in pairs if flag == "-p"}
+
+
+def main(log: str, module: str, *arguments: str) -> None:
+    """Run a module as a program, measured."""
+    sys.argv = [module, *arguments]
+    measured(Path(log), _values(list(arguments)), lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
