@@ -181,15 +181,18 @@ def _symbols(section: Section) -> np.ndarray:
 
 
 def listing(summary: Summary, files: SectionFiles) -> dict[str, Any]:
-    """Return what the workflow must know of a section: who it is, how it is read, and which files to watch."""
+    """Return what `listed` says of a section, and what its reader said."""
+    return {**listed(files, summary.size), "dropped": summary.dropped, "notes": summary.notes}
+
+
+def listed(files: SectionFiles, size: SectionSize) -> dict[str, Any]:
+    """Return what the workflow must know of a section: who it is, its size, how it is read, which files to watch."""
     from histocrypt.sections.read import watched
 
     return {
-        "section": summary.section,
-        "patient": summary.patient,
-        "dropped": summary.dropped,
-        "notes": summary.notes,
-        "size": asdict(summary.size),
+        "section": files.id,
+        "patient": files.patient,
+        "size": asdict(size),
         "read_as": {key: str(value) for key, value in asdict(files).items()},
         "files": [str(path) for path in watched(files)],
     }

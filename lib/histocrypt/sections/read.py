@@ -132,7 +132,8 @@ def study_sections(study: Study) -> list[SectionFiles]:
 def survey(study: Study) -> dict[SectionFiles, SectionSize]:
     """Return all sections of a study with their sizes, cross-checked: ids, patients and content.
 
-    The demo tissue is written if needed. Every section is read once for its fingerprint, which is cached until its files change.
+    The demo tissue is written if needed. Every section is read once for its fingerprint, which is cached until its
+    files change.
 
     Raises
     ------
@@ -245,14 +246,14 @@ def _demo_tissue(study: Study) -> list[Path]:
     """Write the demo tissue into the study's run folder, unless it is there with the same settings, and list it."""
     import hashlib
 
-    from histocrypt.atomic import read_json, write_json
+    from histocrypt.atomic import partial_path, read_json, write_json
     from histocrypt.sections.demo import write_demo
 
     folder, stamp = study.run.demo_tissue, "demo_tissue.json"
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("demo*.py"))))
     settings = {**study.demo.model_dump(), "seed": study.seed, "simulator": code.hexdigest()[:16]}
     if not (folder / stamp).exists() or read_json(folder / stamp).get("settings") != settings:
-        draft = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        draft = partial_path(folder)
         shutil.rmtree(draft, ignore_errors=True)
         written = write_demo(
             draft,

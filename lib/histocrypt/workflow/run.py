@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +13,10 @@ from histocrypt import paths
 from histocrypt.atomic import write_json
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.study import Study, load_study
+from histocrypt.workflow.command import Command
+from histocrypt.workflow.intact import intact
+from histocrypt.workflow.plan import plan, told
+from histocrypt.workflow.profile import Profile
 from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, known_parameters
 from histocrypt.workflow.watch import watch
 
@@ -46,7 +47,7 @@ def run_study(
     profile
         Snakemake profile folder; ``workflow/profiles/local`` by default.
     dry_run
-        Only print what would run.
+        Only print what would run, why, and what it takes.
 
     Raises
     ------
@@ -59,22 +60,17 @@ def run_study(
     if until is not None and until not in STAGES:
         raise unknown_name("notebook", until, STAGES, field="--until")
     given = _checked(parameters or [])
-    profile = profile or paths.repository() / "workflow" / "profiles" / "local"
-    if not (profile / "config.yaml").is_file():
-        raise InputError("profile has no config.yaml", file=profile, fix="workflow/profiles/local is an example")
-
-    input_files(study)  # a section that is not there is said here, in one sentence, and not by Snakemake
+    command = Command(study_file, study, Profile.read(profile, cores=cores), cores, until, given)
+    given_files = input_files(study)  # a section that is not there is said here, in one sentence, and not by Snakemake
     study.run.logs.mkdir(parents=True, exist_ok=True)
-    with _only_one(study) as lock:
-        command = _command(study_file, study, cores=cores, until=until, given=given, profile=profile)
+    with _only_one(study) as lock, intact(study.run, dry_run=dry_run, spare=given_files):
         if dry_run:
-            quiet = ["--dry-run", "--quiet", "host", "reason", "rules"]
-            return subprocess.call([*command, *quiet], cwd=paths.repository())
+            print(told(plan(command), command))
+            return 0
         write_json(study.run.study, study.model_dump(mode="json"))
         # Nobody else runs this study (we hold its lock), so a Snakemake lock can only be left over from a kill.
-        unlock = [*command, "--unlock"]
-        subprocess.run(unlock, cwd=paths.repository(), check=False, capture_output=True)
-        return watch(command, study, lock)
+        subprocess.run(command.line("--unlock"), cwd=paths.repository(), check=False, capture_output=True)
+        return watch(command.line(), study, lock)
 
 
 def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
@@ -86,18 +82,6 @@ def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
         if name not in known:
             raise unknown_name("notebook parameter", name, known, field="-p")
     return dict(parameters)
-
-
-def _command(
-    study_file: Path, study: Study, *, cores: int, until: str | None, given: dict[str, str], profile: Path
-) -> list[str]:
-    command = [sys.executable, "-m", "snakemake", STAGES[until] if until else "all"]
-    command += ["--snakefile", str(paths.repository() / "workflow" / "Snakefile")]
-    command += ["--profile", str(profile), "--directory", str(study.run.root), "--nocolor"]
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    command += ["--cores", str(cores or usable)]
-    command += ["--config", f"study={study_file.resolve()}", f"parameters={json.dumps(given)}"]
-    return command
 
 
 @contextmanager

@@ -1,0 +1,159 @@
+"""What a run would do, before it does it: jobs, core-hours, peak memory, disk."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from histocrypt import paths
+from histocrypt.errors import InputError
+from histocrypt.workflow.command import Command
+from histocrypt.workflow.profile import usable_cores
+from histocrypt.workflow.resources import disk_bytes
+from histocrypt.workflow.stages import STAGES
+
+REASONS = {
+    "Missing output files": "not made yet",
+    "Params have changed": "settings changed",
+    "Set of input files has changed": "other inputs",
+    "Updated input files": "input changed",
+    "Input files updated by another job": "follows",
+}
+"""What Snakemake says of why a job runs, and what we say."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook that would run."""
+
+    name: str
+    """Notebook, section or model, and fold, as its log is called."""
+    threads: int
+    memory_mb: int
+    gpus: int
+    seconds: int
+    """Expected."""
+    reason: str
+
+    @property
+    def notebook(self) -> str:
+        """The notebook's name."""
+        return self.name.partition("__")[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a run, in reading order, and what they leave on disk."""
+
+    jobs: list[Job]
+    disk: int
+    """Bytes of the finished run folder, about."""
+
+
+def plan(command: Command) -> Plan:
+    """Return what a run would do; nothing is run or deleted.
+
+    Every section is looked at, since all else follows from which there are; what is found is cached, and the run finds
+    it again.
+
+    Raises
+    ------
+    InputError
+        If a section cannot be used, or Snakemake cannot make a plan.
+    """
+    from histocrypt.sections.explore import listed
+    from histocrypt.sections.read import survey
+    from histocrypt.training.folds import make_folds
+
+    study = command.study
+    found = survey(study)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "survey.json"
+        file.write_text(json.dumps({"sections": [listed(*one) for one in found.items()]}), encoding="utf-8")
+        # Where sections are known without the exploration nothing waits for it, so it is asked for by itself.
+        explored = str(study.run.notebooks / "10_eda.ipynb")
+        line = command.line("--dry-run", targets=(explored,), survey=str(file))
+        said = subprocess.run(line, cwd=paths.repository(), capture_output=True, text=True, check=False)
+    if said.returncode:
+        last = [text.strip() for text in (said.stderr + said.stdout).splitlines() if text.strip()][-1:]
+        msg = f"Snakemake cannot plan this run ({''.join(last)})"
+        raise InputError(msg, file=study.run.root)
+    order = list(STAGES)
+    jobs = sorted(_jobs(said.stderr + said.stdout), key=lambda job: order.index(job.notebook))
+    folds = make_folds({files.id: files.patient for files in found}, study.folds, seed=study.seed)
+    return Plan(jobs, disk_bytes(study, list(found.values()), len(folds)))
+
+
+def _jobs(said: str) -> Iterator[Job]:
+    """Yield the jobs of a dry run's output; targets, which run nothing, have no log."""
+    for block in re.split(r"^(?:local)?(?:rule|checkpoint) \w+:$", said, flags=re.MULTILINE)[1:]:
+        fields = dict(re.findall(r"^ {4}(\w+): (.+)$", block, flags=re.MULTILINE))
+        if "log" not in fields:
+            continue
+        asked = dict(re.findall(r"(\w+)=([^,\s]+)", fields.get("resources", "")))
+        why = fields.get("reason", "")
+        yield Job(
+            name=Path(fields["log"]).stem,
+            threads=int(fields.get("threads", 1)),
+            memory_mb=int(asked["mem_mb"]),
+            gpus=int(asked.get("gpu", 0)),
+            seconds=int(asked["expected_s"]),
+            reason=next((ours for theirs, ours in REASONS.items() if theirs in why), why),
+        )
+
+
+def told(what: Plan, command: Command) -> str:
+    """Return a plan as people read it."""
+    study = command.study
+    if not what.jobs:
+        return "nothing to do: every artifact is newer than what it is made from"
+    head = f"{'notebook':<22}{'jobs':>6}{'cores':>7}{'GPUs':>6}{'memory':>10}{'longest':>9}{'core-hours':>12}  why"
+    lines, chain = [head], 0.0
+    for notebook in dict.fromkeys(job.notebook for job in what.jobs):
+        jobs = [job for job in what.jobs if job.notebook == notebook]
+        longest = max(job.seconds for job in jobs)
+        chain += longest
+        lines.append(
+            f"{notebook:<22}{len(jobs):>6}{max(job.threads for job in jobs):>7}{max(job.gpus for job in jobs):>6}"
+            f"{max(job.memory_mb for job in jobs) / 1024:>6.1f} GiB{clock(longest):>9}{core_hours(jobs):>12.2f}  "
+            + ", ".join(dict.fromkeys(job.reason for job in jobs))
+        )
+    largest = max(what.jobs, key=lambda job: job.memory_mb)
+    free = shutil.disk_usage(study.run.root).free
+    hours = core_hours(what.jobs)
+    lines += [
+        "",
+        f"{len(what.jobs)} jobs, about {hours:.1f} core-hours"
+        + (f" and {gpu_hours(what.jobs):.1f} GPU-hours" if gpu_hours(what.jobs) else ""),
+        f"peak memory of a job: {largest.memory_mb / 1024:.1f} GiB ({largest.name})",
+        f"disk, when finished: about {what.disk / 1e9:.1f} GB in {study.run.root} ({free / 1e9:.0f} GB free)",
+    ]
+    if command.profile.local:
+        cores = command.cores or usable_cores()
+        lines.append(f"time on {cores} cores: about {clock(max(hours * 3600 / cores, chain))}")
+    else:
+        lines.append(f"time, if every job finds a place at once: about {clock(chain)}")
+    return "\n".join(lines)
+
+
+def core_hours(jobs: list[Job]) -> float:
+    """Return what jobs keep busy, together."""
+    return sum(job.seconds * job.threads for job in jobs) / 3600
+
+
+def gpu_hours(jobs: list[Job]) -> float:
+    """Return how long GPUs are held, together."""
+    return sum(job.seconds * job.gpus for job in jobs) / 3600
+
+
+def clock(seconds: float) -> str:
+    """Return a duration for people: seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

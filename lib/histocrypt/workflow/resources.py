@@ -1,0 +1,243 @@
+"""What a job asks for: memory, time, threads and GPUs, from the size of the study, by a formula that stands here.
+
+Each stage has one function: memory = a base + what grows with the study, and work = seconds on one core. The constants
+were set so that the records of finished runs lie below them; ``python benchmarks/resources.py STUDY`` prints both
+beside each other. An estimate that is too low costs one retry with twice the memory and time, and no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from histocrypt.models.registry import BASELINES, MODELS, STACKS
+from histocrypt.sections.size import SectionSize
+
+if TYPE_CHECKING:
+    from histocrypt.study import Study
+
+BASE_GIB = 1.2
+"""A notebook with torch and scanpy loaded, and nothing else."""
+START_S = 15.0
+"""Starting papermill and its kernel, and imports."""
+ENCODE_S = 0.08
+"""A tile through a frozen encoder of the default size, stain-normalised."""
+TILE_S = {"vision_mlp": (0.03, 1.0e-6), "fhe_cnn": (0.004, 4e-7)}
+"""Seconds of one training step per tile: a part of its own, and one per pixel of the input."""
+RESNET_S = (0.003, 8e-6)
+"""The same for every network that is not named there; those on frozen features are far below it."""
+ON_FEATURES_S = 0.002
+"""The same for networks that stand on frozen features."""
+INPUT_PX = 224
+"""Input side of a network whose study names none."""
+GPU_SPEED = 40
+"""How much faster than one core a GPU is taken to be."""
+GPU_FROM_S = 1800.0
+"""Trainings that would take one core longer than this ask for a GPU, where the profile has any."""
+PATIENCE = 4.0
+"""A job may run this many times as long as expected before the cluster ends it."""
+LEAST_MINUTES = 15
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one job asks for."""
+
+    memory_gib: float
+    seconds: float
+    """Expected, with these threads and GPUs."""
+    threads: int = 1
+    gpus: int = 0
+
+    def memory_mb(self, attempt: int = 1) -> int:
+        """Return the memory to ask for, MB of SLURM (MiB); twice as much on the second attempt."""
+        return int(round(self.memory_gib * 2 ** (attempt - 1) * 1024, -2))
+
+    def minutes(self, attempt: int = 1) -> int:
+        """Return the time limit to ask for."""
+        return max(LEAST_MINUTES, round(self.seconds * PATIENCE / 60)) * 2 ** (attempt - 1)
+
+
+@dataclass(frozen=True)
+class Total:
+    """A study's sections together."""
+
+    sections: int
+    spots: int
+    largest: SectionSize
+    """The largest value of each size, not necessarily of one section."""
+    values: int
+
+    @classmethod
+    def of(cls, sizes: Sequence[SectionSize]) -> Total:
+        """Add up sizes; no size at all stands for one large section."""
+        sizes = sizes or [SectionSize()]
+        largest = SectionSize(
+            *(max(getattr(one, name) for one in sizes) for name in ("spots", "genes", "values", "decoded_mpx"))
+        )
+        return cls(len(sizes), sum(one.spots for one in sizes), largest, sum(one.values for one in sizes))
+
+
+def needs(
+    stage: str,
+    study: Study,
+    sizes: Sequence[SectionSize],
+    *,
+    model: str = "",
+    threads: int = 1,
+    gpus: int = 0,
+) -> Needs:
+    """Return what a job of a notebook asks for.
+
+    Parameters
+    ----------
+    stage
+        The notebook, e.g. ``"30_training"``.
+    study
+        The study.
+    sizes
+        Of the sections that the job reads; empty where not known yet.
+    model
+        The model or ``baselines``, of trainings.
+    threads
+        Threads of a job that can use several.
+    gpus
+        GPUs that may be in use at once; 0: train on processors.
+    """
+    memory, work, wide = _STAGES[stage](study, Total.of(sizes), model)
+    trains = stage in ("30_training", "38_inner_training") and model not in ("baselines", "fhe_head")
+    if trains and gpus and work > GPU_FROM_S:
+        return Needs(memory, START_S + work / GPU_SPEED, threads, 1)
+    threads = threads if wide else 1
+    return Needs(memory, START_S + work / threads, threads)
+
+
+def _gib(size: float) -> float:
+    return size / 2**30
+
+
+def _read(total: Total) -> float:
+    """Return the GiB of the largest section in memory: counts (value, column; a copy while cleaned), decoded pixels."""
+    return _gib(total.largest.values * 8 * 3 + total.largest.decoded_mpx * 1e6 * 3 * 1.5)
+
+
+def _tiles(study: Study, total: Total) -> float:
+    """Return the GiB of the tiles of the largest section, as stored and as floats of a batch."""
+    return _gib(total.largest.spots * study.preprocessing.tile_px**2 * 3)
+
+
+def _table(study: Study, total: Total, layers: float = 1.0) -> float:
+    """Return the GiB of a table of all spots x panel, float32, for each transform."""
+    return _gib(total.spots * _panel(study, total) * 4 * len(study.target.transforms) * layers)
+
+
+def _panel(study: Study, total: Total) -> int:
+    return total.largest.genes if study.panel.method in ("file", "all") else study.panel.size
+
+
+def _eda(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+    return BASE_GIB + _read(total), total.sections * 5.0 + total.spots * 2e-3, False
+
+
+def _preprocess(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+    work = total.largest.decoded_mpx * 0.05 + total.largest.spots * study.preprocessing.tile_px**2 * 2e-7
+    return BASE_GIB + _read(total) + _tiles(study, total), work, False
+
+
+def _folds(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+    genes = _gib(total.sections * total.largest.genes * 8 * 8)
+    return BASE_GIB + _gib(total.largest.values * 8 * 4) + genes, total.values * 2e-7 * 3, False
+
+
+def _train(study: Study, total: Total, model: str) -> tuple[float, float, bool]:
+    features = _gib(total.spots * 1280 * 4 * 2)
+    if model in ("baselines", "fhe_head"):
+        return (
+            BASE_GIB + features + _table(study, total, 6) + _tiles(study, total),
+            total.spots * ENCODE_S + 10 * len(BASELINES),
+            False,
+        )
+    options = study.training_of(model)
+    if MODELS[model].predictor != "histocrypt.training.network:NetworkPredictor":  # on frozen features
+        genes = total.largest.genes if model == "he2gene" else _panel(study, total)
+        memory = BASE_GIB + features + _gib(total.spots * genes * 4) + _tiles(study, total)
+        return memory, total.spots * (ENCODE_S + options.epochs * ON_FEATURES_S), True
+    own, a_pixel = TILE_S.get(model, RESNET_S)
+    side = options.input_px or INPUT_PX
+    memory = BASE_GIB + 0.5 + _table(study, total, 3) + _gib(total.spots * side**2 * 3)
+    return memory, total.spots * options.epochs * (own + a_pixel * side**2) * (2 if options.refit else 1), True
+
+
+def _train_inner(study: Study, total: Total, model: str) -> tuple[float, float, bool]:
+    memory, work, wide = _train(study, total, model)
+    return memory, work * (study.stacking.inner_folds if study.stacking else 1), wide
+
+
+def _multitask(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+    return BASE_GIB + _gib(total.spots * total.largest.genes * 4 * 2), total.spots * total.largest.genes * 2e-5, False
+
+
+def _diffusion(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+    drawn = study.options_of("stem").get("samples", 20)
+    return BASE_GIB + _table(study, total, 2 + drawn), total.spots * drawn * 0.02, False
+
+
+def _stack(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+    return BASE_GIB + _table(study, total, 3 + len(study.families)), 20 + total.spots * 0.01, False
+
+
+def _encrypted(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+    return BASE_GIB + 6.0, 60 + total.spots * 0.5, True
+
+
+def _synthesis(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+    part = study.synthesis
+    pixels = total.spots * part.side**2
+    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 60 + pixels * part.epochs * 8e-6, False
+
+
+def _audit(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+    part = study.audit
+    attacked = len(study.model_names if part.models == "all" else part.models)
+    work = 120 + total.spots * (ENCODE_S * attacked + 0.05 * part.shadows * len(part.shadowed))
+    return BASE_GIB + 2.0 + _gib(total.spots * 1280 * 4 * 3), work, False
+
+
+def _evaluate(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+    models = len(study.model_names) + (len(STACKS) if study.stacking else 0)
+    work = 20 + total.spots * _panel(study, total) * models * (1e-5 + 2e-8 * study.evaluation.bootstrap)
+    return BASE_GIB + 0.5 + _gib(total.largest.values * 16), work, False
+
+
+def _view(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+    return BASE_GIB + _read(total), 10.0, False
+
+
+_STAGES = {
+    "10_eda": _eda,
+    "20_preprocessing": _preprocess,
+    "22_folds": _folds,
+    "30_training": _train,
+    "32_multitask": _multitask,
+    "34_diffusion": _diffusion,
+    "38_inner_training": _train_inner,
+    "40_stacking": _stack,
+    "50_fhe_inference": _encrypted,
+    "60_synthetic_data": _synthesis,
+    "62_membership_audit": _audit,
+    "70_evaluation": _evaluate,
+    "72_viewer": _view,
+}
+"""By notebook: memory in GiB, seconds on one core, and whether threads make it faster."""
+
+
+def disk_bytes(study: Study, sizes: Sequence[SectionSize], folds: int) -> int:
+    """Return about how much a finished run holds: cleaned sections, tiles, features, predictions, models."""
+    total = Total.of(sizes)
+    tiles = total.spots * study.preprocessing.tile_px**2 * 3 * 0.8
+    features = total.spots * 1280 * 4 * 2
+    models = len(study.model_names)
+    predictions = total.spots * _panel(study, total) * 4 * 2 * models * (2 if study.stacking else 1)
+    weights = models * (folds + 1) * 30e6
+    return int(total.values * 4 + tiles + features + predictions + weights + 50e6)
