@@ -47,12 +47,12 @@ def test_a_finished_run_has_nothing_to_do(small_run):
 @pytest.mark.parametrize(
     ("change", "runs", "stays"),
     [
-        ({"title": "Another title"}, {"evaluate"}, {"train", "folds", "preprocess", "eda"}),
-        ({"panel": {"size": 11}}, {"folds", "train", "evaluate"}, {"preprocess", "eda"}),
+        ({"title": "Another title"}, {"70_evaluation"}, {"30_training", "22_folds", "20_preprocessing", "10_eda"}),
+        ({"panel": {"size": 11}}, {"22_folds", "30_training", "70_evaluation"}, {"20_preprocessing", "10_eda"}),
         (
             {"models": {"vision_mlp": {"width": 0.25, "epochs": 1}}},
-            {"train", "evaluate"},
-            {"folds", "preprocess", "eda"},
+            {"30_training", "70_evaluation"},
+            {"22_folds", "20_preprocessing", "10_eda"},
         ),
     ],
 )
@@ -72,7 +72,7 @@ def test_only_what_a_change_touches_would_run_again(small_run, tmp_path, change,
 def test_a_small_change_of_one_model_leaves_the_others_alone(small_run, tmp_path):
     changed = write_study(tmp_path, "small", models={**MODELS, "vision_mlp": {"width": 0.25, "epochs": 1}})
     planned = histocrypt("run", changed, "--cores", "2", "--dry-run", outputs=small_run)
-    trained = {line.split()[1] for line in planned.stdout.splitlines() if line.startswith("train ")}
+    trained = {line.split()[1] for line in planned.stdout.splitlines() if line.startswith("30_training ")}
     assert trained == {"4"}  # three folds and the final model of vision_mlp; no baseline
 
 
@@ -83,8 +83,10 @@ def test_a_changed_section_file_is_preprocessed_again_alone(small_run):
     planned = histocrypt("run", small_run / "small.yaml", "--cores", "2", "--dry-run", outputs=small_run)
     file.write_bytes(content)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    jobs = {line.split()[0]: line.split()[1] for line in planned.stdout.splitlines() if line.startswith("preprocess ")}
-    assert jobs == {"preprocess": "1"}
+    jobs = {
+        line.split()[0]: line.split()[1] for line in planned.stdout.splitlines() if line.startswith("20_preprocessing ")
+    }
+    assert jobs == {"20_preprocessing": "1"}
 
 
 @pytest.mark.parametrize(

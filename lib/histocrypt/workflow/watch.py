@@ -19,13 +19,15 @@ _JOB = re.compile(r"^\s+jobid: (\d+)")
 _FINISHED = re.compile(r"^Finished jobid: (\d+)")
 _STEPS = re.compile(r"^(\d+) of (\d+) steps")
 _FAILED = re.compile(r"^\s+log: (\S+)\s+\(check log file")
+_AGAIN = re.compile(r"^Trying to restart job (\d+)")
 
 
 def watch(command: list[str], study: Study, lock: IO[str]) -> int:
     """Run Snakemake, print one line as each notebook starts and ends, and explain a failure."""
     began = time.monotonic()
     jobs: dict[str, tuple[str, float]] = {}
-    steps, name, failed, said_anything = "", "", [], False
+    steps, name, said_anything = "", "", False
+    failed: dict[str, Path] = {}  # by job; one that succeeds when it is tried again is taken out
     log_path = study.run.logs / "snakemake.log"
     with log_path.open("w", encoding="utf-8") as log:
         # The child inherits the lock: if this process is killed outright, the study stays locked until Snakemake ends.
@@ -43,7 +45,7 @@ def watch(command: list[str], study: Study, lock: IO[str]) -> int:
                 log.write(line)
                 log.flush()
                 if match := _FAILED.match(line):
-                    failed.append(Path(match[1]))
+                    failed[Path(match[1]).stem] = Path(match[1])
                 elif match := _LOG.match(line):
                     name = Path(match[1]).stem
                 elif match := _JOB.match(line):
@@ -55,7 +57,11 @@ def watch(command: list[str], study: Study, lock: IO[str]) -> int:
                 elif match := _FINISHED.match(line):
                     job, started = jobs.pop(match[1], ("", 0.0))
                     if job:
+                        failed.pop(job, None)
                         _say(began, f"{_readable(job)} done in {time.monotonic() - started:.0f} s{steps}")
+                elif match := _AGAIN.match(line):
+                    job, _ = jobs.get(match[1], ("a job", 0.0))
+                    _say(began, f"{_readable(job)} failed; tried once more, with twice the memory and time")
                 elif match := _STEPS.match(line):
                     steps = f"  ({match[1]} of {match[2]} steps)"
             code = process.wait()
@@ -65,8 +71,8 @@ def watch(command: list[str], study: Study, lock: IO[str]) -> int:
             _say(began, "interrupted: jobs stopped; what was finished is kept, the same command goes on from there")
             return 130
     if code:
-        _explain(failed, log_path)
-        return 2 if any(_input_error(path) for path in failed) else 1
+        _explain(list(failed.values()), log_path)
+        return 2 if any(_input_error(path) for path in failed.values()) else 1
     if not said_anything:
         _say(began, "nothing to do: every artifact is newer than what it is made from")
     if study.run.report.is_file():
