@@ -23,6 +23,23 @@ STAGES = {
 }
 """The Snakemake rule after which a notebook has run for everything, by notebook, in reading order."""
 
+RULES = {
+    "eda": "10_eda",
+    "preprocess": "20_preprocessing",
+    "folds": "22_folds",
+    "train": "30_training",
+    "multitask": "32_multitask",
+    "diffusion": "34_diffusion",
+    "train_inner": "38_inner_training",
+    "stack": "40_stacking",
+    "encrypted": "50_fhe_inference",
+    "synthesis": "60_synthetic_data",
+    "audit": "62_membership_audit",
+    "evaluate": "70_evaluation",
+    "view": "72_viewer",
+}
+"""The notebook that a Snakemake rule runs."""
+
 APART = ("00_data",)
 """Notebooks that no run executes: a person opens them before there is anything to run."""
 

@@ -13,21 +13,23 @@ from typing import IO
 
 from histocrypt import paths
 from histocrypt.study import Study
+from histocrypt.workflow.progress import Failure, Progress, readable
 
-_LOG = re.compile(r"^\s+log: (\S+)")
-_JOB = re.compile(r"^\s+jobid: (\d+)")
-_FINISHED = re.compile(r"^Finished jobid: (\d+)")
-_STEPS = re.compile(r"^(\d+) of (\d+) steps")
-_FAILED = re.compile(r"^\s+log: (\S+)\s+\(check log file")
-_AGAIN = re.compile(r"^Trying to restart job (\d+)")
+SLURM_ENDS = {
+    "OUT_OF_MEMORY": "it took more memory than it had asked for, twice as much the second time, and SLURM ended it",
+    "TIMEOUT": "it took more time than it had asked for, twice as much the second time, and SLURM ended it",
+    "CANCELLED": "it was cancelled (scancel)",
+    "NODE_FAIL": "the node that it ran on failed",
+    "BOOT_FAIL": "the node that it was to run on did not start",
+    "DEADLINE": "it missed its deadline",
+}
+"""Why a job ended that was ended from outside; a notebook's log knows nothing of it."""
 
 
 def watch(command: list[str], study: Study, lock: IO[str]) -> int:
     """Run Snakemake, print one line as each notebook starts and ends, and explain a failure."""
     began = time.monotonic()
-    jobs: dict[str, tuple[str, float]] = {}
-    steps, name, said_anything = "", "", False
-    failed: dict[str, Path] = {}  # by job; one that succeeds when it is tried again is taken out
+    progress = Progress()
     log_path = study.run.logs / "snakemake.log"
     with log_path.open("w", encoding="utf-8") as log:
         # The child inherits the lock: if this process is killed outright, the study stays locked until Snakemake ends.
@@ -44,26 +46,8 @@ def watch(command: list[str], study: Study, lock: IO[str]) -> int:
             for line in process.stdout:
                 log.write(line)
                 log.flush()
-                if match := _FAILED.match(line):
-                    failed[Path(match[1]).stem] = Path(match[1])
-                elif match := _LOG.match(line):
-                    name = Path(match[1]).stem
-                elif match := _JOB.match(line):
-                    if name:
-                        jobs[match[1]] = (name, time.monotonic())
-                        _say(began, f"{_readable(name)} ...")
-                        said_anything = True
-                    name = ""
-                elif match := _FINISHED.match(line):
-                    job, started = jobs.pop(match[1], ("", 0.0))
-                    if job:
-                        failed.pop(job, None)
-                        _say(began, f"{_readable(job)} done in {time.monotonic() - started:.0f} s{steps}")
-                elif match := _AGAIN.match(line):
-                    job, _ = jobs.get(match[1], ("a job", 0.0))
-                    _say(began, f"{_readable(job)} failed; tried once more, with twice the memory and time")
-                elif match := _STEPS.match(line):
-                    steps = f"  ({match[1]} of {match[2]} steps)"
+                if news := progress.read(line):
+                    _say(began, news)
             code = process.wait()
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGINT)
@@ -71,18 +55,14 @@ def watch(command: list[str], study: Study, lock: IO[str]) -> int:
             _say(began, "interrupted: jobs stopped; what was finished is kept, the same command goes on from there")
             return 130
     if code:
-        _explain(list(failed.values()), log_path)
-        return 2 if any(_input_error(path) for path in failed.values()) else 1
-    if not said_anything:
+        failures = list(progress.failed.values())
+        _explain(failures, log_path)
+        return 2 if any(_input_error(failure.log) for failure in failures) else 1
+    if not progress.anything:
         _say(began, "nothing to do: every artifact is newer than what it is made from")
     if study.run.report.is_file():
         _say(began, f"report: {study.run.report}")
     return 0
-
-
-def _readable(job: str) -> str:
-    notebook, *rest = job.split("__")
-    return " ".join([notebook, *rest])
 
 
 def _say(began: float, text: str) -> None:
@@ -90,16 +70,23 @@ def _say(began: float, text: str) -> None:
     print(f"[{minutes:02d}:{seconds:02d}] {text}", flush=True)
 
 
-def _explain(failed: list[Path], log_path: Path) -> None:
-    if not failed:
+def _explain(failures: list[Failure], log_path: Path) -> None:
+    if not failures:
         tail = "".join(log_path.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
         print(f"histocrypt: the workflow could not start; {log_path} ends with:\n{tail}", file=sys.stderr)
-    for path in failed:
-        reason = _input_error(path) or _last_line(path)
+    for failure in failures:
+        path = failure.log
+        reason = _input_error(path) or _ended_by_slurm(failure) or _last_line(path)
         notebook = Path(f"{path}.ipynb")
         opened = f"; the notebook as it stopped: {notebook}" if notebook.is_file() else ""
-        print(f"histocrypt: {_readable(path.stem)} failed: {reason}\n  log: {path}{opened}", file=sys.stderr)
+        print(f"histocrypt: {readable(path.stem)} failed: {reason}\n  log: {path}{opened}", file=sys.stderr)
     print("histocrypt: what was finished is kept; the same command goes on from there", file=sys.stderr)
+
+
+def _ended_by_slurm(failure: Failure) -> str:
+    if failure.refused:
+        return f"SLURM did not take the job: {failure.refused}"
+    return SLURM_ENDS.get(failure.slurm, "")
 
 
 def _input_error(log: Path) -> str | None:

@@ -155,6 +155,14 @@ slurmctld
 wait_for slurmctld 30 bash -c "scontrol ping | grep -q UP"
 slurmd
 wait_for "the node" 30 bash -c 'sinfo -h -o %T | grep -q idle'
-echo "export SLURM_CONF='$folder/slurm.conf'" > "$folder/env"
+# The executor's job steps drop SLURM_CONF (and every other SLURM variable) before they call srun, which then looks in
+# /etc/slurm only, where a cluster has its configuration and this one must not write.
+mkdir "$folder/bin"
+printf '#!/bin/sh\nSLURM_CONF="%s" exec "%s" "$@"\n' "$SLURM_CONF" "$(command -v srun)" > "$folder/bin/srun"
+chmod +x "$folder/bin/srun"
+cat > "$folder/env" <<TEXT
+export SLURM_CONF='$folder/slurm.conf'
+export PATH='$folder/bin':"\$PATH"
+TEXT
 sinfo
 echo "started; now: source $folder/env"
