@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+PARTIAL = re.compile(r"^\..+?\.(?:(?P<host>[^.]+)\.)?(?P<pid>\d+)\.partial")
+"""Names of files that are being written: by which process of which machine."""
+
+
+def partial_path(path: str | Path) -> Path:
+    """Return where this process writes before it moves a file or folder to ``path``; the suffix is kept."""
+    path = Path(path)
+    host = socket.gethostname().split(".")[0]
+    return path.with_name(f".{path.stem}.{host}.{os.getpid()}.partial{path.suffix}")
 
 
 @contextmanager
@@ -18,7 +30,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = partial_path(path)
     try:
         yield temporary
         os.replace(temporary, path)
