@@ -27,10 +27,11 @@ from histocrypt.models.polynomial import watched
 from histocrypt.models.registry import MODELS
 from histocrypt.models.spots import Spots
 from histocrypt.study import Study, load_study, parse_study
+from histocrypt.training.fold_data import FoldData, load_test, load_training, scaling_of
 from histocrypt.training.folds import FINAL, Fold, load_folds
 from histocrypt.training.loop import mean_section_pearson
 from histocrypt.training.predictors import tile_side
-from histocrypt.training.run import FoldData, fit, load_test, load_training, scaling_of
+from histocrypt.training.run import fit
 
 CNN, RESIDUAL = "fhe_cnn", "fhe_resnet18"
 

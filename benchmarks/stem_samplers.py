@@ -20,8 +20,8 @@ from histocrypt.evaluation.distribution_scores import score_section
 from histocrypt.evaluation.truth import join, read_h5ad, read_prediction, transforms_of
 from histocrypt.study import load_study
 from histocrypt.training.artifacts import load_model
+from histocrypt.training.fold_data import load_test, load_training
 from histocrypt.training.folds import load_fold
-from histocrypt.training.run import load_test, load_training
 
 RIVALS = [("ddim", 25), ("ddim", 50), ("ddim", 100), ("dpm++", 10), ("dpm++", 15), ("dpm++", 25), ("dpm++", 50)]
 JUDGED = ("pearson", "rvd", "rvd_samples", "crps")

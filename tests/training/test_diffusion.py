@@ -11,8 +11,9 @@ from histocrypt.training import diffusion
 from histocrypt.training.artifacts import load_model
 from histocrypt.training.diffusion_plan import DiffusionPlan
 from histocrypt.training.diffusion_predictor import QUANTILES
+from histocrypt.training.fold_data import load_test, load_training
 from histocrypt.training.prepare import prepare_folds
-from histocrypt.training.run import load_test, load_training, train_fold
+from histocrypt.training.run import train_fold
 
 TINY = {
     "encoder": "efficientnet_lite0_128", "augmentations": 1, "components": 8, "width": 16, "blocks": 1, "heads": 2,

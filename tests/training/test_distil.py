@@ -13,9 +13,10 @@ from histocrypt.study import load_study, parse_study
 from histocrypt.study_parts import Training
 from histocrypt.training import loop
 from histocrypt.training.distil import taught
+from histocrypt.training.fold_data import load_training, scaled, scaling_of
 from histocrypt.training.folds import load_folds
 from histocrypt.training.prepare import prepare_folds
-from histocrypt.training.run import load_training, scaled, scaling_of, train_fold
+from histocrypt.training.run import train_fold
 
 STUDENT = {"input_px": 32, "width": 0.25, "teacher": "colour_ridge", "distil": 0.75}
 

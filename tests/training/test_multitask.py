@@ -11,11 +11,12 @@ from histocrypt.errors import InputError
 from histocrypt.models.he2gene import AUXILIARY, TARGET, TUMOUR
 from histocrypt.targets.labels import Label
 from histocrypt.training.artifacts import load_model
+from histocrypt.training.fold_data import load_training, scaled, scaling_of
 from histocrypt.training.folds import load_fold
 from histocrypt.training.multitask import MultitaskPredictor
 from histocrypt.training.multitask_lesson import Lesson
 from histocrypt.training.multitask_plan import Plan
-from histocrypt.training.run import load_training, scaled, scaling_of, train_fold
+from histocrypt.training.run import train_fold
 
 OPTIONS = {"epochs": 1, "input_px": 36, "label": "obs:tumour", "spatial_weight": 0.1, "aux_rank": 3}
 

@@ -12,8 +12,9 @@ from histocrypt.models.registry import BASELINES
 from histocrypt.study import parse_study
 from histocrypt.targets.panels import Panel
 from histocrypt.training.artifacts import load_model
+from histocrypt.training.fold_data import load_test, load_training, scaled, scaling_of
 from histocrypt.training.folds import load_folds
-from histocrypt.training.run import load_test, load_training, scaled, scaling_of, train_fold
+from histocrypt.training.run import train_fold
 
 
 def changed(study, **parts):

@@ -29,6 +29,7 @@ def train_together(study_file: Path, model: str, fold_name: str) -> None:
         If the model cannot be trained by several processes, or `training.run.train_fold` refuses.
     """
     from histocrypt.training import run
+    from histocrypt.training.fold_data import load_training
     from histocrypt.training.folds import FINAL, load_fold
 
     study = load_study(study_file)
@@ -40,7 +41,7 @@ def train_together(study_file: Path, model: str, fold_name: str) -> None:
         data = None
         for turn in range(ranks.count()):  # the first fills the cache of features, the others find it there
             if turn == ranks.number():
-                data = run.load_training(study, load_fold(study.run.folds, fold_name))
+                data = load_training(study, load_fold(study.run.folds, fold_name))
                 plan = study.options_of(model)
                 _warm(data, plan)
             ranks.wait()

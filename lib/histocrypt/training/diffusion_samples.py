@@ -35,7 +35,7 @@ def write_samples(study: Study, model: str, fold: str, *, device: str | None = N
     """
     import h5py
 
-    from histocrypt.training.run import load_test, load_training
+    from histocrypt.training.fold_data import load_test, load_training
 
     trained = load_model(study.run.model(model, fold), device=device)
     if not hasattr(trained.predictor, "samples"):

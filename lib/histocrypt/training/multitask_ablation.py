@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histocrypt.training.fold_data import load_test, load_training, scaling_of
 from histocrypt.training.folds import load_fold
 from histocrypt.training.multitask_plan import Plan
 from histocrypt.training.predictions import write_predictions
 from histocrypt.training.predictors import tile_side
-from histocrypt.training.run import coords_of, fit, load_test, load_training, scaling_of
+from histocrypt.training.run import coords_of, fit
 
 if TYPE_CHECKING:
     from histocrypt.study import Study

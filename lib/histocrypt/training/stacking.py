@@ -24,9 +24,9 @@ from histocrypt.models.registry import NEEDS_COUNTS, STACKS
 from histocrypt.models.spots import Spots
 from histocrypt.targets.panels import Panel
 from histocrypt.training.artifacts import save_model
+from histocrypt.training.fold_data import scaling_of
 from histocrypt.training.predictions import write_predictions
 from histocrypt.training.prepare import PANEL, read_clean_section, section_targets
-from histocrypt.training.run import scaling_of
 from histocrypt.training.stacking_inner import InnerFolds, inner_folds
 from histocrypt.training.stacking_inputs import LevelOne, level_one_of_test, level_one_of_training
 from histocrypt.training.stacking_ranks import rank_average

@@ -19,11 +19,12 @@ from histocrypt.atomic import read_json
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.models.registry import BASELINES, MODELS
 from histocrypt.targets.panels import Panel
+from histocrypt.training.fold_data import load_training
 from histocrypt.training.folds import FINAL, Fold, load_fold
 from histocrypt.training.lineage import trained_about
 from histocrypt.training.predictors import tile_side
 from histocrypt.training.prepare import PANEL, prepare_fold
-from histocrypt.training.run import TrainResult, load_training, train_one
+from histocrypt.training.run import TrainResult, train_one
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
