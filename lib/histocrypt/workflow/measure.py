@@ -96,7 +96,7 @@ def measured(log: Path, values: dict[str, str], work: Callable[[], None]) -> Non
         "notebook": log.stem.partition("__")[0],
         **{name: values.get(name) for name in ("section", "model", "fold")},
         "outcome": "running",
-        "begun": began.isoformat(timespec="seconds"),
+        "begun": began.isoformat(timespec="milliseconds"),
     }
     _write(log, record)
     record["outcome"] = "failed"
@@ -111,7 +111,7 @@ def measured(log: Path, values: dict[str, str], work: Callable[[], None]) -> Non
     finally:
         largest, cpu_seconds = _marks()
         record |= {
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "ended": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "seconds": round(time.monotonic() - clock, 2),
             "cpu_seconds": round(cpu_seconds, 2),
             "peak_gib": round(max(largest, family.peak_bytes) / 2**30, 4),

@@ -17,6 +17,7 @@ from histocrypt.workflow.command import Command
 from histocrypt.workflow.intact import intact
 from histocrypt.workflow.plan import plan, told
 from histocrypt.workflow.profile import Profile
+from histocrypt.workflow.record import recorded
 from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, known_parameters
 from histocrypt.workflow.watch import watch
 
@@ -70,7 +71,13 @@ def run_study(
         write_json(study.run.study, study.model_dump(mode="json"))
         # Nobody else runs this study (we hold its lock), so a Snakemake lock can only be left over from a kill.
         subprocess.run(command.line("--unlock"), cwd=paths.repository(), check=False, capture_output=True)
-        return watch(command.line(), study, lock)
+        return recorded(
+            lambda: watch(command.line(), study, lock),
+            study,
+            profile=command.profile.folder,
+            until=until,
+            parameters=given,
+        )
 
 
 def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
