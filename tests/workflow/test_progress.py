@@ -55,13 +55,15 @@ def test_a_job_of_a_cluster_is_named_like_its_notebook():
     first, last = told(SLURM)
     assert first == "30_training resnet18_fold_1 submitted, SLURM job 12"
     assert last == "30_training resnet18_fold_1 done in 0 s"
-    assert told(HERE.partition("[")[0] + SLURM)[0] == "30_training resnet18 fold_1 ...", "named once, where both are said"
+    both = told(HERE.partition("[")[0] + SLURM)
+    assert both[0] == "30_training resnet18 fold_1 ...", "named once, where both are said"
 
 
 def test_a_job_that_succeeds_when_it_is_tried_again_has_not_failed():
     progress = Progress()
     news = told(SLURM.partition("[")[0] + FAILED + AGAIN + SLURM, progress)
-    assert news[1] == "30_training resnet18_fold_1 failed (OUT_OF_MEMORY); tried once more, with twice the memory and time"
+    again = "failed (OUT_OF_MEMORY); tried once more, with twice the memory and time"
+    assert news[1] == f"30_training resnet18_fold_1 {again}"
     assert not progress.failed
 
 
