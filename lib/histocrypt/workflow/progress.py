@@ -17,6 +17,7 @@ _STEPS = re.compile(r"^(\d+) of (\d+) steps")
 _MESSAGE = re.compile(r"^\s+message: .*SLURM status is: '(\w+)'")
 _REFUSED = re.compile(r"^\s+message: SLURM sbatch failed\. The error message was '(.*?)'?\.?$")
 _FAILED = re.compile(r"^\s+log: (.+?)(?:, .+)?\s+\(check log file")
+_RESOURCES = re.compile(r"^\s+resources: (?:.*, )?mem_mb=(\d+)")
 _AGAIN = re.compile(r"^Trying to restart job (\d+)\.")
 
 
@@ -29,6 +30,8 @@ class Failure:
     """What SLURM calls its end, e.g. ``"OUT_OF_MEMORY"``; empty where there is no SLURM."""
     refused: str = ""
     """Why SLURM did not take the job at all."""
+    memory_mb: int = 0
+    """What it had asked for; 0 where that is not known."""
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Progress:
     """Name and time of the jobs that have not ended, by the same number."""
     anything: bool = False
     """Whether there was anything to do."""
+    memory_mb: dict[str, int] = field(default_factory=dict)
+    """What jobs asked for, by the same number."""
     _name: str = ""
     _job: str = ""
     _slurm: str = ""
@@ -50,7 +55,9 @@ class Progress:
     def read(self, line: str) -> str:
         """Take in one line of Snakemake's output and return what to tell the user; mostly nothing."""
         if match := _FAILED.match(line):
-            self.failed[self._job] = Failure(Path(match[1]), self._slurm, self._refused)
+            self.failed[self._job] = Failure(
+                Path(match[1]), self._slurm, self._refused, self.memory_mb.get(self._job, 0)
+            )
             self._slurm = self._refused = ""
         elif match := _LOG.match(line):
             self._name = Path(match[1]).stem
@@ -59,6 +66,8 @@ class Progress:
             if self._name:
                 name, self._name = self._name, ""
                 return self._starts(readable(name), "...")
+        elif match := _RESOURCES.match(line):
+            self.memory_mb[self._job] = int(match[1])
         elif match := _SUBMITTED.match(line):
             # Executors differ in whether they also name the notebook's own log, as a run on this machine does.
             self._job = match[1]

@@ -30,8 +30,8 @@ _RAISED = re.compile(r"^(?P<name>(?:\w+\.)*\w+)\s+Traceback \(most recent call l
 _INPUT = re.compile(r"^(?:histocrypt\.errors\.)?InputError: (.+)$", re.MULTILINE)
 
 
-def reason(log: Path, study: Study, *, memory_gib: float | None = None) -> str:
-    """Return why the job with this log failed.
+def reason(log: Path, study: Study, *, memory_mb: int = 0) -> str:
+    """Return why the job with this log failed, where it was not the user's mistake.
 
     Parameters
     ----------
@@ -39,16 +39,13 @@ def reason(log: Path, study: Study, *, memory_gib: float | None = None) -> str:
         What the job printed; it may be missing or cut short.
     study
         Whose folders are looked at where a disk is full.
-    memory_gib
-        What the job had asked for, if that is known.
+    memory_mb
+        What the job had asked for; 0 if that is not known.
     """
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    if mistake := input_error(text):
-        return mistake
-    full = fullest(study)
-    if _FULL.search(text) or full[1] < FULL:
-        return disk_full(full)
-    asked = f"; {memory_gib:.1f} GiB were asked for" if memory_gib else ""
+    text = _text(log)
+    asked = f"; {memory_mb / 1024:.1f} GiB were asked for" if memory_mb else ""
+    if full := full_disk(study, text):
+        return full
     if _MEMORY.search(text):
         return f"it ran out of memory{asked} ({raised(text)})"
     if _DEAD.search(text):
@@ -56,10 +53,14 @@ def reason(log: Path, study: Study, *, memory_gib: float | None = None) -> str:
     return raised(text) or "no log was written"
 
 
-def input_error(text: str) -> str | None:
+def mistake(log: Path) -> str | None:
     """Return the sentence of an `InputError` that stopped a notebook, or None."""
-    found = _INPUT.findall(text)
+    found = _INPUT.findall(_text(log))
     return found[-1] if found else None
+
+
+def _text(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
 
 
 def raised(text: str) -> str:
@@ -72,26 +73,29 @@ def raised(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-def fullest(study: Study) -> tuple[str, int]:
-    """Return the folder that a run writes to with the least space left, with the way to set it, and its free bytes."""
+def full_disk(study: Study, text: str) -> str | None:
+    """Return the sentence for a full disk, where ``text`` tells of one or nothing is left; else None."""
+    where, free = _fullest(study)
+    if free > FULL and not _FULL.search(text):
+        return None
+    return f"the disk is full: {free / 2**20:.1f} MiB are left in {where}; make room there, or choose another folder"
+
+
+def _fullest(study: Study) -> tuple[str, int]:
+    """Return the folder that a run writes to with the least space left, with what sets it, and its free bytes."""
     folders = {
-        f"{study.run.root} (HISTOCRYPT_OUTPUTS)": study.run.root,
-        f"{paths.cache()} (HISTOCRYPT_CACHE)": paths.cache(),
-        f"{tempfile.gettempdir()} (TMPDIR)": Path(tempfile.gettempdir()),
-        f"{Path.home()} (your home)": Path.home(),
+        "HISTOCRYPT_OUTPUTS": study.run.root,
+        "HISTOCRYPT_CACHE": paths.cache(),
+        "TMPDIR": Path(tempfile.gettempdir()),
+        "HOME": Path.home(),
     }
     free = {}
     for name, folder in folders.items():
-        while not folder.exists():
-            folder = folder.parent
-        free[name] = shutil.disk_usage(folder).free
+        there = folder
+        while not there.exists():
+            there = there.parent
+        free[f"{folder} ({name})"] = shutil.disk_usage(there).free
     return min(free.items(), key=lambda one: one[1])
-
-
-def disk_full(full: tuple[str, int]) -> str:
-    """Return the sentence for a full disk."""
-    where, free = full
-    return f"the disk is full: {free / 2**20:.1f} MiB are left in {where}; make room there, or choose another folder"
 
 
 @contextmanager
@@ -102,10 +106,4 @@ def said_when_full(study: Study) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise InputError(disk_full(fullest(study))) from error
-
-
-def memory_asked(line: str) -> float | None:
-    """Return the GiB in a line of Snakemake's that lists a job's resources."""
-    found = re.search(r"\bmem_mb=(\d+)", line)
-    return int(found[1]) / 1024 if found and line.strip().startswith("resources:") else None
+        raise InputError(full_disk(study, "No space left on device")) from error

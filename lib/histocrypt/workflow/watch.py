@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from histocrypt import paths
 from histocrypt.study import Study
+from histocrypt.workflow.cluster import Cluster
 from histocrypt.workflow.progress import Failure, Progress, readable
+from histocrypt.workflow.reasons import full_disk, mistake, reason
 
 SLURM_ENDS = {
     "OUT_OF_MEMORY": "it took more memory than it had asked for, twice as much the second time, and SLURM ended it",
@@ -26,12 +29,12 @@ SLURM_ENDS = {
 """Why a job ended that was ended from outside; a notebook's log knows nothing of it."""
 
 
-def watch(command: list[str], study: Study, lock: IO[str]) -> int:
+def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | None = None) -> int:
     """Run Snakemake, print one line as each notebook starts and ends, and explain a failure."""
     began = time.monotonic()
     progress = Progress()
-    log_path = study.run.logs / "snakemake.log"
-    with log_path.open("w", encoding="utf-8") as log:
+    log_path, last = study.run.logs / "snakemake.log", deque(maxlen=15)
+    with log_path.open("wb", buffering=0) as log:  # nothing is kept back that a full disk would refuse at the end
         # The child inherits the lock: if this process is killed outright, the study stays locked until Snakemake ends.
         process = subprocess.Popen(
             command,
@@ -44,20 +47,29 @@ def watch(command: list[str], study: Study, lock: IO[str]) -> int:
         )
         try:
             for line in process.stdout:
-                log.write(line)
-                log.flush()
+                last.append(line)
+                with suppress(OSError):  # a full disk is said at the end
+                    log.write(line.encode())
                 if news := progress.read(line):
                     _say(began, news)
             code = process.wait()
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGINT)
-            process.wait()
+            if cluster is None:
+                process.wait()
+            else:
+                _say(began, "interrupted: jobs are being cancelled")
+                _stop(process, cluster)
             _say(began, "interrupted: jobs stopped; what was finished is kept, the same command goes on from there")
             return 130
     if code:
         failures = list(progress.failed.values())
-        _explain(failures, log_path)
-        return 2 if any(_input_error(failure.log) for failure in failures) else 1
+        if not failures:
+            said = "".join(last)
+            ends = f"the workflow could not start; {log_path} ends with:\n{said}"
+            print(f"histocrypt: {full_disk(study, said) or ends}", file=sys.stderr)
+        _explain(failures, study)
+        return 2 if any(mistake(failure.log) for failure in failures) else 1
     if not progress.anything:
         _say(began, "nothing to do: every artifact is newer than what it is made from")
     if study.run.report.is_file():
@@ -65,21 +77,32 @@ def watch(command: list[str], study: Study, lock: IO[str]) -> int:
     return 0
 
 
+def _stop(process: subprocess.Popen, cluster: Cluster) -> None:
+    """Stop a Snakemake that has been told to stop, and see to it that its jobs end.
+
+    It would first submit all jobs that it has in line, and then sleep until its next look at them, up to three minutes.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    cluster.cancel()
+
+
 def _say(began: float, text: str) -> None:
     minutes, seconds = divmod(int(time.monotonic() - began), 60)
     print(f"[{minutes:02d}:{seconds:02d}] {text}", flush=True)
 
 
-def _explain(failures: list[Failure], log_path: Path) -> None:
-    if not failures:
-        tail = "".join(log_path.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
-        print(f"histocrypt: the workflow could not start; {log_path} ends with:\n{tail}", file=sys.stderr)
+def _explain(failures: list[Failure], study: Study) -> None:
     for failure in failures:
         path = failure.log
-        reason = _input_error(path) or _ended_by_slurm(failure) or _last_line(path)
+        why = mistake(path) or _ended_by_slurm(failure) or reason(path, study, memory_mb=failure.memory_mb)
         notebook = Path(f"{path}.ipynb")
         opened = f"; the notebook as it stopped: {notebook}" if notebook.is_file() else ""
-        print(f"histocrypt: {readable(path.stem)} failed: {reason}\n  log: {path}{opened}", file=sys.stderr)
+        print(f"histocrypt: {readable(path.stem)} failed: {why}\n  log: {path}{opened}", file=sys.stderr)
     print("histocrypt: what was finished is kept; the same command goes on from there", file=sys.stderr)
 
 
@@ -87,15 +110,3 @@ def _ended_by_slurm(failure: Failure) -> str:
     if failure.refused:
         return f"SLURM did not take the job: {failure.refused}"
     return SLURM_ENDS.get(failure.slurm, "")
-
-
-def _input_error(log: Path) -> str | None:
-    """Return the sentence of an `InputError` that stopped a notebook, or None."""
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    found = re.findall(r"^(?:histocrypt\.errors\.)?InputError: (.+)$", text, flags=re.MULTILINE)
-    return found[-1] if found else None
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no log was written")
