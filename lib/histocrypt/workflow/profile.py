@@ -23,6 +23,8 @@ class Profile:
     """Of one training, where a profile or a machine allows several."""
     gpus: int
     """That may be asked for at once."""
+    content: dict
+    """Everything in ``config.yaml``: Snakemake's options."""
 
     @classmethod
     def read(cls, folder: Path | None, *, cores: int) -> Profile:
@@ -58,7 +60,8 @@ class Profile:
             raise InputError(msg, field="--cores", value=cores, fix=fix)
         widest = _number(content, "max-threads", 8, file)
         threads = max(1, (cores or usable_cores()) // 2) if local else widest
-        return cls(folder, local, min(threads, widest) if "max-threads" in content else threads, _gpus(content, file))
+        threads = min(threads, widest) if "max-threads" in content else threads
+        return cls(folder, local, threads, _gpus(content, file), content)
 
 
 def usable_cores() -> int:

@@ -13,6 +13,7 @@ from histocrypt import paths
 from histocrypt.atomic import write_json
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.study import Study, load_study
+from histocrypt.workflow.cluster import Cluster, cancel_left
 from histocrypt.workflow.command import Command
 from histocrypt.workflow.intact import intact
 from histocrypt.workflow.plan import plan, told
@@ -64,20 +65,25 @@ def run_study(
     command = Command(study_file, study, Profile.read(profile, cores=cores), cores, until, given)
     given_files = input_files(study)  # a section that is not there is said here, in one sentence, and not by Snakemake
     study.run.logs.mkdir(parents=True, exist_ok=True)
-    with _only_one(study) as lock, intact(study.run, dry_run=dry_run, spare=given_files):
-        if dry_run:
-            print(told(plan(command), command))
-            return 0
-        write_json(study.run.study, study.model_dump(mode="json"))
-        # Nobody else runs this study (we hold its lock), so a Snakemake lock can only be left over from a kill.
-        subprocess.run(command.line("--unlock"), cwd=paths.repository(), check=False, capture_output=True)
-        return recorded(
-            lambda: watch(command.line(), study, lock),
-            study,
-            profile=command.profile.folder,
-            until=until,
-            parameters=given,
-        )
+    with _only_one(study) as lock:
+        cluster = None if dry_run else Cluster.ready(study, command.profile)
+        if not dry_run and (left := cancel_left(study)):
+            print(f"histocrypt: jobs of a run that was killed were still on the cluster; cancelled: {left}")
+        with intact(study.run, dry_run=dry_run, spare=given_files):
+            if dry_run:
+                print(told(plan(command), command))
+                return 0
+            write_json(study.run.study, study.model_dump(mode="json"))
+            # Nobody else runs this study (we hold its lock): a Snakemake lock can only be left over from a kill.
+            subprocess.run(command.line("--unlock"), cwd=paths.repository(), check=False, capture_output=True)
+            line = command.line(*(cluster.options() if cluster else []))
+            return recorded(
+                lambda: watch(line, study, lock, cluster),
+                study,
+                profile=command.profile.folder,
+                until=until,
+                parameters=given,
+            )
 
 
 def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:

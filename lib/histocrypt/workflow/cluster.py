@@ -1,0 +1,191 @@
+"""A SLURM cluster: asked before a run starts whether it can take the jobs; rid of what a stopped run left on it.
+
+Snakemake's executor submits from a thread: what is wrong with an account or a partition would be lost there and the run
+would wait for ever. So it is found here, first, and said in one sentence.
+"""
+
+from __future__ import annotations
+
+import ast
+import getpass
+import hashlib
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from histocrypt.errors import InputError
+from histocrypt.study import Study
+from histocrypt.workflow.profile import Profile
+
+PROGRAMS = ("sbatch", "squeue", "scancel", "sinfo", "scontrol")
+REMEMBERED_S = 240
+"""How long SLURM must remember a job that has ended, where it keeps no accounts: Snakemake looks every 180 s."""
+ANSWER_S = 60
+"""How long SLURM may take to answer."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The cluster that a run's jobs go to."""
+
+    prefix: str
+    """Of the names of this run folder's jobs; the next run finds them by it."""
+    status: str
+    """The program that tells how jobs are: ``sacct`` where accounts are kept, else ``squeue``."""
+    logs: Path
+
+    @classmethod
+    def ready(cls, study: Study, profile: Profile) -> Cluster | None:
+        """Return the cluster that a profile sends jobs to, if it can take them; None if jobs run elsewhere.
+
+        Raises
+        ------
+        InputError
+            If there is no SLURM here, it does not answer, a partition or an account of the profile does not exist, or
+            SLURM forgets jobs before anybody has seen how they ended.
+        """
+        if profile.content.get("executor") != "slurm":
+            return None
+        file = profile.folder / "config.yaml"
+        missing = [program for program in PROGRAMS if shutil.which(program) is None]
+        if missing:
+            msg = f"there is no SLURM on this machine: {', '.join(missing)} not on the PATH"
+            raise InputError(msg, file=file, fix="start the run where jobs are submitted, or without --profile")
+        _check_partitions(_asked(profile.content, "slurm_partition"), file)
+        _check_accounts(_asked(profile.content, "slurm_account"), file)
+        return cls(_prefix(study), _status(file), _logs(study))
+
+    def options(self) -> list[str]:
+        """Return what Snakemake is told about this cluster."""
+        return [
+            *("--slurm-jobname-prefix", self.prefix),
+            *("--slurm-status-command", self.status),
+            *("--slurm-logdir", str(self.logs.resolve())),
+        ]
+
+    def jobs(self) -> list[str]:
+        """Return the numbers of this run folder's jobs that wait or run."""
+        said = _said("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i %j")
+        if said.returncode:
+            return []
+        pairs = (line.split(maxsplit=1) for line in said.stdout.splitlines())
+        return [pair[0] for pair in pairs if len(pair) == 2 and pair[1].startswith(f"{self.prefix}_")]
+
+    def cancel(self, *, wait_s: float = 60) -> int:
+        """Cancel this run folder's jobs, wait until they are gone, and return how many there were."""
+        found = jobs = self.jobs()
+        until = time.monotonic() + wait_s
+        while jobs:
+            _said("scancel", *jobs)
+            if time.monotonic() > until:
+                break
+            time.sleep(1)
+            jobs = self.jobs()
+        return len(found)
+
+
+def cancel_left(study: Study) -> int:
+    """Cancel the jobs that a run which was killed left on a cluster, and return how many there were.
+
+    For who holds the study's lock: nobody else runs it, and what still runs would write into the same files.
+    """
+    if not _logs(study).is_dir() or any(shutil.which(program) is None for program in PROGRAMS):
+        return 0
+    return Cluster(_prefix(study), "squeue", _logs(study)).cancel()
+
+
+def _prefix(study: Study) -> str:
+    folder = hashlib.sha256(str(study.run.root.resolve()).encode()).hexdigest()[:8]
+    return f"hc_{re.sub(r'[^A-Za-z0-9_-]', '-', study.name)[:30]}_{folder}"
+
+
+def _logs(study: Study) -> Path:
+    return study.run.logs / "slurm"
+
+
+def _said(*command: str) -> subprocess.CompletedProcess:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no answer within {ANSWER_S} s")
+
+
+def _asked(content: dict, resource: str) -> dict[str, str]:
+    """Return the values that a profile gives a resource, by the place where it does."""
+
+    def found(value: object, place: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from found(inner, f"{place}: {name}")
+        elif isinstance(value, list):
+            for one in value:
+                # "slurm_partition=main", and "train:slurm_partition=gpu" for one rule
+                name, equals, text = str(one).partition("=")
+                if equals and name.rpartition(":")[2] == resource:
+                    yield f"{place}: {name}", text
+        elif place.endswith(f": {resource}"):
+            yield place, str(value)
+
+    places = ("default-resources", "set-resources")
+    pairs = [pair for place in places for pair in found(content.get(place), place)]
+    return {place: _plain(text) for place, text in pairs}
+
+
+def _plain(text: str) -> str:
+    """Return a value as Snakemake takes it, which reads ``'"main"'`` as an expression."""
+    try:
+        return str(ast.literal_eval(text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _check_partitions(asked: dict[str, str], file: Path) -> None:
+    said = _said("sinfo", "--noheader", "--format", "%P")
+    if said.returncode:
+        why = (said.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(f"SLURM does not answer ({why})", fix="sinfo must list the partitions of the cluster")
+    listed = said.stdout.split()
+    known = [name.rstrip("*") for name in listed]
+    for place, names in asked.items():
+        for name in names.split(","):
+            if name not in known:
+                msg = "there is no such partition on this cluster"
+                raise InputError(msg, file=file, field=place, value=name, expected="one of " + ", ".join(known))
+    if not any(name.endswith("*") for name in listed) and "default-resources: slurm_partition" not in asked:
+        msg = "this cluster has no default partition"
+        expected = "slurm_partition to be one of " + ", ".join(known)
+        raise InputError(msg, file=file, field="default-resources", expected=expected)
+
+
+def _check_accounts(asked: dict[str, str], file: Path) -> None:
+    if not asked:
+        return
+    user = getpass.getuser()
+    said = _said("sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user}", "format=account")
+    known = sorted(set(said.stdout.split()))
+    for place, name in asked.items():
+        if said.returncode or not known:
+            msg = "this cluster does not tell which accounts there are"
+            fix = "leave slurm_account out where the cluster asks for none"
+            raise InputError(msg, file=file, field=place, value=name, fix=fix)
+        if name.lower() not in known:
+            msg = f"{user} has no such account on this cluster"
+            raise InputError(msg, file=file, field=place, value=name, expected="one of " + ", ".join(known))
+
+
+def _status(file: Path) -> str:
+    """Return the program to ask how jobs are."""
+    if shutil.which("sacct") and not _said("sacct", "--allocations", "--noheader").returncode:
+        return "sacct"
+    config = _said("scontrol", "show", "config").stdout
+    found = re.search(r"^MinJobAge\s*=\s*(\d+)", config, flags=re.MULTILINE)
+    seconds = int(found[1]) if found else REMEMBERED_S
+    if seconds < REMEMBERED_S:
+        msg = f"this cluster keeps no accounts and forgets a job {seconds} s after its end"
+        fix = f"ask who runs it for accounting, or for MinJobAge={REMEMBERED_S} or more"
+        raise InputError(msg, file=file, fix=fix)
+    return "squeue"

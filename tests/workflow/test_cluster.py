@@ -1,0 +1,60 @@
+"""What is asked of a SLURM cluster before a run starts; with a real one: tests/workflow/slurm/test_slurm.py."""
+
+import pytest
+from tests.small_study import write_study
+
+from histocrypt.errors import InputError
+from histocrypt.study import load_study
+from histocrypt.workflow.cluster import Cluster, _asked, cancel_left
+from histocrypt.workflow.profile import Profile
+
+PROFILE = """
+executor: slurm
+default-resources:
+  slurm_partition: '"main"'
+  slurm_account: lab
+set-resources:
+  train:
+    slurm_partition: gpu
+  eda: [slurm_partition=short]
+"""
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path / "outputs"))
+    return load_study(write_study(tmp_path, "here"))
+
+
+def profile(folder, text: str) -> Profile:
+    (folder / "config.yaml").write_text(text)
+    return Profile.read(folder, cores=0)
+
+
+def test_partitions_are_read_from_all_places_where_a_profile_names_them(tmp_path):
+    content = profile(tmp_path, PROFILE).content
+    assert _asked(content, "slurm_account") == {"default-resources: slurm_account": "lab"}
+    assert list(_asked(content, "slurm_partition").values()) == ["main", "gpu", "short"]
+    listed = {
+        "default-resources": ["slurm_partition=main", "mem_mb=100"],
+        "set-resources": ["train:slurm_partition=gpu"],
+    }
+    assert list(_asked(listed, "slurm_partition").values()) == ["main", "gpu"]
+
+
+def test_a_machine_without_slurm(tmp_path, study, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="there is no SLURM on this machine: sbatch, .*without --profile"):
+        Cluster.ready(study, profile(tmp_path, PROFILE))
+    assert cancel_left(study) == 0
+
+
+def test_a_profile_of_this_machine_asks_no_cluster(tmp_path, study, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Cluster.ready(study, profile(tmp_path, "retries: 1")) is None
+
+
+def test_snakemake_is_told_where_logs_go_and_how_to_ask(study):
+    options = Cluster("hc_here_0", "squeue", study.run.logs / "slurm").options()
+    assert options[options.index("--slurm-logdir") + 1] == str(study.run.logs.resolve() / "slurm")
+    assert options[options.index("--slurm-status-command") + 1] == "squeue"
