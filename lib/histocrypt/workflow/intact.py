@@ -21,8 +21,8 @@ from histocrypt.paths import RunFolder
 from histocrypt.workflow.makers import makers
 from histocrypt.workflow.wholeness import flaw
 
-NOT_DEMANDED = {"parties", "decrypted", "shadows", "last"}
-"""Folders whose files may go: keys and ciphertexts, members' records, states of trainings."""
+NOT_DEMANDED = {"parties", "decrypted", "shadows", "last", "nnunet", "members.json", "training.safetensors"}
+"""Folders and files that may go: keys, ciphertexts, who was a member, states of trainings, what nothing reads."""
 NOT_ARTIFACTS = {"logs", ".snakemake"}
 OLD = 24 * 3600
 """Seconds after which a half-written file of another machine is taken for left over."""
