@@ -67,6 +67,29 @@ def run(
 
 
 @app.command()
+def runs(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[A [B]]", help="Study names or run folders; none: list all runs.")
+    ] = None,
+) -> None:
+    """List the runs there are; show one in full; set two beside each other."""
+    from histocrypt.workflow.compare import compare_runs
+    from histocrypt.workflow.runs import list_runs, show_run
+
+    names = names or []
+    if len(names) > 2:
+        raise InputError("more than two runs cannot be compared at once", value=" ".join(names), expected="A B")
+    if names:
+        typer.echo(compare_runs(*names) if len(names) == 2 else show_run(*names))
+        return
+    listed, problems = list_runs()
+    typer.echo(listed)
+    for problem in problems:
+        typer.echo(f"histocrypt: {problem}", err=True)
+    raise typer.Exit(2 if problems else 0)
+
+
+@app.command()
 def predict(
     section: Annotated[
         str, typer.Argument(help="A section in any readable format, a slide, or a folder of <section>_<x>_<y>.tif.")

@@ -10,49 +10,23 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
+from pydantic import NonNegativeFloat, ValidationError
 
 from histocrypt import paths
 from histocrypt.atomic import read_json, write_json
 from histocrypt.errors import InputError
 from histocrypt.study import Study
-from histocrypt.training.folds import FINAL
 from histocrypt.workflow.machine import git_state, machine, versions
+from histocrypt.workflow.stage_records import Outcome, Part, Stage, belonging, read_stages
 
-Outcome = Literal["running", "finished", "failed", "interrupted"]
 HISTORY_KEPT = 50
 INTERRUPTED = 130
 """The exit code of a run that was stopped with Ctrl-C."""
-
-
-class Part(BaseModel):
-    """A record; keys that this version does not know are kept."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class Stage(Part):
-    """What one notebook took for one section, or for one model and fold. Memory in GiB, times in UTC."""
-
-    job: str
-    notebook: str
-    section: str | None = None
-    model: str | None = None
-    fold: str | None = None
-    outcome: Outcome
-    begun: datetime
-    ended: datetime | None = None
-    seconds: NonNegativeFloat | None = None
-    cpu_seconds: NonNegativeFloat | None = None
-    peak_gib: NonNegativeFloat | None = None
-    threads: int | None = None
-    commit: str | None = None
-    """Of the checkout that made it; ``-dirty`` where tracked files were changed."""
 
 
 class Run(Part):
@@ -94,7 +68,6 @@ def recorded(
 ) -> int:
     """Do ``work``, which returns the exit code of a run, and keep ``run.json`` up to date. The study must be locked."""
     earlier = _earlier(study.run)
-    before = {stage.job: stage.begun for stage in read_stages(study.run)}
     own = _begin(study, profile=profile, until=until, parameters=parameters, earlier=earlier)
     code = 1
     try:
@@ -103,7 +76,7 @@ def recorded(
         code = INTERRUPTED
         raise
     finally:
-        _write(study.run, _ended(own, study, code, before, earlier))
+        _write(study.run, _ended(own, study, code, earlier))
     return code
 
 
@@ -123,7 +96,7 @@ def _begin(
         git=git_state(),
         versions=versions(),
         machine=machine(),
-        stages=earlier.stages if earlier else [],
+        stages=_merged(earlier.stages if earlier else [], study.run, None, {"running": "interrupted"})[0],
         artifacts=earlier.artifacts if earlier else {},
         history=[*earlier.history, _brief(earlier)] if earlier else [],
     )
@@ -131,19 +104,10 @@ def _begin(
     return record
 
 
-def _ended(own: Record, study: Study, code: int, before: dict[str, datetime], earlier: Record | None) -> Record:
+def _ended(own: Record, study: Study, code: int, earlier: Record | None) -> Record:
     """Return the record of a run that has ended with this exit code."""
-    known = {stage.job: stage for stage in own.stages}
-    stages, mine = [], []
-    for stage in read_stages(study.run):
-        if before.get(stage.job) == stage.begun:  # of an earlier run: compared as written, clocks of nodes may differ
-            stages.append(known[stage.job] if stage.job in known else stage)
-            continue
-        if stage.outcome != "finished":
-            stage.outcome = "interrupted" if code == INTERRUPTED else "failed"
-        stage.commit = _label(own.git)
-        stages.append(stage)
-        mine.append(stage)
+    ends = dict.fromkeys(("running", "failed"), "interrupted" if code == INTERRUPTED else "failed")
+    stages, mine = _merged(own.stages, study.run, _label(own.git), ends)
     own.stages = belonging(stages, study)
     own.outcome = {0: "finished", INTERRUPTED: "interrupted"}.get(code, "failed")
     own.failed = [stage.job for stage in mine if stage.outcome == "failed"]
@@ -156,8 +120,15 @@ def _ended(own: Record, study: Study, code: int, before: dict[str, datetime], ea
     return own
 
 
-def read_record(root: Path) -> Record:
+def read_record(root: Path, *, locked: bool = False) -> Record:
     """Read the record of a run folder.
+
+    Parameters
+    ----------
+    root
+        The run folder.
+    locked
+        We hold its lock ourselves: a run that says it is running was killed.
 
     Raises
     ------
@@ -175,9 +146,34 @@ def read_record(root: Path) -> Record:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or None
         raise InputError(f"is not the record of a run ({first['msg']})", file=file, field=field) from error
-    if record.outcome == "running" and not is_running(root):
-        record.outcome = "interrupted"
+    if record.outcome == "running":
+        record.outcome = "running" if not locked and is_running(root) else "interrupted"
+        ends = {} if record.outcome == "running" else {"running": "interrupted"}
+        record.stages, mine = _merged(record.stages, paths.RunFolder(root), _label(record.git), ends)
+        record.jobs = len(mine)
+        if ends:  # nobody wrote when
+            record.ended = max((stage.ended for stage in mine if stage.ended), default=record.begun)
+        record.seconds = max(0.0, ((record.ended or _now()) - record.begun).total_seconds())
     return record
+
+
+def _merged(
+    known: list[Stage], run: paths.RunFolder, commit: str | None, ends: dict[Outcome, Outcome]
+) -> tuple[list[Stage], list[Stage]]:
+    """Return the stages of a run folder, and those among them that are not known yet.
+
+    A stage is known by when it began, as written where it ran: clocks of nodes may differ. What is not known was made
+    from ``commit``; its outcome is translated by ``ends``.
+    """
+    before = {stage.job: stage for stage in known}
+    stages, new = [], []
+    for stage in read_stages(run):
+        if stage.job in before and before[stage.job].begun == stage.begun:
+            stages.append(before[stage.job])
+            continue
+        stages.append(stage.model_copy(update={"commit": commit, "outcome": ends.get(stage.outcome, stage.outcome)}))
+        new.append(stages[-1])
+    return stages, new
 
 
 def is_running(root: Path) -> bool:
@@ -192,55 +188,20 @@ def is_running(root: Path) -> bool:
     return False
 
 
-def read_stages(run: paths.RunFolder) -> list[Stage]:
-    """Return what each job of a run folder left, in the order in which they began; what is unreadable is left out."""
-    found = []
-    for file in run.stages.glob("*.json"):
-        try:
-            found.append(Stage.model_validate_json(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            continue
-    return sorted(found, key=lambda stage: (stage.begun, stage.job))
-
-
 def _label(git: dict[str, Any]) -> str | None:
     return f"{git['commit']}-dirty" if git.get("dirty") else git["commit"]
-
-
-def belonging(stages: Iterable[Stage], study: Study) -> list[Stage]:
-    """Return the stages whose section, model and fold the study still has; what it had once stays on the disk."""
-    sections = _names(study.run.eda / "summary.json", "sections", "section")
-    folds = _names(study.run.folds, "folds", "name")
-    models = {None, "baselines", *study.model_names}
-    return [
-        stage
-        for stage in stages
-        if stage.model in models
-        and (sections is None or stage.section in {None, *sections})
-        and (folds is None or stage.fold in {None, FINAL, *folds})
-    ]
-
-
-def _names(file: Path, part: str, key: str) -> set[str] | None:
-    """Return the names in a part of an artifact; None where it is not there yet, or broken by what stopped a run."""
-    try:
-        return {row[key] for row in read_json(file)[part]}
-    except (InputError, KeyError, TypeError):
-        return None
 
 
 def _earlier(run: paths.RunFolder) -> Record | None:
     """Return what there is of earlier runs; a broken record keeps no run from starting."""
     try:
-        return read_record(run.root)
+        return read_record(run.root, locked=True)
     except InputError:
         return None
 
 
 def _brief(record: Record) -> Run:
-    ended = record.ended or max((stage.ended for stage in record.stages if stage.ended), default=None)
-    outcome = "interrupted" if record.outcome == "running" else record.outcome
-    return Run(**{**{name: getattr(record, name) for name in Run.model_fields}, "ended": ended, "outcome": outcome})
+    return Run(**{name: getattr(record, name) for name in Run.model_fields})
 
 
 def _seeds(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
