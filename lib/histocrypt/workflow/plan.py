@@ -78,7 +78,9 @@ def plan(command: Command) -> Plan:
         file.write_text(json.dumps({"sections": [listed(*one) for one in found.items()]}), encoding="utf-8")
         # Where sections are known without the exploration nothing waits for it, so it is asked for by itself.
         explored = str(study.run.notebooks / "10_eda.ipynb")
-        line = command.line("--dry-run", targets=(explored,), survey=str(file))
+        # A dry run takes itself for local and would hold all jobs to one core, had it no number.
+        width = () if command.profile.local else ("--cores", str(command.profile.threads))
+        line = command.line("--dry-run", *width, targets=(explored,), survey=str(file))
         said = subprocess.run(line, cwd=paths.repository(), capture_output=True, text=True, check=False)
     if said.returncode:
         last = [text.strip() for text in (said.stderr + said.stdout).splitlines() if text.strip()][-1:]

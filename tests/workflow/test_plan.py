@@ -1,0 +1,68 @@
+"""A plan says what a run then does."""
+
+import re
+
+import pytest
+from tests.small_study import MODELS, WINGS, histocrypt, write_study
+
+from histocrypt import paths
+
+SLURM = paths.repository() / "workflow" / "profiles" / "slurm"
+
+
+def planned(said: str) -> dict[str, int]:
+    """Return the number of jobs of each notebook in a plan."""
+    return {name: int(number) for name, number in re.findall(r"^(\d\d_\w+) +(\d+) ", said, flags=re.MULTILINE)}
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """Return an outputs folder in which nothing has run, and the study of the run that all tests share."""
+    folder = tmp_path_factory.mktemp("plan")
+    return folder, write_study(folder, "small", models=MODELS, **WINGS)
+
+
+def test_a_plan_made_before_anything_ran_names_every_notebook_of_the_run(fresh, small_run):
+    outputs, study = fresh
+    said = histocrypt("run", study, "--dry-run", outputs=outputs)
+    assert said.returncode == 0, said.stderr
+    ran = [path.stem.partition("__")[0] for path in (small_run / "small" / "notebooks").glob("*.ipynb")]
+    assert planned(said.stdout) == {name: ran.count(name) for name in ran}
+    assert not (outputs / "small" / "notebooks").exists()
+    assert re.search(r"\d+ jobs, about [\d.]+ core-hours", said.stdout)
+    assert re.search(r"peak memory of a job: [\d.]+ GiB", said.stdout)
+    assert re.search(r"disk, when finished: about [\d.]+ GB", said.stdout)
+
+
+def test_a_plan_for_a_cluster_can_be_made_anywhere(fresh):
+    outputs, study = fresh
+    said = histocrypt("run", study, "--dry-run", "--until", "30_training", "--profile", SLURM, outputs=outputs)
+    assert said.returncode == 0, said.stderr
+    training = next(line.split() for line in said.stdout.splitlines() if line.startswith("30_training"))
+    assert training[2] == "8"  # threads: those of the profile, not of this machine
+    assert "70_evaluation" not in said.stdout
+    assert "if every job finds a place at once" in said.stdout
+
+
+def test_a_finished_run_has_an_empty_plan(small_run):
+    said = histocrypt("run", small_run / "small.yaml", "--dry-run", outputs=small_run)
+    assert said.returncode == 0, said.stderr
+    assert "nothing to do" in said.stdout
+    assert planned(said.stdout) == {}
+
+
+def test_a_plan_says_why(small_run, tmp_path):
+    changed = write_study(tmp_path, "small", models=MODELS, **WINGS, panel={"size": 11})
+    said = histocrypt("run", changed, "--dry-run", outputs=small_run)
+    assert re.search(r"^22_folds .* settings changed$", said.stdout, flags=re.MULTILINE)
+    assert re.search(r"^30_training .* follows$", said.stdout, flags=re.MULTILINE)
+
+
+def test_bad_sections_are_found_by_the_plan(tmp_path, tiny_section):
+    first, second = tiny_section(tmp_path, "A", patient="P1"), tiny_section(tmp_path, "B", patient="P2")
+    second.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
+    (tmp_path / "bad.yaml").write_text(f"name: bad\nsections: [{{path: {first}}}, {{path: {second}}}]\n")
+    said = histocrypt("run", tmp_path / "bad.yaml", "--dry-run", outputs=tmp_path / "out")
+    assert said.returncode == 2
+    assert "B.h5ad" in said.stderr
+    assert "Traceback" not in said.stderr
