@@ -75,6 +75,15 @@ def test_a_job_that_fails_twice_has_failed_once():
     assert failure.slurm == "OUT_OF_MEMORY"
 
 
+def test_a_job_whose_step_was_ended_for_its_memory(tmp_path):
+    log = tmp_path / "12.log"
+    log.write_text("x\nslurmstepd-n1: error: StepId=12.0 exceeded memory limit (267402240 > 262144000), being killed\n")
+    progress = Progress()
+    told(FAILED.replace("OUT_OF_MEMORY", "FAILED").replace("/run/logs/slurm/12.log", str(log)), progress)
+    (failure,) = progress.failed.values()
+    assert failure.slurm == "OUT_OF_MEMORY"
+
+
 def test_a_job_that_slurm_does_not_take():
     progress = Progress()
     told(REFUSED, progress)

@@ -16,7 +16,8 @@ _FINISHED = re.compile(r"^Finished jobid: (\d+)")
 _STEPS = re.compile(r"^(\d+) of (\d+) steps")
 _MESSAGE = re.compile(r"^\s+message: .*SLURM status is: '(\w+)'")
 _REFUSED = re.compile(r"^\s+message: SLURM sbatch failed\. The error message was '(.*?)'?\.?$")
-_FAILED = re.compile(r"^\s+log: (.+?)(?:, .+)?\s+\(check log file")
+_FAILED = re.compile(r"^\s+log: (.+?)(?:, (.+))?\s+\(check log file")
+_MEMORY = re.compile(r"^slurmstepd.* error: .*(?:exceeded memory limit|oom[-_]kill)", re.MULTILINE | re.IGNORECASE)
 _RESOURCES = re.compile(r"^\s+resources: (?:.*, )?mem_mb=(\d+)")
 _AGAIN = re.compile(r"^Trying to restart job (\d+)\.")
 
@@ -55,9 +56,8 @@ class Progress:
     def read(self, line: str) -> str:
         """Take in one line of Snakemake's output and return what to tell the user; mostly nothing."""
         if match := _FAILED.match(line):
-            self.failed[self._job] = Failure(
-                Path(match[1]), self._slurm, self._refused, self.memory_mb.get(self._job, 0)
-            )
+            ended = _ended(self._slurm, Path((match[2] or match[1]).split(", ")[-1]))
+            self.failed[self._job] = Failure(Path(match[1]), ended, self._refused, self.memory_mb.get(self._job, 0))
             self._slurm = self._refused = ""
         elif match := _LOG.match(line):
             self._name = Path(match[1]).stem
@@ -102,6 +102,13 @@ def readable(job: str) -> str:
     """Return the name of a job's log as people read it."""
     notebook, *rest = job.split("__")
     return " ".join([notebook, *rest])
+
+
+def _ended(slurm: str, log: Path) -> str:
+    """Return what SLURM calls a job's end; it calls it FAILED, too, where it ended a step for its memory."""
+    if slurm == "FAILED" and log.is_file() and _MEMORY.search(log.read_text(encoding="utf-8", errors="replace")):
+        return "OUT_OF_MEMORY"
+    return slurm
 
 
 def _submitted(log: Path) -> str:

@@ -1,0 +1,241 @@
+"""The small study through a real SLURM of one machine, disturbed in every way, against a run without SLURM.
+
+    apt-get install --no-install-recommends slurm-wlm munge slurmdbd slurm-wlm-mysql-plugin mariadb-server
+    python -m pytest -m slow tests/workflow/slurm
+
+takes about 25 minutes on two cores that have nothing else to do; skipped where SLURM is not installed.
+"""
+
+import filecmp
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests.small_study import MODELS, histocrypt, write_study
+from tests.workflow.slurm.cluster import Slurm, processes_of, profile, wait_for
+
+pytestmark = pytest.mark.slow
+
+NETWORKS = {name: MODELS[name] for name in ("vision_mlp", "fhe_head")}
+HELD = "train_wildcards_vision_mlp_fold_1"
+"""The training that is cancelled twice."""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A SLURM that keeps no accounts: ``sacct`` is there and fails."""
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"), "--cpus", "2")
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def night(slurm, tmp_path_factory):
+    """One study, run after run, each disturbed in its own way; the last is left alone."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    study = write_study(outputs, "small", models=NETWORKS, stacking=None)
+    ours = profile(outputs / "profile", **{"max-threads": 1})
+    happened = {"outputs": outputs, "study": study, "profile": ours}
+
+    # Everything is killed outright on the login node; the job goes on.
+    process = slurm.start(study, outputs, ours)
+    wait_for(lambda: slurm.running("eda"), process)
+    _kill_family(process)
+    left = happened["left by the kill"] = [job for job, _, _ in slurm.jobs("RUNNING")]
+
+    # The next run ends that job before it starts anything, and is stopped with Ctrl-C.
+    process = slurm.start(study, outputs, ours)
+    wait_for(lambda: not {job for job, _, _ in slurm.jobs("RUNNING")} & {*left}, process)
+    happened["ended by the next run"] = [state for job, state, _ in slurm.jobs() if job in left]
+    wait_for(lambda: slurm.running("preprocess"), process)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    said, _ = process.communicate(timeout=300)
+    happened["ctrl-c"] = (process.returncode, said, time.monotonic() - began)
+    happened["left by ctrl-c"] = slurm.jobs("PENDING,RUNNING,COMPLETING")
+
+    # One training is cancelled twice, the kernel of another is killed once.
+    process = slurm.start(study, outputs, ours)
+    first = wait_for(lambda: slurm.running(HELD), process)
+    happened["asked for"] = slurm.said("scontrol", "show", "job", first)
+    happened["threads"] = {_variable(pid, "OMP_NUM_THREADS") for pid in wait_for(lambda: processes_of(first), process)}
+    slurm.said("scancel", first)
+    killed, _, what = wait_for(lambda: _another_training(slurm), process)
+    happened["killed once"] = what.removeprefix("rule_train_wildcards_")
+    for pid in wait_for(lambda: processes_of(killed), process):
+        os.kill(pid, signal.SIGKILL)
+    second = wait_for(lambda: (job := slurm.running(HELD)) != first and job, process)
+    happened["asked for again"] = slurm.said("scontrol", "show", "job", second)
+    slurm.said("scancel", second)
+    said, _ = process.communicate(timeout=3600)
+    happened["twice"] = (process.returncode, said)
+    happened["kept"] = {path.name: path.stat().st_mtime_ns for path in outputs.glob("small/notebooks/*.ipynb")}
+    happened["slurm logs"] = list((outputs / "small" / "logs" / "slurm").rglob("*.log"))
+
+    happened["last"] = slurm.run(study, outputs, ours)
+    return happened
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """The same study on this machine, in one go."""
+    outputs = tmp_path_factory.mktemp("here")
+    study = write_study(outputs, "small", models=NETWORKS, stacking=None)
+    finished = histocrypt("run", study, "--cores", "2", outputs=outputs)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return outputs / "small"
+
+
+def test_a_run_that_was_killed_leaves_no_job_to_the_next(night):
+    assert night["left by the kill"]
+    _, said, _ = night["ctrl-c"]
+    assert f"cancelled: {len(night['left by the kill'])}" in said
+    assert {*night["ended by the next run"]} == {"CANCELLED"}
+
+
+def test_ctrl_c_cancels_the_jobs(night):
+    code, said, seconds = night["ctrl-c"]
+    assert code == 130
+    assert "what was finished is kept" in said
+    assert night["left by ctrl-c"] == []
+    assert seconds < 60
+
+
+def test_a_job_gets_what_it_asked_for(night):
+    assert "NumCPUs=1" in night["asked for"]
+    assert night["threads"] == {"1"}
+    megabytes = [_megabytes(night[asked]) for asked in ("asked for", "asked for again")]
+    assert megabytes[0] > 1000
+    assert megabytes[1] == 2 * megabytes[0], "twice the memory when it is tried again"
+
+
+def test_what_fails_twice_is_named_and_the_rest_goes_on(night):
+    code, said = night["twice"]
+    assert code == 1
+    assert "30_training vision_mlp_fold_1 failed (CANCELLED); tried once more" in said
+    assert "30_training vision_mlp fold_1 failed: it was cancelled" in said
+    assert "Traceback" not in said
+    assert f"30_training {night['killed once']} failed (FAILED); tried once more" in said
+    assert said.count(" failed: ") == 1, "one notebook failed in the end"
+    others = {f"30_training__{family}__fold_3.ipynb" for family in ("vision_mlp", "fhe_head", "baselines")}
+    assert others <= {*night["kept"]}
+    assert "30_training__vision_mlp__fold_1.ipynb" not in night["kept"]
+    assert {"vision_mlp_fold_1", night["killed once"]} <= {path.parent.name for path in night["slurm logs"]}
+
+
+def test_the_next_run_finishes_and_keeps_what_was_done(night):
+    code, said = night["last"]
+    assert code == 0, said
+    for name, modified in night["kept"].items():
+        assert (night["outputs"] / "small" / "notebooks" / name).stat().st_mtime_ns == modified, name
+
+
+def test_what_comes_out_equals_a_run_without_slurm(night, here):
+    there = night["outputs"] / "small"
+    assert _artifacts(there) == _artifacts(here)
+    weights = sorted(path.relative_to(here) for path in here.glob("models/**/*.safetensors"))
+    assert len(weights) > 20
+    differ = [path for path in weights if not filecmp.cmp(here / path, there / path, shallow=False)]
+    assert not differ
+    pd.testing.assert_frame_equal(
+        pd.read_csv(there / "evaluation/summary.csv"), pd.read_csv(here / "evaluation/summary.csv"), check_exact=True
+    )
+    _same_predictions(there, here)
+
+
+def test_a_finished_run_has_nothing_to_do(night, slurm):
+    code, said = slurm.run(night["study"], night["outputs"], night["profile"])
+    assert code == 0
+    assert "nothing to do" in said
+
+
+def test_memory_that_is_not_enough_is_doubled(slurm, tmp_path):
+    """SLURM ends a job that takes more than it asked for; with twice as much it ends well."""
+    study = write_study(tmp_path, "lean")
+    asked = {"max-threads": 1, "set-resources": ["eda:mem_mb=250*2**(2*(attempt-1))"]}
+    code, said = slurm.run(study, tmp_path, profile(tmp_path / "p", **asked), "--until", "10_eda")
+    assert code == 0, said
+    assert "10_eda failed (OUT_OF_MEMORY); tried once more" in said
+
+
+def test_with_accounting(tmp_path):
+    accounted = Slurm(tmp_path / "slurm", "--cpus", "2", "--accounting")
+    try:
+        study = write_study(tmp_path, "small", models={}, stacking=None)
+        ours = profile(tmp_path / "p", **{"default-resources": {"slurm_account": "lab", "slurm_partition": "other"}})
+        code, said = accounted.run(study, tmp_path, ours, "--until", "20_preprocessing")
+        assert code == 0, said
+        log = (tmp_path / "small" / "logs" / "snakemake.log").read_text()
+        assert "--slurm-status-command sacct" in log
+        done = accounted.said("sacct", "-X", "-n", "-P", "--format=State,Account,Partition,AllocCPUS").splitlines()
+        assert done.count("COMPLETED|lab|other|1") == 7
+
+        for name, value, word in (("slurm_account", "nobody", "lab"), ("slurm_partition", "fast", "main, other")):
+            wrong = profile(tmp_path / "wrong", **{"default-resources": {name: value}})
+            code, said = accounted.run(study, tmp_path, wrong)
+            assert code == 2
+            assert f"found '{value}'" in said
+            assert word in said
+            assert len(said.splitlines()) == 1
+    finally:
+        accounted.stop()
+
+
+def test_inside_a_job_of_its_own(slurm, tmp_path):
+    """The run itself may be a job: a night's work that needs no open terminal."""
+    study = write_study(tmp_path, "inner", models={}, stacking=None)
+    ours = profile(tmp_path / "p", **{"max-threads": 1})
+    said = tmp_path / "said.log"
+    command = f"histocrypt run {study} --profile {ours} --until 20_preprocessing"
+    submit = ["sbatch", "--wait", "--mem=900", f"--output={said}", "--wrap", command]
+    ended = subprocess.run(submit, env=slurm.environment(tmp_path), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, said.read_text()
+    assert len(list(tmp_path.glob("inner/notebooks/20_preprocessing__*.ipynb"))) == 6
+
+
+def _another_training(slurm: Slurm) -> tuple[str, str, str] | None:
+    trainings = (job for job in slurm.jobs("RUNNING") if job[2].startswith("rule_train_wildcards_"))
+    return next((job for job in trainings if not job[2].endswith(HELD)), None)
+
+
+def _kill_family(process) -> None:
+    import psutil
+
+    parent = psutil.Process(process.pid)
+    family = [*parent.children(recursive=True), parent]
+    for one in family:
+        one.kill()
+    psutil.wait_procs(family, timeout=30)
+    process.communicate()
+
+
+def _variable(pid: int, name: str) -> str | None:
+    pairs = (pair.partition("=") for pair in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+    return next((value for key, _, value in pairs if key == name), None)
+
+
+def _megabytes(job: str) -> int:
+    return int(job.partition("MinMemoryNode=")[2].split("M")[0])
+
+
+def _artifacts(run: Path) -> set[str]:
+    """Return what a run leaves, but for the logs, which tell of what happened on the way."""
+    files = (path.relative_to(run) for path in run.rglob("*") if path.is_file())
+    return {str(path) for path in files if path.parts[0] not in ("logs", ".snakemake", ".lock")}
+
+
+def _same_predictions(there: Path, here: Path) -> None:
+    import anndata
+
+    files = sorted(path.relative_to(here) for path in here.glob("predictions/**/*.h5ad"))
+    assert files
+    for path in files:
+        ours, theirs = (anndata.read_h5ad(folder / path) for folder in (there, here))
+        assert ours.obs_names.equals(theirs.obs_names), path
+        assert ours.var_names.equals(theirs.var_names), path
+        np.testing.assert_array_equal(ours.X, theirs.X, err_msg=str(path))
