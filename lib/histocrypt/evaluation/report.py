@@ -19,6 +19,7 @@ from histocrypt.evaluation.embed import embed
 from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
 from histocrypt.evaluation.multitask_report import beyond_panel
 from histocrypt.evaluation.privacy_report import audit, synthetic
+from histocrypt.evaluation.run_report import this_run
 from histocrypt.evaluation.scores import CEILING, POOLED, Scores, load_scores, read_folds, title_of
 from histocrypt.evaluation.section_scores import WITHIN
 from histocrypt.evaluation.stacked import stacked
@@ -98,6 +99,7 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "distributions": distributions(study),
         "synthetic": synthetic(study),
         "audit": audit(study),
+        "run": this_run(study),
         "by_section": _by_section(scores, main),
         "genes": _genes(scores, main, best),
         "unscored": {name: len(genes) for name, genes in scores.notes["unscored_genes"].items()},

@@ -55,7 +55,9 @@ def list_runs() -> tuple[str, list[InputError]]:
         "colour ridge",
     )
     ordered = [cells for _, cells in sorted(rows, key=lambda row: (-row[0], row[1]))]
-    return table(heads, ordered), problems
+    star = any(cells[3].endswith("*") for cells in ordered)
+    note = "\n* with changes that were not committed" if star else ""
+    return table(heads, ordered) + note, problems
 
 
 def show_run(name: str) -> str:
@@ -73,7 +75,7 @@ def show_run(name: str) -> str:
         "",
         *(f"{head:<9} {text}" for head, text in about(record).items()),
     ]
-    stages = added_up(record.stages)
+    stages = added_up(record.stages).sort_values("notebook", kind="stable")
     if len(stages):
         heads = ("stage", "jobs", "time", "slowest", "CPU", "memory")
         rows = [
@@ -102,13 +104,20 @@ def about(record: Record) -> dict[str, str]:
     given = " ".join(f"-p {name} {value}" for name, value in record.parameters.items())
     return {
         "study": f"hash {record.hash}, seed {seeds}{f', until {record.until}' if record.until else ''}",
-        "commit": commit(record.git) + (f" ({record.git['note']})" if record.git.get("note") else ""),
+        "commit": _commit_in_words(record.git),
         "machine": f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB, "
         f"{gpus}, {machine.get('system')}",
         "profile": record.profile,
         **({"given": given} if given else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
     }
+
+
+def _commit_in_words(git: dict[str, Any]) -> str:
+    if not git.get("commit"):
+        return f"not known: {git.get('note', 'nothing was said')}"
+    changed = ", ".join(git.get("changed", ()))
+    return git["commit"] + (f", with changes that were not committed: {changed}" if git.get("dirty") else "")
 
 
 def find_run(name: str) -> Path:
