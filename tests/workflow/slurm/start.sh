@@ -143,6 +143,7 @@ TEXT
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$dbd
+AccountingStoragePass=$folder/munge/socket
 AccountingStorageEnforce=associations
 TEXT
     slurmdbd

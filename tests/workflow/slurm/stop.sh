@@ -9,7 +9,7 @@ ended() { # seconds, pid file...
     local left=$(($1 * 10)) file
     shift
     for file in "$@"; do
-        while [ -s "$file" ] && kill -0 "$(cat "$file")" 2> /dev/null && [ $left -gt 0 ]; do
+        while [ -s "$file" ] && kill -0 "$(cat "$file" 2> /dev/null)" 2> /dev/null && [ $left -gt 0 ]; do
             sleep 0.1
             left=$((left - 1))
         done
