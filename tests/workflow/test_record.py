@@ -101,6 +101,16 @@ def test_a_failed_job_is_named_and_the_others_keep_their_records(run):
     assert next(stage for stage in again.stages if stage.job == "10_eda") == first.stages[0]
 
 
+def test_a_job_that_is_tried_again_says_so(run):
+    record = run(("10_eda", fail), "10_eda", "70_evaluation")
+    assert [(stage.job, stage.outcome, stage.attempt) for stage in record.stages] == [
+        ("10_eda", "finished", 2),
+        ("70_evaluation", "finished", 1),
+    ]
+    later = run("10_eda")
+    assert next(stage for stage in later.stages if stage.job == "10_eda").attempt == 1
+
+
 def test_ctrl_c_is_no_failure(run):
     record = run("10_eda", ("70_evaluation", fail), code=INTERRUPTED)
     assert (record.outcome, record.failed) == ("interrupted", [])

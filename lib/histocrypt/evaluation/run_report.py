@@ -38,6 +38,7 @@ def this_run(study: Study) -> dict[str, Any] | None:
         "about": about(record),
         "runs": len(record.history) + 1,
         "commits": len(commits),
+        "again": sum(stage.attempt > 1 for stage in stages),
         "rows": [
             {
                 "name": _name(row),

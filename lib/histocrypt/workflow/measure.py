@@ -11,6 +11,7 @@ rise.
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 import threading
@@ -96,6 +97,7 @@ def measured(log: Path, values: dict[str, str], work: Callable[[], None]) -> Non
         "notebook": log.stem.partition("__")[0],
         **{name: values.get(name) for name in ("section", "model", "fold")},
         "outcome": "running",
+        **_attempt(log),
         "begun": began.isoformat(timespec="milliseconds"),
     }
     _write(log, record)
@@ -121,6 +123,20 @@ def measured(log: Path, values: dict[str, str], work: Callable[[], None]) -> Non
             "processor": processor(),
         }
         _write(log, record)
+
+
+def _attempt(log: Path) -> dict[str, Any]:
+    """Return which run this job is of and, where that run has tried it before, which attempt this is."""
+    try:
+        run = json.loads(paths.RunFolder(log.parent.parent).record.read_text(encoding="utf-8"))["begun"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    try:
+        earlier = json.loads(record_beside(log).read_text(encoding="utf-8"))
+        before = earlier.get("attempt", 1) if earlier.get("run") == run else 0
+    except (OSError, ValueError, AttributeError):
+        before = 0
+    return {"run": run, "attempt": before + 1}
 
 
 def _marks() -> tuple[int, float]:

@@ -90,6 +90,9 @@ def show_run(name: str) -> str:
             for row in stages.itertuples()
         ]
         lines += ["", table(heads, rows)]
+    again = [readable(stage.job) for stage in record.stages if stage.attempt > 1]
+    if again:
+        lines += ["", f"Needed another attempt: {', '.join(again)}"]
     if record.history:
         other = [f"{when(one.begun)} {outcome(one)}, {one.jobs} jobs" for one in record.history[-5:]]
         lines += ["", f"Other runs of this study: {len(record.history)}; the latest: " + "; ".join(other)]

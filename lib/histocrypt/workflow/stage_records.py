@@ -42,6 +42,8 @@ class Stage(Part):
     cpu_seconds: NonNegativeFloat | None = None
     peak_gib: NonNegativeFloat | None = None
     threads: int | None = None
+    attempt: int = 1
+    """Of the run that made it; a cluster tries a failed job once more."""
     commit: str | None = None
     """Of the checkout that made it; ``-dirty`` where tracked files were changed."""
 
