@@ -219,6 +219,19 @@ def load_fold(path: str | Path, name: str) -> Fold:
     return folds[name]
 
 
+def chosen_fold(names: list[str], name: str | None, *, field: str) -> str:
+    """Return the fold that a field of the study names, the first if it names none; an unknown one is an `InputError`.
+
+    Parameters
+    ----------
+    names
+        Of the folds that hold patients out.
+    """
+    if name is not None and name not in names:
+        raise unknown_name("fold", name, names, field=field)
+    return name or names[0]
+
+
 def _check(folds: list[Fold], patients: dict[str, str], path: str | Path, *, by_section: bool) -> None:
     for fold in folds:
         where = {"file": path, "field": fold.name}

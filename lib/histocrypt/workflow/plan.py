@@ -15,6 +15,7 @@ from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.workflow.command import Command
 from histocrypt.workflow.profile import usable_cores
+from histocrypt.workflow.reasons import refused
 from histocrypt.workflow.resources import disk_bytes
 from histocrypt.workflow.stages import STAGES
 
@@ -83,6 +84,8 @@ def plan(command: Command) -> Plan:
         line = command.line("--dry-run", *width, targets=(explored,), survey=str(file))
         said = subprocess.run(line, cwd=paths.repository(), capture_output=True, text=True, check=False)
     if said.returncode:
+        if no := refused(said.stderr + said.stdout):
+            raise InputError(no.removesuffix("."))
         last = [text.strip() for text in (said.stderr + said.stdout).splitlines() if text.strip()][-1:]
         msg = f"Snakemake cannot plan this run ({''.join(last)})"
         raise InputError(msg, file=study.run.root)

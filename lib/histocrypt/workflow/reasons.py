@@ -28,6 +28,7 @@ _MEMORY = re.compile(
 _DEAD = re.compile(r"DeadKernelError|Kernel died|^Killed$|\bKilled\b.*papermill", re.MULTILINE)
 _RAISED = re.compile(r"^(?P<name>(?:\w+\.)*\w+)\s+Traceback \(most recent call last\)$", re.MULTILINE)
 _INPUT = re.compile(r"^(?:histocrypt\.errors\.)?InputError: (.+)$", re.MULTILINE)
+_REFUSED = re.compile(r"^ +(?:histocrypt\.errors\.)?InputError: (.+)$", re.MULTILINE)
 
 
 def reason(log: Path, study: Study, *, memory_mb: int = 0) -> str:
@@ -57,6 +58,12 @@ def mistake(log: Path) -> str | None:
     """Return the sentence of an `InputError` that stopped a notebook, or None."""
     found = _INPUT.findall(_text(log))
     return found[-1] if found else None
+
+
+def refused(said: str) -> str | None:
+    """Return the sentence of an `InputError` with which the Snakefile itself refused a study, or None."""
+    found = _REFUSED.search(said)
+    return found[1] if found else None
 
 
 def _text(log: Path) -> str:

@@ -16,7 +16,7 @@ from histocrypt import paths
 from histocrypt.study import Study
 from histocrypt.workflow.cluster import Cluster
 from histocrypt.workflow.progress import Failure, Progress, readable
-from histocrypt.workflow.reasons import full_disk, mistake, reason
+from histocrypt.workflow.reasons import full_disk, mistake, reason, refused
 
 SLURM_ENDS = {
     "OUT_OF_MEMORY": "it took more memory than it had asked for, twice as much the second time, and SLURM ended it",
@@ -66,6 +66,9 @@ def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | No
         failures = list(progress.failed.values())
         if not failures:
             said = "".join(last)
+            if no := refused(log_path.read_text(encoding="utf-8", errors="replace")):
+                print(f"histocrypt: {no}", file=sys.stderr)
+                return 2
             ends = f"the workflow could not start; {log_path} ends with:\n{said}"
             print(f"histocrypt: {full_disk(study, said) or ends}", file=sys.stderr)
         _explain(failures, study)

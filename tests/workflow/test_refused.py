@@ -1,0 +1,46 @@
+"""A study that only the list of its sections shows to be wrong ends in one sentence, before anything is trained.
+
+The run itself, past its exploration: `pytest -m slow tests/workflow/test_refused.py`.
+"""
+
+import pytest
+from tests.small_study import WINGS, histocrypt, write_study
+
+from histocrypt.workflow.reasons import refused
+
+KNOWN = "unknown fold 'fold_9'; expected one of fold_1, fold_2, fold_3; did you mean 'fold_3'?"
+WRONG = {
+    "audit": {"models": ["encoder_ridge"], "shadowed": [], "fold": "fold_9"},
+    "synthesis": {**WINGS["synthesis"], "fold": "fold_9"},
+}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("refused")
+
+
+@pytest.mark.parametrize("part", WRONG)
+def test_a_plan_names_the_fold_that_there_is_not(part, outputs):
+    study = write_study(outputs, "wrong", **{part: WRONG[part]})
+    said = histocrypt("run", study, "--dry-run", outputs=outputs)
+    assert said.returncode == 2
+    assert said.stderr.splitlines()[-1] == f"histocrypt: {part}.fold: {KNOWN}"
+
+
+@pytest.mark.slow
+def test_a_run_names_the_fold_once_its_sections_are_known(tmp_path):
+    study = write_study(tmp_path, "wrong", **WRONG)
+    said = histocrypt("run", study, outputs=tmp_path)
+    assert said.returncode == 2
+    assert said.stderr.splitlines()[-1].endswith(f".fold: {KNOWN}")
+    assert {path.stem for path in (tmp_path / "wrong" / "notebooks").iterdir()} == {"10_eda"}
+
+
+def test_the_sentence_is_found_in_what_snakemake_says():
+    said = (
+        'InputFunctionException in rule audit in file "S", line 4:\nError:\n'
+        "  InputError: a.fold: unknown.\nWildcards:\n"
+    )
+    assert refused(said) == "a.fold: unknown."
+    assert refused("Error in rule audit:\n    message: None\n") is None
