@@ -11,6 +11,7 @@ import pytest
 
 from histocrypt.atomic import partial_path
 from histocrypt.paths import RunFolder
+from histocrypt.study import load_study
 from histocrypt.workflow.intact import intact
 
 KINDS = {
@@ -53,13 +54,22 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def run(small_run, tmp_path_factory):
-    """A copy of the finished run, to break things in; nothing is run in it."""
-    root = tmp_path_factory.mktemp("intact") / "small"
-    shutil.copytree(small_run / "small", root)
-    with intact(RunFolder(root)) as found:
-        assert found == [], "a finished run is whole"
-    return RunFolder(root)
+def study(small_run, tmp_path_factory):
+    """The study of a copy of the finished run, to break things in; nothing is run in it."""
+    outputs = tmp_path_factory.mktemp("intact")
+    shutil.copytree(small_run / "small", outputs / "small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCRYPT_OUTPUTS", str(outputs))
+        study = load_study(small_run / "small.yaml")
+        with intact(study) as again:
+            assert again.found == [], "a finished run is whole"
+            assert again.notebooks == []
+        yield study
+
+
+@pytest.fixture
+def run(study):
+    return study.run
 
 
 def files_of(run):
@@ -88,15 +98,13 @@ def of_kind(run, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_a_file_is_found_and_its_stage_planned_while_nothing_is_touched(run, kind, capsys):
+def test_half_a_file_is_found_and_its_stage_planned_while_nothing_is_touched(study, run, kind, capsys):
     path, notebook = of_kind(run, kind)
     with cut(path):
         before = files_of(run)
-        with intact(run, dry_run=True) as found:
-            assert notebook in found[0].notebooks
-            assert not path.exists()
-            assert not notebook.exists()
-        assert [one.path for one in found] == [path]
+        with intact(study, dry_run=True) as again:
+            assert notebook in again.notebooks
+        assert [one.path for one in again.found] == [path]
         assert files_of(run) == before
     said = capsys.readouterr().out
     assert f"{path.relative_to(run.root)} is broken (" in said
@@ -104,75 +112,113 @@ def test_half_a_file_is_found_and_its_stage_planned_while_nothing_is_touched(run
 
 
 @pytest.mark.parametrize("kind", ["section", "simulated section", "panel", "weights", "heads", "encrypted", "report"])
-def test_what_is_gone_is_noticed_though_its_notebook_is_there(run, kind, tmp_path):
+def test_what_is_gone_is_noticed_though_its_notebook_is_there(study, run, kind, tmp_path):
     path, notebook = of_kind(run, kind)
     moved = path.rename(tmp_path / path.name)
     try:
-        with intact(run, dry_run=True) as found:
-            assert not notebook.exists()
-        assert [(one.path, one.what) for one in found] == [(path, "is gone")]
+        with intact(study, dry_run=True) as again:
+            assert notebook in again.notebooks
+        assert [(one.path, one.what) for one in again.found] == [(path, "is gone")]
     finally:
         moved.rename(path)
 
 
 @pytest.mark.parametrize("folder", ["encrypted/*/parties", "audit/*/shadows", "audit/*/decrypted"])
-def test_keys_ciphertexts_and_shadows_may_be_deleted(run, folder, tmp_path):
+def test_keys_ciphertexts_and_shadows_may_be_deleted(study, run, folder, tmp_path):
     (deleted,) = run.root.glob(folder)
     moved = deleted.rename(tmp_path / deleted.name)
     try:
-        with intact(run, dry_run=True) as found:
-            assert found == []
+        with intact(study, dry_run=True) as again:
+            assert again.found == []
     finally:
         moved.rename(deleted)
 
 
-def test_a_notebook_that_ran_again_is_not_asked_for_what_it_no_longer_makes(run, tmp_path):
+def test_a_notebook_that_ran_again_is_not_asked_for_what_it_no_longer_makes(study, run, tmp_path):
     path, notebook = of_kind(run, "chart")
     moved, before = path.rename(tmp_path / path.name), notebook.stat()
     notebook.touch()
     try:
-        with intact(run, dry_run=True) as found:
-            assert found == []
+        with intact(study, dry_run=True) as again:
+            assert again.found == []
     finally:
         moved.rename(path)
         os.utime(notebook, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_an_empty_file_is_broken(run):
+def test_an_empty_file_is_broken(study, run):
     path, _ = of_kind(run, "weights")
-    with cut(path, share=0), intact(run, dry_run=True) as found:
-        assert [one.what for one in found] == ["is broken (empty)"]
+    with cut(path, share=0), intact(study, dry_run=True) as again:
+        assert [one.what for one in again.found] == ["is broken (empty)"]
 
 
 @pytest.fixture
-def own(run, tmp_path):
+def own(run, tmp_path, monkeypatch):
     """A copy for one test alone."""
     shutil.copytree(run.root, tmp_path / "small")
+    monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path))
     return RunFolder(tmp_path / "small")
 
 
-def test_what_is_broken_is_removed_with_its_notebook_and_nothing_else(own):
+def test_what_is_broken_is_removed_with_its_notebook_and_nothing_else(study, own):
     path, notebook = of_kind(own, "weights")
     path.write_bytes(path.read_bytes()[:100])
     before = files_of(own)
-    with intact(own):
+    with intact(study):
         pass
     assert before.keys() - files_of(own).keys() == {path.relative_to(own.root), notebook.relative_to(own.root)}
 
 
-def test_files_of_the_user_and_outside_the_run_are_never_touched(own, tmp_path):
+def test_what_was_not_made_again_stays_to_be_made_until_a_whole_run_has_ended_well(study, own):
+    path, notebook = of_kind(own, "inner prediction")
+    content, executed = path.read_bytes(), notebook.read_bytes()
+    path.write_bytes(content[:100])
+    for _ in range(2):  # a run that failed, or ended before it came to this
+        with intact(study) as again:
+            assert again.notebooks == [notebook]
+    with intact(study):
+        path.write_bytes(content)
+        notebook.write_bytes(executed)
+    with intact(study) as again:
+        assert again.notebooks == []
+        notebook.unlink()  # as Snakemake does before it runs a stage again; the stage fails
+    with intact(study) as again:
+        assert again.notebooks == [notebook]
+        again.finished = True
+    with intact(study) as again:
+        assert again.notebooks == []
+
+
+def test_who_deletes_an_executed_notebook_has_it_run_again(study, own, capsys):
+    of_kind(own, "inner prediction")[1].unlink()
+    with intact(study) as again:
+        assert again.notebooks == [of_kind(own, "inner prediction")[1]]
+    assert capsys.readouterr().out == ""
+
+
+def test_what_the_study_has_no_longer_is_not_asked_for(study, own):
+    fewer = study.model_copy(update={"models": {"fhe_head": study.models["fhe_head"]}, "synthesis": None})
+    shutil.rmtree(own.model("stem", "fold_1"))
+    of_kind(own, "samples")[0].unlink()
+    shutil.rmtree(own.synthesis("fold_1"))
+    with intact(fewer, dry_run=True) as again:
+        assert again.notebooks == []
+        assert again.found == []
+
+
+def test_files_of_the_user_and_outside_the_run_are_never_touched(study, own, tmp_path):
     mine = own.root / "sections" / "mine.h5ad"
     mine.write_bytes(b"half")
     elsewhere = tmp_path / "elsewhere.h5ad"
     elsewhere.write_bytes(b"half")
     (own.root / "sections" / "link.h5ad").symlink_to(elsewhere)
     (own.root / "models" / "linked").symlink_to(tmp_path)
-    with intact(own, spare=[mine]) as found:
-        assert found == []
+    with intact(study, spare=[mine]) as again:
+        assert again.found == []
     assert mine.read_bytes() == elsewhere.read_bytes() == b"half"
 
 
-def test_what_killed_processes_were_writing_is_removed(own):
+def test_what_killed_processes_were_writing_is_removed(study, own):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     ours = partial_path(own.tiles("S_1"))
@@ -185,7 +231,7 @@ def test_what_killed_processes_were_writing_is_removed(own):
         path.write_bytes(b"half")
     day_ago = time.time() - 25 * 3600
     os.utime(old, (day_ago, day_ago))
-    with intact(own):
+    with intact(study):
         pass
     assert ours.exists(), "its process lives"
     assert other.exists(), "its process may live on another machine"
@@ -194,9 +240,9 @@ def test_what_killed_processes_were_writing_is_removed(own):
     assert not folder.exists()
 
 
-def test_without_a_memory_everything_is_opened(own):
+def test_without_a_memory_everything_is_opened(study, own):
     own.seen.write_text("{half")
     path, _ = of_kind(own, "prediction")
     path.write_bytes(path.read_bytes()[:-1])
-    with intact(own, dry_run=True) as found:
-        assert [one.path for one in found] == [path]
+    with intact(study, dry_run=True) as again:
+        assert [one.path for one in again.found] == [path]

@@ -1,7 +1,8 @@
-"""Before a run: what is broken or gone in its folder is found and, with the notebook that made it, made again.
+"""Before a run: what is broken or gone in its folder is found, so that the stage that made it runs again.
 
-Snakemake knows that a notebook ran, not that what it wrote is still there and whole. What was found whole is remembered
-by size and time, so that it is opened once only.
+Snakemake asks whether what a stage wrote is older than what it was made from, not whether it is still there and whole;
+and what only a finished stage would need it does not make again. So what there was is remembered by name, size and
+time, and what was found whole is opened once only.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import socket
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from histocrypt.atomic import PARTIAL, write_json
 from histocrypt.paths import RunFolder
-from histocrypt.workflow.makers import makers
+from histocrypt.study import Study
+from histocrypt.workflow.makers import makers, wanted
 from histocrypt.workflow.wholeness import flaw
 
 NOT_DEMANDED = {"parties", "decrypted", "shadows", "last", "nnunet", "members.json", "training.safetensors"}
@@ -26,6 +28,10 @@ NOT_DEMANDED = {"parties", "decrypted", "shadows", "last", "nnunet", "members.js
 NOT_ARTIFACTS = {"logs", ".snakemake"}
 OLD = 24 * 3600
 """Seconds after which a half-written file of another machine is taken for left over."""
+VERSION = 2
+
+Stamps = dict[str, list[int]]
+"""Size and time of files by their names in the run folder; as remembered, also whether the file was found whole."""
 
 
 @dataclass(frozen=True)
@@ -38,63 +44,86 @@ class Found:
     notebooks: tuple[Path, ...]
     """The executed notebooks that stand for it."""
 
-    def sentence(self, run: RunFolder) -> str:
-        """Say it in one line."""
-        by = ", ".join(path.stem.replace("__", " ") for path in self.notebooks)
-        return f"{self.path.relative_to(run.root)} {self.what}, made again by {by or 'the stage that makes it'}"
+
+@dataclass
+class Again:
+    """What a run has to make again, whatever its times say."""
+
+    found: list[Found] = field(default_factory=list)
+    """What is broken or gone."""
+    notebooks: list[Path] = field(default_factory=list)
+    """The executed notebooks of stages that run again; some may be left from a run that did not get so far."""
+    finished: bool = False
+    """Set by the caller when a whole run has ended well: what was not made then is no part of the study."""
 
 
 @contextmanager
-def intact(run: RunFolder, *, dry_run: bool = False, spare: Collection[Path] = ()) -> Iterator[list[Found]]:
-    """Say and remove what is broken, then run the block, and remember afterwards what is there.
+def intact(study: Study, *, dry_run: bool = False, spare: Collection[Path] = ()) -> Iterator[Again]:
+    """Say and remove what is broken, run the block, and remember afterwards what is there.
 
     The caller holds the lock of the study.
 
     Parameters
     ----------
-    run
-        The run folder; nothing outside it is touched.
+    study
+        Its run folder is looked at; nothing outside it is touched.
     dry_run
-        Put everything back when the block ends: only the plan of the block is to see that it has gone.
+        Remove and remember nothing.
     spare
         Files that are left alone wherever they lie: those of the user's sections.
 
     Yields
     ------
-    list of Found
-        What is made again.
+    Again
+        What the block is to have made again.
     """
-    spare = {Path(path).resolve() for path in spare}
-    known = _remembered(run)
+    run, spare = study.run, {Path(path).resolve() for path in spare}
+    known, left = _remembered(run)
     files = _artifacts(run, spare)
-    found = _broken(run, files, known) + _gone(run, files, known)
-    for one in found:
-        print(f"histocrypt: {one.sentence(run)}", flush=True)
-    condemned = _condemned(run, found)
+    again = Again(_broken(study, files, known) + _gone(study, files, known))
+    paths = [*(run.root / name for name in left), *(path for one in again.found for path in one.notebooks)]
+    again.notebooks = [path for path in dict.fromkeys(paths) if wanted(study, path)]
+    for sentence in sentences(run, again.found):
+        print(f"histocrypt: {sentence}", flush=True)
     if dry_run:
-        with _aside(condemned):
-            yield found
+        yield again
         return
-    for path in condemned:
+    for path in _condemned(run, again):
         path.unlink(missing_ok=True)
         files.pop(_name(run, path), None)
     remove_leftovers(run)
-    _remember(run, files, whole=set(files))
+    _remember(run, files, whole=set(files), again=again.notebooks)
     try:
-        yield found
+        yield again
     finally:
+        now = _artifacts(run, spare)
+        # Snakemake removes what it is about to make again; where that failed, it would not try once more.
+        removed = [run.root / name for name in files.keys() - now.keys() if name.startswith("notebooks/")]
+        missing = [path for path in dict.fromkeys([*again.notebooks, *removed]) if _name(run, path) not in now]
+        whole = {name for name, stamp in files.items() if now.get(name) == stamp}
         with suppress(OSError):  # a full disk has been said already
-            now = _artifacts(run, spare)
-            _remember(run, now, whole={name for name, stamp in files.items() if now.get(name) == stamp})
+            _remember(run, now, whole=whole, again=[] if again.finished else missing)
+
+
+def sentences(run: RunFolder, found: list[Found]) -> Iterator[str]:
+    """Yield one line for each stage and flaw: the first file is named, others of the same stage are counted."""
+    groups: dict[tuple, list[Found]] = {}
+    for one in found:
+        if one.notebooks != (one.path,) or "broken" in one.what:  # who deletes an executed notebook wants it run again
+            groups.setdefault((one.notebooks, one.what), []).append(one)
+    for (notebooks, what), ones in groups.items():
+        more = f" (and {len(ones) - 1} more)" if len(ones) > 1 else ""
+        by = ", ".join(path.stem.replace("__", " ") for path in notebooks)
+        yield f"{_name(run, ones[0].path)} {what}{more}, made again by {by}"
 
 
 def _name(run: RunFolder, path: Path) -> str:
     return path.relative_to(run.root).as_posix()
 
 
-def _artifacts(run: RunFolder, spare: Collection[Path]) -> dict[str, list[int]]:
-    """Return size and time of every artifact by its name in the run folder; links are not followed."""
-    files: dict[str, list[int]] = {}
+def _artifacts(run: RunFolder, spare: Collection[Path]) -> Stamps:
+    """Return every artifact; links are not followed."""
+    files: Stamps = {}
     folders = [run.root]
     while folders:
         with os.scandir(folders.pop()) as entries:
@@ -110,54 +139,45 @@ def _artifacts(run: RunFolder, spare: Collection[Path]) -> dict[str, list[int]]:
     return files
 
 
-def _broken(run: RunFolder, files: dict[str, list[int]], known: dict[str, list[int]]) -> list[Found]:
+def _broken(study: Study, files: Stamps, known: Stamps) -> list[Found]:
     found = []
     for name, stamp in files.items():
         if known.get(name) == [*stamp, 1]:
             continue
-        path = run.root / name
-        notebooks = makers(run, path)
-        wrong = None if notebooks is None else flaw(path)
+        path = study.run.root / name
+        notebooks = [one for one in makers(study.run, path) or [] if wanted(study, one)]
+        wrong = flaw(path) if notebooks else None
         if wrong:
             found.append(Found(path, f"is broken ({wrong})", tuple(notebooks)))
     return found
 
 
-def _gone(run: RunFolder, files: dict[str, list[int]], known: dict[str, list[int]]) -> list[Found]:
+def _gone(study: Study, files: Stamps, known: Stamps) -> list[Found]:
     """Return what is gone although the notebook that made it is the one that was there when it was last seen."""
-    found = []
-    for name in known.keys() - files.keys():
+    found, run = [], study.run
+    for name in sorted(known.keys() - files.keys()):
         path = run.root / name
-        if path.exists() or NOT_DEMANDED & set(path.parts[len(run.root.parts) :]):
+        notebooks = [one for one in makers(run, path) or [] if wanted(study, one)]
+        if path.exists() or NOT_DEMANDED & set(Path(name).parts):
             continue
-        notebooks = [one for one in makers(run, path) or [] if one != path]
-        same = [one for one in notebooks if files.get(_name(run, one)) == known.get(_name(run, one), [])[:2]]
+        same = [one for one in notebooks if one == path or _is_same(_name(run, one), files, known)]
         if same:
             found.append(Found(path, "is gone", tuple(same)))
-    return sorted(found, key=lambda one: one.path)
+    return found
 
 
-def _condemned(run: RunFolder, found: list[Found]) -> list[Path]:
-    """Return what must not be there for Snakemake to make everything again."""
-    paths = [path for one in found for path in (one.path, *one.notebooks)]
+def _is_same(name: str, files: Stamps, known: Stamps) -> bool:
+    return name in files and files[name] == known.get(name, [])[:2]
+
+
+def _condemned(run: RunFolder, again: Again) -> list[Path]:
+    """Return what is not to be there any more when the run starts."""
+    paths = [*(one.path for one in again.found), *again.notebooks]
     if any(path.parent == run.demo_tissue for path in paths):
         paths.append(run.demo_tissue / "demo_tissue.json")  # without it, the tissue is simulated again
     if run.notebooks / "10_eda.ipynb" in paths:
         paths.append(run.eda / "summary.json")  # the workflow reads it before anything has run
     return [path for path in dict.fromkeys(paths) if path.is_file()]
-
-
-@contextmanager
-def _aside(paths: list[Path]) -> Iterator[None]:
-    moved = {path: path.with_name(f".{path.name}.aside") for path in paths}
-    try:
-        for path, hidden in moved.items():
-            path.rename(hidden)
-        yield
-    finally:
-        for path, hidden in moved.items():
-            if hidden.exists():
-                hidden.rename(path)
 
 
 def remove_leftovers(run: RunFolder) -> list[Path]:
@@ -187,16 +207,16 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _remembered(run: RunFolder) -> dict[str, list[int]]:
-    """Return size, time and whether it was found whole, by name; nothing where that was never written down."""
+def _remembered(run: RunFolder) -> tuple[Stamps, list[str]]:
+    """Return what there was, and the notebooks still to be run again; nothing where that was never written down."""
     try:
         content = json.loads(run.seen.read_text(encoding="utf-8"))
-        return content["files"] if content["version"] == 1 else {}
+        return (content["files"], content["again"]) if content["version"] == VERSION else ({}, [])
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return {}, []
 
 
-def _remember(run: RunFolder, files: dict[str, list[int]], *, whole: set[str]) -> None:
-    if run.root.is_dir():
-        content = {name: [*stamp, int(name in whole)] for name, stamp in sorted(files.items())}
-        write_json(run.seen, {"version": 1, "files": content})
+def _remember(run: RunFolder, files: Stamps, *, whole: set[str], again: list[Path]) -> None:
+    content = {name: [*stamp, int(name in whole)] for name, stamp in sorted(files.items())}
+    text = {"version": VERSION, "again": [_name(run, path) for path in again], "files": content}
+    write_json(run.seen, text)

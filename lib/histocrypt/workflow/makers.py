@@ -7,6 +7,7 @@ from pathlib import Path
 
 from histocrypt.models.registry import BASELINES, STACKS
 from histocrypt.paths import RunFolder
+from histocrypt.study import Study
 
 _PREDICTED = re.compile(r"^(?P<fold>.+?)\.(?:test|validation|samples)(?:\.heads)?$")
 _INNER = re.compile(r"^inner_\d+(\.|$)")
@@ -36,6 +37,22 @@ def makers(run: RunFolder, path: Path) -> list[Path] | None:
     for name in names:
         found += sorted(run.notebooks.glob(f"{name}.ipynb")) if "*" in name else [run.notebooks / f"{name}.ipynb"]
     return found
+
+
+def wanted(study: Study, notebook: Path) -> bool:
+    """Return whether an executed notebook is of a stage and a model that the study has."""
+    stage, _, rest = notebook.stem.partition("__")
+    model = rest.partition("__")[0]
+    return {
+        "30_training": model in {_family(name) for name in study.model_names},
+        "32_multitask": "he2gene" in study.models,
+        "34_diffusion": "stem" in study.models,
+        "38_inner_training": model in {_family(name) for name in study.inner_models},
+        "40_stacking": study.stacking is not None,
+        "50_fhe_inference": model in study.models,
+        "60_synthetic_data": study.synthesis is not None,
+        "62_membership_audit": study.audit is not None,
+    }.get(stage, True)
 
 
 def _family(model: str) -> str:

@@ -6,6 +6,7 @@ import fcntl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,7 @@ from histocrypt.workflow.command import Command
 from histocrypt.workflow.intact import intact
 from histocrypt.workflow.plan import plan, told
 from histocrypt.workflow.profile import Profile
+from histocrypt.workflow.reasons import said_when_full
 from histocrypt.workflow.record import recorded
 from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, known_parameters
 from histocrypt.workflow.watch import watch
@@ -64,12 +66,12 @@ def run_study(
     given = _checked(parameters or [])
     command = Command(study_file, study, Profile.read(profile, cores=cores), cores, until, given)
     given_files = input_files(study)  # a section that is not there is said here, in one sentence, and not by Snakemake
-    study.run.logs.mkdir(parents=True, exist_ok=True)
-    with _only_one(study) as lock:
+    with said_when_full(study), _only_one(study) as lock:
         cluster = None if dry_run else Cluster.ready(study, command.profile)
         if not dry_run and (left := cancel_left(study)):
             print(f"histocrypt: jobs of a run that was killed were still on the cluster; cancelled: {left}")
-        with intact(study.run, dry_run=dry_run, spare=given_files):
+        with intact(study, dry_run=dry_run, spare=given_files) as again:
+            command = replace(command, again=tuple(again.notebooks))
             if dry_run:
                 print(told(plan(command), command))
                 return 0
@@ -77,13 +79,15 @@ def run_study(
             # Nobody else runs this study (we hold its lock): a Snakemake lock can only be left over from a kill.
             subprocess.run(command.line("--unlock"), cwd=paths.repository(), check=False, capture_output=True)
             line = command.line(*(cluster.options() if cluster else []))
-            return recorded(
+            code = recorded(
                 lambda: watch(line, study, lock, cluster),
                 study,
                 profile=command.profile.folder,
                 until=until,
                 parameters=given,
             )
+            again.finished = code == 0 and until is None
+            return code
 
 
 def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
@@ -100,6 +104,7 @@ def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
 @contextmanager
 def _only_one(study: Study) -> Iterator[IO[str]]:
     """Hold the study's lock file; a second run of the same study is refused."""
+    study.run.logs.mkdir(parents=True, exist_ok=True)
     path = study.run.root / ".lock"
     with path.open("a+") as lock:
         try:

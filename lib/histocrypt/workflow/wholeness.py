@@ -52,7 +52,7 @@ def _safetensors(path: Path) -> str | None:
         with safe_open(path, framework="np"):
             return None
     except SafetensorError as error:
-        return "truncated" if "Incomplete" in str(error) or "TooSmall" in str(error) else _brief(error)
+        return "truncated" if "header" in str(error) else _brief(error)
 
 
 def _json(path: Path) -> str | None:
