@@ -5,9 +5,10 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: start.sh FOLDER [--accounting] [--cpus N] [--memory MB] [--install]
+usage: start.sh FOLDER [--accounting] [--cpus N] [--memory MB] [--gpus N] [--install]
   --accounting  with slurmdbd on a MariaDB of its own; without it sacct knows nothing, as on many small clusters
   --cpus, --memory  what the node offers (default: all processors, nine tenths of the memory)
+  --gpus        that the node says it has, there or not (default: 0)
   --install     apt-get install what is missing (as root)
 then:  source FOLDER/env; sinfo; sbatch ...; and stop.sh FOLDER at the end
 TEXT
@@ -18,10 +19,11 @@ fail() {
     exit 2
 }
 
-folder="" accounting=no install=no cpus=$(nproc) memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
+folder="" accounting=no install=no gpus=0 cpus=$(nproc) memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
 while [ $# -gt 0 ]; do
     case $1 in
         --accounting) accounting=yes ;;
+        --gpus) gpus=$2 && shift ;;
         --install) install=yes ;;
         --cpus) cpus=$2 && shift ;;
         --memory) memory=$2 && shift ;;
@@ -97,10 +99,17 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5
 MpiDefault=none
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory State=UNKNOWN
+GresTypes=gpu
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory Gres=gpu:$gpus State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP DefMemPerCPU=500
 PartitionName=other Nodes=$host MaxTime=INFINITE State=UP DefMemPerCPU=500
 TEXT
+
+touch "$folder/gres.conf"
+for number in $(seq 0 $((gpus - 1))); do
+    touch "$folder/gpu$number"
+    echo "NodeName=$host Name=gpu File=$folder/gpu$number" >> "$folder/gres.conf"
+done
 
 wait_for() { # what, seconds, command...
     local what=$1 left=$2

@@ -29,7 +29,7 @@ HELD = "train_wildcards_vision_mlp_fold_1"
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     """A SLURM that keeps no accounts: ``sacct`` is there and fails."""
-    cluster = Slurm(tmp_path_factory.mktemp("slurm"), "--cpus", "2")
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"), "--cpus", "2", "--gpus", "1")
     yield cluster
     cluster.stop()
 
@@ -146,6 +146,20 @@ def test_a_finished_run_has_nothing_to_do(night, slurm):
     code, said = slurm.run(night["study"], night["outputs"], night["profile"])
     assert code == 0
     assert "nothing to do" in said
+
+
+def test_a_long_training_asks_for_a_gpu(night, slurm):
+    outputs = night["outputs"]
+    study = write_study(outputs, "small", models={**NETWORKS, "vision_mlp": {"epochs": 2000}}, stacking=None)
+    ours = profile(outputs / "with a gpu", **{"max-threads": 2, "resources": ["gpu=1"]})
+    process = slurm.start(study, outputs, ours)
+    job = wait_for(lambda: slurm.running("train_wildcards_vision_mlp"), process)
+    asked = slurm.said("scontrol", "show", "job", job)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=300)
+    assert "TresPerJob=gres:gpu:1" in asked
+    assert "NumCPUs=2" in asked
+    assert "TresPerJob" not in night["asked for"]
 
 
 def test_memory_that_is_not_enough_is_doubled(slurm, tmp_path):
