@@ -55,9 +55,11 @@ def run(
         typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Notebook parameter; may be repeated."),
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="Snakemake profile folder; default workflow/profiles/local.")
+        Path | None, typer.Option(help="Where jobs run: local (the default), slurm, or a Snakemake profile folder.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the plan: jobs and why, core-hours, peak memory, disk.")
+    ] = False,
 ) -> None:
     """Run a study from section files to report; resume what an interruption left."""
     from histocrypt.workflow.run import run_study

@@ -1,6 +1,7 @@
 """What jobs ask for grows with the study, stays with what one machine or profile has, and covers every stage."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -86,8 +87,10 @@ def test_a_local_profile_shares_the_cores_between_two_trainings(tmp_path):
     assert Profile.read(None, cores=1).threads == 1
 
 
-def test_the_profile_for_slurm_is_read():
-    found = Profile.read(paths.repository() / "workflow" / "profiles" / "slurm", cores=0)
+@pytest.mark.parametrize("named", ["slurm", "workflow/profiles/slurm"])
+def test_the_profile_for_slurm_is_found_from_anywhere(named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = Profile.read(Path(named), cores=0)
     assert not found.local
     assert found.threads == 8
     assert found.gpus == 0

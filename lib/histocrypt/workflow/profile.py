@@ -33,7 +33,7 @@ class Profile:
         Parameters
         ----------
         folder
-            Holds ``config.yaml``.
+            Holds ``config.yaml``; relative to here, to the repository, or the name of one in ``workflow/profiles``.
         cores
             Cores of this machine to use; 0 means all, and a profile elsewhere takes nothing else.
 
@@ -42,10 +42,8 @@ class Profile:
         InputError
             If there is no such profile, it is not readable, or cores are given for a cluster.
         """
-        folder = folder or paths.repository() / "workflow" / "profiles" / "local"
+        folder = _found(folder or Path("local"))
         file = folder / "config.yaml"
-        if not file.is_file():
-            raise InputError("profile has no config.yaml", file=folder, fix="workflow/profiles/local is an example")
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -62,6 +60,14 @@ class Profile:
         threads = max(1, (cores or usable_cores()) // 2) if local else widest
         threads = min(threads, widest) if "max-threads" in content else threads
         return cls(folder, local, threads, _gpus(content, file), content)
+
+
+def _found(given: Path) -> Path:
+    home = paths.repository()
+    for folder in (given.expanduser().absolute(), home / given, home / "workflow" / "profiles" / given):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise InputError("profile has no config.yaml", file=given, fix="workflow/profiles/local is an example")
 
 
 def usable_cores() -> int:

@@ -17,20 +17,20 @@ from histocrypt.sections.size import SectionSize
 if TYPE_CHECKING:
     from histocrypt.study import Study
 
-BASE_GIB = 1.2
+BASE_GIB = 1.0
 """A notebook with torch and scanpy loaded, and nothing else."""
 START_S = 15.0
 """Starting papermill and its kernel, and imports."""
-ENCODE_S = 0.08
+ENCODE_S = 0.06
 """A tile through a frozen encoder of the default size, stain-normalised."""
-TILE_S = {"vision_mlp": (0.03, 1.0e-6), "fhe_cnn": (0.004, 4e-7)}
+TILE_S = {"vision_mlp": (0.012, 2.5e-6), "fhe_cnn": (0.0008, 0.0)}
 """Seconds of one training step per tile: a part of its own, and one per pixel of the input."""
-RESNET_S = (0.003, 8e-6)
+RESNET_S = (0.002, 4e-6)
 """The same for every network that is not named there; those on frozen features are far below it."""
-ON_FEATURES_S = 0.002
+ON_FEATURES_S = 0.001
 """The same for networks that stand on frozen features."""
-INPUT_PX = 224
-"""Input side of a network whose study names none."""
+INPUT_PX = 96
+"""Input side of a network whose study names none: the largest that one takes by itself."""
 GPU_SPEED = 40
 """How much faster than one core a GPU is taken to be."""
 GPU_FROM_S = 1800.0
@@ -175,7 +175,11 @@ def _train_inner(study: Study, total: Total, model: str) -> tuple[float, float, 
 
 
 def _multitask(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
-    return BASE_GIB + _gib(total.spots * total.largest.genes * 4 * 2), total.spots * total.largest.genes * 2e-5, False
+    return (
+        BASE_GIB + _gib(total.spots * total.largest.genes * 4 * 2),
+        60 + total.spots * total.largest.genes * 8e-6,
+        False,
+    )
 
 
 def _diffusion(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
