@@ -37,9 +37,12 @@ COPY --chown=1000:1000 . /histocrypt
 WORKDIR /histocrypt
 RUN python -m pip install --no-deps --no-build-isolation -e . \
  && python -m ipykernel install --sys-prefix --name histocrypt --display-name "Python (HistoCrypt)" \
- && mkdir -p data outputs && chown -R 1000:1000 /histocrypt
+ && mkdir -p data outputs && chown -R 1000:1000 /histocrypt \
+ && chmod -R a+rwX /home/histocrypt notebooks studies data outputs && rm -rf /root/.ipython /tmp/*
 
-ENV HISTOCRYPT_DATA=/histocrypt/data \
+# `docker run --user` may name anybody: there is a home for them, and notebooks can be saved.
+ENV HOME=/home/histocrypt \
+    HISTOCRYPT_DATA=/histocrypt/data \
     HISTOCRYPT_OUTPUTS=/histocrypt/outputs
 USER 1000
 EXPOSE 8888

@@ -6,7 +6,7 @@ set -eu
 port=${HISTOCRYPT_PORT:-8888}
 address=${HISTOCRYPT_ADDRESS:-0.0.0.0}
 
-# `docker run --user` may leave a home that this user cannot write to.
+# A home that this user cannot write to, because somebody chose another one.
 if [ ! -w "${HOME:-/}" ]; then
   HOME=$(mktemp -d)
   export HOME
@@ -27,5 +27,8 @@ else
   export JUPYTER_TOKEN
   set -- --ServerApp.allow_remote_access=True "$@"
 fi
+
+# No question about news and no look for updates: the page asks nothing of the world outside.
+set -- --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate "$@"
 
 exec jupyter lab --no-browser --ip="$address" --port="$port" --ServerApp.port_retries=0 "$@"
