@@ -96,13 +96,15 @@ def test_features_are_computed_once_and_not_for_each_fold(small_study, rewrite, 
     assert not np.array_equal(changed, first[:25])
 
 
-def test_a_damaged_cache_file_is_computed_again(small_study):
+def test_a_damaged_cache_file_is_computed_again(small_study, capsys):
     from histocrypt import paths
 
     first = load(small_study, ["S_b"]).features("efficientnet_lite0_128")
     (file,) = (paths.cache() / "features").glob("*.h5")
     file.write_bytes(b"half a file")
     assert np.array_equal(load(small_study, ["S_b"]).features("efficientnet_lite0_128"), first)
+    assert f"{file} is damaged; its features are computed again" in capsys.readouterr().err
+    assert h5py.is_hdf5(file)
     assert np.isfinite(first).all()
     assert first.shape == (25, 1280)
 

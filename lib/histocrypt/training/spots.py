@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -233,7 +234,7 @@ def _read_features(path: Path, names: np.ndarray) -> np.ndarray | None:
             if list(file["names"].asstr()[:]) == list(map(str, names)):
                 return file["features"][:]
     except (OSError, KeyError):
-        pass  # a damaged cache file is computed again
+        print(f"{path} is damaged; its features are computed again", file=sys.stderr)
     return None
 
 
