@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from histocrypt.audit.shadow import ATTACKS, as_targets, halves, shadow_losses, target_scores
+from histocrypt.audit.shadow import ATTACKS, as_targets, dealt_anew, halves, shadow_losses, target_scores
 from histocrypt.errors import InputError
 
 PATIENTS = np.repeat([f"P{i}" for i in range(8)], 15)
@@ -70,6 +70,21 @@ def test_a_procedure_that_ignores_its_records_leaks_nothing():
             assert found.interval[0] < 0.5 < found.interval[1] or abs(found.auc - 0.5) < 0.05
     for values in aucs.values():
         assert np.mean(values) == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_is_found_is_gone_when_the_patients_names_are_exchanged():
+    loss, inside = shadow_losses(nearest(*data()), PATIENTS, 12, 0)
+    dealt = dealt_anew(loss, inside, PATIENTS, deals=40)
+    assert (
+        dealt.interval[0]
+        < 0.5
+        < dealt.interval[1]
+        < as_targets(target_scores(loss, inside), inside, PATIENTS, attack="LiRA", draws=20).auc
+    )
+    assert dealt.p_value == 1 / 41
+    assert (dealt.by, dealt.deals) == ("patient", 40)
+    harmless, inside = shadow_losses(mean_only(*data()), PATIENTS, 12, 0)
+    assert dealt_anew(harmless, inside, PATIENTS, deals=40).p_value > 0.05
 
 
 def test_a_killed_call_goes_on(tmp_path):

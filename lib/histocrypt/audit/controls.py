@@ -34,8 +34,8 @@ class Shuffled:
     """Share of the deals, the real one among them, whose AUC is at least the real one's; None where membership was
     dealt out within patients, which says nothing of the differences between them."""
     deals: int
-    by: Literal["patient", "record"]
-    """``patient``: whole patients; ``record``: halves of each patient's blocks or records."""
+    by: Literal["patient", "section", "record"]
+    """``patient`` or ``section``: whole ones; ``record``: halves of each patient's blocks or records."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from histocrypt.audit.found import Found
 from histocrypt.audit.learned import on_shadows, train_value_attack, value_inputs
 from histocrypt.audit.membership import Audit
 from histocrypt.audit.records import Records, losses
-from histocrypt.audit.shadow import as_targets, shadow_losses, target_scores
+from histocrypt.audit.shadow import as_targets, dealt_anew, shadow_losses, target_scores
 from histocrypt.audit.targets import Auditable
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ def _with_shadows(
     }.items():
         found.attack(name, _audit(records, attacked(records.loss)), attacked(leaky), **options)
     chosen = {"unit": unit, "blocks": records.blocks, "draws": settings.draws, "seed": study.seed}
-    controls = found.controls["LiRA"]
+    dealt = dealt_anew(loss, inside, units, unit=unit, seed=study.seed)
+    passed = dealt.interval[0] <= 0.5 <= dealt.interval[1]
+    controls = replace(found.controls["LiRA"], negative=dealt, negative_passed=passed)
     procedure = as_targets(target_scores(loss, inside), inside, units, attack="LiRA", **chosen)
     found.procedure("LiRA, training repeated", procedure, controls=controls)
     inputs = np.stack([value_inputs(truth, one) for one in predicted])

@@ -24,6 +24,7 @@ import numpy as np
 
 from histocrypt.atomic import atomic_path
 from histocrypt.audit.attacks import calibrated, in_and_out, lira, loss_threshold
+from histocrypt.audit.controls import Shuffled
 from histocrypt.audit.membership import FEWEST_PATIENTS, curves, divisible, draw_weights
 from histocrypt.errors import InputError, unknown_name
 
@@ -218,6 +219,40 @@ def target_scores(loss: np.ndarray, inside: np.ndarray, *, attack: str = "LiRA",
         else:
             scores.append(lira(loss[number], loss_in, loss_out, **options))
     return np.stack(scores)
+
+
+def dealt_anew(
+    loss: np.ndarray, inside: np.ndarray, patients: np.ndarray, *, unit: str = "patient", deals: int = 60, seed: int = 0
+) -> Shuffled:
+    """Repeat LiRA on all shadows with the patients' names exchanged: the negative control of a repeated training.
+
+    The halves stay as they were drawn, but of other patients, so that attack and attacked still fit each other and only
+    the link between losses and membership is gone. (Exchanging shadows instead would often give the real halves again.)
+
+    Parameters
+    ----------
+    loss, inside
+        (shadows, n) from `shadow_losses`.
+    patients
+        (n,) str.
+    unit
+        What ``patients`` are: ``patient`` or ``section``.
+    deals
+        How many times the names are dealt anew.
+    """
+    names, person = np.unique(np.asarray(patients).astype(str), return_inverse=True)
+    first = np.array([np.flatnonzero(person == one)[0] for one in range(len(names))])
+    once, rng = np.ones((1, len(person))), np.random.default_rng([seed, 6])
+
+    def auc(members: np.ndarray) -> float:
+        scores = target_scores(loss, members)
+        return float(np.mean([_auc(score, own, once)[0] for score, own in zip(scores, members, strict=True)]))
+
+    real = auc(inside)
+    aucs = np.array([auc(inside[:, first][:, rng.permutation(len(names))][:, person]) for _ in range(deals)])
+    low, high = np.quantile(aucs, [0.025, 0.975])
+    p_value = (int((aucs >= real - 1e-12).sum()) + 1) / (deals + 1)
+    return Shuffled(float(aucs.mean()), (float(low), float(high)), p_value, deals, unit)
 
 
 def as_targets(
