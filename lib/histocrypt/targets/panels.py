@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,7 @@ import numpy as np
 from histocrypt.atomic import read_json, write_json
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.targets.matrix import names_of, noun
-from histocrypt.targets.stem_genes import stem_scores
-from histocrypt.targets.transforms import transform
+from histocrypt.targets.panel_scores import SCORES, SectionNumbers
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -98,7 +98,32 @@ class Panel:
 def choose_panel(
     sections: list[AnnData], choice: PanelChoice, *, file: Path | None = None, matrix: str | None = None
 ) -> Panel:
-    """Choose the genes, or the columns of a named matrix, to predict from training sections.
+    """Choose the genes, or the columns of a named matrix, to predict from training sections in memory.
+
+    See `PanelChooser`, which does the same for sections in files, and for many folds at once.
+
+    Parameters
+    ----------
+    sections
+        Training sections: raw counts in ``X``, spots x genes, ``obs["total_counts"]`` over all genes.
+    choice
+        The study's ``panel``.
+    file
+        The gene list, for ``file``.
+    matrix
+        The study's ``target.matrix``.
+
+    Raises
+    ------
+    InputError
+        If the method is unknown, the sections measure fewer common genes than asked for, or a listed gene is missing.
+    """
+    numbered = {str(number): section for number, section in enumerate(sections)}
+    return PanelChooser(numbered.__getitem__, choice, file=file, matrix=matrix).choose(list(numbered))
+
+
+class PanelChooser:
+    """Chooses panels from sections that are read one at a time, each once however many folds it trains in.
 
     Only genes that every one of the sections measures are candidates. Mitochondrial and ribosomal genes are candidates
     like any other. Ties are broken by identifier, so the order never depends on the order of the sections' genes.
@@ -117,128 +142,149 @@ def choose_panel(
       HEST's ``var_50genes.json``); each is an identifier, or a symbol that stands for one. ``size`` does not count.
     * ``all``: every column of ``matrix`` that each section has, in the order of the first. ``size`` does not count.
 
+    ``hvg`` and ``stem_hmhvg`` compare the genes that all training sections have, and read a section again where these
+    are others in another fold.
+
     Parameters
     ----------
-    sections
-        Training sections: raw counts in ``X``, spots x genes, ``obs["total_counts"]`` over all genes.
+    read
+        Returns a section by its id: raw counts in ``X``, ``obs["total_counts"]`` over all genes.
     choice
         The study's ``panel``.
     file
         The gene list, for ``file``.
     matrix
         The study's ``target.matrix``.
-
-    Raises
-    ------
-    InputError
-        If the method is unknown, the sections measure fewer common genes than asked for, or a listed gene is missing.
     """
-    if choice.method == "file":
-        return _from_file(sections, file, matrix)
-    if choice.method == "all":
-        return _every_column(sections, matrix)
-    if choice.method not in _SCORES:
-        raise unknown_name("panel method", choice.method, [*_SCORES, "file", "all"], field="panel.method")
-    common = set(sections[0].var_names).intersection(*(section.var_names for section in sections[1:]))
-    genes = np.array(sorted(common), dtype=object)
-    if len(genes) < choice.size:
-        msg = f"asks for {choice.size} genes, but the training sections have {len(genes)} genes in common"
-        raise InputError(msg, field="panel.size", fix="ask for fewer, or leave out the section that measures few genes")
-    scores = _SCORES[choice.method](sections, genes, choice.size)
-    order = np.argsort(-scores, kind="stable")[: choice.size]  # stable: ties keep the order of identifiers
-    chosen = tuple(str(gene) for gene in genes[order])
-    return Panel(chosen, _symbols(sections, chosen), choice.method, tuple(float(score) for score in scores[order]))
 
+    def __init__(
+        self,
+        read: Callable[[str], AnnData],
+        choice: PanelChoice,
+        *,
+        file: Path | None = None,
+        matrix: str | None = None,
+    ) -> None:
+        self._read, self.choice, self.file, self.matrix = read, choice, file, matrix
+        self._known: dict[str, SectionNumbers] = {}
+        self._code: dict[str, int] = {}
+        self._names: list[str] = []
+        if choice.method not in (*SCORES, "file", "all"):
+            raise unknown_name("panel method", choice.method, [*SCORES, "file", "all"], field="panel.method")
+        self._listed: list[str] = []
+        if choice.method == "file":
+            if file is None:
+                msg = "panel.method is 'file', but no file is given"
+                raise InputError(msg, field="panel.file", fix="name a gene list, relative to the study file")
+            self._listed = read_gene_list(file)
 
-def _top_mean(sections: list[AnnData], genes: np.ndarray, size: int) -> np.ndarray:
-    totals = sum(np.asarray(section[:, genes].X.sum(axis=0), dtype=np.float64).ravel() for section in sections)
-    return totals / sum(section.n_obs for section in sections)
+    def choose(self, sections: Iterable[str]) -> Panel:
+        """Return the panel that these training sections choose.
 
+        Raises
+        ------
+        InputError
+            If the sections measure fewer common genes than asked for, or a listed gene is missing.
+        """
+        known = [self._section(section) for section in sections]
+        if self.choice.method == "file":
+            return self._from_file(known)
+        common = self._common(known)
+        if self.choice.method == "all":
+            columns = tuple(self._names[code] for code in known[0].codes.tolist() if common[code])
+            if not columns:
+                msg = "the training sections have no column in common"
+                raise InputError(msg, field=self.matrix)
+            return Panel(columns, columns, "all", matrix=self.matrix)
+        size = self.choice.size
+        codes = np.array(sorted(np.flatnonzero(common).tolist(), key=self._names.__getitem__), dtype=np.int64)
+        if len(codes) < size:
+            msg = f"asks for {size} genes, but the training sections have {len(codes)} genes in common"
+            fix = "ask for fewer, or leave out the section that measures few genes"
+            raise InputError(msg, field="panel.size", fix=fix)
+        genes = np.array([self._names[code] for code in codes], dtype=object)
 
-def _hvg(sections: list[AnnData], genes: np.ndarray, size: int) -> np.ndarray:
-    import anndata
-    import pandas as pd
-    import scanpy
-    from scipy.sparse import csr_matrix
+        def gather(name: str, divided_by: int = 1) -> np.ndarray:
+            """Return the (g,) sum over sections of one of their own numbers."""
+            total = np.zeros(len(self._names))
+            for section in known:
+                total[section.codes] += section.own[name] / divided_by
+            return total[codes]
 
-    normalised = [csr_matrix(_log_normalised(section, genes)) for section in sections]
-    pooled = anndata.concat(
-        {str(i): anndata.AnnData(values) for i, values in enumerate(normalised)}, label="batch", index_unique="-"
-    )
-    pooled.var_names = pd.Index(genes.astype(str))
-    found = scanpy.pp.highly_variable_genes(pooled, n_top_genes=size, batch_key="batch", inplace=False)
-    found = found.reindex(genes.astype(str))
-    dispersion = found["dispersions_norm"].fillna(-np.inf).to_numpy(dtype=np.float64)
-    place = np.empty(len(genes))
-    place[np.lexsort((dispersion, found["highly_variable_nbatches"].to_numpy()))] = np.arange(len(genes))
-    return place
+        scores = SCORES[self.choice.method][1](known, gather, genes, size)
+        order = np.argsort(-scores, kind="stable")[:size]  # stable: ties keep the order of identifiers
+        chosen = tuple(str(gene) for gene in genes[order])
+        return Panel(
+            chosen, self._symbols(known, chosen), self.choice.method, tuple(float(score) for score in scores[order])
+        )
 
+    def _section(self, section: str) -> SectionNumbers:
+        if section not in self._known:
+            adata = self._read(section)
+            name = _section_name(adata, len(self._known))
+            counted = self.matrix is None or self.choice.method in SCORES
+            names = adata.var_names if counted else names_of(adata, self.matrix, section=name)
+            symbols = adata.var["symbol"].astype(str) if counted and "symbol" in adata.var else []
+            self._known[section] = SectionNumbers(
+                name=name,
+                codes=self._coded(names),
+                symbols=self._coded(symbols),
+                spots=adata.n_obs,
+                own=SCORES[self.choice.method][0](adata) if self.choice.method in SCORES else {},
+                meant=self._meant(adata, name),
+                read=lambda: self._read(section),
+            )
+        return self._known[section]
 
-def _hmhvg(sections: list[AnnData], genes: np.ndarray, size: int) -> np.ndarray:
-    mean, variance = np.zeros(len(genes)), np.zeros(len(genes))
-    for section in sections:
-        values = _log_normalised(section, genes)
-        mean += np.expm1(values.astype(np.float64)).mean(axis=0) / len(sections)
-        variance += values.var(axis=0, dtype=np.float64) / len(sections)
-    return np.minimum(_place(mean), _place(variance))
+    def _coded(self, names: Iterable[str]) -> np.ndarray:
+        for name in names:
+            if name not in self._code:
+                self._code[name] = len(self._names)
+                self._names.append(str(name))
+        return np.array([self._code[name] for name in names], dtype=np.int32)
 
+    def _common(self, known: list[SectionNumbers]) -> np.ndarray:
+        """Return (names,) bool: what all of these sections have."""
+        times = np.zeros(len(self._names), dtype=np.int64)
+        for section in known:
+            times[section.codes] += 1
+        return times == len(known)
 
-_SCORES = {"top_mean": _top_mean, "hvg": _hvg, "hmhvg": _hmhvg, "stem_hmhvg": stem_scores}
+    def _symbols(self, known: list[SectionNumbers], genes: tuple[str, ...]) -> tuple[str, ...]:
+        """Return what people call genes: as the first section says that has a symbol of it."""
+        found: dict[str, str] = {}
+        wanted = np.array([self._code[gene] for gene in genes], dtype=np.int64)
+        for section in known:
+            if len(section.symbols) and len(found) < len(genes):
+                for place in np.flatnonzero(np.isin(section.codes, wanted)).tolist():
+                    gene = self._names[section.codes[place]]
+                    found.setdefault(gene, self._names[section.symbols[place]])
+        return tuple(found.get(gene) or gene for gene in genes)
 
+    def _meant(self, section: AnnData, name: str) -> dict[str, str | None]:
+        if not self._listed:
+            return {}
+        names = _names_of(section, self.matrix, name)
+        return {one: names.get(one) for one in self._listed}
 
-def _place(values: np.ndarray) -> np.ndarray:
-    """Return each value's place from below (0 = smallest); of equal values the first has the higher place."""
-    place = np.empty(len(values))
-    place[np.argsort(-values, kind="stable")] = np.arange(len(values))[::-1]
-    return place
-
-
-def _log_normalised(section: AnnData, genes: np.ndarray) -> np.ndarray:
-    return transform(section[:, genes].X, section.obs["total_counts"].to_numpy(), "log1p_cp10k")
-
-
-def _symbols(sections: list[AnnData], genes: tuple[str, ...]) -> tuple[str, ...]:
-    known: dict[str, str] = {}
-    for section in sections:
-        if "symbol" in section.var:
-            for gene, symbol in zip(section.var_names, section.var["symbol"].astype(str), strict=True):
-                known.setdefault(gene, symbol)
-    return tuple(known.get(gene) or gene for gene in genes)
-
-
-def _every_column(sections: list[AnnData], matrix: str | None) -> Panel:
-    names = [names_of(s, matrix, section=_section_name(s, i)).tolist() for i, s in enumerate(sections)]
-    common = set.intersection(*map(set, names))
-    columns = tuple(name for name in names[0] if name in common)
-    if not columns:
-        msg = "the training sections have no column in common"
-        raise InputError(msg, field=matrix)
-    return Panel(columns, columns, "all", matrix=matrix)
-
-
-def _from_file(sections: list[AnnData], file: Path | None, matrix: str | None = None) -> Panel:
-    if file is None:
-        msg = "panel.method is 'file', but no file is given"
-        raise InputError(msg, field="panel.file", fix="name a gene list, relative to the study file")
-    listed = read_gene_list(file)
-    genes: list[str] = []
-    by_section = [_names_of(section, matrix, _section_name(section, i)) for i, section in enumerate(sections)]
-    for name in listed:
-        meant = {names.get(name) for names in by_section}
-        if None in meant:
-            absent = [_section_name(s, i) for i, s in enumerate(sections) if by_section[i].get(name) is None]
-            msg = f"{noun(matrix)} {name!r} is not measured in training section {absent[0]}"
-            raise InputError(msg, file=file, fix="remove it from the list, or leave out that section")
-        if len(meant) > 1 or "" in meant:
-            msg = f"symbol {name!r} stands for more than one gene"
-            raise InputError(msg, file=file, fix="list its gene id instead")
-        genes.append(meant.pop())
-    twice = [gene for gene, times in Counter(genes).items() if times > 1]
-    if twice:
-        msg = f"{noun(matrix)} {twice[0]!r} is listed twice"
-        raise InputError(msg, file=file, fix="list each once, by id or by symbol")
-    symbols = _symbols(sections, tuple(genes)) if matrix is None else tuple(genes)
-    return Panel(tuple(genes), symbols, "file", matrix=matrix)
+    def _from_file(self, known: list[SectionNumbers]) -> Panel:
+        genes: list[str] = []
+        for name in self._listed:
+            meant = {section.meant[name] for section in known}
+            if None in meant:
+                absent = next(section.name for section in known if section.meant[name] is None)
+                msg = f"{noun(self.matrix)} {name!r} is not measured in training section {absent}"
+                raise InputError(msg, file=self.file, fix="remove it from the list, or leave out that section")
+            if len(meant) > 1 or "" in meant:
+                msg = f"symbol {name!r} stands for more than one gene"
+                raise InputError(msg, file=self.file, fix="list its gene id instead")
+            genes.append(meant.pop())
+        twice = [gene for gene, times in Counter(genes).items() if times > 1]
+        if twice:
+            msg = f"{noun(self.matrix)} {twice[0]!r} is listed twice"
+            raise InputError(msg, file=self.file, fix="list each once, by id or by symbol")
+        symbols = self._symbols(known, tuple(genes)) if self.matrix is None else tuple(genes)
+        return Panel(tuple(genes), symbols, "file", matrix=self.matrix)
 
 
 def _names_of(section: AnnData, matrix: str | None, name: str) -> dict[str, str]:

@@ -23,7 +23,9 @@ HOUSEKEEPING = re.compile(r"^(?:MT-|RPS|RPL)", re.IGNORECASE)
 """Symbols of mitochondrial and ribosomal genes, which are never chosen."""
 
 
-def stem_scores(sections: list[AnnData], genes: np.ndarray, size: int) -> np.ndarray:
+def stem_scores(
+    put: list[tuple[np.ndarray, np.ndarray]], spots: int, total: np.ndarray, squares: np.ndarray, size: int
+) -> np.ndarray:
     """Score genes so that the ``size`` largest scores are Stem's panel.
 
     Each section puts forward its `VARIABLE_GENES` highly variable genes (of depth-normalised ln(1 + x), on a copy);
@@ -33,10 +35,12 @@ def stem_scores(sections: list[AnnData], genes: np.ndarray, size: int) -> np.nda
 
     Parameters
     ----------
-    sections
-        Training sections with raw counts in ``X``.
-    genes
-        (g,) names of the genes that all of them measure.
+    put
+        What `put_forward` gave for each training section, all for the same genes.
+    spots
+        Number of spots of all sections.
+    total, squares
+        (g,) total of each gene's counts and of their squares, over all sections.
     size
         Number of genes wanted.
 
@@ -50,40 +54,35 @@ def stem_scores(sections: list[AnnData], genes: np.ndarray, size: int) -> np.nda
     InputError
         If there are fewer candidates than ``size``.
     """
-    candidates = _put_forward(sections, genes)
+    candidates = np.flatnonzero(np.any([one[0] for one in put], axis=0) & np.all([one[1] for one in put], axis=0))
     if len(candidates) < size:
         msg = f"asks for {size} genes, but the training sections put forward {len(candidates)} highly variable ones"
         raise InputError(msg, field="panel.size", fix="ask for fewer")
-    n, total, squares = 0, np.zeros(len(candidates)), np.zeros(len(candidates))
-    for section in sections:
-        counts = section[:, genes[candidates]].X
-        counts = (counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)).astype(np.float64)
-        n, total, squares = n + len(counts), total + counts.sum(axis=0), squares + np.square(counts).sum(axis=0)
-    mean = total / n
-    sd = np.sqrt(np.maximum(squares / n - mean**2, 0))
-    scores = np.full(len(genes), -np.inf)
+    mean = total[candidates] / spots
+    sd = np.sqrt(np.maximum(squares[candidates] / spots - mean**2, 0))
+    scores = np.full(len(total), -np.inf)
     scores[candidates] = -np.maximum(_place(mean), _place(sd))
     return scores
 
 
-def _put_forward(sections: list[AnnData], genes: np.ndarray) -> np.ndarray:
+def put_forward(section: AnnData, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of ``genes`` a section (raw counts) puts forward, and which are not struck out: (g,) bool each."""
     import scanpy
 
     variable = np.zeros(len(genes), dtype=bool)
     usual = np.ones(len(genes), dtype=bool)
-    for section in sections:
-        copy = section[:, genes].copy()
-        if "symbol" in copy.var:
-            usual &= ~copy.var["symbol"].astype(str).str.contains(HOUSEKEEPING).to_numpy()
-        usual &= ~copy.var_names.astype(str).str.contains(HOUSEKEEPING)
-        counted = np.flatnonzero(np.asarray(copy.X.sum(axis=0)).ravel() > 0)
-        copy = copy[np.asarray(copy.X.sum(axis=1)).ravel() > 0, counted].copy()
-        copy.X = copy.X.astype(np.float32)
-        scanpy.pp.normalize_total(copy)
-        scanpy.pp.log1p(copy)
-        found = scanpy.pp.highly_variable_genes(copy, n_top_genes=min(VARIABLE_GENES, copy.n_vars), inplace=False)
-        variable[counted[found["highly_variable"].to_numpy()]] = True
-    return np.flatnonzero(variable & usual)
+    copy = section[:, genes].copy()
+    if "symbol" in copy.var:
+        usual &= ~copy.var["symbol"].astype(str).str.contains(HOUSEKEEPING).to_numpy()
+    usual &= ~copy.var_names.astype(str).str.contains(HOUSEKEEPING)
+    counted = np.flatnonzero(np.asarray(copy.X.sum(axis=0)).ravel() > 0)
+    copy = copy[np.asarray(copy.X.sum(axis=1)).ravel() > 0, counted].copy()
+    copy.X = copy.X.astype(np.float32)
+    scanpy.pp.normalize_total(copy)
+    scanpy.pp.log1p(copy)
+    found = scanpy.pp.highly_variable_genes(copy, n_top_genes=min(VARIABLE_GENES, copy.n_vars), inplace=False)
+    variable[counted[found["highly_variable"].to_numpy()]] = True
+    return variable, usual
 
 
 def _place(values: np.ndarray) -> np.ndarray:

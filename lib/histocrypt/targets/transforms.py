@@ -10,6 +10,7 @@ import numpy as np
 
 from histocrypt.atomic import read_json, write_json
 from histocrypt.errors import InputError, unknown_name
+from histocrypt.targets.moments import Moments
 
 if TYPE_CHECKING:
     from scipy.sparse import spmatrix
@@ -56,6 +57,10 @@ TRANSFORMS = {"log1p": _log1p, "log1p_cp10k": _log1p_cp10k, "log2p1": _log2p1, "
 
 COMPOSITIONS = {"proportion": _proportion, "spot_rank": _spot_rank}
 """Transforms of a named matrix, such as cell-type proportions, by name."""
+
+
+BY_GENE = ("log1p", "log1p_cp10k", "log2p1", "proportion")
+"""Transforms of a gene that do not depend on which other genes are in the panel."""
 
 
 def transform(counts: np.ndarray | spmatrix, totals: np.ndarray, name: str) -> np.ndarray:
@@ -112,9 +117,13 @@ class TargetStatistics:
     @classmethod
     def of(cls, targets: np.ndarray, outputs: tuple[str, ...]) -> TargetStatistics:
         """Compute the statistics of (n, n_outputs) ``targets``."""
-        values = np.asarray(targets, dtype=np.float64)
-        sd = values.std(axis=0)
-        return cls(tuple(outputs), values.mean(axis=0).astype(np.float32), _never_zero(sd).astype(np.float32))
+        return cls.of_moments(Moments.of(targets), outputs)
+
+    @classmethod
+    def of_moments(cls, moments: Moments, outputs: tuple[str, ...]) -> TargetStatistics:
+        """Return the statistics of targets whose moments are known."""
+        mean, sd = moments.mean.astype(np.float32), _never_zero(moments.sd).astype(np.float32)
+        return cls(tuple(outputs), mean, sd)
 
     def standardise(self, targets: np.ndarray, *, sections: np.ndarray | None = None) -> np.ndarray:
         """Return z-scores of (n, n_outputs) ``targets``.

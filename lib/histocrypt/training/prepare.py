@@ -1,7 +1,8 @@
 """What a fold may know before training: its panel, its target statistics, its stain reference.
 
-Every file below ``folds/<fold>/`` is made from the files of that fold's training patients alone; the files of its test
-patients are not even opened. Files are the same byte for byte when nothing they depend on has changed.
+Every file below ``folds/<fold>/`` is made from the files of that fold's training patients alone; nothing of its test
+patients is in any of them. Files are the same byte for byte when nothing they depend on has changed. Sections are read
+one at a time, so that memory does not grow with their counts.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.targets.matrix import names_of, targets_of
-from histocrypt.targets.panels import Panel, choose_panel
-from histocrypt.targets.transforms import TargetStatistics, output_names
+from histocrypt.targets.moments import Moments
+from histocrypt.targets.panels import Panel, PanelChooser
+from histocrypt.targets.transforms import BY_GENE, TargetStatistics, output_names
 from histocrypt.training.folds import Fold, final_fold, make_folds, save_folds
 
 if TYPE_CHECKING:
@@ -46,15 +48,12 @@ def prepare_folds(study: Study, *, sections: list[str] | None = None) -> list[Fo
     InputError
         If there is no preprocessed section, the patients allow no folds, or a panel cannot be chosen.
     """
-    from tqdm.auto import tqdm
-
     run = study.run
     patients = section_patients(study, sections)
     folds = [*make_folds(patients, study.folds, study.seed), final_fold(patients)]
     uncounted = [section for section in patients if not _counted(run.section(section))]
     save_folds(run.folds, folds, patients, scheme=study.folds.scheme, uncounted=uncounted)
-    for fold in tqdm(folds, desc="panels and references", unit="fold"):
-        prepare_fold(study, fold)
+    _prepare(study, folds, {})
     return folds
 
 
@@ -63,23 +62,73 @@ def prepare_fold(study: Study, fold: Fold, *, panel: Panel | None = None) -> Non
 
     An inner fold of a stack is given the panel of its outer fold, so that all its models predict the same names.
     """
+    _prepare(study, [fold], {} if panel is None else {fold.name: panel})
+
+
+def _prepare(study: Study, folds: list[Fold], panels: dict[str, Panel]) -> None:
+    """Write what folds may know before training; ``panels`` are those that are given, by fold.
+
+    A fold is made of numbers of its own training sections. These are read one at a time, twice in all, however many
+    folds they train in: once for the panels, once for the targets that the panels name.
+    """
+    from tqdm.auto import tqdm
+
     from histocrypt.tissue.stain import StainStatistics, pool
 
-    run, folder = study.run, study.run.fold(fold.name)
-    training = [read_clean_section(run.section(section)) for section in fold.training_sections]
+    run, transforms = study.run, study.target.transforms
     file = study.resolve(study.panel.file) if study.panel.file else None
-    panel = panel or choose_panel(training, study.panel, file=file, matrix=study.target.matrix)
-    panel.save(folder / PANEL)
+    if any(fold.name not in panels for fold in folds):
 
-    outputs = output_names(study.target.transforms, panel.genes)
-    targets = np.concatenate(
-        [
-            section_targets(section, panel, study.target.transforms, section=name)
-            for section, name in zip(training, fold.training_sections, strict=True)
-        ]
-    )
-    TargetStatistics.of(targets, outputs).save(folder / TARGETS)
-    pool([StainStatistics.load(run.stain(section)) for section in fold.training_sections]).save(folder / STAIN)
+        def read(section: str) -> AnnData:
+            return read_clean_section(run.section(section))
+
+        chooser = PanelChooser(read, study.panel, file=file, matrix=study.target.matrix)
+        for fold in tqdm(folds, desc="panels", unit="fold"):
+            if fold.name not in panels:
+                panels[fold.name] = chooser.choose(fold.training_sections)
+    pooled = {fold.name: Moments.none(len(transforms) * len(panels[fold.name])) for fold in folds}
+    trained_on = {fold.name: set(fold.training_sections) for fold in folds}
+    for section in tqdm(sorted(set().union(*trained_on.values())), desc="targets", unit="section"):
+        mine = {name: panels[name] for name, sections in trained_on.items() if section in sections}
+        for name, found in _section_moments(run.section(section), mine, transforms, section=section).items():
+            pooled[name] = pooled[name].with_more(found)
+    stains: dict[str, StainStatistics] = {}
+    for fold in folds:
+        folder, panel = run.fold(fold.name), panels[fold.name]
+        panel.save(folder / PANEL)
+        TargetStatistics.of_moments(pooled[fold.name], output_names(transforms, panel.genes)).save(folder / TARGETS)
+        for section in fold.training_sections:
+            if section not in stains:
+                stains[section] = StainStatistics.load(run.stain(section))
+        pool([stains[section] for section in fold.training_sections]).save(folder / STAIN)
+
+
+def _section_moments(
+    path: Path, panels: dict[str, Panel], transforms: list[str], *, section: str
+) -> dict[str, Moments]:
+    """Return the moments of one section's targets for every fold, computed once for panels that are the same."""
+    adata = read_clean_section(path)
+    by_genes = {panel.genes: panel for panel in panels.values()}
+    alike = all(name in BY_GENE for name in transforms)
+    found: dict[tuple[str, ...], Moments] = {}
+    if alike:  # a gene's targets do not depend on the rest of its panel: every gene of any panel once
+        every = dict.fromkeys(gene for panel in by_genes.values() for gene in panel.genes)
+        measured = names_of(adata, next(iter(by_genes.values())).matrix, section=section)
+        known = set(measured.tolist())
+        for panel in by_genes.values():
+            if not known.issuperset(panel.genes):
+                panel.columns(measured, section=section)  # says what is missing
+        place = {gene: column for column, gene in enumerate(every)}
+        matrix = next(iter(by_genes.values())).matrix
+        targets = targets_of(adata, every, transforms, matrix=matrix, section=section)
+        parts = [Moments.of(targets[name]) for name in transforms]
+        for genes in by_genes:
+            columns = np.array([place[gene] for gene in genes], dtype=np.int64)
+            found[genes] = Moments.joined([part.of_columns(columns) for part in parts])
+    else:
+        for genes, panel in by_genes.items():
+            found[genes] = Moments.of(section_targets(adata, panel, transforms, section=section))
+    return {name: found[panel.genes] for name, panel in panels.items()}
 
 
 def section_patients(study: Study, sections: list[str] | None = None) -> dict[str, str]:
