@@ -57,7 +57,7 @@ def list_runs() -> tuple[str, list[InputError]]:
     ordered = [cells for _, cells in sorted(rows, key=lambda row: (-row[0], row[1]))]
     star = any(cells[3].endswith("*") for cells in ordered)
     note = "\n* with changes that were not committed" if star else ""
-    return table(heads, ordered) + note, problems
+    return table(heads, ordered, left=2) + note, problems
 
 
 def show_run(name: str) -> str:
