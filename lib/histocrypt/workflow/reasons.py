@@ -81,28 +81,29 @@ def raised(text: str) -> str:
 
 
 def full_disk(study: Study, text: str) -> str | None:
-    """Return the sentence for a full disk, where ``text`` tells of one or nothing is left; else None."""
-    where, free = _fullest(study)
-    if free > FULL and not _FULL.search(text):
+    """Return the sentence for a full disk, where ``text`` tells of one or the run folder has no space; else None.
+
+    A notebook that could not even write its log says nothing.
+    """
+    free = {name: _free(folder) for name, folder in _written(study).items()}
+    told = _FULL.search(text)
+    if not told and free["HISTOCRYPT_OUTPUTS"] > FULL:
         return None
-    return f"the disk is full: {free / 2**20:.1f} MiB are left in {where}; make room there, or choose another folder"
+    name = min(free, key=free.get) if told else "HISTOCRYPT_OUTPUTS"
+    left = f"{free[name] / 2**20:.1f} MiB are left in {_written(study)[name]}"
+    return f"the disk is full: {left}; make room there, or choose another folder ({name})"
 
 
-def _fullest(study: Study) -> tuple[str, int]:
-    """Return the folder that a run writes to with the least space left, with what sets it, and its free bytes."""
-    folders = {
-        "HISTOCRYPT_OUTPUTS": study.run.root,
-        "HISTOCRYPT_CACHE": paths.cache(),
-        "TMPDIR": Path(tempfile.gettempdir()),
-        "HOME": Path.home(),
-    }
-    free = {}
-    for name, folder in folders.items():
-        there = folder
-        while not there.exists():
-            there = there.parent
-        free[f"{folder} ({name})"] = shutil.disk_usage(there).free
-    return min(free.items(), key=lambda one: one[1])
+def _written(study: Study) -> dict[str, Path]:
+    """Return the folders that a run writes to by what sets them."""
+    temporary = Path(tempfile.gettempdir())
+    return {"HISTOCRYPT_OUTPUTS": study.run.root, "HISTOCRYPT_CACHE": paths.cache(), "TMPDIR": temporary}
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 @contextmanager
