@@ -20,10 +20,16 @@ from pathlib import Path
 from histocrypt.errors import InputError
 from histocrypt.study import Study
 from histocrypt.workflow.profile import Profile
+from histocrypt.workflow.progress import job_of_rule
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "sinfo", "scontrol")
 REMEMBERED_S = 240
 """How long SLURM must remember a job that has ended, where it keeps no accounts: Snakemake looks every 180 s."""
+NEVER = re.compile(
+    r"PartitionConfig|PartitionTimeLimit|PartitionNodeLimit|PartitionDown|BadConstraints|Invalid(?:Account|QOS)"
+    r"|(?:Account|QOS)NotAllowed|(?:Assoc|QOS)(?:Grp|Max)\w*PerJob\w*"
+)
+"""Why SLURM holds a job that will not start as things stand, however long it waits."""
 ANSWER_S = 60
 """How long SLURM may take to answer."""
 
@@ -74,6 +80,16 @@ class Cluster:
             return []
         pairs = (line.split(maxsplit=1) for line in said.stdout.splitlines())
         return [pair[0] for pair in pairs if len(pair) == 2 and pair[1].startswith(f"{self.prefix}_")]
+
+    def stuck(self) -> dict[str, tuple[str, str]]:
+        """Return name and reason of this run folder's jobs that will not start, by number."""
+        said = _said("squeue", "--noheader", "--user", getpass.getuser(), "--states=PENDING", "--format", "%i|%j|%r|%k")
+        found = {}
+        for line in said.stdout.splitlines():
+            job, name, why, what = [*line.split("|", 3), "", "", ""][:4]
+            if name.startswith(f"{self.prefix}_") and NEVER.fullmatch(why):
+                found[job] = (job_of_rule(*what.removeprefix("rule_").partition("_wildcards_")[::2]), why)
+        return found
 
     def cancel(self, *, wait_s: float = 60) -> int:
         """Cancel this run folder's jobs, wait until they are gone, and return how many there were."""

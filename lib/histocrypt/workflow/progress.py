@@ -117,5 +117,9 @@ def _submitted(log: Path) -> str:
     at = next((index for index, part in enumerate(parts) if part.startswith("rule_")), None)
     if at is None:
         return log.stem
-    rule, wildcards = parts[at].removeprefix("rule_"), parts[at + 1 : -1]
-    return " ".join([RULES.get(rule, rule), *wildcards])
+    return job_of_rule(parts[at].removeprefix("rule_"), *parts[at + 1 : -1])
+
+
+def job_of_rule(rule: str, *wildcards: str) -> str:
+    """Return the name of a rule's job as people read it: its notebook, and what it is run for."""
+    return " ".join([RULES.get(rule, rule), *filter(None, wildcards)])

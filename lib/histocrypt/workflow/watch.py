@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +20,8 @@ from histocrypt.workflow.cluster import Cluster
 from histocrypt.workflow.progress import Failure, Progress, readable
 from histocrypt.workflow.reasons import full_disk, mistake, reason, refused
 
+LOOK_S = 30
+"""How often a cluster is asked for jobs that will never start."""
 SLURM_ENDS = {
     "OUT_OF_MEMORY": "it took more memory than it had asked for, twice as much the second time, and SLURM ended it",
     "TIMEOUT": "it took more time than it had asked for, twice as much the second time, and SLURM ended it",
@@ -34,7 +38,11 @@ def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | No
     began = time.monotonic()
     progress = Progress()
     log_path, last = study.run.logs / "snakemake.log", deque(maxlen=15)
-    with log_path.open("wb", buffering=0) as log:  # nothing is kept back that a full disk would refuse at the end
+    stuck = _stuck_told(cluster, began) if cluster else nullcontext()
+    with (
+        log_path.open("wb", buffering=0) as log,
+        stuck,
+    ):  # nothing is kept back that a full disk would refuse at the end
         # The child inherits the lock: if this process is killed outright, the study stays locked until Snakemake ends.
         process = subprocess.Popen(
             command,
@@ -78,6 +86,27 @@ def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | No
     if study.run.report.is_file():
         _say(began, f"report: {study.run.report}")
     return 0
+
+
+@contextmanager
+def _stuck_told(cluster: Cluster, began: float) -> Iterator[None]:
+    """Tell of jobs that the cluster will never start; Snakemake waits for them for ever, without a word."""
+    ended = threading.Event()
+
+    def look() -> None:
+        told = set()
+        while not ended.wait(LOOK_S):
+            for job, (name, why) in cluster.stuck().items():
+                if job not in told:
+                    told.add(job)
+                    why = f"asks for what the cluster will not give (SLURM job {job}: {why})"
+                    _say(began, f"{name} {why}; see docs/slurm.md")
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def _stop(process: subprocess.Popen, cluster: Cluster) -> None:

@@ -171,6 +171,19 @@ def test_memory_that_is_not_enough_is_doubled(slurm, tmp_path):
     assert "10_eda failed (OUT_OF_MEMORY); tried once more" in said
 
 
+def test_a_job_that_will_never_start_is_told(slurm, tmp_path):
+    study = write_study(tmp_path, "wide")
+    process = slurm.start(study, tmp_path, profile(tmp_path / "p", **{"set-threads": ["eda=64"]}))
+    said = ""
+    while "will not give" not in said:
+        said = process.stdout.readline()
+        assert said, "the run ended"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=300)
+    assert "10_eda asks for what the cluster will not give (SLURM job" in said
+    assert process.returncode == 130
+
+
 def test_with_accounting(tmp_path):
     accounted = Slurm(tmp_path / "slurm", "--cpus", "2", "--accounting")
     try:
