@@ -49,7 +49,7 @@ def run_study(
     parameters
         Notebook parameters, name and value; each goes to every notebook that knows it.
     profile
-        Snakemake profile folder; ``workflow/profiles/local`` by default.
+        Snakemake profile: a folder, or the name of one in ``workflow/profiles``; ``local`` by default.
     dry_run
         Only print what would run, why, and what it takes.
 
