@@ -16,6 +16,7 @@ import pytest
 from tests.small_study import MODELS, environment, histocrypt, interruptible, write_study
 
 from histocrypt.models.registry import BASELINES, STACKS
+from histocrypt.workflow.record import read_record
 
 
 def test_a_run_leaves_report_models_and_executed_notebooks(small_run):
@@ -123,6 +124,10 @@ def test_bad_input_inside_a_notebook_is_one_sentence_and_exit_2(tmp_path):
     assert "Traceback" not in failed.stderr
     assert "20_preprocessing" in failed.stderr
     assert "low depth" in failed.stderr or "counts" in failed.stderr
+    record = read_record(tmp_path / "bad")
+    assert record.outcome == "failed"
+    assert record.failed
+    assert all(job.startswith("20_preprocessing__") for job in record.failed)
 
 
 def test_a_run_killed_midway_goes_on_and_ends_the_same(small_run, tmp_path):
@@ -179,6 +184,9 @@ def test_ctrl_c_stops_the_jobs_and_keeps_what_is_done(tmp_path):
     assert not alive
     assert (tmp_path / "stopped" / "eda" / "summary.json").is_file()
     assert not list((tmp_path / "stopped").glob("tiles/*partial*"))
+    record = read_record(tmp_path / "stopped")
+    assert (record.outcome, record.failed) == ("interrupted", [])
+    assert {stage.job: stage.outcome for stage in record.stages}["10_eda"] == "finished"
 
 
 def _kill_tree(pid: int) -> None:
