@@ -111,7 +111,7 @@ def test_a_job_gets_what_it_asked_for(night):
     assert night["threads"] == {"1"}
     megabytes = [_megabytes(night[asked]) for asked in ("asked for", "asked for again")]
     assert megabytes[0] > 1000
-    assert megabytes[1] == 2 * megabytes[0], "twice the memory when it is tried again"
+    assert megabytes[1] == pytest.approx(2 * megabytes[0], abs=100), "twice as much, rounded, when it is tried again"
 
 
 def test_what_fails_twice_is_named_and_the_rest_goes_on(night):
