@@ -67,7 +67,7 @@ def recorded(
     work: Callable[[], int], study: Study, *, profile: Path, until: str | None, parameters: dict[str, str]
 ) -> int:
     """Do ``work``, which returns the exit code of a run, and keep ``run.json`` up to date. The study must be locked."""
-    earlier = _earlier(study.run)
+    earlier = earlier_record(study.run)
     own = _begin(study, profile=profile, until=until, parameters=parameters, earlier=earlier)
     code = 1
     try:
@@ -117,6 +117,9 @@ def _ended(own: Record, study: Study, code: int, earlier: Record | None) -> Reco
     own.artifacts = dict(_hashes(study.run))
     if earlier and not mine and own.outcome == earlier.outcome == "finished" and own.hash == earlier.hash:
         return earlier.model_copy(update={"history": [*earlier.history, _brief(own)], "stages": own.stages})
+    if earlier is None and not mine and own.outcome == "finished":  # what there is was made by something older
+        own.git = {"commit": None, "note": "made before runs were recorded"}
+        own.versions, own.machine = {}, {}
     return own
 
 
@@ -192,7 +195,7 @@ def _label(git: dict[str, Any]) -> str | None:
     return f"{git['commit']}-dirty" if git.get("dirty") else git["commit"]
 
 
-def _earlier(run: paths.RunFolder) -> Record | None:
+def earlier_record(run: paths.RunFolder) -> Record | None:
     """Return what there is of earlier runs; a broken record keeps no run from starting."""
     try:
         return read_record(run.root, locked=True)

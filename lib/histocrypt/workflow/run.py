@@ -17,6 +17,7 @@ from histocrypt.study import Study, load_study
 from histocrypt.workflow.cluster import Cluster, cancel_left
 from histocrypt.workflow.command import Command
 from histocrypt.workflow.intact import intact
+from histocrypt.workflow.other_code import notice
 from histocrypt.workflow.plan import plan, told
 from histocrypt.workflow.profile import Profile
 from histocrypt.workflow.reasons import said_when_full
@@ -72,6 +73,8 @@ def run_study(
             print(f"histocrypt: jobs of a run that was killed were still on the cluster; cancelled: {left}")
         with intact(study, dry_run=dry_run, spare=given_files) as again:
             command = replace(command, again=tuple(again.notebooks))
+            if other := notice(study.run):
+                print(f"histocrypt: {other}")
             if dry_run:
                 print(told(plan(command), command))
                 return 0
