@@ -126,6 +126,13 @@ def test_a_run_with_nothing_to_do_adds_a_line_and_changes_nothing_else(run):
     assert [(one.jobs, one.outcome) for one in again.history] == [(0, "finished")]
 
 
+def test_a_folder_that_was_finished_before_runs_were_recorded_gets_no_commit(run):
+    record = run()
+    assert record.git == {"commit": None, "note": "made before runs were recorded"}
+    assert (record.versions, record.jobs, record.outcome) == ({}, 0, "finished")
+    assert run("10_eda").versions
+
+
 def test_what_the_study_no_longer_has_is_left_out(run, study):
     run("10_eda", "30_training__resnet18__fold_1")
     smaller = study.model_copy(update={"models": {}})

@@ -103,17 +103,20 @@ def about(record: Record) -> dict[str, str]:
     """Return what a run ran with, for people, by short names."""
     machine = record.machine
     gpus = ", ".join(machine.get("gpus", ())) or "no GPU"
+    where = (
+        f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB, {gpus}, "
+        f"{machine.get('system')}"
+    )
     seeds = ", ".join(str(value) if name == "seed" else f"{name} {value}" for name, value in record.seeds.items())
-    given = " ".join(f"-p {name} {value}" for name, value in record.parameters.items())
-    return {
+    found = {
         "study": f"hash {record.hash}, seed {seeds}{f', until {record.until}' if record.until else ''}",
         "commit": _commit_in_words(record.git),
-        "machine": f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB, "
-        f"{gpus}, {machine.get('system')}",
+        "machine": where if machine else "",
         "profile": record.profile,
-        **({"given": given} if given else {}),
+        "given": " ".join(f"-p {name} {value}" for name, value in record.parameters.items()),
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
     }
+    return {name: text for name, text in found.items() if text}
 
 
 def _commit_in_words(git: dict[str, Any]) -> str:
