@@ -155,9 +155,15 @@ def variance_curves(scores: Scores, transform: str, models: list[str]) -> Figure
     return figure
 
 
+LEGIBLE = 24
+"""Sections, or folds, whose names can be read side by side."""
+
+
 def fold_diagram(folds: list[dict[str, Any]], patients: Mapping[str, str]) -> Figure:
     """Draw who trains, validates and tests in every fold: sections across, grouped by patient."""
     sections = sorted(patients, key=lambda name: (patients[name], name))
+    if max(len(sections), len(folds)) > LEGIBLE:
+        return _fold_image(folds, sections)
     with style():
         width = min(7.4, 2.0 + 0.75 * len(sections))
         figure, axes = canvas(figsize=(max(width, 4.5), 0.38 * len(folds) + 1.5))
@@ -184,6 +190,28 @@ def fold_diagram(folds: list[dict[str, Any]], patients: Mapping[str, str]) -> Fi
         axes.set_ylim(len(folds) - 0.45, -0.55)
         for spine in axes.spines.values():
             spine.set_visible(False)
+    return figure
+
+
+def _fold_image(folds: list[dict[str, Any]], sections: list[str]) -> Figure:
+    """Draw the same for more sections or folds than have room for a name: a dot of colour each."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    place = {name: x for x, name in enumerate(sections)}
+    part = np.zeros((len(folds), len(sections)))
+    for row, fold in zip(part, folds, strict=True):
+        row[[place[name] for name in fold["validation_sections"]]] = 1
+        row[[place[name] for name in fold["test_sections"]]] = 2
+    colours = [TRAIN, VALIDATION, TEST]
+    with style():
+        figure, axes = canvas(figsize=(7.4, min(5.6, 1.5 + 0.12 * len(folds))))
+        axes.imshow(part, cmap=ListedColormap(colours), vmin=0, vmax=2, aspect="auto", interpolation="none")
+        axes.set_xlabel(f"{len(sections)} sections, by patient")
+        axes.set_ylabel(f"{len(folds)} folds")
+        handles = [Patch(color=colour, label=label) for colour, label in
+                   zip(colours, ("train", "validate", "test"), strict=True)]  # fmt: skip
+        axes.legend(handles=handles, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8.5)
     return figure
 
 

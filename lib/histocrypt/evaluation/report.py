@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -11,20 +12,20 @@ import numpy as np
 
 from histocrypt import paths
 from histocrypt.atomic import write_text
-from histocrypt.evaluation import figures, maps, views, words
+from histocrypt.evaluation import crowd, figures, maps, views, words
 from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.evaluation.backdrop import backdrop
 from histocrypt.evaluation.distribution_report import distributions
 from histocrypt.evaluation.embed import embed
-from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
 from histocrypt.evaluation.multitask_report import beyond_panel
+from histocrypt.evaluation.prediction_file import PredictionFile
 from histocrypt.evaluation.privacy_report import audit, synthetic
 from histocrypt.evaluation.run_report import this_run
 from histocrypt.evaluation.scores import CEILING, POOLED, Scores, load_scores, read_folds, title_of
 from histocrypt.evaluation.section_scores import WITHIN
 from histocrypt.evaluation.stacked import stacked
 from histocrypt.evaluation.terms import terms_of
-from histocrypt.evaluation.truth import as_mapping, join, read_h5ad, read_prediction
+from histocrypt.evaluation.truth import as_mapping, join
 from histocrypt.evaluation.viewer_page import viewer_content
 from histocrypt.models.registry import BASELINES
 
@@ -67,11 +68,11 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
     names = sorted(
         {name for fold in folds for part in ("train", "validation", "test") for name in fold[f"{part}_sections"]}
     )
-    sections = {name: read_h5ad(run.section(name), what="cleaned section") for name in names}
-    data = sorted((data_row(name, one) for name, one in sections.items()), key=lambda r: (r["patient"], r["section"]))
-    planted = [row for row in (planted_row(name, one) for name, one in sections.items()) if row]
+    sections = crowd.Sections(study, names)
     best = words.best_model(scores, main)
-    pictures = _pictures(study, scores, folds, sections, {r["section"]: r["patient"] for r in data})
+    some = crowd.shown(scores, best, main)
+    data = crowd.data_tables(study, sections, some)
+    pictures = _pictures(study, scores, folds, sections, data.pop("patients"))
     beyond, drawn = beyond_panel(study, sections, folds)
     for name, figure in drawn.items():
         pictures[f"multitask_{name}"] = embed(figures.save(figure, run.evaluation / f"multitask_{name}.png"))
@@ -83,10 +84,10 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "key": _key_figures(scores, main, best),
         "best": title_of(best),
         "best_is_colour": best == words.COLOUR,
-        "data": data,
-        "data_sentence": data_sentence(data),
+        **data,
         "scheme": study.folds.scheme.replace("_", " "),
         "n_folds": len(folds),
+        "folds_drawn": min(len(folds), crowd.FOLDS),
         "panel": study.panel.model_dump(),
         "panel_size": _panel_size(scores),
         "matrix": study.target.matrix,
@@ -100,15 +101,14 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "synthetic": synthetic(study),
         "audit": audit(study),
         "run": this_run(study),
-        "by_section": _by_section(scores, main),
+        "by_section": crowd.by_section(scores, main, some),
         "genes": _genes(scores, main, best),
-        "unscored": {name: len(genes) for name, genes in scores.notes["unscored_genes"].items()},
+        "unscored": words.listed({name: len(genes) for name, genes in scores.notes["unscored_genes"].items()}),
         "pooled_genes": len(scores.notes["pooled_genes"]),
         "draws": scores.notes["draws"],
         "block_mm": words.number(scores.notes["block_um"] / 1000, 1),
         "ks": scores.notes["k"],
         "ceiling": CEILING in scores.of(main).index,
-        "planted": planted,
         "encrypted": [_encrypted(name, one) for name, one in load_agreements(run).items()],
         "figures": pictures,
         "viewer": _viewer(study, scores, best),
@@ -212,27 +212,6 @@ def _panel_size(scores: Scores) -> str:
     return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
 
 
-def _by_section(scores: Scores, transform: str) -> dict[str, Any]:
-    rows = scores.sections[scores.sections["transform"] == transform]
-    wide = rows.pivot(index="model", columns=["patient", "section"], values="pearson").sort_index(axis=1)
-    order = scores.of(transform).sort_values("pearson", ascending=False)
-    top = max(float(np.nanmax(wide.to_numpy())), 1e-9)
-    table = [
-        {
-            "title": order.loc[model, "title"],
-            "role": order.loc[model, "role"],
-            "cells": [{"value": v, "shade": round(max(0.0, v / top) * 0.55, 3)} for v in wide.loc[model]],
-        }
-        for model in order.index
-    ]
-    spots = rows.drop_duplicates("section").set_index("section")
-    columns = [
-        {"patient": patient, "section": section, "spots": int(spots.loc[section, "spots"])}
-        for patient, section in wide.columns
-    ]
-    return {"columns": columns, "rows": table}
-
-
 def _genes(scores: Scores, transform: str, best: str) -> dict[str, Any]:
     each = scores.genes
     each = each[(each["transform"] == transform) & (each["section"] != POOLED) & ~each["constant_truth"].astype(bool)]
@@ -252,25 +231,18 @@ def _genes(scores: Scores, transform: str, best: str) -> dict[str, Any]:
 
 
 def _pictures(
-    study: Study, scores: Scores, folds: list[dict], sections: dict[str, AnnData], patients: dict[str, str]
+    study: Study, scores: Scores, folds: list[dict], sections: Mapping[str, AnnData], patients: dict[str, str]
 ) -> dict[str, dict[str, str] | None]:
-    import pandas as pd
-
     run, main = study.run, scores.transforms[0]
     best = words.best_model(scores, main)
     order = figures.picture_order(scores, main)
     models = [best, *(m for m in order if m != best)]
-    curves: dict[str, dict[str, Any]] = {}
-    for path in sorted((run.root / "models").glob("*/*/curves.csv")):
-        model, fold = path.parent.parent.name, path.parent.name
-        if model in study.model_names and fold != FINAL:
-            curves.setdefault(model, {})[fold] = pd.read_csv(path)
     drawn = {
         "forest": figures.forest(scores, main),
         "folds": figures.fold_diagram(folds, patients),
         "genes": figures.gene_distribution(scores, main),
         "variance": figures.variance_curves(scores, main, [m for m in models if m != CEILING]),
-        "curves": figures.training_curves(curves),
+        "curves": figures.training_curves(crowd.training_curves(study, folds)),
     }
     shown, about = _maps(study, scores, best, sections)
     found: dict[str, Any] = {
@@ -291,14 +263,15 @@ def _viewer(study: Study, scores: Scores, best: str) -> dict[str, Any]:
     return content
 
 
-def _maps(study: Study, scores: Scores, best: str, sections: dict[str, AnnData]) -> tuple[Any, str]:
+def _maps(study: Study, scores: Scores, best: str, sections: Mapping[str, AnnData]) -> tuple[Any, str]:
     """Map the best, the median and the worst gene, ranked before the test, in the section with the median score."""
     main = scores.transforms[0]
     rows = scores.sections
     mine = rows[(rows["model"] == best) & (rows["transform"] == main)].sort_values("pearson")
     typical = mine.iloc[len(mine) // 2]
     name, fold = typical["section"], typical["fold"]
-    pair = join(read_prediction(study.run.prediction(best, fold)), sections[name], name, transforms=[main])
+    section = sections[name]
+    pair = join(PredictionFile(study.run.prediction(best, fold)).of(name), section, name, transforms=[main])
     each = scores.genes
     keep = (each["model"] == best) & (each["transform"] == main) & (each["section"] == name)
     table = each[keep & ~each["constant_truth"].astype(bool)].set_index("gene")
@@ -311,8 +284,8 @@ def _maps(study: Study, scores: Scores, best: str, sections: dict[str, AnnData])
         title = f"{pair.symbols[column]} ({label})\nr = {words.number(table.loc[gene, 'pearson'], 2)}"
         true, predicted = pair.true[main][:, column], pair.predicted[main][:, column]
         panels.append({"title": title, "true": true, "predicted": predicted})
-    image, scale = backdrop(sections[name], study.run.tiles(name))
-    um_per_px = float(as_mapping(sections[name].uns.get("preprocessing")).get("um_per_px", 1.0))
+    image, scale = backdrop(section, study.run.tiles(name))
+    um_per_px = float(as_mapping(section.uns.get("preprocessing")).get("um_per_px", 1.0))
     coords = pair.coords * scale
     spacing = maps.pitch(coords)
     figure = maps.side_by_side(panels, coords, um_per_unit=um_per_px / scale, spacing=spacing, image=image)

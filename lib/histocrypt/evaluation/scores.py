@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,15 +20,20 @@ import pandas as pd
 from histocrypt.atomic import atomic_path, read_json, write_json
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
+from histocrypt.evaluation.draws import Draws
+from histocrypt.evaluation.pooled import POOLED, Pool
+from histocrypt.evaluation.prediction_file import PredictionFile
 from histocrypt.evaluation.section_scores import CEILING, WITHIN, Tally, score_section
-from histocrypt.evaluation.truth import join, read_h5ad, read_prediction, some
+from histocrypt.evaluation.truth import join, read_h5ad, some
 from histocrypt.models.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.paths import RunFolder
 from histocrypt.study import Study
 from histocrypt.training.folds import BY_SECTION
 
+if TYPE_CHECKING:
+    from anndata import AnnData
+
 CEILING_TITLE = "Ceiling: what the image carries"
-POOLED = "pooled"
 MEANS = ("pearson", "spearman", "mse", "mae", "r2", "rvd", "moran_error")
 
 
@@ -79,10 +85,13 @@ def read_folds(study: Study) -> list[dict[str, Any]]:
     run = study.run
     record = read_json(run.folds)
     folds = [fold for fold in record["folds"] if fold["test_sections"]]
+    parts = ("train_sections", "validation_sections", "test_sections")
+    patients = {
+        name: _patient(run, name) for name in sorted({one for fold in folds for part in parts for one in fold[part]})
+    }
     for fold in folds:
         learnt_from = {*fold["train_sections"], *fold["validation_sections"]}
         shared = learnt_from & set(fold["test_sections"])
-        patients = {name: _patient(run, name) for name in {*learnt_from, *fold["test_sections"]}}
         held_out = {patients[name] for name in fold["test_sections"]}
         if study.folds.scheme != BY_SECTION:
             shared |= {name for name in learnt_from if patients[name] in held_out}
@@ -119,10 +128,7 @@ def score_study(study: Study) -> Scores:
     InputError
         If predictions of a model or baseline are missing or miss a spot, or a fold tests a patient that it learnt from.
     """
-    from tqdm.auto import tqdm
-
     run = study.run
-    tally = Tally()
     folds = read_folds(study)
     absent = left_out(study)
     models = [model for model in study.scored_names if model not in absent]
@@ -134,33 +140,19 @@ def score_study(study: Study) -> Scores:
                     "no score stands without every baseline: train it first" if model in BASELINES else "train it first"
                 )
                 raise InputError("prediction file is missing", file=path, fix=fix)
-    seeds = np.random.SeedSequence(study.seed)
-    for fold in tqdm(folds, desc="Scoring folds", unit="fold"):
-        sections = {
-            name: read_h5ad(run.section(name), what="cleaned section")
-            for name in {*fold["test_sections"], *fold["validation_sections"]}
-        }
-        predictions = {m: read_prediction(run.prediction(m, fold["name"])) for m in models}
-        rankings = {m: _ranking(run, m, fold, sections, study.target.transforms) for m in models}
-        for name in fold["test_sections"]:
-            rng = np.random.default_rng(seeds.spawn(1)[0])
-            joined = {
-                m: join(p, sections[name], name, transforms=study.target.transforms) for m, p in predictions.items()
-            }
-            for model, pair in joined.items():
-                if pair.unpredicted_spots:
-                    msg = f"section {name!r}: no prediction for spots {some(pair.unpredicted_spots)}"
-                    raise InputError(msg, file=run.prediction(model, fold["name"]), fix="predict this fold again")
-            score_section(study, fold["name"], sections[name], joined, rankings, rng, tally)
-    if not tally.rows:
-        raise InputError("no fold holds a patient out, so there is nothing to score", file=run.folds)
-    pooled, pooled_genes = _score_pooled(tally)
-    genes = pd.concat([*tally.rows, *pooled], ignore_index=True)
+    pairs = _pairs(models)
+    with Pool() as pool:
+        tally = Tally(Draws(pairs), pool)
+        _score_sections(study, folds, models, tally)
+        if not tally.rows:
+            raise InputError("no fold holds a patient out, so there is nothing to score", file=run.folds)
+        genes = pd.concat([*tally.rows, *pool.tables()], ignore_index=True)
+        pooled_genes = pool.common()
     sections_table = pd.DataFrame(tally.sections)
     scores = Scores(
         genes=genes,
         summary=_summarise(study, models, genes, sections_table, tally.draws),
-        paired=_pair(study, models, sections_table, tally.draws),
+        paired=_pair(study, pairs, sections_table, tally.draws),
         sections=sections_table,
         notes={
             "unscored_genes": tally.unscored,
@@ -178,39 +170,69 @@ def score_study(study: Study) -> Scores:
     return scores
 
 
-def _ranking(run: RunFolder, model: str, fold: dict, sections: dict, transforms: list[str]) -> dict[str, pd.Series]:
-    """Return each gene's mean correlation over the fold's validation sections, by transform; {} without validation."""
-    path = run.prediction(model, fold["name"], "validation")
+def _score_sections(study: Study, folds: list[dict], models: list[str], tally: Tally) -> None:
+    """Score every held-out section, one at a time, into ``tally``."""
+    from tqdm.auto import tqdm
+
+    run, transforms = study.run, study.target.transforms
+    seeds = np.random.SeedSequence(study.seed)
+    for fold in tqdm(folds, desc="Scoring folds", unit="fold"):
+        predictions = {model: PredictionFile(run.prediction(model, fold["name"])) for model in models}
+        rankings = _rankings(study, fold, models)
+        for name in fold["test_sections"]:
+            rng = np.random.default_rng(seeds.spawn(1)[0])
+            section = _of_panel(run.section(name), predictions)
+            joined = {
+                model: join(file.of(name), section, name, transforms=transforms) for model, file in predictions.items()
+            }
+            for model, pair in joined.items():
+                if pair.unpredicted_spots:
+                    msg = f"section {name!r}: no prediction for spots {some(pair.unpredicted_spots)}"
+                    raise InputError(msg, file=run.prediction(model, fold["name"]), fix="predict this fold again")
+            score_section(study, fold["name"], section, joined, rankings, rng, tally)
+
+
+def _of_panel(path: Path, files: dict[str, PredictionFile]) -> AnnData:
+    """Return a cleaned section with the genes that are predicted; whole where its depth must be counted first."""
+    section = read_h5ad(path, what="cleaned section")
+    predicted = section.var_names.isin(set().union(*(file.genes for file in files.values())))
+    if "total_counts" not in section.obs or not predicted.any():
+        return section
+    return section[:, predicted].copy()
+
+
+def _pairs(models: list[str]) -> list[tuple[str, str]]:
+    """Return who is compared with whom: each model with each baseline, a stack with every model."""
+    return [
+        (model, baseline)
+        for model in models
+        for baseline in (models if model in STACKS else BASELINES)
+        if model != baseline and baseline in models
+    ]
+
+
+def _rankings(study: Study, fold: dict, models: list[str]) -> dict[str, dict[str, pd.Series]]:
+    """Return each gene's mean correlation over the fold's validation sections, by model and transform.
+
+    Empty for every model of a fold without validation sections.
+    """
+    run, transforms = study.run, study.target.transforms
     if not fold["validation_sections"]:
-        return {}
-    prediction = read_prediction(path, fix="train it again: PCC-k ranks genes on validation predictions")
-    found: dict[str, list[pd.Series]] = defaultdict(list)
+        return {model: {} for model in models}
+    fix = "train it again: PCC-k ranks genes on validation predictions"
+    files = {model: PredictionFile(run.prediction(model, fold["name"], "validation"), fix=fix) for model in models}
+    found: dict[tuple[str, str], list[pd.Series]] = defaultdict(list)
     for name in fold["validation_sections"]:
-        pair = join(prediction, sections[name], name, transforms=transforms)
-        for t in transforms:
-            found[t].append(pd.Series(metrics.pearson(pair.true[t], pair.predicted[t]), index=pair.genes))
-    return {t: pd.concat(series, axis=1).mean(axis=1) for t, series in found.items()}
-
-
-def _score_pooled(tally: Tally) -> tuple[list[pd.DataFrame], list[str]]:
-    """Score all test spots together, for genes that every fold predicted and every section measured."""
-    common = sorted(set.intersection(*tally.panels))
-    if not common:
-        return [], []
-    tables = []
-    for (transform, model), pieces in tally.pieces.items():
-        columns = [pd.Index(genes).get_indexer(common) for genes, *_ in pieces]
-        true = np.concatenate([piece[2][:, c] for piece, c in zip(pieces, columns, strict=True)])
-        predicted = np.concatenate([piece[3][:, c] for piece, c in zip(pieces, columns, strict=True)])
-        keys = {"model": model, "fold": "all", "section": POOLED, "patient": "all", "transform": transform}
-        names = {"gene": common, "symbol": pieces[0][1][columns[0]]}
-        table = pd.DataFrame(metrics.per_gene(true, predicted)).assign(**keys, **names)
-        tables.append(table)
-    return tables, common
+        section = _of_panel(run.section(name), files)
+        for model, file in files.items():
+            pair = join(file.of(name), section, name, transforms=transforms)
+            for t in transforms:
+                found[model, t].append(pd.Series(metrics.pearson(pair.true[t], pair.predicted[t]), index=pair.genes))
+    return {model: {t: pd.concat(found[model, t], axis=1).mean(axis=1) for t in transforms} for model in models}
 
 
 def _summarise(
-    study: Study, models: list[str], genes: pd.DataFrame, sections: pd.DataFrame, draws: dict
+    study: Study, models: list[str], genes: pd.DataFrame, sections: pd.DataFrame, draws: Draws
 ) -> pd.DataFrame:
     rows = []
     scored = genes[~genes["constant_truth"].astype(bool)]
@@ -223,9 +245,7 @@ def _summarise(
             each, pooled = mine[mine["section"] != POOLED], mine[mine["section"] == POOLED]
             by_section = sections[(sections["model"] == model) & (sections["transform"] == transform)]
             patients = by_section.groupby("patient")["pearson"].mean()
-            low, high = bootstrap.interval(
-                _mean_draws(draws[transform, "pearson", model]), by_section["pearson"].mean()
-            )
+            low, high = bootstrap.interval(draws.mean(transform, "pearson", model), by_section["pearson"].mean())
             role = "ceiling" if model == CEILING else "baseline" if model in BASELINES else "model"
             row = {"model": model, "title": title_of(model), "role": role, "transform": transform}
             row |= {"sections": len(by_section), "patients": len(patients), "spots": int(by_section["spots"].sum())}
@@ -237,7 +257,7 @@ def _summarise(
             row |= {"patient_min": patients.min(), "patient_max": patients.max(), "patient_sd": patients.std(ddof=1)}
             row |= {"section_min": by_section["pearson"].min(), "section_max": by_section["pearson"].max()}
             if WITHIN in by_section:
-                row |= _within(by_section, draws[transform, WITHIN, model])
+                row |= _within(by_section, draws.mean(transform, WITHIN, model))
             row |= {"pooled_pearson": pooled["pearson"].mean(), "pooled_genes": len(pooled)}
             for k in study.evaluation.k:
                 for way in ("training", "published"):
@@ -249,49 +269,36 @@ def _summarise(
     return table
 
 
-def _within(by_section: pd.DataFrame, draws: list[np.ndarray]) -> dict[str, float]:
+def _within(by_section: pd.DataFrame, draws: np.ndarray) -> dict[str, float]:
     """Return what the summary says of correlations within spots; every section counts the same."""
     mean = by_section[WITHIN].mean()
-    low, high = bootstrap.interval(_mean_draws(draws), mean)
+    low, high = bootstrap.interval(draws, mean)
     counts = {name: int(by_section[name].sum()) for name in (f"{WITHIN}_spots", f"{WITHIN}_undefined")}
     return {WITHIN: mean, f"{WITHIN}_low": low, f"{WITHIN}_high": high, **counts}
 
 
-def _mean_draws(draws: list[np.ndarray]) -> np.ndarray:
-    """Return (draws,) the mean over sections; a section that a draw cannot score is left out of it."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=RuntimeWarning)
-        return np.nanmean(np.stack(draws), axis=0)
-
-
-def _pair(study: Study, models: list[str], sections: pd.DataFrame, draws: dict) -> pd.DataFrame:
+def _pair(study: Study, pairs: list[tuple[str, str]], sections: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     rows = []
     for transform in study.target.transforms:
         wide = sections[sections["transform"] == transform]
         for metric, sign in (("pearson", 1), ("mse", -1), *([(WITHIN, 1)] if WITHIN in wide else [])):
             by_section = wide.pivot(index="section", columns="model", values=metric)
             by_patient = wide.groupby(["patient", "model"])[metric].mean().unstack()
-            for model in models:
-                for baseline in models if model in STACKS else BASELINES:
-                    if model == baseline or baseline not in models:
-                        continue
-                    both = zip(draws[transform, metric, model], draws[transform, metric, baseline], strict=True)
-                    difference = float((by_section[model] - by_section[baseline]).mean())
-                    low, high = bootstrap.interval(_mean_draws([a - b for a, b in both]), difference)
-                    better = int((sign * (by_patient[model] - by_patient[baseline]) > 0).sum())
-                    row = {"transform": transform, "metric": metric, "model": model, "baseline": baseline}
-                    row |= {
-                        "difference": difference,
-                        "low": low,
-                        "high": high,
-                        "patients_better": better,
-                        "patients": len(by_patient),
-                        "sections_better": int((sign * (by_section[model] - by_section[baseline]) > 0).sum()),
-                        "sections": len(by_section),
-                    }
-                    rows.append(row)
+            for model, baseline in pairs:
+                difference = float((by_section[model] - by_section[baseline]).mean())
+                low, high = bootstrap.interval(draws.mean(transform, metric, model, baseline), difference)
+                better = int((sign * (by_patient[model] - by_patient[baseline]) > 0).sum())
+                row = {"transform": transform, "metric": metric, "model": model, "baseline": baseline}
+                row |= {
+                    "difference": difference,
+                    "low": low,
+                    "high": high,
+                    "patients_better": better,
+                    "patients": len(by_patient),
+                    "sections_better": int((sign * (by_section[model] - by_section[baseline]) > 0).sum()),
+                    "sections": len(by_section),
+                }
+                rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,8 @@ import pandas as pd
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
+from histocrypt.evaluation.draws import Draws
+from histocrypt.evaluation.pooled import Pool
 from histocrypt.evaluation.truth import Joined, as_mapping
 from histocrypt.study import Study
 
@@ -23,15 +24,14 @@ WITHIN = "within_spot"
 
 @dataclass
 class Tally:
-    """What is gathered section by section."""
+    """What is gathered section by section: tables, and what keeps values and draws without piling them up."""
 
+    draws: Draws
+    pool: Pool
     rows: list[pd.DataFrame] = field(default_factory=list)
     sections: list[dict] = field(default_factory=list)
-    draws: dict[tuple[str, str, str], list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
-    pieces: dict[tuple[str, str], list[pd.DataFrame]] = field(default_factory=lambda: defaultdict(list))
     unscored: dict[str, list[str]] = field(default_factory=dict)
     few_blocks: dict[str, int] = field(default_factory=dict)
-    panels: list[set[str]] = field(default_factory=list)
 
 
 def score_section(
@@ -67,7 +67,7 @@ def score_section(
     weights = bootstrap.draw_weights(labels.max() + 1, study.evaluation.bootstrap, rng)
     graph = metrics.neighbour_graph(first.coords)
     position = {spot: i for i, spot in enumerate(first.spots)}
-    tally.panels.append(set(first.genes))
+    drawn: dict[tuple[str, str, str], np.ndarray] = {}
     if first.unscored_genes:
         tally.unscored[first.section] = first.unscored_genes
     if labels.max() + 1 < FEW_BLOCKS:
@@ -98,8 +98,8 @@ def score_section(
             names = {"transform": transform, "gene": pair.genes, "symbol": pair.symbols}
             tally.rows.append(table.assign(**keys, **names)[[*keys, *names, *table.columns]])
             sums = bootstrap.block_sums(true, predicted, labels)
-            tally.draws[transform, "pearson", model].append(bootstrap.pearson_of_draws(sums, weights))
-            tally.draws[transform, "mse", model].append(bootstrap.mse_of_draws(sums, weights))
+            drawn[transform, "pearson", model] = bootstrap.pearson_of_draws(sums, weights)
+            drawn[transform, "mse", model] = bootstrap.mse_of_draws(sums, weights)
             r = table["pearson"].to_numpy()
             usable = ~table["constant_truth"].to_numpy()
             row = {**keys, "transform": transform, "spots": len(true), "genes": int(usable.sum())}
@@ -110,12 +110,13 @@ def score_section(
                 row[f"pcc_{k}_published"] = metrics.mean_of_top(r, r, k)
             if study.target.matrix is not None:
                 spots = metrics.within_spot(true, predicted)
-                tally.draws[transform, WITHIN, model].append(bootstrap.mean_of_draws(spots, labels, weights))
+                drawn[transform, WITHIN, model] = bootstrap.mean_of_draws(spots, labels, weights)
                 known = np.isfinite(spots)
                 row[WITHIN] = spots[known].mean() if known.any() else np.nan
                 row[f"{WITHIN}_spots"], row[f"{WITHIN}_undefined"] = int(known.sum()), int((~known).sum())
             tally.sections.append(row)
-            tally.pieces[transform, model].append((pair.genes, pair.symbols, true, predicted))
+            tally.pool.add(transform, model, pair, true, predicted)
+    tally.draws.add(drawn)
 
 
 def _ceiling(section: Any, like: Joined) -> Joined:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,18 @@ def some(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + rest
 
 
+@contextmanager
+def h5ad_errors(path: Path, *, what: str, fix: str | None = None) -> Iterator[None]:
+    """Turn every way in which a file can be unreadable into an `InputError` that names it."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        msg = f"{what} is not readable as .h5ad ({' '.join(str(error).split())[:120]})"
+        raise InputError(msg, file=path, fix=fix) from error
+
+
 def read_h5ad(path: Path, *, what: str, fix: str | None = None) -> AnnData:
     """Read an AnnData file; a missing or unreadable one is an `InputError` that names it."""
     import anndata as ad
@@ -55,11 +68,8 @@ def read_h5ad(path: Path, *, what: str, fix: str | None = None) -> AnnData:
     if not Path(path).is_file():
         msg = f"{what} is missing"
         raise InputError(msg, file=path, fix=fix)
-    try:
+    with h5ad_errors(path, what=what, fix=fix):
         return ad.read_h5ad(path)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        msg = f"{what} is not readable as .h5ad ({' '.join(str(error).split())[:120]})"
-        raise InputError(msg, file=path, fix=fix) from error
 
 
 def read_prediction(path: Path, *, fix: str | None = None) -> AnnData:
@@ -71,6 +81,12 @@ def read_prediction(path: Path, *, fix: str | None = None) -> AnnData:
         If it is missing, is not a prediction, names a spot or gene twice, lacks a transform, or holds a NaN.
     """
     prediction = read_h5ad(path, what="prediction file", fix=fix)
+    check_prediction(prediction, path)
+    return prediction
+
+
+def check_prediction(prediction: AnnData, path: Path, unread: Collection[str] = ()) -> None:
+    """Refuse what is no prediction, as `read_prediction` says; layers named in ``unread`` are not looked at."""
     about = prediction.uns.get("prediction")
     if not isinstance(about, Mapping) or "transforms" not in about:
         msg = "this is not a prediction file"
@@ -85,6 +101,8 @@ def read_prediction(path: Path, *, fix: str | None = None) -> AnnData:
             msg = "a column that every prediction has is missing"
             raise InputError(msg, file=path, field=f'obs["{column}"]')
     for transform in transforms_of(prediction):
+        if transform in unread:
+            continue
         if transform not in prediction.layers:
             msg = f"values of the transform {transform!r} are missing"
             raise InputError(msg, file=path, field="layers", expected=f"a layer named {transform}")
@@ -92,7 +110,6 @@ def read_prediction(path: Path, *, fix: str | None = None) -> AnnData:
         if not finite.all():
             msg = f"predictions are not finite for {some(prediction.var_names[~finite])}"
             raise InputError(msg, file=path, field=f'layers["{transform}"]')
-    return prediction
 
 
 def transforms_of(prediction: AnnData) -> list[str]:

@@ -17,6 +17,7 @@ from histocrypt.errors import InputError
 from histocrypt.evaluation import maps, views, words
 from histocrypt.evaluation.embed import embed_bytes
 from histocrypt.evaluation.scores import title_of
+from histocrypt.evaluation.truth import some
 from histocrypt.evaluation.viewer_choice import Choice, choose
 from histocrypt.targets.matrix import noun
 
@@ -85,13 +86,13 @@ def about(every: Views, scores: Scores, choice: Choice, model: str) -> list[str]
     if choice.sections:
         own = " and those that the study names" if choice.markers else ""
         by = f"spread from the best predicted to the worst by {title_of(model)}{own}"
-        some = len(choice.sections) < len(every.sections) or len(choice.genes) < len(every.genes)
+        partly = len(choice.sections) < len(every.sections) or len(choice.genes) < len(every.genes)
         lines.append(
             f"This page holds {len(choice.sections)} of {words.plural(len(every.sections), 'section')} and "
-            f"{len(choice.genes)} of {words.plural(len(every.genes), one)} in {main}{', ' + by if some else ''}."
+            f"{len(choice.genes)} of {words.plural(len(every.genes), one)} in {main}{', ' + by if partly else ''}."
         )
     if choice.too_large:
-        lines.append(f"Too many spots for a page: {', '.join(choice.too_large)}.")
+        lines.append(f"Too many spots for a page: {some(choice.too_large, 24)}.")
     if choice.unknown:
         lines.append(f"Named in the study but in no panel: {', '.join(choice.unknown)}.")
     lines.append(f"Every section, {one} and target transform: notebooks/72_viewer.ipynb in JupyterLab.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +46,12 @@ def span(low: float, high: float, digits: int = 3, *, sign: bool = False) -> str
 def plural(count: int, noun: str) -> str:
     """Return ``1 patient`` or ``3 patients``."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def listed(counts: Mapping[str, int], limit: int = 24) -> str:
+    """Return names with their counts: ``"A (3), B (2) and 190 more"``."""
+    few = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:limit])
+    return few + (f" and {len(counts) - limit} more" if len(counts) > limit else "")
 
 
 def best_model(scores: Scores, transform: str) -> str:
@@ -173,10 +180,10 @@ def limits(scores: Scores) -> list[str]:
         "Pooled correlations mix differences within sections with differences between them (depth, batch, centre).",
     ]
     if scores.notes["few_blocks"]:
-        few = ", ".join(f"{name} ({count})" for name, count in scores.notes["few_blocks"].items())
+        few = listed(scores.notes["few_blocks"])
         lines.append(f"Too few blocks of tissue for a trustworthy interval in: {few}.")
     if scores.notes["unscored_genes"]:
-        each = ", ".join(f"{name} ({len(genes)})" for name, genes in scores.notes["unscored_genes"].items())
+        each = listed({name: len(genes) for name, genes in scores.notes["unscored_genes"].items()})
         lines.append(
             f"{terms.many.capitalize()} of the panel that a test section did not measure were not scored there: {each}."
         )
