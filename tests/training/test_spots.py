@@ -129,3 +129,14 @@ def test_features_of_an_open_tile_file_are_those_of_the_array(small_study, monke
         )
     assert file.exists()  # the same content, hence the same key
     assert np.array_equal(found, expected)
+
+
+def test_many_resized_tiles_lie_in_a_file_and_are_the_same(monkeypatch, tmp_path):
+    from histocrypt.training.network import resized
+
+    tiles = np.random.default_rng(0).integers(0, 256, (300, 30, 30, 3), dtype=np.uint8)
+    expected = resized(tiles, 24)
+    monkeypatch.setenv("HISTOCRYPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(spots_module, "IN_MEMORY", 1000)
+    assert isinstance(spots_module.room((300, 3, 24, 24)), np.memmap)
+    assert (resized(tiles, 24) == expected).all()

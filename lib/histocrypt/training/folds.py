@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -241,7 +242,7 @@ def _check(folds: list[Fold], patients: dict[str, str], path: str | Path, *, by_
         if unknown:
             msg = f"section {unknown[0]!r} has no patient"
             raise InputError(msg, **where)
-        twice = [section for section in every if every.count(section) > 1]
+        twice = [section for section, times in Counter(every).items() if times > 1]
         if twice:
             msg = f"section {twice[0]!r} is on two sides of the fold"
             raise InputError(msg, **where, fix="run preprocessing again")

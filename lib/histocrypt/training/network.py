@@ -18,6 +18,7 @@ from histocrypt.models.registry import model_class
 from histocrypt.models.spots import Spots
 from histocrypt.study_parts import Training
 from histocrypt.training import loop
+from histocrypt.training.spots import room
 
 CHUNK = 256
 """Tiles that are resized or predicted at once."""
@@ -26,8 +27,11 @@ BOUND = 20.0
 
 
 def resized(tiles: np.ndarray, side: int) -> torch.Tensor:
-    """Return tiles (n, S, S, 3) uint8 as (n, 3, side, side) uint8, bilinear with antialiasing; chunk by chunk."""
-    images = torch.empty((len(tiles), 3, side, side), dtype=torch.uint8)
+    """Return tiles (n, S, S, 3) uint8 as (n, 3, side, side) uint8, bilinear with antialiasing; chunk by chunk.
+
+    Many of them lie in a file that is mapped into memory, as the tiles themselves do: see `training.spots.room`.
+    """
+    images = torch.from_numpy(room((len(tiles), 3, side, side)))
     for start in range(0, len(tiles), CHUNK):
         chunk = torch.tensor(np.ascontiguousarray(tiles[start : start + CHUNK])).permute(0, 3, 1, 2)
         if chunk.shape[-1] != side:

@@ -77,8 +77,14 @@ def load_spots(
     run, sections = study.run, list(sections)
     method = study.preprocessing.stain
     reference = StainStatistics.load(run.fold(fold if isinstance(fold, str) else fold.name) / STAIN)
-    cleaned = [read_clean_section(run.section(section)) for section in sections]
-    every_barcode = [adata.obs_names.to_numpy().astype(str) for adata in cleaned]
+    every_barcode, patients, depths, learned = [], [], [], []
+    for section in sections:  # one at a time: the counts of all sections together would not fit
+        adata = read_clean_section(run.section(section))
+        every_barcode.append(adata.obs_names.to_numpy().astype(str))
+        patients.append(adata.obs["patient"].to_numpy().astype(str))
+        depths.append(adata.obs["total_counts"].to_numpy(dtype=np.float64))
+        if with_targets:
+            learned.append(section_targets(adata, panel, study.target.transforms, section=section))
     stains = [StainStatistics.load(run.stain(section)) for section in sections]
 
     tiles: np.ndarray | None = None
@@ -87,7 +93,7 @@ def load_spots(
         raw = read_tiles(run.tiles(section), barcodes)[0]
         for chunk in normalised_chunks(raw, source=stain, reference=reference, method=method, side=side):
             if tiles is None:
-                tiles = _room((total, *chunk.shape[1:]))
+                tiles = room((total, *chunk.shape[1:]))
             tiles[start : start + len(chunk)] = chunk
             start += len(chunk)
     if tiles is None:
@@ -116,18 +122,13 @@ def load_spots(
     if with_targets:
         files = tuple((section, run.section(section)) for section in sections)
         measured = Measured(files, centred=study.target.centre_by_section)
-        targets = np.concatenate(
-            [
-                section_targets(adata, panel, study.target.transforms, section=section)
-                for section, adata in zip(sections, cleaned, strict=True)
-            ]
-        )
+        targets = np.concatenate(learned)
     return Spots(
         names=np.concatenate([spot_names(*pair) for pair in zip(sections, every_barcode, strict=True)]),
         sections=np.repeat(np.array(sections, dtype=object).astype(str), list(map(len, every_barcode))),
-        patients=np.concatenate([adata.obs["patient"].to_numpy().astype(str) for adata in cleaned]),
+        patients=np.concatenate(patients),
         tiles=tiles,
-        depth=np.concatenate([adata.obs["total_counts"].to_numpy(dtype=np.float64) for adata in cleaned]),
+        depth=np.concatenate(depths),
         outputs=output_names(study.target.transforms, panel.genes),
         targets=targets,
         features=features,
@@ -251,7 +252,7 @@ def _plain(value: object) -> object:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def _room(shape: tuple[int, ...]) -> np.ndarray:
+def room(shape: tuple[int, ...]) -> np.ndarray:
     """Return an empty uint8 array; a large one lies in an unnamed file of the cache folder, gone with the array."""
     if int(np.prod(shape, dtype=np.int64)) <= IN_MEMORY:
         return np.empty(shape, dtype=np.uint8)
