@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import getpass
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -72,6 +73,15 @@ class Cluster:
             *("--slurm-status-command", self.status),
             *("--slurm-logdir", str(self.logs.resolve())),
         ]
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment for Snakemake: that of this process, less what a job that it may run in has set.
+
+        The executor would drop those variables, too, but with ``SLURM_CONF`` among them, which may be all that leads to
+        the cluster.
+        """
+        keep = ("SLURM_CONF",)
+        return {name: value for name, value in os.environ.items() if name in keep or not name.startswith("SLURM_")}
 
     def jobs(self) -> list[str]:
         """Return the numbers of this run folder's jobs that wait or run."""

@@ -52,6 +52,7 @@ def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | No
             text=True,
             pass_fds=[lock.fileno()],
             start_new_session=True,
+            env=cluster.environment() if cluster else None,
         )
         try:
             for line in process.stdout:

@@ -22,6 +22,7 @@ from histocrypt import paths
 pytestmark = pytest.mark.slow
 
 NETWORKS = {name: MODELS[name] for name in ("vision_mlp", "fhe_head")}
+STUDY = {"demo": {"sections": 3, "spots_per_side": 8, "genes": 60}, "models": NETWORKS, "stacking": None}
 HELD = "train_wildcards_vision_mlp_fold_1"
 """The training that is cancelled twice."""
 
@@ -38,7 +39,7 @@ def slurm(tmp_path_factory):
 def night(slurm, tmp_path_factory):
     """One study, run after run, each disturbed in its own way; the last is left alone."""
     outputs = tmp_path_factory.mktemp("outputs")
-    study = write_study(outputs, "small", models=NETWORKS, stacking=None)
+    study = write_study(outputs, "small", **STUDY)
     ours = profile(outputs / "profile", **{"max-threads": 1})
     happened = {"outputs": outputs, "study": study, "profile": ours}
 
@@ -85,7 +86,7 @@ def night(slurm, tmp_path_factory):
 def here(tmp_path_factory):
     """The same study on this machine, in one go."""
     outputs = tmp_path_factory.mktemp("here")
-    study = write_study(outputs, "small", models=NETWORKS, stacking=None)
+    study = write_study(outputs, "small", **STUDY)
     finished = histocrypt("run", study, "--cores", "2", outputs=outputs)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return outputs / "small"
@@ -150,7 +151,7 @@ def test_a_finished_run_has_nothing_to_do(night, slurm):
 
 def test_a_long_training_asks_for_a_gpu(night, slurm):
     outputs = night["outputs"]
-    study = write_study(outputs, "small", models={**NETWORKS, "vision_mlp": {"epochs": 2000}}, stacking=None)
+    study = write_study(outputs, "small", **{**STUDY, "models": {**NETWORKS, "vision_mlp": {"epochs": 2000}}})
     ours = profile(outputs / "with a gpu", **{"max-threads": 2, "resources": ["gpu=1"]})
     process = slurm.start(study, outputs, ours)
     job = wait_for(lambda: slurm.running("train_wildcards_vision_mlp"), process)
@@ -187,14 +188,14 @@ def test_a_job_that_will_never_start_is_told(slurm, tmp_path):
 def test_with_accounting(tmp_path):
     accounted = Slurm(tmp_path / "slurm", "--cpus", "2", "--accounting")
     try:
-        study = write_study(tmp_path, "small", models={}, stacking=None)
+        study = write_study(tmp_path, "small", **{**STUDY, "models": {}})
         ours = profile(tmp_path / "p", **{"default-resources": {"slurm_account": "lab", "slurm_partition": "other"}})
         code, said = accounted.run(study, tmp_path, ours, "--until", "20_preprocessing")
         assert code == 0, said
         log = (tmp_path / "small" / "logs" / "snakemake.log").read_text()
         assert "--slurm-status-command sacct" in log
         done = accounted.said("sacct", "-X", "-n", "-P", "--format=State,Account,Partition,AllocCPUS").splitlines()
-        assert done.count("COMPLETED|lab|other|1") == 7
+        assert done.count("COMPLETED|lab|other|1") == 4
 
         for name, value, word in (("slurm_account", "nobody", "lab"), ("slurm_partition", "fast", "main, other")):
             wrong = profile(tmp_path / "wrong", **{"default-resources": {name: value}})
@@ -209,14 +210,14 @@ def test_with_accounting(tmp_path):
 
 def test_inside_a_job_of_its_own(slurm, tmp_path):
     """The run itself may be a job: a night's work that needs no open terminal."""
-    study = write_study(tmp_path, "inner", models={}, stacking=None)
+    study = write_study(tmp_path, "inner", **{**STUDY, "models": {}})
     ours = profile(tmp_path / "p", **{"max-threads": 1})
     said = tmp_path / "said.log"
     command = f"histocrypt run {study} --profile {ours} --until 20_preprocessing"
     submit = ["sbatch", "--wait", "--mem=900", f"--output={said}", "--wrap", command]
     ended = subprocess.run(submit, env=slurm.environment(tmp_path), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, said.read_text()
-    assert len(list(tmp_path.glob("inner/notebooks/20_preprocessing__*.ipynb"))) == 6
+    assert len(list(tmp_path.glob("inner/notebooks/20_preprocessing__*.ipynb"))) == 3
 
 
 def _another_training(slurm: Slurm) -> tuple[str, str, str] | None:
