@@ -53,23 +53,25 @@ class Family:
         while not self._stop.wait(pause):
             began = time.thread_time()
             family = [own, *own.children(recursive=True)]
-            self.peak_bytes = max(self.peak_bytes, sum(map(_held, family)))
+            parts = [_held(process) for process in family]
+            together = sum(private for private, _ in parts) + max(shared for _, shared in parts)
+            self.peak_bytes = max(self.peak_bytes, together)
             self.processes = max(self.processes, len(family))
             pause = max(INTERVAL_S, (time.thread_time() - began) / SHARE)
 
 
-def _held(process: Any) -> int:
-    """Return the bytes a process holds, its share of shared pages included; 0 if it has just ended."""
+def _held(process: Any) -> tuple[int, int]:
+    """Return the bytes that a process holds alone, and those that it shares; nothing if it has just ended."""
     import psutil
 
     try:
         try:
             full = process.memory_full_info()
-            return getattr(full, "pss", full.rss)
+            return full.uss, max(0, full.rss - full.uss)
         except psutil.AccessDenied:
-            return process.memory_info().rss
+            return process.memory_info().rss, 0
     except psutil.Error:
-        return 0
+        return 0, 0
 
 
 def record_beside(log: Path) -> Path:
