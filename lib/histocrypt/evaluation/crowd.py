@@ -9,7 +9,7 @@ import numpy as np
 
 from histocrypt.atomic import atomic_path
 from histocrypt.evaluation.facts import data_row, data_sentence, planted_row
-from histocrypt.evaluation.truth import read_h5ad
+from histocrypt.evaluation.truth import h5ad_errors, read_h5ad
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,6 +33,17 @@ class Sections(Mapping[str, "AnnData"]):
         if name not in self._names:
             raise KeyError(name)
         return read_h5ad(self._run.section(name), what="cleaned section")
+
+    def about(self, name: str) -> AnnData:
+        """Return a section without its counts: what is known of its spots and genes, and what was done to it."""
+        import h5py
+        from anndata import AnnData
+        from anndata.io import read_elem
+
+        path = self._run.section(name)
+        with h5ad_errors(path, what="cleaned section"), h5py.File(path) as file:
+            parts = {part: read_elem(file[part]) for part in ("obs", "var", "uns")}
+        return AnnData(**parts) if "total_counts" in parts["obs"] else self[name]  # else the counts are added up
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -61,7 +72,8 @@ def data_tables(study: Study, sections: Sections, some: set[str]) -> dict[str, A
     import pandas as pd
 
     rows, planted = [], []
-    for name, section in sections.items():
+    for name in sections:
+        section = sections.about(name)
         rows.append(data_row(name, section))
         planted.append(planted_row(name, section))
     rows.sort(key=lambda row: (row["patient"], row["section"]))
