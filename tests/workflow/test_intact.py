@@ -61,9 +61,8 @@ def study(small_run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HISTOCRYPT_OUTPUTS", str(outputs))
         study = load_study(small_run / "small.yaml")
-        with intact(study) as again:
-            assert again.found == [], "a finished run is whole"
-            assert again.notebooks == []
+        with intact(study) as found:
+            assert found == [], "a finished run is whole"
         yield study
 
 
@@ -92,6 +91,10 @@ def cut(path, share=0.5):
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def older_than_everything(notebook):
+    return notebook.stat().st_mtime < 2
+
+
 def of_kind(run, kind):
     (path,) = run.root.glob(KINDS[kind][0])
     return path, run.notebooks / f"{KINDS[kind][1]}.ipynb"
@@ -102,9 +105,9 @@ def test_half_a_file_is_found_and_its_stage_planned_while_nothing_is_touched(stu
     path, notebook = of_kind(run, kind)
     with cut(path):
         before = files_of(run)
-        with intact(study, dry_run=True) as again:
-            assert notebook in again.notebooks
-        assert [one.path for one in again.found] == [path]
+        with intact(study, dry_run=True) as found:
+            assert older_than_everything(notebook)
+        assert [one.path for one in found] == [path]
         assert files_of(run) == before
     said = capsys.readouterr().out
     assert f"{path.relative_to(run.root)} is broken (" in said
@@ -116,9 +119,9 @@ def test_what_is_gone_is_noticed_though_its_notebook_is_there(study, run, kind, 
     path, notebook = of_kind(run, kind)
     moved = path.rename(tmp_path / path.name)
     try:
-        with intact(study, dry_run=True) as again:
-            assert notebook in again.notebooks
-        assert [(one.path, one.what) for one in again.found] == [(path, "is gone")]
+        with intact(study, dry_run=True) as found:
+            assert older_than_everything(notebook)
+        assert [(one.path, one.what) for one in found] == [(path, "is gone")]
     finally:
         moved.rename(path)
 
@@ -128,8 +131,8 @@ def test_keys_ciphertexts_and_shadows_may_be_deleted(study, run, folder, tmp_pat
     (deleted,) = run.root.glob(folder)
     moved = deleted.rename(tmp_path / deleted.name)
     try:
-        with intact(study, dry_run=True) as again:
-            assert again.found == []
+        with intact(study, dry_run=True) as found:
+            assert found == []
     finally:
         moved.rename(deleted)
 
@@ -139,8 +142,8 @@ def test_a_notebook_that_ran_again_is_not_asked_for_what_it_no_longer_makes(stud
     moved, before = path.rename(tmp_path / path.name), notebook.stat()
     notebook.touch()
     try:
-        with intact(study, dry_run=True) as again:
-            assert again.found == []
+        with intact(study, dry_run=True) as found:
+            assert found == []
     finally:
         moved.rename(path)
         os.utime(notebook, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -148,8 +151,8 @@ def test_a_notebook_that_ran_again_is_not_asked_for_what_it_no_longer_makes(stud
 
 def test_an_empty_file_is_broken(study, run):
     path, _ = of_kind(run, "weights")
-    with cut(path, share=0), intact(study, dry_run=True) as again:
-        assert [one.what for one in again.found] == ["is broken (empty)"]
+    with cut(path, share=0), intact(study, dry_run=True) as found:
+        assert [one.what for one in found] == ["is broken (empty)"]
 
 
 @pytest.fixture
@@ -160,50 +163,45 @@ def own(run, tmp_path, monkeypatch):
     return RunFolder(tmp_path / "small")
 
 
-def test_what_is_broken_is_removed_with_its_notebook_and_nothing_else(study, own):
-    path, notebook = of_kind(own, "weights")
+def test_what_is_broken_is_removed_and_its_stage_stays_to_be_run_until_it_has_run(study, own, capsys):
+    path, notebook = of_kind(own, "inner prediction")
+    executed = notebook.read_bytes()
     path.write_bytes(path.read_bytes()[:100])
     before = files_of(own)
+    with intact(study) as found:
+        assert [one.path for one in found] == [path]
+    assert before.keys() - files_of(own).keys() == {path.relative_to(own.root)}
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    with intact(study) as found:  # the run before failed, or was not asked to come to this
+        assert found == []
+        assert older_than_everything(notebook)
+    notebook.write_bytes(executed)
     with intact(study):
-        pass
-    assert before.keys() - files_of(own).keys() == {path.relative_to(own.root), notebook.relative_to(own.root)}
+        assert not older_than_everything(notebook)
 
 
-def test_what_was_not_made_again_stays_to_be_made_until_a_whole_run_has_ended_well(study, own):
-    path, notebook = of_kind(own, "inner prediction")
-    content, executed = path.read_bytes(), notebook.read_bytes()
-    path.write_bytes(content[:100])
-    for _ in range(2):  # a run that failed, or ended before it came to this
-        with intact(study) as again:
-            assert again.notebooks == [notebook]
+@pytest.mark.parametrize("by", ["a person", "Snakemake"])
+def test_a_notebook_that_is_gone_is_run_again(study, own, by, capsys):
+    """Snakemake deletes what it is about to make again; where that fails it would not try once more."""
+    notebook = of_kind(own, "inner prediction")[1]
+    if by == "a person":
+        notebook.unlink()
     with intact(study):
-        path.write_bytes(content)
-        notebook.write_bytes(executed)
-    with intact(study) as again:
-        assert again.notebooks == []
-        notebook.unlink()  # as Snakemake does before it runs a stage again; the stage fails
-    with intact(study) as again:
-        assert again.notebooks == [notebook]
-        again.finished = True
-    with intact(study) as again:
-        assert again.notebooks == []
-
-
-def test_who_deletes_an_executed_notebook_has_it_run_again(study, own, capsys):
-    of_kind(own, "inner prediction")[1].unlink()
-    with intact(study) as again:
-        assert again.notebooks == [of_kind(own, "inner prediction")[1]]
-    assert capsys.readouterr().out == ""
+        notebook.unlink(missing_ok=True)
+    with intact(study) as found:
+        assert found == []
+        assert older_than_everything(notebook)
+    assert capsys.readouterr().out == "", "who deletes one wants it run again"
 
 
 def test_what_the_study_has_no_longer_is_not_asked_for(study, own):
     fewer = study.model_copy(update={"models": {"fhe_head": study.models["fhe_head"]}, "synthesis": None})
     shutil.rmtree(own.model("stem", "fold_1"))
     of_kind(own, "samples")[0].unlink()
+    of_kind(own, "prediction")[0].write_bytes(b"half")
     shutil.rmtree(own.synthesis("fold_1"))
-    with intact(fewer, dry_run=True) as again:
-        assert again.notebooks == []
-        assert again.found == []
+    with intact(fewer, dry_run=True) as found:
+        assert found == []
 
 
 def test_files_of_the_user_and_outside_the_run_are_never_touched(study, own, tmp_path):
@@ -213,8 +211,8 @@ def test_files_of_the_user_and_outside_the_run_are_never_touched(study, own, tmp
     elsewhere.write_bytes(b"half")
     (own.root / "sections" / "link.h5ad").symlink_to(elsewhere)
     (own.root / "models" / "linked").symlink_to(tmp_path)
-    with intact(study, spare=[mine]) as again:
-        assert again.found == []
+    with intact(study, spare=[mine]) as found:
+        assert found == []
     assert mine.read_bytes() == elsewhere.read_bytes() == b"half"
 
 
@@ -244,5 +242,5 @@ def test_without_a_memory_everything_is_opened(study, own):
     own.seen.write_text("{half")
     path, _ = of_kind(own, "prediction")
     path.write_bytes(path.read_bytes()[:-1])
-    with intact(study, dry_run=True) as again:
-        assert [one.path for one in again.found] == [path]
+    with intact(study, dry_run=True) as found:
+        assert [one.path for one in found] == [path]

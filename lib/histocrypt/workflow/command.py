@@ -25,16 +25,10 @@ class Command:
     until: str | None = None
     given: dict[str, str] | None = None
     """Notebook parameters set by the user."""
-    again: tuple[Path, ...] = ()
-    """Executed notebooks whose stages run again, whatever their times say."""
 
     def line(self, *options: str, targets: tuple[str, ...] = (), **config: str) -> list[str]:
         """Return the command as a list, with further Snakemake options, targets and values for its configuration."""
-        if self.again:
-            options = (*options, "--forcerun", *map(str, self.again))
-        # Nothing else asks for the exploration once it has run.
-        targets = (*targets, *(str(path) for path in self.again if path.stem == "10_eda" and not self.until))
-        line = [sys.executable, "-m", "snakemake", STAGES[self.until] if self.until else "all", *dict.fromkeys(targets)]
+        line = [sys.executable, "-m", "snakemake", STAGES[self.until] if self.until else "all", *targets]
         line += ["--snakefile", str(paths.repository() / "workflow" / "Snakefile")]
         line += ["--profile", str(self.profile.folder), "--directory", str(self.study.run.root), "--nocolor"]
         wide = self.profile.threads

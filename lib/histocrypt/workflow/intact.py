@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from histocrypt.atomic import PARTIAL, write_json
@@ -28,6 +28,8 @@ NOT_DEMANDED = {"parties", "decrypted", "shadows", "last", "nnunet", "members.js
 NOT_ARTIFACTS = {"logs", ".snakemake"}
 OLD = 24 * 3600
 """Seconds after which a half-written file of another machine is taken for left over."""
+LONG_AGO = 1
+"""Seconds since 1970: the time of an executed notebook whose stage runs again."""
 VERSION = 2
 
 Stamps = dict[str, list[int]]
@@ -45,22 +47,12 @@ class Found:
     """The executed notebooks that stand for it."""
 
 
-@dataclass
-class Again:
-    """What a run has to make again, whatever its times say."""
-
-    found: list[Found] = field(default_factory=list)
-    """What is broken or gone."""
-    notebooks: list[Path] = field(default_factory=list)
-    """The executed notebooks of stages that run again; some may be left from a run that did not get so far."""
-    finished: bool = False
-    """Set by the caller when a whole run has ended well: what was not made then is no part of the study."""
-
-
 @contextmanager
-def intact(study: Study, *, dry_run: bool = False, spare: Collection[Path] = ()) -> Iterator[Again]:
+def intact(study: Study, *, dry_run: bool = False, spare: Collection[Path] = ()) -> Iterator[list[Found]]:
     """Say and remove what is broken, run the block, and remember afterwards what is there.
 
+    The executed notebooks that stand for what is broken or gone get a time before everything else, so that Snakemake
+    runs their stages again, if they are part of the study, and whatever follows from them; until then they stay so.
     The caller holds the lock of the study.
 
     Parameters
@@ -68,41 +60,63 @@ def intact(study: Study, *, dry_run: bool = False, spare: Collection[Path] = ())
     study
         Its run folder is looked at; nothing outside it is touched.
     dry_run
-        Remove and remember nothing.
+        Remove and remember nothing, and put the times back when the block ends.
     spare
         Files that are left alone wherever they lie: those of the user's sections.
 
     Yields
     ------
-    Again
-        What the block is to have made again.
+    list of Found
+        What is to be made again.
     """
     run, spare = study.run, {Path(path).resolve() for path in spare}
-    known, left = _remembered(run)
+    known = _remembered(run)
     files = _artifacts(run, spare)
-    again = Again(_broken(study, files, known) + _gone(study, files, known))
-    paths = [*(run.root / name for name in left), *(path for one in again.found for path in one.notebooks)]
-    again.notebooks = [path for path in dict.fromkeys(paths) if wanted(study, path)]
-    for sentence in sentences(run, again.found):
+    found = _broken(study, files, known) + _gone(study, files, known)
+    for sentence in sentences(run, found):
         print(f"histocrypt: {sentence}", flush=True)
+    notebooks = list(dict.fromkeys(path for one in found for path in one.notebooks))
     if dry_run:
-        yield again
+        with _put_back(notebooks):
+            _age(notebooks)
+            yield found
         return
-    for path in _condemned(run, again):
+    for path in _condemned(run, found):
         path.unlink(missing_ok=True)
-        files.pop(_name(run, path), None)
+    _age(notebooks)
     remove_leftovers(run)
-    _remember(run, files, whole=set(files), again=again.notebooks)
+    files = _artifacts(run, spare)
+    _remember(run, files, whole=set(files))
     try:
-        yield again
+        yield found
     finally:
         now = _artifacts(run, spare)
         # Snakemake removes what it is about to make again; where that failed, it would not try once more.
         removed = [run.root / name for name in files.keys() - now.keys() if name.startswith("notebooks/")]
-        missing = [path for path in dict.fromkeys([*again.notebooks, *removed]) if _name(run, path) not in now]
-        whole = {name for name, stamp in files.items() if now.get(name) == stamp}
         with suppress(OSError):  # a full disk has been said already
-            _remember(run, now, whole=whole, again=[] if again.finished else missing)
+            _age([path for path in removed if wanted(study, path)])
+            _remember(run, now, whole={name for name, stamp in files.items() if now.get(name) == stamp})
+
+
+def _age(notebooks: list[Path]) -> None:
+    """Give executed notebooks a time before everything else; an empty file stands for one that is gone."""
+    for path in notebooks:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (LONG_AGO, LONG_AGO))
+
+
+@contextmanager
+def _put_back(notebooks: list[Path]) -> Iterator[None]:
+    before = {path: path.stat() if path.exists() else None for path in notebooks}
+    try:
+        yield
+    finally:
+        for path, stat in before.items():
+            if stat is None:
+                path.unlink(missing_ok=True)
+            else:
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def sentences(run: RunFolder, found: list[Found]) -> Iterator[str]:
@@ -142,7 +156,7 @@ def _artifacts(run: RunFolder, spare: Collection[Path]) -> Stamps:
 def _broken(study: Study, files: Stamps, known: Stamps) -> list[Found]:
     found = []
     for name, stamp in files.items():
-        if known.get(name) == [*stamp, 1]:
+        if known.get(name) == [*stamp, 1] or stamp == [0, LONG_AGO * 10**9]:
             continue
         path = study.run.root / name
         notebooks = [one for one in makers(study.run, path) or [] if wanted(study, one)]
@@ -170,13 +184,11 @@ def _is_same(name: str, files: Stamps, known: Stamps) -> bool:
     return name in files and files[name] == known.get(name, [])[:2]
 
 
-def _condemned(run: RunFolder, again: Again) -> list[Path]:
+def _condemned(run: RunFolder, found: list[Found]) -> list[Path]:
     """Return what is not to be there any more when the run starts."""
-    paths = [*(one.path for one in again.found), *again.notebooks]
+    paths = [one.path for one in found]
     if any(path.parent == run.demo_tissue for path in paths):
         paths.append(run.demo_tissue / "demo_tissue.json")  # without it, the tissue is simulated again
-    if run.notebooks / "10_eda.ipynb" in paths:
-        paths.append(run.eda / "summary.json")  # the workflow reads it before anything has run
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
@@ -207,16 +219,15 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _remembered(run: RunFolder) -> tuple[Stamps, list[str]]:
-    """Return what there was, and the notebooks still to be run again; nothing where that was never written down."""
+def _remembered(run: RunFolder) -> Stamps:
+    """Return what there was; nothing where that was never written down, or cannot be read."""
     try:
         content = json.loads(run.seen.read_text(encoding="utf-8"))
-        return (content["files"], content["again"]) if content["version"] == VERSION else ({}, [])
+        return content["files"] if content["version"] == VERSION else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}, []
+        return {}
 
 
-def _remember(run: RunFolder, files: Stamps, *, whole: set[str], again: list[Path]) -> None:
+def _remember(run: RunFolder, files: Stamps, *, whole: set[str]) -> None:
     content = {name: [*stamp, int(name in whole)] for name, stamp in sorted(files.items())}
-    text = {"version": VERSION, "again": [_name(run, path) for path in again], "files": content}
-    write_json(run.seen, text)
+    write_json(run.seen, {"version": VERSION, "files": content})

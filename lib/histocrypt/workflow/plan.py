@@ -20,7 +20,6 @@ from histocrypt.workflow.resources import disk_bytes
 from histocrypt.workflow.stages import STAGES
 
 REASONS = {
-    "Forced execution": "broken or gone",
     "Missing output files": "not made yet",
     "Params have changed": "settings changed",
     "Set of input files has changed": "other inputs",

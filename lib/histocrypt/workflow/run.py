@@ -6,7 +6,6 @@ import fcntl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -71,8 +70,7 @@ def run_study(
         cluster = None if dry_run else Cluster.ready(study, command.profile)
         if not dry_run and (left := cancel_left(study)):
             print(f"histocrypt: jobs of a run that was killed were still on the cluster; cancelled: {left}")
-        with intact(study, dry_run=dry_run, spare=given_files) as again:
-            command = replace(command, again=tuple(again.notebooks))
+        with intact(study, dry_run=dry_run, spare=given_files):
             if other := notice(study.run):
                 print(f"histocrypt: {other}")
             if dry_run:
@@ -82,15 +80,13 @@ def run_study(
             # Nobody else runs this study (we hold its lock): a Snakemake lock can only be left over from a kill.
             subprocess.run(command.line("--unlock"), cwd=paths.repository(), check=False, capture_output=True)
             line = command.line(*(cluster.options() if cluster else []))
-            code = recorded(
+            return recorded(
                 lambda: watch(line, study, lock, cluster),
                 study,
                 profile=command.profile.folder,
                 until=until,
                 parameters=given,
             )
-            again.finished = code == 0 and until is None
-            return code
 
 
 def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
