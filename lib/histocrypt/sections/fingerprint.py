@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +87,7 @@ def counts_hash(section: Section) -> str:
     return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
+@cache
 def same_name(patient: str) -> str:
     """Return a patient id without what people write differently: case, separators, a dash before the number."""
     plain = SEPARATORS.sub("-", patient.strip().casefold()).strip("-")
