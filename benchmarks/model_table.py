@@ -5,6 +5,7 @@ import sys
 
 from histocrypt.atomic import read_json
 from histocrypt.errors import InputError
+from histocrypt.evaluation import words
 from histocrypt.evaluation.scores import load_scores, title_of
 from histocrypt.evaluation.section_scores import WITHIN
 from histocrypt.evaluation.terms import terms_of
@@ -42,7 +43,7 @@ def main() -> None:
         cells.append(f"{row[f'{terms.unit}_min']:.3f} to {row[f'{terms.unit}_max']:.3f}")
         if model in against.index:
             found = against.loc[model]
-            verdict = "beats" if found.low > 0 else "worse" if found.high < 0 else "does not beat"
+            verdict = {"does worse than": "worse"}.get(said := words.verdict(found), said)
             cells.append(f"{verdict}: {interval(found.difference, found.low, found.high, '+')}")
         else:
             cells.append("")

@@ -16,7 +16,7 @@ SMALL = {
     "folds": {"scheme": "group_k_fold", "n": 3},
     "training": {"epochs": 2, "input_px": 30},
     "stacking": {"inner_folds": 2, "epochs": 20},
-    "evaluation": {"bootstrap": 50, "k": [3, 6]},
+    "evaluation": {"bootstrap": 50, "block_um": 300, "k": [3, 6]},
 }
 MULTITASK = {"backbone": "efficientnet_lite0", "label": "obs:tumour", "aux_rank": 8}
 DIFFUSION = {"augmentations": 0, "width": 16, "blocks": 1, "heads": 2, "samples": 4, "sampler_steps": 4}

@@ -32,6 +32,17 @@ def test_sums_per_block_give_what_resampling_the_spots_gives():
         assert error[draw] == pytest.approx(metrics.mse(t, p)[usable].mean(), rel=1e-9)
 
 
+def test_a_single_block_says_nothing_of_an_interval():
+    rng = np.random.default_rng(0)
+    true, predicted = rng.standard_normal((2, 30, 4))
+    weights = bootstrap.draw_weights(1, 20, rng)
+    sums = bootstrap.block_sums(true, predicted, np.zeros(30, dtype=int))
+    spots = bootstrap.mean_of_draws(true[:, 0], np.zeros(30, dtype=int), weights)
+    for draws in (bootstrap.pearson_of_draws(sums, weights), bootstrap.mse_of_draws(sums, weights), spots):
+        assert draws.shape == (20,)
+        assert np.isnan(bootstrap.interval(draws, 0.3)).all()
+
+
 def simulate(rng, blocks, gain, genes=5, per_block=12):
     def draw(scale):
         return scale * rng.standard_normal((blocks, genes)).repeat(per_block, axis=0)

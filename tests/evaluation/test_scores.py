@@ -83,6 +83,7 @@ def test_the_verdict_needs_the_whole_interval_on_the_better_side(scored):
     assert verdict(against.loc["vision_mlp"]) == "beats"
     assert verdict(against.loc["resnet18"]) == "does worse than"
     assert verdict(_with(against, -0.1, 0.1)) == "does not beat"
+    assert verdict(_with(against, float("nan"), float("nan"))) == "cannot be told from"
     lines = answer(scored[1])
     assert "VisionMLP" in lines[0]
     assert "beats colour-only ridge" in lines[1]

@@ -34,7 +34,12 @@ def block_labels(coords_um: np.ndarray, block_um: float) -> np.ndarray:
 
 
 def draw_weights(n_blocks: int, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Return (draws, n_blocks) float: how often each block was drawn; every row sums to ``n_blocks``."""
+    """Return (draws, n_blocks) float: how often each block was drawn; every row sums to ``n_blocks``.
+
+    A single block is NaN: it could only be drawn as it is, which would pass for certainty.
+    """
+    if n_blocks == 1:
+        return np.full((draws, 1), np.nan)
     return rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=draws).astype(np.float64)
 
 

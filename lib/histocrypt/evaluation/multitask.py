@@ -125,9 +125,11 @@ def tumour_score(
         count, yes = count + int(known.sum()), yes + int(truth.sum())
     if not scores:
         return {"why": "no held-out section has a label with both answers"}
-    low, high = interval(np.nanmean(drawn, axis=0), float(np.mean(scores)))
+    varied = [one for one in drawn if np.isfinite(one).any()]  # a section of a single block has no draws
+    low, high = interval(np.nanmean(varied, axis=0) if varied else np.array([]), float(np.mean(scores)))
     return {
-        "auc": float(np.mean(scores)), "low": max(low, 0.0), "high": min(high, 1.0), "sections": len(scores),
+        "auc": float(np.mean(scores)), "sections": len(scores),
+        "low": max(low, 0.0) if varied else None, "high": min(high, 1.0) if varied else None,
         "spots": count, "positive": yes, "proxy": label.is_proxy,
         "label": label.source + ("" if label.above is None else f" above {label.above:g}"),
     }  # fmt: skip

@@ -131,7 +131,8 @@ def _key_figures(scores: Scores, main: str, best: str) -> list[dict[str, str]]:
     key = [{"value": words.number(row["pearson"]), "label": f"mean correlation, {title_of(best)}", "note": low_high}]
     if best != words.COLOUR and words.COLOUR in table.index:
         pair = scores.against(words.COLOUR, main).loc[best]
-        verb = {"beats": "beats colour-only ridge"}.get(words.verdict(pair), "does not beat colour-only ridge")
+        said = words.verdict(pair)
+        verb = f"{said if said in ('beats', 'cannot be told from') else 'does not beat'} colour-only ridge"
         interval = f"95 % interval {words.span(pair['low'], pair['high'], sign=True)}"
         key.append({"value": words.number(pair["difference"], sign=True), "label": verb, "note": interval})
     unit = terms_of(scores).unit

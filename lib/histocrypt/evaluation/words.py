@@ -38,8 +38,10 @@ def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
     return f"{rounded:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
 
 
-def span(low: float, high: float, digits: int = 3, *, sign: bool = False) -> str:
-    """Return ``low to high``."""
+def span(low: float | None, high: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """Return ``low to high``; ``none`` where nothing could be drawn."""
+    if low is None or not np.isfinite(low):
+        return "none"
     return f"{number(low, digits, sign=sign)}{RANGE}{number(high, digits, sign=sign)}"
 
 
@@ -68,6 +70,8 @@ def best_baseline(scores: Scores, transform: str, *, but: str = "") -> str:
 
 def verdict(row: pd.Series) -> str:
     """Return what a row of ``paired`` says, as a verb: ``beats`` only where the whole interval lies above zero."""
+    if not np.isfinite(row["low"]):
+        return "cannot be told from"
     sign = -1 if row["metric"] == "mse" else 1
     low, high = sorted((sign * row["low"], sign * row["high"]))
     if low > 0:
@@ -82,7 +86,11 @@ def compare(scores: Scores, model: str, baseline: str, transform: str) -> str:
     verb = verdict(row)
     if verb == "does worse than":
         verb = "does not beat, but does worse than,"
-    why = " (the interval of the difference includes zero)" if verb == "does not beat" else ""
+    whys = {
+        "does not beat": " (the interval of the difference includes zero)",
+        "cannot be told from": " (there is no interval where every section is a single block of tissue)",
+    }
+    why = whys.get(verb, "")
     return (
         f"{title_of(model)} {verb} {title_of(baseline).lower()}, which reaches {number(other)}{why}: "
         f"difference {number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)}), "
@@ -182,6 +190,11 @@ def limits(scores: Scores) -> list[str]:
     if scores.notes["few_blocks"]:
         few = listed(scores.notes["few_blocks"])
         lines.append(f"Too few blocks of tissue for a trustworthy interval in: {few}.")
+        if 1 in scores.notes["few_blocks"].values():
+            lines.append(
+                "A section of a single block takes no part in intervals; smaller blocks are set by "
+                "`evaluation: {block_um: ...}`."
+            )
     if scores.notes["unscored_genes"]:
         each = listed({name: len(genes) for name, genes in scores.notes["unscored_genes"].items()})
         lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,8 @@ def _difference(left: pd.Series | None, right: pd.Series | None) -> tuple[str, s
     if left is None or right is None:
         return NONE, NONE
     difference = right["pearson"] - left["pearson"]
+    if math.isnan(left["pearson_low"]) or math.isnan(right["pearson_low"]):
+        return f"{difference + 0.0:+.3f}", "none"
     over = left["pearson_low"] <= right["pearson_high"] and right["pearson_low"] <= left["pearson_high"]
     return f"{difference + 0.0:+.3f}", "overlap" if over else "apart"
 

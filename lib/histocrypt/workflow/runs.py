@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -196,6 +197,8 @@ def best_of(root: Path) -> Best | None:
 
 def interval(row: pd.Series) -> str:
     """Return a correlation with its 95 % interval."""
+    if math.isnan(row["pearson_low"]):  # sections of a single block of tissue
+        return f"{row['pearson']:.3f} (no interval)"
     return f"{row['pearson']:.3f} ({row['pearson_low']:.3f} to {row['pearson_high']:.3f})"
 
 
