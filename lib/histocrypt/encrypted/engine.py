@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from histocrypt.atomic import atomic_path
 from histocrypt.encrypted.parameters import Parameters
 from histocrypt.errors import InputError
 
@@ -123,7 +124,7 @@ def write_model(path: Path, parameters: Parameters, nodes: Sequence[Node], rotat
         "blob_count": len(blobs),
     }
     header = json.dumps(meta, separators=(",", ":")).encode()
-    with path.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(MAGIC + struct.pack("<I", len(header)) + header + struct.pack("<I", len(blobs)))
         for node, name in blobs:
             data = node.blobs[name]()

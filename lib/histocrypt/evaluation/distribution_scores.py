@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.atomic import read_json, write_json
+from histocrypt.atomic import atomic_path, read_json, write_json
 from histocrypt.errors import InputError
 from histocrypt.evaluation import distribution, metrics
 from histocrypt.evaluation.scores import read_folds, title_of
@@ -102,8 +102,8 @@ def score_distribution(study: Study, model: str) -> pd.DataFrame:
                 rows.append({**said, "patient": pair.patient, **found})
     table = pd.DataFrame(rows)
     folder = study.run.evaluation
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f"distribution_{model}.csv", index=False)
+    with atomic_path(folder / f"distribution_{model}.csv") as temporary:
+        table.to_csv(temporary, index=False)
     write_json(folder / f"distribution_{model}.json", summary(table, model))
     return table
 
