@@ -40,8 +40,9 @@ RUN python -m pip install --no-deps --no-build-isolation -e . \
  && mkdir -p data outputs && chown -R 1000:1000 /histocrypt \
  && chmod -R a+rwX /home/histocrypt notebooks studies data outputs && rm -rf /root/.ipython /tmp/*
 
-# `docker run --user` may name anybody: there is a home for them, and notebooks can be saved.
+# `docker run --user` may name anybody: there is a home and a name for them, and notebooks can be saved.
 ENV HOME=/home/histocrypt \
+    USER=histocrypt \
     HISTOCRYPT_DATA=/histocrypt/data \
     HISTOCRYPT_OUTPUTS=/histocrypt/outputs
 USER 1000

@@ -8,7 +8,8 @@
 # The base python:3.11-slim is made from Debian's packages where it is absent: a stand-in with the same commands in the
 # same places, not the published image. `buildah pull docker.io/library/python:3.11-slim` beforehand takes that one.
 # pip finds packages as it does on this machine: its settings and the folders they name are lent to the build and do
-# not go into the image (empty mount points stay). Further arguments go to `buildah bud`, e.g. --no-cache. About 7 GB of disk; `buildah rmi --all` gives them back.
+# not go into the image (empty mount points stay). Further arguments go to `buildah bud`, e.g. --no-cache.
+# It takes about 7 GB of disk; `buildah rmi --all` gives them back.
 set -eu -o pipefail
 
 base=docker.io/library/python:3.11-slim
