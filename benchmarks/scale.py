@@ -5,10 +5,10 @@
 Stages, each in a process of its own: `plan` (`histocrypt run --dry-run` of the whole study), `preprocessing` (notebook
 20 for one section among n), `folds` (notebook 22 over all sections, one patient a section, each held out in turn),
 `evaluation` (notebook 70 over all, six models, report and cards). Notebooks run cell by cell without a kernel. Folds
-need three patients: for fewer sections all but preprocessing are measured with three. Time is CPU time, which depends less
-on what else the machine does; FOLDER/scale.csv has wall time, too. What is there is not measured again; a study's files
-are deleted after it. The counts of four sections serve all, through links inside the files, so that disk does not grow;
-sections differ in one gene's name.
+need three patients: for fewer sections all but preprocessing are measured with three. Time is CPU time, which depends
+less on what else the machine does; FOLDER/scale.csv has wall time, too. What is there is not measured again; a study's
+files are deleted after it. The counts of four sections serve all, through links inside the files, so that disk does not
+grow; sections differ in one gene's name.
 
 Exponents are slopes of log against log, with 95 % intervals of the fit: 0 is flat, 1 is proportional.
 """
