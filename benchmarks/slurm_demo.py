@@ -28,37 +28,56 @@ OWN = {"logs", ".snakemake", ".lock", "run.json"}
 
 
 def differences(there: Path, here: Path) -> list[str]:
-    """Return what differs between two run folders of one study: files, bytes of weights, predictions, scores.
+    """Return what differs between two run folders of one study.
 
-    What is encrypted holds fresh randomness and pages hold times: of those only that they are there is compared.
+    Compared are which files there are, the bytes of weights, folds and stain references, every number of sections, tiles
+    and predictions, and the scores. What is encrypted holds fresh randomness and pages hold times: of those only that they
+    are there.
     """
-    import anndata
-    import numpy as np
-    import pandas as pd
-
     ours, theirs = (_files(folder) for folder in (there, here))
     found = [f"{path}: only in {there}" for path in sorted(ours - theirs)]
     found += [f"{path}: only in {here}" for path in sorted(theirs - ours)]
-    for path in sorted(ours & theirs):
-        one, other = there / path, here / path
-        if path.suffix == ".safetensors" and path.parts[0] == "models" and not filecmp.cmp(one, other, shallow=False):
-            found.append(f"{path}: other weights")
-        elif path.suffix == ".h5ad" and path.parts[0] == "predictions":
-            first, second = anndata.read_h5ad(one), anndata.read_h5ad(other)
-            named = first.obs_names.equals(second.obs_names) and first.var_names.equals(second.var_names)
-            if not named or not np.array_equal(first.X, second.X, equal_nan=True):
-                found.append(f"{path}: other predictions")
-        elif path == Path("evaluation/summary.csv") and not pd.read_csv(one).equals(pd.read_csv(other)):
-            found.append(f"{path}: other scores")
+    return found + [f"{path}: differs" for path in sorted(ours & theirs) if not _same(path, there / path, here / path)]
+
+
+def _same(path: Path, one: Path, other: Path) -> bool:
+    import numpy as np
+    import pandas as pd
+
+    kind = path.parts[0]
+    if path.suffix in (".h5", ".h5ad") and kind in ("sections", "tiles", "predictions"):
+        first, second = _datasets(one), _datasets(other)
+        return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+    if path == Path("evaluation/summary.csv"):
+        return pd.read_csv(one).equals(pd.read_csv(other))
+    if (kind == "models" and path.suffix == ".safetensors") or kind in ("folds", "folds.json", "stain"):
+        return filecmp.cmp(one, other, shallow=False)
+    return True
+
+
+def _datasets(file: Path) -> dict:
+    """Return all arrays of an HDF5 file, but for the notes in ``uns``, which hold paths and versions; NaN as bytes."""
+    import h5py
+    import numpy as np
+
+    found = {}
+
+    def keep(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and not name.startswith("uns"):
+            values = np.asarray(item[()])
+            found[name] = values.view(np.uint8) if values.dtype.kind == "f" and values.ndim else values
+
+    with h5py.File(file) as content:
+        content.visititems(keep)
     return found
 
 
 def compared(folder: Path) -> str:
     """Return how much there is to compare."""
     files = _files(folder)
-    weights = sum(path.suffix == ".safetensors" and path.parts[0] == "models" for path in files)
-    predictions = sum(path.suffix == ".h5ad" and path.parts[0] == "predictions" for path in files)
-    return f"{len(files)} files, {weights} of them weights and {predictions} predictions"
+    kinds = {"models": ".safetensors", "predictions": ".h5ad", "tiles": ".h5", "sections": ".h5ad"}
+    counts = {kind: sum(path.parts[0] == kind and path.suffix == end for path in files) for kind, end in kinds.items()}
+    return f"{len(files)} files: " + ", ".join(f"{count} of {kind}" for kind, count in counts.items())
 
 
 def _files(folder: Path) -> set[Path]:
@@ -100,7 +119,7 @@ def main() -> None:
         there = outputs / study.name
         found = differences(there, here)
         print(f"\n{study.name} through SLURM: {minutes:.0f} min; {compared(there)}")
-    print("\n".join(found) if found else f"the same as {here}: files, bytes of weights, predictions, scores")
+    print("\n".join(found) if found else f"all the same as in {here}")
     raise SystemExit(1 if found else 0)
 
 
