@@ -30,9 +30,9 @@ OWN = {"logs", ".snakemake", ".lock", "run.json"}
 def differences(there: Path, here: Path) -> list[str]:
     """Return what differs between two run folders of one study.
 
-    Compared are which files there are, the bytes of weights, folds and stain references, every number of sections, tiles
-    and predictions, and the scores. What is encrypted holds fresh randomness and pages hold times: of those only that they
-    are there.
+    Compared are which files there are, the bytes of weights, folds and stain references, every number of sections,
+    tiles and predictions, and the scores. What is encrypted holds fresh randomness and pages hold times: of those only
+    that they are there.
     """
     ours, theirs = (_files(folder) for folder in (there, here))
     found = [f"{path}: only in {there}" for path in sorted(ours - theirs)]
