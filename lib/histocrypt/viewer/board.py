@@ -101,7 +101,8 @@ def labelled(kind: str, label: str, *, width: str = "auto", **settings: Any) -> 
     """Return an ipywidget of a kind (``"Dropdown"``) whose label is never cut off."""
     import ipywidgets
 
-    style, layout = {"description_width": "initial"}, ipywidgets.Layout(width=width, min_width="15em")
+    style = {"description_width": "initial"}
+    layout = ipywidgets.Layout(width=width, min_width="15em", margin="2px 12px 2px 2px")
     return getattr(ipywidgets, kind)(description=label, style=style, layout=layout, **settings)
 
 

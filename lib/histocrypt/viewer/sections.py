@@ -67,23 +67,25 @@ def view_sections(
         one = read_section(by_id[name])
         return one, *one.image.thumbnail(MAX_SIDE)
 
-    def start() -> tuple[str, list[str]]:
+    def start() -> tuple[str, str, list[str]]:
         refused: InputError | None = None
         for name in [section] if section else by_id:
             try:
                 one = read(name)[0]
-                if gene:
-                    gene_values(one, gene, STORED, matrix)
-                return name, most_abundant(one, matrix)
+                common = most_abundant(one, matrix)
+                given = gene or common[0]
+                readable = gene_values(one, given, STORED, matrix)[0]
+                unique = _names(one, matrix)[1].count(readable) == 1
+                return name, readable if unique else given, common
             except InputError as error:
                 refused = refused or error
         raise refused or InputError("there is no section to look at")
 
-    section, common = start()
+    section, gene, common = start()
     values = [(words, name) for name, words in values_of.items()]
     controls = {
         "section": labelled("Dropdown", "Section", options=list(by_id), value=section),
-        "gene": gene_box(common, gene or common[0], label=noun(matrix).capitalize()),
+        "gene": gene_box(common, gene, label=noun(matrix).capitalize()),
         "transform": labelled("Dropdown", "Values", options=values, value=transform),
         "touching": spot_sizes(),
         "opacity": opacity_slider(),
