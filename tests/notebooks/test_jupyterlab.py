@@ -170,6 +170,7 @@ def test_the_viewer_follows_its_controls(lab, tmp_path):
                 seconds=120,
             )
             shown.append(browser.ask(PICTURES))
+            browser.ask("document.querySelector('.jp-OutputArea-output img').scrollIntoView({ block: 'end' })")
             browser.screenshot(tmp_path / f"{name}.png")
 
         for label, step in (("Model", -1), ("Section", 1)):

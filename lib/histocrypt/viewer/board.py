@@ -79,7 +79,7 @@ class Board:
         from html import escape
 
         self.sentence = sentence
-        self.said.value = f'<span role="status">{escape(sentence)}</span>'
+        self.said.value = f'<span role="status" style="display: block; line-height: 1.4">{escape(sentence)}</span>'
 
     def _image(self) -> Any:
         from IPython.display import Image
