@@ -82,6 +82,23 @@ def test_a_page_shows_some_of_many_by_rule(scored):
     assert words.listed({"A": 3, "B": 2, "C": 1}, limit=2) == "A (3), B (2) and 1 more"
 
 
+def test_a_page_of_more_sections_than_it_shows_says_so(scored, monkeypatch):
+    from histocrypt.evaluation.report import write_report
+
+    study, scores = scored
+    monkeypatch.setattr(crowd, "SECTIONS", 4)
+    monkeypatch.setattr(crowd, "FOLDS", 1)
+    monkeypatch.setattr(figures, "LEGIBLE", 4)
+    text = write_report(study).read_text(encoding="utf-8")
+    assert "Shown are 4 of 6 sections" in text
+    assert "all 6 are in <code>evaluation/data.csv</code>" in text
+    assert "1 of 2 folds, a line each." in text
+    rows = pd.read_csv(study.run.evaluation / "data.csv")
+    assert sorted(rows["section"]) == sorted(set(scores.sections["section"]))
+    absent = set(rows["section"]) - crowd.shown(scores, words.best_model(scores, "log1p_cp10k"), "log1p_cp10k")
+    assert len(absent) == 2
+
+
 def test_many_folds_are_drawn_in_a_figure_of_bounded_size(tmp_path):
     names = [f"S_{number:03d}" for number in range(200)]
     folds = [

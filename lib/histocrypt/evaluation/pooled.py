@@ -18,7 +18,7 @@ from histocrypt.evaluation import metrics
 from histocrypt.evaluation.truth import Joined
 
 POOLED = "pooled"
-AT_ONCE = 2**24
+AT_ONCE = 2**20
 """Values (spots x genes) that are in memory at a time."""
 
 
