@@ -393,7 +393,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axis.set_title(f"{label.split(',')[0]} grows as sections to the power of\n{title}", fontsize=9)
         low = min(float(row["peak_gib"]) for row in rows)
         axes[1].set_ylim(min(0.1, low / 2), 16)
-        axes[0].legend()
+        if axes[0].lines:
+            axes[0].legend()
     save(figure, path)
 
 
