@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from histocrypt import paths
+from histocrypt.memory import peak_gib
 from histocrypt.study_parts import Preprocessing
-from histocrypt.tissue.preprocess import peak_mib
 
 
 def ours(section: str, folder: Path) -> dict:
@@ -58,7 +58,7 @@ def ours(section: str, folder: Path) -> dict:
     return {
         "seconds": end - start,
         "cpu": time.process_time() - cpu,
-        "mib": peak_mib(),
+        "mib": 1024 * peak_gib(),
         "steps": steps,
         "tiles": len(tiles),
         "alignment": report.alignment.reason,
@@ -83,7 +83,7 @@ def torchstain_whole(section: str, backend: str) -> dict:
     before = time.perf_counter()
     normaliser.normalize(I=pixels, stains=False)
     call = time.perf_counter() - before
-    return {"seconds": decoded + call, "cpu": time.process_time() - cpu, "mib": peak_mib()}
+    return {"seconds": decoded + call, "cpu": time.process_time() - cpu, "mib": 1024 * peak_gib()}
 
 
 def agreement(folder: Path) -> dict:

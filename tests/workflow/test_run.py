@@ -159,7 +159,8 @@ def test_a_run_killed_midway_goes_on_and_ends_the_same(small_run, tmp_path):
     pd.testing.assert_frame_equal(scores.loc[alone], expected.loc[alone])
 
 
-def test_ctrl_c_stops_the_jobs_and_keeps_what_is_done(tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "kill"])
+def test_a_stopped_run_stops_its_jobs_and_keeps_what_is_done(tmp_path, stop):
     import psutil
 
     study = write_study(tmp_path, "stopped")
@@ -176,7 +177,7 @@ def test_ctrl_c_stops_the_jobs_and_keeps_what_is_done(tmp_path):
         line = process.stdout.readline()
         assert line, "the run ended before it could be interrupted"
     jobs = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "what was finished is kept" in said

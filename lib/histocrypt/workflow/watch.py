@@ -39,10 +39,8 @@ def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | No
     progress = Progress()
     log_path, last = study.run.logs / "snakemake.log", deque(maxlen=15)
     stuck = _stuck_told(cluster, began) if cluster else nullcontext()
-    with (
-        log_path.open("wb", buffering=0) as log,
-        stuck,
-    ):  # nothing is kept back that a full disk would refuse at the end
+    # Unbuffered: nothing is kept back that a full disk would refuse at the end.
+    with log_path.open("wb", buffering=0) as log, stuck, _ended_as_by_ctrl_c():
         # The child inherits the lock: if this process is killed outright, the study stays locked until Snakemake ends.
         process = subprocess.Popen(
             command,
@@ -87,6 +85,25 @@ def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | No
     if study.run.report.is_file():
         _say(began, f"report: {study.run.report}")
     return 0
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let a polite kill, or a terminal that closes, end a run as Ctrl-C does: its jobs must not outlive it."""
+    signals = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    before = {one: signal.getsignal(one) for one in signals}
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for one, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup
+            signal.signal(one, interrupt)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 @contextmanager
