@@ -160,10 +160,10 @@ def test_a_run_killed_midway_goes_on_and_ends_the_same(small_run, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "kill"])
-def test_a_stopped_run_stops_its_jobs_and_keeps_what_is_done(tmp_path, stop):
+def test_a_stopped_run_stops_its_jobs_and_keeps_what_is_done(small_run, tmp_path, stop):
     import psutil
 
-    study = write_study(tmp_path, "stopped")
+    study, run = write_study(tmp_path, "small"), tmp_path / "small"
     command = [sys.executable, "-m", "histocrypt", "run", str(study), "--cores", "1"]
     process = subprocess.Popen(
         command,
@@ -183,11 +183,21 @@ def test_a_stopped_run_stops_its_jobs_and_keeps_what_is_done(tmp_path, stop):
     assert "what was finished is kept" in said
     _, alive = psutil.wait_procs(jobs, timeout=10)
     assert not alive
-    assert (tmp_path / "stopped" / "eda" / "summary.json").is_file()
-    assert not list((tmp_path / "stopped").glob("tiles/*partial*"))
-    record = read_record(tmp_path / "stopped")
+    assert (run / "eda" / "summary.json").is_file()
+    assert not list(run.glob("tiles/*partial*"))
+    record = read_record(run)
     assert (record.outcome, record.failed) == ("interrupted", [])
     assert {stage.job: stage.outcome for stage in record.stages}["10_eda"] == "finished"
+    if stop == signal.SIGTERM:
+        return  # one more run once is enough
+    finished = histocrypt("run", study, "--cores", "2", "--until", "22_folds", outputs=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "10_eda" not in finished.stdout
+    for pattern, number in (("stain/*.json", 6), ("folds/**/*.json", 12)):
+        files = sorted(run.glob(pattern))
+        assert len(files) >= number
+        for file in files:
+            assert filecmp.cmp(file, small_run / "small" / file.relative_to(run), shallow=False), file
 
 
 def _kill_tree(pid: int) -> None:
