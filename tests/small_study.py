@@ -1,6 +1,7 @@
 """A study small enough to run in a test, and the way a user runs it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,6 +58,11 @@ def environment(outputs: Path) -> dict[str, str]:
 def histocrypt(*arguments: str | Path, outputs: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "histocrypt", *map(str, arguments)]
     return subprocess.run(command, env=environment(outputs), capture_output=True, text=True, check=False)
+
+
+def planned_jobs(said: str) -> dict[str, int]:
+    """Return the number of jobs of each notebook in what `histocrypt run --dry-run` printed."""
+    return {name: int(number) for name, number in re.findall(r"^(\d\d_\w+) +(\d+) ", said, flags=re.MULTILINE)}
 
 
 def interruptible() -> None:

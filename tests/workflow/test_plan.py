@@ -3,16 +3,11 @@
 import re
 
 import pytest
-from tests.small_study import MODELS, WINGS, histocrypt, write_study
+from tests.small_study import MODELS, WINGS, histocrypt, planned_jobs, write_study
 
 from histocrypt import paths
 
 SLURM = paths.repository() / "workflow" / "profiles" / "slurm"
-
-
-def planned(said: str) -> dict[str, int]:
-    """Return the number of jobs of each notebook in a plan."""
-    return {name: int(number) for name, number in re.findall(r"^(\d\d_\w+) +(\d+) ", said, flags=re.MULTILINE)}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +22,7 @@ def test_a_plan_made_before_anything_ran_names_every_notebook_of_the_run(fresh, 
     said = histocrypt("run", study, "--dry-run", outputs=outputs)
     assert said.returncode == 0, said.stderr
     ran = [path.stem.partition("__")[0] for path in (small_run / "small" / "notebooks").glob("*.ipynb")]
-    assert planned(said.stdout) == {name: ran.count(name) for name in ran}
+    assert planned_jobs(said.stdout) == {name: ran.count(name) for name in ran}
     assert not (outputs / "small" / "notebooks").exists()
     assert re.search(r"\d+ jobs, about [\d.]+ core-hours", said.stdout)
     assert re.search(r"peak memory of a job: [\d.]+ GiB", said.stdout)
@@ -48,7 +43,7 @@ def test_a_finished_run_has_an_empty_plan(small_run):
     said = histocrypt("run", small_run / "small.yaml", "--dry-run", outputs=small_run)
     assert said.returncode == 0, said.stderr
     assert "nothing to do" in said.stdout
-    assert planned(said.stdout) == {}
+    assert planned_jobs(said.stdout) == {}
 
 
 def test_a_plan_says_why(small_run, tmp_path):

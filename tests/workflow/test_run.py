@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from tests.small_study import MODELS, environment, histocrypt, interruptible, write_study
+from tests.small_study import MODELS, environment, histocrypt, interruptible, planned_jobs, write_study
 
 from histocrypt.models.registry import BASELINES, STACKS
 from histocrypt.workflow.record import read_record
@@ -62,9 +62,7 @@ def test_only_what_a_change_touches_would_run_again(small_run, tmp_path, change,
     before = (small_run / "small" / "study.json").read_text()
     planned = histocrypt("run", study, "--cores", "2", "--dry-run", outputs=small_run)
     assert planned.returncode == 0, planned.stderr
-    listed = {
-        line.split()[0] for line in planned.stdout.splitlines() if line.split()[1:2] and line.split()[1].isdigit()
-    }
+    listed = set(planned_jobs(planned.stdout))
     assert runs <= listed
     assert not stays & listed
     assert (small_run / "small" / "study.json").read_text() == before
@@ -73,8 +71,8 @@ def test_only_what_a_change_touches_would_run_again(small_run, tmp_path, change,
 def test_a_small_change_of_one_model_leaves_the_others_alone(small_run, tmp_path):
     changed = write_study(tmp_path, "small", models={**MODELS, "vision_mlp": {"width": 0.25, "epochs": 1}})
     planned = histocrypt("run", changed, "--cores", "2", "--dry-run", outputs=small_run)
-    trained = {line.split()[1] for line in planned.stdout.splitlines() if line.startswith("30_training ")}
-    assert trained == {"4"}  # three folds and the final model of vision_mlp; no baseline
+    # Three folds and the final model of vision_mlp; no baseline.
+    assert planned_jobs(planned.stdout)["30_training"] == 4
 
 
 def test_a_changed_section_file_is_preprocessed_again_alone(small_run):
@@ -84,10 +82,7 @@ def test_a_changed_section_file_is_preprocessed_again_alone(small_run):
     planned = histocrypt("run", small_run / "small.yaml", "--cores", "2", "--dry-run", outputs=small_run)
     file.write_bytes(content)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    jobs = {
-        line.split()[0]: line.split()[1] for line in planned.stdout.splitlines() if line.startswith("20_preprocessing ")
-    }
-    assert jobs == {"20_preprocessing": "1"}
+    assert planned_jobs(planned.stdout)["20_preprocessing"] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,23 @@
 """Inner trainings and stacks run when, and only when, what they are made from has changed."""
 
 import pytest
-from tests.small_study import MODELS, SMALL, histocrypt, write_study
+from tests.small_study import MODELS, SMALL, histocrypt, planned_jobs, write_study
 
 
 def planned(small_run, folder, **changes):
-    """Return how often each rule would run for the shared small study with these changes."""
+    """Return how often each notebook would run for the shared small study with these changes."""
     study = write_study(folder, "small", **{"models": MODELS, **changes})
     shown = histocrypt("run", study, "--cores", "2", "--dry-run", outputs=small_run)
     assert shown.returncode == 0, shown.stderr
-    rows = [line.split() for line in shown.stdout.splitlines()]
-    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit() and row[0] != "total"}
+    return planned_jobs(shown.stdout)
 
 
 @pytest.mark.parametrize(
     ("change", "runs", "stays"),
     [
-        ({"epochs": 21}, {"stack": 3, "evaluate": 1}, {"train", "train_inner"}),
-        ({"inner_folds": 3}, {"train_inner": 3 * (1 + len(MODELS)), "stack": 3}, {"train"}),
-        ({"families": ["colour_ridge", "encoder_ridge"]}, {"train_inner": 3, "stack": 3}, {"train"}),
+        ({"epochs": 21}, {"40_stacking": 3, "70_evaluation": 1}, {"30_training", "38_inner_training"}),
+        ({"inner_folds": 3}, {"38_inner_training": 3 * (1 + len(MODELS)), "40_stacking": 3}, {"30_training"}),
+        ({"families": ["colour_ridge", "encoder_ridge"]}, {"38_inner_training": 3, "40_stacking": 3}, {"30_training"}),
     ],
 )
 def test_a_change_of_the_stack_trains_no_model_again(small_run, tmp_path, change, runs, stays):
@@ -29,12 +28,13 @@ def test_a_change_of_the_stack_trains_no_model_again(small_run, tmp_path, change
 
 def test_a_change_of_one_model_is_followed_to_its_inner_trainings_and_no_others(small_run, tmp_path):
     jobs = planned(small_run, tmp_path, models={**MODELS, "vision_mlp": {"width": 0.25, "epochs": 1}})
-    assert {"train": 4, "train_inner": 3, "stack": 3}.items() <= jobs.items()
+    assert {"30_training": 4, "38_inner_training": 3, "40_stacking": 3}.items() <= jobs.items()
 
 
 def test_without_a_stack_nothing_is_stacked(small_run, tmp_path):
     jobs = planned(small_run, tmp_path, stacking=None)
-    assert not {"train", "train_inner", "stack"} & set(jobs)
+    assert "70_evaluation" in jobs
+    assert not {"30_training", "38_inner_training", "40_stacking"} & set(jobs)
 
 
 def test_the_stacks_are_scored_and_reported(small_run):
