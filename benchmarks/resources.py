@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
 
+from histocrypt.atomic import read_json
+from histocrypt.errors import InputError
 from histocrypt.sections.size import SectionSize
 from histocrypt.study import Study, load_study
 from histocrypt.workflow.resources import Needs, needs
@@ -29,8 +32,12 @@ def asked(study: Study, record: dict, sizes: dict[str, SectionSize]) -> Needs:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
-    study = load_study(parser.parse_args().study)
-    rows = json.loads((study.run.eda / "summary.json").read_text())["sections"]
+    try:
+        study = load_study(parser.parse_args().study)
+        rows = read_json(study.run.eda / "summary.json")["sections"]
+    except InputError as error:
+        print(f"resources: {error}", file=sys.stderr)
+        sys.exit(2)
     sizes = {row["section"]: SectionSize(**row["size"]) for row in rows}
     found = []
     for file in sorted((study.run.logs / "stages").glob("*.json")):

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from histocrypt.models.registry import BASELINES, MODELS, STACKS
+from histocrypt.models.registry import MODELS, STACKS
 from histocrypt.sections.size import SectionSize
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
 
-BASE_GIB = 1.0
+BASE_GIB = 1.2
 """A notebook with torch and scanpy loaded, and nothing else."""
 START_S = 15.0
 """Starting papermill and its kernel, and imports."""
@@ -147,7 +147,7 @@ def _preprocess(study: Study, total: Total, _: str) -> tuple[float, float, bool]
 
 def _folds(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
     genes = _gib(total.sections * total.largest.genes * 8 * 8)
-    return BASE_GIB + _gib(total.largest.values * 8 * 4) + genes, total.values * 2e-7 * 3, False
+    return BASE_GIB + _gib(total.largest.values * 8 * 4) + genes, total.values * 2e-7, False
 
 
 def _train(study: Study, total: Total, model: str) -> tuple[float, float, bool]:
@@ -155,7 +155,7 @@ def _train(study: Study, total: Total, model: str) -> tuple[float, float, bool]:
     if model in ("baselines", "fhe_head"):
         return (
             BASE_GIB + features + _table(study, total, 6) + _tiles(study, total),
-            total.spots * ENCODE_S + 10 * len(BASELINES),
+            total.spots * ENCODE_S / 2 + 15,
             False,
         )
     options = study.training_of(model)
@@ -191,8 +191,9 @@ def _stack(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
     return BASE_GIB + _table(study, total, 3 + len(study.families)), 20 + total.spots * 0.01, False
 
 
-def _encrypted(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
-    return BASE_GIB + 6.0, 60 + total.spots * 0.5, True
+def _encrypted(study: Study, total: Total, model: str) -> tuple[float, float, bool]:
+    memory, a_spot = (1.0, 0.05) if model == "fhe_head" else (5.0, 0.6)
+    return BASE_GIB + memory, 40 + total.spots * a_spot, True
 
 
 def _synthesis(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
@@ -204,13 +205,13 @@ def _synthesis(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
 def _audit(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
     part = study.audit
     attacked = len(study.model_names if part.models == "all" else part.models)
-    work = 120 + total.spots * (ENCODE_S * attacked + 0.05 * part.shadows * len(part.shadowed))
-    return BASE_GIB + 2.0 + _gib(total.spots * 1280 * 4 * 3), work, False
+    work = 60 + total.spots * 0.02 * (attacked + part.shadows * len(part.shadowed))
+    return BASE_GIB + 1.0 + _gib(total.spots * 1280 * 4 * 3), work, False
 
 
 def _evaluate(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
     models = len(study.model_names) + (len(STACKS) if study.stacking else 0)
-    work = 20 + total.spots * _panel(study, total) * models * (1e-5 + 2e-8 * study.evaluation.bootstrap)
+    work = 20 + total.spots * _panel(study, total) * models * (4e-6 + 1e-8 * study.evaluation.bootstrap)
     return BASE_GIB + 0.5 + _gib(total.largest.values * 16), work, False
 
 
