@@ -199,7 +199,7 @@ def _encrypted(study: Study, total: Total, model: str) -> tuple[float, float, bo
 def _synthesis(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
     part = study.synthesis
     pixels = total.spots * part.side**2
-    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 60 + pixels * part.epochs * 8e-6, False
+    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 60 + pixels * part.epochs * 1.2e-5, False
 
 
 def _audit(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
