@@ -38,7 +38,7 @@ WORKDIR /histocrypt
 RUN python -m pip install --no-deps --no-build-isolation -e . \
  && python -m ipykernel install --sys-prefix --name histocrypt --display-name "Python (HistoCrypt)" \
  && mkdir -p data outputs && chown -R 1000:1000 /histocrypt \
- && chmod -R a+rwX /home/histocrypt notebooks studies data outputs && rm -rf /root/.ipython /tmp/*
+ && chmod -R a+rwX /home/histocrypt notebooks studies data outputs && rm -rf ~/.ipython /tmp/*
 
 # `docker run --user` may name anybody: there is a home and a name for them, and notebooks can be saved.
 ENV HOME=/home/histocrypt \
