@@ -9,7 +9,7 @@ from histocrypt.evaluation import crowd, figures, pooled, words
 from histocrypt.evaluation.draws import Draws
 from histocrypt.evaluation.prediction_file import PredictionFile
 from histocrypt.evaluation.scores import score_study
-from histocrypt.evaluation.truth import read_prediction
+from histocrypt.evaluation.truth import Joined, read_prediction
 
 
 def test_draws_keep_the_mean_over_sections():
@@ -71,6 +71,23 @@ def test_pooled_scores_do_not_depend_on_how_many_genes_are_in_memory(scored, mon
     numbers = one.select_dtypes("float").columns
     pd.testing.assert_frame_equal(one.drop(columns=numbers), two.drop(columns=numbers))
     np.testing.assert_allclose(one[numbers], two[numbers], rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_scored_on_some_sections_only_is_pooled_over_these(tmp_path, monkeypatch):
+    monkeypatch.setenv("HISTOCRYPT_CACHE", str(tmp_path))
+    rng = np.random.default_rng(0)
+    true = {name: rng.normal(size=(spots, 2)) for name, spots in (("A", 6), ("B", 9))}
+    with pooled.Pool() as pool:
+        for name, values in true.items():
+            n = len(values)
+            genes, spots = np.array(["G1", "G2"]), np.array([f"{name}:{spot}" for spot in range(n)])
+            pair = Joined(name, "P", spots, genes, genes, np.zeros((n, 2)), {}, {}, [], [], [])
+            pool.add("log1p", "everywhere", pair, values, -values)
+            if name == "B":
+                pool.add("log1p", "only_b", pair, values, values)
+        tables = {table["model"].iloc[0]: table for table in pool.tables()}
+    assert tables["everywhere"]["pearson"].tolist() == pytest.approx([-1, -1])
+    assert tables["only_b"]["pearson"].tolist() == pytest.approx([1, 1])
 
 
 def test_a_page_shows_some_of_many_by_rule(scored):

@@ -39,10 +39,10 @@ class Pool:
     def __init__(self) -> None:
         paths.cache().mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=paths.cache())
-        self._true: dict[str, list[_Block]] = {}
-        self._predicted: dict[tuple[str, str], list[_Block]] = {}
+        # By section: one model may be scored on some sections only, as the ceiling is.
+        self._true: dict[str, dict[str, _Block]] = {}
+        self._predicted: dict[tuple[str, str], dict[str, _Block]] = {}
         self._symbols: dict[str, str] = {}
-        self._sections: set[tuple[str, str]] = set()
         self._last = np.empty(0, dtype=str)
 
     def __enter__(self) -> Pool:
@@ -55,12 +55,12 @@ class Pool:
 
     def add(self, transform: str, model: str, pair: Joined, true: np.ndarray, predicted: np.ndarray) -> None:
         """Set aside one section under one model: (n, g) values, spots in the order that all models share."""
-        if (transform, pair.section) not in self._sections:  # what was measured is the same for all models
-            self._sections.add((transform, pair.section))
-            self._true.setdefault(transform, []).append(self._written(pair.genes, true))
+        measured = self._true.setdefault(transform, {})
+        if pair.section not in measured:  # what was measured is the same for all models
+            measured[pair.section] = self._written(pair.genes, true)
             for gene, symbol in zip(pair.genes.tolist(), pair.symbols.tolist(), strict=True):
                 self._symbols.setdefault(gene, symbol)
-        self._predicted.setdefault((transform, model), []).append(self._written(pair.genes, predicted))
+        self._predicted.setdefault((transform, model), {})[pair.section] = self._written(pair.genes, predicted)
 
     def _written(self, genes: np.ndarray, values: np.ndarray) -> _Block:
         order = np.argsort(genes)
@@ -90,7 +90,7 @@ class Pool:
 
     def common(self) -> list[str]:
         """Return the genes that every fold predicted and every section measured."""
-        every = {id(block.genes): block.genes for blocks in self._true.values() for block in blocks}
+        every = {id(block.genes): block.genes for blocks in self._true.values() for block in blocks.values()}
         return sorted(set.intersection(*(set(genes.tolist()) for genes in every.values()))) if every else []
 
     def tables(self) -> list[pd.DataFrame]:
@@ -99,8 +99,8 @@ class Pool:
         if not len(common):
             return []
         tables = []
-        for (transform, model), blocks in self._predicted.items():
-            true = self._true[transform]
+        for (transform, model), predicted in self._predicted.items():
+            true, blocks = [self._true[transform][section] for section in predicted], list(predicted.values())
             few = max(1, AT_ONCE // sum(block.spots for block in true))
             parts = [common[start : start + few] for start in range(0, len(common), few)]
             scored = [metrics.per_gene(self._values(true, part), self._values(blocks, part)) for part in parts]
