@@ -14,6 +14,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from histocrypt import paths
 from histocrypt.study import Study
 from histocrypt.workflow.cluster import Cluster
@@ -22,6 +24,10 @@ from histocrypt.workflow.reasons import full_disk, mistake, reason, refused
 
 LOOK_S = 30
 """How often a cluster is asked for jobs that will never start."""
+GRACE_S = 5.0
+"""How long what is to end is waited for, each time it is asked."""
+ASKED = 6
+"""How often it is asked before it is ended by force."""
 SLURM_ENDS = {
     "OUT_OF_MEMORY": "it took more memory than it had asked for, twice as much the second time, and SLURM ended it",
     "TIMEOUT": "it took more time than it had asked for, twice as much the second time, and SLURM ended it",
@@ -61,12 +67,11 @@ def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | No
                     _say(began, news)
             code = process.wait()
         except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)
-            if cluster is None:
-                process.wait()
-            else:
-                _say(began, "interrupted: jobs are being cancelled")
-                _stop(process, cluster)
+            _say(began, "interrupted: jobs are being stopped")
+            stop(process, asked=1 if cluster else ASKED)
+            if cluster:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                cluster.cancel()
             _say(began, "interrupted: jobs stopped; what was finished is kept, the same command goes on from there")
             return 130
     if code:
@@ -127,18 +132,43 @@ def _stuck_told(cluster: Cluster, began: float) -> Iterator[None]:
         ended.set()
 
 
-def _stop(process: subprocess.Popen, cluster: Cluster) -> None:
-    """Stop a Snakemake that has been told to stop, and see to it that its jobs end.
+def stop(process: subprocess.Popen, *, asked: int = ASKED) -> None:
+    """Stop Snakemake and all that it started here: as by Ctrl-C, more than once, and in the end by force.
 
-    It would first submit all jobs that it has in line, and then sleep until its next look at them, up to three minutes.
+    A Ctrl-C can be lost. asyncio, which Snakemake and papermill rest on, drops one that comes just as a task ends, and
+    a job that starts at that moment does not get it; the run would then go on to its natural end. On a cluster, once is
+    enough: Snakemake would first submit all jobs that it has in line and then sleep until its next look at them.
+
+    Parameters
+    ----------
+    process
+        Snakemake, the leader of its process group.
+    asked
+        How often to ask before force; each time it has `GRACE_S` seconds. A second Ctrl-C ends the waiting.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    cluster.cancel()
+    below = set()
+    with suppress(KeyboardInterrupt):
+        for _ in range(asked):
+            if process.poll() is not None:
+                break
+            below |= _below(process.pid)  # kernels have groups of their own, and are orphans once their job has ended
+            os.killpg(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=GRACE_S)
+        psutil.wait_procs(below, timeout=GRACE_S)
+    below |= _below(process.pid)
+    process.kill()  # first, or it would start others
+    for one in below:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+
+
+def _below(pid: int) -> set[psutil.Process]:
+    """Return all processes below one; none if it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return set(psutil.Process(pid).children(recursive=True))
+    return set()
 
 
 def _say(began: float, text: str) -> None:
