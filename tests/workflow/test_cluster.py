@@ -5,7 +5,8 @@ from tests.small_study import write_study
 
 from histocrypt.errors import InputError
 from histocrypt.study import load_study
-from histocrypt.workflow.cluster import Cluster, _asked, cancel_left
+from histocrypt.workflow import cluster
+from histocrypt.workflow.cluster import PROGRAMS, Cluster, _asked, cancel_left
 from histocrypt.workflow.profile import Profile
 
 PROFILE = """
@@ -58,3 +59,18 @@ def test_snakemake_is_told_where_logs_go_and_how_to_ask(study):
     options = Cluster("hc_here_0", "squeue", study.run.logs / "slurm").options()
     assert options[options.index("--slurm-logdir") + 1] == str(study.run.logs.resolve() / "slurm")
     assert options[options.index("--slurm-status-command") + 1] == "squeue"
+
+
+def test_a_cluster_that_does_not_answer_is_not_taken_for_one_without_jobs(tmp_path, study, monkeypatch):
+    """What could still run there would write into the same files."""
+    for program in PROGRAMS:
+        file = tmp_path / "bin" / program
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(cluster, "GONE_S", 0)
+    assert cancel_left(study) == 0  # it never ran on a cluster
+    (study.run.logs / "slurm").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"may still be on the cluster: SLURM does not answer \(.*Unable to contact"):
+        cancel_left(study)

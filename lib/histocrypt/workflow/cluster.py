@@ -33,6 +33,8 @@ NEVER = re.compile(
 """Why SLURM holds a job that will not start as things stand, however long it waits."""
 ANSWER_S = 60
 """How long SLURM may take to answer."""
+GONE_S = 120
+"""How long a cancelled job may take to end; SLURM kills what does not heed it after 30 s, as it comes."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,10 @@ class Cluster:
         return {name: value for name, value in os.environ.items() if name in keep or not name.startswith("SLURM_")}
 
     def jobs(self) -> list[str]:
-        """Return the numbers of this run folder's jobs that wait or run."""
+        """Return the numbers of this run folder's jobs that wait or run; `InputError` if SLURM does not answer."""
         said = _said("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i %j")
         if said.returncode:
-            return []
+            raise _silent(said)
         pairs = (line.split(maxsplit=1) for line in said.stdout.splitlines())
         return [pair[0] for pair in pairs if len(pair) == 2 and pair[1].startswith(f"{self.prefix}_")]
 
@@ -101,27 +103,52 @@ class Cluster:
                 found[job] = (job_of_rule(*what.removeprefix("rule_").partition("_wildcards_")[::2]), why)
         return found
 
-    def cancel(self, *, wait_s: float = 60) -> int:
-        """Cancel this run folder's jobs, wait until they are gone, and return how many there were."""
-        found = jobs = self.jobs()
-        until = time.monotonic() + wait_s
-        while jobs:
-            _said("scancel", *jobs)
-            if time.monotonic() > until:
-                break
+    def cancel(self) -> int:
+        """Cancel this run folder's jobs, wait until they are gone, and return how many there were.
+
+        Raises
+        ------
+        InputError
+            If SLURM does not answer, or jobs do not end: they may still write into the run folder.
+        """
+        found: set[str] = set()
+        until = time.monotonic() + GONE_S
+        while True:
+            late = time.monotonic() > until
+            try:
+                jobs = self.jobs()
+            except InputError:
+                if late:
+                    raise
+            else:
+                found.update(jobs)
+                if not jobs:
+                    return len(found)
+                if late:
+                    msg = f"SLURM jobs of this study do not end: {', '.join(jobs)}"
+                    raise InputError(msg, fix="squeue says why; the same command tries again")
+                _said("scancel", *jobs)
             time.sleep(1)
-            jobs = self.jobs()
-        return len(found)
 
 
 def cancel_left(study: Study) -> int:
     """Cancel the jobs that a run which was killed left on a cluster, and return how many there were.
 
     For who holds the study's lock: nobody else runs it, and what still runs would write into the same files.
+
+    Raises
+    ------
+    InputError
+        If it cannot be told whether they are gone.
     """
     if not _logs(study).is_dir() or any(shutil.which(program) is None for program in PROGRAMS):
         return 0
-    return Cluster(_prefix(study), "squeue", _logs(study)).cancel()
+    try:
+        return Cluster(_prefix(study), "squeue", _logs(study)).cancel()
+    except InputError as error:
+        fix = error.fix or f"if that cluster is no more, delete {_logs(study)}"
+        msg = f"jobs of an earlier run may still be on the cluster: {error.problem}"
+        raise InputError(msg, file=study.run.root, fix=fix) from error
 
 
 def _prefix(study: Study) -> str:
@@ -138,6 +165,11 @@ def _said(*command: str) -> subprocess.CompletedProcess:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"no answer within {ANSWER_S} s")
+
+
+def _silent(said: subprocess.CompletedProcess, *, fix: str | None = None) -> InputError:
+    why = (said.stderr.strip().splitlines() or ["no reason given"])[-1]
+    return InputError(f"SLURM does not answer ({why})", fix=fix)
 
 
 def _asked(content: dict, resource: str) -> dict[str, str]:
@@ -172,8 +204,7 @@ def _plain(text: str) -> str:
 def _check_partitions(asked: dict[str, str], file: Path) -> None:
     said = _said("sinfo", "--noheader", "--format", "%P")
     if said.returncode:
-        why = (said.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise InputError(f"SLURM does not answer ({why})", fix="sinfo must list the partitions of the cluster")
+        raise _silent(said, fix="sinfo must list the partitions of the cluster")
     listed = said.stdout.split()
     known = [name.rstrip("*") for name in listed]
     for place, names in asked.items():

@@ -183,7 +183,7 @@ def summary_of(root: Path) -> pd.DataFrame | None:
 
 
 def best_of(root: Path) -> Best | None:
-    """Return the best predictor of a run; None where nothing was scored yet."""
+    """Return the best predictor of a run; None where nothing that looks at the image has a score yet."""
     from histocrypt.evaluation.words import BLIND
 
     summary = summary_of(root)
@@ -191,6 +191,8 @@ def best_of(root: Path) -> Best | None:
         return None
     main = summary[summary["transform"] == summary["transform"].iloc[0]].set_index("model")
     able = main[(main["role"] != "ceiling") & ~main.index.isin(BLIND)]
+    if able["pearson"].isna().all():
+        return None
     row = able.loc[able["pearson"].idxmax()]
     return Best(row["title"], interval(row), interval(main.loc[COLOUR]) if COLOUR in main.index else NONE)
 

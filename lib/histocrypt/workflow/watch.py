@@ -17,6 +17,7 @@ from typing import IO
 import psutil
 
 from histocrypt import paths
+from histocrypt.errors import InputError
 from histocrypt.study import Study
 from histocrypt.workflow.cluster import Cluster
 from histocrypt.workflow.progress import Failure, Progress, readable
@@ -41,7 +42,7 @@ SLURM_ENDS = {
 
 def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | None = None) -> int:
     """Run Snakemake, print one line as each notebook starts and ends, and explain a failure."""
-    began = time.monotonic()
+    began, clock = time.monotonic(), time.time()
     progress = Progress()
     log_path, last = study.run.logs / "snakemake.log", deque(maxlen=15)
     stuck = _stuck_told(cluster, began) if cluster else nullcontext()
@@ -71,7 +72,11 @@ def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | No
             stop(process, asked=1 if cluster else ASKED)
             if cluster:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
-                cluster.cancel()
+                try:
+                    cluster.cancel()
+                except InputError as error:
+                    _say(began, f"interrupted, but {str(error).rstrip('.')}; the same command first sees to it")
+                    return 130
             _say(began, "interrupted: jobs stopped; what was finished is kept, the same command goes on from there")
             return 130
     if code:
@@ -87,8 +92,9 @@ def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | No
         return 2 if any(mistake(failure.log) for failure in failures) else 1
     if not progress.anything:
         _say(began, "nothing to do: every artifact is newer than what it is made from")
-    if study.run.report.is_file():
-        _say(began, f"report: {study.run.report}")
+    report = study.run.report
+    if report.is_file() and (not progress.anything or report.stat().st_mtime >= clock):  # an older one is of other runs
+        _say(began, f"report: {report}")
     return 0
 
 
