@@ -16,6 +16,7 @@ SMALL = {
     "panel": {"size": 12},
     "folds": {"scheme": "group_k_fold", "n": 3},
     "training": {"epochs": 2, "input_px": 30},
+    "encrypted": {"sections": 2},
     "stacking": {"inner_folds": 2, "epochs": 20},
     "evaluation": {"bootstrap": 50, "block_um": 300, "k": [3, 6]},
 }

@@ -147,8 +147,12 @@ class RunFolder:
 
     @property
     def encrypted(self) -> Path:
-        """Encrypted predictions beside clear ones, by model."""
+        """Encrypted predictions beside clear ones, by model and section."""
         return self.root / "encrypted"
+
+    def encrypted_trial(self, model: str, section: str) -> Path:
+        """Return the folder of one section's encrypted prediction by one model."""
+        return self.encrypted / model / section
 
     def synthesis(self, fold: str) -> Path:
         """Return the folder of what was learned, drawn, filtered and tested of synthetic tiles on one fold."""

@@ -17,6 +17,7 @@ from histocrypt.study_checks import check_audit, check_stacking, check_synthesis
 from histocrypt.study_parts import (
     Audit,
     DemoTissue,
+    Encrypted,
     Evaluation,
     Folds,
     PanelChoice,
@@ -49,6 +50,7 @@ class Study(Part):
         description="models by registered name, each with overrides of `training` and its own options",
     )
     stacking: Stacking | None = Field(None, description="stack the models' predictions; null: no stack")
+    encrypted: Encrypted = Encrypted()
     synthesis: Synthesis | None = Field(None, description="synthetic tiles; null: none")
     audit: Audit | None = Field(None, description="membership inference and memorisation; null: none")
     evaluation: Evaluation = Evaluation()

@@ -186,6 +186,15 @@ class Evaluation(Part):
         return {key: value for key, value in handler(self).items() if key != "markers" or value}
 
 
+class Encrypted(Part):
+    """How much of a study is predicted on ciphertexts, beside the same in the clear."""
+
+    sections: Count = Field(
+        1,
+        description="held-out sections that each network predicts, a job each: one of every fold first",
+    )
+
+
 class Synthesis(Part):
     """Synthetic tiles with masks, learned from the training patients of one fold."""
 

@@ -10,6 +10,7 @@ from histocrypt.study_parts import Folds
 from histocrypt.training.folds import (
     BY_SECTION,
     final_fold,
+    held_out_sections,
     load_fold,
     load_folds,
     make_folds,
@@ -135,3 +136,10 @@ def test_an_unknown_fold_lists_the_known_ones(tmp_path):
     save_folds(tmp_path / "f.json", make_folds(patients, Folds(), 0), patients)
     with pytest.raises(InputError, match="unknown fold 'fold_D'.*fold_A, fold_B, fold_C"):
         load_fold(tmp_path / "f.json", "fold_D")
+
+
+def test_held_out_sections_come_from_all_folds_before_a_second_of_any():
+    patients = {"S1": "P1", "S2": "P1", "S3": "P2", "S4": "P3"}
+    folds = [*make_folds(patients, Folds(scheme="leave_one_patient_out"), seed=0), final_fold(patients)]
+    assert held_out_sections(folds, 3) == {"S1": "fold_P1", "S3": "fold_P2", "S4": "fold_P3"}
+    assert list(held_out_sections(folds, 99)) == ["S1", "S3", "S4", "S2"]

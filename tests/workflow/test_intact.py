@@ -37,8 +37,8 @@ KINDS = {
     "samples": ("predictions/stem/fold_2.samples.h5", "34_diffusion"),
     "stacking": ("stacking/fold_2.json", "40_stacking__fold_2"),
     "multitask": ("multitask/signal.csv", "32_multitask"),
-    "encrypted": ("encrypted/fhe_head/prediction.h5ad", "50_fhe_inference__fhe_head"),
-    "all encrypted": ("encrypted/agreement.json", "50_fhe_inference__fhe_head"),
+    "encrypted": ("encrypted/fhe_head/S_1/prediction.h5ad", "50_fhe_inference__fhe_head__S_1"),
+    "all encrypted": ("encrypted/agreement.json", "50_fhe_inference__fhe_head__S_1"),
     "synthesis": ("synthesis/fold_1/utility.json", "60_synthetic_data"),
     "generator": ("synthesis/fold_1/generator/generator.safetensors", "60_synthetic_data"),
     "audit": ("audit/fold_1/summary.json", "62_membership_audit"),
@@ -126,9 +126,9 @@ def test_what_is_gone_is_noticed_though_its_notebook_is_there(study, run, kind, 
         moved.rename(path)
 
 
-@pytest.mark.parametrize("folder", ["encrypted/*/parties", "audit/*/shadows", "audit/*/decrypted"])
+@pytest.mark.parametrize("folder", ["encrypted/*/*/parties", "audit/*/shadows", "audit/*/decrypted"])
 def test_keys_ciphertexts_and_shadows_may_be_deleted(study, run, folder, tmp_path):
-    (deleted,) = run.root.glob(folder)
+    deleted, *_ = run.root.glob(folder)
     moved = deleted.rename(tmp_path / deleted.name)
     try:
         with intact(study, dry_run=True) as found:

@@ -13,9 +13,11 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from tests.small_study import MODELS, environment, histocrypt, interruptible, planned_jobs, write_study
+from tests.small_study import MODELS, WINGS, environment, histocrypt, interruptible, planned_jobs, write_study
 
+from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.models.registry import BASELINES, STACKS
+from histocrypt.study import load_study
 from histocrypt.workflow.record import read_record
 
 
@@ -73,6 +75,25 @@ def test_a_small_change_of_one_model_leaves_the_others_alone(small_run, tmp_path
     planned = histocrypt("run", changed, "--cores", "2", "--dry-run", outputs=small_run)
     # Three folds and the final model of vision_mlp; no baseline.
     assert planned_jobs(planned.stdout)["30_training"] == 4
+
+
+def test_encrypted_sections_are_jobs_of_their_own(small_run, tmp_path):
+    """Two sections, each by the model that never saw its patient; what is asked for no more leaves the report."""
+    folder = small_run / "small" / "encrypted"
+    said = json.loads((folder / "agreement.json").read_text())
+    assert [(one["network"], one["section"], one["fold"]) for one in said["trials"]] == [
+        ("fhe_head", "S_1", "fold_1"),
+        ("fhe_head", "S_2", "fold_2"),
+    ]
+    assert said.items() >= said["trials"][0].items()
+    assert all(0 < one["max_abs_error"] < 1e-2 for one in said["trials"])
+    more = write_study(tmp_path, "small", models=MODELS, encrypted={"sections": 4}, **WINGS)
+    planned = histocrypt("run", more, "--cores", "2", "--dry-run", outputs=small_run)
+    assert planned_jobs(planned.stdout)["50_fhe_inference"] == 2
+    fewer = load_study(write_study(tmp_path, "small", models=MODELS, encrypted={"sections": 1}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCRYPT_OUTPUTS", str(small_run))
+        assert [one["section"] for one in load_agreements(fewer)] == ["S_1"]
 
 
 def test_a_changed_section_file_is_preprocessed_again_alone(small_run):

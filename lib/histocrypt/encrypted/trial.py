@@ -50,24 +50,28 @@ class HeldOut:
 
 
 def held_out(study: Study, model: str, *, fold: str = "", section: str = "") -> HeldOut:
-    """Return a model of one fold (the first, if none is named) and one of the fold's test sections (the first).
+    """Return a model of one fold and one of the sections that the fold tests.
+
+    Where no fold is named it is the one that tests the section; where no section is, the first of the (first) fold.
 
     Raises
     ------
     InputError
-        If the model cannot be evaluated encrypted, or the section is not one of the fold's test sections.
+        If the model cannot be evaluated encrypted, or the section is not tested by the fold, or by any.
     """
     from histocrypt.sections.read import study_sections
-    from histocrypt.training.folds import load_fold, load_folds
+    from histocrypt.training.folds import held_out_sections, load_fold, load_folds
 
     if model not in ENCRYPTED:
         raise unknown_name("model", model, ENCRYPTED, field="model")
-    chosen = load_fold(study.run.folds, fold) if fold else load_folds(study.run.folds)[0]
-    name = section or chosen.test_sections[0]
-    if name not in chosen.test_sections:
-        raise unknown_name("test section", name, chosen.test_sections, field="section")
+    folds = [load_fold(study.run.folds, fold)] if fold else load_folds(study.run.folds)
+    tested = held_out_sections(folds, sys.maxsize)
+    name = section or next(iter(tested), "")
+    if name not in tested:
+        raise unknown_name("test section", name, tested, field="section")
     (files,) = (one for one in study_sections(study) if one.id == name)
-    return HeldOut(study.run.model(model, chosen.name), name, files.path, files.image, files.um_per_px, chosen.name)
+    model_folder = study.run.model(model, tested[name])
+    return HeldOut(model_folder, name, files.path, files.image, files.um_per_px, tested[name])
 
 
 @dataclass(frozen=True)

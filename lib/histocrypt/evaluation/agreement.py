@@ -12,9 +12,11 @@ from histocrypt.atomic import read_json, write_json
 from histocrypt.errors import InputError
 from histocrypt.evaluation.metrics import pearson
 from histocrypt.evaluation.truth import join, read_h5ad, read_prediction, transforms_of
+from histocrypt.models.registry import ENCRYPTED
+from histocrypt.training.folds import held_out_sections, load_folds
 
 if TYPE_CHECKING:
-    from histocrypt.paths import RunFolder
+    from histocrypt.study import Study
 
 
 def agreement(encrypted: Path, clear: Path, truth: Path, sd: dict[str, float]) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -83,16 +85,26 @@ def agreement(encrypted: Path, clear: Path, truth: Path, sd: dict[str, float]) -
     return summary, genes
 
 
-def save_agreement(run: RunFolder, network: str, content: dict[str, Any]) -> Path:
-    """Write one network's agreement, and ``encrypted/agreement.json``: the first network's, with all by name."""
-    folder = run.encrypted
-    write_json(folder / network / "agreement.json", {"network": network, **content})
-    every = load_agreements(run)
-    write_json(folder / "agreement.json", {**next(iter(every.values())), "networks": every})
-    return folder / "agreement.json"
+def save_agreement(study: Study, network: str, section: str, content: dict[str, Any]) -> Path:
+    """Write one network's agreement on one section, and return the folder where it is.
+
+    ``encrypted/agreement.json`` holds the first trial's figures and, as ``trials``, those of all. Jobs that end at once
+    all write it: each looks again afterwards, so that the last to write has seen every one.
+    """
+    folder = study.run.encrypted_trial(network, section)
+    write_json(folder / "agreement.json", {"network": network, "section": section, **content})
+    written: list[dict[str, Any]] = []
+    while (every := load_agreements(study)) != written:
+        write_json(study.run.encrypted / "agreement.json", {**every[0], "trials": every})
+        written = every
+    return folder
 
 
-def load_agreements(run: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return what is known by network; empty where nothing was evaluated encrypted."""
-    files = sorted(run.encrypted.glob("*/agreement.json"))
-    return {path.parent.name: read_json(path) for path in files}
+def load_agreements(study: Study) -> list[dict[str, Any]]:
+    """Return what is known of each network on each section that the study asks for; empty where there is nothing yet.
+
+    What was tried besides, or once, stays in its folder: the model may be another by now.
+    """
+    sections = held_out_sections(load_folds(study.run.folds), study.encrypted.sections)
+    folders = [study.run.encrypted_trial(name, one) for name in study.models if name in ENCRYPTED for one in sections]
+    return [read_json(file) for folder in folders if (file := folder / "agreement.json").is_file()]

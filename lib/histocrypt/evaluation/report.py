@@ -109,19 +109,19 @@ def _content(study: Study, scores: Scores) -> dict[str, Any]:
         "block_mm": words.number(scores.notes["block_um"] / 1000, 1),
         "ks": scores.notes["k"],
         "ceiling": CEILING in scores.of(main).index,
-        "encrypted": [_encrypted(name, one) for name, one in load_agreements(run).items()],
+        "encrypted": [_encrypted(one) for one in load_agreements(study)],
         "figures": pictures,
         "viewer": _viewer(study, scores, best),
         "provenance": _provenance(study),
     }
 
 
-def _encrypted(network: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Return what the page says of one network's encrypted inference."""
+def _encrypted(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page says of one network's encrypted inference on one section."""
     seconds, peak = content["seconds"], content["peak_gib"]
     once = seconds["compile"] + seconds["keygen"]
     each = sum(seconds[step] for step in ("encrypt", "evaluate", "decrypt"))
-    return {**content, "title": title_of(network), "once": once, "each": each, "peak": peak}
+    return {**content, "title": title_of(content["network"]), "once": once, "each": each, "peak": peak}
 
 
 def _key_figures(scores: Scores, main: str, best: str) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -231,6 +232,19 @@ def chosen_fold(names: list[str], name: str | None, *, field: str) -> str:
     if name is not None and name not in names:
         raise unknown_name("fold", name, names, field=field)
     return name or names[0]
+
+
+def held_out_sections(folds: list[Fold], number: int) -> dict[str, str]:
+    """Return the fold that tests a section, for ``number`` sections: one of each fold before a second of any.
+
+    Fewer, where no more are tested; the fold ``final`` tests none.
+    """
+    found: dict[str, str] = {}
+    for each in zip_longest(*(fold.test_sections for fold in folds)):
+        for fold, section in zip(folds, each, strict=True):
+            if section is not None:
+                found.setdefault(section, fold.name)
+    return dict(islice(found.items(), number))
 
 
 def _check(folds: list[Fold], patients: dict[str, str], path: str | Path, *, by_section: bool) -> None:

@@ -91,6 +91,12 @@ def _of_section(rest: list[str]) -> list[str] | None:
     return [f"20_preprocessing__{Path(rest[0]).stem}"] if len(rest) == 1 else None
 
 
+def _trial(rest: list[str]) -> list[str] | None:
+    if len(rest) == 1:  # all of them together
+        return ["50_fhe_inference__*"]
+    return [f"50_fhe_inference__{rest[0]}__{rest[1]}"] if len(rest) > 2 else None
+
+
 _NAMES = {
     "demo_tissue": lambda _: ["10_eda"],
     "eda": lambda _: ["10_eda"],
@@ -103,7 +109,7 @@ _NAMES = {
     "predictions": _prediction,
     "multitask": lambda _: ["32_multitask"],
     "stacking": lambda rest: [f"40_stacking__{Path(rest[0]).stem}"],
-    "encrypted": lambda rest: [f"50_fhe_inference__{rest[0] if len(rest) > 1 else '*'}"],
+    "encrypted": _trial,
     "synthesis": lambda _: ["60_synthetic_data"],
     "audit": lambda _: ["62_membership_audit"],
     "evaluation": lambda rest: ["34_diffusion" if rest[0].startswith("distribution_") else "70_evaluation"],
