@@ -75,7 +75,7 @@ def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | No
                 try:
                     cluster.cancel()
                 except InputError as error:
-                    _say(began, f"interrupted, jobs may still run: {error.problem}; the same command cancels them first")
+                    _say(began, f"interrupted, but jobs may still run: {error.problem}; the same command ends them")
                     return 130
             _say(began, "interrupted: jobs stopped; what was finished is kept, the same command goes on from there")
             return 130
