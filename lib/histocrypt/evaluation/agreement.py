@@ -105,6 +105,9 @@ def load_agreements(study: Study) -> list[dict[str, Any]]:
 
     What was tried besides, or once, stays in its folder: the model may be another by now.
     """
+    networks = [name for name in study.models if name in ENCRYPTED]
+    if not networks:
+        return []
     sections = held_out_sections(load_folds(study.run.folds), study.encrypted.sections)
-    folders = [study.run.encrypted_trial(name, one) for name in study.models if name in ENCRYPTED for one in sections]
+    folders = [study.run.encrypted_trial(name, section) for name in networks for section in sections]
     return [read_json(file) for folder in folders if (file := folder / "agreement.json").is_file()]
