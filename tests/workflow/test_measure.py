@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import nbformat
 import pytest
 
 
@@ -92,3 +93,44 @@ def test_a_record_that_cannot_be_written_does_not_stop_the_job(tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout.strip()) == (0, "done")
     assert "no record of this job" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("fails", "how", "said"),
+    [
+        (1, "raise SystemExit(1)", "before replying"),
+        (1, "time.sleep(600)", "in 20 seconds"),
+        (2, "raise SystemExit(1)", "before replying"),
+    ],
+    ids=["dies", "hangs", "dies twice"],
+)
+def test_a_kernel_that_does_not_come_up_is_started_once_more(tmp_path, fails, how, said):
+    """A kernel that fails to start as often as it is told to, and is then the usual one."""
+    (tmp_path / "kernel.py").write_text(
+        textwrap.dedent(
+            f"""
+            import pathlib, runpy, time
+            started = pathlib.Path("{tmp_path}/started")
+            started.open("a").write("x")
+            if len(started.read_text()) <= {fails}:
+                {how}
+            runpy.run_module("ipykernel_launcher", run_name="__main__")
+            """
+        )
+    )
+    spec = {"argv": [sys.executable, str(tmp_path / "kernel.py"), "-f", "{connection_file}"], "language": "python"}
+    folder = tmp_path / "jupyter" / "kernels" / "late"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps({**spec, "display_name": "late"}))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("6 * 7")])
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    log = tmp_path / "logs" / "one.log"
+    command = [sys.executable, "-m", "histocrypt.workflow.measure", str(log), "papermill", "in.ipynb", "out.ipynb"]
+    command += ["-k", "late", "--start-timeout", "20" if "sleep" in how else "60"]
+    environment = {**os.environ, "JUPYTER_PATH": str(tmp_path / "jupyter"), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "it is started once more" in ended.stderr
+    assert said in ended.stderr
+    assert (ended.returncode == 0) == (fails == 1)
+    if fails == 1:
+        assert "42" in str(nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs)

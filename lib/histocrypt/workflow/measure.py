@@ -27,6 +27,8 @@ from histocrypt.atomic import write_json
 INTERVAL_S = 0.5
 SHARE = 0.02
 """Sampling may take this share of a core; where a look takes long, looks become rarer."""
+NO_KERNEL = ("Kernel didn't respond", "Kernel died before replying")
+"""What Jupyter says of a kernel that hangs or dies as it starts, as one does now and then where many start at once."""
 
 
 class Family:
@@ -171,7 +173,18 @@ def _values(arguments: list[str]) -> dict[str, str]:
 def main(log: str, module: str, *arguments: str) -> None:
     """Run a module as a program, measured."""
     sys.argv = [module, *arguments]
-    measured(Path(log), _values(list(arguments)), lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+    measured(Path(log), _values(list(arguments)), lambda: _run(module))
+
+
+def _run(module: str) -> None:
+    """Run a module as a program; once more where a kernel did not come up: nothing of its notebook has run then."""
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except RuntimeError as error:
+        if not str(error).startswith(NO_KERNEL):
+            raise
+        print(f"histocrypt: {error}; it is started once more", file=sys.stderr)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
