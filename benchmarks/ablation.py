@@ -18,17 +18,16 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from histocrypt.data.fold_statistics import read_clean_section
+from histocrypt.data.folds import FINAL, Fold, load_folds
+from histocrypt.data.load import load_test, load_training, scaling_of
+from histocrypt.data.spots import Spots
 from histocrypt.errors import InputError
-from histocrypt.models.registry import MODELS
-from histocrypt.models.spots import Spots
+from histocrypt.pipeline.train import fit
+from histocrypt.predictors.registry import MODELS, tile_side
 from histocrypt.study import Study, load_study
 from histocrypt.targets.transforms import transform
-from histocrypt.training.fold_data import load_test, load_training, scaling_of
-from histocrypt.training.folds import FINAL, Fold, load_folds
 from histocrypt.training.loop import mean_section_pearson
-from histocrypt.training.predictors import tile_side
-from histocrypt.training.prepare import read_clean_section
-from histocrypt.training.run import fit
 
 RIDGES = ("colour_ridge", "encoder_ridge")
 STAINS = ("none", "macenko")

@@ -40,7 +40,7 @@ def cnn(folder: Path, *, depth: int, outputs: int, pool: int, tiles: int, orion_
     import torch
 
     from histocrypt.encrypted.lowering import lower
-    from histocrypt.models.fhe_cnn import STRIDES, FheCnn
+    from histocrypt.models.fhe import STRIDES, FheCnn
 
     torch.manual_seed(depth)
     pool = pool or SIDE // math.prod(STRIDES[depth])
@@ -71,9 +71,8 @@ def cnn(folder: Path, *, depth: int, outputs: int, pool: int, tiles: int, orion_
 
 def head(folder: Path, *, outputs: int, tiles: int) -> dict[str, Any]:
     """Compile a linear head as `fhe_head` has it."""
-    from histocrypt.encrypted.affine import linear
     from histocrypt.encrypted.compile import HEAD_BATCH
-    from histocrypt.encrypted.lowering import Lowered
+    from histocrypt.encrypted.lowering import Lowered, linear
 
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(outputs, HEAD_FEATURES)) / np.sqrt(HEAD_FEATURES)
@@ -121,8 +120,7 @@ def keygen(folder: Path) -> dict[str, Any]:
 
 def encrypt(folder: Path) -> dict[str, Any]:
     """Encrypt all inputs, and one alone."""
-    from histocrypt.encrypted.inputs import Prepared
-    from histocrypt.encrypted.key_owner import Keys, encrypt
+    from histocrypt.encrypted.key_owner import Keys, Prepared, encrypt
 
     x = np.load(folder / "inputs.npz")["x"]
     keys, cost = Keys(folder / "keys"), {}
@@ -157,8 +155,9 @@ def process(*command: Any) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        msg = f"{' '.join(map(str, command[1:]))} failed: {done.stderr.strip()[-1000:] or done.returncode}"
-        raise RuntimeError(msg)
+        raise RuntimeError(
+            f"{' '.join(map(str, command[1:]))} failed: {done.stderr.strip()[-1000:] or done.returncode}"
+        )
     return done.stdout.strip().splitlines()[-1]
 
 
@@ -270,7 +269,7 @@ def do_step(given: argparse.Namespace) -> None:
         )
     else:
         made = {"keygen": keygen, "encrypt": encrypt, "decrypt": decrypt}[given.step](given.folder)
-    from histocrypt.memory import peak_gib
+    from histocrypt.machine import peak_gib
 
     print(json.dumps({**made, "peak_gib": peak_gib()}))
 

@@ -20,18 +20,17 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from histocrypt.data.folds import FINAL, Fold, load_folds
+from histocrypt.data.load import FoldData, load_test, load_training, scaling_of
+from histocrypt.data.spots import Spots
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
-from histocrypt.evaluation.truth import join, read_h5ad, read_prediction
-from histocrypt.models.polynomial import watched
-from histocrypt.models.registry import MODELS
-from histocrypt.models.spots import Spots
+from histocrypt.evaluation.join import join, read_h5ad, read_prediction
+from histocrypt.models.fhe import watched
+from histocrypt.pipeline.train import fit
+from histocrypt.predictors.registry import MODELS, tile_side
 from histocrypt.study import Study, load_study, parse_study
-from histocrypt.training.fold_data import FoldData, load_test, load_training, scaling_of
-from histocrypt.training.folds import FINAL, Fold, load_folds
 from histocrypt.training.loop import mean_section_pearson
-from histocrypt.training.predictors import tile_side
-from histocrypt.training.run import fit
 
 CNN, RESIDUAL = "fhe_cnn", "fhe_resnet18"
 

@@ -37,7 +37,7 @@ def random_network(*, light: bool) -> tuple:
     """Return a network of squares with random weights, and tiles for calibration and for the client."""
     import torch
 
-    from histocrypt.models.fhe_resnet import FheResNet18
+    from histocrypt.models.fhe import FheResNet18
 
     torch.manual_seed(0)
     network = FheResNet18(OUTPUTS, width=16, blocks=(1, 1)) if light else FheResNet18(OUTPUTS)
@@ -54,13 +54,13 @@ def trained_network(study_file: Path, model: str, fold_name: str | None, tiles: 
     """Return a trained network, training tiles for calibration, and tiles of a held-out section for the client."""
     import torch
 
+    from histocrypt.data.fold_statistics import PANEL
+    from histocrypt.data.folds import load_fold, load_folds
+    from histocrypt.data.load import load_spots
+    from histocrypt.pipeline.checkpoints import load_model
+    from histocrypt.predictors.registry import tile_side
     from histocrypt.study import load_study
     from histocrypt.targets.panels import Panel
-    from histocrypt.training.artifacts import load_model
-    from histocrypt.training.folds import load_fold, load_folds
-    from histocrypt.training.predictors import tile_side
-    from histocrypt.training.prepare import PANEL
-    from histocrypt.training.spots import load_spots
 
     study = load_study(study_file)
     fold = load_fold(study.run.folds, fold_name) if fold_name else load_folds(study.run.folds)[0]
@@ -83,11 +83,10 @@ def compile_stage(folder: Path, given: argparse.Namespace) -> dict:
     """Write the evaluator's network, and the key owner's tiles with what the network says of them in the clear."""
     import torch
 
-    from histocrypt.encrypted.bootstrapped import compile_network
-    from histocrypt.encrypted.bootstrapping import bootstrapped
-    from histocrypt.encrypted.estimate import estimate
-    from histocrypt.encrypted.parameters import check_security
-    from histocrypt.encrypted.residual import lower, normalised
+    from histocrypt.encrypted.parameters import bootstrapped, check_security
+    from histocrypt.encrypted.resnet.compile import compile_network
+    from histocrypt.encrypted.resnet.residual import lower, normalised
+    from histocrypt.encrypted.resnet.run import estimate
 
     if given.study:
         network, calibration, images = trained_network(given.study, given.model, given.fold, given.tiles)
@@ -135,7 +134,7 @@ def _owner(folder: Path, *, new: bool = False):
 
 def keys_stage(folder: Path) -> dict:
     """Make the key owner's keys; the evaluator gets those it computes with."""
-    from histocrypt.encrypted.bootstrapping_keys import write_bootstrapping_keys
+    from histocrypt.encrypted.resnet.keys import write_bootstrapping_keys
 
     owner, stored = _owner(folder, new=True)
     secret, public = owner.generate()
@@ -153,7 +152,7 @@ def keys_stage(folder: Path) -> dict:
 
 def encrypt_stage(folder: Path) -> dict:
     """Encrypt the tiles."""
-    from histocrypt.encrypted.resnet_run import write_ciphertexts
+    from histocrypt.encrypted.resnet.run import write_ciphertexts
 
     owner, stored = _owner(folder)
     size = 0
@@ -166,7 +165,7 @@ def encrypt_stage(folder: Path) -> dict:
 
 def evaluate_stage(folder: Path) -> dict:
     """Evaluate the tiles; one line a layer."""
-    from histocrypt.encrypted.resnet_run import Timing, evaluate
+    from histocrypt.encrypted.resnet.run import Timing, evaluate
 
     evaluator, waited = folder / "evaluator", []
 
@@ -184,7 +183,7 @@ def evaluate_stage(folder: Path) -> dict:
 
 def decrypt_stage(folder: Path) -> dict:
     """Decrypt and compare with the network in the clear."""
-    from histocrypt.encrypted.resnet_run import read_ciphertexts
+    from histocrypt.encrypted.resnet.run import read_ciphertexts
 
     owner, _ = _owner(folder)
     expected = np.load(folder / "client" / "tiles.npz")["expected"]

@@ -45,11 +45,11 @@ def train(folder: Path, *, rank: int, px: int, input_px: int, panel: int, batch:
     """Train for one epoch on what lies in ``folder`` and return what it took."""
     import time
 
-    from histocrypt.memory import peak_gib
-    from histocrypt.models.spots import Spots
-    from histocrypt.study_parts import Training
-    from histocrypt.training.multitask import MultitaskPredictor
-    from histocrypt.training.multitask_data import Measured
+    from histocrypt.data.measured import Measured
+    from histocrypt.data.spots import Spots
+    from histocrypt.machine import peak_gib
+    from histocrypt.options import Training
+    from histocrypt.predictors.he2gene import MultitaskPredictor
 
     files = tuple((path.stem, path) for path in sorted(folder.glob("*.h5ad")))
     measured = Measured(files)

@@ -142,10 +142,9 @@ class Made:
         import hashlib
         from dataclasses import asdict
 
-        from histocrypt.sections.explore import listed
-        from histocrypt.sections.fingerprint import Fingerprint, _key, _stats
-        from histocrypt.sections.read import find_sections
-        from histocrypt.sections.size import SectionSize
+        from histocrypt.explore.overview import listed
+        from histocrypt.sections.read import Fingerprint, _key, _stats, find_sections
+        from histocrypt.sections.section import SectionSize
         from histocrypt.study import load_study
 
         spots, genes = self.arguments.spots, self.arguments.genes
@@ -183,8 +182,8 @@ class Made:
         import pandas as pd
         from anndata.io import write_elem
 
+        from histocrypt.data.folds import FINAL, load_folds
         from histocrypt.targets.panels import Panel
-        from histocrypt.training.folds import FINAL, load_folds
 
         folds = load_folds(self.run / "folds.json")
         links = self.folder / "links"

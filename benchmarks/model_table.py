@@ -3,12 +3,11 @@
 import argparse
 import sys
 
-from histocrypt.atomic import read_json
 from histocrypt.errors import InputError
-from histocrypt.evaluation import words
-from histocrypt.evaluation.scores import load_scores, title_of
-from histocrypt.evaluation.section_scores import WITHIN
-from histocrypt.evaluation.terms import terms_of
+from histocrypt.evaluation import wording
+from histocrypt.evaluation.scores import WITHIN, load_scores, title_of
+from histocrypt.evaluation.wording import terms_of
+from histocrypt.files import read_json
 from histocrypt.paths import RunFolder
 from histocrypt.study import parse_study
 
@@ -43,7 +42,7 @@ def main() -> None:
         cells.append(f"{row[f'{terms.unit}_min']:.3f} to {row[f'{terms.unit}_max']:.3f}")
         if model in against.index:
             found = against.loc[model]
-            verdict = {"does worse than": "worse"}.get(said := words.verdict(found), said)
+            verdict = {"does worse than": "worse"}.get(said := wording.verdict(found), said)
             cells.append(f"{verdict}: {interval(found.difference, found.low, found.high, '+')}")
         else:
             cells.append("")

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 import histocrypt.torchvision_ops  # noqa: F401  orion imports torchvision
-from histocrypt.models.fhe_cnn import build_layers
+from histocrypt.models.fhe import build_layers
 
 
 def peak_gib() -> float:

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from histocrypt import paths
-from histocrypt.memory import peak_gib
-from histocrypt.study_parts import Preprocessing
+from histocrypt.machine import peak_gib
+from histocrypt.options import Preprocessing
 
 
 def ours(section: str, folder: Path) -> dict:

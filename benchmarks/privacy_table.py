@@ -5,10 +5,10 @@ import sys
 
 import pandas as pd
 
-from histocrypt.atomic import read_json
 from histocrypt.errors import InputError
-from histocrypt.evaluation import privacy_report
+from histocrypt.files import read_json
 from histocrypt.paths import RunFolder
+from histocrypt.report import parts
 from histocrypt.study import parse_study
 
 COLUMNS = {
@@ -77,7 +77,7 @@ def main() -> None:
     except InputError as error:
         print(f"privacy_table: {error}", file=sys.stderr)
         sys.exit(2)
-    synthetic, audit = privacy_report.synthetic(study), privacy_report.audit(study)
+    synthetic, audit = parts.synthetic(study), parts.audit(study)
     if synthetic is None and audit is None:
         print(f"privacy_table: {run.root}: neither synthetic tiles nor an audit in this run", file=sys.stderr)
         sys.exit(2)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from histocrypt.memory import peak_gib
+from histocrypt.machine import peak_gib
 
 SIDE = 256
 """Pixels along a side of a JPEG tile, at every level."""
@@ -181,8 +181,8 @@ def make(folder: Path, width: int, height: int, spots: int) -> dict[str, float]:
 
 def read(folder: Path) -> dict[str, object]:
     """Preprocess the section, as notebook 20 does; return what was found and the cost."""
+    from histocrypt.options import Preprocessing
     from histocrypt.sections.read import read_path
-    from histocrypt.study_parts import Preprocessing
     from histocrypt.tissue.preprocess import preprocess_section
     from histocrypt.tissue.stain import DEFAULT_MATRIX, StainStatistics
 

@@ -21,12 +21,11 @@ from scipy.sparse import csr_matrix
 from tqdm.auto import tqdm
 
 from histocrypt import paths
-from histocrypt.sections.demo import write_demo
-from histocrypt.sections.haematoxylin import Haematoxylin, haematoxylin
-from histocrypt.sections.neighbours import spacing
+from histocrypt.demo.write import write_demo
+from histocrypt.explore.registration import Haematoxylin, haematoxylin, registration
 from histocrypt.sections.read import read_path
-from histocrypt.sections.registration import registration
 from histocrypt.sections.section import Section
+from histocrypt.spatial import spacing
 
 LENGTHS = (0, 1, 2, 4)  # pitches over which the noise is correlated
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from histocrypt.atomic import read_json
 from histocrypt.errors import InputError
-from histocrypt.sections.size import SectionSize
+from histocrypt.files import read_json
+from histocrypt.sections.section import SectionSize
 from histocrypt.study import Study, load_study
 from histocrypt.workflow.resources import Needs, needs
 

@@ -56,7 +56,7 @@ def run_cells(notebook: str, given: dict[str, str]) -> None:
     import nbformat
 
     from histocrypt import paths
-    from histocrypt.memory import peak_gib
+    from histocrypt.machine import peak_gib
 
     names: dict[str, Any] = {}
     for cell in nbformat.read(paths.repository() / "notebooks" / f"{notebook}.ipynb", as_version=4).cells:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from histocrypt.atomic import write_json
-from histocrypt.device import choose_device
-from histocrypt.evaluation.distribution_scores import score_section
-from histocrypt.evaluation.truth import join, read_h5ad, read_prediction, transforms_of
+from histocrypt.data.folds import load_fold
+from histocrypt.data.load import load_test, load_training
+from histocrypt.evaluation.join import join, read_h5ad, read_prediction, transforms_of
+from histocrypt.evaluation.stem import score_section
+from histocrypt.files import write_json
+from histocrypt.machine import choose_device
+from histocrypt.pipeline.checkpoints import load_model
 from histocrypt.study import load_study
-from histocrypt.training.artifacts import load_model
-from histocrypt.training.fold_data import load_test, load_training
-from histocrypt.training.folds import load_fold
 
 RIVALS = [("ddim", 25), ("ddim", 50), ("ddim", 100), ("dpm++", 10), ("dpm++", 15), ("dpm++", 25), ("dpm++", 50)]
 JUDGED = ("pearson", "rvd", "rvd_samples", "crps")
@@ -74,7 +74,7 @@ def main() -> None:
     network = predictor.network.to(device).eval()
 
     def run(sampler: str, steps: int, seed: int) -> dict[str, float]:
-        from histocrypt.training.diffusion_sampling import draw
+        from histocrypt.predictors.stem_diffusion import draw
 
         started = time.perf_counter()
         drawn = draw(

@@ -1,7 +1,7 @@
 import pytest
 
-from histocrypt.atomic import atomic_path, read_json, write_json
 from histocrypt.errors import InputError
+from histocrypt.files import atomic_path, read_json, write_json
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):

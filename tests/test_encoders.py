@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from histocrypt.encoders import ENCODERS, encode, encoder_of
+from histocrypt.encoders.encoders import ENCODERS, encode, encoder_of
 from histocrypt.errors import InputError
 
 

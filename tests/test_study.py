@@ -2,9 +2,9 @@ import pytest
 
 from histocrypt import paths
 from histocrypt.errors import InputError
-from histocrypt.models.registry import BASELINES, MODELS, model_class
+from histocrypt.options import Training
+from histocrypt.predictors.registry import BASELINES, MODELS, model_class
 from histocrypt.study import load_study, parse_study
-from histocrypt.study_parts import Training
 
 GOOD = {"name": "mine", "sections": [{"path": "a.h5ad", "patient": "P1"}]}
 
@@ -86,8 +86,8 @@ def test_paths_start_at_the_study_file_or_the_data_folder(tmp_path, monkeypatch)
 def test_every_registered_model_can_be_imported_and_takes_its_options():
     import inspect
 
-    from histocrypt.training.diffusion_plan import DiffusionPlan
-    from histocrypt.training.multitask_plan import Plan
+    from histocrypt.predictors.he2gene import Plan
+    from histocrypt.predictors.stem import DiffusionPlan
 
     plans = {"he2gene": Plan, "stem": DiffusionPlan}
     for name, entry in MODELS.items():

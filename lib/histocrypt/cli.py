@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from histocrypt.download.commands import download
+from histocrypt.download.fetch import download
 from histocrypt.encrypted import commands as fhe
 from histocrypt.errors import InputError
 
@@ -38,7 +38,7 @@ def check(
     files: Annotated[list[str], typer.Argument(metavar="PATH...", help="Section files or folders, or a study file.")],
 ) -> None:
     """Check sections and print one table; exit 2 where one cannot be used."""
-    from histocrypt.sections.check import check_sections, render
+    from histocrypt.sections.read import check_sections, render
 
     table = check_sections(files)
     typer.echo(render(table))
@@ -75,8 +75,7 @@ def runs(
     ] = None,
 ) -> None:
     """List the runs there are; show one in full; set two beside each other."""
-    from histocrypt.workflow.compare import compare_runs
-    from histocrypt.workflow.runs import list_runs, show_run
+    from histocrypt.workflow.runs import compare_runs, list_runs, show_run
 
     names = names or []
     if len(names) > 2:
@@ -120,7 +119,7 @@ def predict(
     ] = None,
 ) -> None:
     """Apply a trained model to a new section. A hackathon file stands for its test slide; FILE.h5/S_1 names another."""
-    from histocrypt.training.apply import predict_section
+    from histocrypt.pipeline.predict import predict_section
 
     said = predict_section(
         model,
@@ -158,7 +157,7 @@ def score(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Score predictions against measured counts."""
-    from histocrypt.evaluation.score import render, score_files
+    from histocrypt.evaluation.score_file import render, score_files
 
     typer.echo(render(score_files(prediction, truth), as_json=json))
 
@@ -170,7 +169,7 @@ def demo_tissue(
     seed: Annotated[int, typer.Option(help="Seed of the simulator.")] = 0,
 ) -> None:
     """Write simulated sections, to try things on."""
-    from histocrypt.sections.demo import write_demo
+    from histocrypt.demo.write import write_demo
 
     for path in write_demo(folder, n_sections=sections, seed=seed):
         typer.echo(path)

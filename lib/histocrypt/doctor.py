@@ -49,7 +49,7 @@ class Finding:
 # Each prints the value of its finding. They run under `python -c`, in the folder of the repository.
 PROBES: dict[str, tuple[str, str]] = {
     "torch": (
-        "import torch; from histocrypt.device import choose_device\n"
+        "import torch; from histocrypt.machine import choose_device\n"
         "d = choose_device()\n"
         "name = torch.cuda.get_device_name(d) if d.type == 'cuda' else ''\n"
         "float(torch.ones(4, device=d).sum())\n"

@@ -40,8 +40,13 @@ class InputError(ValueError):
         fix: str | None = None,
     ) -> None:
         self.problem, self.file, self.field, self.value, self.expected, self.fix = (
-            problem, file, field, value, expected, fix,
-        )  # fmt: skip
+            problem,
+            file,
+            field,
+            value,
+            expected,
+            fix,
+        )
         where = ": ".join(str(part) for part in (file, field) if part is not None)
         sentence = f"{where}: {problem}" if where else problem
         if value is not None:

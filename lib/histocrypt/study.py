@@ -12,9 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.models.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
-from histocrypt.study_checks import check_audit, check_stacking, check_synthesis, check_teachers
-from histocrypt.study_parts import (
+from histocrypt.options import (
     Audit,
     DemoTissue,
     Encrypted,
@@ -29,7 +27,96 @@ from histocrypt.study_parts import (
     Target,
     Training,
 )
+from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.targets.matrix import check_target
+
+# ---- study checks
+# What no single value of a study can tell: whether its models, their teachers and its stack go together.
+
+
+def check_teachers(study: Study, file: str | Path) -> None:
+    """Refuse a teacher that the study does not train, a model that has nothing to learn with, and circles."""
+    if study.training.teacher is not None:
+        raise InputError(
+            "a teacher is one model's, since no model can teach itself",
+            file=file,
+            field="training.teacher",
+            fix="move it to the model under `models`",
+        )
+    for name in study.models:
+        teacher, seen = study.teacher_of(name), [name]
+        where = {"file": file, "field": f"models.{name}.teacher"}
+        if teacher is not None and MODELS[name].kind != "network":
+            raise InputError("is fitted in closed form and takes no teacher", **where, value=teacher, fix="remove it")
+        while teacher is not None:
+            if teacher not in study.model_names:
+                raise unknown_name("teacher", teacher, study.model_names, **where)
+            if teacher in seen:
+                raise InputError("a model is, by way of its teachers, its own teacher", **where, value=teacher)
+            seen.append(teacher)
+            teacher = study.teacher_of(teacher)
+
+
+def check_stacking(study: Study, file: str | Path) -> None:
+    """Refuse families that the study does not train, that need measured counts, or that are too few."""
+    if study.stacking is None:
+        return
+    where = {"file": file, "field": "stacking.families"}
+    named = [] if study.stacking.families == "all" else study.stacking.families
+    for name in named:
+        if name == NEEDS_COUNTS:
+            raise InputError(
+                f"{name} needs the measured counts of the spots that it predicts, and cannot take part in a stack",
+                **where,
+                fix="remove it",
+            )
+        if name not in study.model_names:
+            raise unknown_name("model", name, study.model_names, **where)
+        if named.count(name) > 1:
+            raise InputError("a model takes part once", **where, value=name)
+    if len(study.families) < 2:
+        raise InputError("a stack needs two models", **where, value=named, expected="two names or more, or all")
+
+
+def check_synthesis(study: Study, file: str | Path) -> None:
+    """Refuse a label that does not say where it is found, and generators that cannot be built."""
+    from histocrypt.synthesis.generator import GeneratorPlan
+    from histocrypt.targets.matrix import Label
+
+    part = study.synthesis
+    if part is None:
+        return
+    Label(part.label, tuple(part.label_is), part.label_above, field=f"{file}: synthesis.label")
+    try:
+        plan = GeneratorPlan.of(part.generator)
+    except InputError as error:
+        raise error.of_file(file) from error
+    if part.side % plan.least_side:
+        raise InputError(
+            f"tiles do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}",
+            file=file,
+            field="synthesis.side",
+            value=part.side,
+            expected=f"a multiple of {plan.least_side}",
+        )
+
+
+def check_audit(study: Study, file: str | Path) -> None:
+    """Refuse models that the study does not train, and shadows of what is not attacked."""
+    part = study.audit
+    if part is None:
+        return
+    attacked = study.model_names if part.models == "all" else part.models
+    for field, names, known in (
+        ("audit.models", attacked, study.model_names),
+        ("audit.shadowed", part.shadowed, attacked),
+    ):
+        for name in names:
+            if name not in known:
+                raise unknown_name("model", name, known, file=file, field=field)
+
+
+# ---- study
 
 
 class Study(Part):
@@ -139,14 +226,15 @@ def load_study(path: str | Path) -> Study:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        msg = f"study cannot be read ({error.strerror})"
-        raise InputError(msg, file=path, fix="studies/demo.yaml is an example") from error
+        raise InputError(
+            f"study cannot be read ({error.strerror})", file=path, fix="studies/demo.yaml is an example"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        msg = f"study is not valid YAML ({' '.join(str(error).split())})"
-        raise InputError(msg, file=path) from error
+        raise InputError(f"study is not valid YAML ({' '.join(str(error).split())})", file=path) from error
     if not isinstance(content, dict):
-        msg = "study is empty or not a mapping"
-        raise InputError(msg, file=path, expected="keys such as name, sections, panel, models")
+        raise InputError(
+            "study is empty or not a mapping", file=path, expected="keys such as name, sections, panel, models"
+        )
     return parse_study(content, file=path)
 
 
@@ -169,8 +257,12 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
 
 def _check_model(name: str, options: dict[str, Any], file: str | Path) -> None:
     if name in STACKS:
-        msg = "is made from the other models"
-        raise InputError(msg, file=file, field=f"models.{name}", fix="remove it, and add the part `stacking`")
+        raise InputError(
+            "is made from the other models",
+            file=file,
+            field=f"models.{name}",
+            fix="remove it, and add the part `stacking`",
+        )
     if name not in MODELS:
         raise unknown_name("model", name, MODELS, file=file, field="models")
     known = {*Training.model_fields, *MODELS[name].options}

@@ -5,8 +5,7 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.metrics import roc_auc_score
 
-from histocrypt.audit.attacks import loss_threshold
-from histocrypt.audit.membership import RATES, curves, judge
+from histocrypt.audit.membership import RATES, curves, judge, loss_threshold
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # ART's own
 

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from histocrypt.audit.attacks import calibrated, confidence, in_and_out, lira, loss_threshold
+from histocrypt.audit.membership import calibrated, confidence, in_and_out, lira, loss_threshold
 from histocrypt.errors import InputError
 
 

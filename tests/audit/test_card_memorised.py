@@ -4,8 +4,7 @@ import numpy as np
 
 from histocrypt.audit.card import LEAK, NOT_FOUND, SIGNS, Asked
 from histocrypt.audit.memorisation import memorised
-from histocrypt.synthesis.pairs import Pairs
-from histocrypt.synthesis.scheme import TISSUE
+from histocrypt.synthesis.pairs import TISSUE, Pairs
 
 
 def images(prefix, patients, each, seed, *, of=None):

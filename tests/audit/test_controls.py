@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from histocrypt.audit.attacks import loss_threshold
 from histocrypt.audit.controls import copied_features, overfitted_losses, run_controls, shuffled
-from histocrypt.audit.membership import judge
+from histocrypt.audit.membership import judge, loss_threshold
 from histocrypt.errors import InputError
 
 

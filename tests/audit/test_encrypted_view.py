@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from histocrypt import paths
-from histocrypt.audit.encrypted_view import who_learns_what
+from histocrypt.audit.predictors import who_learns_what
 from histocrypt.errors import InputError
 
 

@@ -3,13 +3,12 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from histocrypt.audit.generator_attacks import closest_record, denoising_loss
-from histocrypt.audit.of_synthesis import LEAKY
+from histocrypt.audit.memorisation import closest_record, denoising_loss
+from histocrypt.audit.tiles import LEAKY
 from histocrypt.errors import InputError
 from histocrypt.synthesis.generator import Generator, build, train_generator
-from histocrypt.synthesis.pairs import Pairs
+from histocrypt.synthesis.pairs import TISSUE, Pairs
 from histocrypt.synthesis.sampling import sample
-from histocrypt.synthesis.scheme import TISSUE
 
 
 def blobs(n: int, *, seed: int, side: int = 16) -> Pairs:

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 from tests.training.conftest import make_study, write_section
 
-from histocrypt.audit.records import group_of, losses
-from histocrypt.audit.targets import Auditable, audited, members_of, records, refit
+from histocrypt.audit.subjects import Auditable, audited, group_of, losses, members_of, records, refit
+from histocrypt.data.fold_statistics import prepare_folds
+from histocrypt.data.folds import load_fold
 from histocrypt.errors import InputError
+from histocrypt.pipeline.train import train_fold
 from histocrypt.study import Study
-from histocrypt.training.folds import load_fold
-from histocrypt.training.prepare import prepare_folds
-from histocrypt.training.run import train_fold
 
 FOLD = "fold_a"
 

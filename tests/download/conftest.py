@@ -3,7 +3,7 @@
 import pytest
 from tests.download.server import running
 
-from histocrypt.download.web import Web
+from histocrypt.download.transfer import Web
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from histocrypt.download.archive import unpack
+from histocrypt.download.transfer import unpack
 from histocrypt.errors import InputError
 
 

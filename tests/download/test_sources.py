@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from histocrypt.cli import app, main
 from histocrypt.download.catalogue import HER2ST_COMMIT, SOURCES, VISIUM_VERSIONS
-from histocrypt.download.visium import block_of
+from histocrypt.download.sources import block_of
 from histocrypt.errors import InputError
 from histocrypt.sections.read import find_sections, read_section
 from histocrypt.study import parse_study

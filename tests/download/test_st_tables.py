@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from histocrypt.download.catalogue import SOURCES
-from histocrypt.download.st_tables import read_coordinates, read_selection, write_section
+from histocrypt.download.sources import read_coordinates, read_selection, write_section
 from histocrypt.errors import InputError
+from histocrypt.options import SectionSource
 from histocrypt.sections.read import read_path
-from histocrypt.study_parts import SectionSource
 
 
 def convert(tmp_path, counts, spots=b"x\ty\tpixel_x\tpixel_y\n1\t1\t50\t50\n2\t1\t100\t50\n"):

@@ -14,10 +14,9 @@ import pytest
 from tests.download.server import running
 from tests.small_study import environment, interruptible
 
-from histocrypt.download.checksum import check_sums, digest_of
-from histocrypt.download.transfer import RemoteFile, confined, fetch, left_to_fetch, need_space
-from histocrypt.download.web import Web
+from histocrypt.download.transfer import RemoteFile, Web, confined, fetch, left_to_fetch, need_space
 from histocrypt.errors import InputError
+from histocrypt.files import check_sums, digest_of
 
 CONTENT = np.random.default_rng(0).bytes(700_000)
 OTHER = np.random.default_rng(1).bytes(700_000)
@@ -242,7 +241,7 @@ def test_the_disk_fills_up(server, tmp_path):
     server.add("/f.bin", CONTENT)
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from histocrypt.download.transfer import RemoteFile, fetch; from histocrypt.download.web import Web\n"
+        "from histocrypt.download.transfer import RemoteFile, fetch; from histocrypt.download.transfer import Web\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, {resource.RLIM_INFINITY}))\n"
         f"fetch(Web(), RemoteFile({server.url('/f.bin')!r}, 'f.bin'), Path(sys.argv[1]), progress=False)\n"
     )

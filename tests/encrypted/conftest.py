@@ -12,10 +12,8 @@ from tests.conftest import write_tiny_section
 from tests.encrypted.serving import serving
 
 from histocrypt.encrypted import messages
-from histocrypt.encrypted.inputs import prepare
-from histocrypt.encrypted.key_owner import Keys, keygen
-from histocrypt.encrypted.request import Request
-from histocrypt.training.apply import predict_section
+from histocrypt.encrypted.key_owner import Keys, Request, keygen, prepare
+from histocrypt.pipeline.predict import predict_section
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,13 @@ class World:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
     """Train, compile and make keys once; tests must not change these folders."""
+    from histocrypt.data.fold_statistics import prepare_folds
     from histocrypt.encrypted.compile import compile_model
     from histocrypt.encrypted.key_owner import keygen
+    from histocrypt.pipeline.train import train_fold
     from histocrypt.sections.read import read_path
     from histocrypt.study import parse_study
     from histocrypt.tissue.preprocess import preprocess_section
-    from histocrypt.training.prepare import prepare_folds
-    from histocrypt.training.run import train_fold
 
     root = tmp_path_factory.mktemp("encrypted")
     files = [write_tiny_section(root / "data", name, f"P{name}") for name in "ABC"]

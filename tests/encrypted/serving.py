@@ -20,9 +20,8 @@ import anndata
 import httpx
 import numpy as np
 
-from histocrypt.encrypted.connection import Server
-from histocrypt.encrypted.key_owner import Keys
-from histocrypt.encrypted.request import Request
+from histocrypt.encrypted.client import Server
+from histocrypt.encrypted.key_owner import Keys, Request
 
 
 @dataclass

@@ -14,11 +14,8 @@ from tests.encrypted.serving import serving
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import load_client
-from histocrypt.encrypted.connection import Session
-from histocrypt.encrypted.inputs import prepare
-from histocrypt.encrypted.key_owner import Keys
-from histocrypt.encrypted.remote import send_section
-from histocrypt.encrypted.request import Answers, Request
+from histocrypt.encrypted.client import Session, send_section
+from histocrypt.encrypted.key_owner import Answers, Keys, Request, prepare
 from histocrypt.errors import InputError
 
 

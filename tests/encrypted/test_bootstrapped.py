@@ -14,13 +14,15 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from histocrypt.encrypted import block_plan, bootstrapped, engine, residual, residues, resnet_run, shifted
-from histocrypt.encrypted.affine import convolution
-from histocrypt.encrypted.bootstrapping import bootstrapped as parameter_set
-from histocrypt.encrypted.bootstrapping_keys import write_bootstrapping_keys
+from histocrypt.encrypted import engine
+from histocrypt.encrypted.lowering import convolution
 from histocrypt.encrypted.parameters import Bootstrapping, Parameters, check_security
+from histocrypt.encrypted.parameters import bootstrapped as parameter_set
+from histocrypt.encrypted.resnet import compile, residual, run, shifted
+from histocrypt.encrypted.resnet import keys as residues
+from histocrypt.encrypted.resnet.keys import write_bootstrapping_keys
 from histocrypt.errors import InputError
-from histocrypt.models.fhe_resnet import FheResNet18
+from histocrypt.models.fhe import FheResNet18
 
 SLOTS = 2048
 
@@ -48,11 +50,11 @@ def test_shifted_copies_are_the_matrix(stride, channels, outputs, side, kept):
     )
     second = convolution(rng.normal(size=(outputs, outputs, 3, 3)), None, first.target, padding=1)
     block = residual.Residual(first, second, first)
-    plan = block_plan.plan_block(block, SLOTS)
+    plan = compile.plan_block(block, SLOTS)
     outer = plan.outer
     groups = min(SLOTS // outer.size // kept, plan.laid.size)
     inner = shifted.rows(first.target, SLOTS, shifts=tuple(copy * outer.size // kept for copy in range(kept)))
-    laid = block_plan.pattern(plan.laid.with_shifts((0,)), inner.period, groups)
+    laid = compile.pattern(plan.laid.with_shifts((0,)), inner.period, groups)
     x = rng.normal(size=first.source)
 
     between = in_the_clear(shifted.diagonals(first.matrix, laid, inner, groups), shifted.folds(inner), laid.pack(x))
@@ -69,7 +71,7 @@ def test_spare_slots_save_diagonals():
     """Sharing eight-fold room out between two convolutions divides their diagonals by eight in all."""
     one = convolution(np.ones((8, 8, 3, 3)), None, (8, 4, 4), padding=1)
     block = residual.Residual(one, one, one)
-    plan = block_plan.plan_block(block, 128 * 8)
+    plan = compile.plan_block(block, 128 * 8)
     alone = shifted.count(one.matrix, plan.outer, plan.outer, 1)
     assert plan.groups * plan.kept == 8
     assert shifted.count(one.matrix, plan.laid, plan.inner, plan.groups) * plan.groups == alone
@@ -152,7 +154,7 @@ def parties(tmp_path_factory):
     np.testing.assert_allclose(lowered(images.double().numpy()), torch_says, atol=1e-4)
 
     parameters = parameter_set(11)
-    made = bootstrapped.compile_network(lowered, parameters, evaluator / "network")
+    made = compile.compile_network(lowered, parameters, evaluator / "network")
     client.mkdir()
     owner = engine.KeyOwner(parameters)
     secret, public = owner.generate()
@@ -161,14 +163,14 @@ def parties(tmp_path_factory):
     write_bootstrapping_keys(owner, evaluator / "bootstrapping_keys")
     for name, image in zip(("tile.ct", "other.ct"), images.numpy(), strict=False):
         tile = [owner.encrypt(values, made.level) for values in made.source.pack(image)]
-        resnet_run.write_ciphertexts(evaluator / name, tile)
+        run.write_ciphertexts(evaluator / name, tile)
     return evaluator, owner, secret, made, lowered(images[:2].double().numpy())
 
 
 RUN = """
 import sys
 from pathlib import Path
-from histocrypt.encrypted.resnet_run import evaluate
+from histocrypt.encrypted.resnet.run import evaluate
 root = Path(sys.argv[1])
 print(*evaluate(root / "network", root / "keys", root / "bootstrapping_keys", [root / "tile.ct", root / "other.ct"],
                 root / "work", progress=lambda timing: print(timing.step, flush=True)))
@@ -203,7 +205,7 @@ def test_killed_and_resumed(parties):
     assert names.index(again[0]) > names.index("block0_sum")
 
     for output, values in zip(outputs, expected, strict=True):
-        slots = owner.decrypt(resnet_run.read_ciphertexts(Path(output))[0])
+        slots = owner.decrypt(run.read_ciphertexts(Path(output))[0])
         np.testing.assert_allclose(made.target.unpack(slots[None]), values, atol=1e-4)
         # the client sees copies of the outputs in its spare slots, and nothing of the layers before
         np.testing.assert_allclose(slots, made.target.pack(values)[0], atol=1e-4)
@@ -221,21 +223,21 @@ def test_refuses_what_does_not_fit(parties, tmp_path):
     parameters = owner.parameters
     few = tmp_path / "few"
     few.write_bytes(b"".join(owner.evaluation_keys([1, 2])))
-    keys = resnet_run.RotationKeys(few, parameters)
+    keys = run.RotationKeys(few, parameters)
     assert len(keys.subset([1])) < len(keys.subset([1, 2]))
     with pytest.raises(InputError, match="lack"):
         keys.subset([3])
     few.write_bytes(few.read_bytes()[:-8])
     with pytest.raises(InputError, match="not evaluation keys"):
-        resnet_run.RotationKeys(few, parameters)
+        run.RotationKeys(few, parameters)
     moved = tmp_path / "moved.ct"
     moved.write_bytes((evaluator / "tile.ct").read_bytes())
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved" / "of.txt").write_text("0" * 64)
     with pytest.raises(InputError, match="another tile"):
-        resnet_run.evaluate(evaluator / "network", few, few, [moved], tmp_path)
+        run.evaluate(evaluator / "network", few, few, [moved], tmp_path)
     whole = (evaluator / "tile.ct").read_bytes()
     (tmp_path / "cut.ct").write_bytes(whole[:-5])
     with pytest.raises(InputError, match="ends inside"):
-        resnet_run.read_ciphertexts(tmp_path / "cut.ct")
+        run.read_ciphertexts(tmp_path / "cut.ct")
     assert json.loads((evaluator / "network" / "steps.json").read_text())["level"] == made.level

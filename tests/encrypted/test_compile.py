@@ -10,17 +10,15 @@ import pytest
 import torch
 
 from histocrypt.encrypted import engine
-from histocrypt.encrypted.affine import linear
 from histocrypt.encrypted.bundle import load_bundle, load_client
 from histocrypt.encrypted.compile import assemble, compile_model
 from histocrypt.encrypted.evaluator import evaluate_request
 from histocrypt.encrypted.key_owner import decrypt_response, encrypt_section, keygen
-from histocrypt.encrypted.lowering import Lowered, lower
+from histocrypt.encrypted.lowering import Lowered, linear, lower
 from histocrypt.encrypted.packing import blocked, flat
 from histocrypt.encrypted.parameters import Bootstrapping, Parameters, check_security, choose
 from histocrypt.errors import InputError
-from histocrypt.models.fhe_cnn import FheCnn
-from histocrypt.models.polynomial import Square
+from histocrypt.models.fhe import FheCnn, Square
 
 
 @pytest.mark.parametrize("depth", [3, 5, 7, 9])
@@ -87,7 +85,7 @@ def test_scale_is_followed_exactly(tmp_path, depth):
 
 
 def test_several_ciphertexts_in_and_out(tmp_path):
-    from histocrypt.encrypted.affine import convolution
+    from histocrypt.encrypted.lowering import convolution
 
     rng = np.random.default_rng(0)
     parameters = Parameters(10, (40, 30), (40,), 30)
@@ -104,7 +102,7 @@ def test_head_on_features(world, tmp_path):
     """Sixteen spots share ciphertexts; what comes back is what the model gives in the clear."""
     import anndata
 
-    from histocrypt.training.apply import predict_section
+    from histocrypt.pipeline.predict import predict_section
 
     compile_model(world.head, tmp_path / "bundle")
     client = load_client(tmp_path / "bundle")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from histocrypt.audit.encrypted_view import attack, decrypted_records
-from histocrypt.audit.targets import records
+from histocrypt.audit.predictors import attack, decrypted_records
+from histocrypt.audit.subjects import records
 from histocrypt.errors import InputError
 from histocrypt.study import load_study
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from histocrypt.encrypted import bootstrapped, engine, minimax, residual, resnet_run
-from histocrypt.encrypted.bootstrapping import bootstrapped as parameter_set
-from histocrypt.encrypted.bootstrapping_keys import write_bootstrapping_keys
-from histocrypt.encrypted.estimate import estimate
+from histocrypt.encrypted import engine
+from histocrypt.encrypted.parameters import bootstrapped as parameter_set
+from histocrypt.encrypted.resnet import compile, residual, run
+from histocrypt.encrypted.resnet import residual as minimax
+from histocrypt.encrypted.resnet.keys import write_bootstrapping_keys
+from histocrypt.encrypted.resnet.run import estimate
 from histocrypt.errors import InputError
-from histocrypt.models.fhe_resnet import FheResNet18
+from histocrypt.models.fhe import FheResNet18
 from histocrypt.models.resnet18 import ResNet18
 
 
@@ -61,17 +63,17 @@ def test_on_ciphertexts(tmp_path):
     relus = replace(residual.lower(network.eval(), 16), activation="relu")
     lowered = residual.normalised(relus, images.numpy())
     parameters = parameter_set(11)
-    made = bootstrapped.compile_network(lowered, parameters, tmp_path / "network")
+    made = compile.compile_network(lowered, parameters, tmp_path / "network")
     assert sum(step.refreshes for step in made.steps) == 3 * minimax.REFRESHES
     owner = engine.KeyOwner(parameters)
     owner.generate()
     (tmp_path / "keys").write_bytes(b"".join(owner.evaluation_keys(sorted(made.rotations))))
     write_bootstrapping_keys(owner, tmp_path / "bootstrapping_keys")
     tile = [owner.encrypt(values, made.level) for values in made.source.pack(images[0].numpy())]
-    resnet_run.write_ciphertexts(tmp_path / "tile.ct", tile)
+    run.write_ciphertexts(tmp_path / "tile.ct", tile)
     keys = tmp_path / "keys", tmp_path / "bootstrapping_keys"
-    (output,) = resnet_run.evaluate(tmp_path / "network", *keys, [tmp_path / "tile.ct"], tmp_path / "work")
-    slots = owner.decrypt(resnet_run.read_ciphertexts(output)[0])
+    (output,) = run.evaluate(tmp_path / "network", *keys, [tmp_path / "tile.ct"], tmp_path / "work")
+    slots = owner.decrypt(run.read_ciphertexts(output)[0])
     found = made.target.unpack(slots[None])
     polynomials = lowered.minimax_relu(images[:1].double().numpy())[0]
     np.testing.assert_allclose(found, polynomials, atol=0.01 * np.abs(polynomials).max())
@@ -83,7 +85,7 @@ def test_estimate_counts_what_is_compiled(tmp_path):
     parameters = parameter_set(11)
     for activation, refreshes in (("square", 2), ("relu", 4 * minimax.REFRESHES + minimax.REFRESHES)):
         lowered = replace(residual.lower(network, 16), activation=activation)
-        made = bootstrapped.compile_network(lowered, parameters, tmp_path / activation)
+        made = compile.compile_network(lowered, parameters, tmp_path / activation)
         found = estimate(made, activation, parameters)
         assert found.refreshes == refreshes
         assert found.diagonals == sum(step.diagonals for step in made.steps)

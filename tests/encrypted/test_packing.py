@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from histocrypt.encrypted.affine import average_pool, convolution
+from histocrypt.encrypted.lowering import average_pool, convolution
 from histocrypt.encrypted.packing import (
     Layout,
     apply_diagonals,

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from tests.encrypted.serving import refused, serving, wait_for
 
-from histocrypt.encrypted import access, endpoints, sessions
+from histocrypt.encrypted import messages, sessions
+from histocrypt.encrypted import server as endpoints
 from histocrypt.encrypted.bundle import load_bundle
+from histocrypt.encrypted.client import Server, send_section
 from histocrypt.encrypted.compile import compile_model
-from histocrypt.encrypted.connection import Server
 from histocrypt.encrypted.key_owner import Keys
-from histocrypt.encrypted.remote import send_section
-from histocrypt.encrypted.service import serve
+from histocrypt.encrypted.server import serve
 from histocrypt.errors import InputError
-from histocrypt.training.apply import predict_section
+from histocrypt.pipeline.predict import predict_section
 
 
 @pytest.fixture(scope="module")
@@ -150,19 +150,19 @@ def test_addresses(world, tmp_path):
 
 def test_token_files(tmp_path):
     path = tmp_path / "token"
-    assert len(access.read_tokens(path, make=True)[0]) >= 32
+    assert len(messages.read_tokens(path, make=True)[0]) >= 32
     assert path.stat().st_mode & 0o777 == 0o600
-    assert access.read_tokens(path, make=True) == access.read_tokens(path)
+    assert messages.read_tokens(path, make=True) == messages.read_tokens(path)
     path.chmod(0o640)
     with pytest.raises(InputError, match="read by others"):
-        access.read_tokens(path)
+        messages.read_tokens(path)
     path.chmod(0o600)
     path.write_text("password\n")
     with pytest.raises(InputError, match="guessed") as error:
-        access.read_tokens(path)
+        messages.read_tokens(path)
     assert "password" not in str(error.value)
     with pytest.raises(InputError, match="cannot be read"):
-        access.read_tokens(tmp_path / "none")
+        messages.read_tokens(tmp_path / "none")
 
 
 @pytest.mark.slow

@@ -16,10 +16,9 @@ from tests.encrypted.serving import agree, refused, wait_for
 
 from histocrypt.encrypted import messages
 from histocrypt.encrypted.bundle import load_client
-from histocrypt.encrypted.key_form import check_evaluation_keys
-from histocrypt.encrypted.key_owner import Keys
-from histocrypt.encrypted.remote import send_section
-from histocrypt.encrypted.request import Answers
+from histocrypt.encrypted.client import send_section
+from histocrypt.encrypted.key_owner import Answers, Keys
+from histocrypt.encrypted.messages import check_evaluation_keys
 from histocrypt.errors import InputError
 
 

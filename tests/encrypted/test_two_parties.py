@@ -13,11 +13,19 @@ from PIL import Image
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import load_bundle, load_client
 from histocrypt.encrypted.evaluator import evaluate_request
-from histocrypt.encrypted.inputs import prepare
-from histocrypt.encrypted.key_owner import Keys, decrypt, decrypt_response, encrypt, encrypt_section, keygen
-from histocrypt.encrypted.request import Request, write_result
+from histocrypt.encrypted.key_owner import (
+    Keys,
+    Request,
+    decrypt,
+    decrypt_response,
+    encrypt,
+    encrypt_section,
+    keygen,
+    prepare,
+    write_result,
+)
 from histocrypt.errors import InputError
-from histocrypt.training.apply import predict_section
+from histocrypt.pipeline.predict import predict_section
 
 
 @pytest.fixture(scope="module")

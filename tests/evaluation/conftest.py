@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from histocrypt.atomic import write_json
-from histocrypt.models.registry import BASELINES
+from histocrypt.files import write_json
+from histocrypt.predictors.registry import BASELINES
 from histocrypt.study import parse_study
 from histocrypt.targets.transforms import transform
 

@@ -5,10 +5,10 @@ import pytest
 from scipy.stats import norm
 
 from histocrypt.errors import InputError
-from histocrypt.evaluation import distribution
-from histocrypt.evaluation.distribution_scores import MEASURES, Samples, score_section
+from histocrypt.evaluation import metrics
+from histocrypt.evaluation.join import Joined
 from histocrypt.evaluation.metrics import relative_variance_distance
-from histocrypt.evaluation.truth import Joined
+from histocrypt.evaluation.stem import MEASURES, Samples, score_section
 
 
 def gaussian_crps(y, mean, sd):
@@ -24,14 +24,14 @@ def test_crps_is_that_of_a_gaussian():
     expected = gaussian_crps(y, mean, sd).mean(axis=0)
     for k in (3, 200):  # without bias: right for few samples, too
         samples = mean[:, None] + sd[:, None] * rng.normal(size=(4000, k, 3))
-        assert np.allclose(distribution.crps(y, samples), expected, atol=0.05 if k == 3 else 0.01)
+        assert np.allclose(metrics.crps(y, samples), expected, atol=0.05 if k == 3 else 0.01)
 
 
 def test_crps_of_a_certain_value_is_its_absolute_error():
     y = np.arange(12.0).reshape(6, 2)
     samples = np.repeat(y[:, None] + 2, 4, axis=1)
-    assert np.allclose(distribution.crps(y, samples), 2)
-    assert np.isnan(distribution.crps(np.ones((6, 2)), samples)).all()
+    assert np.allclose(metrics.crps(y, samples), 2)
+    assert np.isnan(metrics.crps(np.ones((6, 2)), samples)).all()
 
 
 def test_rvd_of_a_perfect_a_constant_and_a_variance_doubled_predictor():
@@ -41,22 +41,22 @@ def test_rvd_of_a_perfect_a_constant_and_a_variance_doubled_predictor():
     assert np.allclose(relative_variance_distance(y, np.ones_like(y)), 1)
     assert np.allclose(relative_variance_distance(y, doubled), 1)
     samples = np.stack([y, doubled], axis=1)
-    assert np.allclose(distribution.single_sample_rvd(y, samples), 0.5)
+    assert np.allclose(metrics.single_sample_rvd(y, samples), 0.5)
 
 
 def test_coverage_counts_what_lies_inside():
     y = np.arange(10.0)[:, None] * np.ones(2)
-    assert distribution.coverage(y, np.full_like(y, 2), np.full_like(y, 6)).tolist() == [0.5, 0.5]
+    assert metrics.coverage(y, np.full_like(y, 2), np.full_like(y, 6)).tolist() == [0.5, 0.5]
 
 
 def test_gene_gene_correlation_error():
     rng = np.random.default_rng(0)
     one = rng.normal(size=(500, 1))
     true = np.hstack([one, one, -one])
-    assert distribution.correlation_error(true, true) == pytest.approx(0)
-    assert distribution.correlation_error(true, np.zeros_like(true)) == pytest.approx(1)
-    assert distribution.correlation_error(true, rng.normal(size=true.shape)) == pytest.approx(1, abs=0.1)
-    assert np.isnan(distribution.correlation_error(np.ones((5, 3)), true[:5]))
+    assert metrics.correlation_error(true, true) == pytest.approx(0)
+    assert metrics.correlation_error(true, np.zeros_like(true)) == pytest.approx(1)
+    assert metrics.correlation_error(true, rng.normal(size=true.shape)) == pytest.approx(1, abs=0.1)
+    assert np.isnan(metrics.correlation_error(np.ones((5, 3)), true[:5]))
 
 
 def pair(n=64, genes=4):

@@ -1,7 +1,7 @@
 """What the page says of a distribution: who wins is said whichever way it goes."""
 
-from histocrypt.evaluation.distribution_report import sentences
-from histocrypt.evaluation.distribution_scores import MEASURES
+from histocrypt.evaluation.stem import MEASURES
+from histocrypt.report.parts import sentences
 
 
 def rows(**mine):

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from histocrypt.evaluation.embed import embed, embed_bytes
+from histocrypt.evaluation.figures import embed, embed_bytes
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".png", "image/png"), (".svg", "image/svg+xml"), (".jpg", "image/jpeg")])

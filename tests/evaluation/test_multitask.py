@@ -6,8 +6,16 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from histocrypt.evaluation.multitask import smoothing, summary_of, tumour_score
-from histocrypt.evaluation.signal import LEAST_OVERLAP, Pair, array_or_nearest, gene_signal, shifted_correlations
+from histocrypt.evaluation.he2gene import (
+    LEAST_OVERLAP,
+    Pair,
+    array_or_nearest,
+    gene_signal,
+    shifted_correlations,
+    smoothing,
+    summary_of,
+    tumour_score,
+)
 
 SIDE = 12
 
@@ -147,10 +155,10 @@ def test_places_come_from_the_array_or_from_coordinates():
 
 
 def test_the_report_shows_what_the_summary_says_and_asks_for_it_where_it_is_missing(small_run, tmp_path, monkeypatch):
-    from histocrypt.atomic import read_json
     from histocrypt.errors import InputError
-    from histocrypt.evaluation.multitask_report import beyond_panel
-    from histocrypt.evaluation.words import number
+    from histocrypt.evaluation.wording import number
+    from histocrypt.files import read_json
+    from histocrypt.report.parts import beyond_panel
     from histocrypt.study import load_study
 
     monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(small_run))

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 
 from histocrypt.errors import InputError
-from histocrypt.evaluation import report, words
-from histocrypt.evaluation.backdrop import backdrop
-from histocrypt.evaluation.cards import write_cards
-from histocrypt.evaluation.facts import planted_row
-from histocrypt.evaluation.report import write_report
+from histocrypt.evaluation import wording
+from histocrypt.evaluation.figures import backdrop
 from histocrypt.evaluation.scores import title_of
+from histocrypt.report import page as report
+from histocrypt.report.cards import write_cards
+from histocrypt.report.page import planted_row, write_report
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def page(scored_once):
 def test_the_report_holds_every_model_with_its_numbers(scored, page):
     for _, row in scored[1].summary.iterrows():
         assert row["title"] in page
-        assert words.number(row["pearson"]) in page
-        assert words.number(row["mse"]) in page
+        assert wording.number(row["pearson"]) in page
+        assert wording.number(row["mse"]) in page
     assert "does not beat colour-only ridge" in page
     assert "PCC-5" in page
     assert "chosen on" in page
@@ -68,17 +68,17 @@ def test_cards_show_the_model_beside_every_baseline(scored):
     assert text.startswith("---\nlibrary_name: histocrypt\nlicense: mit\n")
     for name in ("resnet18", "mean_profile", "depth_only", "colour_ridge", "encoder_ridge", "knn"):
         assert title_of(name) in text
-        assert words.number(scores.of("log1p_cp10k").loc[name, "pearson"]) in text
+        assert wording.number(scores.of("log1p_cp10k").loc[name, "pearson"]) in text
     assert "does not beat, but does worse than, colour-only ridge" in text
     assert "histocrypt predict --model outputs/made/models/resnet18/final" in text
     assert "Not for diagnosis" in text
 
 
 def test_numbers_have_a_true_minus_and_no_negative_zero():
-    assert words.number(-0.1234) == "\u22120.123"
-    assert words.number(-0.0001) == "0.000"
-    assert words.number(0.5, sign=True) == "+0.500"
-    assert words.number(np.nan) == "\u2013"
+    assert wording.number(-0.1234) == "\u22120.123"
+    assert wording.number(-0.0001) == "0.000"
+    assert wording.number(0.5, sign=True) == "+0.500"
+    assert wording.number(np.nan) == "\u2013"
 
 
 def test_planted_defects_that_are_still_there_are_marked_missed():

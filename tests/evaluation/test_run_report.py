@@ -6,7 +6,7 @@ import json
 import pytest
 
 from histocrypt import paths
-from histocrypt.evaluation.run_report import this_run
+from histocrypt.report.parts import this_run
 from histocrypt.workflow.record import recorded
 
 TOOK = {

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from histocrypt.errors import InputError
-from histocrypt.evaluation.score import render, score_files
+from histocrypt.evaluation.score_file import render, score_files
 
 
 def test_a_section_gets_the_scores_that_the_study_gave_it(scored):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from histocrypt.atomic import read_json, write_json
 from histocrypt.errors import InputError
 from histocrypt.evaluation.scores import POOLED, load_scores, read_folds, score_study
-from histocrypt.evaluation.words import answer, verdict
-from histocrypt.models.registry import BASELINES
+from histocrypt.evaluation.wording import answer, verdict
+from histocrypt.files import read_json, write_json
+from histocrypt.predictors.registry import BASELINES
 from histocrypt.targets.transforms import transform
 
 MAIN = "log1p_cp10k"

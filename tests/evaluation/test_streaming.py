@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 
 from histocrypt.errors import InputError
-from histocrypt.evaluation import crowd, figures, pooled, words
-from histocrypt.evaluation.draws import Draws
-from histocrypt.evaluation.prediction_file import PredictionFile
+from histocrypt.evaluation import figures, wording
+from histocrypt.evaluation import scores as pooled
+from histocrypt.evaluation.bootstrap import Draws
+from histocrypt.evaluation.join import Joined, PredictionFile, read_prediction
 from histocrypt.evaluation.scores import score_study
-from histocrypt.evaluation.truth import Joined, read_prediction
+from histocrypt.report import page
 
 
 def test_draws_keep_the_mean_over_sections():
@@ -92,19 +93,19 @@ def test_what_is_scored_on_some_sections_only_is_pooled_over_these(tmp_path, mon
 
 def test_a_page_shows_some_of_many_by_rule(scored):
     _, scores = scored
-    assert crowd.shown(scores, "vision_mlp", "log1p") == set(scores.sections["section"])
+    assert page.shown(scores, "vision_mlp", "log1p") == set(scores.sections["section"])
     names = [f"S_{number}" for number in range(100)]
-    some = crowd.spread(names, 24)
+    some = page.spread(names, 24)
     assert (len(some), some[0], some[-1]) == (24, "S_0", "S_99")
-    assert words.listed({"A": 3, "B": 2, "C": 1}, limit=2) == "A (3), B (2) and 1 more"
+    assert wording.listed({"A": 3, "B": 2, "C": 1}, limit=2) == "A (3), B (2) and 1 more"
 
 
 def test_a_page_of_more_sections_than_it_shows_says_so(scored, monkeypatch):
-    from histocrypt.evaluation.report import write_report
+    from histocrypt.report.page import write_report
 
     study, scores = scored
-    monkeypatch.setattr(crowd, "SECTIONS", 4)
-    monkeypatch.setattr(crowd, "FOLDS", 1)
+    monkeypatch.setattr(page, "SECTIONS", 4)
+    monkeypatch.setattr(page, "FOLDS", 1)
     monkeypatch.setattr(figures, "LEGIBLE", 4)
     text = write_report(study).read_text(encoding="utf-8")
     assert "Shown are 4 of 6 sections" in text
@@ -112,7 +113,7 @@ def test_a_page_of_more_sections_than_it_shows_says_so(scored, monkeypatch):
     assert "1 of 2 folds, a line each." in text
     rows = pd.read_csv(study.run.evaluation / "data.csv")
     assert sorted(rows["section"]) == sorted(set(scores.sections["section"]))
-    absent = set(rows["section"]) - crowd.shown(scores, words.best_model(scores, "log1p_cp10k"), "log1p_cp10k")
+    absent = set(rows["section"]) - page.shown(scores, wording.best_model(scores, "log1p_cp10k"), "log1p_cp10k")
     assert len(absent) == 2
 
 

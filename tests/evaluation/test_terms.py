@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from histocrypt.evaluation.terms import terms
-from histocrypt.evaluation.words import answer, compare, limits
+from histocrypt.evaluation.wording import answer, compare, limits, terms
 
 
 def test_what_sections_held_out_do_not_say_is_said(scored):

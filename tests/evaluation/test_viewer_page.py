@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from tests.evaluation.chromium import opened, text_of
 
-from histocrypt.evaluation import viewer_choice, words
-from histocrypt.evaluation.report import write_report
-from histocrypt.evaluation.viewer_choice import choose, spread
-from histocrypt.evaluation.viewer_page import viewer_content
-from histocrypt.evaluation.views import Views
+from histocrypt.evaluation import wording
+from histocrypt.report import viewer
+from histocrypt.report.page import write_report
+from histocrypt.report.viewer import choose, spread, viewer_content
+from histocrypt.report.views import Views
 from histocrypt.study import parse_study
 
 NASTY = "</script><script>document.title='broken'</script>"
@@ -75,7 +75,7 @@ def test_embedded_values_are_those_of_the_files(scored, content):
     rows = scores.genes
     keep = (rows["model"] == model) & (rows["section"] == section) & (rows["gene"] == gene)
     r = rows[keep & (rows["transform"] == "log1p_cp10k")]["pearson"].item()
-    assert mine["models"][model]["r"] == words.number(r)
+    assert mine["models"][model]["r"] == wording.number(r)
     least, most, reach = mine["models"][model]["limits"]
     assert least < most
     assert reach > 0
@@ -105,9 +105,9 @@ def test_markers_are_there_and_unknown_ones_are_named(scored):
 def test_what_does_not_fit_is_left_out_by_rule_and_said(scored, monkeypatch):
     study, scores = scored
     every = Views(study)
-    ranked = viewer_choice.gene_ranking(scores, "vision_mlp", "log1p_cp10k")
-    monkeypatch.setattr(viewer_choice, "SECTIONS", 3)
-    monkeypatch.setattr(viewer_choice, "GENES", 5)
+    ranked = viewer.gene_ranking(scores, "vision_mlp", "log1p_cp10k")
+    monkeypatch.setattr(viewer, "SECTIONS", 3)
+    monkeypatch.setattr(viewer, "GENES", 5)
     choice = choose(every, scores, "vision_mlp")
     assert len(choice.sections) == 3
     assert len(ranked) == 28
@@ -120,10 +120,10 @@ def test_what_does_not_fit_is_left_out_by_rule_and_said(scored, monkeypatch):
     assert (
         "This page holds 3 of 6 sections and 5 of 28 genes" in viewer_content(study, scores, "vision_mlp")["about"][0]
     )
-    monkeypatch.setattr(viewer_choice, "BUDGET", 1.5 * 144 * (36 + 3 * 8 * 8 / 3))
+    monkeypatch.setattr(viewer, "BUDGET", 1.5 * 144 * (36 + 3 * 8 * 8 / 3))
     choice = choose(every, scores, "vision_mlp")
     assert (len(choice.sections), len(choice.genes)) == (1, 5)
-    monkeypatch.setattr(viewer_choice, "BUDGET", 1000)
+    monkeypatch.setattr(viewer, "BUDGET", 1000)
     content = viewer_content(study, scores, "vision_mlp")
     assert content["data"] is None
     assert content["about"][0] == "Too many spots for a page: A_1, A_2, A_3, B_1, B_2, B_3."
@@ -140,7 +140,7 @@ def test_the_size_of_a_page_does_not_grow_with_the_study(scored):
     every.fold_of = dict.fromkeys(names, "fold_A")
     choice = choose(every, replace(scores, sections=many), "vision_mlp")
     cost = 3000 * len(choice.sections) * (36 + 8 / 3 * 8 * len(choice.genes))
-    assert cost <= viewer_choice.BUDGET
+    assert cost <= viewer.BUDGET
     assert choice.sections[0] == "T_0"
     assert choice.sections[-1] == "T_99"
     assert len(choice.genes) >= 3
@@ -161,13 +161,13 @@ def test_the_page_opens_with_the_viewer_that_its_address_names(page, tmp_path, s
     r = rows[keep & (rows["transform"] == "log1p_cp10k")]["pearson"].item()
     said = text_of(dom, "viewer-said")
     assert said == (
-        f"GENE009 in section A_2 of patient A: Pearson’s r = {words.number(r)} over 144 spots, "
+        f"GENE009 in section A_2 of patient A: Pearson’s r = {wording.number(r)} over 144 spots, "
         "depth-normalised expression, predicted by ResNet-18."
     )
     view = Views(study).view("resnet18", "A_2", "GENE009")
     at = list(view.barcodes).index("3x4")
-    true, predicted = words.number(view.true[at], 2), words.number(view.predicted[at], 2)
-    difference = words.number(view.predicted[at] - view.true[at], 2, sign=True)
+    true, predicted = wording.number(view.true[at], 2), wording.number(view.predicted[at], 2)
+    difference = wording.number(view.predicted[at] - view.true[at], 2, sign=True)
     spot = f"Spot 3x4: measured {true}, predicted {predicted}, difference {difference}."
     assert text_of(dom, "viewer-spot") == spot
     assert re.search(r'id="report"[^>]*hidden', dom)
@@ -252,6 +252,6 @@ def test_one_section_with_a_constant_gene(changed):
     content = viewer_content(marked(study, "ENSG00009"), only, "vision_mlp")
     assert [one["id"] for one in content["data"]["sections"]] == ["A_2"]
     mine = section_of(content, "A_2")["genes"]["ENSG00009"]["models"]["vision_mlp"]
-    assert mine["r"] == words.number(np.nan)
+    assert mine["r"] == wording.number(np.nan)
     assert mine["notes"] == "The measured values are the same at every spot: no correlation can be computed."
     assert content["said"].endswith(mine["notes"])

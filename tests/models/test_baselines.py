@@ -7,15 +7,22 @@ import pytest
 from safetensors.numpy import load, save
 from sklearn.linear_model import Ridge
 
-from histocrypt.models.colour_ridge import ColourRidge, colour_features
-from histocrypt.models.depth_only import DepthOnly
-from histocrypt.models.encoder_ridge import EncoderRidge
-from histocrypt.models.fitted import inner_folds, mean_and_sd, standardise
-from histocrypt.models.knn import NearestNeighbours
-from histocrypt.models.mean_profile import MeanProfile
-from histocrypt.models.registry import BASELINES, MODELS, model_class
-from histocrypt.models.ridge import choose_penalty, fit_ridge, ridge
-from histocrypt.models.spots import Spots
+from histocrypt.data.spots import Spots
+from histocrypt.predictors.closed_form import (
+    ColourRidge,
+    DepthOnly,
+    EncoderRidge,
+    MeanProfile,
+    NearestNeighbours,
+    choose_penalty,
+    colour_features,
+    fit_ridge,
+    inner_folds,
+    mean_and_sd,
+    ridge,
+    standardise,
+)
+from histocrypt.predictors.registry import BASELINES, MODELS, model_class
 
 OUTPUTS = tuple(f"log1p:G{i}" for i in range(5))
 

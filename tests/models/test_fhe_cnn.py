@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from histocrypt.encrypted.affine import average_pool, convolution, linear, scaling
-from histocrypt.models.fhe_cnn import STRIDES, FheCnn
-from histocrypt.models.polynomial import CLEAR, LIMIT, Square, watched
+from histocrypt.encrypted.lowering import average_pool, convolution, linear, scaling
+from histocrypt.models.fhe import CLEAR, LIMIT, STRIDES, FheCnn, Square, watched
 
 
 @pytest.mark.parametrize("depth", STRIDES)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from histocrypt.models.fhe_resnet import FheResNet18
-from histocrypt.models.polynomial import RELU_GAIN, RELU_OFFSET, Square, set_share, watched
+from histocrypt.models.fhe import RELU_GAIN, RELU_OFFSET, FheResNet18, Square, set_share, watched
 from histocrypt.models.resnet18 import ResNet18
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from histocrypt.models.registry import MODELS, model_class
 from histocrypt.models.resnet18 import ResNet18
 from histocrypt.models.vision_mlp import BRANCHES, VisionMLP, pool_by_matrices
+from histocrypt.predictors.registry import MODELS, model_class
 
 
 @pytest.fixture

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from histocrypt.models.stem import Block, Stem, sinusoid
-from histocrypt.study_parts import Training
-from histocrypt.training import diffusion
-from histocrypt.training.diffusion_process import STEPS, Process
-from histocrypt.training.diffusion_sampling import draw
+from histocrypt.options import Training
+from histocrypt.predictors import stem_diffusion
+from histocrypt.predictors.stem_diffusion import STEPS, Process, draw
 
 CPU = torch.device("cpu")
 GENES, FEATURES = 5, 3
@@ -65,7 +64,7 @@ def test_the_loss_starts_at_one_and_is_zero_for_the_truth():
 
 
 def test_the_schedule_is_the_one_that_samples_are_drawn_with():
-    from histocrypt.training.diffusion_sampling import scheduler_of
+    from histocrypt.predictors.stem_diffusion import scheduler_of
 
     kept = scheduler_of("ancestral").alphas_cumprod
     assert torch.allclose(Process()._at["signal"], kept.sqrt(), atol=1e-4)
@@ -79,14 +78,14 @@ def simulated(n, seed):
     mean, sd = x @ matrix, np.where(x[:, :1] > 0, 0.6, 0.2) * np.ones((1, GENES))
     y = (mean + sd * rng.normal(size=mean.shape)).astype(np.float32)
     names = np.array([f"s:{seed}-{i}" for i in range(n)])
-    return diffusion.Lesson(names, torch.tensor(x)[:, None], torch.tensor(y)[..., None]), mean, sd
+    return stem_diffusion.Lesson(names, torch.tensor(x)[:, None], torch.tensor(y)[..., None]), mean, sd
 
 
 def learnt(epochs):
     data, *_ = simulated(1200, 0)
     settings = Training(epochs=epochs, batch_size=128, learning_rate=1e-2, weight_decay=0, ema=0.99)
     how = {"settings": settings, "epochs": epochs, "seed": 0, "device": CPU, "fingerprint": ""}
-    return diffusion.train(small(), data, None, **how)[0]
+    return stem_diffusion.train(small(), data, None, **how)[0]
 
 
 @pytest.fixture(scope="module")
@@ -124,21 +123,23 @@ def test_a_short_training_already_knows_which_spots_are_high_and_which_are_uncer
 @pytest.mark.slow
 def test_shuffled_conditions_are_worse(trained):
     lesson, *_ = simulated(60, 2)
-    shuffled = diffusion.Lesson(lesson.names, lesson.features.flip(0), lesson.values)
+    shuffled = stem_diffusion.Lesson(lesson.names, lesson.features.flip(0), lesson.values)
     y = lesson.values[..., 0].numpy()
 
     def error(given):
         return np.mean((drawn(trained, given, samples=20).mean(axis=1) - y) ** 2)
 
     assert error(lesson) < 0.75 * error(shuffled)
-    assert diffusion.judge(trained, lesson, Process(), 0) < diffusion.judge(trained, shuffled, Process(), 0)
+    assert stem_diffusion.judge(trained, lesson, Process(), 0) < stem_diffusion.judge(trained, shuffled, Process(), 0)
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("dpm++", 8), ("ddim", 8), ("ancestral", 100)])
 def test_equal_seeds_draw_the_same_whatever_is_drawn_beside(sampler, steps):
     data, *_ = simulated(200, 0)
     settings = Training(epochs=2, batch_size=50, learning_rate=3e-3, ema=0)
-    network, _ = diffusion.train(small(), data, None, settings=settings, epochs=2, seed=0, device=CPU, fingerprint="")
+    network, _ = stem_diffusion.train(
+        small(), data, None, settings=settings, epochs=2, seed=0, device=CPU, fingerprint=""
+    )
     lesson, *_ = simulated(8, 3)
     how = {"samples": 2, "sampler": sampler, "steps": steps}
     together = drawn(network, lesson, **how)
@@ -146,7 +147,7 @@ def test_equal_seeds_draw_the_same_whatever_is_drawn_beside(sampler, steps):
     alone = drawn(network, lesson, tokens=1, **how)  # one spot at a time
     spread = together.std()
     assert np.allclose(alone, together, atol=1e-3 * spread)  # matrix products of other sizes round differently
-    turned = diffusion.Lesson(lesson.names[::-1], lesson.features.flip(0), lesson.values.flip(0))
+    turned = stem_diffusion.Lesson(lesson.names[::-1], lesson.features.flip(0), lesson.values.flip(0))
     assert np.allclose(drawn(network, turned, **how)[::-1], together, atol=1e-3 * spread)
     assert not np.allclose(drawn(network, lesson, seed=1, **how), together, atol=0.1 * spread)
     assert not np.allclose(together[:, 0], together[:, 1], atol=0.1 * spread)

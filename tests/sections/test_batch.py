@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import write_tiny_section
 
 from histocrypt.errors import InputError
-from histocrypt.sections.batch import (
+from histocrypt.explore.batch import (
     batch_figure,
     batch_row,
     batch_table,

@@ -6,7 +6,7 @@ import pytest
 from tests.conftest import write_tiny_section
 
 from histocrypt.errors import InputError
-from histocrypt.sections.confounding import (
+from histocrypt.explore.confounding import (
     compositions,
     confounding,
     confounding_figure,

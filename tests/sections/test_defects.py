@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from histocrypt.cli import app
 from histocrypt.errors import InputError
+from histocrypt.options import SectionSource
 from histocrypt.sections.read import find_sections, read_section
-from histocrypt.study_parts import SectionSource
 
 
 def read(path, **given):

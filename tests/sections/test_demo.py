@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from histocrypt.demo.write import planted, write_demo
 from histocrypt.errors import InputError
-from histocrypt.sections.demo import planted, write_demo
 
 SECTIONS, GENES = 5, 96
 

@@ -6,7 +6,7 @@ from scipy.sparse import csr_matrix
 from tests.conftest import write_tiny_section
 
 from histocrypt.errors import InputError
-from histocrypt.sections import explore
+from histocrypt.explore import overview
 from histocrypt.sections.image import ImageSource
 from histocrypt.sections.read import read_path
 
@@ -19,7 +19,7 @@ def section(tmp_path):
 def test_a_look_holds_no_section_and_no_image(section):
     from anndata import AnnData
 
-    found = explore.look(section, spots=12)
+    found = overview.look(section, spots=12)
     assert found.summary.section == found.registration.section == found.spacing.section == "A"
     assert found.spacing.pitch_um == pytest.approx(200)
     assert len(found.sample.names) == 12
@@ -30,11 +30,11 @@ def test_a_look_holds_no_section_and_no_image(section):
 
 
 def test_gene_by_id_or_symbol(section):
-    by_id = explore.gene_ranks(section, "ENSG00000000004")
-    np.testing.assert_array_equal(by_id, explore.gene_ranks(section, "GENE4"))
-    assert explore.gene_name(section, "ENSG00000000004") == "GENE4"
-    assert explore.gene_ranks(section, "NOBODY") is None
-    assert explore.gene_name(section, "NOBODY") == "NOBODY"
+    by_id = overview.gene_ranks(section, "ENSG00000000004")
+    np.testing.assert_array_equal(by_id, overview.gene_ranks(section, "GENE4"))
+    assert overview.gene_name(section, "ENSG00000000004") == "GENE4"
+    assert overview.gene_ranks(section, "NOBODY") is None
+    assert overview.gene_name(section, "NOBODY") == "NOBODY"
 
 
 def test_the_gene_with_a_pattern_is_found(section):
@@ -44,27 +44,27 @@ def test_the_gene_with_a_pattern_is_found(section):
     counts = adata.X.toarray()
     counts[:, 7] = 20 * adata.obs["array_col"]
     adata.X = csr_matrix(counts)
-    look = explore.look(replace(section, adata=adata))
-    assert explore.patterned_gene([look]) == "ENSG00000000007"
-    assert explore.patterned_gene([look, replace(look, patterns={"other": 1.0})]) == ""
-    assert explore.patterned_gene([]) == ""
+    look = overview.look(replace(section, adata=adata))
+    assert overview.patterned_gene([look]) == "ENSG00000000007"
+    assert overview.patterned_gene([look, replace(look, patterns={"other": 1.0})]) == ""
+    assert overview.patterned_gene([]) == ""
 
 
 def test_gene_maps(section):
-    summary = explore.summarise(section)
-    ranks = {"A": explore.gene_ranks(section, "GENE4")}
-    figure = explore.gene_maps([summary], ranks, name="GENE4")
+    summary = overview.summarise(section)
+    ranks = {"A": overview.gene_ranks(section, "GENE4")}
+    figure = overview.gene_maps([summary], ranks, name="GENE4")
     assert np.asarray(figure.axes[0].collections[0].get_array()) == pytest.approx(ranks["A"])
     with pytest.raises(InputError, match="no section measured 'NOBODY'"):
-        explore.gene_maps([summary], {"A": None}, name="NOBODY")
-    assert len(explore.spot_maps([summary], min_counts=5).axes) == 3
+        overview.gene_maps([summary], {"A": None}, name="NOBODY")
+    assert len(overview.spot_maps([summary], min_counts=5).axes) == 3
 
 
 def test_shares_of_genes_with_one_symbol_are_added(section):
     section.adata.var["symbol"] = ["SAME", "SAME", *section.adata.var["symbol"][2:]]
     per_gene = np.asarray(section.adata.X.sum(axis=0)).ravel()
-    share = explore.summarise(section).gene_share
+    share = overview.summarise(section).gene_share
     assert share["SAME"] == pytest.approx(per_gene[:2].sum() / per_gene.sum())
     assert sum(share.values()) == pytest.approx(1)
-    table = explore.largest_genes([explore.summarise(section)], n=3)
+    table = overview.largest_genes([overview.summarise(section)], n=3)
     assert table["A"].iloc[0] == pytest.approx(100 * max(share.values()), abs=0.01)

@@ -12,11 +12,10 @@ import tifffile
 from PIL import Image
 
 from histocrypt.errors import InputError
-from histocrypt.sections.format_hest import hest_gene_list, hest_splits
-from histocrypt.sections.image import SlideImage
-from histocrypt.sections.patches import PatchMosaic
+from histocrypt.options import SectionSource
+from histocrypt.sections.formats.hest import hest_gene_list, hest_splits
+from histocrypt.sections.image import PatchMosaic, SlideImage
 from histocrypt.sections.read import find_sections, read_path, read_section
-from histocrypt.study_parts import SectionSource
 
 
 def sections_of(path, **given):

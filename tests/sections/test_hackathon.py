@@ -6,9 +6,9 @@ import pytest
 from tests.hackathon_file import LABELS, change_table, write_hackathon
 
 from histocrypt.errors import InputError
-from histocrypt.sections.array_image import ArrayImage
+from histocrypt.options import SectionSource
+from histocrypt.sections.formats.hackathon import ArrayImage
 from histocrypt.sections.read import find_sections, read_path, read_section
-from histocrypt.study_parts import SectionSource
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_thumbnail_in_bands_is_that_of_the_whole(file, monkeypatch):
     image = ArrayImage(file, "images/Train/S_1")
     whole = image.thumbnail(90)[0]
     read = []
-    monkeypatch.setattr("histocrypt.sections.array_image.BAND_PIXELS", 20 * image.width)
+    monkeypatch.setattr("histocrypt.sections.formats.hackathon.BAND_PIXELS", 20 * image.width)
     monkeypatch.setattr(image, "_read", lambda rows, columns: (
         read.append(rows.stop - rows.start), ArrayImage._read(image, rows, columns))[1])  # fmt: skip
     banded = image.thumbnail(90)[0]

@@ -10,8 +10,7 @@ from PIL import Image
 
 from histocrypt.errors import InputError
 from histocrypt.sections import image as images
-from histocrypt.sections.image import SlideImage, WholeImage, open_image
-from histocrypt.sections.patches import PatchMosaic
+from histocrypt.sections.image import PatchMosaic, SlideImage, WholeImage, open_image
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from histocrypt.errors import InputError
-from histocrypt.sections.neighbours import smoothed_ranks, spacing, spacing_figure, touching
+from histocrypt.spatial import smoothed_ranks, spacing, spacing_figure, touching
 
 #   A . B . C      one row, 100 apart, and D far from all
 ROW = np.array([[0.0, 0], [100, 0], [200, 0], [1000, 0]])

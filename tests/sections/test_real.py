@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histocrypt.sections.image import WholeImage
-from histocrypt.sections.patches import PatchMosaic
+from histocrypt.options import SectionSource
+from histocrypt.sections.image import PatchMosaic, WholeImage
 from histocrypt.sections.read import find_sections, read_path, read_section
-from histocrypt.study_parts import SectionSource
 
 HBCIS, HER2ST = "HBCIS_BC23209_C1", "HER2ST_C2"
 

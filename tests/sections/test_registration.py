@@ -4,18 +4,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from histocrypt.demo.write import planted, write_demo
 from histocrypt.errors import InputError
-from histocrypt.sections.demo import planted, write_demo
-from histocrypt.sections.haematoxylin import at, haematoxylin, over_discs
-from histocrypt.sections.patches import PatchMosaic
-from histocrypt.sections.read import read_path
-from histocrypt.sections.registration import (
+from histocrypt.explore.registration import (
     LEAST_SPOTS,
     SEARCH,
+    at,
+    haematoxylin,
+    over_discs,
     registration,
     registration_figure,
     registration_table,
 )
+from histocrypt.sections.image import PatchMosaic
+from histocrypt.sections.read import read_path
 
 
 @pytest.fixture(scope="module")

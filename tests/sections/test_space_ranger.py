@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from histocrypt.cli import app
 from histocrypt.errors import InputError
+from histocrypt.options import Preprocessing, SectionSource
+from histocrypt.sections.image import ScaledImage
 from histocrypt.sections.read import find_sections, input_files, read_path, read_section, study_sections
-from histocrypt.sections.scaled_image import ScaledImage
 from histocrypt.study import parse_study
-from histocrypt.study_parts import Preprocessing, SectionSource
 from histocrypt.tissue.preprocess import preprocess_section
 from histocrypt.tissue.tiles import read_tiles
 

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from histocrypt.synthesis.pairs import Pairs
-from histocrypt.synthesis.scheme import TISSUE
+from histocrypt.synthesis.pairs import TISSUE, Pairs
 
 SIDE = 24
 

@@ -5,9 +5,10 @@ import pytest
 from tests.synthesis.fabricated import synthetic, tiles
 
 from histocrypt.errors import InputError
-from histocrypt.synthesis import filtering, novelty
+from histocrypt.synthesis import filtering
+from histocrypt.synthesis import filtering as novelty
+from histocrypt.synthesis.filtering import train_reconstruction
 from histocrypt.synthesis.pairs import Pairs
-from histocrypt.synthesis.realism import train_reconstruction
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,19 @@ import torch
 from histocrypt.errors import InputError
 from histocrypt.models.diffguard import DiffGuard
 from histocrypt.synthesis import generator as generators
-from histocrypt.synthesis.generator import GeneratorPlan, load_generator, train_generator
-from histocrypt.synthesis.noise import as_noise, draw_kept, noised, schedule, target, within_range
-from histocrypt.synthesis.pairs import Pairs
+from histocrypt.synthesis.generator import (
+    GeneratorPlan,
+    as_noise,
+    draw_kept,
+    load_generator,
+    noised,
+    schedule,
+    target,
+    train_generator,
+    within_range,
+)
+from histocrypt.synthesis.pairs import CHEST, TISSUE, Pairs, Scheme
 from histocrypt.synthesis.sampling import body_mask, class_of_mask, sample
-from histocrypt.synthesis.scheme import CHEST, TISSUE, Scheme
 
 TINY = GeneratorPlan(
     width=8, multipliers=(1, 2), blocks=1, objective="velocity", steps=100, dropout=0.1, batch=8,

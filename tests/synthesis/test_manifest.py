@@ -6,8 +6,7 @@ from PIL import Image
 
 from histocrypt.errors import InputError
 from histocrypt.synthesis.manifest import Record, load_pairs, read_manifest, save_pairs, write_manifest
-from histocrypt.synthesis.pairs import Pairs
-from histocrypt.synthesis.scheme import CHEST, TISSUE
+from histocrypt.synthesis.pairs import CHEST, TISSUE, Pairs
 
 
 def some_pairs(*, n=5, side=8, channels=3, scheme=TISSUE, seed=0):

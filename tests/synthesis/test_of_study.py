@@ -7,8 +7,8 @@ import yaml
 from histocrypt.errors import InputError
 from histocrypt.study import parse_study
 from histocrypt.synthesis.manifest import load_pairs
-from histocrypt.synthesis.of_study import blocks_of, draw_synthetic, fold_of, real_pairs, train_generators
-from histocrypt.synthesis.scheme import TISSUE
+from histocrypt.synthesis.pairs import TISSUE
+from histocrypt.synthesis.pipeline import blocks_of, draw_synthetic, fold_of, real_pairs, train_generators
 
 
 def study_of(small_run, **changes):

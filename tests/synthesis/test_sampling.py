@@ -5,8 +5,8 @@ import torch
 from histocrypt.synthesis import sampling
 from histocrypt.synthesis.generator import Generator, GeneratorPlan, build
 from histocrypt.synthesis.manifest import load_pairs
+from histocrypt.synthesis.pairs import TISSUE
 from histocrypt.synthesis.sampling import sample
-from histocrypt.synthesis.scheme import TISSUE
 
 PLAN = GeneratorPlan(width=8, multipliers=(1, 2), blocks=1, steps=100)
 LABELS = np.array(["normal", "tumour", "tumour", "normal", "tumour"])

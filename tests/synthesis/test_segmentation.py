@@ -9,11 +9,15 @@ from safetensors.torch import load_file, save_file
 from tests.synthesis.toy_discs import discs
 
 from histocrypt.errors import InputError
-from histocrypt.models.transunet import ViTHybrid, regridded
-from histocrypt.models.unet import UNet
-from histocrypt.synthesis import dice
-from histocrypt.synthesis.segmentation import SegmenterPlan, build_network, load_segmenter, train_segmenter
-from histocrypt.synthesis.segmentation_loop import segmentation_loss
+from histocrypt.models.unet import UNet, ViTHybrid, regridded
+from histocrypt.synthesis import segmentation
+from histocrypt.synthesis.segmentation import (
+    SegmenterPlan,
+    build_network,
+    load_segmenter,
+    segmentation_loss,
+    train_segmenter,
+)
 
 SMALL = {
     "unet": {"width": 8, "depth": 2},
@@ -28,11 +32,11 @@ def plan(network="unet", **changes):
 def test_dice_by_hand():
     truth = np.array([[[0, 1], [1, 2]], [[0, 0], [0, 1]]])
     predicted = np.array([[[0, 1], [0, 2]], [[0, 0], [1, 1]]])
-    counts = dice.pixel_counts(truth, predicted, 4)
-    one = dice.score(counts, np.array(["a", "a"]))
+    counts = segmentation.pixel_counts(truth, predicted, 4)
+    one = segmentation.score(counts, np.array(["a", "a"]))
     assert one[:3] == pytest.approx([2 * 3 / (4 + 4), 2 * 2 / (3 + 3), 1.0])
     assert np.isnan(one[3])  # in neither: left out, not 1
-    assert dice.mean_dice(one) == pytest.approx((4 / 6 + 1) / 2)
+    assert segmentation.mean_dice(one) == pytest.approx((4 / 6 + 1) / 2)
 
 
 def test_dice_is_pooled_in_a_patient_then_averaged_and_absent_levels_are_left_out():
@@ -40,23 +44,23 @@ def test_dice_is_pooled_in_a_patient_then_averaged_and_absent_levels_are_left_ou
     truth[0], predicted[0] = 1, 1  # patient a: level 1 right on one image ...
     predicted[1, 0, 0] = 1  # ... and one pixel too much on another
     predicted[2, 0, 0] = 2  # patient b: level 1 in neither, level 2 found where there is none
-    found = dice.score(dice.pixel_counts(truth, predicted, 3), np.array(["a", "a", "b"]))
+    found = segmentation.score(segmentation.pixel_counts(truth, predicted, 3), np.array(["a", "a", "b"]))
     assert found[1] == pytest.approx(8 / 9)  # of patient a alone
     assert found[2] == 0  # predicted, never there: wrong, not absent
-    assert np.isnan(dice.mean_dice(np.array([1.0, np.nan])))
+    assert np.isnan(segmentation.mean_dice(np.array([1.0, np.nan])))
 
 
 def test_draws_surround_the_score_and_keep_blocks_together():
     truth = discs(24, 3).masks
     predicted = np.where(np.random.default_rng(0).random(truth.shape) < 0.2, 1, truth)
-    counts, patients = dice.pixel_counts(truth, predicted, 4), np.repeat(["a", "b"], 12)
-    drawn = dice.patient_draws(patients, np.repeat(np.arange(8).astype(str), 3), draws=200, seed=0)
+    counts, patients = segmentation.pixel_counts(truth, predicted, 4), np.repeat(["a", "b"], 12)
+    drawn = segmentation.patient_draws(patients, np.repeat(np.arange(8).astype(str), 3), draws=200, seed=0)
     for rows, weights in drawn.values():
         assert (weights[:, 0] == weights[:, 1]).all()  # of one block
         assert (weights.sum(axis=1) == len(rows)).all()
-    each = dice.draws_of(counts, drawn)
+    each = segmentation.draws_of(counts, drawn)
     assert each.shape == (200, 4)
-    assert each.mean(axis=0) == pytest.approx(dice.score(counts, patients), abs=0.02)
+    assert each.mean(axis=0) == pytest.approx(segmentation.score(counts, patients), abs=0.02)
 
 
 @pytest.mark.parametrize("network", ["unet", "vit_hybrid"])
@@ -70,8 +74,8 @@ def test_networks_learn_discs(network, channels):
     predicted = found.predict(test)
     assert predicted.dtype == np.uint8
     assert (predicted == probability.argmax(axis=1)).all()
-    levels = dice.score(dice.pixel_counts(test.masks, predicted, 4), test.patients)
-    assert dice.mean_dice(levels) > 0.6
+    levels = segmentation.score(segmentation.pixel_counts(test.masks, predicted, 4), test.patients)
+    assert segmentation.mean_dice(levels) > 0.6
 
 
 def test_predictions_do_not_look_at_masks_and_losses_are_of_single_images():
@@ -88,7 +92,7 @@ def test_predictions_do_not_look_at_masks_and_losses_are_of_single_images():
 
 
 def test_same_seed_same_bits_also_after_a_kill(tmp_path, monkeypatch):
-    import histocrypt.synthesis.segmentation_loop as loop
+    import histocrypt.synthesis.segmentation as loop
 
     train, validation = discs(20, 0), discs(8, 1)
     settings = {"epochs": 4, "seed": 5, "plan": replace(plan(), patience=4), "device": "cpu"}
@@ -137,8 +141,8 @@ def test_an_epoch_is_judged_as_the_network_will_predict():
         train, validation, network="vit_hybrid", epochs=4, seed=0, device="cpu",
         plan=replace(plan("vit_hybrid"), options={**SMALL["vit_hybrid"], "dropout": 0.3}),
     )  # fmt: skip
-    counts = dice.pixel_counts(validation.masks, found.predict(validation), 4)
-    expected = float(dice.mean_dice(dice.score(counts, validation.patients)))
+    counts = segmentation.pixel_counts(validation.masks, found.predict(validation), 4)
+    expected = float(segmentation.mean_dice(segmentation.score(counts, validation.patients)))
     assert found.about["validation_dice"] == pytest.approx(expected, abs=1e-6)
 
 

@@ -7,7 +7,7 @@ from tests.small_study import SMALL
 from histocrypt.errors import InputError
 from histocrypt.study import parse_study
 from histocrypt.synthesis import tissue_pairs as tp
-from histocrypt.targets.labels import Label
+from histocrypt.targets.matrix import Label
 from histocrypt.tissue import stain
 from histocrypt.tissue.tiles import write_tiles
 

@@ -10,10 +10,10 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from tests.synthesis.toy_discs import discs
 
 from histocrypt.errors import InputError
-from histocrypt.synthesis import dice, utility
-from histocrypt.synthesis import label_baselines as plain
+from histocrypt.synthesis import segmentation, utility
+from histocrypt.synthesis import utility as plain
 from histocrypt.synthesis.segmentation import SegmenterPlan
-from histocrypt.synthesis.utility_scores import balanced_accuracy, judge, macro_auc
+from histocrypt.synthesis.utility import balanced_accuracy, judge, macro_auc
 
 PLAN = SegmenterPlan(options={"width": 8, "depth": 2}, batch=8)
 
@@ -49,8 +49,8 @@ def test_judging_is_by_patient_and_the_truth_scores_one():
     assert scores["flat"]["balanced_accuracy"] == 0.5
     assert scores["flat"]["dice_nuclei"] == 0
     bare = replace(test, has_mask=test.patients == "a")
-    counts = dice.pixel_counts(test.masks, masks["flat"], 4)
-    expected = dice.score(counts[bare.has_mask], test.patients[bare.has_mask])[1]
+    counts = segmentation.pixel_counts(test.masks, masks["flat"], 4)
+    expected = segmentation.score(counts[bare.has_mask], test.patients[bare.has_mask])[1]
     assert judge(masks, probabilities, bare, draws=5)[0]["flat"]["dice_stroma"] == pytest.approx(expected)
 
 
@@ -59,8 +59,8 @@ def test_colour_alone_outlines_what_has_a_colour_of_its_own(channels):
     train, test = discs(30, 0, channels=channels), discs(12, 1, channels=channels)
     found = plain.colour_mask(train, test, seed=0)
     assert found.dtype == np.uint8
-    levels = dice.score(dice.pixel_counts(test.masks, found, 4), test.patients)
-    assert dice.mean_dice(levels) > (0.85 if channels == 3 else 0.6)
+    levels = segmentation.score(segmentation.pixel_counts(test.masks, found, 4), test.patients)
+    assert segmentation.mean_dice(levels) > (0.85 if channels == 3 else 0.6)
     assert (plain.majority_mask(train, test) == 0).all()
 
 

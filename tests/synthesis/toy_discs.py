@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from histocrypt.synthesis.pairs import Pairs
-from histocrypt.synthesis.scheme import TISSUE
+from histocrypt.synthesis.pairs import TISSUE, Pairs
 
 
 def discs(n, seed, *, side=24, channels=3, patients=("P1",), noise=12.0):

@@ -7,8 +7,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from histocrypt.errors import InputError
+from histocrypt.options import PanelChoice
 from histocrypt.study import parse_study
-from histocrypt.study_parts import PanelChoice
 from histocrypt.targets.matrix import depth, has_counts, names_of, targets_of
 from histocrypt.targets.panels import Panel, choose_panel
 

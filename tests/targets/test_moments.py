@@ -7,11 +7,9 @@ import pytest
 from scipy.sparse import csr_matrix
 from tests.targets.test_panels import section
 
-from histocrypt.study_parts import PanelChoice
-from histocrypt.targets.moments import Moments
-from histocrypt.targets.panel_scores import moments, squares
-from histocrypt.targets.panels import PanelChooser, choose_panel
-from histocrypt.targets.transforms import transform
+from histocrypt.options import PanelChoice
+from histocrypt.targets.panels import PanelChooser, choose_panel, moments, squares
+from histocrypt.targets.transforms import Moments, transform
 
 FOLDS = (("a", "b"), ("b", "c"), ("a", "c"), ("a", "b", "c"))
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from histocrypt.errors import InputError
-from histocrypt.targets.neighbours import graph_of, is_hexagonal, lattice_edges, section_edges
+from histocrypt.spatial import graph_of, is_hexagonal, lattice_edges, section_edges
 
 
 def square(n=3):

@@ -8,7 +8,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from histocrypt.errors import InputError
-from histocrypt.study_parts import PanelChoice
+from histocrypt.options import PanelChoice
 from histocrypt.targets.panels import Panel, choose_panel
 
 

@@ -9,8 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_matrix
 
-from histocrypt.sections.image import ImageSource, WholeImage
-from histocrypt.sections.patches import PatchMosaic
+from histocrypt.sections.image import ImageSource, PatchMosaic, WholeImage
 from histocrypt.sections.section import Section
 
 

@@ -5,10 +5,10 @@ import anndata as ad
 import numpy as np
 import pytest
 
+from histocrypt.demo.write import planted, write_demo
 from histocrypt.errors import InputError
-from histocrypt.sections.demo import planted, write_demo
+from histocrypt.options import Preprocessing
 from histocrypt.sections.read import read_path
-from histocrypt.study_parts import Preprocessing
 from histocrypt.tissue import preprocess
 from histocrypt.tissue.preprocess import preprocess_section, spot_diameter_um
 from histocrypt.tissue.stain import StainStatistics

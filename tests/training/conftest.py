@@ -70,7 +70,7 @@ def small_study(tmp_path, monkeypatch):
     """A prepared study of four patients a, b, c, d in a folder of its own, on one thread."""
     import torch
 
-    from histocrypt.training.prepare import prepare_folds
+    from histocrypt.data.fold_statistics import prepare_folds
 
     monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path / "outputs"))
     threads = torch.get_num_threads()

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from histocrypt.data.fold_statistics import prepare_folds
+from histocrypt.demo.write import write_demo
 from histocrypt.errors import InputError
-from histocrypt.sections.demo import write_demo
+from histocrypt.pipeline.predict import predict_section
+from histocrypt.pipeline.train import train_fold
 from histocrypt.sections.read import read_section, study_sections
 from histocrypt.study import parse_study
 from histocrypt.tissue.preprocess import preprocess_section
-from histocrypt.training.apply import predict_section
-from histocrypt.training.prepare import prepare_folds
-from histocrypt.training.run import train_fold
 
 
 @pytest.fixture(scope="module")

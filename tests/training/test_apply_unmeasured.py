@@ -8,11 +8,11 @@ from PIL import Image
 from tests.conftest import PITCH_PX, write_tiny_section
 from tests.training.conftest import make_study, write_section
 
+from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.errors import InputError
 from histocrypt.evaluation.gene_map import write_map
-from histocrypt.training.apply import predict_section
-from histocrypt.training.prepare import prepare_folds
-from histocrypt.training.run import train_fold
+from histocrypt.pipeline.predict import predict_section
+from histocrypt.pipeline.train import train_fold
 
 PREPROCESSING = {"tile_um": 144, "tile_px": 36, "min_counts": 1}
 UM_PER_PX = 4.0

@@ -4,14 +4,13 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from histocrypt.encoders.precomputed import prepared_features
 
-from histocrypt.encoders import encode
+from histocrypt.data import load as spots_module
+from histocrypt.data.load import parts_of, section_features, turned
+from histocrypt.encoders.encoders import encode
 from histocrypt.errors import InputError
 from histocrypt.tissue.stain import DEFAULT_REFERENCE
-from histocrypt.training import spots as spots_module
-from histocrypt.training.conditions import parts_of, turned
-from histocrypt.training.prepared import prepared_features
-from histocrypt.training.spots import section_features
 
 LITE = "efficientnet_lite0_128"
 NAMES = np.array(["S1:a", "S1:b", "S1:c"])
@@ -41,7 +40,7 @@ def test_views_are_those_of_turned_tiles_and_come_from_the_cache(tiles, monkeypa
         expected = encode(np.ascontiguousarray(turned(tiles, view)), LITE, device="cpu", progress=False)
         assert np.allclose(found[:, view], expected, atol=1e-4)
     monkeypatch.setattr(spots_module, "normalised_chunks", lambda part, **_: iter([part]))  # what the key looks at
-    monkeypatch.setattr("histocrypt.encoders.encode", None)  # computing anything again would fail
+    monkeypatch.setattr("histocrypt.encoders.encoders.encode", None)  # computing anything again would fail
     assert np.array_equal(features(tiles, f"{LITE}@3"), found)
     assert np.array_equal(features(tiles, LITE), found[:, 0])
 

@@ -4,16 +4,15 @@ import anndata
 import numpy as np
 import pytest
 
-from histocrypt.atomic import read_json
+from histocrypt.data.fold_statistics import prepare_folds
+from histocrypt.data.load import load_test, load_training
 from histocrypt.errors import InputError
+from histocrypt.files import read_json
+from histocrypt.pipeline.checkpoints import load_model
+from histocrypt.pipeline.train import train_fold
+from histocrypt.predictors import stem_diffusion
+from histocrypt.predictors.stem import QUANTILES, DiffusionPlan
 from histocrypt.study import parse_study
-from histocrypt.training import diffusion
-from histocrypt.training.artifacts import load_model
-from histocrypt.training.diffusion_plan import DiffusionPlan
-from histocrypt.training.diffusion_predictor import QUANTILES
-from histocrypt.training.fold_data import load_test, load_training
-from histocrypt.training.prepare import prepare_folds
-from histocrypt.training.run import train_fold
 
 TINY = {
     "encoder": "efficientnet_lite0_128", "augmentations": 1, "components": 8, "width": 16, "blocks": 1, "heads": 2,
@@ -54,7 +53,7 @@ def test_a_fold_is_trained_predicted_and_predicted_again_from_its_folder(study):
 
 
 def _fold(study, name="fold_a"):
-    from histocrypt.training.folds import load_fold
+    from histocrypt.data.folds import load_fold
 
     return load_fold(study.run.folds, name)
 
@@ -63,18 +62,18 @@ def test_after_a_kill_training_ends_with_the_same_bits(study, monkeypatch):
     folder = study.run.model("stem", "fold_a")
     train_fold(study, "stem", "fold_a", device="cpu")
     whole = (folder / "weights.safetensors").read_bytes()
-    keep = diffusion.keep
+    keep = stem_diffusion.keep
 
     def killed(path, fingerprint, parts, progress):
         keep(path, fingerprint, parts, progress)
         if progress.epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(diffusion, "keep", killed)
+    monkeypatch.setattr(stem_diffusion, "keep", killed)
     with pytest.raises(KeyboardInterrupt):
         train_fold(study, "stem", "fold_a", device="cpu")
     assert (folder / "last" / "fit.safetensors").is_file()
-    monkeypatch.setattr(diffusion, "keep", keep)
+    monkeypatch.setattr(stem_diffusion, "keep", keep)
     train_fold(study, "stem", "fold_a", device="cpu")
     assert (folder / "weights.safetensors").read_bytes() == whole
     assert not (folder / "last").exists()
@@ -139,7 +138,7 @@ def torchrun(study_file, *, processes=2):
     import sys
 
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
-    command += ["-m", "histocrypt.training.diffusion_ranks", str(study_file), "stem", "fold_a"]
+    command += ["-m", "histocrypt.pipeline.stem_samples", str(study_file), "stem", "fold_a"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -193,7 +192,7 @@ def test_two_processes_learn_what_one_does_and_go_on_after_a_kill(study, tmp_pat
 def test_other_models_are_not_trained_by_several_processes(study, tmp_path):
     import yaml
 
-    from histocrypt.training.diffusion_ranks import train_together
+    from histocrypt.pipeline.stem_samples import train_together
 
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(study.model_dump(mode="json")))

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from histocrypt.atomic import read_json
+from histocrypt.data.fold_statistics import prepare_folds
+from histocrypt.data.folds import load_folds
+from histocrypt.data.load import load_training, scaled, scaling_of
 from histocrypt.errors import InputError
-from histocrypt.models.polynomial import Square, watched
+from histocrypt.files import read_json
+from histocrypt.models.fhe import Square, watched
+from histocrypt.options import Training
+from histocrypt.pipeline.distil import taught
+from histocrypt.pipeline.train import train_fold
 from histocrypt.study import load_study, parse_study
-from histocrypt.study_parts import Training
 from histocrypt.training import loop
-from histocrypt.training.distil import taught
-from histocrypt.training.fold_data import load_training, scaled, scaling_of
-from histocrypt.training.folds import load_folds
-from histocrypt.training.prepare import prepare_folds
-from histocrypt.training.run import train_fold
 
 STUDENT = {"input_px": 32, "width": 0.25, "teacher": "colour_ridge", "distil": 0.75}
 

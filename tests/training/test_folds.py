@@ -5,9 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from histocrypt.errors import InputError
-from histocrypt.study_parts import Folds
-from histocrypt.training.folds import (
+from histocrypt.data.folds import (
     BY_SECTION,
     final_fold,
     held_out_sections,
@@ -17,6 +15,8 @@ from histocrypt.training.folds import (
     save_folds,
     uncounted_sections,
 )
+from histocrypt.errors import InputError
+from histocrypt.options import Folds
 
 
 def random_patients(seed):

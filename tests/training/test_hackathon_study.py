@@ -6,21 +6,21 @@ import pandas as pd
 import pytest
 from tests.hackathon_file import LABELS, change_table, write_hackathon
 
-from histocrypt.atomic import read_json
+from histocrypt.data.fold_statistics import prepare_folds
+from histocrypt.data.folds import FINAL
 from histocrypt.errors import InputError
-from histocrypt.evaluation.cards import write_cards
-from histocrypt.evaluation.report import write_report
-from histocrypt.evaluation.score import render, score_files
+from histocrypt.evaluation.score_file import render, score_files
 from histocrypt.evaluation.scores import load_scores, score_study
-from histocrypt.evaluation.words import answer, limits
-from histocrypt.models.registry import BASELINES
+from histocrypt.evaluation.wording import answer, limits
+from histocrypt.files import read_json
+from histocrypt.pipeline.predict import predict_section
+from histocrypt.pipeline.train import train_fold
+from histocrypt.predictors.registry import BASELINES
+from histocrypt.report.cards import write_cards
+from histocrypt.report.page import write_report
 from histocrypt.sections.read import read_section, study_sections
 from histocrypt.study import parse_study
 from histocrypt.tissue.preprocess import preprocess_section
-from histocrypt.training.apply import predict_section
-from histocrypt.training.folds import FINAL
-from histocrypt.training.prepare import prepare_folds
-from histocrypt.training.run import train_fold
 
 
 @pytest.fixture(scope="module")

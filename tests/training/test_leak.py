@@ -4,10 +4,10 @@ import anndata
 import numpy as np
 import pytest
 
-from histocrypt.atomic import read_json
-from histocrypt.models.registry import BASELINES
-from histocrypt.training.prepare import prepare_folds
-from histocrypt.training.run import train_fold
+from histocrypt.data.fold_statistics import prepare_folds
+from histocrypt.files import read_json
+from histocrypt.pipeline.train import train_fold
+from histocrypt.predictors.registry import BASELINES
 
 MODELS = (*BASELINES, "vision_mlp", "resnet18")
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from histocrypt.errors import InputError
-from histocrypt.study_parts import Training
+from histocrypt.options import Training
 from histocrypt.training import loop
-from histocrypt.training.augment import STAINS, flip_and_turn, vary_stain
+from histocrypt.training.loop import STAINS, flip_and_turn, vary_stain
 
 
 def settings(**changes):

@@ -6,17 +6,15 @@ import pytest
 import torch
 from tests.training.conftest import GENES, make_study
 
-from histocrypt.atomic import read_json
+from histocrypt.data.folds import load_fold
+from histocrypt.data.load import load_training, scaled, scaling_of
 from histocrypt.errors import InputError
+from histocrypt.files import read_json
 from histocrypt.models.he2gene import AUXILIARY, TARGET, TUMOUR
-from histocrypt.targets.labels import Label
-from histocrypt.training.artifacts import load_model
-from histocrypt.training.fold_data import load_training, scaled, scaling_of
-from histocrypt.training.folds import load_fold
-from histocrypt.training.multitask import MultitaskPredictor
-from histocrypt.training.multitask_lesson import Lesson
-from histocrypt.training.multitask_plan import Plan
-from histocrypt.training.run import train_fold
+from histocrypt.pipeline.checkpoints import load_model
+from histocrypt.pipeline.train import train_fold
+from histocrypt.predictors.he2gene import Lesson, MultitaskPredictor, Plan
+from histocrypt.targets.matrix import Label
 
 OPTIONS = {"epochs": 1, "input_px": 36, "label": "obs:tumour", "spatial_weight": 0.1, "aux_rank": 3}
 

@@ -4,12 +4,12 @@ import anndata
 import numpy as np
 import pytest
 
+from histocrypt.data.fold_statistics import prepare_folds
+from histocrypt.data.folds import load_folds
 from histocrypt.errors import InputError
 from histocrypt.targets.panels import Panel
 from histocrypt.targets.transforms import TargetStatistics
 from histocrypt.tissue.stain import StainStatistics, pool
-from histocrypt.training.folds import load_folds
-from histocrypt.training.prepare import prepare_folds
 
 
 def contents(run, fold):
@@ -36,7 +36,7 @@ def test_a_held_out_patient_changes_nothing_of_its_fold(small_study, rewrite, no
 
 
 def test_files_of_a_held_out_patient_are_not_needed_beyond_its_name(small_study):
-    from histocrypt.training.prepare import prepare_fold
+    from histocrypt.data.fold_statistics import prepare_fold
 
     fold = next(fold for fold in load_folds(small_study.run.folds) if fold.name == "fold_a")
     before = contents(small_study.run, "fold_a")

@@ -7,15 +7,14 @@ from tests.training.conftest import make_study
 from tests.training.test_loop import settings, toy
 from torch import nn
 
+from histocrypt.data.folds import load_folds
 from histocrypt.errors import InputError
-from histocrypt.models.polynomial import RELU_GAIN, RELU_OFFSET, Square
+from histocrypt.models.fhe import RELU_GAIN, RELU_OFFSET, Square
+from histocrypt.pipeline.distil import start_of
+from histocrypt.pipeline.train import train_fold
+from histocrypt.predictors.network import NetworkPredictor
 from histocrypt.training import loop
-from histocrypt.training.augment import vary_contrast
-from histocrypt.training.distil import start_of
-from histocrypt.training.folds import load_folds
-from histocrypt.training.network import NetworkPredictor
-from histocrypt.training.norms import settle
-from histocrypt.training.run import train_fold
+from histocrypt.training.loop import settle, vary_contrast
 
 
 class Squares(nn.Sequential):

@@ -10,15 +10,15 @@ import anndata
 import numpy as np
 import yaml
 
-from histocrypt.atomic import read_json
+from histocrypt.files import read_json
+from histocrypt.pipeline.train import train_fold
 from histocrypt.study import load_study
-from histocrypt.training.run import train_fold
 
 TRAIN = """
 import sys, torch
 torch.set_num_threads(1)
 from histocrypt.study import load_study
-from histocrypt.training.run import train_fold
+from histocrypt.pipeline.train import train_fold
 train_fold(load_study(sys.argv[1]), "vision_mlp", "fold_a", device="cpu")
 """
 

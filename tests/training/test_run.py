@@ -6,15 +6,15 @@ import anndata
 import numpy as np
 import pytest
 
-from histocrypt.atomic import read_json, write_json
+from histocrypt.data.folds import load_folds
+from histocrypt.data.load import load_test, load_training, scaled, scaling_of
 from histocrypt.errors import InputError
-from histocrypt.models.registry import BASELINES
+from histocrypt.files import read_json, write_json
+from histocrypt.pipeline.checkpoints import load_model
+from histocrypt.pipeline.train import train_fold
+from histocrypt.predictors.registry import BASELINES
 from histocrypt.study import parse_study
 from histocrypt.targets.panels import Panel
-from histocrypt.training.artifacts import load_model
-from histocrypt.training.fold_data import load_test, load_training, scaled, scaling_of
-from histocrypt.training.folds import load_folds
-from histocrypt.training.run import train_fold
 
 
 def changed(study, **parts):

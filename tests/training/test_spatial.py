@@ -5,8 +5,7 @@ import pytest
 import torch
 from scipy.sparse.csgraph import connected_components
 
-from histocrypt.targets.neighbours import graph_of, lattice_edges
-from histocrypt.training.spatial import (
+from histocrypt.predictors.he2gene import (
     connected_batches,
     inner_edges,
     same_image,
@@ -14,6 +13,7 @@ from histocrypt.training.spatial import (
     same_predicted,
     spatial_term,
 )
+from histocrypt.spatial import graph_of, lattice_edges
 
 GRID = np.array([(row, column) for row in range(3) for column in range(3)])
 EDGES = torch.from_numpy(lattice_edges(GRID))

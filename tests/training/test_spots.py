@@ -5,13 +5,13 @@ import h5py
 import numpy as np
 import pytest
 
-from histocrypt import encoders
+from histocrypt.data import load as spots_module
+from histocrypt.data.load import load_spots
+from histocrypt.encoders.encoders import encoders
 from histocrypt.errors import InputError
 from histocrypt.targets.panels import Panel
 from histocrypt.targets.transforms import transform
 from histocrypt.tissue.stain import StainStatistics, normalise
-from histocrypt.training import spots as spots_module
-from histocrypt.training.spots import load_spots
 
 
 def load(study, sections, *, fold="fold_a", with_targets=True, **more):
@@ -132,7 +132,7 @@ def test_features_of_an_open_tile_file_are_those_of_the_array(small_study, monke
 
 
 def test_many_resized_tiles_lie_in_a_file_and_are_the_same(monkeypatch, tmp_path):
-    from histocrypt.training.network import resized
+    from histocrypt.predictors.network import resized
 
     tiles = np.random.default_rng(0).integers(0, 256, (300, 30, 30, 3), dtype=np.uint8)
     expected = resized(tiles, 24)

@@ -6,17 +6,17 @@ import anndata
 import numpy as np
 import pytest
 
-from histocrypt.atomic import read_json
+from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.errors import InputError
-from histocrypt.models.registry import STACKS
+from histocrypt.files import read_json
+from histocrypt.pipeline import stack_inputs
+from histocrypt.pipeline import train as run_module
+from histocrypt.pipeline.checkpoints import load_model
+from histocrypt.pipeline.stack import stack_fold
+from histocrypt.pipeline.stack_inputs import inner_folds, prepare_inner, train_inner
+from histocrypt.pipeline.train import train_fold
+from histocrypt.predictors.registry import STACKS
 from histocrypt.study import parse_study
-from histocrypt.training import run as run_module
-from histocrypt.training import stacking_inner
-from histocrypt.training.artifacts import load_model
-from histocrypt.training.prepare import prepare_folds
-from histocrypt.training.run import train_fold
-from histocrypt.training.stacking import stack_fold
-from histocrypt.training.stacking_inner import inner_folds, prepare_inner, train_inner
 
 MODELS = {
     "vision_mlp": {"width": 0.1, "epochs": 1},
@@ -154,7 +154,7 @@ def test_an_inner_training_that_was_killed_goes_on_and_ends_the_same(small_study
     for name in names:
         study.run.prediction("vision_mlp", name).unlink()
 
-    real = stacking_inner.train_one
+    real = stack_inputs.train_one
 
     def killed(study, model, data, **how):
         if data.fold.name == names[1]:
@@ -162,7 +162,7 @@ def test_an_inner_training_that_was_killed_goes_on_and_ends_the_same(small_study
         return real(study, model, data, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(stacking_inner, "train_one", killed)
+        patched.setattr(stack_inputs, "train_one", killed)
         with pytest.raises(KeyboardInterrupt):
             train_inner(study, "vision_mlp", "fold_a", device="cpu")
     capsys.readouterr()

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 
-from histocrypt.study_parts import Stacking
+from histocrypt.options import Stacking
+from histocrypt.pipeline.stack import Table, _reliance, across_spots, fit_stack, rank_average, within_spots
+from histocrypt.pipeline.stack_inputs import LevelOne
 from histocrypt.training.loop import mean_section_pearson
-from histocrypt.training.stacking import _reliance
-from histocrypt.training.stacking_fit import Table, fit_stack
-from histocrypt.training.stacking_inputs import LevelOne
-from histocrypt.training.stacking_ranks import across_spots, rank_average, within_spots
 
 SETTINGS = Stacking(epochs=40, batch_size=32)
 

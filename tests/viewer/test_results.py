@@ -6,9 +6,9 @@ import yaml
 from nbclient import NotebookClient
 
 from histocrypt.errors import InputError
-from histocrypt.evaluation import words
-from histocrypt.evaluation.views import Views, find_gene
-from histocrypt.viewer import view_results
+from histocrypt.evaluation import wording
+from histocrypt.report.jupyter import view_results
+from histocrypt.report.views import Views, find_gene
 
 
 def rewrite(path, change):
@@ -83,7 +83,7 @@ def test_every_control_redraws(fresh):
     view = Views(fresh).view("resnet18", "B_2", "GENE011", transform="log1p")
     assert said[-1] == (
         f"GENE011 in section B_2 of patient B, 144 spots, raw counts, log scale: Pearson's r between measured and "
-        f"predicted by ResNet-18 is {words.number(view.pearson)}."
+        f"predicted by ResNet-18 is {wording.number(view.pearson)}."
     )
     assert len(set(said)) == 5  # spot size and opacity change the picture only
 

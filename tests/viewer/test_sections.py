@@ -5,10 +5,9 @@ import pytest
 from PIL import Image
 
 from histocrypt.errors import InputError
+from histocrypt.options import SectionSource
+from histocrypt.report.jupyter import gene_values, most_abundant, view_sections
 from histocrypt.sections.read import find_sections
-from histocrypt.study_parts import SectionSource
-from histocrypt.viewer import view_sections
-from histocrypt.viewer.sections import gene_values, most_abundant
 
 
 @pytest.fixture

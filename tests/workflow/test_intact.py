@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from histocrypt.atomic import partial_path
+from histocrypt.files import partial_path
 from histocrypt.paths import RunFolder
 from histocrypt.study import load_study
-from histocrypt.workflow.intact import intact
+from histocrypt.workflow.artifacts import intact
 
 KINDS = {
     "section": ("sections/S_2.h5ad", "20_preprocessing__S_2"),

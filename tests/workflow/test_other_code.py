@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from histocrypt.paths import RunFolder
-from histocrypt.workflow.other_code import notice
+from histocrypt.workflow.record import notice
 
 BEGUN = "2020-01-01T00:00:00Z"
 

@@ -6,7 +6,7 @@ import pytest
 
 from histocrypt.errors import InputError
 from histocrypt.study import parse_study
-from histocrypt.workflow.reasons import mistake, raised, reason, said_when_full
+from histocrypt.workflow.progress import mistake, raised, reason, said_when_full
 
 RAISED = """Executing Cell 2---------------------------------------
 Traceback (most recent call last):

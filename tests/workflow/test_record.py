@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from histocrypt.errors import InputError
+from histocrypt.machine import git_state
 from histocrypt.study import parse_study
-from histocrypt.workflow.machine import git_state
 from histocrypt.workflow.measure import measured
 from histocrypt.workflow.record import INTERRUPTED, is_running, read_record, recorded
 

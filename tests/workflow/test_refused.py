@@ -6,7 +6,7 @@ The run itself, past its exploration: `pytest -m slow tests/workflow/test_refuse
 import pytest
 from tests.small_study import WINGS, histocrypt, write_study
 
-from histocrypt.workflow.reasons import refused
+from histocrypt.workflow.progress import refused
 
 KNOWN = "unknown fold 'fold_9'; expected one of fold_1, fold_2, fold_3; did you mean 'fold_3'?"
 WRONG = {

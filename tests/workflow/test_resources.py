@@ -8,11 +8,10 @@ import yaml
 
 from histocrypt import paths
 from histocrypt.errors import InputError
-from histocrypt.sections.size import SectionSize
+from histocrypt.sections.section import SectionSize
 from histocrypt.study import load_study
-from histocrypt.workflow.profile import Profile
 from histocrypt.workflow.resources import disk_bytes, needs
-from histocrypt.workflow.stages import STAGES
+from histocrypt.workflow.stages import STAGES, Profile
 
 SMALL = SectionSize(spots=200, genes=1_000, values=50_000, decoded_mpx=4.0)
 LARGE = SectionSize(spots=5_000, genes=20_000, values=10_000_000, decoded_mpx=400.0)

@@ -16,7 +16,7 @@ import pytest
 from tests.small_study import MODELS, WINGS, environment, histocrypt, interruptible, planned_jobs, write_study
 
 from histocrypt.evaluation.agreement import load_agreements
-from histocrypt.models.registry import BASELINES
+from histocrypt.predictors.registry import BASELINES
 from histocrypt.study import load_study
 from histocrypt.workflow.record import read_record
 

@@ -7,34 +7,84 @@ does not cover. The verdict follows from the figures by `RULE`, which is printed
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histocrypt.atomic import read_json, write_json, write_text
-from histocrypt.audit.card_words import (
-    BELOW,
-    CHANCE,
-    DOES_NOT_COVER,  # noqa: F401 (found here by who makes a card)
-    LEAK,
-    LEAST_PLANTED,
-    NOT_FOUND,
-    RULE,
-    SIGNS,
-    SIZES,
-    UNDECIDED,
-    WHO,
-    WORDS,
-    patients_of,
-)
-from histocrypt.audit.membership import FEWEST_PATIENTS
+import numpy as np
+
+from histocrypt.audit.controls import Controls, run_controls
+from histocrypt.audit.membership import FEWEST_PATIENTS, Audit, Judged, judge_groups
 from histocrypt.errors import InputError
+from histocrypt.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
-    from histocrypt.audit.controls import Controls
-    from histocrypt.audit.membership import Judged
     from histocrypt.audit.memorisation import Memorised
     from histocrypt.audit.shadow import Procedure
+    from histocrypt.audit.subjects import Thing
+    from histocrypt.study import Study
+
+# ---- card words
+# The words of a privacy card: verdicts and the rule that gives them, who could ask, what a card does not cover.
+
+
+CHANCE = 0.5
+LEAST_PLANTED = 0.9
+"""Share of planted copies that has to be found."""
+LEAK, SIGNS, UNDECIDED, BELOW, NOT_FOUND = "leak", "signs", "undecided", "below chance", "not found"
+
+WORDS = {
+    LEAK: "A leak was found",
+    SIGNS: "Signs of a leak, in too few patients to be sure",
+    UNDECIDED: "Not decided",
+    BELOW: "Worse than guessing",
+    NOT_FOUND: "No leak found by these attacks",
+}
+"""The verdicts, the gravest first; the card's own is the gravest of its questions."""
+
+RULE = (
+    "A leak: the whole interval lies above what guessing gives. Signs: so it does, but it was drawn within patients, "
+    "too few to tell membership from what else differs between them. No leak found by these attacks: the interval "
+    "contains what guessing gives, or a share lies below it. Worse than guessing: an AUC lies below it, so the groups "
+    "differ in something else. Not decided: no interval, a failed negative control, or nothing found where the "
+    "positive control failed. On top stands the gravest answer of all questions: leak, signs, not decided, worse, not "
+    "found. No answer means that a thing can be shared without risk."
+)
+"""How answers follow from figures; printed on every card."""
+
+SIZES = ((2, 13), (3, 12), (5, 11), (10**9, 10.5))
+"""Size of the letters in pixels by the number of questions: six fit on a page."""
+
+WHO = {
+    "black box": "who may send it tiles and has measured values beside them, such as a client of a service",
+    "white box": "who has the trained weights, such as the model's owner or anybody it was handed to",
+    "synthetic set": "anybody who gets the synthetic images",
+    "decrypted outputs": "the key owner, or who is given its decrypted predictions",
+}
+"""Who could ask, by what they hold."""
+
+_EVERY = (
+    "Attacks that are not listed here, and attackers who know more than is written beside each question.",
+    "Patients of other centres or stains, and things trained on other patients: figures are of this one.",
+    "What is said of a patient without telling membership, such as a gene's level read off a predicted map.",
+)
+DOES_NOT_COVER = {
+    "predictor": (*_EVERY, "Reconstruction of slides from the weights."),
+    "segmenter": (*_EVERY, "Reconstruction of slides from the weights."),
+    "generator": (*_EVERY, "What its images show: the card of the synthetic set asks that."),
+    "synthetic set": (*_EVERY, "Copies of parts of a tile, or of a patient's rare features, that no distance notices."),
+}
+"""By kind of thing; a card may add to it."""
+
+
+def patients_of(count: int) -> str:
+    """Return ``1 patient``, ``2 patients``."""
+    return "1 patient" if count == 1 else f"{count} patients"
+
+
+# ---- card
+
 
 FORMAT, VERSION = "histocrypt privacy card", 1
 
@@ -276,13 +326,18 @@ class Card:
             raise InputError("nothing was asked, so there is nothing to say", **where)
         for asked in self.questions:
             if not asked.controls:
-                msg = "a figure without a control says nothing"
                 raise InputError(
-                    msg, **where, value=asked.attack, fix="run a positive and a negative control beside it"
+                    "a figure without a control says nothing",
+                    **where,
+                    value=asked.attack,
+                    fix="run a positive and a negative control beside it",
                 )
         if self.kind == "synthetic set" and all(asked.figure.measure == "AUC" for asked in self.questions):
-            msg = "a synthetic set comes with a figure on memorisation"
-            raise InputError(msg, **where, expected="a share of samples or patients that were copied")
+            raise InputError(
+                "a synthetic set comes with a figure on memorisation",
+                **where,
+                expected="a share of samples or patients that were copied",
+            )
 
     @property
     def verdict(self) -> str:
@@ -309,8 +364,7 @@ def write_card(path: str | Path, card: Card) -> Path:
 
     path = Path(path)
     if path.suffix != ".html":
-        msg = "a card is a page"
-        raise InputError(msg, file=path, expected="a name that ends in .html, e.g. privacy_card.html")
+        raise InputError("a card is a page", file=path, expected="a name that ends in .html, e.g. privacy_card.html")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -346,17 +400,24 @@ def read_card(path: str | Path) -> Card:
     """
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
-        msg = "is not a privacy card, or of another version"
-        raise InputError(msg, file=path, expected=f"the JSON that {write_card.__name__} writes")
+        raise InputError(
+            "is not a privacy card, or of another version",
+            file=path,
+            expected=f"the JSON that {write_card.__name__} writes",
+        )
     try:
         questions = [_asked(one) for one in content["questions"]]
         card = Card(**{**_known(Card, content), "questions": questions})
     except (KeyError, TypeError, AttributeError) as error:
-        msg = f"lacks a part of a privacy card ({' '.join(str(error).split())})"
-        raise InputError(msg, file=path) from error
+        raise InputError(f"lacks a part of a privacy card ({' '.join(str(error).split())})", file=path) from error
     if card.to_dict() != content:
-        msg = "has a verdict that its figures do not give, or something that no card has"
-        raise InputError(msg, file=path, field="verdict", value=content.get("verdict"), expected=card.verdict)
+        raise InputError(
+            "has a verdict that its figures do not give, or something that no card has",
+            file=path,
+            field="verdict",
+            value=content.get("verdict"),
+            expected=card.verdict,
+        )
     return card
 
 
@@ -389,3 +450,106 @@ def _place(value: float, figure: Figure) -> float:
     """Return where a value lies on an axis of width 100 that ends at 1."""
     least = _least(figure)
     return round(100 * min(max((value - least) / (1 - least), 0.0), 1.0), 1)
+
+
+# ---- found
+# What was found out about one thing: every attack with its figures and controls, and the card that says it.
+
+
+WAS_IT = "Was this patient's section among those it was trained on?"
+
+
+@dataclass
+class Found:
+    """Attacks on one thing, by name."""
+
+    thing: Thing
+    what: str
+    """A sentence: what it is, and whose tissue it was learned from."""
+    audits: dict[str, Audit] = field(default_factory=dict)
+    judged: dict[str, Judged | Procedure] = field(default_factory=dict)
+    controls: dict[str, Controls] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def attack(
+        self,
+        name: str,
+        audit: Audit,
+        overfitted: np.ndarray,
+        *,
+        access: str,
+        draws: int,
+        seed: int,
+        words: str = WAS_IT,
+    ) -> None:
+        """Judge one attack, group by group, and its controls.
+
+        Parameters
+        ----------
+        overfitted
+            (n,) scores of the same attack on a model of the same records that was made to leak; or scores of some
+            records, and which these are, where such a model is too costly for all.
+        access
+            What the attacker holds; a key of `card.WHO`.
+        """
+        self.audits[name] = audit
+        unit = {"blocks": audit.blocks, "draws": draws, "seed": seed}
+        leaky, rows = overfitted if isinstance(overfitted, tuple) else (overfitted, None)
+        controls = run_controls(audit.scores, audit.member, audit.patients, overfitted=leaky, rows=rows, **unit)
+        self.controls[name] = controls
+        for group, judged in judge_groups(audit, draws=draws, seed=seed).items():
+            row = name if group == "same" else f"{name}: {group}"
+            self.judged[row] = judged
+            self.asked.append(Asked.of(judged, question=WAS_IT, access=access, attack=row, controls=controls))
+
+    def procedure(self, name: str, found: Procedure, *, controls: Controls, access: str = "black box") -> None:
+        """Note an attack on the training repeated on random halves of the patients."""
+        self.judged[name] = found
+        question = "If this training were repeated, would it tell who took part?"
+        self.asked.append(Asked.of_procedure(found, question=question, access=access, attack=name, controls=controls))
+
+    def card(self, study: Study) -> Card:
+        """Return the privacy card."""
+        return Card(
+            thing=self.thing.name,
+            kind=self.thing.kind,
+            title=self.thing.title,
+            what=self.what,
+            study=study.title or study.name,
+            fold=self.thing.fold,
+            questions=self.asked,
+            does_not_cover=list(DOES_NOT_COVER[self.thing.kind]),
+            notes=self.notes,
+            date=datetime.now(UTC).date().isoformat(),
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row for each question, for tables and the report."""
+        rows = []
+        for asked in self.asked:
+            positive = next(one for one in asked.controls if one.positive)
+            negative = next(one for one in asked.controls if not one.positive)
+            rows.append(
+                {
+                    "kind": self.thing.kind,
+                    "thing": self.thing.name,
+                    "title": self.thing.title,
+                    "attack": asked.attack,
+                    "access": asked.access,
+                    "measure": asked.figure.measure,
+                    "value": asked.figure.value,
+                    "low": asked.figure.low,
+                    "high": asked.figure.high,
+                    "chance": asked.figure.chance,
+                    "interval_over": asked.figure.over,
+                    "n": asked.n,
+                    "verdict": asked.verdict,
+                    "positive_control": positive.figure.value,
+                    "positive_passed": positive.passed,
+                    "negative_low": negative.figure.low,
+                    "negative_high": negative.figure.high,
+                    "negative_passed": negative.passed,
+                }
+            )
+        return rows

@@ -51,9 +51,14 @@ def roc(audits: Mapping[str, Audit], *, draws: int = 400, seed: int = 0) -> Figu
         limit = min(1.0, FALSE_POSITIVES / fewest)
         axes.axvspan(start, limit, color=LINE, alpha=0.6, lw=0, zorder=0)
         axes.text(
-            np.sqrt(start * limit), 1.1, f"fewer than {FALSE_POSITIVES} non-members", ha="center", va="bottom",
-            fontsize=7.5, color=MUTED,
-        )  # fmt: skip
+            np.sqrt(start * limit),
+            1.1,
+            f"fewer than {FALSE_POSITIVES} non-members",
+            ha="center",
+            va="bottom",
+            fontsize=7.5,
+            color=MUTED,
+        )
         axes.set_xlabel("non-members taken for members (FPR)")
         axes.set_ylabel("members found (TPR)")
         axes.legend(loc="lower right", fontsize=8)
@@ -115,9 +120,14 @@ def forest(judged: Mapping[str, Judged | Procedure], controls: Mapping[str, Cont
             axes.plot(found.auc, place, "o", color=CYCLE[0], markersize=5.5, clip_on=False, label="found")
             lowest = min(lowest, low - 0.02)
             axes.annotate(
-                f"{found.auc:.2f} ({low:.2f} to {high:.2f})", (1, place), (10, 0),
-                xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=8,
-            )  # fmt: skip
+                f"{found.auc:.2f} ({low:.2f} to {high:.2f})",
+                (1, place),
+                (10, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
         axes.axvline(0.5, color=INK, lw=0.9)
         if controls:
             axes.axvline(0.9, color=CYCLE[1], lw=0.8, ls=":")

@@ -204,9 +204,14 @@ def train_value_attack(inputs: np.ndarray, member: np.ndarray, *, rounds: int = 
 
     _both(member)
     classifier = HistGradientBoostingClassifier(
-        max_iter=rounds, learning_rate=0.1, max_leaf_nodes=15, min_samples_leaf=20, early_stopping=False,
-        max_features=0.2, random_state=seed,
-    )  # fmt: skip
+        max_iter=rounds,
+        learning_rate=0.1,
+        max_leaf_nodes=15,
+        min_samples_leaf=20,
+        early_stopping=False,
+        max_features=0.2,
+        random_state=seed,
+    )
     return ValueAttack(classifier.fit(inputs, member))
 
 
@@ -245,5 +250,6 @@ def _by_case(scores: np.ndarray, cases: np.ndarray) -> np.ndarray:
 
 def _both(member: np.ndarray) -> None:
     if np.asarray(member).dtype != bool or member.all() or not member.any():
-        msg = "does not tell members from non-members of the shadow models"
-        raise InputError(msg, field="member", expected="bool, some of each")
+        raise InputError(
+            "does not tell members from non-members of the shadow models", field="member", expected="bool, some of each"
+        )

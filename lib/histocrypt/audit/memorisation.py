@@ -11,15 +11,113 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from histocrypt.errors import InputError
-from histocrypt.synthesis.novelty import Features, check_apart, distances
+from histocrypt.synthesis.filtering import Features, check_apart, distances
+from histocrypt.synthesis.generator import noised, seeded
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from histocrypt.synthesis.generator import Generator
     from histocrypt.synthesis.pairs import Pairs
+
+# ---- generator attacks
+# Attacks on generators: the noise of a record that is known too well, and synthetic records that lie too close.
+#
+# Both give one number a record; with the sign turned (`audit.membership` reads a high score as "more likely a member")
+# they are scores. The first needs the generator itself, the second synthetic records alone.
+
+
+LEVELS = (0.9, 0.7, 0.5, 0.3)
+"""Shares of signal at which losses are asked for: in much noise all records are alike, in little all are easy."""
+
+BATCH = 64
+
+
+def denoising_loss(
+    generator: Generator, pairs: Pairs, *, levels: tuple[float, ...] = LEVELS, draws: int = 4, seed: int = 0
+) -> np.ndarray:
+    """Return how badly the generator tells the noise in each record.
+
+    Parameters
+    ----------
+    pairs
+        Of the generator's side, colours and classes; with masks where it is joint.
+    levels
+        Shares of the signal's variance that are left, each between 0 and 1.
+    draws
+        Of noise, for each level. The noise depends on the seed and the record's name alone.
+
+    Returns
+    -------
+    (n,) float64
+        Mean squared error of the noise over levels and draws. Minus this is a membership score.
+
+    Raises
+    ------
+    InputError
+        If the pairs do not suit the generator, or a level is out of range.
+    """
+    _check(generator, pairs, levels, draws)
+    signals, classes = generator.signals(pairs), generator.known_classes(pairs.labels).to(generator.device)
+    total = np.zeros(len(pairs))
+    chance = [seeded(seed, name) for name in pairs.ids.tolist()]
+    with torch.inference_mode():
+        for level in np.repeat(levels, draws).tolist():
+            for start in range(0, len(pairs), BATCH):
+                rows = slice(start, start + BATCH)
+                clean = signals[rows].to(generator.device)
+                noise = torch.stack([torch.randn(signals.shape[1:], generator=each) for each in chance[rows]])
+                noise, kept = noise.to(clean), torch.full((len(clean),), level).to(clean)
+                found = generator.noise_in(noised(clean, kept, noise), kept, classes[rows])
+                total[rows] += (found - noise).square().mean(dim=(1, 2, 3)).double().cpu().numpy()
+    return total / (len(levels) * draws)
+
+
+def closest_record(synthetic: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Return the distance of each record to the nearest synthetic one, (n,). Minus this is a membership score.
+
+    Parameters
+    ----------
+    synthetic
+        (m, d) features of synthetic records; m at least 1.
+    features
+        (n, d) features of the records that are asked about.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    synthetic, features = np.asarray(synthetic, dtype=np.float64), np.asarray(features, dtype=np.float64)
+    if not len(synthetic):
+        raise InputError("there is no synthetic record to be near to", value=0)
+    if synthetic.shape[1:] != features.shape[1:]:
+        raise InputError("synthetic and real records have different features", value=(synthetic.shape, features.shape))
+    return NearestNeighbors(n_neighbors=1).fit(synthetic).kneighbors(features)[0][:, 0]
+
+
+def _check(generator: Generator, pairs: Pairs, levels: tuple[float, ...], draws: int) -> None:
+    """Refuse pairs that the generator cannot have been trained on, and levels without noise or signal."""
+    found, known = pairs.images.shape[1:], (generator.side, generator.side, generator.colours)
+    if found != known:
+        raise InputError("images have another size than the generator's", value=found, expected=str(known))
+    if pairs.scheme != generator.scheme:
+        raise InputError(
+            "images have other classes or mask levels than the generator's",
+            value=list(pairs.scheme.classes),
+            expected=", ".join(generator.scheme.classes),
+        )
+    if generator.plan.kind == "joint" and not pairs.has_mask.all():
+        raise InputError(
+            "the generator knows images with masks, and some have none", value=str(pairs.ids[~pairs.has_mask][0])
+        )
+    if draws < 1 or not levels or not all(0 < level < 1 for level in levels):
+        raise InputError("levels must lie between 0 and 1, and draws be at least one", value=(tuple(levels), draws))
+
+
+# ---- memorisation
+
 
 DRAWS = 1000
 
@@ -86,8 +184,10 @@ def memorised(
     if not 0 < quantile < 1:
         raise InputError("is no share", field="quantile", value=quantile, expected="between 0 and 1")
     if (train.patients == "").any():
-        msg = "a training image has no patient, and memorisation is counted by patient"
-        raise InputError(msg, value=str(train.ids[train.patients == ""][0]))
+        raise InputError(
+            "a training image has no patient, and memorisation is counted by patient",
+            value=str(train.ids[train.patients == ""][0]),
+        )
     check_apart(train, held_out)
     known = features(train)
     unseen, unseen_index = distances(features(held_out), known)
@@ -161,6 +261,7 @@ def nearest_figure(found: Memorised, synthetic: Pairs, train: Pairs, *, n: int =
             axes[1, column].set_xlabel(row["record"].replace(":", "\n"), fontsize=7.5)
         axes[0, 0].set_ylabel("synthetic")
         axes[1, 0].set_ylabel("nearest real")
-        figure.suptitle(f"nearest pairs; nearer than {found.threshold:.2f} counts as copied", fontsize=9.5, x=0.01,
-                        ha="left")  # fmt: skip
+        figure.suptitle(
+            f"nearest pairs; nearer than {found.threshold:.2f} counts as copied", fontsize=9.5, x=0.01, ha="left"
+        )
     return figure

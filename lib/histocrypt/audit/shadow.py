@@ -22,11 +22,19 @@ from typing import Any
 
 import numpy as np
 
-from histocrypt.atomic import atomic_path
-from histocrypt.audit.attacks import calibrated, in_and_out, lira, loss_threshold
 from histocrypt.audit.controls import Shuffled
-from histocrypt.audit.membership import FEWEST_PATIENTS, curves, divisible, draw_weights
+from histocrypt.audit.membership import (
+    FEWEST_PATIENTS,
+    calibrated,
+    curves,
+    divisible,
+    draw_weights,
+    in_and_out,
+    lira,
+    loss_threshold,
+)
 from histocrypt.errors import InputError, unknown_name
+from histocrypt.files import atomic_path
 
 TrainOne = Callable[[np.ndarray, int], Callable[[], np.ndarray]]
 """Trains on the records of a (n,) bool mask with a seed; returns what gives the (n,) losses of all records."""
@@ -130,8 +138,10 @@ def shadow_losses(
             own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
             found = np.asarray(train_one(mask, own_seed)(), dtype=np.float64)
             if found.shape[:1] != mask.shape or not np.isfinite(found).all():
-                msg = f"a shadow model gave {found.shape} losses, {int((~np.isfinite(found)).sum())} not finite"
-                raise InputError(msg, expected=f"{mask.shape}, all finite")
+                raise InputError(
+                    f"a shadow model gave {found.shape} losses, {int((~np.isfinite(found)).sum())} not finite",
+                    expected=f"{mask.shape}, all finite",
+                )
             if file is not None:
                 _keep(file, found, mask, facts)
         losses.append(found)

@@ -42,8 +42,11 @@ class Source:
 HER2ST_COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
 """The state of the authors' repository that is fetched; its file list carries a checksum for each file."""
 
-_HER2ST = tuple(f"{patient}{number}" for patient, last in zip("ABCDEFGH", (6, 6, 6, 6, 3, 3, 3, 3), strict=True)
-                for number in range(1, last + 1))  # fmt: skip
+_HER2ST = tuple(
+    f"{patient}{number}"
+    for patient, last in zip("ABCDEFGH", (6, 6, 6, 6, 3, 3, 3, 3), strict=True)
+    for number in range(1, last + 1)
+)
 
 _SPACE_RANGER_1_1 = (
     "V1_Adult_Mouse_Brain",
@@ -90,8 +93,10 @@ SOURCES = {
             "her2st",
             "HER2-positive breast tumours: 36 sections of 8 patients, ST arrays",
             homepage="https://github.com/almaan/her2st",
-            hosts={"api": "https://api.github.com/repos/almaan/her2st",
-                   "raw": "https://raw.githubusercontent.com/almaan/her2st"},
+            hosts={
+                "api": "https://api.github.com/repos/almaan/her2st",
+                "raw": "https://raw.githubusercontent.com/almaan/her2st",
+            },
             licence="CC BY 4.0",
             licence_url="https://creativecommons.org/licenses/by/4.0/",
             citation="Andersson A. et al., Spatial deconvolution of HER2-positive breast cancer delineates "
@@ -139,7 +144,7 @@ SOURCES = {
             note="needs your own Hugging Face token (HF_TOKEN or --token-file), after accepting the terms on its page.",
         ),
     )
-}  # fmt: skip
+}
 """What can be downloaded, by the name used on the command line."""
 
 
@@ -153,8 +158,11 @@ def source_named(name: str) -> Source:
 def accept(source: Source, *, accepted: bool) -> None:
     """Refuse to go on where a licence must be accepted by hand and is not."""
     if source.terms and not accepted:
-        msg = f"{source.name} is under {source.licence}: {source.terms}"
-        raise InputError(msg, file=source.licence_url, fix="repeat with --accept-licence if you accept that")
+        raise InputError(
+            f"{source.name} is under {source.licence}: {source.terms}",
+            file=source.licence_url,
+            fix="repeat with --accept-licence if you accept that",
+        )
 
 
 def about(source: Source) -> str:

@@ -8,20 +8,234 @@ import json
 import os
 import re
 import shutil
+import tarfile
 import time
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import IO
+from types import TracebackType
+from typing import IO, Any
 
+import httpx
 from tqdm.auto import tqdm
 
-from histocrypt.atomic import write_json
-from histocrypt.download.checksum import matches, record, recorded
-from histocrypt.download.web import Interrupted, Web, refuse, shown
 from histocrypt.errors import InputError
+from histocrypt.files import matches, record, recorded, write_json
+
+# ---- web
+# HTTPS requests that stay where they may go, and sentences for what a server does wrong.
+
+
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+PASSING = {408, 425, 429, 500, 502, 503, 504}
+"""Answers that may be different a moment later."""
+MAX_REDIRECTS = 6
+MAX_WAIT_S = 60.0
+MAX_JSON_BYTES = 64 * 2**20
+
+
+class Interrupted(Exception):
+    """The server gave up in the middle, or said to come back later."""
+
+    def __init__(self, reason: str, *, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+class Web:
+    """A client for downloads.
+
+    Plain http is used with this machine only, and a redirect to another host must lead to https. No certificate is ever
+    taken on trust.
+
+    Parameters
+    ----------
+    token
+        Access token; it is sent to ``token_host`` alone, whatever a listing or a redirect says, and shown nowhere.
+    token_host
+        Address of the host that the token belongs to.
+    connect_s, read_s
+        How long to wait for a connection, and for the next bytes of an answer, seconds.
+    attempts
+        How often to try in a row without a single new byte.
+    wait
+        Sleeps between attempts; a parameter so that tests need not.
+    """
+
+    def __init__(
+        self,
+        *,
+        token: str | None = None,
+        token_host: str | None = None,
+        connect_s: float = 20.0,
+        read_s: float = 60.0,
+        attempts: int = 5,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.read_s, self.attempts, self.wait = read_s, attempts, wait
+        self._token = token if token_host else None
+        self._token_origin = _origin(httpx.URL(token_host)) if token_host else None
+        self._listings: dict[str, tuple[Any, httpx.Headers]] = {}
+        timeout = httpx.Timeout(read_s, connect=connect_s)
+        headers = {"User-Agent": "histocrypt", "Accept-Encoding": "identity"}
+        self._client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
+
+    def __enter__(self) -> Web:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._client.close()
+
+    @contextmanager
+    def request(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: dict[str, str] | None = None,
+        **content: Any,
+    ) -> Iterator[httpx.Response]:
+        """Send a request and yield the answer, whatever its status, its body unread.
+
+        Raises
+        ------
+        InputError
+            If the address, or a redirect, leads where it must not.
+        Interrupted
+            If the connection fails; also when that happens while the caller reads.
+        """
+        try:
+            address = httpx.URL(url)
+            _check_address(address)
+            for _ in range(MAX_REDIRECTS):
+                own = dict(headers or {})
+                if self._token and _origin(address) == self._token_origin:
+                    own["Authorization"] = f"Bearer {self._token}"
+                with self._client.stream(method, address, headers=own, **content) as response:
+                    if not response.has_redirect_location:
+                        yield response
+                        return
+                    target = address.join(response.headers["Location"])
+                check_redirect(address, target)
+                address = target
+        except httpx.ConnectTimeout as error:
+            raise Interrupted("no connection in time") from error
+        except httpx.TimeoutException as error:
+            raise Interrupted(f"nothing came for {self.read_s:g} s") from error
+        except httpx.ConnectError as error:
+            raise Interrupted(f"cannot be reached ({error})") from error
+        except httpx.RequestError as error:
+            raise Interrupted(f"the connection broke ({error})") from error
+        except httpx.InvalidURL as error:
+            raise InputError(f"address is none ({error})", value=url.partition("?")[0][:200]) from error
+        raise InputError("leads in a circle of redirects", file=shown(url))
+
+    def json(self, url: str, *, method: str = "GET", **content: Any) -> tuple[Any, httpx.Headers]:
+        """Return the content of a JSON answer and its headers; a listing is asked for once. Tries again if needed."""
+        if url in self._listings and method == "GET":
+            return self._listings[url]
+        for attempt in range(self.attempts):
+            try:
+                with self.request(url, method=method, **content) as response:
+                    refuse(response, url)
+                    body = b""
+                    for part in response.iter_bytes():
+                        body += part
+                        if len(body) > MAX_JSON_BYTES:
+                            raise InputError("listing is too long to be one", file=shown(url))
+                    answer = _parsed(body), response.headers
+                if method == "GET":
+                    self._listings[url] = answer
+                return answer
+            except Interrupted as error:
+                if attempt + 1 == self.attempts:
+                    raise InputError(
+                        f"{error}, {self.attempts} times", file=shown(url), fix="check the network, or try again later"
+                    ) from error
+                self.pause(attempt, error)
+        raise ValueError("no attempt was allowed")
+
+    def size(self, url: str) -> int | None:
+        """Return what a file weighs by its headers, bytes; None where the server does not tell."""
+        try:
+            with self.request(url, method="HEAD") as response:
+                length = response.headers.get("Content-Length", "")
+                return int(length) if response.status_code == HTTPStatus.OK and length.isdigit() else None
+        except Interrupted:
+            return None
+
+    def pause(self, attempt: int, error: Interrupted) -> None:
+        """Wait before the next attempt: longer each time, and at least as long as the server asks."""
+        self.wait(min(MAX_WAIT_S, max(error.wait_s, 2.0**attempt)))
+
+
+def refuse(response: httpx.Response, url: str) -> None:
+    """Raise for an answer that is none: `Interrupted` where it may pass, else `InputError`."""
+    status = response.status_code
+    if status < 400:
+        return
+    after = response.headers.get("Retry-After", "")
+    if status in PASSING:
+        raise Interrupted(f"the server answers {status}", wait_s=float(after) if after.isdigit() else 0.0)
+    if status in {404, 410}:
+        raise InputError(f"is not there (the server answers {status})", file=shown(url))
+    if status in {401, 403}:
+        if response.headers.get("X-RateLimit-Remaining") == "0":
+            raise InputError(
+                f"the server allows no more requests for now ({status})", file=shown(url), fix="try again in an hour"
+            )
+        raise InputError(
+            f"access is refused ({status})",
+            file=shown(url),
+            fix="accept the terms on the data set's page, and give a valid token",
+        )
+    raise InputError(f"the server answers {status}", file=shown(url))
+
+
+def shown(url: str) -> str:
+    """Return an address as messages show it: without its query, which may hold a signature, and without a password."""
+    address = httpx.URL(url)
+    port = f":{address.port}" if address.port else ""
+    return f"{address.scheme}://{address.host}{port}{address.path}"
+
+
+def check_redirect(here: httpx.URL, target: httpx.URL) -> None:
+    """Refuse a redirect that leaves the server unless it leads to https."""
+    if target.scheme != "https" and _origin(here) != _origin(target):
+        raise InputError(
+            "is redirected to another host without https",
+            file=shown(str(here)),
+            value=shown(str(target)),
+            fix="it is not followed",
+        )
+
+
+def _check_address(address: httpx.URL) -> None:
+    local = address.scheme == "http" and address.host in LOOPBACK
+    if (address.scheme != "https" and not local) or not address.host:
+        raise InputError(
+            "address is not https", file=shown(str(address)) if address.host else str(address), expected="https://..."
+        )
+
+
+def _origin(address: httpx.URL) -> tuple[str, str, int | None]:
+    return address.scheme, address.host, address.port
+
+
+def _parsed(body: bytes) -> Any:
+    import json
+
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise Interrupted("the listing is cut off or no JSON") from error
+
+
+# ---- transfer
+
 
 SPARE_BYTES = 64 * 2**20
 """Disk space that a download leaves free."""
@@ -71,8 +285,9 @@ def fetch(web: Web, file: RemoteFile, folder: Path, *, progress: bool = True) ->
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        msg = f"folder cannot be written ({error.strerror})"
-        raise InputError(msg, file=target.parent, fix="choose another with --to") from error
+        raise InputError(
+            f"folder cannot be written ({error.strerror})", file=target.parent, fix="choose another with --to"
+        ) from error
     known = file.digest or recorded(target)
     if target.is_file() and (present := _present(target, file, known)):
         return present
@@ -83,8 +298,11 @@ def fetch(web: Web, file: RemoteFile, folder: Path, *, progress: bool = True) ->
             how = "resumed" if _download(web, file, partial, progress=progress) else "fetched"
             if not matches(partial.path, file.digest):
                 partial.remove()
-                msg = f"has the wrong checksum, twice; what came was deleted (published: {file.digest})"
-                raise InputError(msg, file=shown(file.url), fix="try again later, or tell the host")
+                raise InputError(
+                    f"has the wrong checksum, twice; what came was deleted (published: {file.digest})",
+                    file=shown(file.url),
+                    fix="try again later, or tell the host",
+                )
         os.replace(partial.path, target)
         partial.remove()
     if file.digest is not None:
@@ -99,8 +317,9 @@ def confined(folder: Path, name: str) -> Path:
     bad = not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or ":" in parts[0]
     path = folder.joinpath(*parts)
     if bad or not path.resolve().is_relative_to(folder.resolve()):
-        msg = "name leads out of the folder"
-        raise InputError(msg, file=folder, value=name, expected="a relative path without '..'")
+        raise InputError(
+            "name leads out of the folder", file=folder, value=name, expected="a relative path without '..'"
+        )
     return path
 
 
@@ -117,8 +336,11 @@ def need_space(folder: Path, needed: int, what: str) -> None:
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if needed + SPARE_BYTES > free:
-        msg = f"not enough disk space for {what}: {_size(needed)} are needed, {_size(free)} are free"
-        raise InputError(msg, file=folder, fix="make room, or choose another folder with --to")
+        raise InputError(
+            f"not enough disk space for {what}: {_size(needed)} are needed, {_size(free)} are free",
+            file=folder,
+            fix="make room, or choose another folder with --to",
+        )
 
 
 def left_to_fetch(file: RemoteFile, folder: Path) -> int:
@@ -192,14 +414,14 @@ def _partial(target: Path) -> Iterator[_Partial]:
         try:
             file = path.open("ab", buffering=0)
         except OSError as error:
-            msg = f"cannot be written ({error.strerror})"
-            raise InputError(msg, file=path, fix="choose another folder with --to") from error
+            raise InputError(
+                f"cannot be written ({error.strerror})", file=path, fix="choose another folder with --to"
+            ) from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                msg = "is being downloaded by another process"
-                raise InputError(msg, file=target, fix="wait for it") from None
+                raise InputError("is being downloaded by another process", file=target, fix="wait for it") from None
             # Between opening and locking, another process may have finished and moved the file to its place.
             if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
                 yield _Partial(path, file)
@@ -217,14 +439,18 @@ def _download(web: Web, file: RemoteFile, partial: _Partial, *, progress: bool) 
             failed = 0 if partial.size - before >= ENOUGH else failed + 1
             if failed >= web.attempts:
                 kept = f"; the first {_size(partial.size)} are kept" if partial.size else ""
-                msg = f"{error}, {failed} times{kept}"
-                raise InputError(msg, file=shown(file.url), fix="the same command goes on from there") from error
+                raise InputError(
+                    f"{error}, {failed} times{kept}", file=shown(file.url), fix="the same command goes on from there"
+                ) from error
             web.pause(failed, error)
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
                 raise
-            msg = f"the disk is full; the first {_size(partial.size)} are kept"
-            raise InputError(msg, file=partial.path, fix="make room, and repeat the same command") from error
+            raise InputError(
+                f"the disk is full; the first {_size(partial.size)} are kept",
+                file=partial.path,
+                fix="make room, and repeat the same command",
+            ) from error
 
 
 def _attempt(web: Web, file: RemoteFile, partial: _Partial, *, progress: bool) -> bool:
@@ -278,8 +504,16 @@ def _goes_on(headers: Mapping[str, str], start: int, known: Mapping[str, str] | 
 def _append(web: Web, blocks: Iterator[bytes], partial: _Partial, total: int | None, *, progress: bool) -> None:
     """Append what comes; a server that nearly stops counts as one that stopped."""
     began, came = time.monotonic(), 0
-    with tqdm(total=total, initial=partial.size, unit="B", unit_scale=True, unit_divisor=1024, leave=False,
-              desc=partial.path.stem, disable=None if progress else True) as bar:  # fmt: skip
+    with tqdm(
+        total=total,
+        initial=partial.size,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        leave=False,
+        desc=partial.path.stem,
+        disable=None if progress else True,
+    ) as bar:
         for block in blocks:
             partial.file.write(block)
             bar.update(len(block))
@@ -299,3 +533,60 @@ def _size(count: int) -> str:
         if count >= divisor:
             return f"{count / divisor:.1f} {unit}"
     return f"{count} bytes"
+
+
+# ---- archive
+# Archives of others, unpacked where they belong and nowhere else.
+
+
+MAX_FILES = 10_000
+MAX_BYTES = 8 * 2**30
+
+
+def unpack(archive: Path, folder: Path, *, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> Path:
+    """Unpack a ``.tar`` or ``.tar.gz`` whose members all lie in one folder, and return that folder.
+
+    It is unpacked beside its place and moved there when whole; what was there before is replaced.
+
+    Raises
+    ------
+    InputError
+        If the archive is damaged or too large, or a member is a link or device or leads out of the folder.
+    """
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        with tarfile.open(archive, "r:*") as tar:
+            files, size = 0, 0
+            for member in tar:
+                path = confined(draft, member.name.removeprefix("./") or folder.name)
+                if path != draft / folder.name and draft / folder.name not in path.parents:
+                    raise InputError(f"archive holds more than {folder.name}/", file=archive, value=member.name)
+                if member.isdir():
+                    continue
+                if not member.isreg():
+                    raise InputError(
+                        "archive holds a link or a device", file=archive, value=member.name, expected="plain files"
+                    )
+                files, size = files + 1, size + member.size
+                if files > max_files or size > max_bytes:
+                    raise InputError(
+                        f"archive is too large: more than {max_files} files or {max_bytes:,} bytes",
+                        file=archive,
+                        value=member.name,
+                    )
+                need_space(folder.parent, member.size, member.name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with tar.extractfile(member) as source, path.open("xb") as made:
+                    shutil.copyfileobj(source, made, 2**20)
+        if not files:
+            raise InputError("archive is empty", file=archive)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft / folder.name, folder)
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise InputError(
+            f"archive cannot be unpacked ({error})", file=archive, fix="delete it and download it again"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder

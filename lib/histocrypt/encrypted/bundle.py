@@ -12,18 +12,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from histocrypt.atomic import read_json, write_json
 from histocrypt.encrypted.packing import Layout, blocked, spots_side_by_side
 from histocrypt.encrypted.parameters import Parameters, check_security
 from histocrypt.errors import InputError
+from histocrypt.files import read_json, write_json
 
 FORMAT, VERSION = "histocrypt encrypted client", 1
 REQUIRED = {
-    "model": str, "title": str, "sees": str, "parameters": dict, "rotations": list, "moduli": list, "level": int,
-    "input": dict, "outputs": list, "batch": int, "input_range": list, "output_range": list, "panel": dict,
-    "transforms": list, "geometry": dict, "preprocessing": dict, "stain": dict, "normalisation": dict, "study": dict,
-    "fold": str, "seed": int, "weights_sha256": str,
-}  # fmt: skip
+    "model": str,
+    "title": str,
+    "sees": str,
+    "parameters": dict,
+    "rotations": list,
+    "moduli": list,
+    "level": int,
+    "input": dict,
+    "outputs": list,
+    "batch": int,
+    "input_range": list,
+    "output_range": list,
+    "panel": dict,
+    "transforms": list,
+    "geometry": dict,
+    "preprocessing": dict,
+    "stain": dict,
+    "normalisation": dict,
+    "study": dict,
+    "fold": str,
+    "seed": int,
+    "weights_sha256": str,
+}
 
 
 @dataclass(frozen=True)
@@ -111,16 +129,22 @@ def load_client(path: str | Path) -> Client:
 def parse_client(content: Any, *, file: Path | str) -> Client:
     """Check the content of a client part; see `load_client`."""
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
-        msg = "is not the public part of a compiled model, or of another version"
-        raise InputError(msg, file=file, expected="client.json as `histocrypt fhe compile` writes it")
+        raise InputError(
+            "is not the public part of a compiled model, or of another version",
+            file=file,
+            expected="client.json as `histocrypt fhe compile` writes it",
+        )
     about = {key: value for key, value in content.items() if key not in ("format", "version", "hash")}
     if content.get("hash") != hash_of(about):
-        msg = "was changed since the model was compiled"
-        raise InputError(msg, file=file, field="hash", fix="ask the model's owner for it again")
+        raise InputError(
+            "was changed since the model was compiled",
+            file=file,
+            field="hash",
+            fix="ask the model's owner for it again",
+        )
     for key, kind in REQUIRED.items():
         if not isinstance(about.get(key), kind):
-            msg = "is missing or of the wrong type"
-            raise InputError(msg, file=file, field=key, expected=kind.__name__)
+            raise InputError("is missing or of the wrong type", file=file, field=key, expected=kind.__name__)
     parameters = Parameters.from_dict(about["parameters"])
     check_security(parameters, file=file)
     return Client(about, parameters, Path(file))
@@ -158,10 +182,13 @@ def load_bundle(folder: str | Path) -> Bundle:
     client = load_client(folder / "client.json")
     server = read_json(folder / "server" / "server.json")
     if not isinstance(server, dict) or server.get("client") != client.hash:
-        msg = "the server part belongs to another client part"
-        raise InputError(msg, file=folder, field="server/server.json", fix="compile the model again")
+        raise InputError(
+            "the server part belongs to another client part",
+            file=folder,
+            field="server/server.json",
+            fix="compile the model again",
+        )
     model = folder / "server" / "model.orion"
     if not model.is_file() or model.stat().st_size != server.get("file_bytes"):
-        msg = "the compiled network is missing or was cut short"
-        raise InputError(msg, file=model, fix="compile the model again")
+        raise InputError("the compiled network is missing or was cut short", file=model, fix="compile the model again")
     return Bundle(folder, client, server)

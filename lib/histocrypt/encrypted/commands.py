@@ -110,14 +110,21 @@ def serve(
     scratch: Annotated[Path | None, typer.Option(help="Where keys lie while they are uploaded.")] = None,
 ) -> None:
     """Serve a compiled model over HTTP(S) (evaluator)."""
-    from histocrypt.encrypted.service import serve
+    from histocrypt.encrypted.server import serve
     from histocrypt.encrypted.sessions import Limits
 
     serve(
-        bundle, host=host, port=port, token_file=token_file, certificate=certificate, private_key=private_key,
-        insecure_http=insecure_http, workers=workers, scratch=scratch,
+        bundle,
+        host=host,
+        port=port,
+        token_file=token_file,
+        certificate=certificate,
+        private_key=private_key,
+        insecure_http=insecure_http,
+        workers=workers,
+        scratch=scratch,
         limits=Limits(sessions, ciphertexts, per_minute, 60 * idle_minutes),
-    )  # fmt: skip
+    )
 
 
 @app.command()
@@ -142,12 +149,21 @@ def send(
     ] = False,
 ) -> None:
     """Encrypt a section, have a server predict it, decrypt the answer (key owner)."""
-    from histocrypt.encrypted.remote import send_section
+    from histocrypt.encrypted.client import send_section
 
     typer.echo(
         send_section(
-            section, server=server, token_file=token_file, keys=keys, output=output, noise=noise,
-            certificate_authority=certificate_authority, insecure_http=insecure_http,
-            image=image, um_per_px=um_per_px, panel=panel, skip_out_of_range=skip_out_of_range,
+            section,
+            server=server,
+            token_file=token_file,
+            keys=keys,
+            output=output,
+            noise=noise,
+            certificate_authority=certificate_authority,
+            insecure_http=insecure_http,
+            image=image,
+            um_per_px=um_per_px,
+            panel=panel,
+            skip_out_of_range=skip_out_of_range,
         )
-    )  # fmt: skip
+    )

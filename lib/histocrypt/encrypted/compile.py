@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from histocrypt.atomic import write_json
 from histocrypt.encrypted import engine
-from histocrypt.encrypted.affine import Affine, linear, scaling
 from histocrypt.encrypted.bundle import hash_of, input_layout, write_client
-from histocrypt.encrypted.lowering import Lowered, lower
+from histocrypt.encrypted.lowering import Affine, Lowered, linear, lower, scaling
 from histocrypt.encrypted.packing import Layout, best_ratio, blocked, diagonals, spots_side_by_side
 from histocrypt.encrypted.parameters import SECURITY_BITS, Parameters, check_security, choose
 from histocrypt.errors import InputError
+from histocrypt.files import write_json
 
 if TYPE_CHECKING:
-    from histocrypt.training.artifacts import TrainedModel
+    from histocrypt.pipeline.checkpoints import TrainedModel
 
 MARGIN = 0.25
 """The calibrated range is widened by this share of itself on both sides."""
@@ -77,9 +76,11 @@ def assemble(lowered: Lowered, parameters: Parameters, layouts: Sequence[Layout]
         }
         blobs |= {f"bias_{row}": lambda values=values: values.tobytes() for row, values in enumerate(bias)}
         config = {
-            "bsgs_ratio": float(1 << log_ratio), "output_rotations": folds,
-            "num_input_cts": source.ciphertexts, "num_output_cts": target.ciphertexts,
-        }  # fmt: skip
+            "bsgs_ratio": float(1 << log_ratio),
+            "output_rotations": folds,
+            "num_input_cts": source.ciphertexts,
+            "num_output_cts": target.ciphertexts,
+        }
         nodes.append(engine.Node(f"linear{number}", "linear_transform", level, previous, config, blobs))
         true, claimed, level, previous = aim, after, level - 1, (f"linear{number}",)
         if number < last:
@@ -109,7 +110,7 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     InputError
         If the model cannot be evaluated on ciphertexts, or its training tiles are not beside it.
     """
-    from histocrypt.training.artifacts import load_model
+    from histocrypt.pipeline.checkpoints import load_model
 
     model = load_model(model_folder, device="cpu")
     described, lowered = lowered_model(model)
@@ -118,15 +119,22 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     input_range, output_range, largest = _calibrate(model, described, lowered)
     room = 2.0 ** (parameters.logq[0] - parameters.log_scale - 1)
     if 2 * max(map(abs, output_range)) > room:
-        msg = "outputs are too large for the first prime of the parameters"
-        raise InputError(msg, file=model_folder, value=max(map(abs, output_range)), expected=f"at most {room / 2:g}")
+        raise InputError(
+            "outputs are too large for the first prime of the parameters",
+            file=model_folder,
+            value=max(map(abs, output_range)),
+            expected=f"at most {room / 2:g}",
+        )
     about = {
-        "model": model.about["model"], "title": model.about.get("title", model.about["model"]),
-        "outputs": model.about["outputs"], "input_range": input_range, "output_range": output_range,
+        "model": model.about["model"],
+        "title": model.about.get("title", model.about["model"]),
+        "outputs": model.about["outputs"],
+        "input_range": input_range,
+        "output_range": output_range,
         **described,
         **{key: model.about[key] for key in PUBLIC},
         "weights_sha256": model.about["weights"]["sha256"],
-    }  # fmt: skip
+    }
     private = {"model": str(Path(model_folder).resolve()), "largest_before_square": largest}
     write_bundle(Path(output), compiled, about, private)
     return (
@@ -176,9 +184,12 @@ def write_bundle(output: Path, compiled: Compiled, about: dict[str, Any], privat
     parameters = compiled.parameters
     about = {
         **about,
-        "parameters": parameters.to_dict(), "security_bits": SECURITY_BITS, "rotations": sorted(compiled.rotations),
-        "moduli": [str(prime) for prime in compiled.moduli], "level": compiled.nodes[0].level,
-    }  # fmt: skip
+        "parameters": parameters.to_dict(),
+        "security_bits": SECURITY_BITS,
+        "rotations": sorted(compiled.rotations),
+        "moduli": [str(prime) for prime in compiled.moduli],
+        "level": compiled.nodes[0].level,
+    }
     about = json.loads(json.dumps(about))
     server = output / "server"
     server.mkdir(parents=True, exist_ok=True)
@@ -192,10 +203,14 @@ def write_bundle(output: Path, compiled: Compiled, about: dict[str, Any], privat
     write_json(
         server / "server.json",
         {
-            "client": hash_of(about), "file_bytes": path.stat().st_size, "sha256": _sha256(path),
-            "encoded_bytes": compiled.encoded_bytes, "diagonals": compiled.diagonals, **private,
+            "client": hash_of(about),
+            "file_bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+            "encoded_bytes": compiled.encoded_bytes,
+            "diagonals": compiled.diagonals,
+            **private,
         },
-    )  # fmt: skip
+    )
 
 
 def lowered_model(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:
@@ -211,31 +226,41 @@ def lowered_model(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:
     if about["kind"] == "network":
         network = model.predictor.network
         if not hasattr(network, "layers"):
-            msg = "this network was not made for encrypted evaluation"
             raise InputError(
-                msg, file=model.folder, field="model", value=about["model"], expected="fhe_cnn or fhe_head"
+                "this network was not made for encrypted evaluation",
+                file=model.folder,
+                field="model",
+                value=about["model"],
+                expected="fhe_cnn or fhe_head",
             )
         side = about["geometry"]["input_px"]
         lowered = lower(network, (3, side, side))
         mean, sd = np.asarray(state["pixel_moments"], dtype=float)
         described = {
-            "sees": "tiles", "batch": 1,
+            "sees": "tiles",
+            "batch": 1,
             "input": {"kind": "tiles", "shape": [3, side, side], "factors": lowered.strides},
             "normalisation": {"by_section": by_section, "mean": mean.tolist(), "sd": sd.tolist()},
-        }  # fmt: skip
+        }
     elif "axes" in state and "coefficient" in state:
         axes, coefficient = state["axes"].astype(float), state["coefficient"].astype(float)
         weight = (axes @ coefficient).T
         offset = state["intercept"].astype(float) - weight @ state["centre"].astype(float)
         lowered = Lowered([linear(weight, offset, (len(axes),))], [])
         described = {
-            "sees": "features", "batch": HEAD_BATCH,
+            "sees": "features",
+            "batch": HEAD_BATCH,
             "input": {"kind": "features", "shape": [len(axes), HEAD_BATCH], "encoder": model.predictor.encoder},
             "normalisation": {"by_section": by_section, "mean": state["mean"].tolist(), "sd": state["sd"].tolist()},
-        }  # fmt: skip
+        }
     else:
-        msg = "this model cannot be evaluated on ciphertexts"
-        raise InputError(msg, file=model.folder, field="model", value=about["model"], expected="fhe_cnn or fhe_head")
+        raise InputError(
+            "this model cannot be evaluated on ciphertexts",
+            file=model.folder,
+            field="model",
+            value=about["model"],
+            expected="fhe_cnn or fhe_head",
+        )
     units = scaling(model.scaling.sd.astype(float), model.scaling.mean.astype(float), lowered.maps[-1].target)
     return described, Lowered([*lowered.maps[:-1], lowered.maps[-1].then(units)], lowered.strides)
 
@@ -269,20 +294,21 @@ def _calibrate(
 
 def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[np.ndarray]:
     """Yield what the network was trained on, as it enters the network, a section at a time."""
-    from histocrypt.encrypted.inputs import network_inputs
+    from histocrypt.data.load import normalised_chunks, section_features, spot_names
+    from histocrypt.encrypted.key_owner import network_inputs
     from histocrypt.paths import RunFolder
     from histocrypt.tissue.stain import StainStatistics
     from histocrypt.tissue.tiles import read_tiles
-    from histocrypt.training.spots import normalised_chunks, section_features, spot_names
 
     run = RunFolder(model.folder.resolve().parents[2])
     stain = model.about["stain"]
     reference = StainStatistics.from_dict(stain["reference"], file=model.folder / "model.json")
     for section in model.about["train_sections"]:
         if not run.tiles(section).is_file() or not run.stain(section).is_file():
-            msg = "the tiles that this model was trained on calibrate its input range, and they are not here"
             raise InputError(
-                msg, file=run.tiles(section), fix="compile the model inside the run folder it was trained in"
+                "the tiles that this model was trained on calibrate its input range, and they are not here",
+                file=run.tiles(section),
+                fix="compile the model inside the run folder it was trained in",
             )
         tiles, barcodes = read_tiles(run.tiles(section))[:2]
         own = StainStatistics.load(run.stain(section))

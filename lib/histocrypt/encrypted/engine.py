@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from histocrypt.atomic import atomic_path
 from histocrypt.encrypted.parameters import Parameters
 from histocrypt.errors import InputError
+from histocrypt.files import atomic_path
 
 VERSIONS = {"orion-v2-lattigo": "6.2.4", "orion-v2-evaluator": "2.1.8"}
 MAGIC = b"ORION\x00\x02\x00"
@@ -45,9 +45,8 @@ def check() -> None:
         except PackageNotFoundError:
             found = None
         if found != wanted:
-            msg = "encrypted inference needs this very version of its engine"
             raise InputError(
-                msg,
+                "encrypted inference needs this very version of its engine",
                 field=package,
                 value=found or "not installed",
                 expected=wanted,
@@ -99,14 +98,17 @@ def write_model(path: Path, parameters: Parameters, nodes: Sequence[Node], rotat
         "output": nodes[-1].name,
         "nodes": [
             {
-                "name": node.name, "op": node.op, "level": node.level, "depth": 0 if node.op == "add" else 1,
+                "name": node.name,
+                "op": node.op,
+                "level": node.level,
+                "depth": 0 if node.op == "add" else 1,
                 "config": node.config,
                 **({"blob_refs": {name: number[node.name, name] for name in node.blobs}} if node.blobs else {}),
             }
             for node in nodes
         ],
         "edges": [{"src": source, "dst": node.name} for node in nodes for source in node.inputs],
-    }  # fmt: skip
+    }
     meta = {
         "version": 2,
         "params": engine_parameters(parameters),
@@ -192,9 +194,14 @@ class KeyOwner:
         self.parameters = parameters
         given = engine_parameters(parameters)
         self._ckks = ckks.Parameters(
-            parameters.logn, list(parameters.logq), list(parameters.logp), parameters.log_scale, parameters.ring,
-            h=given["h"], log_nth_root=parameters.bootstrapping.logn + 1 if parameters.bootstrapping else 0,
-        )  # fmt: skip
+            parameters.logn,
+            list(parameters.logq),
+            list(parameters.logp),
+            parameters.log_scale,
+            parameters.ring,
+            h=given["h"],
+            log_nth_root=parameters.bootstrapping.logn + 1 if parameters.bootstrapping else 0,
+        )
         self._encoder = ckks.Encoder(self._ckks)
         self._generator = rlwe.KeyGenerator(self._ckks)
         self._secret = rlwe.SecretKey.unmarshal_binary(secret) if secret else None
@@ -265,9 +272,13 @@ class KeyOwner:
         values = np.ascontiguousarray(values, dtype=np.float64)
         error = ctypes.c_char_p(None)
         handle = ffi._lib_call().EncoderEncode(
-            self._encoder._handle.raw, values.ctypes.data_as(ctypes.POINTER(ctypes.c_double)), len(values), level,
-            1 << self.parameters.log_scale, ctypes.byref(error),
-        )  # fmt: skip
+            self._encoder._handle.raw,
+            values.ctypes.data_as(ctypes.POINTER(ctypes.c_double)),
+            len(values),
+            level,
+            1 << self.parameters.log_scale,
+            ctypes.byref(error),
+        )
         ffi._check_err(error)
         with (
             rlwe.Plaintext(ffi.GoHandle(handle, tag="Plaintext")) as plain,

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from histocrypt.atomic import read_json, write_json
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Bundle, load_bundle
-from histocrypt.encrypted.ciphertext_form import check_ciphertext
-from histocrypt.encrypted.key_form import check_evaluation_keys
+from histocrypt.encrypted.messages import check_ciphertext, check_evaluation_keys
 from histocrypt.errors import InputError
-from histocrypt.memory import peak_gib
+from histocrypt.files import read_json, write_json
+from histocrypt.machine import peak_gib
 
 MOST_CIPHERTEXTS = 100_000
 """In a request: a client's number is not believed beyond what a section can have."""
@@ -48,8 +47,13 @@ class Session:
         header, start = messages.open_message(keys, "evaluation keys", client=client.hash)
         expected = client.evaluation_key_bytes()
         if not 0.9 * expected < header["bytes"] < 1.1 * expected + (1 << 20):
-            msg = "has not the size of this model's evaluation keys"
-            raise InputError(msg, file=keys, field="bytes", value=header["bytes"], expected=f"about {expected}")
+            raise InputError(
+                "has not the size of this model's evaluation keys",
+                file=keys,
+                field="bytes",
+                value=header["bytes"],
+                expected=f"about {expected}",
+            )
         if client.parameters.bootstrapping is None:
             check_evaluation_keys(keys, client.parameters, client.rotations, start=start)
         self.key: str = str(header.get("key"))
@@ -61,8 +65,11 @@ class Session:
                 self._all.append(engine.Evaluator(client.parameters, keys, start=start))
                 self._free.put(self._all[-1])
         except RuntimeError as error:
-            msg = f"are no evaluation keys for these parameters ({' '.join(str(error).split())[:200]})"
-            raise InputError(msg, file=keys, fix="make keys again with this model's client part") from error
+            raise InputError(
+                f"are no evaluation keys for these parameters ({' '.join(str(error).split())[:200]})",
+                file=keys,
+                fix="make keys again with this model's client part",
+            ) from error
         self._moduli = [int(prime) for prime in client.about["moduli"]]
 
     @property
@@ -89,8 +96,7 @@ class Session:
         try:
             outputs = worker(self._model, parts)
         except RuntimeError as error:
-            msg = f"cannot be evaluated ({' '.join(str(error).split())[:200]})"
-            raise InputError(msg, file=file) from error
+            raise InputError(f"cannot be evaluated ({' '.join(str(error).split())[:200]})", file=file) from error
         finally:
             self._free.put(worker)
         return messages.pack("output", messages.pack_list(outputs), **bound)
@@ -132,18 +138,25 @@ def evaluate_request(
     content = content if isinstance(content, dict) else {}
     name, count = content.get("request"), content.get("of")
     if not isinstance(name, str) or not isinstance(count, int) or not 0 < count <= MOST_CIPHERTEXTS:
-        msg = "does not describe a request"
-        raise InputError(msg, file=request / "request.json", expected="what `histocrypt fhe encrypt` writes")
-    if content.get("client") != loaded.client.hash:
-        msg = "was made for another compiled model"
         raise InputError(
-            msg, file=request / "request.json", field="client", value=content.get("client"), expected=loaded.client.hash
+            "does not describe a request",
+            file=request / "request.json",
+            expected="what `histocrypt fhe encrypt` writes",
+        )
+    if content.get("client") != loaded.client.hash:
+        raise InputError(
+            "was made for another compiled model",
+            file=request / "request.json",
+            field="client",
+            value=content.get("client"),
+            expected=loaded.client.hash,
         )
     output.mkdir(parents=True, exist_ok=True)
     answer = {key: content.get(key) for key in ("client", "key", "request", "of")}
     if (output / "response.json").is_file() and read_json(output / "response.json") != answer:
-        msg = "holds the response to another request"
-        raise InputError(msg, file=output, field="response.json", fix="choose another folder")
+        raise InputError(
+            "holds the response to another request", file=output, field="response.json", fix="choose another folder"
+        )
     write_json(output / "response.json", answer)
     bound = {"request": name, "of": count}
     pending = [index for index in range(count) if not _done(output / f"{index:05d}.ct", index, content)]
@@ -157,8 +170,13 @@ def evaluate_request(
     started = time.monotonic()
     session = Session(loaded, engine.load_model(loaded.model), keys, workers=workers)
     if session.key != content.get("key"):
-        msg = "these are another client's evaluation keys"
-        raise InputError(msg, file=keys, field="key", value=session.key, expected=str(content.get("key")))
+        raise InputError(
+            "these are another client's evaluation keys",
+            file=keys,
+            field="key",
+            value=session.key,
+            expected=str(content.get("key")),
+        )
     loading, stop = time.monotonic() - started, threading.Event()
 
     def one(index: int) -> None:
@@ -215,11 +233,13 @@ def workers_for(bundle: Bundle, wanted: int | None = None) -> int:
     while workers > 1 and bundle.evaluation_bytes(workers) > 0.9 * free:
         workers -= 1
     if bundle.evaluation_bytes(workers) > free:
-        msg = "this machine has too little memory to evaluate this model"
         raise InputError(
-            msg, file=bundle.folder, value=f"{free / 2**30:.1f} GiB free",
-            expected=f"{bundle.evaluation_bytes(workers) / 2**30:.1f} GiB", fix="use a shallower network",
-        )  # fmt: skip
+            "this machine has too little memory to evaluate this model",
+            file=bundle.folder,
+            value=f"{free / 2**30:.1f} GiB free",
+            expected=f"{bundle.evaluation_bytes(workers) / 2**30:.1f} GiB",
+            fix="use a shallower network",
+        )
     return workers
 
 
@@ -239,9 +259,8 @@ def _no_room(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         free = shutil.disk_usage(folder).free
-        msg = f"a result cannot be written ({error.strerror})"
         raise InputError(
-            msg,
+            f"a result cannot be written ({error.strerror})",
             file=folder,
             value=f"{free / 2**20:.0f} MiB free",
             fix="make room and run it again; what was done is kept",

@@ -84,8 +84,7 @@ def blocked(shape: tuple[int, int, int], slots: int, *, factors: Sequence[int] =
     channels, height, width = shape
     whole = math.prod(factors)
     if height % whole or width % whole:
-        msg = f"an image of {height} x {width} cannot be split into cells of {whole}"
-        raise ValueError(msg)
+        raise ValueError(f"an image of {height} x {width} cannot be split into cells of {whole}")
     y, x = np.arange(height), np.arange(width)
     plane = np.zeros((height, width), dtype=np.int64)
     for factor in factors:
@@ -96,8 +95,7 @@ def blocked(shape: tuple[int, int, int], slots: int, *, factors: Sequence[int] =
     plane = plane * positions + y[:, None] * (width // whole) + x[None, :]
     stride = whole**2 * positions  # slots of a channel
     if stride > slots:
-        msg = f"a channel of {height} x {width} needs {stride} slots, a ciphertext has {slots}"
-        raise ValueError(msg)
+        raise ValueError(f"a channel of {height} x {width} needs {stride} slots, a ciphertext has {slots}")
     index = np.arange(channels)[:, None, None] * stride + plane
     return Layout(shape, slots, index.reshape(-1))
 
@@ -132,8 +130,7 @@ def diagonals(
     """
     slots = source.slots
     if matrix.shape != (len(target.index), len(source.index)) or target.slots != slots:
-        msg = f"a matrix of {matrix.shape} does not map {source.shape} to {target.shape}"
-        raise ValueError(msg)
+        raise ValueError(f"a matrix of {matrix.shape} does not map {source.shape} to {target.shape}")
     entries = sp.coo_matrix(matrix)
     rows, columns = target.index[entries.row], source.index[entries.col]
     height = target.span if fold and target.ciphertexts == 1 else slots

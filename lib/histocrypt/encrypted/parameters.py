@@ -15,6 +15,9 @@ from typing import Any
 
 from histocrypt.errors import InputError
 
+# ---- parameters
+
+
 MAX_LOG_QP = {10: 26, 11: 53, 12: 106, 13: 214, 14: 430, 15: 868, 16: 1747}
 """log2(N) to the largest log2(QP) that keeps 128 bits, uniform ternary secret."""
 MAX_LOG_QP_SPARSE = {(16, 192): 1546}
@@ -105,8 +108,11 @@ class Parameters:
                 bootstrapping=None if again is None else Bootstrapping(**{**again, "logp": tuple(again["logp"])}),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            msg = f"is not a parameter set ({type(error).__name__}: {error})"
-            raise InputError(msg, field="parameters", fix="compile the model again") from error
+            raise InputError(
+                f"is not a parameter set ({type(error).__name__}: {error})",
+                field="parameters",
+                fix="compile the model again",
+            ) from error
 
 
 def check_security(parameters: Parameters, *, file: Any = None) -> int:
@@ -119,27 +125,31 @@ def check_security(parameters: Parameters, *, file: Any = None) -> int:
     """
     limit = MAX_LOG_QP.get(parameters.logn)
     if parameters.ring not in ("conjugate_invariant", "standard"):
-        msg = "is not a ring the engine knows"
-        raise InputError(msg, file=file, field="parameters.ring", value=parameters.ring)
+        raise InputError("is not a ring the engine knows", file=file, field="parameters.ring", value=parameters.ring)
     if limit is None or parameters.log_qp > limit:
         room = f"at most {limit} at N = 2^{parameters.logn}" if limit else "N from 2^10 to 2^16"
-        msg = "these parameters give less than 128 bits of security"
         raise InputError(
-            msg, file=file, field="parameters.log_qp", value=parameters.log_qp,
-            expected=room, fix="do not make keys for this model; ask its owner for another one",
-        )  # fmt: skip
+            "these parameters give less than 128 bits of security",
+            file=file,
+            field="parameters.log_qp",
+            value=parameters.log_qp,
+            expected=room,
+            fix="do not make keys for this model; ask its owner for another one",
+        )
     again = parameters.bootstrapping
     if again is not None:
         dense = again.h == 2 * (1 << again.logn) // 3  # uniform ternary: judged as the other ring is
         bound = MAX_LOG_QP.get(again.logn) if dense else MAX_LOG_QP_SPARSE.get((again.logn, again.h))
         log_qp = max(again.log_qp, sum(parameters.logq) + sum(CIRCUIT_LOGQ) + sum(again.logp))  # trust no stated sum
         if bound is None or log_qp > bound:
-            msg = "the bootstrapping ring with its secret is not known to give 128 bits of security"
             raise InputError(
-                msg, file=file, field="parameters.bootstrapping.log_qp", value=log_qp,
+                "the bootstrapping ring with its secret is not known to give 128 bits of security",
+                file=file,
+                field="parameters.bootstrapping.log_qp",
+                value=log_qp,
                 expected=f"at most {bound}" if bound else f"one of the published sets {sorted(MAX_LOG_QP_SPARSE)}",
                 fix="do not make keys for this model; ask its owner for another one",
-            )  # fmt: skip
+            )
     return SECURITY_BITS
 
 
@@ -161,5 +171,50 @@ def choose(levels: int, values: int) -> Parameters:
             special = (first,) if levels == 1 else (-(-(first + scale) // 2),) * 2
             if 1 << logn >= values and first + levels * scale + sum(special) <= MAX_LOG_QP[logn]:
                 return Parameters(logn, (first, *[scale] * levels), special, scale)
-    msg = "no ring without bootstrapping is large enough for this network"
-    raise InputError(msg, field="levels", value=levels, expected="at most about 20", fix="use a shallower network")
+    raise InputError(
+        "no ring without bootstrapping is large enough for this network",
+        field="levels",
+        value=levels,
+        expected="at most about 20",
+        fix="use a shallower network",
+    )
+
+
+# ---- bootstrapping
+# The parameter set of bootstrapped networks.
+#
+# Between two bootstrappings ciphertexts live in a conjugate-invariant ring; the engine refreshes them in a standard
+# ring of exactly twice the degree, which leaves one choice with 128 bits of security: 2^15 and 2^16.
+
+
+LEVELS = 6
+"""Between two bootstrappings: two convolutions, two squares, one level for shifts, one that bootstrapping takes."""
+SCALE = 38
+FIRST = 52
+"""Bits of the first prime. 2^(FIRST - SCALE) must be well above 2^8, the ratio that the engine's sine is made for."""
+
+
+def bootstrapped(logn: int = 15) -> Parameters:
+    """Return the parameter set of bootstrapped networks.
+
+    Parameters
+    ----------
+    logn
+        Of the ring between bootstrappings. 15 is the only one with 128 bits of security, since the ring of
+        bootstrapping is one above it; tests use smaller ones, which `check_security` refuses.
+    """
+    logq = (FIRST, *[SCALE] * LEVELS)
+    special = (59,) * 6 + (58,) * 5  # one more than half of the primes: two digits a key, and 1745 of 1747 bits
+    return Parameters(
+        logn=logn,
+        logq=logq,
+        logp=(50, 50, 50),
+        log_scale=SCALE,
+        bootstrapping=Bootstrapping(
+            logn=logn + 1,
+            logp=special,
+            h=2 * (2 << logn) // 3,
+            log_qp=sum(logq) + sum(CIRCUIT_LOGQ) + sum(special),
+            log_slots=logn - 1,
+        ),
+    )

@@ -293,8 +293,7 @@ def _own_folder(scratch: Path | None) -> tuple[Path, IO[bytes]]:
     """Make a folder that only this user can read; delete those of servers that were killed."""
     parent = Path(scratch or tempfile.gettempdir())
     if not parent.is_dir():
-        msg = "is not a folder"
-        raise InputError(msg, file=parent, field="scratch")
+        raise InputError("is not a folder", file=parent, field="scratch")
     for old in parent.glob(f"{PREFIX}*"):
         try:
             with (old / "lock").open("r+b") as lock:
@@ -305,8 +304,7 @@ def _own_folder(scratch: Path | None) -> tuple[Path, IO[bytes]]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700
     except OSError as error:
-        msg = f"cannot be written to ({error.strerror})"
-        raise InputError(msg, file=parent, field="scratch") from error
+        raise InputError(f"cannot be written to ({error.strerror})", file=parent, field="scratch") from error
     lock = (folder / "lock").open("w+b")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return folder, lock

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.atomic import read_json
 from histocrypt.encrypted.bundle import Bundle, load_bundle
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.memory import peak_gib
-from histocrypt.models.registry import ENCRYPTED
+from histocrypt.files import read_json
+from histocrypt.machine import peak_gib
+from histocrypt.predictors.registry import ENCRYPTED
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
@@ -59,8 +59,8 @@ def held_out(study: Study, model: str, *, fold: str = "", section: str = "") -> 
     InputError
         If the model cannot be evaluated encrypted, or the section is not tested by the fold, or by any.
     """
+    from histocrypt.data.folds import held_out_sections, load_fold, load_folds
     from histocrypt.sections.read import study_sections
-    from histocrypt.training.folds import held_out_sections, load_fold, load_folds
 
     if model not in ENCRYPTED:
         raise unknown_name("model", model, ENCRYPTED, field="model")
@@ -139,7 +139,7 @@ class Trial:
             "ciphertext_in_mib": round(inputs[0].stat().st_size / 2**20, 3),
             "ciphertext_out_mib": round(outputs[0].stat().st_size / 2**20, 3),
             "spots_per_ciphertext": batch,
-        }  # fmt: skip
+        }
 
 
 def run_trial(
@@ -190,16 +190,34 @@ def run_trial(
     shutil.copyfile(hospital / "keys" / "evaluation.keys", evaluator / "evaluation.keys")
     shutil.move(hospital / "request", evaluator / "request")
     step(
-        "evaluate", EVALUATOR, "fhe", "evaluate", evaluator / "request", "--bundle", evaluator / "bundle",
-        "--evaluation-keys", evaluator / "evaluation.keys", "-o", evaluator / "response",
+        "evaluate",
+        EVALUATOR,
+        "fhe",
+        "evaluate",
+        evaluator / "request",
+        "--bundle",
+        evaluator / "bundle",
+        "--evaluation-keys",
+        evaluator / "evaluation.keys",
+        "-o",
+        evaluator / "response",
         *(("--workers", workers) if workers else ()),
-    )  # fmt: skip
+    )
     shutil.move(evaluator / "response", hospital / "response")
     trial = Trial(folder, steps)
     step(
-        "decrypt", HOSPITAL, "fhe", "decrypt", trial.response, "--keys", hospital / "keys", "-o", trial.prediction,
-        "--noise", 0,
-    )  # fmt: skip
+        "decrypt",
+        HOSPITAL,
+        "fhe",
+        "decrypt",
+        trial.response,
+        "--keys",
+        hospital / "keys",
+        "-o",
+        trial.prediction,
+        "--noise",
+        0,
+    )
     step("clear", OWNER, "predict", section, "--model", model, "-o", trial.clear, *source)
     return trial
 
@@ -210,8 +228,8 @@ def polynomial(model: str | Path, section: str | Path, names: np.ndarray, **sour
     This simulates what the evaluator computes, without encryption and so without its noise.
     """
     from histocrypt.encrypted.compile import lowered_model
-    from histocrypt.encrypted.inputs import prepare
-    from histocrypt.training.artifacts import load_model
+    from histocrypt.encrypted.key_owner import prepare
+    from histocrypt.pipeline.checkpoints import load_model
 
     loaded = load_model(model, device="cpu")
     described, lowered = lowered_model(loaded)
@@ -242,6 +260,8 @@ def run_step(name: str, party: str, arguments: tuple, folder: Path) -> Step:
     seconds = time.monotonic() - started
     if process.returncode:
         lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() or ["no message"]
-        msg = f"the step {name!r} of the {party.replace('_', ' ')} failed: {lines[-1].removeprefix('histocrypt: ')}"
-        raise InputError(msg, file=log)
+        raise InputError(
+            f"the step {name!r} of the {party.replace('_', ' ')} failed: {lines[-1].removeprefix('histocrypt: ')}",
+            file=log,
+        )
     return Step(name, party, seconds, peak, said.strip())

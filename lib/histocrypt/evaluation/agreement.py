@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from histocrypt.atomic import read_json, write_json
+from histocrypt.data.folds import held_out_sections, load_folds
 from histocrypt.errors import InputError
+from histocrypt.evaluation.join import join, read_h5ad, read_prediction, transforms_of
 from histocrypt.evaluation.metrics import pearson
-from histocrypt.evaluation.truth import join, read_h5ad, read_prediction, transforms_of
-from histocrypt.models.registry import ENCRYPTED
-from histocrypt.training.folds import held_out_sections, load_folds
+from histocrypt.files import read_json, write_json
+from histocrypt.predictors.registry import ENCRYPTED
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
@@ -48,8 +48,12 @@ def agreement(encrypted: Path, clear: Path, truth: Path, sd: dict[str, float]) -
     one, other = read_prediction(encrypted), read_prediction(clear)
     missing = sorted(set(other.obs_names) ^ set(one.obs_names)) or sorted(set(other.var_names) ^ set(one.var_names))
     if missing:
-        msg = "the two predictions are not of the same spots and genes"
-        raise InputError(msg, file=encrypted, value=missing[0], fix="predict both from the same section")
+        raise InputError(
+            "the two predictions are not of the same spots and genes",
+            file=encrypted,
+            value=missing[0],
+            fix="predict both from the same section",
+        )
     other = other[one.obs_names, one.var_names]
     main = transforms_of(one)[0]
     section = str(one.obs["section"].iloc[0])

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.evaluation import maps
+from histocrypt.evaluation import figures
 from histocrypt.evaluation.figures import canvas, save, style
-from histocrypt.evaluation.truth import read_h5ad, symbols_of
+from histocrypt.evaluation.join import read_h5ad, symbols_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,14 +44,19 @@ def write_map(path: str | Path, gene: str, output: str | Path | None = None, *, 
     adata = read_h5ad(Path(path), what="prediction file")
     about = adata.uns.get("prediction")
     if about is None:
-        msg = "this is not a prediction file"
-        raise InputError(msg, file=path, field='uns["prediction"]', expected="a file written by `histocrypt predict`")
+        raise InputError(
+            "this is not a prediction file",
+            file=path,
+            field='uns["prediction"]',
+            expected="a file written by `histocrypt predict`",
+        )
     name, values, unit = values_of(adata, gene, path)
     here = adata.obs["section"].astype(str).to_numpy()
     known = sorted(set(here))
     if section is None and len(known) > 1:
-        msg = f"holds {len(known)} sections"
-        raise InputError(msg, file=path, field="--section", expected="one of " + ", ".join(known[:10]))
+        raise InputError(
+            f"holds {len(known)} sections", file=path, field="--section", expected="one of " + ", ".join(known[:10])
+        )
     if section is not None and section not in known:
         raise unknown_name("section", section, known, file=path, field="--section")
     mine = here == (section or known[0])
@@ -84,8 +89,9 @@ def values_of(adata: AnnData, gene: str, path: str | Path) -> tuple[str, np.ndar
                 return str(symbols[column]), np.asarray(values[:, column], dtype=np.float64).ravel(), unit
     every = [str(one) for _, symbols, _, _ in heads for one in symbols]
     some = ", ".join(sorted(every)[:8])
-    msg = f"{gene} is not predicted"
-    raise InputError(msg, file=path, field="--gene", expected=f"one of {len(every)} names, e.g. {some}")
+    raise InputError(
+        f"{gene} is not predicted", file=path, field="--gene", expected=f"one of {len(every)} names, e.g. {some}"
+    )
 
 
 def _unit(adata: AnnData) -> str:
@@ -122,21 +128,23 @@ def draw(
     Without ``um_per_px`` distances are not known, and there is no scale bar.
     """
     coords = coords * scale
-    spacing = maps.pitch(coords)
-    low, high = maps.window(coords, spacing)
+    spacing = figures.pitch(coords)
+    low, high = figures.window(coords, spacing)
     aspect = float((high[1] - low[1]) / (high[0] - low[0]))
     with style():
         figure, axes = canvas(figsize=(6.4, 5.4 * min(max(aspect, 0.4), 2.0) + 0.4))
         if image is not None:
             axes.imshow(image, alpha=0.6, interpolation="bilinear")
-        drawn = maps.spots(axes, coords, values, diameter=maps.TOUCHING * spacing, cmap=maps.VALUES, alpha=0.85)
-        least, most, _ = maps.colour_limits(values, values)
+        drawn = figures.spots(
+            axes, coords, values, diameter=figures.TOUCHING * spacing, cmap=figures.VALUES, alpha=0.85
+        )
+        least, most, _ = figures.colour_limits(values, values)
         drawn.set_clim(least, most)
         bar = figure.colorbar(drawn, ax=axes, shrink=0.7, pad=0.02, aspect=22)
         bar.outline.set_visible(False)
         bar.set_label(unit)
-        maps.frame(axes, low, high)
+        figures.frame(axes, low, high)
         if um_per_px is not None:
-            maps.scale_bar(axes, low, high, float(um_per_px) / scale)
+            figures.scale_bar(axes, low, high, float(um_per_px) / scale)
         axes.set_title(title)
     return figure

@@ -9,29 +9,253 @@ first).
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from histocrypt.atomic import atomic_path, read_json, write_json
+from histocrypt import paths
+from histocrypt.data.folds import BY_SECTION
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
-from histocrypt.evaluation.draws import Draws
-from histocrypt.evaluation.pooled import POOLED, Pool
-from histocrypt.evaluation.prediction_file import PredictionFile
-from histocrypt.evaluation.section_scores import CEILING, WITHIN, Tally, score_section
-from histocrypt.evaluation.truth import join, read_h5ad, some
-from histocrypt.models.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
+from histocrypt.evaluation.bootstrap import Draws
+from histocrypt.evaluation.join import Joined, PredictionFile, as_mapping, join, read_h5ad, some
+from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.paths import RunFolder
+from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.study import Study
-from histocrypt.training.folds import BY_SECTION
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+# ---- pooled
+# All test spots together: scores that need every spot of a gene at once, without holding every gene at once.
+#
+# A rank needs all values of a gene. Values of each section are set aside in an unnamed file of the cache folder, gene
+# by gene, and come back a few genes at a time: memory grows with the spots of one gene, not with all that was
+# predicted.
+
+
+POOLED = "pooled"
+AT_ONCE = 2**20
+"""Values (spots x genes) that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Where the values of one section lie: genes x spots."""
+
+    offset: int
+    genes: np.ndarray
+    """(g,) str, sorted."""
+    spots: int
+    dtype: np.dtype
+
+
+class Pool:
+    """Measured and predicted values of every section, transform and model; use as a context manager."""
+
+    def __init__(self) -> None:
+        paths.cache().mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=paths.cache())
+        # By section: one model may be scored on some sections only, as the ceiling is.
+        self._true: dict[str, dict[str, _Block]] = {}
+        self._predicted: dict[tuple[str, str], dict[str, _Block]] = {}
+        self._symbols: dict[str, str] = {}
+        self._last = np.empty(0, dtype=str)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, transform: str, model: str, pair: Joined, true: np.ndarray, predicted: np.ndarray) -> None:
+        """Set aside one section under one model: (n, g) values, spots in the order that all models share."""
+        measured = self._true.setdefault(transform, {})
+        if pair.section not in measured:  # what was measured is the same for all models
+            measured[pair.section] = self._written(pair.genes, true)
+            for gene, symbol in zip(pair.genes.tolist(), pair.symbols.tolist(), strict=True):
+                self._symbols.setdefault(gene, symbol)
+        self._predicted.setdefault((transform, model), {})[pair.section] = self._written(pair.genes, predicted)
+
+    def _written(self, genes: np.ndarray, values: np.ndarray) -> _Block:
+        order = np.argsort(genes)
+        names = genes[order]
+        if np.array_equal(names, self._last):
+            names = self._last  # one copy of the names for all that have the same
+        self._last = names
+        block = np.ascontiguousarray(values[:, order].T)
+        single = block.astype(np.float32)
+        if np.array_equal(single, block):  # as nearly always: targets and predictions are of single precision
+            block = single
+        offset = self._file.seek(0, 2)
+        self._file.write(block.data)
+        return _Block(offset, names, block.shape[1], block.dtype)
+
+    def _values(self, blocks: list[_Block], genes: np.ndarray) -> np.ndarray:
+        """Return (n, len(genes)) float64, spots section by section."""
+        found = np.empty((sum(block.spots for block in blocks), len(genes)))
+        start = 0
+        for block in blocks:
+            length = block.spots * block.dtype.itemsize
+            for column, row in enumerate(np.searchsorted(block.genes, genes).tolist()):
+                self._file.seek(block.offset + row * length)
+                found[start : start + block.spots, column] = np.frombuffer(self._file.read(length), block.dtype)
+            start += block.spots
+        return found
+
+    def common(self) -> list[str]:
+        """Return the genes that every fold predicted and every section measured."""
+        every = {id(block.genes): block.genes for blocks in self._true.values() for block in blocks.values()}
+        return sorted(set.intersection(*(set(genes.tolist()) for genes in every.values()))) if every else []
+
+    def tables(self) -> list[pd.DataFrame]:
+        """Return the scores of all test spots together, one table a transform and model; none without a common gene."""
+        common = np.array(self.common(), dtype=str)
+        if not len(common):
+            return []
+        tables = []
+        for (transform, model), predicted in self._predicted.items():
+            true, blocks = [self._true[transform][section] for section in predicted], list(predicted.values())
+            few = max(1, AT_ONCE // sum(block.spots for block in true))
+            parts = [common[start : start + few] for start in range(0, len(common), few)]
+            scored = [metrics.per_gene(self._values(true, part), self._values(blocks, part)) for part in parts]
+            keys = {"model": model, "fold": "all", "section": POOLED, "patient": "all", "transform": transform}
+            names = {"gene": common, "symbol": [self._symbols[gene] for gene in common.tolist()]}
+            table = pd.DataFrame({name: np.concatenate([one[name] for one in scored]) for name in scored[0]})
+            tables.append(table.assign(**keys, **names))
+        return tables
+
+
+# ---- section scores
+# Score one section under every model: gene by gene, within spots, and in every bootstrap draw.
+
+
+CEILING = "image_signal"
+CEILING_TRANSFORM = "log1p_cp10k"
+FEW_BLOCKS = 4
+WITHIN = "within_spot"
+"""The correlation within a spot, over a panel of cell types."""
+
+
+@dataclass
+class Tally:
+    """What is gathered section by section: tables, and what keeps values and draws without piling them up."""
+
+    draws: Draws
+    pool: Pool
+    rows: list[pd.DataFrame] = field(default_factory=list)
+    sections: list[dict] = field(default_factory=list)
+    unscored: dict[str, list[str]] = field(default_factory=dict)
+    few_blocks: dict[str, int] = field(default_factory=dict)
+
+
+def score_section(
+    study: Study, fold: str, section: Any, joined: dict[str, Joined], rankings: dict, rng: Any, tally: Tally
+) -> None:
+    """Score a test section under every model, all on the same bootstrap draws of its blocks, into ``tally``.
+
+    Parameters
+    ----------
+    study
+        The study.
+    fold
+        The fold that holds the section out.
+    section
+        The cleaned section.
+    joined
+        Model -> predictions beside measurements.
+    rankings
+        Model -> transform -> each gene's correlation on validation data.
+    rng
+        Of the draws.
+    tally
+        Where rows, draws and notes go.
+
+    Raises
+    ------
+    InputError
+        If two models predict different genes.
+    """
+    first = next(iter(joined.values()))
+    um_per_px = float(as_mapping(section.uns.get("preprocessing", {})).get("um_per_px", 1.0))
+    labels = bootstrap.block_labels(first.coords * um_per_px, study.evaluation.block_um)
+    weights = bootstrap.draw_weights(labels.max() + 1, study.evaluation.bootstrap, rng)
+    graph = metrics.neighbour_graph(first.coords)
+    position = {spot: i for i, spot in enumerate(first.spots)}
+    drawn: dict[tuple[str, str, str], np.ndarray] = {}
+    if first.unscored_genes:
+        tally.unscored[first.section] = first.unscored_genes
+    if labels.max() + 1 < FEW_BLOCKS:
+        tally.few_blocks[first.section] = int(labels.max() + 1)
+    if CEILING in section.layers and CEILING_TRANSFORM in study.target.transforms:
+        joined = {**joined, CEILING: _ceiling(section, first)}
+    for transform in study.target.transforms:
+        true_moran: pd.Series | None = None
+        for model, pair in joined.items():
+            if transform not in pair.predicted:
+                continue
+            if set(pair.genes) != set(first.genes):
+                raise InputError(
+                    f"fold {fold!r}: models {model!r} and {next(iter(joined))!r} predict different genes",
+                    file=study.run.prediction(model, fold),
+                    fix="train both on the same panel",
+                )
+            order = np.argsort([position[spot] for spot in pair.spots])  # all models in one order of spots
+            true, predicted = pair.true[transform][order], pair.predicted[transform][order]
+            if true_moran is None:
+                true_moran = pd.Series(metrics.morans_i(true, graph), index=pair.genes)
+            moran = metrics.morans_i(predicted, graph)
+            known_moran = true_moran[pair.genes].to_numpy()
+            table = pd.DataFrame(metrics.per_gene(true, predicted))
+            table["moran_true"], table["moran_predicted"] = known_moran, moran
+            table["moran_error"] = np.abs(moran - known_moran)
+            ranking = rankings.get(model, {}).get(transform)
+            rank = None if ranking is None else ranking.reindex(pair.genes).to_numpy()
+            table["validation_pearson"] = np.nan if rank is None else rank
+            keys = {"model": model, "fold": fold, "section": pair.section, "patient": pair.patient}
+            names = {"transform": transform, "gene": pair.genes, "symbol": pair.symbols}
+            tally.rows.append(table.assign(**keys, **names)[[*keys, *names, *table.columns]])
+            sums = bootstrap.block_sums(true, predicted, labels)
+            drawn[transform, "pearson", model] = bootstrap.pearson_of_draws(sums, weights)
+            drawn[transform, "mse", model] = bootstrap.mse_of_draws(sums, weights)
+            r = table["pearson"].to_numpy()
+            usable = ~table["constant_truth"].to_numpy()
+            row = {**keys, "transform": transform, "spots": len(true), "genes": int(usable.sum())}
+            row |= {"blocks": int(labels.max() + 1), "pearson": r[usable].mean() if usable.any() else np.nan}
+            row["mse"] = table["mse"].to_numpy()[usable].mean() if usable.any() else np.nan
+            for k in study.evaluation.k:
+                row[f"pcc_{k}_training"] = metrics.mean_of_top(r, rank, k) if rank is not None else np.nan
+                row[f"pcc_{k}_published"] = metrics.mean_of_top(r, r, k)
+            if study.target.matrix is not None:
+                spots = metrics.within_spot(true, predicted)
+                drawn[transform, WITHIN, model] = bootstrap.mean_of_draws(spots, labels, weights)
+                known = np.isfinite(spots)
+                row[WITHIN] = spots[known].mean() if known.any() else np.nan
+                row[f"{WITHIN}_spots"], row[f"{WITHIN}_undefined"] = int(known.sum()), int((~known).sum())
+            tally.sections.append(row)
+            tally.pool.add(transform, model, pair, true, predicted)
+    tally.draws.add(drawn)
+
+
+def _ceiling(section: Any, like: Joined) -> Joined:
+    """Return the simulator's noise-free, image-borne expression as if a model had predicted it."""
+    rows = section.obs_names.get_indexer([spot.removeprefix(f"{like.section}:") for spot in like.spots])
+    signal = section.layers[CEILING][rows][:, section.var_names.get_indexer(like.genes)]
+    signal = signal.toarray() if hasattr(signal, "toarray") else np.asarray(signal)
+    return Joined(**{**like.__dict__, "predicted": {CEILING_TRANSFORM: signal.astype(np.float64)}})
+
+
+# ---- scores
+
 
 CEILING_TITLE = "Ceiling: what the image carries"
 MEANS = ("pearson", "spearman", "mse", "mae", "r2", "rvd", "moran_error")
@@ -96,8 +320,11 @@ def read_folds(study: Study) -> list[dict[str, Any]]:
         if study.folds.scheme != BY_SECTION:
             shared |= {name for name in learnt_from if patients[name] in held_out}
         if shared:
-            msg = f"fold {fold['name']!r} learns from the patients that it tests: sections {some(sorted(shared))}"
-            raise InputError(msg, file=run.folds, fix="remake the folds; such scores would mean nothing")
+            raise InputError(
+                f"fold {fold['name']!r} learns from the patients that it tests: sections {some(sorted(shared))}",
+                file=run.folds,
+                fix="remake the folds; such scores would mean nothing",
+            )
     return folds
 
 
@@ -109,8 +336,11 @@ def _patient(run: RunFolder, section: str) -> str:
         with h5py.File(run.section(section)) as file:
             return str(read_elem(file["obs/patient"])[0])
     except (OSError, KeyError, IndexError) as error:
-        msg = "cleaned section with its patient is missing or unreadable"
-        raise InputError(msg, file=run.section(section), fix="run the preprocessing of this study") from error
+        raise InputError(
+            "cleaned section with its patient is missing or unreadable",
+            file=run.section(section),
+            fix="run the preprocessing of this study",
+        ) from error
 
 
 def left_out(study: Study) -> dict[str, str]:
@@ -187,8 +417,11 @@ def _score_sections(study: Study, folds: list[dict], models: list[str], tally: T
             }
             for model, pair in joined.items():
                 if pair.unpredicted_spots:
-                    msg = f"section {name!r}: no prediction for spots {some(pair.unpredicted_spots)}"
-                    raise InputError(msg, file=run.prediction(model, fold["name"]), fix="predict this fold again")
+                    raise InputError(
+                        f"section {name!r}: no prediction for spots {some(pair.unpredicted_spots)}",
+                        file=run.prediction(model, fold["name"]),
+                        fix="predict this fold again",
+                    )
             score_section(study, fold["name"], section, joined, rankings, rng, tally)
 
 

@@ -14,11 +14,10 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torchvision import models as torchvision_models
 
 import histocrypt.torchvision_ops  # noqa: F401 - lets torchvision be imported beside a CPU-only torch; must come first
 from histocrypt.errors import InputError, unknown_name
-
-from torchvision import models as torchvision_models  # isort: skip
 
 TARGET, AUXILIARY, TUMOUR = "target", "auxiliary", "tumour"
 """Names of the heads."""
@@ -116,7 +115,11 @@ def take_imagenet(network: HE2Gene, backbone: str) -> None:
     weights = getattr(torchvision_models, BACKBONES[backbone]).IMAGENET1K_V1
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not file.is_file():
-        msg = f"ImageNet weights of {backbone} are not on this machine"
-        raise InputError(msg, file=file, field="models.he2gene.pretrained", fix="put the file there, or say false")
+        raise InputError(
+            f"ImageNet weights of {backbone} are not on this machine",
+            file=file,
+            field="models.he2gene.pretrained",
+            fix="put the file there, or say false",
+        )
     found = torch.load(file, map_location="cpu", weights_only=True)
     network.encoder.load_state_dict({key: value for key, value in found.items() if not key.startswith("fc.")})

@@ -36,8 +36,7 @@ class StackingMLP(nn.Module):
     ) -> None:
         super().__init__()
         if not families or len(set(families)) != len(families):
-            msg = f"families must be distinct names, found {list(families)}"
-            raise ValueError(msg)
+            raise ValueError(f"families must be distinct names, found {list(families)}")
         # One linear map of all inputs, kept as one block per name. Names sort the order in which weights are drawn.
         self.blocks = nn.ModuleDict({name: nn.Linear(n_outputs, hidden[0], bias=False) for name in sorted(families)})
         with torch.no_grad():  # as one layer over all inputs would be initialised
@@ -54,6 +53,5 @@ class StackingMLP(nn.Module):
     def forward(self, predicted: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Map ``{family: (B, n_outputs)}`` to (B, n_outputs); other names than the network's own are refused."""
         if set(predicted) != set(self.blocks):
-            msg = f"the network has the families {sorted(self.blocks)}, and was given {sorted(predicted)}"
-            raise ValueError(msg)
+            raise ValueError(f"the network has the families {sorted(self.blocks)}, and was given {sorted(predicted)}")
         return self.head(sum(self.blocks[name](predicted[name]) for name in self.blocks) + self.bias)

@@ -42,8 +42,7 @@ class Stem(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            msg = f"a width of {width} does not split into {heads} heads"
-            raise ValueError(msg)
+            raise ValueError(f"a width of {width} does not split into {heads} heads")
         self.value = nn.Sequential(nn.Linear(n_values, width), nn.SiLU(), nn.Linear(width, width))
         self.gene = nn.Parameter(torch.randn(n_genes, width) * 0.02)
         self.step = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))

@@ -115,11 +115,9 @@ class VisionMLP(nn.Module):
         super().__init__()
         unknown = sorted(set(branches) - set(BRANCHES))
         if unknown or not branches or len(set(branches)) != len(branches):
-            msg = f"branches must be distinct and among {', '.join(BRANCHES)}; found {list(branches)}"
-            raise ValueError(msg)
+            raise ValueError(f"branches must be distinct and among {', '.join(BRANCHES)}; found {list(branches)}")
         if width <= 0 or not 0 <= dropout < 1:
-            msg = f"width must be positive and dropout in [0, 1); found {width} and {dropout}"
-            raise ValueError(msg)
+            raise ValueError(f"width must be positive and dropout in [0, 1); found {width} and {dropout}")
 
         def scaled(size: int) -> int:
             return max(8, round(size * width))
@@ -137,9 +135,7 @@ class VisionMLP(nn.Module):
         # Names sort the order in which weights are drawn, so that a seed gives the same network for any order.
         self.branches = nn.ModuleDict({name: branch(name) for name in sorted(branches)})
         # One linear map of the joined features, kept as one block per name: no position means anything.
-        self.fusion = nn.ModuleDict(
-            {name: nn.Linear(joined, scaled(256), bias=False) for name in sorted(branches)}
-        )  # fmt: skip
+        self.fusion = nn.ModuleDict({name: nn.Linear(joined, scaled(256), bias=False) for name in sorted(branches)})
         with torch.no_grad():  # as one layer over all joined features would be initialised
             for block in self.fusion.values():
                 block.weight.div_(len(branches) ** 0.5)
@@ -156,8 +152,7 @@ class VisionMLP(nn.Module):
         """Return the projected features of each branch by its name, (B, 128 * width) each."""
         side = images.shape[-1]
         if images.shape[-2] != side or side % 3:
-            msg = f"images must be square with a side divisible by 3, found {tuple(images.shape)}"
-            raise ValueError(msg)
+            raise ValueError(f"images must be square with a side divisible by 3, found {tuple(images.shape)}")
         part = side // 3
         found = {}
         for name in self.order:
@@ -184,6 +179,5 @@ class VisionMLP(nn.Module):
         """Load weights; another set of branches is refused by name."""
         stored = {key.split(".")[1] for key in state_dict if key.startswith("branches.")}
         if stored != set(self.order):
-            msg = f"the weights hold the branches {sorted(stored)}, this network has {sorted(self.order)}"
-            raise ValueError(msg)
+            raise ValueError(f"the weights hold the branches {sorted(stored)}, this network has {sorted(self.order)}")
         return super().load_state_dict(state_dict, *args, **kwargs)

@@ -2,23 +2,172 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from histocrypt import paths
 from histocrypt.errors import InputError
-from histocrypt.sections.section import Section, SectionFiles
+from histocrypt.files import write_json
+from histocrypt.options import SectionSource
+from histocrypt.sections.section import Section, SectionFiles, SectionSize, size_of
+from histocrypt.study import load_study
 
 if TYPE_CHECKING:
-    from histocrypt.sections.size import SectionSize
     from histocrypt.study import Study
-    from histocrypt.study_parts import SectionSource
+
+# ---- fingerprint
+# What makes a section recognisable, and the conflicts between sections that would let a patient leak.
+
+
+SEPARATORS = re.compile(r"[\s_\-]+")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a section is known by."""
+
+    id: str
+    patient: str | None
+    file: str
+    counts: str = ""
+    """Hash of the counts, whatever the order of spots and genes; empty where not computed."""
+    image: str = ""
+    """Hash of the image content; empty where not computed."""
+    size: SectionSize | None = None
+    """None where the section was not read."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two sections that cannot be in one study."""
+
+    first: int
+    second: int
+    error: InputError
+
+
+def fingerprint(files: SectionFiles, *, content: bool = True) -> Fingerprint:
+    """Return the fingerprint of a section; with ``content`` it is read and validated, and the result is cached."""
+    if not content:
+        return Fingerprint(files.id, files.patient, str(files.path))
+    cached = paths.cache() / "fingerprints" / f"{hashlib.sha256(_key(files).encode()).hexdigest()[:32]}.json"
+    try:
+        known = json.loads(cached.read_text(encoding="utf-8"))
+        if known["stats"] == _stats(known["files"]):
+            return Fingerprint(**{**known["fingerprint"], "size": SectionSize(**known["fingerprint"]["size"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or of another version
+    section = read_section(files)
+    result = fingerprint_of(section, files)
+    names = sorted({str(path) for path in section.files})
+    write_json(cached, {"files": names, "stats": _stats(names), "fingerprint": asdict(result)})
+    return result
+
+
+def fingerprint_of(section: Section, files: SectionFiles) -> Fingerprint:
+    """Return the fingerprint of a section that has been read."""
+    image = section.image.content_hash() if section.image is not None else ""
+    return Fingerprint(section.id, section.patient, str(files.path), counts_hash(section), image, size_of(section))
+
+
+def counts_hash(section: Section) -> str:
+    """Return a hash of gene names, counts per gene and counts per spot, whatever their order."""
+    counts = section.adata.X
+    by_gene = np.asarray(counts.sum(axis=0, dtype=np.int64)).ravel()
+    by_spot = np.sort(np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel())
+    if not by_spot.any():
+        return ""
+    genes = section.genes
+    order = np.argsort(genes)
+    content = ("\n".join(genes[order]).encode(), by_gene[order].tobytes(), by_spot.tobytes())
+    return hashlib.sha256(b"\0".join(content)).hexdigest()
+
+
+@cache
+def same_name(patient: str) -> str:
+    """Return a patient id without what people write differently: case, separators, a dash before the number."""
+    plain = SEPARATORS.sub("-", patient.strip().casefold()).strip("-")
+    return re.sub(r"(?<=[a-z])-(?=\d)|(?<=\d)-(?=[a-z])", "", plain)
+
+
+def conflicts(prints: list[Fingerprint]) -> list[Conflict]:
+    """Return every pair of sections that cannot be in one study, with the sentence that says why."""
+    found = []
+    for (i, one), (j, two) in combinations(enumerate(prints), 2):
+        error = _conflict(one, two)
+        if error is not None:
+            found.append(Conflict(i, j, error))
+    return found
+
+
+def _conflict(one: Fingerprint, two: Fingerprint) -> InputError | None:
+    apart = bool(one.patient and two.patient and one.patient != two.patient)
+    both = f"{one.file} (section {one.id}, patient {one.patient})"
+    if one.id == two.id:
+        return InputError(
+            f"section id occurs twice, also in {one.file}",
+            file=two.file,
+            field="section",
+            value=two.id,
+            fix="give each section its own `id:`",
+        )
+    if apart and same_name(one.patient) == same_name(two.patient):
+        return InputError(
+            f"one patient seems to have two names: {one.patient!r} in {one.file} and {two.patient!r} here",
+            file=two.file,
+            field="patient",
+            value=two.patient,
+            fix="write the patient alike in both sections",
+        )
+    if one.counts and one.counts == two.counts:
+        msg = f"counts are those of {both}: " + (
+            "one patient under two names" if apart else "the same section is there twice"
+        )
+        fix = "give both sections the true patient, or remove one" if apart else "remove one"
+        return InputError(
+            msg, file=two.file, field="patient" if apart else "section", value=two.patient if apart else two.id, fix=fix
+        )
+    if apart and one.image and one.image == two.image:
+        return InputError(
+            f"image is that of {both}: one image under two patients",
+            file=two.file,
+            field="patient",
+            value=two.patient,
+            fix="give both sections the true patient or image",
+        )
+    return None
+
+
+def _key(files: SectionFiles) -> str:
+
+    return settings_key(files)
+
+
+def _stats(names: list[str]) -> list[list[int]]:
+    """Return size and time of every file; of a folder, of all files in it."""
+    stats = []
+    for name in names:
+        path = Path(name)
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                stats.append([file.stat().st_size, file.stat().st_mtime_ns])
+    return stats
+
+
+# ---- read
+
 
 DEMO = "demo"
 
@@ -33,14 +182,22 @@ def find_sections(source: SectionSource, *, study: Study | None = None) -> list[
     """
     if source.path == DEMO or source.format == DEMO:
         if study is None:
-            msg = "the demo tissue belongs to a study"
-            raise InputError(msg, value=source.path, fix="run `histocrypt demo-tissue FOLDER` and name that folder")
+            raise InputError(
+                "the demo tissue belongs to a study",
+                value=source.path,
+                fix="run `histocrypt demo-tissue FOLDER` and name that folder",
+            )
         return [_peeked(path) for path in _demo_tissue(study)]
     found = [files for path in _paths(source, study) for files in _in_path(path, source.format)]
-    for field in ("id", "image"):
-        if getattr(source, field) and len(found) > 1:
-            msg = f"entry names {len(found)} sections but gives one {field}"
-            raise InputError(msg, file=source.path, field=field, value=getattr(source, field), fix="list them apart")
+    for given in ("id", "image"):
+        if getattr(source, given) and len(found) > 1:
+            raise InputError(
+                f"entry names {len(found)} sections but gives one {given}",
+                file=source.path,
+                field=given,
+                value=getattr(source, given),
+                fix="list them apart",
+            )
     image = _path(source.image, study) if source.image else None
     return [
         replace(
@@ -66,11 +223,11 @@ def read_section(
     InputError
         One sentence that names file, field and value, for everything that makes the section unusable.
     """
-    from histocrypt.sections.format_h5ad import load_h5ad
-    from histocrypt.sections.format_hackathon import load_hackathon
-    from histocrypt.sections.format_hest import load_hest
-    from histocrypt.sections.format_space_ranger import load_space_ranger
-    from histocrypt.sections.format_st_array import load_st_array
+    from histocrypt.sections.formats.h5ad import load_h5ad
+    from histocrypt.sections.formats.hackathon import load_hackathon
+    from histocrypt.sections.formats.hest import load_hest
+    from histocrypt.sections.formats.space_ranger import load_space_ranger
+    from histocrypt.sections.formats.st_array import load_st_array
     from histocrypt.sections.validate import validated
 
     load = {
@@ -113,8 +270,12 @@ def read_path(
     """
     found = _in_path(_path(str(path), None), "auto", unlabelled=for_prediction)
     if len(found) != 1:
-        msg = f"holds {len(found)} sections where one is needed"
-        raise InputError(msg, file=path, value=[files.id for files in found][:5], fix="name one of them")
+        raise InputError(
+            f"holds {len(found)} sections where one is needed",
+            file=path,
+            value=[files.id for files in found][:5],
+            fix="name one of them",
+        )
     files = replace(
         found[0],
         image=_path(str(image), None) if image is not None else found[0].image,
@@ -141,8 +302,6 @@ def survey(study: Study) -> dict[SectionFiles, SectionSize]:
         If a section cannot be used, an id occurs twice, a patient seems to have two names, or the same image or
         counts belong to two patients.
     """
-    from histocrypt.sections.fingerprint import conflicts, fingerprint
-
     found = [files for source in study.sections for files in find_sections(source, study=study)]
     # Names first: they cost nothing, and the reading below may take a while.
     for conflict in conflicts([fingerprint(files, content=False) for files in found]):
@@ -171,29 +330,30 @@ def _paths(source: SectionSource, study: Study | None) -> list[Path]:
     found = sorted(Path(*parts[:magic]).glob("/".join(parts[magic:])))
     found = [match for match in found if match.is_dir() or match.suffix == ".h5ad"]
     if not found:
-        msg = "no file matches"
-        raise InputError(msg, file=source.path, field="path", value=str(path))
+        raise InputError("no file matches", file=source.path, field="path", value=str(path))
     return found
 
 
 def _in_path(path: Path, form: str, *, unlabelled: bool = False) -> list[SectionFiles]:
     """Return the sections of one existing file or folder; ``form`` may be ``auto``."""
-    from histocrypt.sections.format_hackathon import SUFFIXES, hackathon_sections, is_hackathon, split_slide
-    from histocrypt.sections.format_hest import hest_sections, is_hest
-    from histocrypt.sections.format_space_ranger import is_space_ranger, space_ranger_sections
-    from histocrypt.sections.format_st_array import is_st_array, st_array_sections
+    from histocrypt.sections.formats.hackathon import SUFFIXES, hackathon_sections, is_hackathon, split_slide
+    from histocrypt.sections.formats.hest import hest_sections, is_hest
+    from histocrypt.sections.formats.space_ranger import is_space_ranger, space_ranger_sections
+    from histocrypt.sections.formats.st_array import is_st_array, st_array_sections
 
     path, slide = split_slide(path)
     if not path.exists():
-        msg = "no such file or folder"
-        raise InputError(msg, file=path)
+        raise InputError("no such file or folder", file=path)
     if path.is_file():
         if form == "hackathon" or (form == "auto" and path.suffix in SUFFIXES and is_hackathon(path)):
             return hackathon_sections(path, slide, unlabelled=unlabelled)
         if path.suffix != ".h5ad":
             kind = "patches or another HDF5 file" if path.suffix in {".h5", ".hdf5"} else f"a {path.suffix} file"
-            msg = f"is not a section: it is {kind}"
-            raise InputError(msg, file=path, expected=".h5ad, or a folder in the HEST or ST array layout")
+            raise InputError(
+                f"is not a section: it is {kind}",
+                file=path,
+                expected=".h5ad, or a folder in the HEST or ST array layout",
+            )
         in_hest = path.parent.name == "st" and any((path.parents[1] / name).is_dir() for name in ("wsis", "patches"))
         if form == "hest" or (form == "auto" and in_hest):
             return [SectionFiles(path.stem, "hest", path)]
@@ -208,9 +368,8 @@ def _in_path(path: Path, form: str, *, unlabelled: bool = False) -> list[Section
         return [files for folder in runs for files in space_ranger_sections(folder)]
     if form in {"auto", "st_array"} and is_st_array(path):
         return st_array_sections(path)
-    msg = "folder holds no section" + ("" if form == "auto" else f" of format {form}")
     raise InputError(
-        msg,
+        "folder holds no section" + ("" if form == "auto" else f" of format {form}"),
         file=path,
         expected="*.h5ad, the HEST layout (st/*.h5ad or splits/*.csv), Space Ranger's output (spatial/ and "
         "filtered_feature_bc_matrix.h5), or counts/**/<section>_<x>_<y>.npz",
@@ -226,7 +385,7 @@ def _peeked(path: Path) -> SectionFiles:
     import h5py
     from anndata.io import read_elem
 
-    from histocrypt.sections.format_h5ad import unreadable
+    from histocrypt.sections.formats.h5ad import unreadable
 
     known = {}
     try:
@@ -246,11 +405,13 @@ def _demo_tissue(study: Study) -> list[Path]:
     """Write the demo tissue into the study's run folder, unless it is there with the same settings, and list it."""
     import hashlib
 
-    from histocrypt.atomic import partial_path, read_json, write_json
-    from histocrypt.sections.demo import write_demo
+    from histocrypt.demo.write import write_demo
+    from histocrypt.files import partial_path, read_json, write_json
 
     folder, stamp = study.run.demo_tissue, "demo_tissue.json"
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("demo*.py"))))
+    code = hashlib.sha256(
+        b"".join(file.read_bytes() for file in sorted((Path(__file__).parents[1] / "demo").glob("*.py")))
+    )
     settings = {**study.demo.model_dump(), "seed": study.seed, "simulator": code.hexdigest()[:16]}
     if not (folder / stamp).exists() or read_json(folder / stamp).get("settings") != settings:
         draft = partial_path(folder)
@@ -299,6 +460,114 @@ def watched(files: SectionFiles) -> list[Path]:
 
 
 def _parts(files: SectionFiles) -> list[Path]:
-    from histocrypt.sections.format_space_ranger import space_ranger_inputs
+    from histocrypt.sections.formats.space_ranger import space_ranger_inputs
 
     return space_ranger_inputs(files)
+
+
+# ---- check
+# The table behind `histocrypt check`: what is there, what was dropped, and what forbids its use.
+
+
+HEADER = ("section", "spots", "genes", "image", "µm/px", "patient", "problems")
+
+
+@dataclass
+class CheckRow:
+    """One section, or one path that holds none."""
+
+    section: str
+    patient: str = ""
+    spots: int | None = None
+    genes: int | None = None
+    image: str = ""
+    """Width x height in full-resolution pixels."""
+    um_per_px: str = ""
+    """Micrometres per full-resolution pixel and where it is from."""
+    problems: list[str] = field(default_factory=list)
+    """Sentences: first what forbids the use, then what was dropped or assumed."""
+    unusable: bool = False
+
+
+def check_sections(paths: list[str]) -> list[CheckRow]:
+    """Check sections, one after the other, and then against each other.
+
+    Parameters
+    ----------
+    paths
+        Section files, folders, globs, or study files (``.yaml``: all sections of the study).
+    """
+    rows: list[CheckRow] = []
+    known: dict[int, Fingerprint] = {}
+    found = [item for path in paths for item in _find(path)]
+    for item in tqdm(found, desc="check", unit="section", leave=False, disable=None):
+        if isinstance(item, CheckRow):
+            rows.append(item)
+            continue
+        row, own = _checked(item)
+        known[len(rows)] = own
+        rows.append(row)
+    positions = list(known)
+    for conflict in conflicts([known[position] for position in positions]):
+        for side in (conflict.first, conflict.second):
+            rows[positions[side]].unusable = True
+            rows[positions[side]].problems.insert(0, str(conflict.error))
+    return rows
+
+
+def render(rows: list[CheckRow]) -> str:
+    """Return the rows as aligned plain text; a section with several problems takes several lines."""
+    lines = [HEADER]
+    for row in rows:
+        cells = (
+            row.section,
+            "-" if row.spots is None else str(row.spots),
+            "-" if row.genes is None else str(row.genes),
+            row.image or "-",
+            row.um_per_px or "-",
+            row.patient or "-",
+        )
+        for number, problem in enumerate(row.problems or ["none"]):
+            marked = f"UNUSABLE: {problem}" if row.unusable and number == 0 else problem
+            lines.append((*(cells if number == 0 else ("",) * len(cells)), marked))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER) - 1)]
+    table = "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]).rstrip()
+        for line in lines
+    )
+    bad = sum(row.unusable for row in rows)
+    return f"{table}\n{len(rows)} sections, {bad} unusable"
+
+
+def _find(path: str) -> Iterator[SectionFiles | CheckRow]:
+    """Yield the sections that a path stands for; what cannot be found is a row that says so."""
+    if path.endswith((".yaml", ".yml")):
+        study = load_study(path)
+        sources = [(source, study) for source in study.sections]
+    else:
+        sources = [(SectionSource(path=path), None)]
+    for source, study in sources:
+        try:
+            yield from find_sections(source, study=study)
+        except InputError as error:
+            yield CheckRow(source.path, problems=[str(error)], unusable=True)
+
+
+def _checked(files: SectionFiles) -> tuple[CheckRow, Fingerprint]:
+    """Read one section, and let go of it."""
+    try:
+        section = read_section(files)
+        own = fingerprint_of(section, files)
+    except InputError as error:
+        row = CheckRow(files.id, files.patient or "", problems=[str(error)], unusable=True)
+        return row, Fingerprint(files.id, files.patient, str(files.path))
+    row = CheckRow(
+        section.id,
+        section.patient,
+        section.n_spots,
+        section.adata.n_vars,
+        f"{section.image.width} x {section.image.height}",
+        f"{section.um_per_px:.4f} ({section.um_per_px_source})",
+        problems=list(section.notes),
+    )
+    return row, own

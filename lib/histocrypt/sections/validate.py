@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.sections.resolution import resolve
 from histocrypt.sections.section import Section
 
 if TYPE_CHECKING:
@@ -18,6 +17,149 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from histocrypt.sections.section import Loaded, SectionFiles
+
+# ---- resolution
+# How large a pixel is: as given, as the files say, or from the spot pitch; and whether these agree.
+
+
+ST_PITCH_UM = 200.0
+VISIUM_PITCH_UM = 100.0
+TOLERANCE = 0.10
+"""Largest relative difference between a stated resolution and the one that the spot pitch gives."""
+
+
+def resolve(files: SectionFiles, loaded: Loaded, *, stated_in: str) -> tuple[float, str, str]:
+    """Return micrometres per full-resolution pixel, its source, and a sentence that tells how it was found.
+
+    Parameters
+    ----------
+    stated_in
+        The file that errors name.
+
+    Raises
+    ------
+    InputError
+        If nothing tells the resolution, or if what is stated differs from the spot pitch by more than `TOLERANCE`.
+    """
+    pitch_um, why = _pitch_um(loaded)
+    pitch_px = spot_pitch_px(loaded) if pitch_um else None
+    estimate = pitch_um / pitch_px if pitch_um and pitch_px else None
+    if files.um_per_px is not None:
+        stated, source, field = float(files.um_per_px), "given", "um_per_px as given"
+    elif loaded.um_per_px is not None:
+        stated, source, field = float(loaded.um_per_px), "file", loaded.um_field
+    else:
+        if estimate is None:
+            raise InputError(
+                "resolution is neither given nor in the files, and the spot pitch does not tell it",
+                file=stated_in,
+                field="um_per_px",
+                fix="add `um_per_px:` (micrometres per full-resolution pixel) to the section's entry in the study",
+            )
+        return estimate, "spot pitch", f"{estimate:.4f} um/px estimated: spots lie {pitch_px:.1f} px apart, {why}"
+    if not np.isfinite(stated) or stated <= 0:
+        raise InputError(
+            "resolution is not a positive number",
+            file=stated_in,
+            field=field,
+            value=stated,
+            expected="micrometres per pixel, e.g. 0.5",
+        )
+    if estimate is not None and abs(stated / estimate - 1) > TOLERANCE:
+        raise InputError(
+            f"resolution of {stated:.4g} um/px contradicts the spot pitch: spots lie {pitch_px:.1f} px apart, {why}, "
+            f"which makes {estimate:.4g} um/px",
+            file=stated_in,
+            field=field,
+            fix="correct it, or state the true distance of the spots as `inter_spot_um` in uns['spatial'][...]"
+            "['metadata']",
+        )
+    return stated, source, ""
+
+
+def spot_pitch_px(loaded: Loaded) -> float | None:
+    """Return the distance between neighbouring spots in full-resolution pixels; None where they form no array."""
+    adata = loaded.adata
+    coords = np.asarray(adata.obsm["spatial"], dtype=float)
+    if len(coords) < 4:
+        return None
+    near = _neighbour_distance(coords)
+    if near is None:
+        return None
+    index = _array_index(adata)
+    if index is None:
+        return near[0]
+    design = np.column_stack([np.ones(len(index)), index])
+    if np.linalg.matrix_rank(design) < 3:
+        return near[0]
+    weights = np.linalg.lstsq(design, coords, rcond=None)[0]
+    by_row, by_column = np.linalg.norm(weights[1:], axis=1)
+    # A Visium column index steps by half a pitch, and rows lie sqrt(3)/2 of a pitch apart.
+    fitted = (by_row * 2 / np.sqrt(3) + by_column * 2) / 2 if _is_visium(index) else (by_row + by_column) / 2
+    residual = np.median(np.linalg.norm(coords - design @ weights, axis=1))
+    return float(fitted) if residual < 0.25 * fitted else near[0]
+
+
+def _pitch_um(loaded: Loaded) -> tuple[float | None, str]:
+    """Return the physical spot pitch and how it is known, as a clause."""
+    if loaded.pitch_um:
+        return float(loaded.pitch_um), f"{loaded.pitch_um:g} um by the file"
+    name = " ".join(loaded.technology.lower().replace("-", " ").replace("_", " ").split())
+    if name:
+        if "visium" in name and "hd" not in name.split():
+            return VISIUM_PITCH_UM, f"{VISIUM_PITCH_UM:g} um as it is Visium"
+        if "spatial transcriptomics" in name or name in {"st", "st v1", "legacy st", "1k array"}:
+            return ST_PITCH_UM, f"{ST_PITCH_UM:g} um as it is an ST array"
+        return None, ""
+    index = _array_index(loaded.adata)
+    if index is not None and len(index) >= 9:
+        if _is_visium(index):
+            return VISIUM_PITCH_UM, f"{VISIUM_PITCH_UM:g} um as the array index is Visium's"
+        return ST_PITCH_UM, f"{ST_PITCH_UM:g} um as the array is square, like ST's"
+    coords = np.asarray(loaded.adata.obsm["spatial"], dtype=float)
+    near = _neighbour_distance(coords) if len(coords) >= 9 else None
+    if near is None:
+        return None, ""
+    if near[1] > 4.5:
+        return VISIUM_PITCH_UM, f"{VISIUM_PITCH_UM:g} um as the array is hexagonal, like Visium's"
+    return ST_PITCH_UM, f"{ST_PITCH_UM:g} um as the array is square, like ST's"
+
+
+def _array_index(adata: object) -> np.ndarray | None:
+    """Return array row and column of each spot, float (n, 2), where the file has them."""
+    if not {"array_row", "array_col"} <= set(adata.obs):
+        return None
+    try:
+        index = adata.obs[["array_row", "array_col"]].to_numpy(dtype=float)
+    except (TypeError, ValueError):
+        return None
+    return index if np.isfinite(index).all() else None
+
+
+def _is_visium(index: np.ndarray) -> bool:
+    """Return whether rows and columns are of one parity throughout, as on a Visium slide."""
+    return bool(((index.sum(axis=1) % 2) == 0).all() and len(np.unique(index[:, 1] % 2)) == 2)
+
+
+def _neighbour_distance(coords: np.ndarray) -> tuple[float, float] | None:
+    """Return the mean distance of array neighbours and how many a spot inside has; None for an irregular cloud."""
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(coords)
+    nearest = tree.query(coords, k=2)[0][:, 1]
+    middle = np.median(nearest)
+    if middle <= 0 or np.mean(np.abs(nearest - middle) > 0.25 * middle) > 0.25:
+        return None
+    pairs = tree.query_pairs(1.3 * middle, output_type="ndarray")
+    if not len(pairs):
+        return None
+    distance = np.linalg.norm(coords[pairs[:, 0]] - coords[pairs[:, 1]], axis=1)
+    degree = np.bincount(pairs.ravel(), minlength=len(coords))
+    return float(distance.mean()), float(np.quantile(degree, 0.9))
+
+
+# ---- validate
+
 
 SAFE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 
@@ -42,8 +184,7 @@ def validated(
     check_id(files.id, file)
     uncounted = loaded.uncounted or _without_counts(adata, needed=require_counts)
     if not adata.n_obs or not (adata.n_vars or uncounted):
-        msg = "section is empty"
-        raise InputError(msg, file=file, field="X", value=f"{adata.n_obs} spots x {adata.n_vars} genes")
+        raise InputError("section is empty", file=file, field="X", value=f"{adata.n_obs} spots x {adata.n_vars} genes")
     _refuse_repeats(adata.obs_names, file, "obs", "barcode")
     _refuse_repeats(adata.var_names, file, "var", "gene id")
     patient = files.patient or loaded.patient
@@ -72,8 +213,13 @@ def validated(
             return
         first = adata.obs_names[np.flatnonzero(bad)[0]]
         if not (keep & ~bad).any():
-            msg = f"no spot is left: {reason} for all of {bad.sum()} spots"
-            raise InputError(msg, file=file, field=field, value=first, fix=_why_all(reason, loaded, coords))
+            raise InputError(
+                f"no spot is left: {reason} for all of {bad.sum()} spots",
+                file=file,
+                field=field,
+                value=first,
+                fix=_why_all(reason, loaded, coords),
+            )
         keep[bad] = False
         dropped[reason] = int(bad.sum())
         notes.append(f"{file}: {field}: {bad.sum()} of {adata.n_obs} spots dropped: {reason} (first: {first}).")
@@ -120,11 +266,14 @@ def _bare(adata: AnnData) -> AnnData:
 def check_id(section: str, file: Path) -> None:
     """Refuse a section id that cannot be a file name or part of a spot name."""
     if not SAFE_ID.match(section):
-        msg = "section id cannot be a file name"
         raise InputError(
-            msg, file=file, field="section", value=section, expected="letters, digits, dot, dash and underscore",
+            "section id cannot be a file name",
+            file=file,
+            field="section",
+            value=section,
+            expected="letters, digits, dot, dash and underscore",
             fix="add `id:` to the section's entry in the study",
-        )  # fmt: skip
+        )
 
 
 def missing_patient(adata: AnnData, file: Path) -> InputError:
@@ -149,25 +298,36 @@ def _refuse_repeats(names: object, file: Path, field: str, what: str) -> None:
     if names.is_unique:
         return
     repeated = names[names.duplicated(keep=False)]
-    msg = f"{what} occurs {int((names == repeated[0]).sum())} times; {repeated.nunique()} of them are not unique"
-    raise InputError(msg, file=file, field=f"{field}_names", value=str(repeated[0]), fix="make them unique")
+    raise InputError(
+        f"{what} occurs {int((names == repeated[0]).sum())} times; {repeated.nunique()} of them are not unique",
+        file=file,
+        field=f"{field}_names",
+        value=str(repeated[0]),
+        fix="make them unique",
+    )
 
 
 def _coordinates(adata: AnnData, file: Path) -> np.ndarray:
     if "spatial" not in adata.obsm:
         close = _close("spatial", adata.obsm.keys())
-        msg = "spot coordinates are missing" + (f"; did you mean obsm[{close!r}]?" if close else "")
-        raise InputError(msg, file=file, field="obsm['spatial']", fix="store spot centres there, x and y in pixels")
+        raise InputError(
+            "spot coordinates are missing" + (f"; did you mean obsm[{close!r}]?" if close else ""),
+            file=file,
+            field="obsm['spatial']",
+            fix="store spot centres there, x and y in pixels",
+        )
     spatial = adata.obsm["spatial"]
     try:
         coords = np.array(spatial, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        msg = f"spot coordinates are not numbers ({error})"
-        raise InputError(msg, file=file, field="obsm['spatial']") from error
+        raise InputError(f"spot coordinates are not numbers ({error})", file=file, field="obsm['spatial']") from error
     if coords.ndim != 2 or coords.shape[1] != 2:
-        msg = "spot coordinates have the wrong shape"
         raise InputError(
-            msg, file=file, field="obsm['spatial']", value=coords.shape, expected=f"({adata.n_obs}, 2): x and y"
+            "spot coordinates have the wrong shape",
+            file=file,
+            field="obsm['spatial']",
+            value=coords.shape,
+            expected=f"({adata.n_obs}, 2): x and y",
         )
     return coords
 
@@ -175,8 +335,7 @@ def _coordinates(adata: AnnData, file: Path) -> np.ndarray:
 def _counts(adata: AnnData, file: Path, notes: list[str]) -> object:
     """Return the raw counts as CSR; X, or layers["counts"] where only that is whole numbers."""
     if adata.X is None:
-        msg = "counts are missing"
-        raise InputError(msg, file=file, field="X")
+        raise InputError("counts are missing", file=file, field="X")
     counts = _csr(adata.X, file, "X")
     if "counts" in adata.layers and _first_fraction(counts) is not None:
         layer = _csr(adata.layers["counts"], file, "layers['counts']")
@@ -192,15 +351,13 @@ def _csr(matrix: object, file: Path, field: str) -> object:
 
     try:
         if not np.issubdtype(matrix.dtype, np.number) and matrix.dtype != bool:
-            msg = "counts are not numbers"
-            raise InputError(msg, file=file, field=field, value=str(matrix.dtype))
+            raise InputError("counts are not numbers", file=file, field=field, value=str(matrix.dtype))
         csr = sparse.csr_matrix(matrix)
         csr.check_format(full_check=True)
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        msg = f"counts are not a readable matrix ({error})"
-        raise InputError(msg, file=file, field=field) from error
+        raise InputError(f"counts are not a readable matrix ({error})", file=file, field=field) from error
     if not csr.has_canonical_format:
         csr.sum_duplicates()
     return csr
@@ -245,8 +402,11 @@ def _check_counts(counts: object, keep: np.ndarray, adata: AnnData, file: Path) 
             gene = adata.var_names[counts.indices[first]]
             raise InputError(
                 f"{problem} in {int(bad.sum())} entries, first at gene {gene} of spot {adata.obs_names[row]}",
-                file=file, field="X", value=data[first].item(), expected=expected,
-            )  # fmt: skip
+                file=file,
+                field="X",
+                value=data[first].item(),
+                expected=expected,
+            )
 
 
 def _off_tissue(adata: AnnData) -> np.ndarray:

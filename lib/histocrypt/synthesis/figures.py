@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, style
-from histocrypt.synthesis.label_baselines import colours
-from histocrypt.synthesis.utility import COMPARED, title_of
+from histocrypt.synthesis.utility import COMPARED, colours, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +45,7 @@ def tile_grid(rows: Mapping[str, Pairs], *, each: int = 5, seed: int = 0, overla
     with style():
         figure, axes = canvas(
             *shape, figsize=(7.4, 0.75 + 6.6 / sum(ratios) * shape[0]), squeeze=False, width_ratios=ratios[:-1]
-        )  # fmt: skip
+        )
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
         for one in axes.flat:
             one.set_axis_off()

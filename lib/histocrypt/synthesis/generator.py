@@ -16,25 +16,22 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from histocrypt.atomic import atomic_path, read_json, write_json
-from histocrypt.device import choose_device
-from histocrypt.errors import InputError
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.files import atomic_path, read_json, write_json
+from histocrypt.machine import choose_device
 from histocrypt.models.diffguard import DiffGuard
-from histocrypt.synthesis.generator_plan import WHERE, GeneratorPlan
-from histocrypt.synthesis.noise import as_noise, draw_kept, noised, schedule, target
-from histocrypt.synthesis.pairs import Pairs
-from histocrypt.synthesis.scheme import Scheme
-from histocrypt.training.augment import flip_and_turn
+from histocrypt.synthesis.pairs import Pairs, Scheme
 from histocrypt.training.loop import (
     Progress,
     averaged,
+    flip_and_turn,
     generator_of,
     keep,
     learning_rate,
@@ -45,6 +42,184 @@ from histocrypt.training.loop import (
 
 if TYPE_CHECKING:
     from histocrypt.synthesis.private import Privacy
+
+# ---- generator plan
+# The options of a generator: which of the two it is, how large, and how it is trained.
+
+
+KINDS = ("joint", "control")
+OBJECTIVES = ("noise", "velocity")
+WHERE = "synthesis.generator"
+
+
+@dataclass(frozen=True)
+class GeneratorPlan:
+    """Options that a study may set; the published ones where nothing else is said."""
+
+    kind: str = "joint"
+    """``joint``: image and mask, of all classes whose images have masks. ``control``: images of the control class."""
+    width: int = 64
+    """Channels at the finest level."""
+    multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    """Of the width, a level each; every level halves the side."""
+    blocks: int = 2
+    """Residual blocks a level."""
+    patch: int = 1
+    """Pixels a side that the network sees as one: 2 is faster, and leaves grain in pictures of 32 pixels a side."""
+    steps: int = 2000
+    """Of the noise schedule."""
+    objective: str = "noise"
+    """What the network says: ``noise``, as published, or ``velocity``, see `noise.target`."""
+    dropout: float = 0.2
+    batch: int = 12
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-5
+    ema: float = 0.9999
+    """Decay of the averaged weights; 0: none, as published."""
+    conditional: bool = True
+    """Whether the class is told; the published joint network is not, and its class is read from the mask."""
+    guidance_dropout: float = 0.1
+    """Share of training images whose class is hidden; 0: sampling cannot be guided."""
+    balance: bool = True
+    """Whether rarer classes are repeated to the size of the largest."""
+    augment: bool = True
+    """Whether images are mirrored and turned at random, masks with them."""
+
+    def __post_init__(self) -> None:
+        """Check what types and names cannot tell."""
+        if self.kind not in KINDS:
+            raise unknown_name("kind", self.kind, KINDS, field=f"{WHERE}.kind")
+        if self.objective not in OBJECTIVES:
+            raise unknown_name("objective", self.objective, OBJECTIVES, field=f"{WHERE}.objective")
+        object.__setattr__(self, "multipliers", tuple(self.multipliers))
+        whole = [(name, getattr(self, name)) for name in ("width", "blocks", "patch", "steps", "batch")]
+        for name, value in [*whole, *(("multipliers", one) for one in self.multipliers or (0,))]:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(
+                    "is out of range", field=f"{WHERE}.{name}", value=value, expected="whole numbers from 1"
+                )
+        for name in ("dropout", "ema", "guidance_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    "is out of range", field=f"{WHERE}.{name}", value=getattr(self, name), expected="0 to below 1"
+                )
+        if not self.learning_rate > 0 or not self.weight_decay >= 0:
+            raise InputError(
+                "learning_rate must be positive, and weight_decay not negative",
+                field=WHERE,
+                value=(self.learning_rate, self.weight_decay),
+            )
+
+    @property
+    def least_side(self) -> int:
+        """Pixels that the side of an image must be a multiple of."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> GeneratorPlan:
+        """Return the plan of a study's options; an unknown one, or a value of a wrong kind, is an `InputError`."""
+        known = [one.name for one in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise unknown_name("option", name, known, field=WHERE)
+        try:
+            return cls(**options)
+        except TypeError as error:
+            raise InputError(f"an option is of a wrong kind ({error})", field=WHERE, value=options) from error
+
+
+# ---- noise
+# How images are noised, and the schedulers that find the way back.
+#
+# The schedule is the published one: 2000 variances from 1e-6 to 0.01, linear, learnt over continuous noise levels: the
+# share of signal is drawn between those of two neighbouring steps. The way back takes fewer steps of the same schedule
+# (the published one takes 1000 of another).
+#
+# * ``ancestral``: fresh noise at every step (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020).
+# * ``ddim``: fewer steps, none (Song et al., "Denoising Diffusion Implicit Models", ICLR 2021).
+# * ``dpm++``: a second-order multistep solver (Lu et al., "DPM-Solver++", 2022).
+
+
+FIRST_BETA, LAST_BETA = 1e-6, 0.01
+SAMPLERS = ("ancestral", "ddim", "dpm++")
+
+
+def schedule(steps: int) -> torch.Tensor:
+    """Return the share of the signal's variance left after 0, 1, ... ``steps`` steps, (steps + 1,) float32.
+
+    The published schedule has 2000 steps; another number keeps its ends, the variances scaled so that as much noise
+    is left at the last.
+    """
+    kept = torch.cumprod(1 - betas(steps), 0)
+    return torch.cat([torch.ones(1, dtype=torch.float64), kept]).float()
+
+
+def betas(steps: int) -> torch.Tensor:
+    """Return the variances of ``steps`` steps, float64."""
+    return torch.linspace(FIRST_BETA, LAST_BETA, steps, dtype=torch.float64) * (2000 / steps)
+
+
+def draw_kept(n: int, kept: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
+    """Return the share of signal of n images, (n,), each drawn between those of two neighbouring steps of ``kept``."""
+    step = torch.randint(1, len(kept), (n,), generator=chance)
+    return kept[step] + torch.rand(n, generator=chance) * (kept[step - 1] - kept[step])
+
+
+def noised(clean: torch.Tensor, kept: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Return images (B, C, S, S) of which a share ``kept`` (B,) of the variance is left; ``noise`` as the images."""
+    kept = kept[:, None, None, None]
+    return kept.sqrt() * clean + (1 - kept).sqrt() * noise
+
+
+def target(objective: str, clean: torch.Tensor, kept: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Return what the network is to say, (B, C, S, S): the noise, or the velocity of Salimans and Ho (ICLR 2022).
+
+    The velocity weighs what an image is as a whole, its colour and its class, as much as its finest grain; the noise
+    leaves that to the last. Small networks and short trainings show the difference.
+    """
+    kept = kept[:, None, None, None]
+    return noise if objective == "noise" else kept.sqrt() * noise - (1 - kept).sqrt() * clean
+
+
+def as_noise(objective: str, said: torch.Tensor, noisy: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Return the noise (B, C, S, S) that the network's word stands for: the inverse of `target`."""
+    kept = kept[:, None, None, None]
+    return said if objective == "noise" else kept.sqrt() * said + (1 - kept).sqrt() * noisy
+
+
+def within_range(noise: torch.Tensor, noisy: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Return the noise (B, C, S, S) whose clean image lies in [-1, 1], given the share of signal, one number."""
+    signal, spread = kept.sqrt().item(), (1 - kept).sqrt().item()
+    clean = ((noisy - spread * noise) / signal).clamp(-1, 1)
+    return (noisy - signal * clean) / spread
+
+
+def seeded(seed: int, name: str) -> torch.Generator:
+    """Return a CPU generator that depends on the seed and a record's name alone."""
+    digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def scheduler_of(sampler: str, steps: int) -> Any:
+    """Return the scheduler of diffusers with the schedule of ``steps`` steps; clipping is `within_range`'s."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    own = {"num_train_timesteps": steps, "trained_betas": betas(steps).numpy().astype(np.float32)}
+    if sampler == "ancestral":
+        return DDPMScheduler(**own, variance_type="fixed_small", clip_sample=False, timestep_spacing="trailing")
+    if sampler == "ddim":
+        return DDIMScheduler(**own, clip_sample=False, timestep_spacing="trailing")
+    if sampler == "dpm++":
+        return DPMSolverMultistepScheduler(
+            **own, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
+        )
+    raise unknown_name("sampler", sampler, SAMPLERS)
+
+
+# ---- generator
+
 
 KEEP_SECONDS = 10
 """Between two writings of the state: a kill costs no more, and epochs of a dozen tiles do not wait for the disk."""
@@ -95,23 +270,27 @@ def signals_of(pairs: Pairs, plan: GeneratorPlan) -> torch.Tensor:
 def learned_from(pairs: Pairs, plan: GeneratorPlan) -> Pairs:
     """Return the pairs that a generator of this plan learns from: those with a mask, or those of the control class."""
     if plan.kind == "control" and pairs.scheme.control is None:
-        msg = "these classes have no control, so there is no generator of it"
-        raise InputError(msg, field=f"{WHERE}.kind", value="control", expected="joint")
+        raise InputError(
+            "these classes have no control, so there is no generator of it",
+            field=f"{WHERE}.kind",
+            value="control",
+            expected="joint",
+        )
     chosen = pairs.subset(pairs.has_mask if plan.kind == "joint" else pairs.labels == pairs.scheme.control)
     if len(chosen) < 2:
         what = "with a mask" if plan.kind == "joint" else f"of the class {pairs.scheme.control!r}"
-        msg = f"a {plan.kind} generator needs at least two images {what}"
-        raise InputError(msg, value=len(chosen))
+        raise InputError(f"a {plan.kind} generator needs at least two images {what}", value=len(chosen))
     return chosen
 
 
 def build(plan: GeneratorPlan, scheme: Scheme, *, side: int, colours: int) -> DiffGuard:
     """Return an untrained network."""
     if side % plan.least_side:
-        msg = (
-            f"images of {side} pixels a side do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}"
+        raise InputError(
+            f"images of {side} pixels a side do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}",
+            field=f"{WHERE}.multipliers",
+            expected=f"a side that is a multiple of {plan.least_side}",
         )
-        raise InputError(msg, field=f"{WHERE}.multipliers", expected=f"a side that is a multiple of {plan.least_side}")
     return DiffGuard(
         colours + (plan.kind == "joint"),
         n_classes=len(scheme.classes) if plan.conditional else 0,
@@ -195,8 +374,12 @@ def train_generator(
                     average.update_parameters(network)
                 bar.update()
         if not math.isfinite(total):
-            msg = "training diverged: the loss is no longer a number"
-            raise InputError(msg, field=f"{WHERE}.learning_rate", value=plan.learning_rate, fix="lower it")
+            raise InputError(
+                "training diverged: the loss is no longer a number",
+                field=f"{WHERE}.learning_rate",
+                value=plan.learning_rate,
+                fix="lower it",
+            )
         progress.epoch += 1
         seconds = round(time.monotonic() - started, 3)
         progress.curves.append(
@@ -297,11 +480,11 @@ def load_generator(folder: Path, *, device: str | torch.device | None = None) ->
         network = build(plan, scheme, side=record["side"], colours=record["colours"])
         network.load_state_dict(load_file(weights))
     except (KeyError, TypeError) as error:
-        msg = "does not describe a generator"
-        raise InputError(msg, file=folder / "generator.json", value=str(error)) from error
+        raise InputError("does not describe a generator", file=folder / "generator.json", value=str(error)) from error
     except (SafetensorError, OSError, RuntimeError) as error:
-        msg = "does not hold the weights that generator.json describes"
-        raise InputError(msg, file=weights, fix="train the generator again") from error
+        raise InputError(
+            "does not hold the weights that generator.json describes", file=weights, fix="train the generator again"
+        ) from error
     return Generator(network.to(device).eval(), plan, scheme, record["side"], record["colours"], record, device)
 
 

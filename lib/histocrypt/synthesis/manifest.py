@@ -15,11 +15,182 @@ from typing import Any
 
 import numpy as np
 
-from histocrypt import atomic
+from histocrypt import files as atomic
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.synthesis.pairs import Pairs
-from histocrypt.synthesis.pixel_files import SUFFIXES, read_image, read_mask, resized, resized_mask
-from histocrypt.synthesis.scheme import Scheme
+from histocrypt.synthesis.pairs import Pairs, Scheme
+
+# ---- pixel files
+# Images and masks from single files, ``.png`` or ``.npy``: what their numbers mean, decided by rule.
+
+
+SUFFIXES = (".png", ".npy")
+WINDOW_HU = (400.0, 0.0)
+"""Width and level of the window through which Hounsfield units become grey levels, as in DiffGuard."""
+_OFF_LEVEL = 0.02  # how far, in shares of a step, a grey level of floats may lie off its level: rounding, no more
+
+
+def read_image(path: Path, **where: Any) -> np.ndarray:
+    """Return a file's image, (side, side, channels) uint8, channels 1 or 3.
+
+    A ``.png`` is grey or colour with 8 bits. A ``.npy`` of uint8 holds grey levels, (h, w), (h, w, 1) or (h, w, 3); any
+    other type of numbers is a slice in Hounsfield units and is windowed (`WINDOW_HU`).
+
+    Parameters
+    ----------
+    path
+        The file; it is there.
+    where
+        ``file`` and ``field`` for the error.
+
+    Raises
+    ------
+    InputError
+        If it is not such an image, holds NaN, or is not square.
+    """
+    values = _from_png(path, where) if path.suffix.lower() == ".png" else _from_npy(path, where)
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.ndim != 3 or values.shape[2] not in (1, 3) or values.size == 0:
+        raise InputError(
+            f"{path.name} is not an image", **where, value=values.shape, expected="(h, w) grey or (h, w, 3) colour"
+        )
+    if values.dtype != np.uint8:
+        values = _windowed(values, path, where)
+    if values.shape[0] != values.shape[1]:
+        raise InputError(
+            f"{path.name} is not square", **where, value=values.shape[:2], expected="as many rows as columns"
+        )
+    return values
+
+
+def read_mask(path: Path, levels: int, **where: Any) -> np.ndarray:
+    """Return a file's mask, (h, w) uint8 of indices of levels.
+
+    Integers (and palettes) are indices, 0 to ``levels`` - 1. Floats are the reference's grey map, i / (levels - 1). A
+    ``.png`` whose values are not all indices is that grey map in 8 bits, 255 i / (levels - 1), up to rounding; the two
+    cannot be confused for up to 16 levels, and with more only indices are read.
+
+    Parameters
+    ----------
+    path
+        The file; it is there.
+    levels
+        Number of levels.
+    where
+        ``file`` and ``field`` for the error.
+
+    Raises
+    ------
+    InputError
+        If it is not such a mask, holds NaN, or a level that does not exist.
+    """
+    png = path.suffix.lower() == ".png"
+    values = _from_png(path, where, palette=True) if png else _from_npy(path, where)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.ndim != 2 or values.size == 0:
+        raise InputError(
+            f"{path.name} is not a mask", **where, value=values.shape, expected="one number a pixel, (h, w)"
+        )
+    steps = levels - 1
+    if np.issubdtype(values.dtype, np.floating):
+        return _from_grey(values.astype(np.float64) * steps, steps, _OFF_LEVEL, path, where)
+    if values.min() >= 0 and values.max() <= steps:
+        return values.astype(np.uint8)
+    if png and levels <= 16:
+        step = 255 / steps
+        return _from_grey(values / step, steps, 0.51 / step, path, where)
+    raise InputError(
+        f"{path.name} has a level that does not exist", **where, value=_outside(values, steps), expected=f"0 to {steps}"
+    )
+
+
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """Return an image (s, s, channels) uint8 at another side: means of areas where it shrinks, else bilinear."""
+    from PIL import Image
+
+    if len(image) == side:
+        return image
+    way = Image.Resampling.BOX if side < len(image) else Image.Resampling.BILINEAR
+    found = np.asarray(Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).resize((side, side), way))
+    return found.reshape(side, side, image.shape[2])
+
+
+def resized_mask(mask: np.ndarray, side: int) -> np.ndarray:
+    """Return a mask (s, s) uint8 at another side, every pixel that of its nearest: levels are never mixed."""
+    from PIL import Image
+
+    if len(mask) == side:
+        return mask
+    return np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
+
+
+def _from_png(path: Path, where: dict[str, Any], *, palette: bool = False) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path.name} cannot be read as PNG", **where) from error
+    if image.mode == "P" and not palette:
+        image = image.convert("RGB")
+    if image.mode == "RGBA" and image.getextrema()[3] == (255, 255):
+        image = image.convert("RGB")
+    if image.mode not in ("1", "L", "P", "RGB"):
+        raise InputError(
+            f"{path.name} has pixels of an unknown kind",
+            **where,
+            value=image.mode,
+            expected="8-bit grey or RGB, without transparency",
+        )
+    grey = image.mode == "1" and not palette
+    return np.asarray(image.convert("L") if grey else image)
+
+
+def _from_npy(path: Path, where: dict[str, Any]) -> np.ndarray:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path.name} cannot be read as an array of numbers", **where) from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "buif":
+        raise InputError(
+            f"{path.name} does not hold numbers", **where, value=str(getattr(values, "dtype", type(values).__name__))
+        )
+    if not np.isfinite(values).all():
+        raise InputError(f"{path.name} holds NaN or infinite values", **where)
+    return values
+
+
+def _windowed(values: np.ndarray, path: Path, where: dict[str, Any]) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    if values.shape[2] != 1 or (low >= 0 and high <= 1):
+        msg = f"{path.name} holds neither grey levels nor Hounsfield units"
+        found = f"{values.dtype} from {low:g} to {high:g}, {values.shape[2]} channels"
+        raise InputError(msg, **where, value=found, expected="uint8 from 0 to 255, or one channel in Hounsfield units")
+    width, level = WINDOW_HU
+    share = (values.astype(np.float64) - (level - width / 2)) / width
+    return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+
+
+def _from_grey(steps: np.ndarray, last: int, tolerance: float, path: Path, where: dict[str, Any]) -> np.ndarray:
+    """Return the nearest of the levels 0 to ``last``; further off than ``tolerance`` there is none."""
+    level = np.clip(np.rint(steps), 0, last)
+    off = np.abs(steps - level) > tolerance
+    if off.any():
+        value = float(steps[off].flat[0] / last)
+        msg = f"{path.name} has a level that does not exist"
+        expected = f"whole numbers 0 to {last}, or grey levels i / {last}"
+        raise InputError(msg, **where, value=f"{value:.3g} of the brightest", expected=expected)
+    return level.astype(np.uint8)
+
+
+def _outside(values: np.ndarray, last: int) -> int:
+    return int(values[(values < 0) | (values > last)].flat[0])
+
+
+# ---- manifest
+
 
 NAME = "manifest.json"
 REQUIRED = ("id", "label", "image_path", "mask_path")
@@ -62,11 +233,14 @@ def read_manifest(path: str | Path, *, scheme: Scheme, allow_outside: bool = Fal
     path = _file(path)
     content = atomic.read_json(path)
     if not isinstance(content, list):
-        msg = "is not a list of records"
-        raise InputError(msg, file=path, value=type(content).__name__, expected=f"[{{{', '.join(REQUIRED)}}}, ...]")
+        raise InputError(
+            "is not a list of records",
+            file=path,
+            value=type(content).__name__,
+            expected=f"[{{{', '.join(REQUIRED)}}}, ...]",
+        )
     if not content:
-        msg = "names no image"
-        raise InputError(msg, file=path, expected="at least one record")
+        raise InputError("names no image", file=path, expected="at least one record")
     records = [
         _record(entry, number, path, scheme, allow_outside=allow_outside) for number, entry in enumerate(content)
     ]
@@ -90,8 +264,9 @@ def write_manifest(path: str | Path, records: Sequence[Record]) -> None:
         for field in ("image_path", "mask_path"):
             given = getattr(record, field)
             if given is not None and not given.resolve().is_relative_to(folder):
-                msg = "lies outside the manifest's folder"
-                raise InputError(msg, file=path, field=_field(record.id, field), value=str(given))
+                raise InputError(
+                    "lies outside the manifest's folder", file=path, field=_field(record.id, field), value=str(given)
+                )
             entry[field] = None if given is None else given.resolve().relative_to(folder).as_posix()
         if record.patient:
             entry["patient"] = record.patient
@@ -128,16 +303,21 @@ def load_pairs(path: str | Path, *, scheme: Scheme, side: int, allow_outside: bo
         image = read_image(record.image_path, file=path, field=_field(record.id, "image_path"))
         if images and image.shape[2] != images[0].shape[2]:
             kinds = {1: "grey", 3: "coloured"}
-            msg = f"is {kinds[image.shape[2]]}, and those before it are {kinds[images[0].shape[2]]}"
-            raise InputError(msg, file=path, field=_field(record.id, "image_path"), fix="make all of one kind")
+            raise InputError(
+                f"is {kinds[image.shape[2]]}, and those before it are {kinds[images[0].shape[2]]}",
+                file=path,
+                field=_field(record.id, "image_path"),
+                fix="make all of one kind",
+            )
         images.append(resized(image, side))
         if record.mask_path is None:
             continue
         where = {"file": path, "field": _field(record.id, "mask_path")}
         mask = read_mask(record.mask_path, len(scheme.levels), **where)
         if mask.shape != image.shape[:2]:
-            msg = "mask and image differ in size"
-            raise InputError(msg, **where, value=mask.shape, expected=f"{image.shape[:2]}, as the image")
+            raise InputError(
+                "mask and image differ in size", **where, value=mask.shape, expected=f"{image.shape[:2]}, as the image"
+            )
         masks[row] = resized_mask(mask, side)
     return Pairs(
         scheme,
@@ -184,20 +364,19 @@ def _field(record: str, key: str) -> str:
 
 def _record(entry: Any, number: int, path: Path, scheme: Scheme, *, allow_outside: bool) -> Record:
     if not isinstance(entry, dict):
-        msg = "is not a record"
-        raise InputError(msg, file=path, field=f"entry {number}", value=entry, expected=", ".join(REQUIRED))
+        raise InputError(
+            "is not a record", file=path, field=f"entry {number}", value=entry, expected=", ".join(REQUIRED)
+        )
     name = entry.get("id")
     where = {"file": path, "field": f"record {name}" if name not in (None, "") else f"entry {number}"}
     for key in REQUIRED:
         if key not in entry:
-            msg = f"lacks {key}"
-            raise InputError(msg, **where, expected=", ".join(REQUIRED))
+            raise InputError(f"lacks {key}", **where, expected=", ".join(REQUIRED))
     for key in entry:
         if key not in REQUIRED + OPTIONAL:
             raise unknown_name("key", key, REQUIRED + OPTIONAL, **where)
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        msg = "has no id"
-        raise InputError(msg, **where, value=name, expected="a word or a whole number")
+        raise InputError("has no id", **where, value=name, expected="a word or a whole number")
     name, patient = str(name), entry.get("patient") or ""
     if not isinstance(patient, str):
         raise InputError("is not a word", file=path, field=_field(name, "patient"), value=patient)
@@ -211,9 +390,10 @@ def _record(entry: Any, number: int, path: Path, scheme: Scheme, *, allow_outsid
         place = {"file": path, "field": _field(name, key)}
         if key == "mask_path" and entry[key] is None:
             if entry["label"] != scheme.control:
-                msg = f"is null, and a record of class {entry['label']} needs a mask"
                 raise InputError(
-                    msg, **place, expected=f"null only for {scheme.control}" if scheme.control else "a file"
+                    f"is null, and a record of class {entry['label']} needs a mask",
+                    **place,
+                    expected=f"null only for {scheme.control}" if scheme.control else "a file",
                 )
             files[key] = None
             continue

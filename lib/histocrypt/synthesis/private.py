@@ -53,8 +53,9 @@ class Privacy:
             ("clip", self.clip > 0, "more than 0"),
         ):
             if not good:
-                msg = "is out of range"
-                raise InputError(msg, field=f"synthesis.{name}", value=getattr(self, name), expected=expected)
+                raise InputError(
+                    "is out of range", field=f"synthesis.{name}", value=getattr(self, name), expected=expected
+                )
 
 
 class PrivateLesson:
@@ -78,8 +79,12 @@ class PrivateLesson:
             raise InputError(msg, field="synthesis.epsilon", fix=fix) from error
         n = len(lesson.pairs)
         if privacy.delta >= 1 / n:
-            msg = f"is too large for {n} tiles: a mechanism that publishes one of them would satisfy it"
-            raise InputError(msg, field="synthesis.delta", value=privacy.delta, expected=f"well below {1 / n:.1g}")
+            raise InputError(
+                f"is too large for {n} tiles: a mechanism that publishes one of them would satisfy it",
+                field="synthesis.delta",
+                value=privacy.delta,
+                expected=f"well below {1 / n:.1g}",
+            )
         self.lesson, self.privacy, self.steps = lesson, privacy, steps
         self.rate = min(1.0, lesson.plan.batch / n)
         with warnings.catch_warnings():  # see epsilon_of_group

@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from histocrypt.atomic import atomic_path, read_json, write_json
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.synthesis.generator import Generator
-from histocrypt.synthesis.noise import SAMPLERS, scheduler_of, seeded, within_range
-from histocrypt.synthesis.pairs import Pairs
-from histocrypt.synthesis.scheme import Scheme
+from histocrypt.files import atomic_path, read_json, write_json
+from histocrypt.synthesis.generator import SAMPLERS, Generator, scheduler_of, seeded, within_range
+from histocrypt.synthesis.pairs import Pairs, Scheme
 
 BATCH = {"cpu": 32, "cuda": 256}
 """Images of at most 64 pixels a side that are drawn at once; larger ones are fewer by their area."""
@@ -124,8 +122,11 @@ def class_of_mask(masks: np.ndarray, scheme: Scheme, *, least: float | None = No
         if words == name or words.startswith(f"{name} ")
     }
     if not named or scheme.control is None:
-        msg = "no level of the mask is named after a class, so that the class cannot be read from it"
-        raise InputError(msg, field="scheme", value=list(scheme.levels))
+        raise InputError(
+            "no level of the mask is named after a class, so that the class cannot be read from it",
+            field="scheme",
+            value=list(scheme.levels),
+        )
     if least is None:
         least = LEAST_LESION if all(scheme.levels[level] == name for level, name in named.items()) else 1.0
     counts = np.stack([(masks == level).sum(axis=(1, 2)) for level in range(len(scheme.levels))], axis=1)

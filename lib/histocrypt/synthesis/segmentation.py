@@ -8,23 +8,185 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from histocrypt.atomic import atomic_path, read_json, write_json
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.synthesis.dice import mean_dice, pixel_counts, score
-from histocrypt.synthesis.scheme import Scheme
+from histocrypt.evaluation.bootstrap import draw_weights
+from histocrypt.files import atomic_path, read_json, write_json
+from histocrypt.synthesis.pairs import Scheme
+from histocrypt.training.loop import Progress, flip_and_turn, generator_of, keep, learning_rate, precision, resume
 
 if TYPE_CHECKING:
-    import torch
-
     from histocrypt.synthesis.pairs import Pairs
+
+# ---- dice
+# How well predicted masks agree with true ones: Dice of each level, with an interval.
+#
+# Dice of a level is 2 |truth and prediction| / (|truth| + |prediction|), pixels pooled over all images of a patient;
+# then the mean over patients. A level that is neither in a patient's truth nor in its prediction is left out there:
+# nothing was asked, and nothing is counted as right. Records without a mask are left out.
+#
+# Mean Dice is the mean over levels but background of these means.
+
+
+BACKGROUND = 0
+
+
+def pixel_counts(truth: np.ndarray, predicted: np.ndarray, n_levels: int) -> np.ndarray:
+    """Return (n, 3, n_levels) float64 pixels of each image: in both, in the truth, in the prediction.
+
+    Parameters
+    ----------
+    truth, predicted
+        (n, h, w) integers, 0 to ``n_levels`` - 1.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(f"masks of {truth.shape} and predictions of {predicted.shape} do not belong together")
+    flat = (truth.reshape(len(truth), -1), predicted.reshape(len(truth), -1))
+    counts = np.empty((len(truth), 3, n_levels))
+    for level in range(n_levels):
+        true, found = (values == level for values in flat)
+        counts[:, :, level] = np.column_stack([(true & found).sum(1), true.sum(1), found.sum(1)])
+    return counts
+
+
+def dice(counts: np.ndarray) -> np.ndarray:
+    """Return Dice (..., n_levels) of counts (..., 3, n_levels); NaN where a level is in neither."""
+    both, true, found = np.moveaxis(counts, -2, 0)
+    total = true + found
+    return np.where(total > 0, 2 * both / np.maximum(total, 1), np.nan)
+
+
+def over_patients(each: np.ndarray) -> np.ndarray:
+    """Return the mean over the first axis, patients, of those that are numbers; NaN where none is."""
+    known = np.isfinite(each)
+    total = np.where(known, each, 0).sum(axis=0)
+    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
+
+
+def mean_dice(levels: np.ndarray) -> np.ndarray:
+    """Return the mean (...) of Dice (..., n_levels) over levels but background that are numbers."""
+    return over_patients(np.moveaxis(np.delete(levels, BACKGROUND, axis=-1), -1, 0))
+
+
+def score(counts: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """Return Dice of each level, (n_levels,): pooled over a patient's images, then the mean over patients."""
+    return over_patients(np.stack([dice(counts[patients == patient].sum(axis=0)) for patient in np.unique(patients)]))
+
+
+def draws_of(counts: np.ndarray, weights: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return `score` in every draw, (draws, n_levels).
+
+    Parameters
+    ----------
+    counts
+        (n, 3, n_levels).
+    weights
+        From `patient_draws`.
+    """
+    each = []
+    for rows, drawn in weights.values():
+        own = counts[rows]
+        each.append(dice((drawn @ own.reshape(len(own), -1)).reshape(-1, *own.shape[1:])))
+    return over_patients(np.stack(each))
+
+
+def patient_draws(
+    patients: np.ndarray, blocks: np.ndarray | None, *, draws: int, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return for each patient its rows, (m,) int, and how often each draw has them, (draws, m) float.
+
+    Parameters
+    ----------
+    patients
+        (n,) str.
+    blocks
+        (n,) names of what is drawn together: squares of tissue, since neighbouring tiles resemble one another (and may
+        overlap). None: each image by itself.
+    """
+    rng = np.random.default_rng(seed)
+    found = {}
+    for patient in np.unique(patients).tolist():
+        rows = np.flatnonzero(patients == patient)
+        names = rows if blocks is None else blocks[rows]
+        code = np.unique(names, return_inverse=True)[1].ravel()
+        found[patient] = rows, draw_weights(code.max() + 1, draws, rng)[:, code]
+    return found
+
+
+# ---- pretrained
+# A pretrained start for a segmentation network, from a local file that the user names.
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a file of weights gave."""
+
+    taken: int
+    """Tensors that were taken over ..."""
+    of: int
+    """... of as many as the network has."""
+    unused: int
+    """Tensors of the file that the network has no place for."""
+
+    def __str__(self) -> str:
+        return f"{self.taken} of {self.of} tensors taken over, {self.unused} of the file not used"
+
+
+def take_weights(network: torch.nn.Module, file: str | Path) -> Taken:
+    """Put the weights of a ``.safetensors`` file into a network, by name; the others stay as they were drawn.
+
+    A network with a method ``adopt`` says under which other names it knows weights (`models.transunet`).
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, has nothing that the network knows, or a tensor of another shape.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"weights cannot be read ({' '.join(str(error).split())})", file=file, expected="a .safetensors file"
+        ) from error
+    own = network.state_dict()
+    known = network.adopt(weights) if hasattr(network, "adopt") else {k: v for k, v in weights.items() if k in own}
+    if not known:
+        raise InputError(
+            "holds no tensor that this network knows",
+            file=file,
+            value=next(iter(weights), None),
+            expected=f"names such as {next(iter(own))}",
+        )
+    for name, value in known.items():
+        if value.shape != own[name].shape:
+            raise InputError(
+                "has another shape than in this network",
+                file=file,
+                field=name,
+                value=tuple(value.shape),
+                expected=str(tuple(own[name].shape)),
+                fix="set the network's options as the file's",
+            )
+    network.load_state_dict(known, strict=False)
+    return Taken(len(known), len(own), len(weights) - len(known))
+
+
+# ---- segmentation
+
 
 NETWORKS = ("unet", "vit_hybrid")
 FULL_SIZE: dict[str, dict[str, Any]] = {
@@ -95,12 +257,16 @@ class Segmenter:
 
     def _check(self, pairs: Pairs) -> None:
         if pairs.scheme != self.scheme:
-            msg = "the images' classes or levels are not those that the network was trained with"
-            raise InputError(msg, value=list(pairs.scheme.levels), expected=", ".join(self.scheme.levels))
+            raise InputError(
+                "the images' classes or levels are not those that the network was trained with",
+                value=list(pairs.scheme.levels),
+                expected=", ".join(self.scheme.levels),
+            )
         found, known = list(pairs.images.shape[1:]), [self.about["side"]] * 2 + [self.about["channels"]]
         if found != known:
-            msg = "the images are not of the size that the network was trained with"
-            raise InputError(msg, value=found, expected=str(known))
+            raise InputError(
+                "the images are not of the size that the network was trained with", value=found, expected=str(known)
+            )
 
 
 def train_segmenter(
@@ -142,31 +308,36 @@ def train_segmenter(
     """
     import torch
 
-    from histocrypt.device import choose_device
-    from histocrypt.synthesis.pretrained import take_weights
-    from histocrypt.synthesis.segmentation_loop import steps_an_epoch, train
+    from histocrypt.machine import choose_device
     from histocrypt.training.loop import generator_of
 
     plan = plan or SegmenterPlan()
     pairs = pairs.subset(pairs.has_mask)
     if len(pairs) < 2:
-        msg = "segmentation cannot be learned from fewer than two masks"
-        raise InputError(msg, value=len(pairs))
+        raise InputError("segmentation cannot be learned from fewer than two masks", value=len(pairs))
     if validation is not None:
         validation = validation.subset(validation.has_mask)
         if validation.scheme != pairs.scheme or not (validation.masks > 0).any():
-            msg = "validation images have no mask of this scheme with anything but background"
-            raise InputError(msg, value=len(validation))
+            raise InputError(
+                "validation images have no mask of this scheme with anything but background", value=len(validation)
+            )
     if weights is not None and not Path(weights).is_file():
-        msg = "there are no weights here"
-        raise InputError(msg, file=weights, expected="a .safetensors file")
+        raise InputError("there are no weights here", file=weights, expected="a .safetensors file")
     device = choose_device() if device is None else torch.device(device)
     asked = {
-        "format": FORMAT, "version": VERSION, "network": network, "plan": asdict(plan), "epochs": epochs, "seed": seed,
-        "side": pairs.images.shape[1], "channels": pairs.images.shape[3], "scheme": asdict(pairs.scheme),
-        "images": len(pairs), "data": [digest(part) for part in (pairs, validation) if part is not None],
+        "format": FORMAT,
+        "version": VERSION,
+        "network": network,
+        "plan": asdict(plan),
+        "epochs": epochs,
+        "seed": seed,
+        "side": pairs.images.shape[1],
+        "channels": pairs.images.shape[3],
+        "scheme": asdict(pairs.scheme),
+        "images": len(pairs),
+        "data": [digest(part) for part in (pairs, validation) if part is not None],
         "start": None if weights is None else hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
-    }  # fmt: skip
+    }
     asked = json.loads(json.dumps(asked))  # as it will be read back
     if folder is not None and (folder / "segmenter.json").is_file():
         done = read_json(folder / "segmenter.json")
@@ -210,15 +381,18 @@ def build_network(name: str, levels: list[str], side: int, channels: int, option
         if name == "unet":
             network = UNet(len(levels), channels=channels, **options)
         else:
-            from histocrypt.models.transunet import ViTHybrid
+            from histocrypt.models.unet import ViTHybrid
 
             network = ViTHybrid(len(levels), channels=channels, side=side, **options)
     except (TypeError, ValueError) as error:
-        msg = f"the network refuses its options ({error})"
-        raise InputError(msg, field=name, value=options) from error
+        raise InputError(f"the network refuses its options ({error})", field=name, value=options) from error
     if side < network.least_side:
-        msg = "images are too small for this network"
-        raise InputError(msg, field=name, value=side, expected=f"at least {network.least_side} px a side")
+        raise InputError(
+            "images are too small for this network",
+            field=name,
+            value=side,
+            expected=f"at least {network.least_side} px a side",
+        )
     return network
 
 
@@ -245,25 +419,30 @@ def load_segmenter(folder: str | Path, *, device: str | torch.device | None = No
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from histocrypt.device import choose_device
+    from histocrypt.machine import choose_device
 
     folder, again = Path(folder), "train the network again"
     about = read_json(folder / "segmenter.json")
     if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-        msg = "does not describe a segmentation network of this version"
-        raise InputError(msg, file=folder / "segmenter.json", fix=again)
+        raise InputError(
+            "does not describe a segmentation network of this version", file=folder / "segmenter.json", fix=again
+        )
     try:
         scheme = Scheme(**{key: tuple(v) if isinstance(v, list) else v for key, v in about["scheme"].items()})
         stored = (folder / "weights.safetensors").read_bytes()
         options = about["plan"]["options"]
         network = build_network(about["network"], scheme.levels, about["side"], about["channels"], options)
         if hashlib.sha256(stored).hexdigest() != about["weights"]:
-            msg = "weights are not those that segmenter.json describes"
-            raise InputError(msg, file=folder / "weights.safetensors", fix=again)
+            raise InputError(
+                "weights are not those that segmenter.json describes", file=folder / "weights.safetensors", fix=again
+            )
         network.load_state_dict(load(stored))
     except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, AttributeError) as error:
-        msg = f"the network cannot be put together ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        raise InputError(msg, file=folder, fix=again) from error
+        raise InputError(
+            f"the network cannot be put together ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+            file=folder,
+            fix=again,
+        ) from error
     return Segmenter(network, about, scheme, device=choose_device() if device is None else torch.device(device))
 
 
@@ -274,3 +453,122 @@ def digest(pairs: Pairs) -> str:
         found.update(f"{array.shape}".encode())
         found.update(np.ascontiguousarray(array))
     return found.hexdigest()
+
+
+# ---- segmentation loop
+# The loop that trains a segmentation network: same seed, same bits on a CPU, also after a kill.
+#
+# The loss is half cross-entropy, half 1 - Dice: Dice of the probabilities, pooled over the batch, the mean over levels
+# that the batch has (`synthesis.dice` says how predictions are judged). Order, flips and dropout are drawn from
+# generators seeded by (seed, epoch), and the state after each epoch is kept in one file.
+
+
+def steps_an_epoch(plan: SegmenterPlan, n_images: int) -> int:
+    """Return the number of batches of an epoch."""
+    return plan.steps or max(1, math.ceil(n_images / plan.batch))
+
+
+def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Return half cross-entropy, half 1 - Dice of logits (B, L, S, S) against masks (B, S, S) of levels, int64."""
+    entropy = torch.nn.functional.cross_entropy(logits, masks)
+    probability = logits.float().softmax(dim=1)
+    truth = torch.nn.functional.one_hot(masks, logits.shape[1]).movedim(-1, 1).to(probability)
+    both, true, found = ((part.sum(dim=(0, 2, 3))) for part in (probability * truth, truth, probability))
+    there = true > 0  # a level that the batch lacks is the cross-entropy's business alone
+    return 0.5 * entropy + 0.5 * (1 - (2 * both[there] / (true + found)[there]).mean())
+
+
+def train(
+    network: torch.nn.Module,
+    pairs: Pairs,
+    judge: Callable[[], float] | None,
+    plan: SegmenterPlan,
+    *,
+    epochs: int,
+    seed: int,
+    device: torch.device,
+    fingerprint: str,
+    folder: Path | None,
+    label: str,
+) -> Progress:
+    """Train a network in place and leave it with the weights of its best epoch.
+
+    Parameters
+    ----------
+    judge
+        Returns the score of the network as it is; None: the last epoch is the best.
+    fingerprint
+        Whatever the result depends on, hashed; a state written under another one is not resumed.
+    folder
+        Where ``last/state.safetensors`` and ``curves.csv`` are written; None writes nothing.
+    """
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    from histocrypt.files import atomic_path
+
+    network.to(device)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    best = {key: value.detach().clone() for key, value in network.state_dict().items()}
+    parts = {"network": network, "average": None, "optimiser": optimiser, "best": best}
+    state = None if folder is None else folder / "last" / "state.safetensors"
+    progress = (state is not None and state.is_file() and resume(state, fingerprint, parts, label)) or Progress()
+    n_steps = steps_an_epoch(plan, len(pairs))
+    bar = tqdm(total=epochs * n_steps, initial=progress.epoch * n_steps, desc=label, unit="step", mininterval=1)
+    while progress.epoch < epochs and (judge is None or progress.epoch - progress.best_epoch < plan.patience):
+        started, epoch, total = time.monotonic(), progress.epoch + 1, 0.0
+        network.train()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(generator_of(seed, epoch, 1).initial_seed())  # dropout
+            for number, (images, masks) in enumerate(_batches(pairs, n_steps, plan.batch, seed, epoch)):
+                rate = learning_rate((epoch - 1) * n_steps + number, epochs * n_steps, plan.learning_rate)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                with precision(device):
+                    logits = network(images.to(device))
+                loss = segmentation_loss(logits.float(), masks.to(device))
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+                total += loss.item() / n_steps
+                bar.update()
+        if not math.isfinite(total):
+            raise InputError(
+                "training diverged: the loss is no longer a number",
+                field="learning_rate",
+                value=plan.learning_rate,
+                fix="lower it",
+            )
+        network.eval()  # as it will predict: batch norms keep what they have, nothing is dropped
+        score = None if judge is None else judge()
+        if score is None or score > progress.best_score:
+            progress.best_epoch, progress.best_score = epoch, score or 0.0
+            for key, value in network.state_dict().items():
+                best[key].copy_(value)
+        seconds = round(time.monotonic() - started, 3)
+        row = {"epoch": epoch, "train_loss": total, "validation_dice": score, "learning_rate": rate}
+        progress.curves.append({**row, "seconds": seconds})
+        progress.epoch = epoch
+        if folder is not None:
+            with atomic_path(folder / "curves.csv") as temporary:
+                pd.DataFrame(progress.curves).to_csv(temporary, index=False)
+            keep(state, fingerprint, parts, progress)
+    bar.close()
+    network.load_state_dict(best)
+    network.eval()
+    return progress
+
+
+def _batches(
+    pairs: Pairs, n_steps: int, batch: int, seed: int, epoch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield images (B, C, S, S) float32 and masks (B, S, S) int64, each pair flipped and turned alike."""
+    chance = generator_of(seed, epoch)
+    rounds = math.ceil(n_steps * batch / len(pairs))
+    order = torch.cat([torch.randperm(len(pairs), generator=chance) for _ in range(rounds)]).numpy()
+    size = min(batch, max(2, math.ceil(len(order) / n_steps)))
+    for number in range(n_steps):
+        own = pairs.subset(order[np.arange(number * size, (number + 1) * size) % len(order)])
+        images, masks = torch.from_numpy(own.signals()[0]), torch.from_numpy(own.masks.astype(np.float32))
+        both = flip_and_turn(torch.cat([images, masks[:, None]], dim=1), chance)
+        yield both[:, :-1].contiguous(), both[:, -1].long()

@@ -8,17 +8,16 @@ one piece.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.synthesis.pairs import Pairs
-from histocrypt.synthesis.pixel_files import resized
-from histocrypt.synthesis.scheme import TISSUE
-from histocrypt.tissue.stain import INCIDENT_LIGHT, StainStatistics
+from histocrypt.synthesis.manifest import resized
+from histocrypt.synthesis.pairs import TISSUE, Pairs
+from histocrypt.tissue.stain import INCIDENT_LIGHT, StainStatistics, estimate
 from histocrypt.tissue.tiles import read_tiles
 
 if TYPE_CHECKING:
@@ -26,7 +25,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from histocrypt.study import Study
-    from histocrypt.targets.labels import Label
+    from histocrypt.targets.matrix import Label
+
+# ---- tissue pairs
+
 
 BACKGROUND, STROMA, NUCLEI, TUMOUR = range(4)
 SMOOTH_UM = 1.0
@@ -71,8 +73,11 @@ def tissue_pairs(study: Study, sections: Sequence[str], *, label: Label, side: i
     parts = [_section(study, section, label, side) for section in sections]
     parts = [part for part in parts if len(part)]
     if not parts:
-        msg = f"no spot of {', '.join(sections) or 'no section'} has a label"
-        raise InputError(msg, field=label.source, fix="name another label, or sections that have it")
+        raise InputError(
+            f"no spot of {', '.join(sections) or 'no section'} has a label",
+            field=label.source,
+            fix="name another label, or sections that have it",
+        )
     return Pairs.join(parts)
 
 
@@ -84,11 +89,16 @@ def spot_counts(study: Study, sections: Sequence[str], *, label: Label) -> pd.Da
     for section in sections:
         adata = _cleaned(study, section)
         found = label.of(adata, section=section)
-        rows.append({
-            "section": section, "patient": str(adata.obs["patient"].iloc[0]), "spots": len(found),
-            "tumour": int((found == 1).sum()), "normal": int((found == 0).sum()),
-            "left out": int(np.isnan(found).sum()),
-        })  # fmt: skip
+        rows.append(
+            {
+                "section": section,
+                "patient": str(adata.obs["patient"].iloc[0]),
+                "spots": len(found),
+                "tumour": int((found == 1).sum()),
+                "normal": int((found == 0).sum()),
+                "left out": int(np.isnan(found).sum()),
+            }
+        )
     return pd.DataFrame(rows).set_index("section")
 
 
@@ -187,8 +197,12 @@ def _section(study: Study, section: str, label: Label, side: int) -> Pairs:
     masks = np.zeros((len(names), side, side), dtype=np.uint8)
     for rows, tiles, levels in _masked(study, section, adata, names, found[known] > 0.5) if len(names) else ():
         if side > tiles.shape[1]:
-            msg = f"tiles of {section} have fewer pixels than asked for"
-            raise InputError(msg, value=side, expected=f"at most {tiles.shape[1]}", fix="raise preprocessing.tile_px")
+            raise InputError(
+                f"tiles of {section} have fewer pixels than asked for",
+                value=side,
+                expected=f"at most {tiles.shape[1]}",
+                fix="raise preprocessing.tile_px",
+            )
         images[rows] = np.stack([resized(tile, side) for tile in tiles])
         masks[rows] = _voted(levels, side)
     return Pairs(
@@ -251,11 +265,37 @@ def _corners(path: Path) -> tuple[np.ndarray, float, np.ndarray]:
             names = np.array([name.decode() for name in np.asarray(file["barcode"]).reshape(-1)], dtype=str)
             return np.asarray(file["coords"]), float(file.attrs["tile_um"] / file.attrs["um_per_px"]), names
     except (OSError, KeyError) as error:
-        msg = f"tiles cannot be read ({error})"
-        raise InputError(msg, file=path, fix="run preprocessing again") from error
+        raise InputError(f"tiles cannot be read ({error})", file=path, fix="run preprocessing again") from error
 
 
 def _cleaned(study: Study, section: str) -> AnnData:
-    from histocrypt.training.prepare import read_clean_section
+    from histocrypt.data.fold_statistics import read_clean_section
 
     return read_clean_section(study.run.section(section))
+
+
+# ---- control rule
+# Masks of drawn control tiles: their generator makes pictures alone, so what is outlined in them is found by rule.
+
+
+def tissue_rule(um_per_px: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the rule for tiles of H&E without tumour: (n, s, s, 3) uint8 to masks (n, s, s) uint8 of `scheme.TISSUE`.
+
+    As `tissue_pairs` does with a section, but with stains estimated from all given tiles together, as drawn tiles have
+    no section, and without removing specks, which at a few micrometres a pixel are nuclei.
+
+    Parameters
+    ----------
+    um_per_px
+        Micrometres per pixel of the tiles.
+    """
+
+    def masks(images: np.ndarray) -> np.ndarray:
+        stain = estimate(images.reshape(-1, 3))
+        light, threshold = section_levels(images, stain=stain, um_per_px=um_per_px)
+        found = np.full(images.shape[:3], STROMA, dtype=np.uint8)
+        found[haematoxylin(images, stain=stain, um_per_px=um_per_px) > threshold] = NUCLEI
+        found[images.min(axis=3) > light * np.exp(-LEAST_STAIN_OD)] = BACKGROUND
+        return found
+
+    return masks

@@ -10,17 +10,17 @@ How rows are scored and what their intervals say: `synthesis.utility_scores`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.atomic import write_json
 from histocrypt.errors import InputError
 from histocrypt.evaluation.bootstrap import block_labels, interval
-from histocrypt.synthesis import label_baselines as plain
-from histocrypt.synthesis.utility_scores import judge
+from histocrypt.files import write_json
+from histocrypt.synthesis import segmentation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,242 @@ if TYPE_CHECKING:
 
     from histocrypt.synthesis.pairs import Pairs
     from histocrypt.synthesis.segmentation import SegmenterPlan
+
+# ---- label baselines
+# What stands beside segmentation networks, and the classifier of labels: nothing that has to be trained for long.
+#
+# Colour alone is the yardstick of a house where masks are made by rule from colour: a network that a table of colours
+# equals has not learned shape.
+
+
+SHADES = 32
+"""Shades of each channel that the table of colours tells apart."""
+PIXELS = 60_000
+"""Drawn to fit the table: a pixel more changes little."""
+PENALTIES = (0.001, 0.01, 0.1, 1.0)
+"""C of the logistic regression, of which the best on the validation images is taken."""
+UNCHOSEN = 0.01
+"""C where there is nothing to choose it on."""
+
+
+def colours(images: np.ndarray) -> np.ndarray:
+    """Return images (n, S, S, 1 or 3) uint8 with three channels; grey is repeated."""
+    return images if images.shape[-1] == 3 else np.repeat(images, 3, axis=-1)
+
+
+def majority_mask(train: Pairs, test: Pairs) -> np.ndarray:
+    """Return the most frequent level of the training pixels everywhere, (n, side, side) uint8."""
+    frequent = np.bincount(train.masks[train.has_mask].ravel(), minlength=len(train.scheme.levels)).argmax()
+    return np.full(test.masks.shape, frequent, dtype=np.uint8)
+
+
+def colour_mask(train: Pairs, test: Pairs, *, seed: int) -> np.ndarray:
+    """Return each pixel's most probable level by its colour alone, (n, side, side) uint8.
+
+    Boosted trees learn levels from the colours of training pixels and are written out as a table of colours.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    rng = np.random.default_rng(seed)
+    pixels = colours(train.images[train.has_mask]).reshape(-1, 3)
+    levels = train.masks[train.has_mask].ravel()
+    chosen = rng.permutation(len(pixels))[:PIXELS]
+    if len(np.unique(levels[chosen])) < 2:
+        return majority_mask(train, test)
+    trees = HistGradientBoostingClassifier(max_iter=60, early_stopping=False, random_state=seed)
+    trees.fit(pixels[chosen] // (256 // SHADES), levels[chosen])
+    table = trees.predict(np.indices((SHADES,) * 3).reshape(3, -1).T).astype(np.uint8).reshape((SHADES,) * 3)
+    return table[tuple(np.moveaxis(colours(test.images) // (256 // SHADES), -1, 0))]
+
+
+def encoder_features(pairs: Pairs, encoder: str) -> np.ndarray:
+    """Return features of a frozen encoder (`histocrypt.encoders.encoders`), (n, d) float32."""
+    from histocrypt.encoders.encoders import encode
+
+    return encode(np.ascontiguousarray(colours(pairs.images)), encoder, progress=False)
+
+
+def colour_statistics(pairs: Pairs) -> np.ndarray:
+    """Return statistics of colour without any shape or texture, (n, 42) float32 (`models.colour_ridge`)."""
+    from histocrypt.predictors.closed_form import colour_features
+
+    return colour_features(np.ascontiguousarray(colours(pairs.images)))
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A logistic regression on standardised features."""
+
+    classes: tuple[str, ...]
+    mean: np.ndarray
+    sd: np.ndarray
+    regression: Any
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Return (n, classes) probabilities; 0 for a class that training did not see."""
+        found = np.zeros((len(features), len(self.classes)))
+        columns = [self.classes.index(name) for name in self.regression.classes_]
+        found[:, columns] = self.regression.predict_proba((features - self.mean) / self.sd)
+        return found
+
+
+def fit_classifier(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    classes: tuple[str, ...],
+    validation: tuple[np.ndarray, np.ndarray] | None,
+) -> Classifier:
+    """Fit labels to features, classes weighted equally; the penalty is chosen on ``validation`` (features, labels).
+
+    Raises
+    ------
+    InputError
+        If all images to learn from are of one class.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score
+
+    if len(np.unique(labels)) < 2:
+        raise InputError(
+            "labels cannot be learned: all images are of one class",
+            value=str(labels[0]) if len(labels) else None,
+            expected=" and ".join(classes),
+        )
+    mean, sd = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+
+    def fitted(penalty: float) -> Classifier:
+        regression = LogisticRegression(C=penalty, class_weight="balanced", max_iter=2000)
+        return Classifier(classes, mean, sd, regression.fit((features - mean) / sd, labels))
+
+    judged = validation is not None and len(np.unique(validation[1])) > 1
+    if not judged:
+        return fitted(UNCHOSEN)
+
+    def score(one: Classifier) -> tuple[float, float]:
+        probability = one.probabilities(validation[0])
+        truth = np.array([classes.index(name) for name in validation[1].tolist()])
+        likely = np.log(np.maximum(probability[np.arange(len(truth)), truth], 1e-6)).mean()
+        return balanced_accuracy_score(truth, probability.argmax(axis=1)), float(likely)
+
+    return max((fitted(penalty) for penalty in PENALTIES), key=score)
+
+
+# ---- utility scores
+# Scores of masks and labels on test images, and their intervals.
+#
+# All scores are taken within each test patient, then averaged over patients; where a score cannot be had of a patient
+# (one class only, a level that is nowhere), the patient is left out of it. Intervals are bootstraps over blocks (or
+# images) within each test patient, all rows on the same draws: they speak of other tissue **of these patients**, not of
+# new ones.
+
+
+def judge(
+    masks: Mapping[str, np.ndarray],
+    probabilities: Mapping[str, np.ndarray],
+    test: Pairs,
+    *,
+    blocks: np.ndarray | None = None,
+    draws: int = 500,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, np.ndarray]]]:
+    """Score predicted masks (n, side, side) and probabilities (n, classes) of the test images, by name.
+
+    Test images without a mask count for their labels alone; at least one must have a mask.
+
+    Returns
+    -------
+    Scores by row and name; and the same in every draw of the bootstrap, each (draws,).
+    """
+    weights = segmentation.patient_draws(test.patients, blocks, draws=draws, seed=seed)
+    scores: dict[str, dict[str, float]] = {}
+    drawn: dict[str, dict[str, np.ndarray]] = {}
+    masked = {}
+    for patient, (rows, given) in weights.items():
+        if (own := test.has_mask[rows]).any():
+            masked[patient] = rows[own], given[:, own]
+    chosen = test.patients[test.has_mask]
+    named = [(number, level) for number, level in enumerate(test.scheme.levels) if number != segmentation.BACKGROUND]
+    for name in masks:
+        counts = segmentation.pixel_counts(test.masks, masks[name], len(test.scheme.levels))
+        whole, each = segmentation.score(counts[test.has_mask], chosen), segmentation.draws_of(counts, masked)
+        scores[name] = {f"dice_{level}": float(whole[number]) for number, level in named}
+        drawn[name] = {f"dice_{level}": each[:, number] for number, level in named}
+        scores[name]["mean_dice"] = float(segmentation.mean_dice(whole))
+        drawn[name]["mean_dice"] = segmentation.mean_dice(each)
+        for score, function in (("balanced_accuracy", balanced_accuracy), ("auc", macro_auc)):
+            scores[name][score], drawn[name][score] = _by_patient(function, probabilities[name], test, weights)
+    return scores, drawn
+
+
+def balanced_accuracy(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> float:
+    """Return the mean share of each class that is called right.
+
+    NaN with fewer than two classes, without probabilities, and where a draw has lost a class: a score over other
+    classes is another score.
+
+    Parameters
+    ----------
+    truth
+        (n,) int, columns of ``probability``.
+    probability
+        (n, classes).
+    weights
+        (n,) how often each image counts.
+    """
+    if _unscorable(truth, probability, weights):
+        return float("nan")
+    right = truth == probability.argmax(axis=1)
+    total = np.bincount(truth, weights, minlength=probability.shape[1])
+    hits = np.bincount(truth, weights * right, minlength=probability.shape[1])
+    return float((hits[total > 0] / total[total > 0]).mean())
+
+
+def macro_auc(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> float:
+    """Return the mean area under the curve of each class against the rest.
+
+    Arguments, and where it is NaN, as in `balanced_accuracy`. Equal probabilities count as half.
+    """
+    from scipy.stats import rankdata
+
+    if _unscorable(truth, probability, weights):
+        return float("nan")
+    areas = []
+    for column in np.unique(truth):
+        # Weighted Mann-Whitney: for each positive, the weight of negatives below it and half of those beside it.
+        rank = rankdata(probability[:, column], method="dense") - 1
+        yes, no = (np.bincount(rank, weights * part, minlength=rank.max() + 1) for part in _sides(truth, column))
+        areas.append((yes * (np.cumsum(no) - no / 2)).sum() / (yes.sum() * no.sum()))
+    return float(np.mean(areas[:1] if probability.shape[1] == 2 else areas))  # of two classes both areas are the same
+
+
+def _unscorable(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> bool:
+    lost = np.bincount(truth, weights)[np.unique(truth)] == 0
+    return bool(np.isnan(probability).any() or len(lost) < 2 or lost.any())
+
+
+def _sides(truth: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray]:
+    return truth == column, truth != column
+
+
+def _by_patient(
+    function: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
+    probability: np.ndarray,
+    test: Pairs,
+    weights: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> tuple[float, np.ndarray]:
+    """Return a score within patients, averaged over those that have it, and the same in every draw, (draws,)."""
+    column = {name: number for number, name in enumerate(test.scheme.classes)}
+    truth = np.array([column[name] for name in test.labels.tolist()], dtype=np.intp)
+    whole, each = [], []
+    for rows, given in weights.values():
+        whole.append(function(truth[rows], probability[rows], np.ones(len(rows))))
+        each.append([function(truth[rows], probability[rows], one) for one in given])
+    return float(segmentation.over_patients(np.array(whole))), segmentation.over_patients(np.array(each))
+
+
+# ---- utility
+
 
 ENCODER = "efficientnet_lite0_128"
 TITLES = {
@@ -96,8 +332,7 @@ def utility_table(
     """
     import pandas as pd
 
-    from histocrypt.synthesis.segmentation import SegmenterPlan, train_segmenter
-    from histocrypt.synthesis.segmentation_loop import steps_an_epoch
+    from histocrypt.synthesis.segmentation import SegmenterPlan, steps_an_epoch, train_segmenter
 
     _check(real, validation, synthetic, test)
     sets = {"real": real, "synthetic": synthetic, "both": type(real).join([real, synthetic])}
@@ -107,18 +342,28 @@ def utility_table(
     masks, rows = {}, {}
     for name, pairs in sets.items():
         segmenter = train_segmenter(
-            pairs, validation, network=network, epochs=epochs, seed=seed, plan=plan, weights=weights, device=device,
+            pairs,
+            validation,
+            network=network,
+            epochs=epochs,
+            seed=seed,
+            plan=plan,
+            weights=weights,
+            device=device,
             folder=None if folder is None else Path(folder) / f"segmenter_{name}",
-        )  # fmt: skip
+        )
         masks[name] = segmenter.predict(test)
         about = segmenter.about
         rows[name] = {
-            "role": "model", "images": len(pairs), "steps": about["steps"], "best_epoch": about["best_epoch"],
-        }  # fmt: skip
+            "role": "model",
+            "images": len(pairs),
+            "steps": about["steps"],
+            "best_epoch": about["best_epoch"],
+        }
     for name, learned in BASELINES.items():
         pairs = sets[learned]
         coloured = name != "majority" and pairs.has_mask.any()
-        masks[name] = plain.colour_mask(pairs, test, seed=seed) if coloured else plain.majority_mask(real, test)
+        masks[name] = colour_mask(pairs, test, seed=seed) if coloured else majority_mask(real, test)
         rows[name] = {"role": "baseline", "images": len(pairs), "steps": None, "best_epoch": None}
     probabilities = label_probabilities(sets, validation, test, encoder=encoder)
     scores, drawn = judge(masks, probabilities, test, blocks=blocks, draws=draws, seed=seed)
@@ -143,16 +388,16 @@ def label_probabilities(
     """
     classes = test.scheme.classes
     looked_at = {"real": sets["real"], "synthetic": sets["synthetic"], "validation": validation, "test": test}
-    encoded = {name: plain.encoder_features(pairs, encoder) for name, pairs in looked_at.items()}
+    encoded = {name: encoder_features(pairs, encoder) for name, pairs in looked_at.items()}
     encoded["both"] = np.concatenate([encoded["real"], encoded["synthetic"]])
-    coloured = {name: plain.colour_statistics(pairs) for name, pairs in looked_at.items()}
+    coloured = {name: colour_statistics(pairs) for name, pairs in looked_at.items()}
 
     def learned(name: str, features: Mapping[str, np.ndarray]) -> np.ndarray:
         labels = sets[name].labels
         if len(np.unique(labels)) < 2:
             return np.full((len(test), len(classes)), np.nan)
         judged = (features["validation"], validation.labels)
-        fitted = plain.fit_classifier(features[name], labels, classes=classes, validation=judged)
+        fitted = fit_classifier(features[name], labels, classes=classes, validation=judged)
         return fitted.probabilities(features["test"])
 
     found = {name: learned(name, encoded) for name in sets}
@@ -221,12 +466,11 @@ def read_utility(path: str | Path) -> pd.DataFrame:
     """Return the table of ``utility.json``, as `utility_table` did."""
     import pandas as pd
 
-    from histocrypt.atomic import read_json
+    from histocrypt.files import read_json
 
     content = read_json(path)
     if not isinstance(content, dict) or "rows" not in content:
-        msg = "is no table of usefulness"
-        raise InputError(msg, file=path, fix="run 60_synthetic_data again")
+        raise InputError("is no table of usefulness", file=path, fix="run 60_synthetic_data again")
     table = pd.DataFrame(content["rows"]).set_index("trained_on")
     numbers = [name for name in table.columns if name not in ("title", "role")]
     return table.astype(dict.fromkeys(numbers, float))
@@ -259,8 +503,7 @@ def spatial_blocks(ids: np.ndarray, sections: Mapping[str, AnnData], *, block_um
         }
     missing = [name for name in ids.tolist() if name not in where]
     if missing:
-        msg = f"{len(missing)} of {len(ids)} images are of no spot of these sections"
-        raise InputError(msg, value=missing[0])
+        raise InputError(f"{len(missing)} of {len(ids)} images are of no spot of these sections", value=missing[0])
     return np.array([where[name] for name in ids.tolist()])
 
 
@@ -268,10 +511,11 @@ def _check(real: Pairs, validation: Pairs, synthetic: Pairs, test: Pairs) -> Non
     sides = {"training": real, "validation": validation, "test": test}
     for name, pairs in {**sides, "synthetic": synthetic}.items():
         if not len(pairs) or pairs.scheme != real.scheme or pairs.images.shape[1:] != real.images.shape[1:]:
-            msg = f"the {name} images are none, or differ from the real ones in scheme or size"
-            raise InputError(msg, value=list(pairs.images.shape))
+            raise InputError(
+                f"the {name} images are none, or differ from the real ones in scheme or size",
+                value=list(pairs.images.shape),
+            )
     for one, other in (("training", "validation"), ("training", "test"), ("validation", "test")):
         shared = sorted(set(sides[one].patients.tolist()) & set(sides[other].patients.tolist()) - {""})
         if shared:
-            msg = f"a patient is on two sides, {one} and {other}"
-            raise InputError(msg, value=shared[0])
+            raise InputError(f"a patient is on two sides, {one} and {other}", value=shared[0])

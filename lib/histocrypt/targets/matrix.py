@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from histocrypt.targets.transforms import COMPOSITIONS, transform
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+# ---- matrix
+
 
 PREFIX = "obsm:"
 
@@ -42,23 +46,33 @@ def check_target(target: Any, panel: Any, file: Any) -> None:
     """
     matrix = target.matrix
     if matrix is not None and (not matrix.startswith(PREFIX) or matrix == PREFIX):
-        msg = "does not name a matrix"
         raise InputError(
-            msg, file=file, field="target.matrix", value=matrix, expected="obsm:NAME, e.g. obsm:celltype_prop_major"
+            "does not name a matrix",
+            file=file,
+            field="target.matrix",
+            value=matrix,
+            expected="obsm:NAME, e.g. obsm:celltype_prop_major",
         )
     unfit = [name for name in target.transforms if (name in COMPOSITIONS) == (matrix is None)]
     if unfit:
         needs = "is of counts" if matrix is not None else "is of a named matrix"
         has = f"target.matrix {matrix} holds no counts" if matrix is not None else "no target.matrix is named"
         fit = ", ".join(COMPOSITIONS) if matrix is not None else "log1p_cp10k, log1p, log2p1, rank"
-        msg = f"transform {unfit[0]} {needs}, and {has}"
-        raise InputError(msg, file=file, field="target.transforms", expected=fit)
+        raise InputError(f"transform {unfit[0]} {needs}, and {has}", file=file, field="target.transforms", expected=fit)
     if matrix is not None and panel.method not in ("all", "file"):
-        msg = f"{panel.method} chooses genes by their counts, and target.matrix {matrix} holds none"
-        raise InputError(msg, file=file, field="panel.method", expected="all, or file")
+        raise InputError(
+            f"{panel.method} chooses genes by their counts, and target.matrix {matrix} holds none",
+            file=file,
+            field="panel.method",
+            expected="all, or file",
+        )
     if matrix is None and panel.method == "all":
-        msg = "all takes every column of a named matrix, and no target.matrix is named"
-        raise InputError(msg, file=file, field="panel.method", expected="hmhvg, hvg, top_mean or file")
+        raise InputError(
+            "all takes every column of a named matrix, and no target.matrix is named",
+            file=file,
+            field="panel.method",
+            expected="hmhvg, hvg, top_mean or file",
+        )
 
 
 def has_counts(adata: AnnData) -> bool:
@@ -92,25 +106,25 @@ def names_of(adata: AnnData, matrix: str | None = None, *, section: str) -> np.n
     key, field = matrix.removeprefix(PREFIX), f"obsm[{matrix.removeprefix(PREFIX)!r}]"
     if key not in adata.obsm:
         others = ", ".join(sorted(PREFIX + other for other in adata.obsm if other != "spatial")) or "none"
-        msg = f"section {section} has no matrix {matrix}; the named matrices that it has: {others}"
-        raise InputError(msg, field="target.matrix")
+        raise InputError(
+            f"section {section} has no matrix {matrix}; the named matrices that it has: {others}", field="target.matrix"
+        )
     table = adata.obsm[key]
     if hasattr(table, "columns"):
         names = [str(name) for name in table.columns]
     elif f"{key}_names" in adata.uns:
         names = [str(name) for name in np.ravel(adata.uns[f"{key}_names"])]
     else:
-        msg = f"section {section}: the columns are not named, and nothing is ever joined by position"
         raise InputError(
-            msg, field=field, fix=f"store a table with named columns there, or names in uns['{key}_names']"
+            f"section {section}: the columns are not named, and nothing is ever joined by position",
+            field=field,
+            fix=f"store a table with named columns there, or names in uns['{key}_names']",
         )
     if table.shape[1:] != (len(names),):
-        msg = f"section {section}: {len(names)} names for values of shape {table.shape}"
-        raise InputError(msg, field=field)
+        raise InputError(f"section {section}: {len(names)} names for values of shape {table.shape}", field=field)
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        msg = f"section {section}: two columns are called {twice[0]!r}"
-        raise InputError(msg, field=field)
+        raise InputError(f"section {section}: two columns are called {twice[0]!r}", field=field)
     return np.array(names, dtype=str)
 
 
@@ -126,8 +140,10 @@ def raw_values(adata: AnnData, names: Iterable[str], *, matrix: str | None = Non
     position = {name: i for i, name in enumerate(names_of(adata, matrix, section=section).tolist())}
     missing = [name for name in names if name not in position]
     if missing:
-        msg = f"section {section} does not measure {len(missing)} of {len(names)} {noun(matrix)}s: {missing[0]}"
-        raise InputError(msg, field=matrix or "var_names")
+        raise InputError(
+            f"section {section} does not measure {len(missing)} of {len(names)} {noun(matrix)}s: {missing[0]}",
+            field=matrix or "var_names",
+        )
     columns = [position[name] for name in names]
     if matrix is None:
         counts = adata.X[:, columns]
@@ -137,8 +153,7 @@ def raw_values(adata: AnnData, names: Iterable[str], *, matrix: str | None = Non
     try:
         values = np.asarray(table)[:, columns].astype(np.float64)
     except (TypeError, ValueError) as error:
-        msg = f"section {section}: values are not numbers"
-        raise InputError(msg, field=matrix) from error
+        raise InputError(f"section {section}: values are not numbers", field=matrix) from error
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row, column = bad[0]
@@ -187,10 +202,105 @@ def targets_of(
     if rows is not None:
         values, totals = values[rows], totals[rows]
     if matrix is None and names and not has_counts(adata):
-        msg = f"section {section} has no counts"
-        raise InputError(msg, field="X", fix="name a matrix to predict, e.g. target.matrix: obsm:cell_types")
+        raise InputError(
+            f"section {section} has no counts",
+            field="X",
+            fix="name a matrix to predict, e.g. target.matrix: obsm:cell_types",
+        )
     try:
         return {name: transform(values, totals, name) for name in transforms}
     except InputError as error:
         where = f"section {section}: {error.problem}"
         raise InputError(where, field=matrix, expected=error.expected, fix=error.fix) from error
+
+
+# ---- labels
+# A yes or no about each spot: a pathologist's annotation, or a proxy made from proportions by a stated threshold.
+
+
+TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
+UNKNOWN = {"", "nan", "none", "na", "<na>", "undetermined"}
+
+
+@dataclass(frozen=True)
+class Label:
+    """Where a label is found, and what counts as yes."""
+
+    source: str
+    """``obs:COLUMN``, or ``obsm:MATRIX/COLUMN`` with `above`."""
+    positive: tuple[str, ...] = ()
+    """Values of a column of words that count as yes; empty: the column holds yes and no, or 1 and 0."""
+    above: float | None = None
+    """Numbers above this count as yes."""
+    field: str = "models.he2gene.label"
+    """Where the study says so, for what errors say."""
+
+    def __post_init__(self) -> None:
+        kind, _, rest = self.source.partition(":")
+        matrix, _, column = rest.partition("/")
+        where = {"field": self.field, "value": self.source}
+        if kind not in ("obs", "obsm") or not matrix or (kind == "obsm") != bool(column):
+            raise InputError("does not say where a label is", **where, expected="obs:COLUMN, or obsm:MATRIX/COLUMN")
+        if kind == "obsm" and self.above is None:
+            raise InputError(
+                "a proportion is made a label by a threshold, and none is given", **where, fix="set label_above"
+            )
+        if self.above is not None and self.positive:
+            raise InputError("takes label_is or label_above, not both", **where)
+
+    @property
+    def is_proxy(self) -> bool:
+        """Whether the label is derived from proportions, not given by a pathologist."""
+        return self.source.startswith(PREFIX)
+
+    def of(self, adata: AnnData, *, section: str) -> np.ndarray:
+        """Return (n,) float32: 1, 0, or NaN where a spot has no label; NaN throughout where the section has none.
+
+        Raises
+        ------
+        InputError
+            If a value is neither yes nor no.
+        """
+        values = self._values(adata)
+        if values is None:
+            return np.full(adata.n_obs, np.nan, dtype=np.float32)
+        where = {"field": self.source}
+        if self.above is not None:
+            try:
+                numbers = np.asarray(values, dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"section {section}: the label is not a number, and label_above needs one", **where
+                ) from error
+            return np.where(np.isfinite(numbers), numbers > self.above, np.nan).astype(np.float32)
+        found = np.full(adata.n_obs, np.nan, dtype=np.float32)
+        yes = {word.lower() for word in self.positive}
+        for row, value in enumerate(values.tolist()):
+            word = str(value).strip().lower()
+            if word in UNKNOWN:
+                continue
+            if not self.positive and word not in TRUE | FALSE:
+                raise InputError(
+                    f"section {section}: a label is neither yes nor no",
+                    **where,
+                    value=str(value),
+                    fix="say with label_is which words mean tumour",
+                )
+            found[row] = word in (yes or TRUE)
+        return found
+
+    def _values(self, adata: AnnData) -> np.ndarray | None:
+        """Return the (n,) values, or None where this section has no such column."""
+        kind, _, rest = self.source.partition(":")
+        if kind == "obs":
+            return adata.obs[rest].to_numpy(dtype=object) if rest in adata.obs else None
+        matrix, _, column = rest.partition("/")
+        table = adata.obsm.get(matrix)
+        if table is None:
+            return None
+        names = [str(one) for one in getattr(table, "columns", adata.uns.get(f"{matrix}_names", ()))]
+        if column not in names:
+            raise InputError(
+                "has no such column", field=f"obsm[{matrix!r}]", value=column, expected="one of " + ", ".join(names)
+            )
+        return np.asarray(table)[:, names.index(column)]

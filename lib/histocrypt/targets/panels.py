@@ -2,24 +2,252 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.atomic import read_json, write_json
 from histocrypt.errors import InputError, unknown_name
+from histocrypt.files import read_json, write_json
 from histocrypt.targets.matrix import names_of, noun
-from histocrypt.targets.panel_scores import SCORES, SectionNumbers
+from histocrypt.targets.transforms import transform
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
 
-    from histocrypt.study_parts import PanelChoice
+    from histocrypt.options import PanelChoice
+
+# ---- stem genes
+# The gene selection of Stem: genes of high mean and high standard deviation among each section's variable genes.
+#
+# Zhu et al., "Diffusion Generative Modeling for Spatially Resolved Gene Expression Inference from Histology Images",
+# ICLR 2025. There the genes are chosen on all slides, the test slide with them; here on training sections only.
+
+
+VARIABLE_GENES = 2000
+"""Highly variable genes that each section puts forward."""
+
+HOUSEKEEPING = re.compile(r"^(?:MT-|RPS|RPL)", re.IGNORECASE)
+"""Symbols of mitochondrial and ribosomal genes, which are never chosen."""
+
+
+def stem_scores(
+    put: list[tuple[np.ndarray, np.ndarray]], spots: int, total: np.ndarray, squares: np.ndarray, size: int
+) -> np.ndarray:
+    """Score genes so that the ``size`` largest scores are Stem's panel.
+
+    Each section puts forward its `VARIABLE_GENES` highly variable genes (of depth-normalised ln(1 + x), on a copy);
+    mitochondrial and ribosomal genes are struck out. Among these, genes are ranked by the mean and by the standard
+    deviation of raw counts pooled over the sections. The panel is what lies among the first k of both lists, with k
+    grown until there are enough: the worse of a gene's two places.
+
+    Parameters
+    ----------
+    put
+        What `put_forward` gave for each training section, all for the same genes.
+    spots
+        Number of spots of all sections.
+    total, squares
+        (g,) total of each gene's counts and of their squares, over all sections.
+    size
+        Number of genes wanted.
+
+    Returns
+    -------
+    (g,) float64
+        Minus the worse place, 0 for the best gene; ``-inf`` for a gene that is no candidate.
+
+    Raises
+    ------
+    InputError
+        If there are fewer candidates than ``size``.
+    """
+    candidates = np.flatnonzero(np.any([one[0] for one in put], axis=0) & np.all([one[1] for one in put], axis=0))
+    if len(candidates) < size:
+        raise InputError(
+            f"asks for {size} genes, but the training sections put forward {len(candidates)} highly variable ones",
+            field="panel.size",
+            fix="ask for fewer",
+        )
+    mean = total[candidates] / spots
+    sd = np.sqrt(np.maximum(squares[candidates] / spots - mean**2, 0))
+    scores = np.full(len(total), -np.inf)
+    scores[candidates] = -np.maximum(_gene_place(mean), _gene_place(sd))
+    return scores
+
+
+def put_forward(section: AnnData, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of ``genes`` a section (raw counts) puts forward, and which are not struck out: (g,) bool each."""
+    import scanpy
+
+    variable = np.zeros(len(genes), dtype=bool)
+    usual = np.ones(len(genes), dtype=bool)
+    copy = section[:, genes].copy()
+    if "symbol" in copy.var:
+        usual &= ~copy.var["symbol"].astype(str).str.contains(HOUSEKEEPING).to_numpy()
+    usual &= ~copy.var_names.astype(str).str.contains(HOUSEKEEPING)
+    counted = np.flatnonzero(np.asarray(copy.X.sum(axis=0)).ravel() > 0)
+    copy = copy[np.asarray(copy.X.sum(axis=1)).ravel() > 0, counted].copy()
+    copy.X = copy.X.astype(np.float32)
+    scanpy.pp.normalize_total(copy)
+    scanpy.pp.log1p(copy)
+    found = scanpy.pp.highly_variable_genes(copy, n_top_genes=min(VARIABLE_GENES, copy.n_vars), inplace=False)
+    variable[counted[found["highly_variable"].to_numpy()]] = True
+    return variable, usual
+
+
+def _gene_place(values: np.ndarray) -> np.ndarray:
+    """Return each value's place from above (0 = largest); of equal values the first comes first."""
+    place = np.empty(len(values))
+    place[np.argsort(-values, kind="stable")] = np.arange(len(values))
+    return place
+
+
+# ---- panel scores
+# How genes are scored for a panel: numbers of each training section, then what all of them say together.
+#
+# Sections come one at a time and none is kept: of each, a few numbers a gene stay. A section that trains in many
+# folds is hence counted once, and memory does not grow with the counts of the sections.
+
+
+@dataclass
+class SectionNumbers:
+    """What the choice of a panel knows of one section."""
+
+    name: str
+    codes: np.ndarray
+    """(g,) int32: the number of each gene (or column) of the section among all that any section has, in its order."""
+    symbols: np.ndarray
+    """(g,) int32: the same of its symbols; empty where it has none."""
+    spots: int
+    own: dict[str, np.ndarray]
+    """Numbers of each gene that do not depend on which other genes there are, (g,) float64 each."""
+    meant: dict[str, str | None]
+    """Listed name -> the gene it stands for here: None where there is none, empty where there are several."""
+    read: Callable[[], AnnData]
+    """Reads the section (again)."""
+    among: dict[Any, tuple[np.ndarray, ...]] = field(default_factory=dict)
+    """Numbers that depend on which genes are compared, by that choice."""
+
+    def compared(self, genes: np.ndarray, key: Any, ask: Callable[[AnnData, np.ndarray], tuple]) -> tuple:
+        """Return what ``ask`` finds among ``genes``; asked once for the same ``key``."""
+        if key not in self.among:
+            self.among[key] = ask(self.read(), genes)
+        return self.among[key]
+
+
+def totals(section: AnnData) -> dict[str, np.ndarray]:
+    """Return each gene's total count."""
+    return {"total": np.asarray(section.X.sum(axis=0), dtype=np.float64).ravel()}
+
+
+def moments(section: AnnData) -> dict[str, np.ndarray]:
+    """Return each gene's mean of counts per 10,000, and the variance of their logarithm.
+
+    Only counts that are not zero are looked at: the dense matrix of a section would be ten times as large.
+    """
+    counts, spots = _sparse(section), section.n_obs
+    gene = counts.indices
+    depth = np.repeat(section.obs["total_counts"].to_numpy(dtype=np.float64), np.diff(counts.indptr))
+    values = transform(counts.data[:, None], depth, "log1p_cp10k")[:, 0].astype(np.float64)
+    mean = np.bincount(gene, weights=np.expm1(values), minlength=section.n_vars) / spots
+    centre = np.bincount(gene, weights=values, minlength=section.n_vars) / spots
+    zeros = spots - np.bincount(gene, minlength=section.n_vars)
+    apart = np.bincount(gene, weights=np.square(values - centre[gene]), minlength=section.n_vars)
+    return {"mean": mean, "variance": (apart + zeros * np.square(centre)) / spots}
+
+
+def squares(section: AnnData) -> dict[str, np.ndarray]:
+    """Return each gene's total count and total of squared counts."""
+    counts = _sparse(section)
+    values = counts.data.astype(np.float64)
+    total, square = (np.bincount(counts.indices, weights=one, minlength=section.n_vars) for one in (values, values**2))
+    return {"total": total, "squares": square}
+
+
+def _sparse(section: AnnData) -> csr_matrix:
+    from scipy.sparse import csr_matrix
+
+    return csr_matrix(section.X)
+
+
+def top_mean(sections: list[SectionNumbers], gather: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+    """Score by the mean raw count over all spots."""
+    return gather("total") / sum(section.spots for section in sections)
+
+
+def hmhvg(sections: list[SectionNumbers], gather: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+    """Score by the worse of two places: by mean, and by variance of the logarithm, both averaged over sections."""
+    mean, variance = (gather(name, divided_by=len(sections)) for name in ("mean", "variance"))
+    return np.minimum(_place(mean), _place(variance))
+
+
+def hvg(sections: list[SectionNumbers], gather: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+    """Score by the number of sections a gene is highly variable in, then by its mean normalised dispersion."""
+    key = ("hvg", size, _digest(genes))
+    variable, known, total = np.zeros(len(genes), dtype=int), np.zeros(len(genes)), np.zeros(len(genes))
+    for section in sections:
+        highly, dispersion = section.compared(genes, key, lambda adata, among: _highly_variable(adata, among, size))
+        there = np.isfinite(dispersion)
+        variable, known, total = variable + highly, known + there, total + np.where(there, dispersion, 0)
+    mean = np.where(known > 0, total / np.maximum(known, 1), -np.inf)
+    place = np.empty(len(genes))
+    place[np.lexsort((mean, variable))] = np.arange(len(genes))
+    return place
+
+
+def _highly_variable(section: AnnData, genes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    import anndata
+    import pandas as pd
+    import scanpy
+    from scipy.sparse import csr_matrix
+
+    chosen = section[:, genes]
+    values = transform(chosen.X, section.obs["total_counts"].to_numpy(), "log1p_cp10k")
+    one = anndata.AnnData(csr_matrix(values), obs=pd.DataFrame({"batch": pd.Categorical(["0"] * section.n_obs)}))
+    one.var_names = pd.Index(genes.astype(str))
+    # As one batch of a batched search, which leaves out genes that no spot of the section expresses.
+    found = scanpy.pp.highly_variable_genes(one, n_top_genes=size, batch_key="batch", inplace=False)
+    found = found.reindex(genes.astype(str))
+    return found["highly_variable_nbatches"].to_numpy(), found["dispersions_norm"].to_numpy(dtype=np.float64)
+
+
+def stem_hmhvg(sections: list[SectionNumbers], gather: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+    """Score as Stem does: see `targets.stem_genes`."""
+    key = ("stem_hmhvg", _digest(genes))
+    put = [section.compared(genes, key, put_forward) for section in sections]
+    spots = sum(section.spots for section in sections)
+    return stem_scores(put, spots, gather("total"), gather("squares"), size)
+
+
+def _digest(genes: np.ndarray) -> str:
+    return hashlib.sha256("\n".join(genes).encode()).hexdigest()
+
+
+def _place(values: np.ndarray) -> np.ndarray:
+    """Return each value's place from below (0 = smallest); of equal values the first has the higher place."""
+    place = np.empty(len(values))
+    place[np.argsort(-values, kind="stable")] = np.arange(len(values))[::-1]
+    return place
+
+
+SCORES = {
+    "top_mean": (totals, top_mean),
+    "hvg": (lambda section: {}, hvg),
+    "hmhvg": (moments, hmhvg),
+    "stem_hmhvg": (squares, stem_hmhvg),
+}
+"""Method -> a section's own numbers, and the scores made of all sections' numbers."""
+
+
+# ---- panels
 
 
 @dataclass(frozen=True)
@@ -91,8 +319,9 @@ class Panel:
         try:
             return cls.from_dict(content)
         except (KeyError, TypeError, AttributeError) as error:
-            msg = "does not hold a panel"
-            raise InputError(msg, file=path, expected="the keys genes, symbols and method") from error
+            raise InputError(
+                "does not hold a panel", file=path, expected="the keys genes, symbols and method"
+            ) from error
 
 
 def choose_panel(
@@ -174,8 +403,11 @@ class PanelChooser:
         self._listed: list[str] = []
         if choice.method == "file":
             if file is None:
-                msg = "panel.method is 'file', but no file is given"
-                raise InputError(msg, field="panel.file", fix="name a gene list, relative to the study file")
+                raise InputError(
+                    "panel.method is 'file', but no file is given",
+                    field="panel.file",
+                    fix="name a gene list, relative to the study file",
+                )
             self._listed = read_gene_list(file)
 
     def choose(self, sections: Iterable[str]) -> Panel:
@@ -193,8 +425,7 @@ class PanelChooser:
         if self.choice.method == "all":
             columns = tuple(self._names[code] for code in known[0].codes.tolist() if common[code])
             if not columns:
-                msg = "the training sections have no column in common"
-                raise InputError(msg, field=self.matrix)
+                raise InputError("the training sections have no column in common", field=self.matrix)
             return Panel(columns, columns, "all", matrix=self.matrix)
         size = self.choice.size
         codes = np.array(sorted(np.flatnonzero(common).tolist(), key=self._names.__getitem__), dtype=np.int64)
@@ -273,16 +504,23 @@ class PanelChooser:
             meant = {section.meant[name] for section in known}
             if None in meant:
                 absent = next(section.name for section in known if section.meant[name] is None)
-                msg = f"{noun(self.matrix)} {name!r} is not measured in training section {absent}"
-                raise InputError(msg, file=self.file, fix="remove it from the list, or leave out that section")
+                raise InputError(
+                    f"{noun(self.matrix)} {name!r} is not measured in training section {absent}",
+                    file=self.file,
+                    fix="remove it from the list, or leave out that section",
+                )
             if len(meant) > 1 or "" in meant:
-                msg = f"symbol {name!r} stands for more than one gene"
-                raise InputError(msg, file=self.file, fix="list its gene id instead")
+                raise InputError(
+                    f"symbol {name!r} stands for more than one gene", file=self.file, fix="list its gene id instead"
+                )
             genes.append(meant.pop())
         twice = [gene for gene, times in Counter(genes).items() if times > 1]
         if twice:
-            msg = f"{noun(self.matrix)} {twice[0]!r} is listed twice"
-            raise InputError(msg, file=self.file, fix="list each once, by id or by symbol")
+            raise InputError(
+                f"{noun(self.matrix)} {twice[0]!r} is listed twice",
+                file=self.file,
+                fix="list each once, by id or by symbol",
+            )
         symbols = self._symbols(known, tuple(genes)) if self.matrix is None else tuple(genes)
         return Panel(tuple(genes), symbols, "file", matrix=self.matrix)
 
@@ -309,23 +547,21 @@ def read_gene_list(file: str | Path) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"gene list cannot be read ({error})"
-        raise InputError(msg, file=file) from error
+        raise InputError(f"gene list cannot be read ({error})", file=file) from error
     if text.lstrip()[:1] in ("[", "{"):
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
-            msg = f"gene list is not valid JSON ({error})"
-            raise InputError(msg, file=file) from error
+            raise InputError(f"gene list is not valid JSON ({error})", file=file) from error
         listed = content.get("genes") if isinstance(content, dict) else content
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            msg = "gene list has no list of names"
-            raise InputError(msg, file=file, expected='["GENE", ...] or {"genes": ["GENE", ...]}')
+            raise InputError(
+                "gene list has no list of names", file=file, expected='["GENE", ...] or {"genes": ["GENE", ...]}'
+            )
         names = [name.strip() for name in listed]
     else:
         names = [line.split("#")[0].strip() for line in text.splitlines()]
     names = [name for name in names if name]
     if not names:
-        msg = "gene list is empty"
-        raise InputError(msg, file=file)
+        raise InputError("gene list is empty", file=file)
     return names

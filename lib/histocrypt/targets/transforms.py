@@ -2,18 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.atomic import read_json, write_json
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.targets.moments import Moments
+from histocrypt.files import read_json, write_json
 
 if TYPE_CHECKING:
     from scipy.sparse import spmatrix
+
+# ---- moments
+# Mean and spread of columns that come section by section, put together without the values themselves.
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and sum of squared deviations of the rows of a matrix, column by column; float64.
+
+    Parts are joined as in Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American
+    Statistician 37:242 (1983): exact but for rounding, whatever the means.
+    """
+
+    n: int
+    mean: np.ndarray
+    """(g,)."""
+    squares: np.ndarray
+    """(g,) sum over rows of the squared distance to the mean."""
+
+    @classmethod
+    def none(cls, columns: int) -> Moments:
+        """Return the moments of no row."""
+        return cls(0, np.zeros(columns), np.zeros(columns))
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Moments:
+        """Return the moments of (n, g) ``values``."""
+        values = np.asarray(values, dtype=np.float64)
+        mean = values.mean(axis=0)
+        return cls(len(values), mean, np.square(values - mean).sum(axis=0))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Moments]) -> Moments:
+        """Return the moments of matrices of the same rows, set side by side."""
+        return cls(
+            parts[0].n, np.concatenate([one.mean for one in parts]), np.concatenate([one.squares for one in parts])
+        )
+
+    def of_columns(self, columns: np.ndarray) -> Moments:
+        """Return the moments of some columns."""
+        return Moments(self.n, self.mean[columns], self.squares[columns])
+
+    def with_more(self, other: Moments) -> Moments:
+        """Return the moments of these rows and the other's."""
+        n = self.n + other.n
+        if not self.n or not n:
+            return other
+        apart = other.mean - self.mean
+        mean = self.mean + apart * (other.n / n)
+        return Moments(n, mean, self.squares + other.squares + np.square(apart) * (self.n * other.n / n))
+
+    @property
+    def sd(self) -> np.ndarray:
+        """(g,) standard deviation over the rows."""
+        return np.sqrt(self.squares / max(self.n, 1))
+
+
+# ---- transforms
 
 
 def _log1p(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
@@ -38,8 +96,11 @@ def _rank(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
 def _proportion(values: np.ndarray, totals: np.ndarray) -> np.ndarray:
     if values.size and (values.min() < 0 or values.max() > 1 + ABOVE_ONE):
         worst = values.max() if values.max() > 1 else values.min()
-        msg = f"a proportion lies between 0 and 1, and the values reach {worst:.4g}"
-        raise InputError(msg, expected="shares of a spot", fix="the transform spot_rank takes abundances of any scale")
+        raise InputError(
+            f"a proportion lies between 0 and 1, and the values reach {worst:.4g}",
+            expected="shares of a spot",
+            fix="the transform spot_rank takes abundances of any scale",
+        )
     return values
 
 
@@ -170,8 +231,9 @@ class TargetStatistics:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            msg = "does not hold target statistics"
-            raise InputError(msg, file=path, expected='{"<transform>:<gene>": {"mean": .., "sd": ..}}') from error
+            raise InputError(
+                "does not hold target statistics", file=path, expected='{"<transform>:<gene>": {"mean": .., "sd": ..}}'
+            ) from error
 
 
 def _never_zero(sd: np.ndarray) -> np.ndarray:

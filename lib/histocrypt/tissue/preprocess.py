@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.atomic import atomic_path
 from histocrypt.errors import InputError
-from histocrypt.memory import peak_gib
+from histocrypt.files import atomic_path
+from histocrypt.machine import peak_gib
 from histocrypt.tissue import stain
 from histocrypt.tissue.alignment import Alignment, align
 from histocrypt.tissue.mask import spot_tissue_share, tissue_mask
@@ -21,10 +21,14 @@ from histocrypt.tissue.tiles import write_tiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from matplotlib.figure import Figure
 
+    from histocrypt.options import Preprocessing
     from histocrypt.sections.image import ImageSource
     from histocrypt.sections.section import Section
-    from histocrypt.study_parts import Preprocessing
+
+# ---- preprocess
+
 
 MASK_UM_PER_PX = 8.0
 """Resolution of the thumbnail on which tissue is found."""
@@ -123,16 +127,21 @@ def preprocess_section(
         If the section has no image, its image shows no tissue, or no spot remains.
     """
     if section.image is None:
-        msg = "has no image"
-        raise InputError(msg, file=_file(section), field=section.id, fix="name it with `image:` in the study")
+        raise InputError(
+            "has no image", file=_file(section), field=section.id, fix="name it with `image:` in the study"
+        )
     seconds: dict[str, float] = {}
     um_per_px, image = section.um_per_px, section.image
     diameter_um = spot_diameter_um(section)
     with _timed(seconds, "image and mask"):
         mask, scale = find_tissue(image, um_per_px=um_per_px)
         if not mask.any():
-            msg = "the image shows no tissue"
-            raise InputError(msg, file=image.path, field=section.id, fix="check that the image belongs to the section")
+            raise InputError(
+                "the image shows no tissue",
+                file=image.path,
+                field=section.id,
+                fix="check that the image belongs to the section",
+            )
     with _timed(seconds, "alignment"):
         alignment = _align(section, mask, scale, diameter_um, settings, seed)
         coords = alignment.apply(section.coords, um_per_px)
@@ -150,9 +159,8 @@ def preprocess_section(
                 dropped[reason] = dropped.get(reason, 0) + int(gone.sum())
         if not kept.any():
             counted = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-            msg = f"no spot of {section.id} remains ({counted})"
             raise InputError(
-                msg,
+                f"no spot of {section.id} remains ({counted})",
                 file=_file(section),
                 fix="check image and coordinates, or lower preprocessing.min_tissue and preprocessing.min_counts",
             )
@@ -176,8 +184,17 @@ def preprocess_section(
     cleaned = _clean(section, kept, coords, share, totals, report)
     with _timed(seconds, "tiles"):
         attrs = {"section": section.id, "patient": section.patient, "study_hash": study_hash}
-        write_tiles(tiles_path, image, cleaned.obs_names, cleaned.obsm["spatial"], um_per_px=um_per_px,
-                    tile_um=settings.tile_um, tile_px=settings.tile_px, attrs=attrs, progress=progress)  # fmt: skip
+        write_tiles(
+            tiles_path,
+            image,
+            cleaned.obs_names,
+            cleaned.obsm["spatial"],
+            um_per_px=um_per_px,
+            tile_um=settings.tile_um,
+            tile_px=settings.tile_px,
+            attrs=attrs,
+            progress=progress,
+        )
     with _timed(seconds, "write"):
         statistics.save(stain_path)
         with atomic_path(section_path) as temporary:
@@ -239,7 +256,7 @@ def spot_diameter_um(section: Section) -> float:
 def _align(
     section: Section, mask: np.ndarray, scale: float, diameter_um: float, settings: Preprocessing, seed: int
 ) -> Alignment:
-    from histocrypt.sections.patches import PatchMosaic
+    from histocrypt.sections.image import PatchMosaic
 
     if not settings.align:
         return Alignment(reason="left alone: switched off in the study")
@@ -295,3 +312,60 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[step] = round(time.perf_counter() - start, 3)
+
+
+# ---- preview
+# Pictures of what preprocessing did to one section; for the notebook, not for general use.
+
+
+def alignment(section: Section, cleaned: Path, *, max_side: int = 700) -> Figure:
+    """Draw the spots as given and as kept over the H&E, beside the tissue mask.
+
+    Parameters
+    ----------
+    section
+        The section as read.
+    cleaned
+        Its cleaned file, written by `preprocess_section`.
+    max_side
+        Longer side of the thumbnail, pixels.
+    """
+    import anndata as ad
+    import matplotlib.pyplot as plt
+
+    from histocrypt.tissue.mask import tissue_mask
+
+    kept = ad.read_h5ad(cleaned, backed="r").obsm["spatial"]
+    thumbnail, scale = section.image.thumbnail(max_side)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.6), layout="constrained")
+    for axis, coords, title in (
+        (axes[0], section.coords, f"as given: {section.n_spots} spots"),
+        (axes[1], kept, f"as kept: {len(kept)} spots, outline of the tissue mask"),
+    ):
+        axis.imshow(thumbnail)
+        axis.scatter(*(coords * scale).T, s=10, facecolors="none", edgecolors="tab:blue", linewidths=0.9)
+        axis.set_title(title, fontsize=9)
+        axis.set_axis_off()
+    axes[1].contour(
+        tissue_mask(thumbnail, um_per_px=section.um_per_px / scale), levels=[0.5], colors="crimson", linewidths=0.8
+    )
+    return figure
+
+
+def tiles(tiles_path: Path, stain_path: Path, *, method: str, n: int = 8, seed: int = 0) -> Figure:
+    """Draw ``n`` random tiles as scanned (top) and normalised to the default reference (bottom)."""
+    import matplotlib.pyplot as plt
+
+    from histocrypt.tissue.stain import DEFAULT_REFERENCE, StainStatistics, normalise
+    from histocrypt.tissue.tiles import read_tiles
+
+    images, names = read_tiles(tiles_path)
+    chosen = np.sort(np.random.default_rng(seed).choice(len(names), size=min(n, len(names)), replace=False))
+    images = images[chosen]
+    normalised = normalise(images, source=StainStatistics.load(stain_path), reference=DEFAULT_REFERENCE, method=method)
+    figure, axes = plt.subplots(2, len(images), figsize=(1.5 * len(images), 3.2), layout="constrained", squeeze=False)
+    for row, shown in zip(axes, (images, normalised), strict=True):
+        for axis, image in zip(row, shown, strict=True):
+            axis.imshow(image)
+            axis.set_axis_off()
+    return figure

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from histocrypt import atomic
+from histocrypt import files
 from histocrypt.errors import InputError, unknown_name
 
 METHODS = ("macenko", "reinhard", "none")
@@ -84,11 +84,17 @@ class StainStatistics:
             try:
                 array = np.asarray(content[field], dtype=np.float64)
             except (KeyError, TypeError, ValueError) as error:
-                msg = "is missing or not numeric"
-                raise InputError(msg, file=file, field=field, fix="run preprocessing again") from error
+                raise InputError(
+                    "is missing or not numeric", file=file, field=field, fix="run preprocessing again"
+                ) from error
             if array.shape != shape or not np.isfinite(array).all():
-                msg = "has the wrong shape or is not finite"
-                raise InputError(msg, file=file, field=field, value=array.tolist(), expected=f"shape {shape}")
+                raise InputError(
+                    "has the wrong shape or is not finite",
+                    file=file,
+                    field=field,
+                    value=array.tolist(),
+                    expected=f"shape {shape}",
+                )
             arrays[field] = array
         return cls(
             method=content.get("method", "macenko"),
@@ -99,12 +105,12 @@ class StainStatistics:
 
     def save(self, path: str | Path) -> None:
         """Write the statistics as JSON, atomically."""
-        atomic.write_json(path, self.to_dict())
+        files.write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> StainStatistics:
         """Read statistics written by `save`."""
-        return cls.from_dict(atomic.read_json(path), file=path)
+        return cls.from_dict(files.read_json(path), file=path)
 
 
 def estimate(pixels: np.ndarray) -> StainStatistics:
@@ -125,8 +131,7 @@ def estimate(pixels: np.ndarray) -> StainStatistics:
     """
     pixels = np.asarray(pixels)
     if pixels.ndim != 2 or pixels.shape[1] != 3 or pixels.dtype != np.uint8:
-        msg = f"pixels must be (n, 3) uint8, not {pixels.shape} {pixels.dtype}"
-        raise ValueError(msg)
+        raise ValueError(f"pixels must be (n, 3) uint8, not {pixels.shape} {pixels.dtype}")
     od = _OD[pixels]
     stained = od[(od >= LEAST_OD).all(axis=1)]
     matrix, why = _stain_matrix(stained)
@@ -150,8 +155,9 @@ def estimate(pixels: np.ndarray) -> StainStatistics:
         mean, sd = lab.mean(axis=0, dtype=np.float64), lab.std(axis=0, dtype=np.float64)
     else:
         mean, sd = np.array([100.0, 0.0, 0.0]), np.zeros(3)
-    return StainStatistics("default" if matrix is DEFAULT_MATRIX else "macenko", matrix, concentrations, mean, sd,
-                           len(pixels), note)  # fmt: skip
+    return StainStatistics(
+        "default" if matrix is DEFAULT_MATRIX else "macenko", matrix, concentrations, mean, sd, len(pixels), note
+    )
 
 
 def _stain_matrix(stained: np.ndarray) -> tuple[np.ndarray | None, str]:
@@ -183,8 +189,7 @@ def pool(statistics: Sequence[StainStatistics]) -> StainStatistics:
         If there is nothing to pool.
     """
     if not statistics:
-        msg = "no stain statistics to pool"
-        raise ValueError(msg)
+        raise ValueError("no stain statistics to pool")
     estimated = [one for one in statistics if one.method == "macenko"]
     chosen = estimated or list(statistics)
     matrix = np.mean([one.stain_matrix for one in chosen], axis=0)
@@ -226,8 +231,7 @@ def normalise(
     if method not in METHODS:
         raise unknown_name("stain method", method, METHODS)
     if tiles.dtype != np.uint8 or tiles.shape[-1] != 3:
-        msg = f"tiles must be (..., 3) uint8, not {tiles.shape} {tiles.dtype}"
-        raise ValueError(msg)
+        raise ValueError(f"tiles must be (..., 3) uint8, not {tiles.shape} {tiles.dtype}")
     if method == "none":
         return tiles
     change = _macenko(source, reference) if method == "macenko" else _reinhard(source, reference)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.atomic import atomic_path
 from histocrypt.errors import InputError
+from histocrypt.files import atomic_path
 
 if TYPE_CHECKING:
     from histocrypt.sections.image import ImageSource
@@ -115,8 +115,7 @@ def read_tiles(path: str | Path, barcodes: Sequence[str] | None = None) -> tuple
     try:
         with h5py.File(path, "r") as file:
             if "img" not in file or "barcode" not in file:
-                msg = "is not a tile file"
-                raise InputError(msg, file=path, expected="datasets img, barcode and coords")
+                raise InputError("is not a tile file", file=path, expected="datasets img, barcode and coords")
             stored = np.array([name.decode() for name in np.asarray(file["barcode"]).reshape(-1)], dtype=str)
             img = file["img"]
             if barcodes is None:
@@ -125,15 +124,19 @@ def read_tiles(path: str | Path, barcodes: Sequence[str] | None = None) -> tuple
             wanted = [str(barcode) for barcode in barcodes]
             missing = [name for name in wanted if name not in position]
             if missing:
-                msg = f"{len(missing)} of {len(wanted)} spots have no tile"
-                raise InputError(msg, file=path, field="barcode", value=missing[0], fix="run preprocessing again")
+                raise InputError(
+                    f"{len(missing)} of {len(wanted)} spots have no tile",
+                    file=path,
+                    field="barcode",
+                    value=missing[0],
+                    fix="run preprocessing again",
+                )
             tiles = np.empty((len(wanted), *img.shape[1:]), dtype=np.uint8)
             for index, name in enumerate(wanted):
                 img.read_direct(tiles, np.s_[position[name]], np.s_[index])
             return tiles, np.array(wanted, dtype=str)
     except OSError as error:
-        msg = f"tiles cannot be read ({error})"
-        raise InputError(msg, file=path, fix="run preprocessing again") from error
+        raise InputError(f"tiles cannot be read ({error})", file=path, fix="run preprocessing again") from error
 
 
 def split_subtiles(tiles: np.ndarray) -> np.ndarray:
@@ -143,8 +146,7 @@ def split_subtiles(tiles: np.ndarray) -> np.ndarray:
     """
     n, side, _, channels = tiles.shape
     if side % 3:
-        msg = f"tiles of {side} pixels do not split into 3 x 3 subtiles"
-        raise ValueError(msg)
+        raise ValueError(f"tiles of {side} pixels do not split into 3 x 3 subtiles")
     third = side // 3
     parts = tiles.reshape(n, 3, third, 3, third, channels).swapaxes(2, 3)
     return parts.reshape(n, 9, third, third, channels)

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +23,162 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from histocrypt.atomic import atomic_path, write_text
 from histocrypt.errors import InputError
-from histocrypt.models.polynomial import set_share, watched
-from histocrypt.study_parts import Training
-from histocrypt.training.augment import flip_and_turn, vary_contrast, vary_stain
-from histocrypt.training.images import Images
-from histocrypt.training.norms import settle
+from histocrypt.files import atomic_path, write_text
+from histocrypt.models.fhe import set_share, watched
+from histocrypt.options import Training
+
+# ---- augment
+# Random changes of a batch of images that leave its biology alone. Vectorised over the batch, on any device.
+#
+# Stain augmentation follows Tellez et al. (IEEE TMI 2018; Medical Image Analysis 2019): an image is taken to optical
+# density, split into haematoxylin, eosin and a rest, and each concentration is scaled and shifted by a random amount.
+
+
+# Optical densities of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001), rows of unit length.
+STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]], dtype=torch.float64)
+STAINS /= STAINS.norm(dim=1, keepdim=True)
+_UNMIX = torch.linalg.inv(STAINS)
+
+DARKEST = 1 / 255
+"""Intensities below this are treated as this: the optical density stays finite."""
+
+
+def flip_and_turn(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return each image in one of its eight symmetries, drawn at random.
+
+    Parameters
+    ----------
+    images
+        (B, C, S, S).
+    generator
+        CPU generator that the draws come from.
+    """
+    draws = (torch.rand(3, len(images), 1, 1, 1, generator=generator) < 0.5).to(images.device)
+    images = torch.where(draws[0], images.flip(-1), images)
+    images = torch.where(draws[1], images.flip(-2), images)
+    return torch.where(draws[2], images.transpose(-1, -2), images)
+
+
+def vary_stain(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """Return images whose stain concentrations are scaled by 1 + a and shifted by b, a and b uniform.
+
+    Parameters
+    ----------
+    images
+        (B, 3, S, S) in [0, 1].
+    strength
+        a is drawn from [-strength, strength], b from half that range (optical density units), for each image and stain.
+    generator
+        CPU generator that the draws come from.
+
+    Returns
+    -------
+    torch.Tensor
+        Same shape, in [0, 1].
+    """
+    draws = 2 * torch.rand(2, len(images), 3, generator=generator, dtype=torch.float64) - 1
+    scale, shift = 1 + strength * draws[0], strength / 2 * draws[1]
+    # With density = concentration @ STAINS, both steps are one affine map of a pixel: density @ matrix + offset.
+    matrix = (_UNMIX @ (scale[:, :, None] * STAINS)).to(images)
+    offset = (shift @ STAINS).to(images)
+    density = -images.clamp_min(DARKEST).log().flatten(2)
+    varied = torch.baddbmm(offset[:, :, None], matrix.transpose(1, 2), density)
+    return varied.neg().exp().clamp(0, 1).view_as(images)
+
+
+def vary_contrast(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """Return standardised images times a factor plus a shift, drawn for each image.
+
+    Networks of squares have no bound: what they meet must be within what they were trained on, so they are shown tiles
+    brighter, darker, flatter and starker than any that is there.
+
+    Parameters
+    ----------
+    images
+        (B, 3, S, S), standardised.
+    strength
+        Factors are drawn from 1 / (1 + strength) to 1 + strength (uniform in the logarithm), shifts from [-strength,
+        strength].
+    generator
+        CPU generator that the draws come from.
+    """
+    draws = (2 * torch.rand(2, len(images), 1, 1, 1, generator=generator) - 1).to(images)
+    return images * (1 + strength) ** draws[0] + strength * draws[1]
+
+
+# ---- images
+# Images as batches are drawn from them.
+
+
+@dataclass(frozen=True)
+class Images:
+    """What batches are drawn from."""
+
+    pixels: torch.Tensor
+    """(n, 3, S, S) uint8."""
+    mean: torch.Tensor
+    """(n, 3, 1, 1) or (1, 3, 1, 1) float32: what is subtracted from intensities in [0, 1]."""
+    sd: torch.Tensor
+    """Same shape: what they are then divided by."""
+    sections: np.ndarray
+    """(n,) str."""
+    targets: torch.Tensor | None = None
+    """(n, k) float32, as the loss sees them."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(
+        self, index: np.ndarray, device: torch.device, change: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Return standardised images (len(index), 3, S, S); ``change`` acts before they are standardised."""
+        rows = torch.as_tensor(index)
+        images = self.pixels[rows].to(device).float().div_(255)
+        if change is not None:
+            images = change(images)
+        mean, sd = (x if len(x) == 1 else x[rows] for x in (self.mean, self.sd))
+        return (images - mean.to(device)) / sd.to(device)
+
+    def batches(self, order: np.ndarray, n_batches: int) -> list[np.ndarray]:
+        """Return the row numbers of every batch of one epoch, each spot once, from all spots in random ``order``."""
+        return np.array_split(order, n_batches)
+
+    def loss(self, network: nn.Module, images: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        """Return the loss of one batch: ``images`` are those of the rows ``index``, on the network's device."""
+        predicted = network(images)
+        return nn.functional.mse_loss(predicted.float(), self.targets[torch.as_tensor(index)].to(images.device))
+
+
+# ---- norms
+# Batch norm of networks that cannot bear statistics that lag behind.
+#
+# Running means follow the weights some batches late. A ReLU network does not mind; squares of squares turn a small
+# error into a number without bound. So the statistics are found anew, over all training tiles, before such a network
+# is judged.
+
+
+BATCH = 64
+
+
+def settle(network: nn.Module, data: Images, device: torch.device) -> None:
+    """Replace the running statistics of every batch norm by those of the training tiles, unaugmented."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    network.train()
+    with torch.no_grad():
+        for index in torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).split(BATCH):
+            network(data.batch(index.numpy(), device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
+
+
+# ---- loop
+
 
 CURVE_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_pcc", "learning_rate", "seconds")
 WARM_UP = 0.05
@@ -171,8 +320,7 @@ def train(
     from tqdm.auto import tqdm
 
     if len(data) < 2:
-        msg = "a network cannot be trained on fewer than two spots"
-        raise InputError(msg, value=len(data))
+        raise InputError("a network cannot be trained on fewer than two spots", value=len(data))
     network.to(device)
     average = averaged(network, settings.ema).to(device) if settings.ema else None
     judged = average.module if average else network
@@ -220,8 +368,12 @@ def train(
             keep(state_file, fingerprint, parts, progress)
     bar.close()
     if not progress.best_epoch and progress.epoch:
-        msg = "training diverged: no epoch gave numbers on the validation tiles"
-        raise InputError(msg, field="training.learning_rate", value=settings.learning_rate, fix="lower it")
+        raise InputError(
+            "training diverged: no epoch gave numbers on the validation tiles",
+            field="training.learning_rate",
+            value=settings.learning_rate,
+            fix="lower it",
+        )
     network.load_state_dict(best)
     return network.eval(), progress
 
@@ -277,8 +429,12 @@ def _one_epoch(
             total += loss.item() * len(index)
             bar.update()
     if not math.isfinite(total):
-        msg = "training diverged: the loss is no longer a number"
-        raise InputError(msg, field="training.learning_rate", value=settings.learning_rate, fix="lower it")
+        raise InputError(
+            "training diverged: the loss is no longer a number",
+            field="training.learning_rate",
+            value=settings.learning_rate,
+            fix="lower it",
+        )
     return total / len(data)
 
 

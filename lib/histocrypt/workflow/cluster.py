@@ -20,8 +20,8 @@ from pathlib import Path
 
 from histocrypt.errors import InputError
 from histocrypt.study import Study
-from histocrypt.workflow.profile import Profile
 from histocrypt.workflow.progress import job_of_rule
+from histocrypt.workflow.stages import Profile
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "sinfo", "scontrol")
 REMEMBERED_S = 240
@@ -62,8 +62,11 @@ class Cluster:
         file = profile.folder / "config.yaml"
         missing = [program for program in PROGRAMS if shutil.which(program) is None]
         if missing:
-            msg = f"there is no SLURM on this machine: {', '.join(missing)} not on the PATH"
-            raise InputError(msg, file=file, fix="start the run where jobs are submitted, or without --profile")
+            raise InputError(
+                f"there is no SLURM on this machine: {', '.join(missing)} not on the PATH",
+                file=file,
+                fix="start the run where jobs are submitted, or without --profile",
+            )
         _check_partitions(_asked(profile.content, "slurm_partition"), file)
         _check_accounts(_asked(profile.content, "slurm_account"), file)
         return cls(_prefix(study), _status(file), _logs(study))
@@ -125,8 +128,10 @@ class Cluster:
                 if not jobs:
                     return len(found)
                 if late:
-                    msg = f"SLURM jobs of this study do not end: {', '.join(jobs)}"
-                    raise InputError(msg, fix="squeue says why; the same command tries again")
+                    raise InputError(
+                        f"SLURM jobs of this study do not end: {', '.join(jobs)}",
+                        fix="squeue says why; the same command tries again",
+                    )
                 _said("scancel", *jobs)
             time.sleep(1)
 
@@ -147,8 +152,9 @@ def cancel_left(study: Study) -> int:
         return Cluster(_prefix(study), "squeue", _logs(study)).cancel()
     except InputError as error:
         fix = error.fix or f"if that cluster is no more, delete {_logs(study)}"
-        msg = f"jobs of an earlier run may still be on the cluster: {error.problem}"
-        raise InputError(msg, file=study.run.root, fix=fix) from error
+        raise InputError(
+            f"jobs of an earlier run may still be on the cluster: {error.problem}", file=study.run.root, fix=fix
+        ) from error
 
 
 def _prefix(study: Study) -> str:
@@ -210,8 +216,13 @@ def _check_partitions(asked: dict[str, str], file: Path) -> None:
     for place, names in asked.items():
         for name in names.split(","):
             if name not in known:
-                msg = "there is no such partition on this cluster"
-                raise InputError(msg, file=file, field=place, value=name, expected="one of " + ", ".join(known))
+                raise InputError(
+                    "there is no such partition on this cluster",
+                    file=file,
+                    field=place,
+                    value=name,
+                    expected="one of " + ", ".join(known),
+                )
     if not any(name.endswith("*") for name in listed) and "default-resources: slurm_partition" not in asked:
         msg = "this cluster has no default partition"
         expected = "slurm_partition to be one of " + ", ".join(known)
@@ -230,8 +241,13 @@ def _check_accounts(asked: dict[str, str], file: Path) -> None:
             fix = "leave slurm_account out where the cluster asks for none"
             raise InputError(msg, file=file, field=place, value=name, fix=fix)
         if name.lower() not in known:
-            msg = f"{user} has no such account on this cluster"
-            raise InputError(msg, file=file, field=place, value=name, expected="one of " + ", ".join(known))
+            raise InputError(
+                f"{user} has no such account on this cluster",
+                file=file,
+                field=place,
+                value=name,
+                expected="one of " + ", ".join(known),
+            )
 
 
 def _status(file: Path) -> str:

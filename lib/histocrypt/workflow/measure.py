@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from histocrypt import paths
-from histocrypt.atomic import write_json
+from histocrypt.files import write_json
 
 INTERVAL_S = 0.5
 SHARE = 0.02
@@ -93,7 +93,7 @@ def measured(log: Path, values: dict[str, str], work: Callable[[], None]) -> Non
     work
         What is measured. An exception, `SystemExit` included, is recorded and goes on.
     """
-    from histocrypt.workflow.machine import processor
+    from histocrypt.machine import processor
 
     began, clock = datetime.now(UTC), time.monotonic()
     record: dict[str, Any] = {
@@ -145,7 +145,7 @@ def _attempt(log: Path) -> dict[str, Any]:
 
 def _marks() -> tuple[int, float]:
     """Return the peak of the largest process of this family, in bytes, and what all used of processors, in seconds."""
-    from histocrypt.memory import peak_gib
+    from histocrypt.machine import peak_gib
 
     try:
         import resource

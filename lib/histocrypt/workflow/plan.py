@@ -13,11 +13,9 @@ from pathlib import Path
 
 from histocrypt import paths
 from histocrypt.errors import InputError
-from histocrypt.workflow.command import Command
-from histocrypt.workflow.profile import usable_cores
-from histocrypt.workflow.reasons import refused
+from histocrypt.workflow.progress import refused
 from histocrypt.workflow.resources import disk_bytes
-from histocrypt.workflow.stages import STAGES
+from histocrypt.workflow.stages import STAGES, Command, usable_cores
 
 REASONS = {
     "Missing output files": "not made yet",
@@ -68,9 +66,9 @@ def plan(command: Command) -> Plan:
     InputError
         If a section cannot be used, or Snakemake cannot make a plan.
     """
-    from histocrypt.sections.explore import listed
+    from histocrypt.data.folds import make_folds
+    from histocrypt.explore.overview import listed
     from histocrypt.sections.read import survey
-    from histocrypt.training.folds import make_folds
 
     study = command.study
     found = survey(study)
@@ -87,8 +85,7 @@ def plan(command: Command) -> Plan:
         if no := refused(said.stderr + said.stdout):
             raise InputError(no.removesuffix("."))
         last = [text.strip() for text in (said.stderr + said.stdout).splitlines() if text.strip()][-1:]
-        msg = f"Snakemake cannot plan this run ({''.join(last)})"
-        raise InputError(msg, file=study.run.root)
+        raise InputError(f"Snakemake cannot plan this run ({''.join(last)})", file=study.run.root)
     order = list(STAGES)
     jobs = sorted(_jobs(said.stderr + said.stdout), key=lambda job: order.index(job.notebook))
     folds = make_folds({files.id: files.patient for files in found}, study.folds, seed=study.seed)

@@ -9,20 +9,112 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import NonNegativeFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
 
 from histocrypt import paths
-from histocrypt.atomic import read_json, write_json
+from histocrypt.data.folds import FINAL
 from histocrypt.errors import InputError
+from histocrypt.files import read_json, write_json
+from histocrypt.machine import git_state, machine, versions
+from histocrypt.paths import RunFolder
 from histocrypt.study import Study
-from histocrypt.workflow.machine import git_state, machine, versions
-from histocrypt.workflow.stage_records import Outcome, Part, Stage, belonging, read_stages
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# ---- stage records
+# What the jobs of a run folder took: the records that `measure` left, read, chosen and added up.
+
+
+Outcome = Literal["running", "finished", "failed", "interrupted"]
+
+
+class Part(BaseModel):
+    """A record; keys that this version does not know are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Stage(Part):
+    """What one notebook took for one section, or for one model and fold. Memory in GiB, times in UTC."""
+
+    job: str
+    notebook: str
+    section: str | None = None
+    model: str | None = None
+    fold: str | None = None
+    outcome: Outcome
+    begun: datetime
+    ended: datetime | None = None
+    seconds: NonNegativeFloat | None = None
+    cpu_seconds: NonNegativeFloat | None = None
+    peak_gib: NonNegativeFloat | None = None
+    threads: int | None = None
+    attempt: int = 1
+    """Of the run that made it; a cluster tries a failed job once more."""
+    commit: str | None = None
+    """Of the checkout that made it; ``-dirty`` where tracked files were changed."""
+
+
+def read_stages(run: paths.RunFolder) -> list[Stage]:
+    """Return what each job of a run folder left, in the order in which they began; what is unreadable is left out."""
+    found = []
+    for file in run.stages.glob("*.json"):
+        try:
+            found.append(Stage.model_validate_json(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            continue
+    return sorted(found, key=lambda stage: (stage.begun, stage.job))
+
+
+def belonging(stages: Iterable[Stage], study: Study) -> list[Stage]:
+    """Return the stages whose section, model and fold the study still has; what it had once stays on the disk."""
+    sections = _names(study.run.eda / "summary.json", "sections", "section")
+    folds = _names(study.run.folds, "folds", "name")
+    models = {None, "baselines", *study.model_names}
+    return [
+        stage
+        for stage in stages
+        if stage.model in models
+        and (sections is None or stage.section in {None, *sections})
+        and (folds is None or stage.fold in {None, FINAL, *folds})
+    ]
+
+
+def _names(file: Path, part: str, key: str) -> set[str] | None:
+    """Return the names in a part of an artifact; None where it is not there yet, or broken by what stopped a run."""
+    try:
+        return {row[key] for row in read_json(file)[part]}
+    except (InputError, KeyError, TypeError):
+        return None
+
+
+def added_up(stages: Iterable[Stage]) -> pd.DataFrame:
+    """Return one row per notebook and model, in the order in which they began.
+
+    Columns: ``notebook``, ``model`` (empty where there is none), ``jobs``, ``seconds`` and ``cpu_seconds`` (sums),
+    ``slowest`` (seconds) and ``peak_gib`` (the largest). Stages that did not finish are left out.
+    """
+    import pandas as pd
+
+    columns = ["notebook", "model", "seconds", "cpu_seconds", "peak_gib"]
+    done = [stage for stage in stages if stage.outcome == "finished"]
+    table = pd.DataFrame([[getattr(stage, name) for name in columns] for stage in done], columns=columns)
+    table = table.assign(model=table["model"].fillna(""), jobs=1, slowest=table["seconds"])
+    sums = {"jobs": "sum", "seconds": "sum", "cpu_seconds": "sum", "slowest": "max", "peak_gib": "max"}
+    return table.groupby(["notebook", "model"], sort=False).agg(sums).reset_index()
+
+
+# ---- record
+
 
 HISTORY_KEPT = 50
 INTERRUPTED = 130
@@ -232,3 +324,50 @@ def _write(run: paths.RunFolder, record: Record) -> None:
 def _now() -> datetime:
     now = datetime.now(UTC)
     return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+# ---- other code
+# Finished stages that were made by other code than is here now: kept, and said.
+
+
+CODE = ("lib", "notebooks", "workflow")
+"""Folders of the checkout that results depend on."""
+
+
+def notice(run: RunFolder, *, checkout: Path | None = None) -> str | None:
+    """Return one sentence on the finished stages of a run folder that other code made; None if there are none.
+
+    A stage knows the commit of the checkout that made it; one made by files that were not committed counts as other.
+    Where there is no git, or a commit is not known here, nothing can be said of a stage and it counts as other, too.
+
+    Parameters
+    ----------
+    run
+        The run folder; its lock is held.
+    checkout
+        Root of the checkout; this repository's if not given. Without one, nothing is said at all.
+    """
+    checkout = checkout or paths.repository()
+    record = earlier_record(run)
+    if record is None or not (checkout / ".git").exists():
+        return None
+    stages = record.stages
+    made = Counter(stage.commit for stage in stages if stage.outcome == "finished" and stage.commit)
+    other = {commit: number for commit, number in made.items() if _differs(commit, checkout)}
+    if not other:
+        return None
+    commits = ", ".join(sorted(commit[:7] + ("-dirty" if "-" in commit else "") for commit in other))
+    return (
+        f"{sum(other.values())} of {made.total()} finished stages were made by other code (commit {commits}) and are "
+        f"kept; what is deleted from {run.notebooks} is made again"
+    )
+
+
+def _differs(commit: str, checkout: Path) -> bool:
+    if "-" in commit:  # files that nobody can compare any more
+        return True
+    command = ["git", "--no-optional-locks", "-C", str(checkout), "diff", "--quiet", commit, "--", *CODE]
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode != 0
+    except (OSError, subprocess.SubprocessError):
+        return True

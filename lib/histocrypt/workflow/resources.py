@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from histocrypt.models.registry import MODELS, STACKS
-from histocrypt.sections.size import SectionSize
+from histocrypt.predictors.registry import MODELS, STACKS
+from histocrypt.sections.section import SectionSize
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
@@ -159,7 +159,7 @@ def _train(study: Study, total: Total, model: str) -> tuple[float, float, bool]:
             False,
         )
     options = study.training_of(model)
-    if MODELS[model].predictor != "histocrypt.training.network:NetworkPredictor":  # on frozen features
+    if MODELS[model].predictor != "histocrypt.predictors.network:NetworkPredictor":  # on frozen features
         genes = total.largest.genes if model == "he2gene" else _panel(study, total)
         memory = BASE_GIB + features + _gib(total.spots * genes * 4) + _tiles(study, total)
         return memory, total.spots * (ENCODE_S + options.epochs * ON_FEATURES_S), True

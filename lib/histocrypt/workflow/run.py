@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import IO
 
 from histocrypt import paths
-from histocrypt.atomic import write_json
 from histocrypt.errors import InputError, unknown_name
+from histocrypt.files import write_json
 from histocrypt.study import Study, load_study
+from histocrypt.workflow.artifacts import intact
 from histocrypt.workflow.cluster import Cluster, cancel_left
-from histocrypt.workflow.command import Command
-from histocrypt.workflow.intact import intact
-from histocrypt.workflow.other_code import notice
 from histocrypt.workflow.plan import plan, told
-from histocrypt.workflow.profile import Profile
-from histocrypt.workflow.reasons import said_when_full
-from histocrypt.workflow.record import recorded
-from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, known_parameters
+from histocrypt.workflow.progress import said_when_full
+from histocrypt.workflow.record import notice, recorded
+from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, Command, Profile, known_parameters
 from histocrypt.workflow.watch import watch
 
 
@@ -93,8 +90,7 @@ def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
     known = sorted(set().union(*(known_parameters(notebook) for notebook in STAGES)))
     for name, _ in parameters:
         if name in SET_BY_WORKFLOW:
-            msg = "is set by the workflow itself"
-            raise InputError(msg, field=f"-p {name}", expected="one of " + ", ".join(known))
+            raise InputError("is set by the workflow itself", field=f"-p {name}", expected="one of " + ", ".join(known))
         if name not in known:
             raise unknown_name("notebook parameter", name, known, field="-p")
     return dict(parameters)
@@ -109,6 +105,7 @@ def _only_one(study: Study) -> Iterator[IO[str]]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            msg = "this study is already running"
-            raise InputError(msg, file=study.run.root, fix="wait for that run, or stop it first") from None
+            raise InputError(
+                "this study is already running", file=study.run.root, fix="wait for that run, or stop it first"
+            ) from None
         yield lock

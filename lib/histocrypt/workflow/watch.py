@@ -20,8 +20,7 @@ from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.study import Study
 from histocrypt.workflow.cluster import Cluster
-from histocrypt.workflow.progress import Failure, Progress, readable
-from histocrypt.workflow.reasons import full_disk, mistake, reason, refused
+from histocrypt.workflow.progress import Failure, Progress, full_disk, mistake, readable, reason, refused
 
 LOOK_S = 30
 """How often a cluster is asked for jobs that will never start."""

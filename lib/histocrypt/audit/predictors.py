@@ -1,0 +1,428 @@
+"""What encrypted inference changes for the patients behind a model, and what it does not.
+
+Encryption hides a slide from the evaluator. It does not change what a prediction tells the one who decrypts it: the
+attack on decrypted outputs stands here beside the same attack on the model in the clear. Decrypted values come from
+real ciphertexts, evaluated in a process that has no secret key; of sections that the model was fitted on, too.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt import paths
+from histocrypt.audit.card import Found, patients_of
+from histocrypt.audit.controls import overfitted_losses
+from histocrypt.audit.learned import on_shadows, train_value_attack, value_inputs
+from histocrypt.audit.membership import Audit, calibrated, in_and_out, lira, loss_threshold
+from histocrypt.audit.shadow import as_targets, dealt_anew, shadow_losses, target_scores
+from histocrypt.audit.subjects import Auditable, Records, blocks_of, group_of, losses
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.predictors.registry import ENCRYPTED
+
+if TYPE_CHECKING:
+    from histocrypt.audit.membership import Judged
+    from histocrypt.audit.subjects import Thing
+    from histocrypt.encrypted.key_owner import Keys, Prepared
+    from histocrypt.study import Study
+    from histocrypt.targets.panels import Panel
+    from histocrypt.targets.transforms import TargetStatistics
+
+# ---- encrypted view
+
+
+TABLE = "What each side learns"
+"""The heading in ``docs/threat_model.md`` whose table is read."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One thing that the threat model says of a party."""
+
+    party: str
+    learns: bool
+    """Whether the party learns it, or does not."""
+    claim: str
+    tests: tuple[str, ...]
+    """``tests/encrypted/<file>::<test>``: what is behind it; empty where nothing is but the text."""
+
+
+def who_learns_what(document: str | Path | None = None) -> list[Claim]:
+    """Return the claims of ``docs/threat_model.md`` on what each party learns, with the tests that it names for them.
+
+    The document itself is read, so that nothing said here can differ from it.
+
+    Raises
+    ------
+    InputError
+        If the document is missing, lacks its table, or names a test by a letter that it does not explain.
+    """
+    path = Path(document) if document else paths.repository() / "docs" / "threat_model.md"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path) from error
+    letters = dict(re.findall(r"`([A-Z])` is\s+`(test_\w+\.py)`", text))
+    _, _, below = text.partition(f"## {TABLE}\n")
+    rows = [line for line in below.partition("\n## ")[0].splitlines() if line.startswith("|")][2:]
+    if not rows:
+        raise InputError("has no table of what each party learns", file=path, field=TABLE)
+    found = []
+    for row in rows:
+        party, learns, not_learned = (cell.strip() for cell in row.strip("|").split("|"))
+        for cell, learned in ((learns, True), (not_learned, False)):
+            found += [Claim(party, learned, *one) for one in _claims(cell, letters, path)]
+    return found
+
+
+def _claims(cell: str, letters: dict[str, str], path: Path) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """Split a cell after each parenthesis that names tests; one that begins with "nothing" stays one claim."""
+    named = r"\s*\(([^()]*`[A-Z]::[^()]*)\)"
+    parts = re.split(named, cell) + [""]  # text and tests in turn
+    if cell.startswith("nothing"):
+        parts = [re.sub(named, "", cell), " ".join(parts[1::2])]
+    for text, group in zip(parts[::2], parts[1::2], strict=True):
+        tests = []
+        for letter, test in re.findall(r"`([A-Z])::(\w+)`", group):
+            if letter not in letters:
+                raise unknown_name("file of tests", letter, letters, file=path, field=TABLE)
+            tests.append(f"tests/encrypted/{letters[letter]}::{test}")
+        if claim := text.strip(" ,;"):
+            yield claim, tuple(tests)
+
+
+@dataclass(frozen=True)
+class Decrypted:
+    """The same spots as the key owner decrypts them, and as the model predicts them in the clear."""
+
+    encrypted: Records
+    clear: Records
+    about: dict[str, Any]
+    """``noise``, ``security_bits``, ``seconds`` of the evaluator, ``spots_per_section``, ``sections``."""
+
+    def compared(self) -> dict[str, float]:
+        """Return how far the two are apart: standardised outputs, and losses as a share of their spread."""
+        apart = np.abs(self.encrypted.prediction - self.clear.prediction)
+        losses = np.abs(self.encrypted.loss - self.clear.loss)
+        return {
+            "max_abs_error": float(apart.max()),
+            "mean_abs_error": float(apart.mean()),
+            "max_loss_difference": float(losses.max() / max(self.clear.loss.std(), 1e-12)),
+        }
+
+
+def decrypted_records(
+    study: Study,
+    model: str,
+    fold: str,
+    *,
+    folder: Path,
+    spots: int | None = None,
+    noise: float | None = None,
+    workers: int | None = None,
+) -> Decrypted:
+    """Encrypt, evaluate and decrypt spots of members and non-members, and predict the same in the clear.
+
+    Each party has a folder of its own, as in `encrypted.trial`; compiling, making keys and evaluating are commands in
+    processes of their own. Keys, ciphertexts and the compiled network are deleted in the end.
+
+    Parameters
+    ----------
+    study
+        A study that was run; its section files are there.
+    model
+        A trained model that can be evaluated on ciphertexts.
+    fold
+        A fold that holds patients out.
+    folder
+        Emptied first.
+    spots
+        Of each section, evenly spaced in the order of its file; all if not given.
+    noise
+        As for `histocrypt fhe decrypt`, whose default is taken if not given.
+    workers
+        Ciphertexts that the evaluator works on at once; all cores if not given.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be evaluated encrypted, is not trained, or a section cannot be encrypted.
+    """
+    from histocrypt.encrypted.key_owner import NOISE
+    from histocrypt.encrypted.parameters import SECURITY_BITS
+    from histocrypt.pipeline.predict import predict_section
+    from histocrypt.sections.read import study_sections
+
+    if model not in ENCRYPTED:
+        raise unknown_name("model", model, ENCRYPTED, field="model")
+    able, trained = Auditable(study, model, fold, device="cpu"), study.run.model(model, fold)
+    sides, units = able.sides, {"panel": able.panel, "scaling": able.scaling}
+    files = {one.id: one for one in study_sections(study)}
+    noise = NOISE if noise is None else noise
+    parties = _Parties(Path(folder).resolve(), workers)
+    parts, seconds = {"encrypted": [], "clear": []}, 0.0
+    try:
+        keys = parties.set_up(trained)
+        for name in (*sides.members, *sides.non_members):
+            source = {"image": files[name].image, "um_per_px": files[name].um_per_px}
+            prepared = _some(keys.client, study, name, files[name].path, spots, source)
+            decrypted, took = parties.send(prepared, keys, noise=noise)
+            clear = parties.owner / f"{name}.h5ad"
+            predict_section(trained, files[name].path, clear, **source)
+            seconds += took
+            for kind, path in (("encrypted", decrypted), ("clear", clear)):
+                parts[kind].append(_records(study, name, path, prepared.names, member=name in sides.members, **units))
+    finally:
+        parties.clean()
+    about = {
+        "model": model,
+        "fold": fold,
+        "noise": noise,
+        "security_bits": SECURITY_BITS,
+        "seconds": round(seconds, 1),
+        "spots_per_section": spots,
+        "sections": len(parts["clear"]),
+    }
+    return Decrypted(Records.join(parts["encrypted"]), Records.join(parts["clear"]), about)
+
+
+class _Parties:
+    """The folders of model owner, hospital and evaluator, and what travels between them."""
+
+    def __init__(self, folder: Path, workers: int | None) -> None:
+        from histocrypt.encrypted.trial import EVALUATOR, HOSPITAL, OWNER
+
+        self.owner, self.hospital, self.evaluator = (folder / name for name in (OWNER, HOSPITAL, EVALUATOR))
+        self._workers = workers
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in (self.owner, self.hospital, self.evaluator):
+            path.mkdir(parents=True)
+
+    def _run(self, verb: str, party: Path, *arguments: Any) -> float:
+        from histocrypt.encrypted.trial import run_step
+
+        return run_step(verb, party.name, ("fhe", verb, *arguments), party).seconds
+
+    def set_up(self, trained: Path) -> Keys:
+        """Compile the model and make the hospital's keys."""
+        from histocrypt.encrypted.key_owner import Keys
+
+        bundle, keys = self.owner / "bundle", self.hospital / "keys"
+        self._run("compile", self.owner, "--model", trained, "-o", bundle)
+        shutil.copytree(bundle, self.evaluator / "bundle")
+        shutil.copyfile(bundle / "client.json", self.hospital / "client.json")
+        self._run("keygen", self.hospital, "--client", self.hospital, "-o", keys)
+        shutil.copyfile(keys / "evaluation.keys", self.evaluator / "evaluation.keys")
+        return Keys(keys)
+
+    def send(self, prepared: Prepared, keys: Keys, *, noise: float) -> tuple[Path, float]:
+        """Return the file of a section's decrypted predictions, and the seconds that the evaluator took."""
+        from histocrypt.encrypted.key_owner import decrypt_response, encrypt
+
+        name, there = prepared.section, self.evaluator
+        request, made, response = there / name, there / f"{name}.response", self.hospital / f"{name}.response"
+        encrypt(prepared, keys, request)
+        workers = ("--workers", self._workers) if self._workers else ()
+        own = ("--bundle", there / "bundle", "--evaluation-keys", there / "evaluation.keys")
+        seconds = self._run("evaluate", there, request, *own, "-o", made, *workers)
+        shutil.move(made, response)
+        output = self.hospital / f"{name}.h5ad"
+        decrypt_response(response, keys.folder, output, noise=noise)
+        return output, seconds
+
+    def clean(self) -> None:
+        """Delete keys, ciphertexts and the compiled network."""
+        gone = (self.hospital / "keys", self.owner / "bundle" / "server", self.evaluator)
+        for path in (*gone, *self.hospital.glob("*.response")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def attack(found: Decrypted, *, draws: int = 1000, seed: int = 0) -> dict[str, Judged]:
+    """Judge the loss threshold attack on ``decrypted`` values and on those in the ``clear``."""
+    from histocrypt.audit.membership import judge, loss_threshold
+
+    return {
+        name: judge(
+            loss_threshold(records.loss),
+            records.member,
+            records.patients,
+            blocks=records.blocks,
+            draws=draws,
+            seed=seed,
+        )
+        for name, records in (("decrypted", found.encrypted), ("clear", found.clear))
+    }
+
+
+def _some(client: Any, study: Study, name: str, path: Path, spots: int | None, source: dict[str, Any]) -> Prepared:
+    """Prepare a whole section, which standardises itself, and keep some of the spots that were measured."""
+    from histocrypt.data.fold_statistics import read_clean_section
+    from histocrypt.encrypted.key_owner import prepare
+
+    prepared = prepare(client, path, skip_out_of_range=True, **source)
+    measured = {f"{name}:{spot}" for spot in read_clean_section(study.run.section(name)).obs_names}
+    known = np.flatnonzero([one in measured for one in prepared.names.tolist()])
+    if not len(known):
+        raise InputError(
+            "no spot of the section file is in the run's cleaned section", file=path, fix="run the preprocessing again"
+        )
+    if spots is not None:
+        known = known[np.unique(np.linspace(0, len(known) - 1, min(spots, len(known))).round().astype(int))]
+    return replace(prepared, names=prepared.names[known], coords=prepared.coords[known], values=prepared.values[known])
+
+
+def _records(
+    study: Study, name: str, path: Path, spots: np.ndarray, *, member: bool, panel: Panel, scaling: TargetStatistics
+) -> Records:
+    """Put a prediction file beside what was measured, by name, in the units of the loss."""
+    from histocrypt.data.fold_statistics import read_clean_section, section_targets
+    from histocrypt.evaluation.join import read_prediction
+
+    section, predicted = read_clean_section(study.run.section(name)), read_prediction(path)
+    targets = section_targets(section, panel, study.target.transforms, section=name)
+    whole = np.full(len(targets), name) if study.target.centre_by_section else None
+    row = {f"{name}:{spot}": index for index, spot in enumerate(section.obs_names)}
+    at = predicted.obs_names.get_indexer(spots)
+    if (at < 0).any():
+        raise InputError("a spot that was asked for is not predicted", file=path, value=str(spots[at < 0][0]))
+    predicted = predicted[at, list(panel.genes)]
+    values = np.concatenate([np.asarray(predicted.layers[one]) for one in study.target.transforms], axis=1)
+    blocks = blocks_of(section, name, study.evaluation.block_um)
+    rows = [row[spot] for spot in spots.tolist()]
+    return Records(
+        names=spots,
+        patients=section.obs["patient"].to_numpy().astype(str)[rows],
+        sections=np.full(len(spots), name),
+        group=np.full(len(spots), group_of(section)),
+        blocks=np.array([blocks[spot] for spot in spots.tolist()]),
+        member=np.full(len(spots), member),
+        outputs=scaling.outputs,
+        truth=scaling.standardise(targets, sections=whole)[rows].astype(np.float32),
+        prediction=((values - scaling.mean) / scaling.sd).astype(np.float32),
+    )
+
+
+# ---- of predictor
+# Asks a trained predictor, and the decrypted outputs of one, about the patients behind it.
+
+
+FEATURES = "efficientnet_lite0"
+"""What the model that is made to leak sees."""
+FEWEST_TO_HALVE = 4
+"""Patients; of fewer, sections are dealt to the shadow models instead, and their other sections may be inside."""
+
+
+def audit_predictor(study: Study, thing: Thing, *, folder: Path) -> Found:
+    """Attack a trained predictor: by its losses, and, where the study names it, with the help of shadow models.
+
+    Parameters
+    ----------
+    study
+        A study that was run; its part `audit` says how many shadows, of which models.
+    thing
+        A predictor of `targets.audited`.
+    folder
+        Where finished shadows are kept, so that an interrupted audit goes on.
+    """
+    able = Auditable(study, thing.name, thing.fold)
+    records = able.records()
+    found = Found(thing, _what(records, thing))
+    leaky = _leaky(able, records, study.seed)
+    options = {"access": "black box", "draws": study.audit.draws, "seed": study.seed}
+    found.attack("loss threshold", _audit(records, loss_threshold(records.loss)), loss_threshold(leaky), **options)
+    if thing.name in study.audit.shadowed:
+        _with_shadows(study, able, records, leaky, found, folder / thing.name)
+    return found
+
+
+def _with_shadows(
+    study: Study, able: Auditable, records: Records, leaky: np.ndarray, found: Found, folder: Path
+) -> None:
+    """Add what an attacker finds who can train such models on patients of their own."""
+    settings, truth = study.audit, records.truth
+    by_section = len(np.unique(records.patients)) < FEWEST_TO_HALVE
+    units, unit = (records.sections, "section") if by_section else (records.patients, "patient")
+
+    def train_one(mask: np.ndarray, seed: int):
+        return lambda: able.predicted_by_shadow(mask, seed=seed)
+
+    predicted, inside = shadow_losses(
+        train_one,
+        units,
+        settings.shadows,
+        study.seed,
+        folder=folder,
+        fingerprint=f"{study.hash()} {able.model} {able.fold.name}",
+        label=f"shadows of {able.model}",
+    )
+    loss = np.stack([losses(truth, one) for one in predicted])
+    loss_in, loss_out = in_and_out(loss, inside)
+    options = {"access": "black box", "draws": settings.draws, "seed": study.seed}
+    for name, attacked in {
+        "calibrated": lambda own: calibrated(own, loss_out),
+        "LiRA": lambda own: lira(own, loss_in, loss_out),
+    }.items():
+        found.attack(name, _audit(records, attacked(records.loss)), attacked(leaky), **options)
+    chosen = {"unit": unit, "blocks": records.blocks, "draws": settings.draws, "seed": study.seed}
+    dealt = dealt_anew(loss, inside, units, unit=unit, seed=study.seed)
+    passed = dealt.interval[0] <= 0.5 <= dealt.interval[1]
+    controls = replace(found.controls["LiRA"], negative=dealt, negative_passed=passed)
+    procedure = as_targets(target_scores(loss, inside), inside, units, attack="LiRA", **chosen)
+    found.procedure("LiRA, training repeated", procedure, controls=controls)
+    inputs = np.stack([value_inputs(truth, one) for one in predicted])
+    learned = as_targets(on_shadows(inputs, inside, train_value_attack), inside, units, attack="learned", **chosen)
+    found.procedure("learned attack, training repeated", learned, controls=controls)
+
+
+def audit_decrypted(study: Study, thing: Thing, found: Found, *, folder: Path, spots: int | None) -> dict[str, float]:
+    """Attack the outputs that a key owner decrypts, and add it to what was found of the model in the clear.
+
+    Real ciphertexts, in processes of their own; see `encrypted_view.decrypted_records`.
+
+    Returns
+    -------
+    dict
+        How far decrypted and clear outputs are apart.
+    """
+    pair = decrypted_records(study, thing.name, thing.fold, folder=folder, spots=spots)
+    able = Auditable(study, thing.name, thing.fold)
+    records = able.records()
+    row = {name: index for index, name in enumerate(records.names.tolist())}
+    rows = np.array([row[name] for name in pair.encrypted.names.tolist()])
+    leaky = loss_threshold(_leaky(able, records, study.seed)[rows])
+    options = {"draws": study.audit.draws, "seed": study.seed}
+    found.attack(
+        "loss threshold, decrypted",
+        _audit(pair.encrypted, loss_threshold(pair.encrypted.loss)),
+        leaky,
+        access="decrypted outputs",
+        **options,
+    )
+    found.notes.append(
+        f"Decrypted: {len(pair.encrypted)} spots through real ciphertexts of {pair.about['security_bits']} bits; their "
+        f"outputs differ from the clear ones by at most {pair.compared()['max_abs_error']:.2g} standard deviations."
+    )
+    return pair.compared() | pair.about
+
+
+def _leaky(able: Auditable, records: Records, seed: int) -> np.ndarray:
+    """Return (n,) losses of a model of the same members that was made to leak."""
+    return overfitted_losses(able.spots().features(FEATURES), records.truth, records.member, seed=seed)
+
+
+def _audit(records: Records, scores: np.ndarray) -> Audit:
+    return Audit(scores, records.member, records.patients, records.group, records.blocks)
+
+
+def _what(records: Records, thing: Thing) -> str:
+    people = len(np.unique(records.patients[records.member]))
+    return (
+        f"{thing.title}: predicts expression from tiles; fitted on {int(records.member.sum()):,} spots of "
+        f"{patients_of(people)}, the members; the non-members are the patients that the fold holds out."
+    )

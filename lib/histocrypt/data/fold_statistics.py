@@ -1,0 +1,190 @@
+"""What a fold may know before training: its panel, its target statistics, its stain reference.
+
+Every file below ``folds/<fold>/`` is made from the files of that fold's training patients alone; nothing of its test
+patients is in any of them. Files are the same byte for byte when nothing they depend on has changed. Sections are read
+one at a time, so that memory does not grow with their counts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.data.folds import Fold, final_fold, make_folds, save_folds
+from histocrypt.errors import InputError
+from histocrypt.targets.matrix import names_of, targets_of
+from histocrypt.targets.panels import Panel, PanelChooser
+from histocrypt.targets.transforms import BY_GENE, Moments, TargetStatistics, output_names
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from histocrypt.study import Study
+
+PANEL, TARGETS, STAIN = "panel.json", "target_stats.json", "stain_reference.json"
+"""Names of the files in the folder of a fold."""
+
+
+def prepare_folds(study: Study, *, sections: list[str] | None = None) -> list[Fold]:
+    """Write ``folds.json`` and ``folds/<fold>/`` for every fold of a study, the fold ``final`` among them.
+
+    Parameters
+    ----------
+    study
+        The study, after preprocessing.
+    sections
+        Section ids; if not given, every section in the run folder.
+
+    Returns
+    -------
+    list of Fold
+        ``final`` is the last.
+
+    Raises
+    ------
+    InputError
+        If there is no preprocessed section, the patients allow no folds, or a panel cannot be chosen.
+    """
+    run = study.run
+    patients = section_patients(study, sections)
+    folds = [*make_folds(patients, study.folds, study.seed), final_fold(patients)]
+    uncounted = [section for section in patients if not _counted(run.section(section))]
+    save_folds(run.folds, folds, patients, scheme=study.folds.scheme, uncounted=uncounted)
+    _prepare(study, folds, {})
+    return folds
+
+
+def prepare_fold(study: Study, fold: Fold, *, panel: Panel | None = None) -> None:
+    """Write one fold's panel, target statistics and stain reference, from its training patients' files alone.
+
+    An inner fold of a stack is given the panel of its outer fold, so that all its models predict the same names.
+    """
+    _prepare(study, [fold], {} if panel is None else {fold.name: panel})
+
+
+def _prepare(study: Study, folds: list[Fold], panels: dict[str, Panel]) -> None:
+    """Write what folds may know before training; ``panels`` are those that are given, by fold.
+
+    A fold is made of numbers of its own training sections. These are read one at a time, twice in all, however many
+    folds they train in: once for the panels, once for the targets that the panels name.
+    """
+    from tqdm.auto import tqdm
+
+    from histocrypt.tissue.stain import StainStatistics, pool
+
+    run, transforms = study.run, study.target.transforms
+    file = study.resolve(study.panel.file) if study.panel.file else None
+    if any(fold.name not in panels for fold in folds):
+
+        def read(section: str) -> AnnData:
+            return read_clean_section(run.section(section))
+
+        chooser = PanelChooser(read, study.panel, file=file, matrix=study.target.matrix)
+        for fold in tqdm(folds, desc="panels", unit="fold"):
+            if fold.name not in panels:
+                panels[fold.name] = chooser.choose(fold.training_sections)
+    pooled = {fold.name: Moments.none(len(transforms) * len(panels[fold.name])) for fold in folds}
+    trained_on = {fold.name: set(fold.training_sections) for fold in folds}
+    for section in tqdm(sorted(set().union(*trained_on.values())), desc="targets", unit="section"):
+        mine = {name: panels[name] for name, sections in trained_on.items() if section in sections}
+        for name, found in _section_moments(run.section(section), mine, transforms, section=section).items():
+            pooled[name] = pooled[name].with_more(found)
+    stains: dict[str, StainStatistics] = {}
+    for fold in folds:
+        folder, panel = run.fold(fold.name), panels[fold.name]
+        panel.save(folder / PANEL)
+        TargetStatistics.of_moments(pooled[fold.name], output_names(transforms, panel.genes)).save(folder / TARGETS)
+        for section in fold.training_sections:
+            if section not in stains:
+                stains[section] = StainStatistics.load(run.stain(section))
+        pool([stains[section] for section in fold.training_sections]).save(folder / STAIN)
+
+
+def _section_moments(
+    path: Path, panels: dict[str, Panel], transforms: list[str], *, section: str
+) -> dict[str, Moments]:
+    """Return the moments of one section's targets for every fold, computed once for panels that are the same."""
+    adata = read_clean_section(path)
+    by_genes = {panel.genes: panel for panel in panels.values()}
+    alike = all(name in BY_GENE for name in transforms)
+    found: dict[tuple[str, ...], Moments] = {}
+    if alike:  # a gene's targets do not depend on the rest of its panel: every gene of any panel once
+        every = dict.fromkeys(gene for panel in by_genes.values() for gene in panel.genes)
+        measured = names_of(adata, next(iter(by_genes.values())).matrix, section=section)
+        known = set(measured.tolist())
+        for panel in by_genes.values():
+            if not known.issuperset(panel.genes):
+                panel.columns(measured, section=section)  # says what is missing
+        place = {gene: column for column, gene in enumerate(every)}
+        matrix = next(iter(by_genes.values())).matrix
+        targets = targets_of(adata, every, transforms, matrix=matrix, section=section)
+        parts = [Moments.of(targets[name]) for name in transforms]
+        for genes in by_genes:
+            columns = np.array([place[gene] for gene in genes], dtype=np.int64)
+            found[genes] = Moments.joined([part.of_columns(columns) for part in parts])
+    else:
+        for genes, panel in by_genes.items():
+            found[genes] = Moments.of(section_targets(adata, panel, transforms, section=section))
+    return {name: found[panel.genes] for name, panel in panels.items()}
+
+
+def section_patients(study: Study, sections: list[str] | None = None) -> dict[str, str]:
+    """Return the patient of every preprocessed section, by section id, reading nothing else of the files."""
+    folder = study.run.section("any").parent
+    names = sorted(sections) if sections is not None else sorted(path.stem for path in folder.glob("[!.]*.h5ad"))
+    if not names:
+        raise InputError("no preprocessed section", file=folder, fix="run the preprocessing first")
+    return {name: _patient(study.run.section(name)) for name in names}
+
+
+def _patient(path: Path) -> str:
+    import anndata
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            patients = anndata.io.read_elem(file["obs"])["patient"].unique()
+    except (OSError, KeyError) as error:
+        raise InputError(
+            f"is not a preprocessed section ({error})", file=path, fix="run the preprocessing again"
+        ) from error
+    if len(patients) != 1:
+        raise InputError(
+            "a section belongs to one patient", file=path, field="obs['patient']", value=sorted(map(str, patients))
+        )
+    return str(patients[0])
+
+
+def _counted(path: Path) -> bool:
+    """Return whether a preprocessed section has counts, reading only their totals."""
+    import anndata
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(np.isfinite(anndata.io.read_elem(file["obs/total_counts"]).astype(float)).all())
+    except (OSError, KeyError) as error:
+        raise InputError(
+            f"is not a preprocessed section ({error})", file=path, fix="run the preprocessing again"
+        ) from error
+
+
+def read_clean_section(path: Path) -> AnnData:
+    """Read ``sections/<id>.h5ad``; a missing or damaged one is an `InputError` that names it."""
+    import anndata
+
+    try:
+        return anndata.read_h5ad(path)
+    except (OSError, KeyError) as error:
+        raise InputError(
+            f"is not a preprocessed section ({error})", file=path, fix="run the preprocessing again"
+        ) from error
+
+
+def section_targets(adata: AnnData, panel: Panel, transforms: list[str], *, section: str) -> np.ndarray:
+    """Return (n, len(transforms) x g) float32 targets of a section; a panel gene it lacks is an `InputError`."""
+    panel.columns(names_of(adata, panel.matrix, section=section), section=section)  # all that is missing, named
+    found = targets_of(adata, panel.genes, transforms, matrix=panel.matrix, section=section)
+    return np.concatenate([found[name] for name in transforms], axis=1)

@@ -1,0 +1,283 @@
+"""Folds: who is held out when. A patient is never on two sides, unless a study asks for sections to be held out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from histocrypt.options import Folds
+
+FINAL = "final"
+"""The fold that trains on every patient and tests nobody: what is handed on after a study."""
+
+BY_SECTION = "leave_one_section_out"
+"""The scheme that trains on other sections of the tested patient. It has to be asked for, and says nothing of a new
+patient."""
+
+
+def caveat(scheme: str) -> str:
+    """Return what a reader must know of scores under a scheme; empty where patients are held out."""
+    if scheme != BY_SECTION:
+        return ""
+    return "Other sections of the tested patient were trained on: nothing here is said about a new patient."
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One split of a study's sections."""
+
+    name: str
+    """Safe in file names; ``fold_<patient>``, ``fold_<number>``, ``fold_<section>`` or ``final``."""
+    test_patients: tuple[str, ...]
+    train_sections: tuple[str, ...]
+    validation_sections: tuple[str, ...]
+    """Sections for early stopping: those of one training patient, or one section where only one patient is left."""
+    test_sections: tuple[str, ...]
+
+    @property
+    def training_sections(self) -> tuple[str, ...]:
+        """Sections of the fold's training patients: training and validation together."""
+        return tuple(sorted((*self.train_sections, *self.validation_sections)))
+
+
+def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
+    """Split sections into folds by patient.
+
+    The validation patient of a fold is the training patient that follows the fold's test patients in an order shuffled
+    by ``seed``; it hence rotates with the fold, and with leave-one-patient-out each patient validates once.
+    With leave-one-section-out the same is done with sections, whosever they are.
+
+    Parameters
+    ----------
+    patients
+        Patient of each section, by section id.
+    folds
+        The study's ``folds``: leave-one-patient-out, group k-fold (`sklearn.model_selection`) or leave-one-section-out.
+    seed
+        Seed of the order of validation patients (and sections).
+
+    Raises
+    ------
+    InputError
+        If there is one patient only, fewer patients than folds, or nothing left to validate on.
+    """
+    from sklearn.model_selection import GroupKFold, LeaveOneGroupOut
+
+    if folds.scheme == BY_SECTION:
+        return _by_section(patients, seed)
+    sections = np.array(sorted(patients))
+    groups = np.array([patients[section] for section in sections])
+    everyone = sorted(set(patients.values()))
+    if len(everyone) < 2:
+        raise InputError(
+            f"all {len(sections)} sections are of one patient, {everyone[0]!r}" if everyone else "there is no section",
+            field="sections",
+            expected="two patients or more, because a predictor is judged on a patient that its training never saw",
+            fix="add sections of another patient; folds.scheme leave_one_section_out answers a lesser question",
+        )
+    if folds.scheme == "leave_one_patient_out":
+        splitter = LeaveOneGroupOut()
+    elif folds.scheme == "group_k_fold":
+        if folds.n is None or folds.n > len(everyone):
+            expected = f"a number from 2 to {len(everyone)}, the number of patients"
+            raise InputError(
+                "group_k_fold needs a number of folds that the patients can fill",
+                field="folds.n",
+                value=folds.n,
+                expected=expected,
+            )
+        splitter = GroupKFold(n_splits=folds.n)
+    else:
+        known = ["leave_one_patient_out", "group_k_fold", BY_SECTION]
+        raise unknown_name("fold scheme", folds.scheme, known, field="folds.scheme")
+
+    held_out = [sorted(set(groups[test])) for _, test in splitter.split(sections, groups=groups)]
+    held_out.sort()
+    names = _names(held_out, one_each=folds.scheme == "leave_one_patient_out")
+    order = [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
+    return [_fold(name, test, patients, order, seed) for name, test in zip(names, held_out, strict=True)]
+
+
+def _by_section(patients: dict[str, str], seed: int) -> list[Fold]:
+    sections = sorted(patients)
+    if len(sections) < 3:
+        raise InputError(
+            f"{len(sections)} sections cannot train, stop the training and be tested",
+            field="folds.scheme",
+            value=BY_SECTION,
+            expected="three sections or more",
+        )
+    order = [sections[i] for i in np.random.default_rng(seed).permutation(len(sections))]
+    found = []
+    for section, name in zip(sections, _names([[section] for section in sections], one_each=True), strict=True):
+        validation = order[(order.index(section) + 1) % len(order)]
+        train = tuple(other for other in sections if other not in (section, validation))
+        found.append(Fold(name, (patients[section],), train, (validation,), (section,)))
+    return found
+
+
+def final_fold(patients: dict[str, str]) -> Fold:
+    """Return the fold that trains on every section and holds out none."""
+    return Fold(FINAL, (), tuple(sorted(patients)), (), ())
+
+
+def _fold(name: str, test: list[str], patients: dict[str, str], order: list[str], seed: int) -> Fold:
+    tested = set(test)
+    after = max(order.index(patient) for patient in test) + 1
+    left = [patient for patient in order[after:] + order[:after] if patient not in tested]
+    training = sorted(section for section, patient in patients.items() if patient not in tested)
+    if len(left) > 1:
+        validation = [section for section in training if patients[section] == left[0]]
+    elif len(training) > 1:
+        validation = [training[int(np.random.default_rng(seed).integers(len(training)))]]
+    else:
+        raise InputError(
+            f"with {', '.join(test)} held out, one section of one patient ({training[0]}) is left: "
+            "it cannot both train and stop the training",
+            field="folds",
+            fix="add a patient, or another section of this one",
+        )
+    return Fold(
+        name,
+        tuple(test),
+        tuple(section for section in training if section not in validation),
+        tuple(validation),
+        tuple(sorted(section for section, patient in patients.items() if patient in tested)),
+    )
+
+
+def _names(held_out: list[list[str]], *, one_each: bool) -> list[str]:
+    if not one_each:
+        return [f"fold_{i}" for i in range(1, len(held_out) + 1)]
+    names: list[str] = []
+    for (patient,) in held_out:
+        name = "fold_" + re.sub(r"[^A-Za-z0-9._-]+", "-", patient)
+        same = sum(other.lower() == name.lower() or other.lower().startswith(f"{name.lower()}~") for other in names)
+        names.append(f"{name}~{same + 1}" if same else name)  # two patients must never share a folder
+    return names
+
+
+def save_folds(
+    path: str | Path, folds: list[Fold], patients: dict[str, str], *, scheme: str = "", uncounted: Iterable[str] = ()
+) -> None:
+    """Write the folds, and the patient of every section, as JSON; atomically.
+
+    Parameters
+    ----------
+    scheme
+        The study's ``folds.scheme``; kept where it lets a patient be on two sides.
+    uncounted
+        Sections without counts; kept where there are any, since what predicts from depth cannot be used then.
+    """
+    by_section, uncounted = scheme == BY_SECTION, sorted(uncounted)
+    _check(folds, patients, path, by_section=by_section)
+    content = {
+        **({"scheme": scheme} if by_section else {}),
+        **({"uncounted": uncounted} if uncounted else {}),
+        "patients": dict(sorted(patients.items())),
+        "folds": [asdict(fold) for fold in folds],
+    }
+    write_json(path, content)
+
+
+def uncounted_sections(path: str | Path) -> list[str]:
+    """Return the sections without counts, as `save_folds` noted them."""
+    return list(read_json(path).get("uncounted", []))
+
+
+def load_folds(path: str | Path) -> list[Fold]:
+    """Read the folds of a run, ``final`` among them, and check that no patient is on two sides of any.
+
+    Raises
+    ------
+    InputError
+        If the file is unreadable, or a patient or section is on two sides of a fold (a patient may be, where the study
+        asked for leave-one-section-out).
+    """
+    content = read_json(path)
+    try:
+        patients = dict(content["patients"])
+        folds = [
+            Fold(**{key: value if key == "name" else tuple(value) for key, value in fold.items()})
+            for fold in content["folds"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            "does not hold folds", file=path, expected="the keys patients and folds", fix="run preprocessing again"
+        ) from error
+    _check(folds, patients, path, by_section=content.get("scheme") == BY_SECTION)
+    return folds
+
+
+def load_fold(path: str | Path, name: str) -> Fold:
+    """Read one fold by name; an unknown name is an `InputError` that lists the known ones."""
+    folds = {fold.name: fold for fold in load_folds(path)}
+    if name not in folds:
+        raise unknown_name("fold", name, folds, file=path)
+    return folds[name]
+
+
+def chosen_fold(names: list[str], name: str | None, *, field: str) -> str:
+    """Return the fold that a field of the study names, the first if it names none; an unknown one is an `InputError`.
+
+    Parameters
+    ----------
+    names
+        Of the folds that hold patients out.
+    """
+    if name is not None and name not in names:
+        raise unknown_name("fold", name, names, field=field)
+    return name or names[0]
+
+
+def held_out_sections(folds: list[Fold], number: int) -> dict[str, str]:
+    """Return the fold that tests a section, for ``number`` sections: one of each fold before a second of any.
+
+    Fewer, where no more are tested; the fold ``final`` tests none.
+    """
+    found: dict[str, str] = {}
+    for each in zip_longest(*(fold.test_sections for fold in folds)):
+        for fold, section in zip(folds, each, strict=True):
+            if section is not None:
+                found.setdefault(section, fold.name)
+    return dict(islice(found.items(), number))
+
+
+def _check(folds: list[Fold], patients: dict[str, str], path: str | Path, *, by_section: bool) -> None:
+    for fold in folds:
+        where = {"file": path, "field": fold.name}
+        sides = (fold.train_sections, fold.validation_sections, fold.test_sections)
+        every = [section for side in sides for section in side]
+        unknown = [section for section in every if section not in patients]
+        if unknown:
+            raise InputError(f"section {unknown[0]!r} has no patient", **where)
+        twice = [section for section, times in Counter(every).items() if times > 1]
+        if twice:
+            raise InputError(
+                f"section {twice[0]!r} is on two sides of the fold", **where, fix="run preprocessing again"
+            )
+        trained = {patients[section] for section in fold.training_sections}
+        tested = {patients[section] for section in fold.test_sections}
+        if trained & tested and not by_section:
+            raise InputError(
+                f"patient {min(trained & tested)!r} is both trained on and tested",
+                **where,
+                fix="run preprocessing again",
+            )
+        if tested != set(fold.test_patients):
+            raise InputError(
+                f"test_patients {sorted(fold.test_patients)} are not the patients of the test sections",
+                **where,
+                fix="run preprocessing again",
+            )

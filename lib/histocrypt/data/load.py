@@ -1,0 +1,419 @@
+"""What a diffusion model is conditioned on: features of several encoders side by side, of a tile as seen eight ways.
+
+A name says what is wanted: ``a``, ``a+b`` (side by side), ``a+b@4`` (the first four of the eight views of each tile);
+``prepared:<folder>#<encoder>`` reads embeddings that were made elsewhere: see `training.prepared`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt import paths
+from histocrypt.data.fold_statistics import PANEL, STAIN, TARGETS, read_clean_section, section_targets
+from histocrypt.data.folds import Fold
+from histocrypt.data.measured import Measured
+from histocrypt.data.spots import Spots
+from histocrypt.errors import InputError
+from histocrypt.files import atomic_path
+from histocrypt.targets.panels import Panel
+from histocrypt.targets.transforms import TargetStatistics, output_names
+
+if TYPE_CHECKING:
+    from histocrypt.study import Study
+    from histocrypt.tissue.stain import StainStatistics
+
+# ---- conditions
+
+
+VIEWS = 8
+"""The tile as it is, and its seven turned and mirrored copies."""
+
+
+def parts_of(name: str) -> tuple[list[str], int | None]:
+    """Return the encoders that a name joins, and how many views it asks for (None: the tile as it is, without an axis).
+
+    Raises
+    ------
+    InputError
+        If an encoder is named twice or left empty, or the number of views is not 1 to 8.
+    """
+    joined, _, views = name.partition("@")
+    encoders = joined.split("+")
+    if not all(encoders) or len(set(encoders)) < len(encoders):
+        raise InputError(
+            "names no encoder, or one twice",
+            field="encoder",
+            value=name,
+            expected="e.g. efficientnet_lite0, or uni+conch",
+        )
+    if not views:
+        return encoders, None
+    if not views.isdigit() or not 1 <= int(views) <= VIEWS:
+        raise InputError(
+            "asks for an impossible number of views", field="encoder", value=name, expected=f"1 to {VIEWS} after @"
+        )
+    return encoders, int(views)
+
+
+def is_condition(name: str) -> bool:
+    """Return whether a name asks for more than one registered encoder's features of the tiles as they are."""
+    return any(mark in name for mark in ("+", "@", "#"))
+
+
+def turned(tiles: np.ndarray, view: int) -> np.ndarray:
+    """Return tiles (n, S, S, 3) seen the ``view``-th way: 0 as they are, 1-3 quarter turns, 4-7 those mirrored."""
+    mirrored = tiles[:, :, ::-1] if view >= 4 else tiles
+    return np.rot90(mirrored, view % 4, axes=(1, 2))
+
+
+def condition_features(
+    tiles: np.ndarray, *, stain: StainStatistics, method: str, encoder: str, names: np.ndarray
+) -> np.ndarray:
+    """Return the features that a name asks for, of one section.
+
+    Every view of every encoder has a file of its own in the cache (`training.spots.section_features`), with the names
+    of its spots: a calculation that was stopped goes on with the view that it was at.
+
+    Parameters
+    ----------
+    tiles
+        (n, S, S, 3) uint8, raw colours.
+    stain, method, names
+        As `training.spots.section_features` takes them.
+    encoder
+        See above.
+
+    Returns
+    -------
+    (n, d) float32, or (n, views, d) where views are asked for
+    """
+    from histocrypt.encoders.precomputed import PREPARED, prepared_features
+
+    encoders, views = parts_of(encoder)
+    found = []
+    for one in encoders:
+        if one.startswith(PREPARED):
+            found.append(prepared_features(one, names=names, views=views or 1))
+            continue
+        seen = []
+        for view in range(views or 1):
+            pixels = tiles if view == 0 else turned(np.asarray(tiles), view)
+            seen.append(section_features(pixels, stain=stain, method=method, encoder=one, names=names))
+        found.append(np.stack(seen, axis=1))
+    together = np.concatenate(found, axis=-1)  # (n, views, d)
+    return together if views else together[:, 0]
+
+
+# ---- spots
+# From a run's artifacts to what a predictor sees: normalised tiles, targets, frozen features.
+
+
+IN_MEMORY = 2**30
+"""Tiles of more bytes than this are memory-mapped in the cache folder."""
+
+CHUNK = 256
+"""Tiles that are normalised and resized at a time."""
+
+
+def load_spots(
+    study: Study,
+    fold: Fold | str,
+    sections: Iterable[str],
+    *,
+    panel: Panel,
+    with_targets: bool,
+    side: int | None = None,
+) -> Spots:
+    """Load sections as one fold sees them.
+
+    Parameters
+    ----------
+    study
+        The study, after `training.prepare.prepare_folds`.
+    fold
+        The fold, or its name: its stain reference is what tiles are normalised to.
+    sections
+        Section ids; spots come in this order, within a section in the order of its file.
+    panel
+        The fold's panel.
+    with_targets
+        Whether counts become targets. Leave False for test sections: then no count is looked at but the total, which
+        only the depth-only baseline reads, and a section may lack genes of the panel.
+    side
+        Tiles are resized to this (pixels; bilinear, antialiased), before normalisation; stored size if not given.
+
+    Returns
+    -------
+    Spots
+        ``tiles`` in the stain of the fold's reference; ``features`` from tiles in one fixed published stain, the same
+        for all folds (see `section_features`), computed on first use and cached by content.
+
+    Raises
+    ------
+    InputError
+        If an artifact is missing, tiles and spots do not match, or a section with targets lacks a gene of the panel.
+    """
+    from histocrypt.tissue.stain import StainStatistics
+    from histocrypt.tissue.tiles import read_tiles
+
+    run, sections = study.run, list(sections)
+    method = study.preprocessing.stain
+    reference = StainStatistics.load(run.fold(fold if isinstance(fold, str) else fold.name) / STAIN)
+    every_barcode, patients, depths, learned = [], [], [], []
+    for section in sections:  # one at a time: the counts of all sections together would not fit
+        adata = read_clean_section(run.section(section))
+        every_barcode.append(adata.obs_names.to_numpy().astype(str))
+        patients.append(adata.obs["patient"].to_numpy().astype(str))
+        depths.append(adata.obs["total_counts"].to_numpy(dtype=np.float64))
+        if with_targets:
+            learned.append(section_targets(adata, panel, study.target.transforms, section=section))
+    stains = [StainStatistics.load(run.stain(section)) for section in sections]
+
+    tiles: np.ndarray | None = None
+    start, total = 0, sum(map(len, every_barcode))
+    for section, barcodes, stain in zip(sections, every_barcode, stains, strict=True):
+        raw = read_tiles(run.tiles(section), barcodes)[0]
+        for chunk in normalised_chunks(raw, source=stain, reference=reference, method=method, side=side):
+            if tiles is None:
+                tiles = room((total, *chunk.shape[1:]))
+            tiles[start : start + len(chunk)] = chunk
+            start += len(chunk)
+    if tiles is None:
+        raise InputError("no spot is left", field="sections", value=sections)
+
+    known: dict[str, np.ndarray] = {}
+
+    def features(encoder: str) -> np.ndarray:
+        if encoder not in known:
+            known[encoder] = np.concatenate(
+                [
+                    section_features(
+                        read_tiles(run.tiles(section), barcodes)[0],
+                        stain=stain,
+                        method=method,
+                        encoder=encoder,
+                        names=spot_names(section, barcodes),
+                    )
+                    for section, barcodes, stain in zip(sections, every_barcode, stains, strict=True)
+                ]
+            )
+        return known[encoder]
+
+    targets = measured = None
+    if with_targets:
+        files = tuple((section, run.section(section)) for section in sections)
+        measured = Measured(files, centred=study.target.centre_by_section)
+        targets = np.concatenate(learned)
+    return Spots(
+        names=np.concatenate([spot_names(*pair) for pair in zip(sections, every_barcode, strict=True)]),
+        sections=np.repeat(np.array(sections, dtype=object).astype(str), list(map(len, every_barcode))),
+        patients=np.concatenate(patients),
+        tiles=tiles,
+        depth=np.concatenate(depths),
+        outputs=output_names(study.target.transforms, panel.genes),
+        targets=targets,
+        features=features,
+        measured=measured,
+    )
+
+
+def spot_names(section: str, barcodes: np.ndarray) -> np.ndarray:
+    """Return ``"<section>:<barcode>"``, unique within a study."""
+    return np.array([f"{section}:{barcode}" for barcode in barcodes])
+
+
+def normalised_chunks(
+    tiles: np.ndarray,
+    *,
+    source: StainStatistics,
+    reference: StainStatistics,
+    method: str,
+    side: int | None = None,
+) -> Iterable[np.ndarray]:
+    """Yield tiles (n, S, S, 3) uint8 in chunks, resized to ``side`` and brought from one stain to another."""
+    import torch
+
+    from histocrypt.encoders.encoders import resize
+    from histocrypt.tissue.stain import normalise
+
+    for start in range(0, len(tiles), CHUNK):
+        chunk = np.ascontiguousarray(tiles[start : start + CHUNK])
+        if side is not None and side != chunk.shape[1]:
+            chunk = resize(torch.from_numpy(chunk).permute(0, 3, 1, 2), side).permute(0, 2, 3, 1).contiguous().numpy()
+        yield normalise(chunk, source=source, reference=reference, method=method)
+
+
+def section_features(
+    tiles: np.ndarray, *, stain: StainStatistics, method: str, encoder: str, names: np.ndarray
+) -> np.ndarray:
+    """Return the frozen features of one section, from the cache where they are there.
+
+    The encoder sees tiles in **one fixed stain**, a published reference that was learnt from no patient of any study
+    (`tissue.stain.DEFAULT_REFERENCE`), not in the fold's. Features hence do not depend on the fold: they are computed
+    once per section, and nothing of a training patient is in them, nor of a test patient.
+
+    They are found again by content: the key is a SHA-256 over the raw tiles, the section's stain statistics, the
+    reference, the method, one tile as normalised (so that a change of the normalisation itself counts), the encoder and
+    the hash of its weights.
+
+    Parameters
+    ----------
+    tiles
+        (n, S, S, 3) uint8, raw colours; an array, or the data set of an open tile file, which is then read chunk by
+        chunk. At least one.
+    stain
+        The section's own stain statistics.
+    method
+        ``macenko``, ``reinhard`` or ``none``.
+    encoder
+        Name of an encoder, or of several joined: see `training.conditions`.
+    names
+        (n,) names of the spots; stored beside the features and checked when these are read.
+
+    Returns
+    -------
+    (n, d) float32
+    """
+    from tqdm.auto import tqdm
+
+    from histocrypt.encoders.encoders import encode, encoder_of
+    from histocrypt.tissue.stain import DEFAULT_REFERENCE
+
+    if is_condition(encoder):
+        return condition_features(tiles, stain=stain, method=method, encoder=encoder, names=names)
+
+    def normal(part: np.ndarray) -> Iterable[np.ndarray]:
+        return normalised_chunks(part, source=stain, reference=DEFAULT_REFERENCE, method=method)
+
+    entry = encoder_of(encoder)
+    key = hashlib.sha256()
+    how = [stain.to_dict(), DEFAULT_REFERENCE.to_dict(), method, encoder, entry.px, entry.weights_hash()]
+    key.update(json.dumps([how, list(tiles.shape), list(map(str, names))], sort_keys=True, default=_plain).encode())
+    for start in range(0, len(tiles), CHUNK):
+        key.update(np.ascontiguousarray(tiles[start : start + CHUNK]).data)
+    for tile in normal(tiles[:1]):
+        key.update(np.ascontiguousarray(tile).data)
+    path = paths.cache() / "features" / f"{key.hexdigest()}.h5"
+    cached = _read_features(path, names)
+    if cached is not None:
+        return cached
+    bar = tqdm(
+        normal(tiles), total=-(-len(tiles) // CHUNK), desc=f"features {str(names[0]).split(':')[0]}", leave=False
+    )
+    computed = np.concatenate([encode(chunk, encoder, progress=False) for chunk in bar])
+    _write_features(path, names, computed, encoder)
+    return computed
+
+
+def _read_features(path: Path, names: np.ndarray) -> np.ndarray | None:
+    import h5py
+
+    if not path.exists():
+        return None
+    try:
+        with h5py.File(path, "r") as file:
+            if list(file["names"].asstr()[:]) == list(map(str, names)):
+                return file["features"][:]
+    except (OSError, KeyError):
+        print(f"{path} is damaged; its features are computed again", file=sys.stderr)
+    return None
+
+
+def _write_features(path: Path, names: np.ndarray, features: np.ndarray, encoder: str) -> None:
+    import h5py
+
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file["features"] = features
+        file.create_dataset("names", data=list(map(str, names)), dtype=h5py.string_dtype())
+        file.attrs["encoder"] = encoder
+
+
+def _plain(value: object) -> object:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def room(shape: tuple[int, ...]) -> np.ndarray:
+    """Return an empty uint8 array; a large one lies in an unnamed file of the cache folder, gone with the array."""
+    if int(np.prod(shape, dtype=np.int64)) <= IN_MEMORY:
+        return np.empty(shape, dtype=np.uint8)
+    paths.cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=paths.cache()) as file:
+        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
+
+
+# ---- fold data
+# The data of one fold: spots with their targets, and what puts these into the units of the loss.
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """One fold's spots, targets in the transforms' units. The test part has no targets at all."""
+
+    fold: Fold
+    panel: Panel
+    train: Spots
+    validation: Spots | None
+    test: Spots | None
+
+
+def load_training(study: Study, fold: Fold, *, side: int | None = None) -> FoldData:
+    """Load the training and validation spots of a fold; its test sections are not opened."""
+    panel = Panel.load(study.run.fold(fold.name) / PANEL)
+
+    def part(sections: tuple[str, ...]) -> Spots | None:
+        return load_spots(study, fold, sections, panel=panel, with_targets=True, side=side) if sections else None
+
+    return FoldData(fold, panel, part(fold.train_sections), part(fold.validation_sections), None)
+
+
+def load_test(study: Study, data: FoldData, *, side: int | None = None, with_targets: bool = False) -> Spots:
+    """Load the spots of a fold's test sections, without targets unless asked for them."""
+    return load_spots(study, data.fold, data.fold.test_sections, panel=data.panel, with_targets=with_targets, side=side)
+
+
+def scaling_of(study: Study, fold: Fold) -> TargetStatistics:
+    """Return what puts targets into the loss's units; neutral where the study does not standardise."""
+    found = TargetStatistics.load(study.run.fold(fold.name) / TARGETS)
+    if study.target.standardise:
+        return found
+    mean = found.mean if study.target.centre_by_section else np.zeros_like(found.mean)
+    return TargetStatistics(found.outputs, mean, np.ones_like(found.sd))
+
+
+def scaled(study: Study, scaling: TargetStatistics, spots: Spots | None) -> Spots | None:
+    """Return spots with their targets as the loss sees them."""
+    if spots is None:
+        return None
+    if spots.outputs != scaling.outputs:
+        raise InputError(
+            "target statistics are of other outputs than the spots", field=TARGETS, fix="run preprocessing again"
+        )
+    sections = spots.sections if study.target.centre_by_section else None
+    return replace(spots, targets=scaling.standardise(spots.targets, sections=sections))
+
+
+def joined(first: Spots, second: Spots) -> Spots:
+    """Return the spots of both, first's before second's."""
+
+    def both(name: str) -> np.ndarray:
+        return np.concatenate([getattr(first, name), getattr(second, name)])
+
+    fields = ("names", "sections", "patients", "tiles", "depth", "targets")
+    features = None
+    if first.features and second.features:
+
+        def features(encoder: str) -> np.ndarray:
+            return np.concatenate([first.features(encoder), second.features(encoder)])
+
+    known = first.measured is not None and second.measured is not None
+    measured = first.measured.joined(second.measured) if known else None
+    return replace(first, **{name: both(name) for name in fields}, features=features, measured=measured)

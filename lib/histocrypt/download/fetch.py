@@ -1,0 +1,272 @@
+"""``histocrypt download``: what may be fetched, under which licence, and fetching it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+from histocrypt.download import sources
+from histocrypt.download.catalogue import SOURCES, Source, accept
+from histocrypt.download.transfer import Fetched, Web, fetch, left_to_fetch, need_space
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.options import SectionSource
+from histocrypt.sections.read import DEMO, find_sections, watched
+from histocrypt.sections.section import SectionFiles
+from histocrypt.sections.validate import SAFE_ID
+from histocrypt.study import Study
+
+# ---- commands
+
+
+def download(
+    source: Annotated[
+        str | None, typer.Argument(help="her2st, hbcis, hest or visium; without it, all are listed.")
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Sections; without any, their names are listed.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder; default HISTOCRYPT_DATA/<source>.")] = None,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Accept a licence that forbids silent use (HEST).")
+    ] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="Leave out whole-slide images where a smaller image serves.")
+    ] = False,
+    token_file: Annotated[Path | None, typer.Option(help="File with a Hugging Face token; else HF_TOKEN.")] = None,
+    mirror: Annotated[str | None, typer.Option(help="Fetch from <address>/<role> instead of the hosts.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds without a byte before trying again.")] = 60.0,
+) -> None:
+    """Fetch public sections: resumable, checksummed, licence and citation shown."""
+    from histocrypt import paths
+    from histocrypt.download.catalogue import SOURCES, about, accept, source_named
+    from histocrypt.download.transfer import Web
+
+    if source is None:
+        typer.echo("\n\n".join(about(known) for known in SOURCES.values()))
+        return
+    chosen = source_named(source).mirrored(mirror)
+    typer.echo(about(chosen))
+    if names:
+        accept(chosen, accepted=accept_licence)
+    token = read_token(token_file) if chosen.gated else None
+    if names and chosen.gated and token is None:
+        raise InputError(
+            f"{chosen.name} is given out to known users only, and no token is set",
+            file=chosen.homepage,
+            fix="accept its terms there, then set HF_TOKEN or --token-file",
+        )
+    with Web(token=token, token_host=next(iter(chosen.hosts.values())), read_s=timeout) as web:
+        if not names:
+            typer.echo("\n" + "\n".join(chosen.names or section_names(chosen, web)))
+            return
+        folder = to if to is not None else paths.data() / chosen.name
+        try:
+            found = download_sections(
+                chosen, names, folder, web=web, accepted=accept_licence, small=small, say=typer.echo
+            )
+        except KeyboardInterrupt:  # here, since typer would end without a word
+            typer.echo("histocrypt: interrupted; what came is kept, the same command goes on from there", err=True)
+            raise typer.Exit(130) from None
+    typer.echo(
+        "\nIn a study:\nsections:\n"
+        + "\n".join(study_entry(chosen.name, section.name, section.path) for section in found)
+    )
+
+
+def study_entry(source: str, name: str, path: Path) -> str:
+    """Return the lines of a study that name a fetched section; sections of one block have one patient."""
+    from histocrypt.download.sources import block_of
+
+    lines = [f"  - path: {path.absolute()}"]
+    if source == "visium":  # Space Ranger knows no patients
+        lines.append(f"    patient: {block_of(name)}      # as far as the name tells: correct it if you know better")
+    return "\n".join(lines)
+
+
+def read_token(file: Path | None) -> str | None:
+    """Return the user's Hugging Face token from a file, else from where the hub's own tools keep it; never shown."""
+    from histocrypt import paths
+
+    if file is None:
+        return paths.hugging_face_token()
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("token file cannot be read", file=file) from error
+    if not token or not token.isascii() or len(token.split()) != 1:
+        raise InputError("file does not hold one token", file=file, expected="the token alone, on one line")
+    return token
+
+
+# ---- fetching
+# From names to sections on disk: what a source must do, in order, for each of its sections.
+
+
+MODULES: dict[str, ModuleType] = {"her2st": sources, "hbcis": sources, "visium": sources, "hest": sources}
+"""Each has ``names(source, web)``, ``files(source, web, name, small=)`` and ``finish(source, folder, name)``."""
+NEAR = 12
+"""How many names a message lists where there are too many for all."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section that is now on disk."""
+
+    name: str
+    path: Path
+    """What a study names, and `histocrypt check`."""
+    files: list[Fetched]
+
+
+def section_names(source: Source, web: Web) -> list[str]:
+    """Return what may be asked for; asks the host where the catalogue does not know."""
+    return MODULES[source.name].names(source, web)
+
+
+def download_sections(
+    source: Source,
+    names: Iterable[str],
+    folder: Path,
+    *,
+    web: Web,
+    accepted: bool = False,
+    small: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> list[Section]:
+    """Fetch sections into a folder, in a layout that the readers know; what is there and right is left alone.
+
+    Parameters
+    ----------
+    source
+        Where from; `Source.mirrored` for another address.
+    names
+        Sections, as `section_names` returns them.
+    folder
+        Where to; made if needed.
+    web
+        The client, with the user's token where the source is gated.
+    accepted
+        Whether the user accepts a licence that forbids silent use.
+    small
+        Leave out whole-slide images where something smaller serves: the 2000 px image of Visium, the patches of HEST.
+    say
+        Takes one line at a time.
+
+    Raises
+    ------
+    InputError
+        If the licence is not accepted, a name is unknown (near ones are listed), the disk is too small, or a file
+        cannot be fetched.
+    """
+    accept(source, accepted=accepted)
+    module, names = MODULES[source.name], list(dict.fromkeys(names))
+    known = section_names(source, web)
+    for name in names:
+        if name not in known:
+            raise _unknown(source, name, known)
+        if not SAFE_ID.match(name):  # a listing may hold anything
+            raise InputError("name of the section cannot be that of a file", file=source.homepage, value=name)
+    listed = {name: module.files(source, web, name, small=small) for name in names}
+    needed = sum(left_to_fetch(file, folder) for files in listed.values() for file in files)
+    need_space(folder, needed, ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))
+    found = []
+    for name, files in listed.items():
+        fetched = []
+        for file in files:
+            result = fetch(web, file, folder, progress=progress)
+            say(f"{result.how:8} {result.path}  ({result.path.stat().st_size:,} bytes; checked: {result.checked})")
+            fetched.append(result)
+        found.append(Section(name, module.finish(source, folder, name), fetched))
+    return found
+
+
+def _unknown(source: Source, name: str, known: list[str]) -> InputError:
+    """Return the error for an unknown name; where there are many names it lists the nearest only."""
+    from difflib import get_close_matches
+
+    if len(known) <= 40:
+        return unknown_name(f"section of {source.name}", name, known)
+    near = get_close_matches(name, known, n=NEAR, cutoff=0.5) or known[:NEAR]
+    return InputError(
+        f"unknown section {name!r} of {source.name}, which has {len(known)}",
+        expected=f"such as {', '.join(near)}",
+        fix=f"`histocrypt download {source.name}` lists them",
+    )
+
+
+# ---- local
+# What is here already: sections in a folder, and those that a study asks for. Only names are read, no counts.
+
+
+def catalogue_rows() -> list[dict[str, object]]:
+    """Return what can be downloaded, one row a source, as people read it."""
+    return [
+        {
+            "name": source.name,
+            "what": source.title,
+            "licence": source.licence,
+            "asks for": ", ".join(
+                [*(["--accept-licence"] if source.terms else []), *(["your token"] if source.gated else [])]
+            )
+            or "a citation",
+            "page": source.homepage,
+        }
+        for source in SOURCES.values()
+    ]
+
+
+def local_rows(folder: Path) -> list[dict[str, object]]:
+    """Return the sections in a folder and in the folders just below it, one row each; empty where there are none.
+
+    A folder that holds something unusable of a known layout gets a row that says why.
+    """
+    rows = []
+    for place in [folder, *sorted(path for path in folder.glob("[!.]*") if path.is_dir())] if folder.is_dir() else []:
+        try:
+            found = find_sections(SectionSource(path=str(place)))
+        except InputError as error:
+            if not error.problem.startswith("folder holds no section"):
+                rows.append(_row(place.name, note=str(error)))
+            continue
+        rows += [_row(files.id, files) for files in found]
+    unique = {(row["section"], row["where"]): row for row in rows}  # a run of Space Ranger is found from two places
+    return list(unique.values())
+
+
+def study_rows(study: Study) -> list[dict[str, object]]:
+    """Return the sections that a study asks for, and for each entry that is not here what is wrong."""
+    rows = []
+    for source in study.sections:
+        if DEMO in (source.path, source.format):
+            rows.append({**_row("demo tissue", note="simulated when the study runs"), "here": True})
+            continue
+        try:
+            rows += [_row(files.id, files) for files in find_sections(source, study=study)]
+        except InputError as error:
+            rows.append(_row(source.id or source.path, note=str(error)))
+    return rows
+
+
+def _row(section: str, files: SectionFiles | None = None, *, note: str = "") -> dict[str, object]:
+    size = sum(_bytes(path) for path in watched(files)) if files is not None else 0
+    return {
+        "section": section,
+        "patient": (files.patient if files is not None else None) or "",
+        "format": files.format if files is not None else "",
+        "MB": round(size / 1e6, 1),
+        "where": str(files.path) if files is not None else "",
+        "here": files is not None,
+        "note": note,
+    }
+
+
+def _bytes(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.is_file() else 0

@@ -1,0 +1,423 @@
+"""HBCIS from Mendeley Data: listed with a SHA-256 for each file; its metadata.csv says which belong together."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.download.catalogue import HER2ST_COMMIT, VISIUM_VERSIONS, Source
+from histocrypt.download.transfer import RemoteFile, Web, fetch, shown, unpack
+from histocrypt.errors import InputError
+from histocrypt.files import atomic_path
+from histocrypt.sections.image import open_image
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# ---- st tables
+# Published tables of an ST array section - counts, spots, one image - become one `.h5ad` beside its image.
+
+
+DAMAGED = (OSError, EOFError, UnicodeDecodeError, ValueError)
+
+
+def read_selection(path: Path) -> pd.DataFrame:
+    """Read HER2ST's table of spots below tissue: tab-separated ``x y ... pixel_x pixel_y selected``.
+
+    Returns
+    -------
+    Indexed by ``<x>x<y>``: ``array_col``, ``array_row`` (int), ``x``, ``y`` (float, full-resolution pixels).
+    """
+    table = _table(path, "\t", ("x", "y", "pixel_x", "pixel_y"))
+    if "selected" in table:
+        table = table[table["selected"] == 1]
+    return _spots(path, table["x"], table["y"], table["pixel_x"], table["pixel_y"])
+
+
+def read_coordinates(path: Path) -> pd.DataFrame:
+    """Read HBCIS's table of spots below tissue: comma-separated, indexed by ``<x>x<y>``, with ``X`` and ``Y``.
+
+    Returns as `read_selection` does.
+    """
+    table = _table(path, ",", ("X", "Y"))
+    index = table.iloc[:, 0].astype(str).str.extract(r"^(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)$").astype(float)
+    return _spots(path, index[0], index[1], table["X"], table["Y"])
+
+
+def write_section(
+    counts_path: Path,
+    spots: pd.DataFrame,
+    image: Path,
+    output: Path,
+    *,
+    section: str,
+    patient: str,
+    source: Source,
+    subtype: str = "",
+) -> Path:
+    """Join counts and spots by name and write a section that `histocrypt check` reads.
+
+    Parameters
+    ----------
+    counts_path
+        Tab-separated, spots ``<x>x<y>`` x genes, raw counts; may be compressed.
+    spots
+        As `read_selection` and `read_coordinates` return them.
+    image
+        The whole section; it must lie beside ``output``.
+    output
+        The ``.h5ad`` to write.
+
+    Raises
+    ------
+    InputError
+        If a table cannot be read, counts are not whole numbers, a gene is there twice, or no spot is in both tables.
+    """
+    import anndata
+    import pandas as pd
+    from scipy import sparse
+
+    if output.exists() and output.stat().st_mtime_ns > max(path.stat().st_mtime_ns for path in (counts_path, image)):
+        return output
+    genes = _header(counts_path)
+    try:
+        table = pd.read_csv(counts_path, sep="\t", index_col=0, header=0, names=["spot", *genes], dtype={"spot": str})
+        values = table.to_numpy(dtype=np.float64)
+    except DAMAGED as error:
+        raise InputError(
+            f"counts cannot be read, the file may be truncated ({' '.join(str(error).split())[:120]})",
+            file=counts_path,
+            fix="delete it and download it again",
+        ) from error
+    if not np.isfinite(values).all() or (values < 0).any() or (values != np.rint(values)).any():
+        raise InputError("counts are not whole numbers of zero or more", file=counts_path)
+    both = [name for name in spots.index if name in table.index]
+    if not both:
+        raise InputError(
+            "no spot is in both tables",
+            file=counts_path,
+            value=str(table.index[0]),
+            expected=f"e.g. {spots.index[0]!r}",
+        )
+    rows, spots = table.index.get_indexer(both), spots.loc[both]
+    picture = open_image(image)
+    adata = anndata.AnnData(
+        sparse.csr_matrix(values[rows].astype(np.int32)),
+        obs=spots[["array_row", "array_col"]].assign(in_tissue=1, section=section, patient=patient),
+        var=pd.DataFrame({"symbol": genes}, index=pd.Index(genes, name="gene_id")),
+        obsm={"spatial": spots[["x", "y"]].to_numpy(dtype=np.float64)},
+    )
+    adata.obs.index.name = "barcode"
+    adata.uns.update(
+        technology="Spatial Transcriptomics",
+        dataset=source.name,
+        licence=source.licence,
+        citation=source.citation,
+        source=source.homepage,
+        section=section,
+        patient=patient,
+        **({"subtype": subtype} if subtype else {}),
+    )
+    about = {"source_image_path": image.name, "fullres_width": picture.width, "fullres_height": picture.height}
+    adata.uns["spatial"] = {section: {"metadata": {**about, "spot_diameter_um": 100.0, "inter_spot_um": 200.0}}}
+    with atomic_path(output) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
+    return output
+
+
+def _header(path: Path) -> list[str]:
+    """Return the gene names of a count table; pandas would rename those that are there twice."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            genes = file.readline().rstrip("\r\n").split("\t")[1:]
+    except DAMAGED as error:
+        raise InputError(
+            f"counts cannot be read, the file may be truncated ({error})",
+            file=path,
+            fix="delete it and download it again",
+        ) from error
+    if not genes:
+        raise InputError("table names no gene", file=path)
+    if len(set(genes)) < len(genes):
+        seen: set[str] = set()
+        repeated = next(gene for gene in genes if gene in seen or seen.add(gene))
+        raise InputError("gene is there twice", file=path, value=repeated)
+    return genes
+
+
+def _table(path: Path, separator: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, sep=separator)
+    except DAMAGED as error:
+        raise InputError(
+            f"table of spots cannot be read, it may be truncated ({' '.join(str(error).split())[:120]})",
+            file=path,
+            fix="delete it and download it again",
+        ) from error
+    for name in columns:
+        if name not in table:
+            raise InputError("column is missing", file=path, field=name, expected=", ".join(columns))
+    return table
+
+
+def _spots(path: Path, column: pd.Series, row: pd.Series, x: pd.Series, y: pd.Series) -> pd.DataFrame:
+    import pandas as pd
+
+    numbers = np.column_stack([pd.to_numeric(part, errors="coerce") for part in (column, row, x, y)])
+    if not len(numbers) or not np.isfinite(numbers).all():
+        msg = "table of spots is empty" if not len(numbers) else "spot has no place"
+        bad = None if not len(numbers) else int(np.flatnonzero(~np.isfinite(numbers).all(axis=1))[0]) + 2
+        raise InputError(msg, file=path, field=None if bad is None else f"line {bad}")
+    index = np.rint(numbers[:, :2]).astype(int)
+    names = pd.Index([f"{col}x{row}" for col, row in index], name="barcode")
+    if not names.is_unique:
+        raise InputError("spot is there twice", file=path, value=str(names[names.duplicated()][0]))
+    return pd.DataFrame(
+        {"array_col": index[:, 0], "array_row": index[:, 1], "x": numbers[:, 2], "y": numbers[:, 3]}, index=names
+    )
+
+
+# ---- hbcis
+
+
+VERSION = 5
+METADATA = "metadata.csv"
+COLUMNS = ("type", "patient", "replicate", "histology_image", "spot_coordinates", "count_matrix")
+
+
+def hbcis_names(source: Source, web: Web) -> list[str]:
+    """Return the section names: ``<patient>_<replicate>``."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = fetch(web, _file(_listing(source, web), METADATA, METADATA), Path(folder), progress=False).path
+        return sorted(_sections(path))
+
+
+def hbcis_files(source: Source, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
+    """Return metadata, counts, spots and image of a section; there is no smaller image."""
+    listing = _listing(source, web)
+    metadata = _file(listing, METADATA, f"raw/{METADATA}")
+    with tempfile.TemporaryDirectory() as folder:
+        row = _sections(fetch(web, metadata, Path(folder), progress=False).path)[name]
+    return [
+        metadata,
+        _file(listing, row["count_matrix"], f"raw/{name}.counts.tsv.gz"),
+        _file(listing, row["spot_coordinates"], f"raw/{name}.spots.csv.gz"),
+        _file(listing, row["histology_image"], f"HBCIS_{name}.jpg"),
+    ]
+
+
+def hbcis_finish(source: Source, folder: Path, name: str) -> Path:
+    """Write the section file."""
+    row = _sections(folder / "raw" / METADATA)[name]
+    return write_section(
+        folder / "raw" / f"{name}.counts.tsv.gz",
+        read_coordinates(folder / "raw" / f"{name}.spots.csv.gz"),
+        folder / f"HBCIS_{name}.jpg",
+        folder / f"HBCIS_{name}.h5ad",
+        section=f"HBCIS_{name}",
+        patient=f"HBCIS_{row['patient']}",
+        subtype=row["type"],
+        source=source,
+    )
+
+
+def _listing(source: Source, web: Web) -> dict[str, RemoteFile]:
+    """Return every file of the data set, by name."""
+    url = f"{source.hosts['api']}/files?folder_id=root&version={VERSION}"
+    content, _ = web.json(url)
+    try:
+        return {
+            item["filename"]: RemoteFile(
+                item["content_details"]["download_url"],
+                item["filename"],
+                int(item["content_details"]["size"]),
+                f"sha256:{item['content_details']['sha256_hash']}",
+            )
+            for item in content
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"listing is not of the expected form ({error})",
+            file=shown(url),
+            fix="the host may have changed: see the data set's page",
+        ) from error
+
+
+def _file(listing: dict[str, RemoteFile], name: str, path: str) -> RemoteFile:
+    if name not in listing:
+        raise InputError(
+            f"file {name!r} is not in the data set's listing", fix="the host may have changed: see the data set's page"
+        )
+    known = listing[name]
+    return RemoteFile(known.url, path, known.size, known.digest)
+
+
+def _sections(path: Path) -> dict[str, dict[str, str]]:
+    """Return the rows of metadata.csv by ``<patient>_<replicate>``."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    for column in COLUMNS:
+        if not rows or column not in rows[0]:
+            raise InputError("column is missing", file=path, field=column, expected=", ".join(COLUMNS))
+    return {f"{row['patient']}_{row['replicate']}": row for row in rows}
+
+
+# ---- her2st
+# HER2ST from its authors' repository: listed by GitHub, each file checked by the name that git gives its content.
+
+
+COUNTS, SPOTS, IMAGES = "data/ST-cnts", "data/ST-spotfiles", "data/ST-imgs"
+
+
+def her2st_names(source: Source, web: Web) -> list[str]:
+    """Return the section names."""
+    return list(source.names)
+
+
+def her2st_files(source: Source, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
+    """Return counts, spots and image of a section; there is no smaller image."""
+    url = f"{source.hosts['api']}/git/trees/{HER2ST_COMMIT}?recursive=1"
+    content, _ = web.json(url)
+    try:
+        listed = {item["path"]: item for item in content["tree"] if item["type"] == "blob"}
+        images = [path for path in listed if _is_image(path, name)]
+        wanted = {
+            f"raw/{name}.tsv.gz": listed[f"{COUNTS}/{name}.tsv.gz"],
+            f"raw/{name}_selection.tsv": listed[f"{SPOTS}/{name}_selection.tsv"],
+            f"HER2ST_{name}.jpg": listed[images[0]] if len(images) == 1 else {},
+        }
+        return [
+            RemoteFile(
+                f"{source.hosts['raw']}/{HER2ST_COMMIT}/{item['path']}", path, int(item["size"]), f"git:{item['sha']}"
+            )
+            for path, item in wanted.items()
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"listing does not hold section {name} as expected ({error})",
+            file=url,
+            fix="the repository may have moved: see its page",
+        ) from error
+
+
+def her2st_finish(source: Source, folder: Path, name: str) -> Path:
+    """Write the section file."""
+    return write_section(
+        folder / "raw" / f"{name}.tsv.gz",
+        read_selection(folder / "raw" / f"{name}_selection.tsv"),
+        folder / f"HER2ST_{name}.jpg",
+        folder / f"HER2ST_{name}.h5ad",
+        section=f"HER2ST_{name}",
+        patient=f"HER2ST_{name[0]}",
+        source=source,
+    )
+
+
+def _is_image(path: str, name: str) -> bool:
+    parts = PurePosixPath(path)
+    return parts.parent.as_posix() == f"{IMAGES}/{name[0]}/{name}" and parts.suffix.lower() in {".jpg", ".jpeg"}
+
+
+# ---- hest
+# HEST-1k from the Hugging Face hub, section by section, with the user's own token.
+
+
+REPOSITORY = "datasets/MahmoodLab/hest"
+NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="next"')
+MAX_PAGES = 50
+
+
+def hest_names(source: Source, web: Web) -> list[str]:
+    """Return the ids of all sections, as the hub lists them."""
+    url = f"{source.hosts['hub']}/api/{REPOSITORY}/tree/main/st"
+    found: list[str] = []
+    for _ in range(MAX_PAGES):
+        content, headers = web.json(url)
+        found += [Path(item["path"]).stem for item in _items(content, url) if item["path"].endswith(".h5ad")]
+        following = NEXT.search(headers.get("Link", ""))
+        if following is None:
+            return sorted(found)
+        url = following[1]
+    return sorted(found)
+
+
+def hest_files(source: Source, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
+    """Return counts, metadata and patches of a section, and its whole slide unless ``small``.
+
+    Large files are checked by SHA-256, others by the name that git gives their content.
+    """
+    wanted = [f"st/{name}.h5ad", f"metadata/{name}.json", f"patches/{name}.h5"]
+    if not small:
+        wanted.append(f"wsis/{name}.tif")
+    url = f"{source.hosts['hub']}/api/{REPOSITORY}/paths-info/main"
+    content, _ = web.json(url, method="POST", data={"paths": wanted, "expand": False})
+    known = {item["path"]: item for item in _items(content, url)}
+    if f"st/{name}.h5ad" not in known:
+        raise InputError(f"the hub does not list section {name}", file=source.homepage)
+    found = []
+    for path in wanted:
+        if path not in known:  # a section may lack its patches, or its slide
+            continue
+        large = known[path].get("lfs") or {}
+        digest = f"sha256:{large['oid']}" if "oid" in large else f"git:{known[path]['oid']}"
+        address = f"{source.hosts['hub']}/{REPOSITORY}/resolve/main/{path}"
+        found.append(RemoteFile(address, path, int(large.get("size", known[path]["size"])), digest))
+    return found
+
+
+def hest_finish(source: Source, folder: Path, name: str) -> Path:
+    """Return the section file: HEST's own layout is read as it is."""
+    return folder / "st" / f"{name}.h5ad"
+
+
+def _items(content: object, url: str) -> list[dict]:
+    if not isinstance(content, list) or not all(isinstance(item, dict) and "path" in item for item in content):
+        raise InputError(
+            "listing is not of the expected form",
+            file=shown(url),
+            fix="the host may have changed: see the data set's page",
+        )
+    return content
+
+
+# ---- visium
+# Public Visium sections of 10x Genomics, as a folder in Space Ranger's own layout.
+
+
+NOT_THE_BLOCK = re.compile(r"^(Parent|Targeted)_|_(Immunology|Neuroscience|Pan_Cancer|GeneSignature)$|_Section_\d+$")
+
+
+def block_of(name: str) -> str:
+    """Return the tissue block of a section, as far as its name tells: without gene panel and section number."""
+    return NOT_THE_BLOCK.sub("", name)
+
+
+def visium_names(source: Source, web: Web) -> list[str]:
+    """Return the section names."""
+    return list(source.names)
+
+
+def visium_files(source: Source, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
+    """Return counts, the archive of ``spatial/``, and the full-resolution image unless ``small``."""
+    base = f"{source.hosts['samples']}/{VISIUM_VERSIONS[name]}/{name}/{name}"
+    wanted = {"filtered_feature_bc_matrix.h5": "filtered_feature_bc_matrix.h5", "spatial.tar.gz": "spatial.tar.gz"}
+    if not small:
+        wanted["image.tif"] = "image.tif"
+    return [
+        RemoteFile(f"{base}_{there}", f"{name}/{here}", size=web.size(f"{base}_{there}"))
+        for here, there in wanted.items()
+    ]
+
+
+def visium_finish(source: Source, folder: Path, name: str) -> Path:
+    """Unpack ``spatial/``."""
+    unpack(folder / name / "spatial.tar.gz", folder / name / "spatial")
+    return folder / name

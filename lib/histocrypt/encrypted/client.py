@@ -1,0 +1,382 @@
+"""A client's connection to `histocrypt fhe serve`: asks again where it drops, believes no answer unseen."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from histocrypt.encrypted import messages
+from histocrypt.encrypted.bundle import Client, parse_client
+from histocrypt.encrypted.key_owner import NOISE, Answers, Keys, Request, check_output, keygen, prepare, write_result
+from histocrypt.encrypted.messages import is_loopback, read_tokens
+from histocrypt.errors import InputError
+from histocrypt.files import write_json
+
+# ---- connection
+
+
+ATTEMPTS = 6
+"""Times that a request is sent before a connection is given up; the waits between add up to half a minute."""
+PATIENCE = 900.0
+"""Seconds for which a busy server is asked again."""
+SECONDS = httpx.Timeout(30.0, read=600.0)
+MOST_JSON = 16 << 20
+"""Bytes of the largest answer that is not a ciphertext, and of the largest chunk of keys."""
+MOST_IN_FLIGHT = 64
+
+
+class Server:
+    """A connection to a server that may drop and come back."""
+
+    def __init__(
+        self,
+        address: str,
+        token_file: str | Path,
+        *,
+        authority: Path | None = None,
+        insecure_http: bool = False,
+    ) -> None:
+        self.address = address.rstrip("/")
+        self.bytes_up = self.bytes_down = 0
+        self._counting = threading.Lock()
+        try:
+            parts = urlsplit(address)
+            good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
+        except ValueError:
+            good = False
+        if not good:
+            raise InputError(
+                "is not the address of a server", field="server", value=address, expected="https://host:port"
+            )
+        if parts.scheme == "http" and not (is_loopback(parts.hostname) or insecure_http):
+            raise InputError(
+                "would send the token over a network unencrypted",
+                field="server",
+                value=address,
+                expected="https://",
+                fix="or give --insecure-http",
+            )
+        self.public: dict[str, Any] = {}
+        self.stopping = False
+        """Once true, nothing is tried again."""
+        self._http = httpx.Client(
+            base_url=self.address,
+            headers={
+                "Authorization": f"Bearer {read_tokens(Path(token_file))[0]}",
+                "Accept-Encoding": "identity",  # a small answer must not unpack to a large one
+            },
+            timeout=SECONDS,
+            verify=_authorities(authority),
+            trust_env=parts.scheme == "https",  # a proxy of the environment must not see the token in the clear
+        )
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def client(self) -> Client:
+        """Fetch the public part of the model."""
+        self.public = self.json("GET", "/v1/client")
+        return parse_client(self.public, file=f"{self.address}/v1/client")
+
+    def json(self, method: str, path: str, *, patient: bool = True, **content: Any) -> dict[str, Any]:
+        """Return the answer to a request, parsed."""
+        body = self.ask(method, path, most=MOST_JSON, patient=patient, **content)
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise self.strange(path) from error
+        if not isinstance(answer, dict):
+            raise self.strange(path)
+        return answer
+
+    def strange(self, path: str) -> InputError:
+        """Return the error for an answer that makes no sense."""
+        return InputError("does not answer as `histocrypt fhe serve` does", file=self.address, field=path)
+
+    def ask(self, method: str, path: str, *, most: int, patient: bool = True, **content: Any) -> bytes:
+        """Send a request, again where the connection drops or the server is busy; return the answer's body.
+
+        Raises
+        ------
+        InputError
+            With the server's own sentence where it refuses; where it cannot be reached; where an answer has more than
+            ``most`` bytes.
+        """
+        attempt, since = 0, time.monotonic()
+        while True:
+            try:
+                status, headers, body = self._once(method, path, most, content)
+            except httpx.RequestError as error:
+                attempt += 1
+                if attempt == ATTEMPTS or not patient or self.stopping:
+                    msg = f"cannot be reached ({str(error) or type(error).__name__})"
+                    fix = "check the address and that `histocrypt fhe serve` runs there"
+                    raise InputError(msg, file=self.address, fix=fix) from error
+                time.sleep(min(0.5 * 2 ** (attempt - 1), 10))
+                continue
+            if status < 300:
+                return body
+            retry = headers.get("retry-after", "")
+            busy = status in (429, 503, 507) and retry.isdigit() and time.monotonic() - since < PATIENCE
+            if busy and patient and not self.stopping:
+                time.sleep(min(int(retry), 60))
+                continue
+            raise InputError(f"refused ({status}): {_sentence(body)}", file=self.address)
+
+    def _once(self, method: str, path: str, most: int, content: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
+        with self._http.stream(method, path, **content) as answer:
+            body = bytearray()
+            for part in answer.iter_raw():
+                body += part
+                if len(body) > most:
+                    raise InputError(
+                        "sends more than any answer can hold",
+                        file=self.address,
+                        field=path,
+                        expected=f"at most {most} bytes",
+                    )
+            with self._counting:
+                self.bytes_up += len(content.get("content", b""))
+                self.bytes_down += len(body)
+            return answer.status_code, answer.headers, bytes(body)
+
+    @contextmanager
+    def session(self, keys: Keys) -> Iterator[Session]:
+        """Upload evaluation keys; have the server delete them at the end, whatever happens."""
+        size = (keys.folder / "evaluation.keys").stat().st_size
+        answer = self.json("POST", "/v1/sessions", json={"client": keys.client.hash, "bytes": size})
+        name, in_flight, chunk = (answer.get(key) for key in ("session", "in_flight", "chunk_bytes"))
+        if not (isinstance(name, str) and isinstance(in_flight, int) and isinstance(chunk, int)):
+            raise self.strange("/v1/sessions")
+        session = Session(self, f"/v1/sessions/{quote(name, safe='')}", min(max(in_flight, 1), MOST_IN_FLIGHT))
+        try:
+            session.upload(keys.folder / "evaluation.keys", size, min(max(chunk, 1 << 10), MOST_JSON))
+            yield session
+        finally:
+            with suppress(InputError):  # it expires by itself
+                self.ask("DELETE", session.path, most=MOST_JSON, patient=False)
+
+
+@dataclass
+class Session:
+    """An open session."""
+
+    server: Server
+    path: str
+    in_flight: int
+    """Requests at once."""
+
+    def upload(self, keys: Path, size: int, chunk: int) -> None:
+        """Send the evaluation keys; after a dropped connection, go on where the server says it stopped."""
+        from tqdm.auto import tqdm
+
+        with (
+            keys.open("rb") as file,
+            tqdm(total=size, desc="uploading keys", unit="B", unit_scale=True, unit_divisor=1024) as bar,
+        ):
+            failures, received = 0, 0
+            while received < size or self._state(size)[0] != "ready":
+                if received == size:  # they are being loaded
+                    time.sleep(0.2)
+                    continue
+                file.seek(received)
+                body = file.read(chunk)
+                try:
+                    self.server.json("PUT", f"{self.path}/keys/{received}", patient=False, content=body)
+                    received, failures = received + len(body), 0
+                except InputError as error:
+                    if not isinstance(error.__cause__, httpx.RequestError) or failures == ATTEMPTS:
+                        raise
+                    time.sleep(min(0.5 * 2**failures, 10))
+                    failures += 1
+                    received = self._state(size)[1]
+                bar.update(received - bar.n)
+
+    def _state(self, size: int) -> tuple[str, int]:
+        answer = self.server.json("GET", self.path)
+        state, received = answer.get("state"), answer.get("received")
+        if state not in ("receiving", "loading", "ready") or not isinstance(received, int) or not 0 <= received <= size:
+            raise self.server.strange(self.path)
+        return state, received
+
+    def evaluate(self, request: Request, index: int, data: bytes, most: int) -> bytes:
+        """Return the output message for an input message."""
+        where = f"{self.path}/requests/{request.name}/{index}"
+        return self.server.ask("POST", where, most=most, content=data, params={"of": request.batches})
+
+
+def _authorities(file: Path | None) -> Any:
+    import ssl
+
+    if file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=str(file))
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"holds no certificate ({error.strerror or error})", file=file, expected="PEM") from error
+
+
+def _sentence(body: bytes) -> str:
+    """Return what a refusal says; servers between may say it in another way."""
+    try:
+        said = json.loads(body)["error"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        said = body[:200].decode("utf-8", "replace")
+    return " ".join(str(said).split())[:500].rstrip(".") or "no reason given"
+
+
+# ---- remote
+# ``histocrypt fhe send``: a section's prediction from a server that sees ciphertexts alone.
+#
+# Everything in the clear happens here. Ciphertexts are made while earlier ones are evaluated, and results are
+# decrypted as they come, so that a few of them are held at a time, and none on disk. The server is not trusted to
+# answer sensibly.
+
+
+@dataclass
+class Sent:
+    """What `send_section` did."""
+
+    sentence: str = ""
+    spots: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By stage: prepare, keys, upload, encrypt, decrypt, write; evaluate is the rest, waiting for the server."""
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in self.seconds.items())
+        return (
+            f"{self.sentence}\n{sum(self.seconds.values()):.1f} s ({stages}); "
+            f"{self.bytes_up / 2**20:.0f} MiB up, {self.bytes_down / 2**20:.0f} MiB down"
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of a block to a stage."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+def send_section(
+    section: str | Path,
+    *,
+    server: str,
+    token_file: str | Path,
+    keys: str | Path,
+    output: str | Path,
+    certificate_authority: Path | None = None,
+    insecure_http: bool = False,
+    noise: float = NOISE,
+    **how: Any,
+) -> Sent:
+    """Predict a section on a server without showing it a pixel.
+
+    Parameters
+    ----------
+    section
+        In any readable format.
+    server
+        Its address, ``https://host[:port]``; ``http://`` for this machine only, unless ``insecure_http``.
+    token_file
+        Holds the server's token.
+    keys
+        The key owner's folder; keys are made where there are none.
+    output
+        Predictions are written here (``.h5ad``), as `key_owner.decrypt_response` does.
+    certificate_authority
+        PEM file with the certificate that the server's own is signed by; the usual authorities if not given.
+    noise
+        See `key_owner.decrypt_response`.
+    how
+        Goes to `inputs.prepare`, which refuses a section before any key is made.
+
+    Raises
+    ------
+    InputError
+        With the server's sentence where it refuses, or this side's where the section, the keys, the answers or the
+        connection are not sound. The session on the server is ended in any case.
+    """
+    output, done, folder = check_output(output), Sent(), Path(keys)
+    with Server(server, token_file, authority=certificate_authority, insecure_http=insecure_http) as remote:
+        offered = remote.client()
+        opened = Keys(folder) if (folder / "secret.key").is_file() else None
+        if opened and opened.client.hash != offered.hash:
+            raise InputError(
+                "were made for another compiled model than the one that this server offers",
+                file=keys,
+                value=opened.client.hash,
+                expected=offered.hash,
+                fix="use another folder",
+            )
+        with done.stage("prepare"):
+            prepared = prepare(offered, section, **how)
+        if opened is None:
+            with done.stage("keys"), tempfile.TemporaryDirectory(prefix="histocrypt-") as temporary:
+                public = Path(temporary) / "client.json"
+                write_json(public, remote.public)
+                print(keygen(public, folder), file=sys.stderr)
+            opened = Keys(folder)
+        request = Request.of(prepared, opened.client, opened.bound)
+        answers = Answers(request, opened.decryptor())
+        started = time.monotonic()
+        with remote.session(opened) as session:
+            done.seconds["upload"] = time.monotonic() - started
+            _exchange(request, prepared.values, answers, session, opened, done)
+        values = answers.values(file=server)
+        done.bytes_up, done.bytes_down = remote.bytes_up, remote.bytes_down
+    with done.stage("write"):
+        done.sentence = write_result(output, values, request, noise=noise)
+    done.spots = len(prepared.names)
+    return done
+
+
+def _exchange(request: Request, values: Any, answers: Answers, session: Session, keys: Keys, done: Sent) -> None:
+    """Encrypt, send, fetch and decrypt all spots of a request, a few at a time."""
+    from tqdm.auto import tqdm
+
+    encryptor = keys.encryptor()
+    under_way: dict[Future[bytes], int] = {}
+    with (
+        ThreadPoolExecutor(session.in_flight) as pool,
+        tqdm(total=request.batches, desc="evaluating", unit="ciphertext") as bar,
+    ):
+        try:
+            for index in range(request.batches + 1):
+                if index < request.batches:
+                    with done.stage("encrypt"):
+                        payload = request.encrypt(index, values, encryptor)
+                        data = messages.pack("input", payload, **request.place(index))
+                    under_way[pool.submit(session.evaluate, request, index, data, answers.most_bytes)] = index
+                while len(under_way) > (session.in_flight if index < request.batches else 0):
+                    with done.stage("evaluate"):
+                        ready, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                    for job in ready:
+                        place = under_way.pop(job)
+                        with done.stage("decrypt"):
+                            file = f"{session.server.address} ciphertext {place}"
+                            result = messages.unpack(job.result(), file=file, kind="output", **request.place(place))
+                            answers.add(place, result, file=file)
+                        bar.update()
+        except BaseException:
+            session.server.stopping = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

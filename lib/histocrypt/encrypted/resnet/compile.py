@@ -1,0 +1,270 @@
+"""How a residual block is laid out in slots, so that its convolutions have the fewest diagonals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from histocrypt.encrypted import engine
+from histocrypt.encrypted.packing import steps as split
+from histocrypt.encrypted.parameters import LEVELS, Parameters
+from histocrypt.encrypted.resnet import residual, shifted
+from histocrypt.encrypted.resnet.residual import Network, Residual
+from histocrypt.encrypted.resnet.shifted import Shifted, cells, rows, spread
+from histocrypt.files import write_json
+
+# ---- block plan
+
+
+def pattern(source: Shifted, period: int, groups: int) -> Shifted:
+    """Shift copies of a tensor so that slots ``period`` apart see values that many groups apart."""
+    same = max(1, period // source.size)
+    copies = source.slots // source.size
+    step = source.size // groups
+    return source.with_shifts(tuple(copy // same * step % source.size for copy in range(copies)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a block is laid out."""
+
+    laid: Shifted
+    """Its input, after the shifts."""
+    inner: Shifted
+    """Between its convolutions."""
+    outer: Shifted
+    groups: int
+    """Of partial sums in the first convolution."""
+    kept: int
+    """Differently shifted copies of the inner tensor: the groups of the second convolution."""
+
+
+def plan_block(block: Residual, slots: int) -> Plan:
+    """Lay a block out with the fewest diagonals.
+
+    Spare slots serve the first convolution, as groups of partial sums, or the second, as shifted copies of the inner
+    tensor: the product of both numbers is what there is to share out.
+    """
+    shape, stride = block.first.source, block.first.source[1] // block.first.target[1]
+    base = rows(shape, slots) if stride == 1 else cells(shape, slots, stride)  # type: ignore[arg-type]
+    outer = rows(block.first.target, slots)
+    spare = slots // outer.size
+    first = shifted.count(block.first.matrix, base, outer, 1)
+    second = shifted.count(block.second.matrix, outer, outer, 1)
+    found = []
+    shift, straight = sp.eye(len(base.position), format="csr"), rows(shape, slots)
+    for kept in (1 << power for power in range(min(spare, outer.size).bit_length())):
+        inner = rows(block.first.target, slots, shifts=tuple(copy * outer.size // kept for copy in range(kept)))
+        for groups in (1 << power for power in range(min(spare // kept, base.size).bit_length())):
+            plan = Plan(pattern(base, inner.period, groups), inner, outer, groups, kept)
+            work = first / groups + second / kept + shifted.count(shift, straight, plan.laid, 1)
+            found.append((work, kept, plan))
+    return min(found, key=lambda one: one[:2])[2]
+
+
+def reach(source: Shifted, target: Shifted) -> int:
+    """Return the largest number of groups of a target whose slots all see different values of the source."""
+    return max(1, source.period // target.period)
+
+
+# ---- bootstrapped
+# Residual networks with bootstrapping: compiled to one file a layer, so that memory holds two layers and no more.
+#
+# A block of the network is four steps, each one model file for the engine:
+#
+# =====  ==========================================================  =======
+# shift  lay copies of the input out shifted (see `shifted`)         6 to 5
+# first  3 x 3 convolution, square                                   5 to 3
+# sum    3 x 3 convolution and shortcut in one matrix, square        3 to 1
+# boot   refresh                                                     1 to 6
+# =====  ==========================================================  =======
+#
+# With ReLUs for activations (`minimax`) each square, with the refresh after it, gives way to a file that refreshes four
+# times.
+
+
+@dataclass
+class Step:
+    """One file for the engine."""
+
+    name: str
+    inputs: tuple[str, ...]
+    """Names of the steps whose outputs it takes; ``input``: the tile."""
+    diagonals: int = 0
+    level: int = 0
+    """Of its input."""
+    rotations: tuple[int, ...] = ()
+    """That its evaluation needs keys for."""
+    refreshes: int = 0
+    """Bootstrappings of each ciphertext; a step with any has no diagonals."""
+    ciphertexts: int = 1
+    """Of its output."""
+
+
+@dataclass
+class Compiled:
+    """What `compile_network` wrote."""
+
+    steps: list[Step]
+    rotations: set[int]
+    source: Shifted
+    """Layout of the input, which the client fills in all its copies."""
+    target: Shifted
+    level: int
+    """At which the input is encrypted."""
+
+
+class _Writer:
+    """Writes steps, and remembers them and the rotations that they need."""
+
+    def __init__(self, folder: Path, parameters: Parameters) -> None:
+        self.folder, self.parameters = folder, parameters
+        self.steps: list[Step] = []
+        self.rotations: set[int] = set()
+
+    def linear(
+        self,
+        name: str,
+        parts: Sequence[tuple[str, sp.spmatrix, Shifted, int]],
+        bias: np.ndarray,
+        target: Shifted,
+        level: int,
+        *,
+        square: bool = False,
+        fold: bool = True,
+    ) -> None:
+        """Write the sum of matrices times earlier outputs, and its square: (input, matrix, layout, groups) each."""
+        slots, found, column = self.parameters.slots, {}, 0
+        for _, matrix, source, groups in parts:
+            for (row, one), diagonals in shifted.diagonals(matrix, source, target, groups).items():
+                found[row, column + one] = diagonals
+            column += source.ciphertexts
+        log_ratio, rotations = self._ratio(found)
+        folds = shifted.folds(target) if fold else 0
+        rotations |= {slots >> (step + 1) for step in range(folds)}
+        self.rotations |= rotations
+        packed = target.pack(bias, copies=len(target.shifts))
+        blobs = {f"diag_{r}_{c}": (lambda found=found[r, c]: engine.diagonal_blob(found)) for r, c in found}
+        blobs |= {f"bias_{row}": (lambda values=packed[row]: values.tobytes()) for row in range(target.ciphertexts)}
+        config = {
+            "bsgs_ratio": float(1 << log_ratio),
+            "output_rotations": folds,
+            "num_input_cts": column,
+            "num_output_cts": target.ciphertexts,
+        }
+        nodes = [engine.Node("linear", "linear_transform", level, (), config, blobs)]
+        if square:
+            nodes.append(engine.Node("square", "quad", level - 1, ("linear",)))
+        engine.write_model(self.folder / f"{name}.orion", self.parameters, nodes, rotations)
+        inputs = tuple(part[0] for part in parts)
+        diagonals = sum(map(len, found.values()))
+        step = Step(name, inputs, diagonals, level, tuple(sorted(rotations)), ciphertexts=target.ciphertexts)
+        self.steps.append(step)
+
+    def _ratio(self, blocks: shifted.Blocks) -> tuple[int, set[int]]:
+        """Choose the baby-to-giant ratio; a rotation that needs a new key costs more than one that has a key."""
+
+        def plan(log_ratio: int) -> tuple[float, int, set[int]]:
+            work, rotations = 0.0, set()
+            for found in blocks.values():
+                _, giant, baby = split(list(found), self.parameters.slots, log_ratio)
+                work += len(giant) + 0.5 * len(baby)
+                rotations |= set(giant) | set(baby)
+            return work + len(rotations - self.rotations), log_ratio, rotations - {0}
+
+        _, log_ratio, rotations = min((plan(log_ratio) for log_ratio in range(6)), key=lambda found: found[:2])
+        return log_ratio, rotations
+
+    def refresh(self, source: str) -> tuple[str, int]:
+        """Write a bootstrapping; return its name and the level of its output."""
+        node = engine.Node("refresh", "bootstrap", 1, (), residual.refresh_config(self.parameters))
+        return self._refreshing(f"{source}_boot", source, [node], 1), LEVELS
+
+    def activated(self, source: str, *, square: bool, level: int = 0) -> tuple[str, int]:
+        """Write a ReLU, which refreshes too; a square was part of its layer. Return the name and the level after it."""
+        if square:
+            return source, level
+        return self._refreshing(
+            f"{source}_relu", source, residual.nodes(self.parameters), residual.REFRESHES
+        ), residual.LEFT
+
+    def _refreshing(self, name: str, source: str, nodes: list[engine.Node], refreshes: int) -> str:
+        engine.write_model(self.folder / f"{name}.orion", self.parameters, nodes, set())
+        ciphertexts = next(step.ciphertexts for step in self.steps if step.name == source)
+        self.steps.append(Step(name, (source,), level=1, refreshes=refreshes, ciphertexts=ciphertexts))
+        return name
+
+
+def compile_network(network: Network, parameters: Parameters, folder: Path) -> Compiled:
+    """Write a network, already `normalised`, as files for the engine and ``steps.json``.
+
+    Parameters
+    ----------
+    network
+        Its blocks must all fit half the slots of one ciphertext.
+    parameters
+        Of `histocrypt.encrypted.parameters.bootstrapped`.
+    folder
+        Made if missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    slots, write = parameters.slots, _Writer(folder, parameters)
+    source = cells(network.stem.source, slots, 4, minor=False)  # type: ignore[arg-type]
+    wide = spread(network.stem.target, slots, 2)  # type: ignore[arg-type]
+    x = rows(network.pool.target, slots)
+    square = network.activation == "square"
+    write.linear("stem", [("input", network.stem.matrix, source, 1)], network.stem.bias, wide, 4, square=square)
+    last, level = write.activated("stem", square=square, level=2)
+    write.linear("pool", [(last, network.pool.matrix, wide, 1)], network.pool.bias, x, level)
+    last, level = "pool", level - 1
+    if square:
+        last, level = write.refresh("pool")
+    plans: dict[tuple, Plan] = {}
+    for number, block in enumerate(network.blocks):
+        kind = (block.first.source, block.first.target)
+        if kind not in plans:
+            plans[kind] = plan_block(block, slots)
+        plan = plans[kind]
+        name = f"block{number}"
+        shift = sp.eye(len(x.position), format="csr")
+        write.linear(f"{name}_shift", [(last, shift, x, 1)], np.zeros(len(x.position)), plan.laid, level)
+        first = (f"{name}_shift", block.first.matrix, plan.laid, plan.groups)
+        write.linear(f"{name}_first", [first], block.first.bias, plan.inner, level - 1, square=square)
+        inner, inner_level = write.activated(f"{name}_first", square=square, level=level - 3)
+        if block.shortcut.source == block.shortcut.target:
+            skip = (last, block.shortcut.matrix, x, 1)
+        else:
+            skip = (f"{name}_shift", block.shortcut.matrix, plan.laid, reach(plan.laid, plan.outer))
+        write.linear(
+            f"{name}_sum",
+            [(inner, block.second.matrix, plan.inner, plan.kept), skip],
+            block.second.bias + block.shortcut.bias,
+            plan.outer,
+            min(inner_level, level - 1),
+            square=square,
+        )
+        last, x = f"{name}_sum", plan.outer
+        if not square:
+            last, level = write.activated(last, square=False)
+        elif number < len(network.blocks) - 1:
+            last, level = write.refresh(last)
+        else:
+            level = 1
+    target = rows(network.head.target, slots)
+    groups = reach(x, target)
+    write.linear("head", [(last, network.head.matrix, x, groups)], network.head.bias, target, level)
+    made = Compiled(write.steps, write.rotations, source, target, 4)
+    write_json(
+        folder / "steps.json",
+        {
+            "parameters": parameters.to_dict(),
+            "level": made.level,
+            "rotations": sorted(made.rotations),
+            "steps": [vars(step) for step in made.steps],
+        },
+    )
+    return made

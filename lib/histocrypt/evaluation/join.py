@@ -1,0 +1,283 @@
+"""A prediction file, read section by section: a fold may hold out many sections, and one at a time is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from histocrypt.errors import InputError
+
+# ---- truth
+# Predictions beside what was measured, joined by the names of spots and genes; never by position.
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One section's spots and genes that are both predicted and measured, in the prediction's order."""
+
+    section: str
+    patient: str
+    spots: np.ndarray
+    """(n,) str, ``"<section>:<barcode>"``."""
+    genes: np.ndarray
+    """(g,) str."""
+    symbols: np.ndarray
+    """(g,) str; the gene id where no symbol is known."""
+    coords: np.ndarray
+    """(n, 2) float64, x and y in full-resolution pixels."""
+    true: dict[str, np.ndarray]
+    """(n, g) measured values by transform."""
+    predicted: dict[str, np.ndarray]
+    """(n, g) predicted values by transform."""
+    unscored_genes: list[str]
+    """Predicted genes that the section did not measure."""
+    unpredicted_spots: list[str]
+    """Measured spots without a prediction."""
+    unmeasured_spots: list[str]
+    """Predicted spots that the section file does not have."""
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """Return the first names and how many more there are: ``"a, b and 3 more"``."""
+    names = [str(name) for name in names]
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+@contextmanager
+def h5ad_errors(path: Path, *, what: str, fix: str | None = None) -> Iterator[None]:
+    """Turn every way in which a file can be unreadable into an `InputError` that names it."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{what} is not readable as .h5ad ({' '.join(str(error).split())[:120]})", file=path, fix=fix
+        ) from error
+
+
+def read_h5ad(path: Path, *, what: str, fix: str | None = None) -> AnnData:
+    """Read an AnnData file; a missing or unreadable one is an `InputError` that names it."""
+    import anndata as ad
+
+    if not Path(path).is_file():
+        raise InputError(f"{what} is missing", file=path, fix=fix)
+    with h5ad_errors(path, what=what, fix=fix):
+        return ad.read_h5ad(path)
+
+
+def read_prediction(path: Path, *, fix: str | None = None) -> AnnData:
+    """Read a prediction file.
+
+    Raises
+    ------
+    InputError
+        If it is missing, is not a prediction, names a spot or gene twice, lacks a transform, or holds a NaN.
+    """
+    prediction = read_h5ad(path, what="prediction file", fix=fix)
+    check_prediction(prediction, path)
+    return prediction
+
+
+def check_prediction(prediction: AnnData, path: Path, unread: Collection[str] = ()) -> None:
+    """Refuse what is no prediction, as `read_prediction` says; layers named in ``unread`` are not looked at."""
+    about = prediction.uns.get("prediction")
+    if not isinstance(about, Mapping) or "transforms" not in about:
+        msg = "this is not a prediction file"
+        expected = "a file written by `histocrypt predict` or by a run, under predictions/"
+        raise InputError(msg, file=path, field='uns["prediction"]', expected=expected)
+    for axis, names in (("obs", prediction.obs_names), ("var", prediction.var_names)):
+        if not names.is_unique:
+            raise InputError(f"names occur twice: {some(names[names.duplicated()])}", file=path, field=axis)
+    for column in ("section", "barcode"):
+        if column not in prediction.obs:
+            raise InputError("a column that every prediction has is missing", file=path, field=f'obs["{column}"]')
+    for transform in transforms_of(prediction):
+        if transform in unread:
+            continue
+        if transform not in prediction.layers:
+            raise InputError(
+                f"values of the transform {transform!r} are missing",
+                file=path,
+                field="layers",
+                expected=f"a layer named {transform}",
+            )
+        finite = np.isfinite(np.asarray(prediction.layers[transform])).all(axis=0)
+        if not finite.all():
+            raise InputError(
+                f"predictions are not finite for {some(prediction.var_names[~finite])}",
+                file=path,
+                field=f'layers["{transform}"]',
+            )
+
+
+def transforms_of(prediction: AnnData) -> list[str]:
+    """Return the transforms of a prediction, the main one first."""
+    return [str(name) for name in np.atleast_1d(prediction.uns["prediction"]["transforms"])]
+
+
+def matrix_of(prediction: AnnData) -> str | None:
+    """Return the named matrix that is predicted, e.g. ``obsm:celltype_prop_major``; None for counts."""
+    matrix = prediction.uns["prediction"].get("matrix")
+    return None if matrix is None else str(matrix)
+
+
+def symbols_of(annotated: AnnData) -> np.ndarray:
+    """Return a readable name for every gene: its symbol, or its id where there is none."""
+    ids = annotated.var_names.to_numpy(dtype=str)
+    if "symbol" not in annotated.var:
+        return ids
+    symbols = annotated.var["symbol"].astype(object)
+    known = symbols.notna() & (symbols.astype(str).str.strip() != "")
+    return np.where(known, symbols.astype(str), ids)
+
+
+def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterable[str] | None = None) -> Joined:
+    """Put the predictions of section ``name`` beside its measurements.
+
+    Parameters
+    ----------
+    prediction
+        From `read_prediction`; it may hold several sections.
+    section
+        Spots x genes, raw counts in ``X`` (or the predicted matrix in ``obsm``), barcodes as ``obs_names``,
+        ``obsm["spatial"]`` in full-resolution pixels.
+    name
+        Section id.
+    transforms
+        Which to join; all of the prediction's by default.
+
+    Raises
+    ------
+    InputError
+        If no spot or no gene is in both, or ranks within a spot were predicted among names that the section lacks.
+    """
+    import pandas as pd
+
+    from histocrypt.targets.matrix import names_of, noun, targets_of
+
+    mine = np.flatnonzero(prediction.obs["section"].astype(str).to_numpy() == name)
+    barcodes = pd.Index(prediction.obs["barcode"].astype(str).to_numpy()[mine])
+    rows = section.obs_names.astype(str).get_indexer(barcodes)
+    found = rows >= 0
+    if not found.any():
+        there = sorted(set(prediction.obs["section"].astype(str)))
+        raise InputError(
+            f"no spot of section {name!r} is predicted; the prediction holds {some(there)}",
+            field="obs",
+            expected='the same section ids and barcodes in both (e.g. "S_1", "12x7")',
+        )
+    matrix = matrix_of(prediction)
+    known = names_of(section, matrix, section=name)
+    measured_gene = prediction.var_names.isin(known)
+    if not measured_gene.any():
+        msg = f"no predicted {noun(matrix)} is measured in section {name!r}"
+        example = f"predicted are {some(prediction.var_names, 3)}; measured are {some(known, 3)}"
+        raise InputError(msg, field="var", expected=f"the same kind of {noun(matrix)} names in both", fix=example)
+    genes = list(prediction.var_names[measured_gene])
+    keep_rows, keep_mine = rows[found], mine[found]
+    names = transforms_of(prediction) if transforms is None else list(transforms)
+    if "spot_rank" in names and not measured_gene.all():
+        raise InputError(
+            f"section {name!r} lacks {some(prediction.var_names[~measured_gene])}",
+            field=matrix,
+            expected="every predicted cell type, since ranks are among all of them",
+        )
+    patient = section.obs["patient"].iloc[0] if "patient" in section.obs else ""
+    return Joined(
+        section=name,
+        patient=str(patient),
+        spots=np.array([f"{name}:{barcode}" for barcode in barcodes[found]]),
+        genes=np.array(genes, dtype=str),
+        symbols=symbols_of(prediction)[measured_gene],
+        coords=np.asarray(section.obsm["spatial"], dtype=np.float64)[keep_rows],
+        true={
+            transform: values.astype(np.float64)
+            for transform, values in targets_of(
+                section, genes, names, matrix=matrix, section=name, rows=keep_rows
+            ).items()
+        },
+        predicted={t: np.asarray(prediction.layers[t][keep_mine][:, measured_gene], dtype=np.float64) for t in names},
+        unscored_genes=list(prediction.var_names[~measured_gene]),
+        unpredicted_spots=list(section.obs_names[np.setdiff1d(np.arange(section.n_obs), rows)]),
+        unmeasured_spots=list(barcodes[~found]),
+    )
+
+
+def as_mapping(value: Any) -> dict[str, Any]:
+    """Return a stored record as a dict: the mapping itself, its JSON text, or an empty one where there is none."""
+    import json
+
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return dict(json.loads(value))
+    return {}
+
+
+# ---- prediction file
+
+
+class PredictionFile:
+    """Names, and where the values lie; values are read when a section is asked for.
+
+    Parameters
+    ----------
+    path
+        An ``.h5ad`` of predictions.
+    fix
+        What to do where it is missing, for the error.
+
+    Raises
+    ------
+    InputError
+        If it is missing, is not a prediction, names a spot or gene twice, or lacks a transform.
+    """
+
+    def __init__(self, path: Path, *, fix: str | None = None) -> None:
+        import h5py
+        from anndata.io import read_elem
+
+        self.path = path
+        if not Path(path).is_file():
+            raise InputError("prediction file is missing", file=path, fix=fix)
+        with h5ad_errors(path, what="prediction file", fix=fix), h5py.File(path) as file:
+            parts = {name: read_elem(file[name]) for name in ("obs", "var", "uns")}
+            self._coords = read_elem(file["obsm/spatial"]) if "obsm/spatial" in file else None
+            layers = set(file["layers"])
+        self._names = AnnData(**parts)
+        check_prediction(self._names, path, layers)
+        self._sections = self._names.obs["section"].astype(str).to_numpy()
+
+    @property
+    def genes(self) -> list[str]:
+        """Every predicted gene, or column of a named matrix."""
+        return self._names.var_names.tolist()
+
+    def of(self, section: str) -> AnnData:
+        """Return the predictions of one section, an AnnData of its spots alone.
+
+        Raises
+        ------
+        InputError
+            If a value is not finite.
+        """
+        import h5py
+
+        rows = np.flatnonzero(self._sections == section)
+        first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        found = self._names[rows].copy()
+        with h5ad_errors(self.path, what="prediction file"), h5py.File(self.path) as file:
+            for transform in np.atleast_1d(found.uns["prediction"]["transforms"]).tolist():
+                found.layers[transform] = file["layers"][transform][first:last][rows - first]
+        if self._coords is not None:
+            found.obsm["spatial"] = np.asarray(self._coords)[rows]
+        check_prediction(found, self.path)
+        return found

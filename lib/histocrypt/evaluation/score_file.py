@@ -1,0 +1,178 @@
+"""``histocrypt score``: one prediction file against measured counts, joined by the names of spots and genes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histocrypt.errors import InputError
+from histocrypt.evaluation import metrics
+from histocrypt.evaluation.join import join, matrix_of, read_prediction, some, transforms_of
+from histocrypt.targets.matrix import noun
+
+MEANS = ("pearson", "spearman", "mse", "mae", "r2", "rvd", "moran_error")
+HEADS = ("Pearson", "Spearman", "MSE", "MAE", "R2", "RVD", "Moran err")
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Scores of one prediction on one section."""
+
+    prediction: str
+    truth: str
+    section: str
+    patient: str
+    model: str
+    spots: int
+    genes: int
+    means: dict[str, dict[str, float]]
+    """Transform -> metric -> mean over genes; flat predictions count as 0 correlation."""
+    per_gene: dict[str, dict[str, dict[str, float]]]
+    """Transform -> gene -> metric -> value."""
+    flat: dict[str, int]
+    """Transform -> genes predicted flat."""
+    within_spot: dict[str, dict[str, float]]
+    """Of panels of cell types, transform -> ``mean`` correlation within spots, ``mean_profile``: that of the training
+    mean (NaN where the prediction does not tell it), ``spots`` scored and ``undefined`` (constant in the truth)."""
+    matrix: str | None
+    """The named matrix that is predicted; None for counts."""
+    symbols: dict[str, str]
+    """Gene -> symbol."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be scored, by name."""
+
+
+def score_files(prediction: Path, truth: str) -> ScoreResult:
+    """Score a prediction file against a section with its counts.
+
+    Parameters
+    ----------
+    prediction
+        An ``.h5ad`` written by ``histocrypt predict`` or by a run.
+    truth
+        The section, in any readable format.
+
+    Raises
+    ------
+    InputError
+        If either cannot be read, the first is not a prediction, or they share no spot or no gene.
+    """
+    from histocrypt.sections.read import read_path
+
+    predicted = read_prediction(Path(prediction))
+    section = read_path(truth)
+    try:
+        pair = join(predicted, section.adata, section.id)
+    except InputError as error:
+        raise error.of_file(prediction) from error
+    graph = metrics.neighbour_graph(pair.coords)
+    matrix = matrix_of(predicted)
+    means, genes, flat, within = {}, {}, {}, {}
+    for transform in transforms_of(predicted):
+        true, values = pair.true[transform], pair.predicted[transform]
+        scored = metrics.per_gene(true, values)
+        scored["moran_error"] = np.abs(metrics.morans_i(values, graph) - metrics.morans_i(true, graph))
+        usable = ~scored["constant_truth"]
+        means[transform] = {name: _mean(scored[name][usable]) for name in MEANS}
+        flat[transform] = int((scored["constant_prediction"] & usable).sum())
+        if matrix is not None:
+            within[transform] = _within(true, values, predicted.var, pair.genes, transform)
+        genes[transform] = {
+            gene: {name: float(scored[name][i]) for name in MEANS} for i, gene in enumerate(pair.genes.tolist())
+        }
+    return ScoreResult(
+        prediction=str(prediction),
+        truth=str(truth),
+        section=section.id,
+        patient=section.patient,
+        model=str(predicted.uns["prediction"].get("model", "unknown")),
+        spots=len(pair.spots),
+        genes=len(pair.genes),
+        means=means,
+        per_gene=genes,
+        flat=flat,
+        within_spot=within,
+        matrix=matrix,
+        symbols=dict(zip(pair.genes.tolist(), pair.symbols.tolist(), strict=True)),
+        notes=_notes(pair, scored["constant_truth"], section.dropped, f"{noun(matrix)}s"),
+    )
+
+
+def _within(true: np.ndarray, values: np.ndarray, var: Any, names: np.ndarray, transform: str) -> dict[str, float]:
+    """Return the correlation within spots, and that of the training mean, which every spot could be given."""
+    found = metrics.within_spot(true, values)
+    column = f"training_mean:{transform}"
+    profile = np.full(len(true), np.nan)
+    if column in var:
+        profile = metrics.within_spot(true, np.tile(var.loc[names, column].to_numpy(dtype=float), (len(true), 1)))
+    known = np.isfinite(found)
+    counts = {"spots": int(known.sum()), "undefined": int((~known).sum())}
+    return {"mean": _mean(found), "mean_profile": _mean(profile), **counts}
+
+
+def _mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _notes(pair: Any, constant: np.ndarray, dropped: dict[str, int], genes: str) -> list[str]:
+    notes = []
+    if pair.unscored_genes:
+        notes.append(f"{len(pair.unscored_genes)} predicted {genes} are not measured: {some(pair.unscored_genes)}")
+    if constant.any():
+        notes.append(f"{int(constant.sum())} {genes} do not vary in the section: {some(pair.symbols[constant])}")
+    if pair.unpredicted_spots:
+        notes.append(f"{len(pair.unpredicted_spots)} measured spots have no prediction: {some(pair.unpredicted_spots)}")
+    if pair.unmeasured_spots:
+        notes.append(f"{len(pair.unmeasured_spots)} predicted spots are not measured: {some(pair.unmeasured_spots)}")
+    notes += [f"{count} spots were dropped on reading: {reason}" for reason, count in dropped.items() if count]
+    return notes
+
+
+def render(result: ScoreResult, *, as_json: bool = False) -> str:
+    """Return the scores as a table, or as JSON with every gene."""
+    if as_json:
+        return json.dumps(_plain(result.__dict__), indent=2, ensure_ascii=False, allow_nan=False)
+    one = noun(result.matrix)
+    lines = [
+        f"{result.model} on section {result.section} (patient {result.patient}): "
+        f"{result.spots} spots, {result.genes} {one}s",
+        "",
+        f"{'':<14}" + "".join(f"{head:>11}" for head in HEADS) + f"{'flat ' + one.split()[-1] + 's':>12}",
+    ]
+    for transform, means in result.means.items():
+        numbers = "".join(f"{means[name]:>11.3f}" if np.isfinite(means[name]) else f"{'-':>11}" for name in MEANS)
+        lines.append(f"{transform:<14}{numbers}{result.flat[transform]:>12}")
+    if result.within_spot:
+        lines += ["", *(_within_line(transform, found) for transform, found in result.within_spot.items())]
+    main = next(iter(result.per_gene))
+    ranked = sorted(
+        (gene for gene, row in result.per_gene[main].items() if np.isfinite(row["pearson"])),
+        key=lambda gene: -result.per_gene[main][gene]["pearson"],
+    )
+    if ranked:
+        shown = [f"{result.symbols[gene]} {result.per_gene[main][gene]['pearson']:.2f}" for gene in ranked]
+        best, worst = ", ".join(shown[:5]), ", ".join(shown[-5:])
+        lines += ["", f"Best {one}s by Pearson ({main}): {best}", f"Worst: {worst}"]
+    lines += ["", *result.notes] if result.notes else []
+    lines += ["", f"Means over {one}s; a flat prediction counts as correlation 0."]
+    return "\n".join(lines)
+
+
+def _within_line(transform: str, found: dict[str, float]) -> str:
+    profile = found["mean_profile"]
+    beside = f"{profile:.3f} by the training mean alone" if np.isfinite(profile) else "the training mean is not known"
+    gone = f", {found['undefined']} constant spots left out" if found["undefined"] else ""
+    return f"Within spots ({transform}): Spearman {found['mean']:.3f}; {beside} ({found['spots']} spots{gone})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,256 @@
+"""How a study is spoken of: what its panel holds and who was held out. One place, for report, figures and cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.data.folds import BY_SECTION, caveat
+from histocrypt.evaluation.scores import CEILING, WITHIN, title_of
+from histocrypt.targets.matrix import noun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from histocrypt.evaluation.scores import Scores
+
+# ---- terms
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Words that depend on the study."""
+
+    one: str
+    """One name of the panel: ``gene`` or ``cell type``."""
+    quantity: str
+    """What is measured of it."""
+    unit: str
+    """Who is held out: ``patient`` or ``section``."""
+    unseen: str
+    """On whom scores are, as said after "on"."""
+    caveat: str
+    """What scores do not say because of the scheme; empty where patients are held out."""
+
+    @property
+    def many(self) -> str:
+        """Several names of the panel."""
+        return f"{self.one}s"
+
+    @property
+    def by_section(self) -> bool:
+        """Whether sections were held out while other sections of their patient were trained on."""
+        return self.unit == "section"
+
+
+def terms_of(scores: Scores) -> Terms:
+    """Return the words for a scored study."""
+    return terms(scores.notes.get("matrix"), scores.notes.get("scheme", ""))
+
+
+def terms(matrix: str | None, scheme: str) -> Terms:
+    """Return the words for a study that predicts ``matrix`` (None: counts) and holds out by ``scheme``."""
+    by_section = scheme == BY_SECTION
+    return Terms(
+        one=noun(matrix),
+        quantity="expression" if matrix is None else "shares",
+        unit="section" if by_section else "patient",
+        unseen="sections it never saw, of patients that it did see" if by_section else "patients it never saw",
+        caveat=caveat(scheme),
+    )
+
+
+# ---- words
+# The answer in words, made from the numbers: who beats whom, and by how much. For the report and the model cards.
+
+
+COLOUR = "colour_ridge"
+MEAN_PROFILE = "mean_profile"
+BLIND = (MEAN_PROFILE, "depth_only")  # baselines that do not look at the image
+MINUS, RANGE = "\u2212", "\u2009to\u2009"
+TRANSFORM_WORDS = {
+    "log1p_cp10k": "depth-normalised expression",
+    "log1p": "raw counts, log scale",
+    "log2p1": "raw counts, log2 scale",
+    "rank": "ranks within a spot",
+    "proportion": "proportions of cell types",
+    "spot_rank": "ranks of cell types within a spot",
+}
+
+
+def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
+    """Return a number for readers: a true minus sign, an en dash where there is none."""
+    if value is None or not np.isfinite(value):
+        return "\u2013"
+    rounded = round(float(value), digits) + 0.0  # no negative zero
+    return f"{rounded:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
+
+
+def span(low: float | None, high: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """Return ``low to high``; ``none`` where nothing could be drawn."""
+    if low is None or not np.isfinite(low):
+        return "none"
+    return f"{number(low, digits, sign=sign)}{RANGE}{number(high, digits, sign=sign)}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 patient`` or ``3 patients``."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def listed(counts: Mapping[str, int], limit: int = 24) -> str:
+    """Return names with their counts: ``"A (3), B (2) and 190 more"``."""
+    few = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:limit])
+    return few + (f" and {len(counts) - limit} more" if len(counts) > limit else "")
+
+
+def best_model(scores: Scores, transform: str) -> str:
+    """Return the predictor with the largest mean correlation, baseline or not, among those that look at the image."""
+    table = scores.of(transform, ceiling=False)
+    return str(table[~table.index.isin(BLIND)]["pearson"].idxmax())
+
+
+def best_baseline(scores: Scores, transform: str, *, but: str = "") -> str:
+    """Return the baseline with the largest mean correlation."""
+    table = scores.of(transform, ceiling=False)
+    return str(table[(table["role"] == "baseline") & (table.index != but)]["pearson"].idxmax())
+
+
+def verdict(row: pd.Series) -> str:
+    """Return what a row of ``paired`` says, as a verb: ``beats`` only where the whole interval lies above zero."""
+    if not np.isfinite(row["low"]):
+        return "cannot be told from"
+    sign = -1 if row["metric"] == "mse" else 1
+    low, high = sorted((sign * row["low"], sign * row["high"]))
+    if low > 0:
+        return "beats"
+    return "does worse than" if high < 0 else "does not beat"
+
+
+def compare(scores: Scores, model: str, baseline: str, transform: str) -> str:
+    """Return one sentence on a model beside a baseline: who is better, by how much, in how many patients."""
+    row = scores.against(baseline, transform).loc[model]
+    other = scores.of(transform).loc[baseline, "pearson"]
+    verb = verdict(row)
+    if verb == "does worse than":
+        verb = "does not beat, but does worse than,"
+    whys = {
+        "does not beat": " (the interval of the difference includes zero)",
+        "cannot be told from": " (there is no interval where every section is a single block of tissue)",
+    }
+    why = whys.get(verb, "")
+    return (
+        f"{title_of(model)} {verb} {title_of(baseline).lower()}, which reaches {number(other)}{why}: "
+        f"difference {number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)}), "
+        f"better in {better_in(row, scores)}."
+    )
+
+
+def better_in(row: pd.Series, scores: Scores) -> str:
+    """Return in how many of those held out a row of ``paired`` is better: ``2 of 3 patients``."""
+    unit = terms_of(scores).unit
+    return f"{row[f'{unit}s_better']} of {plural(int(row[f'{unit}s']), unit)}"
+
+
+def answer(scores: Scores) -> list[str]:
+    """Return the answer to the study's question: a few plain sentences."""
+    main = scores.transforms[0]
+    table = scores.of(main, ceiling=False)
+    best = best_model(scores, main)
+    row = table.loc[best]
+    units = TRANSFORM_WORDS.get(main, main)
+    own = table[table["role"] == "model"].sort_values("pearson", ascending=False).index
+    terms = terms_of(scores)
+    kind = "The best model," if row["role"] == "model" else "The best predictor is a baseline:"
+    stop = "," if row["role"] == "model" else ""
+    lines = [
+        f"{kind} {title_of(best)}{stop} reaches a mean correlation of {number(row['pearson'])} (95 % interval "
+        f"{span(row['pearson_low'], row['pearson_high'])}) between predicted and measured {terms.quantity} over the "
+        f"spots of a section, averaged over {terms.many} and {plural(int(row['sections']), 'section')}, on "
+        f"{terms.unseen} ({units})."
+    ]
+    if terms.caveat:
+        lines.append(terms.caveat)
+    if best != COLOUR:
+        lines.append(compare(scores, best, COLOUR, main))
+    strongest = best_baseline(scores, main, but=best)
+    if row["role"] == "model" and strongest != COLOUR:
+        lines.append(compare(scores, best, strongest, main))
+    if row["role"] != "model" and len(own) and best != COLOUR:
+        lines.append(compare(scores, own[0], best, main))
+    losers = [
+        title_of(model)
+        for model in own
+        if model != best and verdict(scores.against(COLOUR, main).loc[model]) != "beats"
+    ]
+    if losers:
+        verb = "does not beat" if len(losers) == 1 else "do not beat"
+        lines.append(f"{' and '.join(losers)} {verb} colour-only ridge.")
+    if CEILING in scores.of(main).index:
+        ceiling = scores.of(main).loc[CEILING, "pearson"]
+        lines.append(
+            "The tissue is simulated, so the right answer is known: with this noise, no reader of the image can be "
+            f"expected to do better than about {number(ceiling)}, of which {title_of(best)} recovers "
+            f"{100 * row['recovered']:.0f} %."
+        )
+    if WITHIN in table:
+        lines.append(within(scores, best, main))
+    for other in scores.transforms[1:]:
+        theirs = scores.of(other, ceiling=False)
+        line = f"On {TRANSFORM_WORDS.get(other, other)}, {title_of(best)} reaches {number(theirs.loc[best, 'pearson'])}"
+        if "depth_only" in theirs.index:
+            depth = number(theirs.loc["depth_only", "pearson"])
+            line += f", and sequencing depth alone, which the image does not show, {depth}"
+        lines.append(f"{line}.")
+    return lines
+
+
+def within(scores: Scores, model: str, transform: str) -> str:
+    """Return one sentence on the order of cell types within a spot, with the mean profile beside it."""
+    table = scores.of(transform)
+    row, profile = table.loc[model], table.loc[MEAN_PROFILE]
+    pair = scores.against(MEAN_PROFILE, transform, WITHIN).loc[model]
+    return (
+        f"Within a spot, {title_of(model)} orders the cell types with a mean Spearman correlation of "
+        f"{number(row[WITHIN])} ({span(row[f'{WITHIN}_low'], row[f'{WITHIN}_high'])}). The mean profile, which gives "
+        f"every spot the same composition, already reaches {number(profile[WITHIN])}, because some cell types are "
+        f"common everywhere; what the model adds is the difference, {number(pair['difference'], sign=True)} "
+        f"({span(pair['low'], pair['high'], sign=True)})."
+    )
+
+
+def limits(scores: Scores) -> list[str]:
+    """Return what a reader must not conclude, from the numbers at hand."""
+    main = scores.of(scores.transforms[0])
+    patients = int(main["patients"].max())
+    block = number(scores.notes["block_um"] / 1000, 1)
+    terms = terms_of(scores)
+    lines = [*([terms.caveat] if terms.caveat else [])]
+    lines += [f"{title_of(model)} has no score: {why}." for model, why in scores.notes.get("left_out", {}).items()]
+    lines += [
+        f"{plural(patients, 'patient')} in all. The intervals redraw {block} mm squares of tissue of these patients; "
+        "they do not cover new patients. The spread over patients is shown beside them; with so few it is only a hint."
+        if patients < 20
+        else f"The intervals redraw {block} mm squares of tissue of these {patients} patients, not patients.",
+        "The best model is named after seeing all test scores; with several models this flatters it a little.",
+        "Pooled correlations mix differences within sections with differences between them (depth, batch, centre).",
+    ]
+    if scores.notes["few_blocks"]:
+        few = listed(scores.notes["few_blocks"])
+        lines.append(f"Too few blocks of tissue for a trustworthy interval in: {few}.")
+        if 1 in scores.notes["few_blocks"].values():
+            lines.append(
+                "A section of a single block takes no part in intervals; smaller blocks are set by "
+                "`evaluation: {block_um: ...}`."
+            )
+    if scores.notes["unscored_genes"]:
+        each = listed({name: len(genes) for name, genes in scores.notes["unscored_genes"].items()})
+        lines.append(
+            f"{terms.many.capitalize()} of the panel that a test section did not measure were not scored there: {each}."
+        )
+    if not scores.notes["pooled_genes"]:
+        lines.append(f"No {terms.one} is in every fold's panel and measured in every section: nothing could be pooled.")
+    return lines

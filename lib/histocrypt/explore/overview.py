@@ -1,0 +1,320 @@
+"""What is there before anything is done to it: summaries and pictures of sections, one section in memory at a time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.errors import InputError
+from histocrypt.sections.section import SectionSize, size_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from histocrypt.explore.batch import Sample
+    from histocrypt.explore.confounding import Confounding
+    from histocrypt.explore.registration import Registration
+    from histocrypt.sections.section import Section, SectionFiles
+    from histocrypt.spatial import Spacing
+    from histocrypt.tissue.stain import StainStatistics
+
+SHARES = 5000
+"""Most abundant genes of a section whose shares are kept."""
+CANDIDATES = 300
+"""Most abundant genes of a section among which one with a pattern is looked for."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a page needs to know about one section; small enough to keep for hundreds of them."""
+
+    section: str
+    patient: str
+    genes: int
+    um_per_px: float
+    um_per_px_source: str
+    counts: np.ndarray
+    """(n_spots,) total counts."""
+    detected: np.ndarray
+    """(n_spots,) genes with at least one count."""
+    coords: np.ndarray
+    """(n_spots, 2) spot centres in thumbnail pixels."""
+    thumbnail: np.ndarray
+    """(h, w, 3) uint8."""
+    thumbnail_um_per_px: float
+    size: SectionSize
+    gene_share: dict[str, float] = field(repr=False)
+    """Share of all counts by gene symbol, largest first, the `SHARES` largest that were seen at all."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def summarise(section: Section, *, max_side: int = 500) -> Summary:
+    """Summarise one section; the thumbnail has at most ``max_side`` pixels along its longer side."""
+    counts = section.adata.X
+    thumbnail, scale = section.image.thumbnail(max_side)
+    per_gene = np.asarray(counts.sum(axis=0)).ravel()
+    symbols = _symbols(section)
+    largest = np.argsort(-per_gene, kind="stable")[:SHARES]
+    gene_share: dict[str, float] = {}
+    for gene in largest[per_gene[largest] > 0]:  # several ids may share a symbol
+        gene_share[str(symbols[gene])] = gene_share.get(str(symbols[gene]), 0) + float(per_gene[gene] / per_gene.sum())
+    return Summary(
+        section=section.id,
+        patient=section.patient,
+        genes=section.adata.n_vars,
+        um_per_px=section.um_per_px,
+        um_per_px_source=section.um_per_px_source,
+        counts=np.asarray(counts.sum(axis=1)).ravel(),
+        detected=np.asarray((counts > 0).sum(axis=1)).ravel(),
+        coords=section.coords * scale,
+        thumbnail=thumbnail,
+        thumbnail_um_per_px=section.um_per_px / scale,
+        size=size_of(section),
+        gene_share=gene_share,
+        dropped=dict(section.dropped),
+        notes=list(section.notes),
+    )
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one reading of a section gives; all of it is small."""
+
+    summary: Summary
+    registration: Registration
+    spacing: Spacing | None
+    """None for a section of one spot."""
+    confounding: Confounding | None
+    """None where there is too little to say."""
+    sample: Sample
+    """Spots kept to compare sections."""
+    stain: StainStatistics
+    """Stains as found on the thumbnail."""
+    patterns: dict[str, float] = field(repr=False)
+    """Gene id -> variance of its smoothed ranks, for the most abundant genes: high where neighbours agree."""
+
+
+def look(section: Section, *, min_counts: int = 0, spots: int = 150, seed: int = 0) -> Look:
+    """Look at one section: summary, registration, distances, confounding, and ``spots`` spots to compare it by.
+
+    Looking is all that this is for: nothing of it is read by a later stage but the list of sections. Spots with fewer
+    than ``min_counts`` counts take no part in confounding and comparison.
+    """
+    from histocrypt.explore.batch import sample
+    from histocrypt.explore.confounding import confounding
+    from histocrypt.explore.registration import at, haematoxylin, over_discs, registration
+    from histocrypt.spatial import spacing
+    from histocrypt.tissue.preprocess import spot_diameter_um
+
+    summary, stained = summarise(section), haematoxylin(section)
+    density, _ = at(over_discs(stained, spot_diameter_um(section)), section.coords)
+    return Look(
+        summary=summary,
+        registration=registration(section, stained, seed=seed),
+        spacing=spacing(section.id, section.coords * section.um_per_px) if section.n_spots > 1 else None,
+        confounding=confounding(section, density, min_counts=min_counts),
+        sample=sample(section, spots=spots, min_counts=min_counts, seed=seed),
+        stain=stained.statistics,
+        patterns=_patterns(section),
+    )
+
+
+def _patterns(section: Section) -> dict[str, float]:
+    per_gene = np.asarray(section.adata.X.sum(axis=0)).ravel()
+    chosen = np.argsort(-per_gene, kind="stable")[:CANDIDATES]
+    if section.n_spots < 2 or not len(chosen):
+        return {}
+    spread = _ranks(section, chosen).var(axis=0)
+    return dict(zip(section.genes[chosen].tolist(), spread.tolist(), strict=True))
+
+
+def _ranks(section: Section, columns: np.ndarray) -> np.ndarray:
+    """Return (n, g) smoothed ranks of the depth-normalised counts of some genes."""
+    from histocrypt.spatial import smoothed_ranks
+    from histocrypt.targets.transforms import transform
+
+    totals = np.asarray(section.adata.X.sum(axis=1), dtype=np.float64).ravel()
+    return smoothed_ranks(transform(section.adata.X[:, columns], totals, "log1p_cp10k"), section.coords)
+
+
+def patterned_gene(looks: list[Look]) -> str:
+    """Return the id of the gene with the clearest pattern: the largest mean variance of smoothed ranks.
+
+    Only genes that are among the most abundant of every section take part; "" where there is none.
+    """
+    common = set.intersection(*(set(one.patterns) for one in looks)) if looks else set()
+    return max(sorted(common), key=lambda gene: np.mean([one.patterns[gene] for one in looks]), default="")
+
+
+def gene_ranks(section: Section, gene: str) -> np.ndarray | None:
+    """Return the smoothed ranks of a gene, by id or symbol, over a section's spots, (n,).
+
+    Ranks are of depth-normalised counts. None where the section did not measure the gene or has a single spot.
+    """
+    column = _column(section, gene)
+    return None if column is None or section.n_spots < 2 else _ranks(section, np.array([column]))[:, 0]
+
+
+def gene_name(section: Section, gene: str) -> str:
+    """Return what people call a gene given by id or symbol: its symbol where the section knows one."""
+    column = _column(section, gene)
+    return gene if column is None else str(_symbols(section)[column])
+
+
+def _column(section: Section, gene: str) -> int | None:
+    for names in (section.genes, _symbols(section)):
+        found = np.flatnonzero(names == gene)
+        if len(found):
+            return int(found[0])
+    return None
+
+
+def _symbols(section: Section) -> np.ndarray:
+    var = section.adata.var
+    return var["symbol"].to_numpy(dtype=str) if "symbol" in var else section.genes
+
+
+def listing(summary: Summary, files: SectionFiles) -> dict[str, Any]:
+    """Return what `listed` says of a section, and what its reader said."""
+    return {**listed(files, summary.size), "dropped": summary.dropped, "notes": summary.notes}
+
+
+def listed(files: SectionFiles, size: SectionSize) -> dict[str, Any]:
+    """Return what the workflow must know of a section: who it is, its size, how it is read, which files to watch."""
+    from histocrypt.sections.read import watched
+
+    return {
+        "section": files.id,
+        "patient": files.patient,
+        "size": asdict(size),
+        "read_as": {key: str(value) for key, value in asdict(files).items()},
+        "files": [str(path) for path in watched(files)],
+    }
+
+
+def table(summaries: list[Summary], *, min_counts: int) -> pd.DataFrame:
+    """Return one row per section: spots, genes, depth, and how many spots lie below ``min_counts`` counts."""
+    import pandas as pd
+
+    rows = [
+        {
+            "section": one.section,
+            "patient": one.patient,
+            "spots": len(one.counts),
+            "genes": one.genes,
+            "median counts": int(np.median(one.counts)),
+            "median genes": int(np.median(one.detected)),
+            f"spots under {min_counts} counts": int((one.counts < min_counts).sum()),
+            "dropped by the reader": ", ".join(f"{number} {why}" for why, number in one.dropped.items()) or "none",
+            "µm/px": round(one.um_per_px, 4),
+            "µm/px from": one.um_per_px_source,
+        }
+        for one in summaries
+    ]
+    return pd.DataFrame(rows).set_index("section")
+
+
+def depth_figure(summaries: list[Summary], *, min_counts: int) -> Figure:
+    """Draw counts per spot and genes per spot, one violin a section, coloured by patient."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+    import seaborn as sns
+
+    spots = pd.DataFrame(
+        {
+            "section": np.repeat([one.section for one in summaries], [len(one.counts) for one in summaries]),
+            "patient": np.repeat([one.patient for one in summaries], [len(one.counts) for one in summaries]),
+            "log10 counts per spot": np.log10(np.concatenate([one.counts for one in summaries]) + 1),
+            "genes per spot": np.concatenate([one.detected for one in summaries]),
+        }
+    )
+    height = 0.8 + 0.4 * len(summaries)
+    figure, axes = plt.subplots(1, 2, figsize=(10, height), sharey=True, layout="constrained")
+    for axis, column in zip(axes, ("log10 counts per spot", "genes per spot"), strict=True):
+        sns.violinplot(
+            spots, x=column, y="section", hue="patient", ax=axis, cut=0, inner="quart", linewidth=0.8, legend=False
+        )
+        axis.set_ylabel("")
+    axes[0].axvline(np.log10(min_counts + 1), color="0.3", linestyle="--", linewidth=1)
+    axes[0].set_title(f"dashed: {min_counts} counts", fontsize=9)
+    return figure
+
+
+def spot_maps(summaries: list[Summary], *, min_counts: int, columns: int = 3) -> Figure:
+    """Draw every section's H&E with its spots coloured by depth; spots under ``min_counts`` are crossed out."""
+    figure, axes = _tissues(summaries, columns=columns)
+    for axis, one in zip(axes, summaries, strict=True):
+        low = one.counts < min_counts
+        axis.scatter(*one.coords[~low].T, c=np.log10(one.counts[~low] + 1), s=18, cmap="viridis", linewidths=0)
+        axis.scatter(*one.coords[low].T, c="crimson", marker="x", s=16, linewidths=1)
+    return figure
+
+
+def gene_maps(summaries: list[Summary], ranks: dict[str, np.ndarray | None], *, name: str, columns: int = 3) -> Figure:
+    """Draw the smoothed ranks of a gene over every section's H&E.
+
+    Parameters
+    ----------
+    summaries
+        One a section.
+    ranks
+        Section id -> (n,) values in (0, 1) from `gene_ranks`, or None.
+    name
+        What the gene is called.
+
+    Raises
+    ------
+    InputError
+        If no section measured it.
+    """
+    if all(ranks.get(one.section) is None for one in summaries):
+        raise InputError(
+            f"no section measured {name!r}",
+            field="gene",
+            fix="give the id or the symbol of a gene that the sections carry",
+        )
+    figure, axes = _tissues(summaries, columns=columns)
+    points = None
+    for axis, one in zip(axes, summaries, strict=True):
+        values = ranks.get(one.section)
+        if values is None:
+            axis.set_title(f"{one.section}\nnot measured", fontsize=8)
+            continue
+        points = axis.scatter(
+            *one.coords.T, c=values, s=26, cmap="cividis", vmin=0, vmax=1, linewidths=0.4, edgecolors="white"
+        )
+    bar = figure.colorbar(points, ax=axes, shrink=0.6, ticks=[0.05, 0.5, 0.95], label=f"{name}: smoothed rank")
+    bar.ax.set_yticklabels(["low", "middle", "high"])
+    return figure
+
+
+def _tissues(summaries: list[Summary], *, columns: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure with the H&E of every section, a scale bar in each, and its axes."""
+    import matplotlib.pyplot as plt
+
+    rows = -(-len(summaries) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.6 * rows), layout="constrained", squeeze=False)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    used = list(axes.ravel()[: len(summaries)])
+    for axis, one in zip(used, summaries, strict=True):
+        axis.imshow(one.thumbnail)
+        bar = 1000 / one.thumbnail_um_per_px
+        left, bottom = 0.04 * one.thumbnail.shape[1], 0.97 * one.thumbnail.shape[0]
+        axis.plot([left, left + bar], [bottom, bottom], color="black", linewidth=3, solid_capstyle="butt")
+        axis.set_title(f"{one.section}\n{one.patient}, bar 1 mm", fontsize=8)
+    return figure, used
+
+
+def largest_genes(summaries: list[Summary], *, n: int = 15) -> pd.DataFrame:
+    """Return the genes with the largest share of all counts, section by section, in percent."""
+    import pandas as pd
+
+    shares = pd.DataFrame({one.section: one.gene_share for one in summaries})
+    order = shares.mean(axis=1).sort_values(ascending=False).index
+    return (100 * shares.loc[order[:n]]).round(2)

@@ -1,0 +1,439 @@
+"""Do the spots lie where their counts come from? Local haematoxylin against total counts at shifted offsets.
+
+Where cells crowd, there is more haematoxylin in the image and there are usually more molecules in the spot. If the
+spots are placed right, the two agree best without a shift. Both are taken relative to the spots around: the large
+gradient from the middle of the tissue to its rim agrees at every shift and would only blur the answer. What the check
+cannot see: a turn or a stretch of the array, a shift beyond the search, and tissue where depth does not follow density.
+
+The rule was set on the demo tissue of seeds 0 to 4. ``python benchmarks/registration.py`` says how it does on other
+tissue, and on counts that have nothing to do with the image: smooth random fields over the same tissue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from histocrypt.errors import InputError
+from histocrypt.spatial import touching
+from histocrypt.tissue import stain
+from histocrypt.tissue.mask import disc_share, sample, tissue_mask
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from scipy.sparse import csr_matrix
+
+    from histocrypt.sections.section import Section
+    from histocrypt.tissue.stain import StainStatistics
+
+# ---- haematoxylin
+# How much haematoxylin lies where: a coarse map of a section, unmixed with the section's own stain vectors.
+#
+# Haematoxylin stains nuclei, so its local amount is a stand-in for how densely cells lie. The map is made from a
+# thumbnail and only serves to look at a section; nothing is trained on it.
+
+
+UM_PER_PX = 2.5
+"""Fine enough to part a nucleus from its surroundings; a section of 6.5 mm has 2600 px a side."""
+MAX_SIDE = 4096
+_COARSER = 4  # tissue is found, and stains are estimated, on every fourth pixel
+_PIXELS = 200_000
+_STRIP = 256
+_BRIGHTEST = 99.9  # percentile that counts as full: dust and folds are darker than any nucleus
+
+
+@dataclass(frozen=True)
+class Haematoxylin:
+    """The map of one section."""
+
+    amount: np.ndarray
+    """(h, w) float32 from 0 (none) to 1 (as much as the darkest nuclei hold)."""
+    known: np.ndarray
+    """(h, w) bool: the image has pixels there. Patches cut around spots leave gaps."""
+    scale: float
+    """Map pixels per full-resolution pixel."""
+    um_per_px: float
+    """Micrometres per map pixel."""
+    statistics: StainStatistics
+    """The section's stains; their ``note`` says so where its own vectors could not be estimated."""
+
+
+def haematoxylin(section: Section, *, um_per_px: float = UM_PER_PX) -> Haematoxylin:
+    """Map the haematoxylin of a section.
+
+    Colour deconvolution (Ruifrok and Johnston, Anal Quant Cytol Histol 23, 2001) with the stain vectors that Macenko's
+    method finds in the section's own tissue, or the published ones where it finds none.
+
+    Parameters
+    ----------
+    section
+        A section with an image.
+    um_per_px
+        Micrometres per pixel of the map, at least; a large slide is mapped more coarsely.
+
+    Raises
+    ------
+    InputError
+        If the section has no image.
+    """
+    if section.image is None:
+        raise InputError("has no image", field=section.id, fix="name it with `image:` in the study")
+    longest = max(section.image.width, section.image.height)
+    side = int(np.clip(longest * section.um_per_px / um_per_px, 64, MAX_SIDE))
+    thumbnail, scale = section.image.thumbnail(min(side, longest))
+    coarse = thumbnail[::_COARSER, ::_COARSER]
+    tissue = coarse[tissue_mask(coarse, um_per_px=_COARSER * section.um_per_px / scale)]
+    chosen = np.random.default_rng(0).permutation(len(tissue))[:_PIXELS]
+    statistics = stain.estimate(tissue[chosen])
+    unmix = np.linalg.pinv(statistics.stain_matrix)[0].astype(np.float32)
+    density = np.maximum(-np.log((np.arange(256, dtype=np.float32) + 1) / stain.INCIDENT_LIGHT), 0)
+    amount = np.empty(thumbnail.shape[:2], dtype=np.float32)
+    for top in range(0, len(thumbnail), _STRIP):  # in strips: optical density takes twelve bytes a pixel
+        amount[top : top + _STRIP] = density[thumbnail[top : top + _STRIP]] @ unmix
+    full = float(np.percentile(amount, _BRIGHTEST))
+    amount = np.clip(amount / full if full > 0 else amount, 0, 1)
+    return Haematoxylin(
+        amount, _known(section, thumbnail.shape[:2], scale), scale, section.um_per_px / scale, statistics
+    )
+
+
+def over_discs(stained: Haematoxylin, diameter_um: float) -> Haematoxylin:
+    """Return the map of means over discs of ``diameter_um``; known is where the whole disc has pixels."""
+    diameter = diameter_um / stained.um_per_px
+    known = stained.known if stained.known.all() else disc_share(stained.known, diameter) > 0.99
+    return replace(stained, amount=disc_share(stained.amount, diameter), known=known)
+
+
+def at(stained: Haematoxylin, coords_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the amount at (n, 2) full-resolution points, (n,) float64 from 0 to 1, and where it is known, (n,) bool.
+
+    Outside the image nothing is known, and the amount is 0.
+    """
+    points = np.asarray(coords_px, dtype=np.float64) * stained.scale
+    column, row = np.floor(points).astype(np.intp).T
+    height, width = stained.known.shape
+    known = (column >= 0) & (row >= 0) & (column < width) & (row < height)
+    known[known] = stained.known[row[known], column[known]]
+    return sample(stained.amount, points), known
+
+
+def _known(section: Section, shape: tuple[int, int], scale: float) -> np.ndarray:
+    from histocrypt.sections.image import PatchMosaic
+
+    if not isinstance(section.image, PatchMosaic):
+        return np.ones(shape, dtype=bool)
+    known = np.zeros(shape, dtype=bool)
+    for corner in section.image.coords:
+        left, top = np.maximum(np.ceil(corner * scale), 0).astype(int)
+        right, bottom = np.maximum(np.floor((corner + section.image.side) * scale), 0).astype(int)
+        known[top:bottom, left:right] = True
+    return known
+
+
+# ---- registration
+
+
+SURROUNDINGS = 2.5
+"""In pitches: a spot is compared with the mean of those around it, up to here."""
+SEARCH = 1.5
+"""Largest shift tried, in pitches."""
+STEPS = 12
+"""Shifts tried along each half axis."""
+WITHIN = 0.5
+"""In pitches: shifts closer than this are the same place, since a spot's own disc is as wide."""
+AGREEMENT = 0.9
+"""Share of the bootstrap draws that must agree before anything is claimed."""
+LEAST_SPOTS = 30
+LEAST_COVERED = 0.5
+"""Share of the spots that must have pixels at every shift tried; else fewer shifts are tried."""
+BLOCK = 3.0
+"""Side of a bootstrap block, in pitches."""
+_MOST_SPOTS = 4000
+
+Verdict = Literal["registered", "perhaps shifted", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What the check says of one section. A shift is how far the spots would have to be moved: x, y in micrometres."""
+
+    section: str
+    verdict: Verdict
+    sentence: str
+    """The verdict and what it rests on, for people."""
+    shifts_um: np.ndarray
+    """(k, 2) shifts tried; the first is none."""
+    spearman: np.ndarray
+    """(k,) correlation of local haematoxylin and total counts, both relative to the spots around."""
+    best_um: tuple[float, float]
+    """The shift of the highest correlation."""
+    low_um: tuple[float, float]
+    """Lower end of its 95 % interval, x and y apart, by bootstrap over blocks of neighbouring spots."""
+    high_um: tuple[float, float]
+    """Upper end."""
+    pitch_um: float
+    reach_um: float
+    """Largest shift tried: where pixels exist only round the spots it is less than `SEARCH` pitches."""
+    spots: int
+    """Spots that took part: those with pixels at every shift tried."""
+    planted_um: tuple[float, float] | None = None
+    """In simulated tissue, the shift that would put the spots right."""
+
+
+def registration(section: Section, stained: Haematoxylin, *, draws: int = 400, seed: int = 0) -> Registration:
+    """Check whether total counts agree best with the image where the spots are said to lie.
+
+    Parameters
+    ----------
+    section
+        The section as read; only total counts and pixels are looked at.
+    stained
+        Its map, from `haematoxylin`.
+    draws
+        Draws of the bootstrap.
+    seed
+        Its seed.
+
+    Returns
+    -------
+    Registration
+        "registered": nine draws in ten have their best shift within half a pitch of none. "perhaps shifted": they have
+        it within half a pitch of the same other place, and the gain's 95 % interval lies above zero. "cannot tell":
+        neither, with the reason.
+    """
+    from histocrypt.tissue.preprocess import spot_diameter_um
+
+    rng = np.random.default_rng(seed)
+    planted = _planted(section)
+    if section.n_spots < LEAST_SPOTS:
+        return _untold(section.id, f"{section.n_spots} spots, {LEAST_SPOTS} needed", planted=planted)
+    depth = np.log1p(np.asarray(section.adata.X.sum(axis=1), dtype=np.float64).ravel())
+    if np.ptp(depth) == 0:
+        why = "every spot has the same depth" if depth[0] > 0 else "the section has no counts"
+        return _untold(section.id, why, planted=planted)
+    coords, pitch = section.coords * section.um_per_px, _pitch(section)
+    graph = touching(coords, reach=SURROUNDINGS)
+    discs = over_discs(stained, spot_diameter_um(section))
+    chosen = np.sort(rng.permutation(section.n_spots)[:_MOST_SPOTS])
+
+    shifts = _shifts(pitch)
+    amount = np.empty((len(chosen), len(shifts)), dtype=np.float32)
+    known = np.empty(amount.shape, dtype=bool)
+    for number, shift in enumerate(shifts):
+        here, pixels = at(discs, (coords + shift) / section.um_per_px)
+        amount[:, number], known[:, number] = _relative(here, graph, pixels)[chosen], pixels[chosen]
+    lengths = np.hypot(*shifts.T)
+    reach = _reach(known, lengths, pitch)
+    used = known[:, lengths <= reach].all(axis=1)
+    if reach < pitch or used.sum() < LEAST_SPOTS:
+        why = f"shifting is impossible: too few spots have pixels farther than {reach:.0f} µm around them"
+        return _untold(section.id, why, reach=reach, pitch=pitch, planted=planted)
+    shifts, amount = shifts[lengths <= reach], amount[used][:, lengths <= reach]
+
+    ranks, depth_ranks = _scores(amount), _scores(_relative(depth, graph)[chosen][used])
+    spearman = depth_ranks @ ranks / len(ranks)
+    weights = _weights(coords[chosen][used], BLOCK * pitch, draws, rng)
+    drawn = _drawn(ranks, depth_ranks, weights)
+
+    best = int(spearman.argmax())
+    found = shifts[drawn.argmax(axis=1)]
+    low, high = np.quantile(found, [0.025, 0.975], axis=0)
+    near_none = float((np.hypot(*found.T) <= WITHIN * pitch).mean())
+    near_best = float((np.hypot(*(found - shifts[best]).T) <= WITHIN * pitch).mean())
+    gain = float(np.quantile(drawn[:, best] - drawn[:, 0], 0.025))
+    at_limit = np.hypot(*shifts[best]) > reach - SEARCH * pitch / STEPS
+    verdict, sentence = _judge(shifts[best], near_none, near_best, gain, pitch, reach, at_limit=at_limit)
+    return Registration(
+        section.id,
+        verdict,
+        sentence,
+        shifts,
+        spearman,
+        _pair(shifts[best]),
+        _pair(low),
+        _pair(high),
+        pitch,
+        float(reach),
+        len(ranks),
+        planted,
+    )
+
+
+def _judge(
+    best: np.ndarray, near_none: float, near_best: float, gain: float, pitch: float, reach: float, *, at_limit: bool
+) -> tuple[Verdict, str]:
+    within = f"{WITHIN * pitch:.0f} µm"
+    if near_none >= AGREEMENT:
+        how = f"{near_none:.0%} of draws agree best within {within} of where the spots are"
+        return "registered", f"registered: {how}"
+    if near_best >= AGREEMENT and np.hypot(*best) <= WITHIN * pitch and gain <= 0:
+        how = f"{near_best:.0%} of draws agree best within {within} of a place that is no better than where they are"
+        return "registered", f"registered: {how}"
+    x, y = best
+    if near_best >= AGREEMENT and gain > 0 and not at_limit:
+        how = f"moved by {x:+.0f}, {y:+.0f} µm, the spots agree better with the image"
+        return "perhaps shifted", f"perhaps shifted: {how} ({near_best:.0%} of draws)"
+    if at_limit:
+        return "cannot tell", f"cannot tell: the best shift lies at the limit of the search ({reach:.0f} µm)"
+    agree = max(near_none, near_best)
+    return "cannot tell", f"cannot tell: the best shift scatters, only {agree:.0%} of draws agree within {within}"
+
+
+def _pitch(section: Section) -> float:
+    from scipy.spatial import cKDTree
+
+    return float(np.median(cKDTree(section.coords).query(section.coords, k=2)[0][:, 1])) * section.um_per_px
+
+
+def _shifts(pitch: float) -> np.ndarray:
+    """Return (k, 2) shifts on a square grid inside a circle, nearest first."""
+    ticks = np.arange(-STEPS, STEPS + 1) * SEARCH * pitch / STEPS
+    grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+    length = np.hypot(*grid.T)
+    order = np.argsort(length, kind="stable")
+    return grid[order[length[order] <= SEARCH * pitch * (1 + 1e-9)]]
+
+
+def _reach(known: np.ndarray, lengths: np.ndarray, pitch: float) -> float:
+    """Return the largest shift up to which enough spots have pixels, from (n, k) bool; ``lengths`` ascend."""
+    first = np.where(known.all(axis=1), np.inf, lengths[known.argmin(axis=1)])  # the nearest shift without pixels
+    beyond = float(np.quantile(first, 1 - LEAST_COVERED, method="lower"))
+    return float(lengths[lengths < beyond].max(initial=0.0))
+
+
+def _relative(values: np.ndarray, graph: csr_matrix, known: np.ndarray | None = None) -> np.ndarray:
+    """Return (n,) values less the mean of the known ones around."""
+    known = np.ones(len(values)) if known is None else known.astype(float)
+    return values - (graph @ (values * known)) / np.maximum(graph @ known, 1)
+
+
+def _scores(values: np.ndarray) -> np.ndarray:
+    """Return standardised ranks of the columns, float32: their products are Spearman's correlations."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(values, axis=0)
+    ranks -= ranks.mean(axis=0)
+    spread = ranks.std(axis=0)
+    return (ranks / np.where(spread > 0, spread, 1)).astype(np.float32)
+
+
+def _weights(coords_um: np.ndarray, side: float, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Return (draws, n) float32 weights of spots, the same within a block; each row sums to one.
+
+    Exponential weights (the Bayesian bootstrap) instead of whole blocks drawn or not: twenty blocks are few.
+    """
+    blocks = np.unique(np.floor(coords_um / side).astype(int), axis=0, return_inverse=True)[1].ravel()
+    weights = rng.exponential(size=(draws, blocks.max() + 1))[:, blocks]
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _drawn(ranks: np.ndarray, depth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return (draws, k) weighted correlations of the ranks."""
+    mean, depth_mean = weights @ ranks, (weights @ depth)[:, None]
+    variance = weights @ ranks**2 - mean**2
+    depth_variance = (weights @ depth**2)[:, None] - depth_mean**2
+    together = weights @ (ranks * depth[:, None]) - mean * depth_mean
+    return together / np.sqrt(np.maximum(variance * depth_variance, 1e-12))
+
+
+def _pair(values: np.ndarray) -> tuple[float, float]:
+    return (float(values[0]), float(values[1]))
+
+
+def _planted(section: Section) -> tuple[float, float] | None:
+    from histocrypt.demo.write import planted
+
+    if "demo" not in section.adata.uns:
+        return None
+    x, y = planted(section.adata)["shift_um"]
+    return (0.0 - x, 0.0 - y)  # 0.0 - x: no minus zero
+
+
+def _untold(
+    section: str, why: str, *, planted: tuple[float, float] | None, reach: float = 0.0, pitch: float = float("nan")
+) -> Registration:
+    nothing = (float("nan"), float("nan"))
+    return Registration(
+        section,
+        "cannot tell",
+        f"cannot tell: {why}",
+        np.zeros((1, 2)),
+        np.full(1, np.nan),
+        nothing,
+        nothing,
+        nothing,
+        pitch,
+        reach,
+        0,
+        planted,
+    )
+
+
+def registration_table(found: list[Registration]) -> pd.DataFrame:
+    """Return one row a section: the verdict, the best shift with its interval, and what was planted where known."""
+    import pandas as pd
+
+    rows = []
+    for one in found:
+        known = np.isfinite(one.best_um[0])
+        row = {
+            "section": one.section,
+            "verdict": one.verdict,
+            "best shift x, y µm": f"{one.best_um[0]:.0f}, {one.best_um[1]:.0f}" if known else "",
+            "95 % interval x": f"{one.low_um[0]:.0f} to {one.high_um[0]:.0f}" if known else "",
+            "95 % interval y": f"{one.low_um[1]:.0f} to {one.high_um[1]:.0f}" if known else "",
+            "correlation there": round(float(np.nanmax(one.spearman)), 2) if known else np.nan,
+            "where the spots are": round(float(one.spearman[0]), 2),
+            "tried up to µm": round(one.reach_um),
+            "spots": one.spots,
+        }
+        if any(other.planted_um is not None for other in found):
+            row["right shift (planted)"] = "{:.0f}, {:.0f}".format(*one.planted_um) if one.planted_um else ""
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("section")
+
+
+def registration_figure(found: list[Registration], *, columns: int = 4) -> Figure:
+    """Draw the correlation by shift, one map a section; the plus is where the spots are, the ring the best shift."""
+    from textwrap import fill
+
+    import matplotlib.pyplot as plt
+
+    columns = min(columns, len(found))
+    rows = -(-len(found) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.1 * rows), layout="constrained", squeeze=False)
+    top = max((float(np.nanmax(one.spearman)) for one in found if np.isfinite(one.spearman).any()), default=1.0)
+    drawn = None
+    for axis in axes.ravel()[len(found) :]:
+        axis.set_axis_off()
+    for axis, one in zip(axes.ravel(), found, strict=False):
+        axis.set_title(f"{one.section}: {one.verdict}", fontsize=9)
+        if not np.isfinite(one.best_um[0]):
+            axis.set(xticks=[], yticks=[], box_aspect=1)
+            why = fill(one.sentence.removeprefix("cannot tell: "), 28)
+            axis.text(0.5, 0.5, why, ha="center", va="center", fontsize=8, transform=axis.transAxes)
+            continue
+        ticks = np.unique(one.shifts_um)
+        image = np.full((len(ticks),) * 2, np.nan)
+        column, row = np.searchsorted(ticks, one.shifts_um).T
+        image[row, column] = one.spearman
+        half = (ticks[1] - ticks[0]) / 2
+        extent = (ticks[0] - half, ticks[-1] + half, ticks[-1] + half, ticks[0] - half)
+        drawn = axis.imshow(image, extent=extent, cmap="viridis", vmin=0, vmax=top)
+        (x0, y0), (x1, y1) = one.low_um, one.high_um
+        axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", linewidth=1, linestyle=":")
+        axis.plot(0, 0, "+", color="white", markersize=12, markeredgewidth=2)
+        axis.plot(*one.best_um, "o", markersize=11, markerfacecolor="none", color="#ff8c42", markeredgewidth=2)
+        if one.planted_um is not None:
+            axis.plot(*one.planted_um, "x", color="black", markersize=8, markeredgewidth=2)
+        axis.tick_params(labelsize=7)
+    if drawn is not None:
+        figure.colorbar(drawn, ax=axes, shrink=0.6, label="Spearman's correlation", extend="min")
+    black = ", black cross: the planted truth" if any(one.planted_um is not None for one in found) else ""
+    figure.supxlabel(
+        f"spots moved by x, y µm; plus: as given, ring: best, dotted: its 95 % interval{black}", fontsize=9
+    )
+    return figure

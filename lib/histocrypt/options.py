@@ -1,0 +1,240 @@
+"""The parts of a study: what each key of its file may hold, with its default and what it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+TransformName = Literal["log1p", "log1p_cp10k", "log2p1", "rank", "proportion", "spot_rank"]
+
+
+class Part(BaseModel):
+    """A part of a study: unknown keys are errors, values cannot change once loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SectionSource(Part):
+    """Where sections come from: one entry may name one section, a folder or a glob of many."""
+
+    path: str = Field(
+        description="file, folder or glob; `data:` stands for HISTOCRYPT_DATA; `demo` for the demo tissue"
+    )
+    format: Literal["auto", "h5ad", "hest", "st_array", "space_ranger", "hackathon", "demo"] = "auto"
+    image: str | None = Field(None, description="image file, where the section file does not name it")
+    id: str | None = Field(None, description="section id, where the file does not name it")
+    patient: str | None = Field(None, description="patient id, where the file does not name it")
+    um_per_px: Positive | None = Field(
+        None, description="micrometres per full-resolution pixel; else read or estimated"
+    )
+
+
+class DemoTissue(Part):
+    """The simulated sections of `path: demo`."""
+
+    sections: Count = Field(6, description="sections, each of another patient")
+    spots_per_side: Annotated[int, Field(ge=6)] = Field(14, description="spots along the side of the square array")
+    genes: Annotated[int, Field(ge=40)] = Field(240, description="simulated genes")
+
+
+class Preprocessing(Part):
+    """From files to cleaned sections and tiles. Nothing here looks at labels, but for dropping near-empty spots."""
+
+    min_counts: Annotated[int, Field(ge=0)] = Field(200, description="spots with fewer counts are dropped")
+    min_tissue: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="least tissue share below a spot's disc")
+    align: bool = Field(True, description="search for a shift of all spots that puts more of them on tissue")
+    align_max_shift_um: Positive = Field(150.0, description="largest shift tried, micrometres")
+    align_rotation_deg: Annotated[float, Field(ge=0, le=20)] = Field(0.0, description="largest rotation tried, degrees")
+    align_scale: Annotated[float, Field(ge=0, le=0.2)] = Field(0.0, description="largest relative scaling tried")
+    stain: Literal["macenko", "reinhard", "none"] = Field("macenko", description="stain normalisation of the tiles")
+    tile_um: Positive = Field(150.0, description="side of a tile, micrometres")
+    tile_px: Annotated[int, Field(ge=24)] = Field(
+        222, description="side of a stored tile, pixels; divisible by 3 gives 3 x 3 subtiles"
+    )
+
+    @field_validator("tile_px")
+    @classmethod
+    def _divisible(cls, value: int) -> int:
+        if value % 3:
+            raise ValueError("must be divisible by 3, so that a tile splits into 3 x 3 subtiles")
+        return value
+
+
+class PanelChoice(Part):
+    """Which genes are predicted; chosen on a fold's training patients only."""
+
+    method: Literal["top_mean", "hvg", "hmhvg", "stem_hmhvg", "file", "all"] = Field(
+        "hmhvg", description="file: one gene id a line, or JSON; all: every column of target.matrix"
+    )
+    size: Count = Field(200, description="number of genes; not heeded by file and all")
+    file: str | None = Field(None, description="gene list, relative to the study file")
+
+
+class Target(Part):
+    """What is predicted about each gene. The first transform is the main one; models learn all of them at once."""
+
+    matrix: str | None = Field(
+        None, description="named matrix to predict, e.g. obsm:celltype_prop_major; None: the counts in X"
+    )
+    transforms: Annotated[list[TransformName], Field(min_length=1)] = Field(
+        ["log1p_cp10k", "log1p"], description="of a named matrix: proportion, spot_rank"
+    )
+    standardise: bool = Field(True, description="z-score each gene with training statistics inside the loss")
+    centre_by_section: bool = Field(
+        True, description="learn differences within a section: subtract each training section's own mean in the loss"
+    )
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the matrix out where there is none: studies finished before it existed stay valid."""
+        return {key: value for key, value in handler(self).items() if key != "matrix" or value is not None}
+
+
+class Folds(Part):
+    """Who is held out together. A patient is never on two sides, unless sections are asked for."""
+
+    scheme: Literal["leave_one_patient_out", "group_k_fold", "leave_one_section_out"] = Field(
+        "leave_one_patient_out",
+        description="leave_one_section_out also trains on the tested patient: it says nothing of a new one",
+    )
+    n: Annotated[int, Field(ge=2)] | None = Field(None, description="number of folds of group_k_fold")
+
+
+LATER = ("teacher", "distil", "range_penalty", "replace_over", "augment_contrast")
+"""Settings of training that did not exist in the first version."""
+
+
+class Training(Part):
+    """How networks are trained; any model may override any of these."""
+
+    epochs: Count = 40
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    patience: Count = Field(8, description="epochs without a better validation score before training stops")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.98, description="decay of the averaged weights; 0 switches off")
+    input_px: Annotated[int, Field(ge=24)] | None = Field(
+        None, description="tiles are resized to this; None: the model's own"
+    )
+    augment_flips: bool = Field(True, description="random flips and quarter turns")
+    augment_stain: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="strength of random changes of stain in optical density; 0 switches off"
+    )
+    augment_contrast: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="random contrast (factors up to 1 + this) and brightness (sd) of tiles; 0 switches off"
+    )
+    normalise_by_section: bool = Field(
+        True, description="inputs or features are standardised with the section's own pixels (no labels)"
+    )
+    refit: bool = Field(
+        False, description="after early stopping, train again on training + validation for as many epochs"
+    )
+    teacher: str | None = Field(
+        None, description="another model of the study, from which a network learns on top of the measured counts"
+    )
+    distil: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="with a teacher: its share of the targets of training tiles; the rest is measured"
+    )
+    replace_over: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the epochs over which ReLUs give way to squares; 0: squares from the start"
+    )
+    range_penalty: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="weight of the penalty on what enters a square beyond +-3; only networks with squares heed it"
+    )
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later settings that are at their defaults: models trained before these existed stay valid."""
+        content = handler(self)
+        return {
+            key: value
+            for key, value in content.items()
+            if key not in LATER or value != type(self).model_fields[key].default
+        }
+
+
+class Stacking(Part):
+    """How the models' predictions are put together: one input for each model family, nested by patient."""
+
+    families: Literal["all"] | list[str] = Field(
+        "all", description="models that take part, by name; all: every model but those that need measured counts"
+    )
+    inner_folds: Annotated[int, Field(ge=2)] = Field(
+        3, description="parts of a fold's training patients; every family is trained once without each part"
+    )
+    epochs: Count = 250
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Positive = Field(1e-3, description="halved whenever the validation loss stands still")
+    patience: Count = Field(20, description="epochs without a better validation score before training stops")
+
+
+class Evaluation(Part):
+    """How scores are made."""
+
+    bootstrap: Count = Field(1000, description="bootstrap draws")
+    block_um: Positive = Field(1000.0, description="side of the spatial blocks that are drawn, micrometres")
+    k: list[Count] = Field([10, 50], description="k of PCC-k")
+    markers: list[str] = Field([], description="names (symbol or id) that the report's viewer shows in any case")
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the markers out where none are named: studies finished before they could be stay valid."""
+        return {key: value for key, value in handler(self).items() if key != "markers" or value}
+
+
+class Encrypted(Part):
+    """How much of a study is predicted on ciphertexts, beside the same in the clear."""
+
+    sections: Count = Field(
+        1,
+        description="held-out sections that each network predicts, a job each: one of every fold first",
+    )
+
+
+class Synthesis(Part):
+    """Synthetic tiles with masks, learned from the training patients of one fold."""
+
+    label: str = Field("obs:tumour", description="what makes a tile tumour: obs:COLUMN, or obsm:MATRIX/COLUMN")
+    label_is: list[str] = Field([], description="values of a column of words that mean tumour")
+    label_above: float | None = Field(None, description="numbers above this mean tumour: a proxy, and called so")
+    fold: str | None = Field(None, description="fold whose training patients are learned from; None: the first")
+    side: Annotated[int, Field(ge=16)] = Field(32, description="pixels of a synthetic tile; its width in um stays")
+    generator: dict[str, Any] = Field({}, description="options of the generator, see synthesis.generator")
+    normal_from: Literal["joint", "control"] = Field(
+        "joint",
+        description="generator of tiles without tumour: the joint one, or one of its own, whose masks are made by rule",
+    )
+    epochs: Count = Field(200, description="of the generators")
+    per_class: Count = Field(200, description="synthetic tiles drawn of each class, before filtering")
+    sampler: Literal["ancestral", "ddim", "dpm++"] = "dpm++"
+    sampler_steps: Count = 25
+    guidance: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance; 1: none")
+    reconstruction_epochs: Count = Field(60, description="of the network that judges realism, over the real tiles")
+    realism_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.95, description="rejected: reconstructed worse than this share of held-out real tiles"
+    )
+    novelty_quantile: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="rejected: nearer to a training tile than this share of held-out real tiles"
+    )
+    network: Literal["unet", "vit_hybrid"] = "unet"
+    segmentation_epochs: Count = Field(40, description="passes over the real training tiles; as many steps for others")
+    epsilon: Positive | None = Field(
+        None, description="differential privacy of a tile, all generators together; None: none"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="with epsilon")
+
+
+class Audit(Part):
+    """What is asked about the patients behind the models of one fold."""
+
+    fold: str | None = Field(None, description="fold whose models are attacked; None: the first")
+    models: list[str] | Literal["all"] = Field("all", description="predictors that are attacked, by name")
+    shadowed: list[str] = Field(["encoder_ridge"], description="of these, the ones retrained as shadow models")
+    shadows: Annotated[int, Field(ge=6)] = Field(16, description="shadow models, each of a random half of the patients")
+    shadow_epochs: Count = Field(10, description="of each shadow of a segmentation network; at most 8 of these")
+    leaky_epochs: Count = Field(1500, description="of the generator that is made to leak, over a dozen tiles")
+    decrypted_spots: Count = Field(40, description="of each section, sent through real ciphertexts")
+    draws: Count = Field(1000, description="bootstrap draws")

@@ -1,0 +1,255 @@
+"""Trained models on disk: ``model.json`` says everything, ``weights.safetensors`` holds the arrays. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.data.fold_statistics import PANEL, STAIN, TARGETS
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.files import atomic_path, read_json, write_json
+from histocrypt.predictors.registry import MODELS
+from histocrypt.targets.transforms import TargetStatistics
+
+if TYPE_CHECKING:
+    from histocrypt.data.folds import Fold
+    from histocrypt.study import Study
+
+# ---- artifacts
+
+
+FORMAT, VERSION = "histocrypt model", 1
+REQUIRED = {
+    "model": str,
+    "options": dict,
+    "training": dict,
+    "outputs": list,
+    "panel": dict,
+    "transforms": list,
+    "geometry": dict,
+    "preprocessing": dict,
+    "stain": dict,
+    "target_statistics": dict,
+    "study": dict,
+    "fold": str,
+    "seed": int,
+    "chosen": dict,
+    "weights": dict,
+}
+"""What predicting needs, and of which type it is."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model read from its folder, ready to predict."""
+
+    folder: Path
+    about: dict[str, Any]
+    """The content of ``model.json``."""
+    predictor: Any
+    scaling: TargetStatistics
+    """From the loss's units back to the transforms'."""
+
+    def predict(self, spots: Any) -> np.ndarray:
+        """Return (n, n_outputs) float32 predictions in the transforms' own units."""
+        return self.scaling.restore(self.predictor.predict(spots))
+
+
+def save_model(folder: Path, about: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write a model: weights first, then ``model.json``, which holds their checksum and so marks the model as whole.
+
+    Parameters
+    ----------
+    folder
+        ``models/<model>/<fold>``.
+    about
+        What `REQUIRED` lists but ``weights``, and anything else that JSON can hold.
+    state
+        Named arrays go to ``weights.safetensors``, anything else to ``model.json``.
+    """
+    from safetensors.numpy import save_file
+
+    arrays = {key: np.ascontiguousarray(value) for key, value in state.items() if isinstance(value, np.ndarray)}
+    values = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
+    (folder / "model.json").unlink(missing_ok=True)
+    weights = folder / "weights.safetensors"
+    with atomic_path(weights) as temporary:
+        save_file(arrays, temporary)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        **about,
+        "state": values,
+        "weights": {"sha256": _sha256(weights)},
+    }
+    write_json(folder / "model.json", content)
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """Read and validate ``model.json``.
+
+    Raises
+    ------
+    InputError
+        If it is missing, truncated, of another version, of an unknown model, or lacks something.
+    """
+    file = Path(folder) / "model.json"
+    if not file.is_file():
+        raise InputError(
+            "there is no trained model here",
+            file=folder,
+            expected="a folder with model.json, e.g. outputs/demo/models/resnet18/final",
+        )
+    about = read_json(file)
+    again = "train the model again"
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise InputError("does not describe a trained model", file=file, fix=again)
+    if about.get("version") != VERSION:
+        raise InputError(
+            "was written by another version",
+            file=file,
+            field="version",
+            value=about.get("version"),
+            expected=str(VERSION),
+            fix=again,
+        )
+    if about.get("kind") == "stack":
+        raise InputError(
+            "a stack combines the predictions of other models and cannot predict a section by itself",
+            file=folder,
+            fix=f"give one of its models: {', '.join(about.get('families', []))}",
+        )
+    for key, kind in REQUIRED.items():
+        if not isinstance(about.get(key), kind):
+            raise InputError("is missing or of the wrong type", file=file, field=key, expected=kind.__name__, fix=again)
+    if about["model"] not in MODELS:
+        raise unknown_name("model", about["model"], MODELS, file=file, field="model")
+    for option in about["options"]:
+        if option not in MODELS[about["model"]].options:
+            raise unknown_name("option", option, MODELS[about["model"]].options, file=file, field="options")
+    return about
+
+
+def load_model(folder: str | Path, *, device: Any = None) -> TrainedModel:
+    """Load a trained model. Only ``model.json`` and ``weights.safetensors`` of this very folder are read.
+
+    Raises
+    ------
+    InputError
+        Where either file is missing, truncated, of another version, or does not belong to the other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    from histocrypt.predictors.registry import build
+
+    folder = Path(folder)
+    about = read_about(folder)
+    weights = folder / "weights.safetensors"
+    again = "train the model again"
+    try:
+        state = load_file(weights)
+        whole = _sha256(weights) == about["weights"].get("sha256")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(
+            f"weights are missing or truncated ({' '.join(str(error).split())})", file=weights, fix=again
+        ) from error
+    if not whole:
+        raise InputError("weights are not those that model.json describes", file=weights, field="sha256", fix=again)
+    try:
+        scaling = TargetStatistics.from_dict(about["target_statistics"])
+        if scaling.outputs != tuple(about["outputs"]):
+            raise InputError(
+                "names other outputs than the model has",
+                file=folder / "model.json",
+                field="target_statistics",
+                fix=again,
+            )
+        predictor = build(
+            about["model"], scaling.outputs, settings=about["training"], options=about["options"], device=device
+        )
+        predictor.load_state({**about.get("state", {}), **state})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise error.of_file(folder, fix=again) from error
+        raise InputError(
+            f"the model cannot be put together ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+            file=folder,
+            fix=again,
+        ) from error
+    return TrainedModel(folder, about, predictor, scaling)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- lineage
+# What a trained model was made from, as a hash: the study's parts, its own settings, the fold's files, its teacher.
+
+
+LEARNED_FROM = ("seed", "sections", "demo", "preprocessing", "panel", "target", "folds")
+"""Parts of a study that every trained model depends on."""
+
+
+def made_from(study: Study, model: str, fold: Fold) -> str:
+    """Hash what a model depends on: parts of the study, its own settings, the fold's files, its teacher's weights.
+
+    Raises
+    ------
+    InputError
+        If it has a teacher that is not trained on this fold, or was trained under other settings.
+    """
+    digest = hashlib.sha256(study.hash(*LEARNED_FROM).encode())
+    facts = [model, study.training_of(model).model_dump(), study.options_of(model), vars(fold)]
+    digest.update(json.dumps(facts, sort_keys=True, default=list).encode())
+    for name in (PANEL, TARGETS, STAIN):
+        digest.update((study.run.fold(fold.name) / name).read_bytes())
+    teacher = study.teacher_of(model)
+    if teacher is not None:
+        digest.update(teacher_of(study, teacher, fold)["weights_sha256"].encode())
+    return digest.hexdigest()[:16]
+
+
+def teacher_of(study: Study, teacher: str, fold: Fold) -> dict[str, Any]:
+    """Return the fold's own model of a teacher: ``model``, ``fold``, ``weights_sha256``.
+
+    Raises
+    ------
+    InputError
+        If it is not trained, or was trained under other settings.
+    """
+    folder = study.run.model(teacher, fold.name)
+    fix = f"train {teacher} on fold {fold.name} first"
+    if not (folder / "model.json").is_file():
+        raise InputError("the teacher is not trained", file=folder, field="teacher", value=teacher, fix=fix)
+    about = read_about(folder)
+    if about.get("made_from") != made_from(study, teacher, fold):
+        raise InputError(
+            "the teacher was trained under other settings", file=folder, field="teacher", value=teacher, fix=fix
+        )
+    return {"model": teacher, "fold": fold.name, "weights_sha256": about["weights"]["sha256"]}
+
+
+def trained_about(study: Study, model: str, fold: Fold, *, why: str) -> dict[str, Any]:
+    """Return what ``model.json`` says of a fold's model, made under the present settings.
+
+    Raises
+    ------
+    InputError
+        If it is not trained (``why`` says what it is needed for), or was trained under other settings.
+    """
+    folder = study.run.model(model, fold.name)
+    fix = f"train {model} on fold {fold.name} first"
+    if not (folder / "model.json").is_file():
+        raise InputError(f"{why}, and {fold.name} is not trained", file=folder, fix=fix)
+    about = read_about(folder)
+    if about.get("made_from") != made_from(study, model, fold):
+        raise InputError(f"{model} on fold {fold.name} was trained under other settings", file=folder, fix=fix)
+    return about

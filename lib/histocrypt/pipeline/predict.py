@@ -1,0 +1,606 @@
+"""Applies a trained model to a section that no study knows, in any readable format."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from histocrypt.data.load import normalised_chunks, section_features, spot_names
+from histocrypt.data.spots import Spots
+from histocrypt.errors import InputError
+from histocrypt.files import atomic_path
+from histocrypt.pipeline.checkpoints import TrainedModel, load_model
+from histocrypt.pipeline.train import write_predictions
+from histocrypt.pipeline.views import Views, predict_views, recut
+from histocrypt.predictors.registry import NEEDS_COUNTS
+from histocrypt.sections.grid import grid_section, is_image, is_patch_folder, patch_sections, widest
+from histocrypt.sections.image import PatchMosaic
+from histocrypt.targets.matrix import depth, has_counts, names_of, noun
+from histocrypt.targets.panels import Panel
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from histocrypt.sections.section import Section
+    from histocrypt.tissue.stain import StainStatistics
+
+# ---- predicted
+# One new section predicted: from its image to what every head says of every spot, and the same as CSV files.
+
+
+Kind = Literal["section", "grid", "patches"]
+"""What is predicted: a section's own spots, a grid over a slide, or single patches."""
+PIXELS_A_PATCH = 4000
+"""Pixels of a patch from which its section's stain is estimated."""
+
+
+@dataclass(frozen=True)
+class PredictedPart:
+    """What was predicted of one section, or of several."""
+
+    spots: Spots
+    """Their names; tiles are gone when the temporary folder is."""
+    coords: np.ndarray
+    """(n, 2) x, y in full-resolution pixels."""
+    heads: dict[str, np.ndarray]
+    """By head, (n, outputs)."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Reason -> spots without prediction."""
+
+    @classmethod
+    def joined(cls, parts: list[PredictedPart]) -> PredictedPart:
+        """Return several sections as one, in order."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def all_of(name: str) -> np.ndarray:
+            return np.concatenate([getattr(part.spots, name) for part in parts])
+
+        named = {name: all_of(name) for name in ("names", "sections", "patients", "depth")}
+        spots = replace(parts[0].spots, **named, tiles=np.empty((0, 1, 1, 3), np.uint8), features=None)
+        heads = {name: np.concatenate([part.heads[name] for part in parts]) for name in parts[0].heads}
+        return cls(spots, np.concatenate([part.coords for part in parts]), heads)
+
+
+def predicted_part(
+    model: TrainedModel, section: Section, folder: Path, views: Views, *, every: bool = False, kind: Kind = "section"
+) -> PredictedPart:
+    """Predict one section.
+
+    Parameters
+    ----------
+    model
+        The model.
+    section
+        With an image.
+    folder
+        Temporary; tiles are memory-mapped from there.
+    views
+        Over what to average.
+    every
+        Keep spots off tissue, too.
+    kind
+        The spots of a ``grid`` are where they should be, and are not aligned; ``patches`` are predicted as they are.
+    """
+    from histocrypt.tissue.stain import StainStatistics
+
+    about = model.about
+    reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")
+    dropped: dict[str, int] = {}
+    if kind == "patches":
+        own, coords = _patch_stain(section.image), np.asarray(section.coords)
+        spots = _bare(section, model.scaling.outputs)
+    else:
+        align = False if kind == "grid" else None
+        spots, coords, report = prepare_section(about, section, folder, model.scaling.outputs, every=every, align=align)
+        own, dropped = StainStatistics.load(folder / "s.json"), report.dropped
+
+    def window(factor: float) -> Spots:
+        if factor == 1 and kind != "patches":
+            return spots
+        return recut(
+            spots,
+            section.image,
+            coords,
+            um_per_px=section.um_per_px,
+            tile_um=factor * about["geometry"]["tile_um"],
+            about=about,
+            own=own,
+            reference=reference,
+            file=folder / f"window_{factor:g}.bin",
+        )
+
+    return PredictedPart(spots, coords, predict_views(model, window, views), dropped)
+
+
+def _bare(section: Section, outputs: tuple[str, ...]) -> Spots:
+    n = section.n_spots
+    return Spots(
+        names=spot_names(section.id, section.adata.obs_names.to_numpy().astype(str)),
+        sections=np.full(n, section.id),
+        patients=np.full(n, section.patient or "", dtype=object).astype(str),
+        tiles=np.empty((n, 1, 1, 3), np.uint8),
+        depth=np.full(n, np.nan),
+        outputs=outputs,
+    )
+
+
+def _patch_stain(image: PatchMosaic) -> StainStatistics:
+    """Estimate the stain of a section from pixels of all its patches, evenly spread; the same for every call."""
+    from histocrypt.tissue.stain import estimate
+
+    found = []
+    for index in range(image.n_patches):
+        pixels = image.patch(index).reshape(-1, 3)
+        found.append(pixels[:: max(1, len(pixels) // PIXELS_A_PATCH)])
+    return estimate(np.concatenate(found))
+
+
+def write_csv(folder: Path, prediction: Path) -> list[Path]:
+    """Write a prediction as CSV files, one row a spot, in its order and with its gene names; return them.
+
+    ``target_count_pred.csv`` and ``aux_count_pred.csv``: ``name`` and one column a gene. ``tumor_pred.csv``: ``name``
+    and ``Annotation``, true where the probability of tumour is above 1/2. Only what the model has a head for.
+    """
+    import anndata
+    import pandas as pd
+
+    adata = anndata.read_h5ad(prediction)
+    if folder.exists() and not folder.is_dir():
+        raise InputError("is not a folder", file=folder, field="--csv")
+    index = pd.Index(_csv_names(adata), name="name")
+    tables: dict[str, Any] = {"target_count_pred.csv": pd.DataFrame(adata.X, index=index, columns=adata.var_names)}
+    if "auxiliary" in adata.obsm:
+        genes = list(map(str, adata.uns["auxiliary_names"]))
+        tables["aux_count_pred.csv"] = pd.DataFrame(adata.obsm["auxiliary"], index=index, columns=genes)
+    if "tumour_probability" in adata.obs:
+        above = adata.obs["tumour_probability"].to_numpy() > 0.5
+        tables["tumor_pred.csv"] = pd.DataFrame({"Annotation": above}, index=index)
+    written = []
+    for name, table in tables.items():
+        with atomic_path(folder / name) as temporary:
+            table.to_csv(temporary)
+        written.append(folder / name)
+    return written
+
+
+def _csv_names(adata: Any) -> list[str]:
+    """Return ``<section>_<barcode>``: the name of a patch's file, where there was one."""
+    pairs = zip(adata.obs["section"].astype(str), adata.obs["barcode"].astype(str), strict=True)
+    return [f"{section}_{barcode}" for section, barcode in pairs]
+
+
+# ---- submission
+# Predictions as a submission: a CSV with one row a spot, in the section's own order.
+
+
+def check_submission(path: Path, dropped: dict[str, int], *, section: str) -> None:
+    """Refuse a submission that cannot be whole, before any work.
+
+    Parameters
+    ----------
+    path
+        Where it is to go.
+    dropped
+        Reason -> spots that the reader dropped, which hence cannot be predicted.
+    section
+        Its id, for the error.
+    """
+    if path.suffix != ".csv":
+        raise InputError(
+            "a submission is written as .csv", file=path, field="submission", expected="a name that ends in .csv"
+        )
+    if path.is_dir():
+        raise InputError("would be written over a folder", file=path, field="submission")
+    if any(dropped.values()):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        raise InputError(
+            f"a submission needs every spot of {section}, and some cannot be predicted ({reasons})",
+            field="submission",
+            fix="correct their coordinates, or predict without --submission",
+        )
+
+
+def write_submission(
+    path: Path, values: np.ndarray, *, predicted: list[str], order: list[str], columns: tuple[str, ...]
+) -> None:
+    """Write ``ID`` and the panel's columns, and read the file back to check that it says what was predicted.
+
+    Parameters
+    ----------
+    path
+        Where it goes; written atomically.
+    values
+        (n, g) predictions.
+    predicted
+        The spot of each row of ``values``.
+    order
+        The spots as the section lists them; each becomes a row.
+    columns
+        The panel, as ``values`` has it.
+
+    Raises
+    ------
+    InputError
+        If a spot of the section has no prediction.
+    """
+    import pandas as pd
+
+    row = {spot: i for i, spot in enumerate(predicted)}
+    missing = [spot for spot in order if spot not in row]
+    if missing:
+        raise InputError(
+            f"a submission needs every spot, and {len(missing)} have no prediction, first {missing[0]}", file=path
+        )
+    chosen = np.asarray(values, dtype=np.float32)[[row[spot] for spot in order]]
+    table = pd.DataFrame(chosen, columns=list(columns))
+    table.insert(0, "ID", order)
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.9g")
+        back = pd.read_csv(temporary, dtype={"ID": str}, keep_default_na=False)
+        same = list(back.columns) == list(table.columns) and back["ID"].tolist() == order
+        if not same or not np.array_equal(back[list(columns)].to_numpy(np.float32), chosen):
+            raise InputError(
+                "the submission does not read back as it was written",
+                file=path,
+                fix="look for spot or column names that a CSV cannot hold",
+            )
+
+
+# ---- apply
+
+
+COARSEST = 2.0
+"""A section may have pixels up to this many times coarser than the model's tiles."""
+
+
+def predict_section(
+    model_folder: str | Path,
+    section_path: str | Path,
+    output: str | Path,
+    *,
+    image: str | Path | None = None,
+    um_per_px: float | None = None,
+    submission: str | Path | None = None,
+    spacing_um: float | None = None,
+    average_symmetries: bool | None = None,
+    average_windows: bool = False,
+    csv: str | Path | None = None,
+    batch_size: int | None = None,
+) -> str:
+    """Predict one section (or slide, or folder of patches) and write the predictions as ``.h5ad``.
+
+    The section is preprocessed as the model's training sections were (mask, alignment, tiles), but no spot is dropped
+    for low depth, nor, for a submission, for lying off tissue; its tiles are brought from its own stain to the model's
+    reference. Tiles go through a temporary file, so that memory does not grow with the section.
+
+    Parameters
+    ----------
+    model_folder
+        ``models/<name>/<fold>``.
+    section_path
+        A section in any readable format. Its counts are not looked at (but by the depth-only baseline), and there need
+        not be any. A hackathon file stands for its test slide. Or an image, with ``spacing_um``; or a folder of patches
+        ``<section>_<x>_<y>.tif`` (.jpg, .png), predicted one by one.
+    output
+        Where predictions go.
+    image
+        Image file, where the section does not name it.
+    um_per_px
+        Micrometres per full-resolution pixel, where the section does not tell.
+    submission
+        Where a CSV with ``ID`` and the panel goes, one row a spot in the section's order: the main transform.
+    spacing_um
+        Predict on a regular grid over the tissue, its points so many micrometres apart, not on the section's spots.
+    average_symmetries
+        Average over the eight symmetries of a tile; None: as the model was trained to.
+    average_windows
+        Average over windows of 1, 1/2 and 3/2 tile widths, as far as they fit the image.
+    csv
+        Folder for ``target_count_pred.csv``, ``aux_count_pred.csv`` and ``tumor_pred.csv``.
+    batch_size
+        Tiles held at a time, rounded up to what the network sees at once: predictions do not depend on it.
+
+    Returns
+    -------
+    str
+        One line that says what was predicted.
+
+    Raises
+    ------
+    InputError
+        If the model or the section cannot be used, or the section's resolution is too low for the model. Said before
+        any work.
+    """
+    output = Path(output)
+    if output.suffix != ".h5ad":
+        raise InputError(
+            "predictions are written as .h5ad", file=output, field="output", expected="a name that ends in .h5ad"
+        )
+    if output.is_dir() or output.resolve() == Path(section_path).resolve():
+        raise InputError(
+            "would be written over the section or a folder", file=output, field="output", fix="choose another name"
+        )
+    model = load_model(model_folder)
+    _set_up(model, average_symmetries=average_symmetries, batch_size=batch_size)
+    sections = _sections(model.about, Path(section_path), image=image, um_per_px=um_per_px, spacing_um=spacing_um)
+    panel = Panel.from_dict(model.about["panel"])
+    missing = sorted({gene for section in sections for gene in _missing(model.about, section, panel)})
+    if submission is not None:
+        if len(sections) != 1:
+            raise InputError(
+                "a submission is of one section", file=section_path, field="--submission", value=len(sections)
+            )
+        check_submission(Path(submission), sections[0].dropped, section=sections[0].id)
+
+    kind = "patches" if is_patch_folder(Path(section_path)) else "section" if spacing_um is None else "grid"
+    with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
+        parts = []
+        for number, section in enumerate(sections):
+            own = Path(folder) / str(number)
+            own.mkdir()
+            views = Views.of(
+                symmetries=bool(average_symmetries),
+                windows=average_windows,
+                tile_um=model.about["geometry"]["tile_um"],
+                widest_um=widest(section),
+            )
+            parts.append(predicted_part(model, section, own, views, every=submission is not None, kind=kind))
+        whole = PredictedPart.joined(parts)
+        about = _said(model, sections, missing, views, kind)
+        write_predictions(
+            output,
+            whole.heads["target"],
+            spots=whole.spots,
+            coords=whole.coords,
+            panel=panel,
+            transforms=list(model.about["transforms"]),
+            about=about,
+            scaling=model.scaling,
+            extra=lambda adata: _add_heads(adata, whole.heads, model),
+        )
+    if submission is not None:
+        main = model.about["transforms"][0]
+        column = {name: index for index, name in enumerate(whole.spots.outputs)}
+        write_submission(
+            Path(submission),
+            whole.heads["target"][:, [column[f"{main}:{name}"] for name in panel.genes]],
+            predicted=[name.removeprefix(f"{sections[0].id}:") for name in whole.spots.names.tolist()],
+            order=sections[0].adata.obs_names.to_list(),
+            columns=panel.genes,
+        )
+    written = [str(output), *([str(submission)] if submission is not None else [])]
+    if csv is not None:
+        written += map(str, write_csv(Path(csv), output))
+    gone = ", ".join(f"{count} {reason}" for reason, count in whole.dropped.items())
+    named = sections[0].id if len(sections) == 1 else f"{len(sections)} sections"
+    return (
+        f"{' and '.join(written) if len(written) < 3 else ', '.join(written)}: "
+        f"{len(whole.spots)} spots x {len(panel)} {noun(panel.matrix)}s of {named} by {about['title']} "
+        f"({sections[0].um_per_px:.3g} µm/px, {sections[0].um_per_px_source}"
+        + (f"; {views.words}" if views.words else "")
+        + (f"; without prediction: {gone}" if gone else "")
+        + ")"
+    )
+
+
+def _set_up(model: TrainedModel, *, average_symmetries: bool | None, batch_size: int | None) -> None:
+    """Hand the switches to the model; what averages for itself does so only where nobody says otherwise."""
+    if batch_size is not None:
+        if batch_size < 1:
+            raise InputError("is not a number of tiles", field="--batch-size", value=batch_size, expected="1 or more")
+        if hasattr(model.predictor, "chunk"):
+            model.predictor.chunk = batch_size
+    if average_symmetries is not None and hasattr(model.predictor, "plan"):
+        model.predictor.plan = replace(model.predictor.plan, average_symmetries=False)
+
+
+def _sections(
+    about: dict[str, Any], path: Path, *, image: Any, um_per_px: float | None, spacing_um: float | None
+) -> list[Section]:
+    """Return what is to be predicted: one section, a grid over a slide, or the sections of a folder of patches."""
+    from histocrypt.sections.image import open_image
+    from histocrypt.sections.read import read_path
+
+    tile_um = about["geometry"]["tile_um"]
+    if is_patch_folder(path):
+        if spacing_um is not None:
+            raise InputError(
+                "patches are predicted as they are, and a grid needs a slide",
+                file=path,
+                field="--spacing",
+                value=spacing_um,
+                fix="leave it out",
+            )
+        return patch_sections(path, um_per_px=um_per_px, tile_um=tile_um)
+    least = about["preprocessing"]["min_tissue"]
+    if is_image(path):
+        if spacing_um is None:
+            raise InputError(
+                "is an image without spots",
+                file=path,
+                fix="say with --spacing how far apart predictions are wanted, in µm",
+            )
+        slide = open_image(path)
+        return [grid_section(slide, spacing_um=spacing_um, um_per_px=um_per_px, min_tissue=least)]
+    section = read_path(path, image=image, um_per_px=um_per_px, for_prediction=True)
+    if spacing_um is None:
+        return [section]
+    if section.image is None or np.isfinite(widest(section)):
+        raise InputError(
+            "a grid needs an image of the whole section",
+            file=path,
+            field="--spacing",
+            value=spacing_um,
+            fix="name it with --image",
+        )
+    return [
+        grid_section(
+            section.image, spacing_um=spacing_um, um_per_px=section.um_per_px, min_tissue=least, name=section.id
+        )
+    ]
+
+
+def _missing(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:
+    """Check that a model fits a section; return, and say, what of the panel it did not measure."""
+    missing = check_fit(about, section, panel)
+    labelled = has_counts(section.adata) if panel.matrix is None else len(missing) < len(panel)
+    if missing and labelled:
+        some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        note = f"note: {len(missing)} of {len(panel)} {noun(panel.matrix)}s are not measured in {section.id} ({some})"
+        print(f"{note}; they are predicted all the same, and scoring skips them", file=sys.stderr)
+    return missing
+
+
+def _said(model: TrainedModel, sections: list[Section], missing: list[str], views: Views, kind: Kind) -> dict[str, Any]:
+    """Return what ``uns["prediction"]`` says."""
+    image = sections[0].image
+    return {
+        "model": model.about["model"],
+        "title": model.about.get("title", model.about["model"]),
+        "fold": model.about["fold"],
+        "part": "new",
+        "study": model.about["study"]["name"],
+        "study_hash": model.about["study"]["hash"],
+        "seed": model.about["seed"],
+        "section": ", ".join(section.id for section in sections),
+        "um_per_px": float(sections[0].um_per_px),
+        "um_per_px_source": sections[0].um_per_px_source,
+        "unmeasured_genes": np.array(missing, dtype=str),
+        "weights_sha256": model.about["weights"]["sha256"],
+        **({"views": views.words} if views.words else {}),
+        **({"image": str(Path(image.path).resolve())} if kind != "patches" else {}),
+        **({"places": "side by side, since patches do not say where they lie"} if kind == "patches" else {}),
+    }
+
+
+def _add_heads(adata: AnnData, heads: dict[str, np.ndarray], model: TrainedModel) -> None:
+    if len(heads) > 1 or hasattr(model.predictor, "predict_heads"):
+        from histocrypt.pipeline.train import add_heads
+
+        add_heads(adata, heads, model.predictor)
+    if hasattr(model.predictor, "add_layers"):
+        model.predictor.add_layers(adata, model.scaling)
+
+
+def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:
+    """Check that a model fits a section, before any work; return the panel's genes that the section did not measure.
+
+    Raises
+    ------
+    InputError
+        If there is no image, pixels are too coarse for the model's tiles, or depth is needed and there are no counts.
+    """
+    file = section.files[0] if section.files else section.id
+    if section.image is None:
+        raise InputError(
+            "has no image, and a model of histology needs one", file=file, field=section.id, fix="name it with --image"
+        )
+    geometry = about["geometry"]
+    wanted = geometry["tile_um"] / min(geometry["tile_px"], geometry["input_px"])
+    if section.um_per_px > COARSEST * wanted:
+        side = geometry["tile_um"] / section.um_per_px
+        raise InputError(
+            f"the image is too coarse for this model: a tile of {geometry['tile_um']:g} µm has {side:.0f} pixels",
+            file=section.image.path,
+            field="um_per_px",
+            value=round(float(section.um_per_px), 4),
+            expected=f"at most {COARSEST * wanted:.3g} µm/px, twice what the model sees ({wanted:.3g})",
+            fix="give the full-resolution image, or the right --um-per-px",
+        )
+    if about["model"] == NEEDS_COUNTS and not (has_counts(section.adata) and section.adata.X.sum() > 0):
+        raise InputError(
+            "depth_only predicts from total counts, and this section has none",
+            file=file,
+            field="X",
+            fix="use another model",
+        )
+    key = (panel.matrix or "").removeprefix("obsm:")
+    known = panel.matrix is None or key in section.adata.obsm
+    measured = set(names_of(section.adata, panel.matrix, section=section.id).tolist()) if known else set()
+    return [gene for gene in panel.genes if gene not in measured]
+
+
+def prepare_section(
+    about: dict[str, Any],
+    section: Section,
+    folder: Path,
+    outputs: tuple[str, ...],
+    *,
+    every: bool = False,
+    align: bool | None = None,
+) -> tuple[Spots, np.ndarray, Any]:
+    """Preprocess a section as a model's training sections were.
+
+    Parameters
+    ----------
+    about
+        What ``model.json`` says of preprocessing, seed, stain and geometry.
+    section
+        With an image.
+    folder
+        Temporary; tiles are memory-mapped from there.
+    outputs
+        Names of the model's outputs.
+    every
+        Keep spots off tissue, too.
+    align
+        Whether spots are aligned to the tissue; None: as those of the training sections were.
+
+    Returns
+    -------
+    spots, (n, 2) coordinates in full-resolution pixels, report of the preprocessing
+    """
+    import h5py
+
+    from histocrypt.data.fold_statistics import read_clean_section
+    from histocrypt.options import Preprocessing
+    from histocrypt.tissue.preprocess import preprocess_section
+    from histocrypt.tissue.stain import StainStatistics
+
+    least = {"min_counts": 0, **({"min_tissue": 0.0} if every else {}), **({} if align is None else {"align": align})}
+    settings = Preprocessing(**{**about["preprocessing"], **least})
+    paths = {
+        "section_path": folder / "section.h5ad",
+        "tiles_path": folder / "tiles.h5",
+        "stain_path": folder / "s.json",
+    }
+    report = preprocess_section(section, settings=settings, seed=about["seed"], **paths)
+    cleaned: AnnData = read_clean_section(paths["section_path"])
+    own = StainStatistics.load(paths["stain_path"])
+    reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")
+    method, side = about["stain"]["method"], about["geometry"]["input_px"]
+    names = spot_names(section.id, cleaned.obs_names.to_numpy().astype(str))
+    tiles = np.memmap(folder / "tiles.bin", dtype=np.uint8, mode="w+", shape=(len(names), side, side, 3))
+    with h5py.File(paths["tiles_path"], "r") as file:
+        for rows, chunk in _chunks(file["img"], own, reference, method, side):
+            tiles[rows] = chunk
+
+    def features(encoder: str) -> np.ndarray:
+        with h5py.File(paths["tiles_path"], "r") as file:
+            return section_features(file["img"][()], stain=own, method=method, encoder=encoder, names=names)
+
+    spots = Spots(
+        names=names,
+        sections=np.full(len(names), section.id),
+        patients=np.full(len(names), section.patient or ""),
+        tiles=tiles,
+        depth=depth(cleaned),
+        outputs=outputs,
+        features=features,
+    )
+    return spots, np.asarray(cleaned.obsm["spatial"]), report
+
+
+def _chunks(img: Any, own: StainStatistics, reference: StainStatistics, method: str, side: int) -> Any:
+    """Yield row slices and normalised tiles of a stored tile data set, a bounded number at a time."""
+    step = 256
+    for start in range(0, len(img), step):
+        rows = slice(start, min(start + step, len(img)))
+        (chunk,) = normalised_chunks(img[rows], source=own, reference=reference, method=method, side=side)
+        yield rows, chunk

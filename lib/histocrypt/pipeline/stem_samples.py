@@ -1,0 +1,235 @@
+"""One diffusion model trained by several processes, with the study's own settings.
+
+```
+torchrun --nproc_per_node 2 -m histocrypt.pipeline.stem_samples studies/demo.yaml stem fold_1
+```
+
+What the notebook would write is written by the first process; a training that was stopped goes on with any number of
+processes. One process per GPU where there are GPUs, else processes on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.data.folds import load_fold
+from histocrypt.data.load import load_test, load_training, scaling_of
+from histocrypt.errors import InputError
+from histocrypt.files import atomic_path
+from histocrypt.pipeline.checkpoints import load_model
+from histocrypt.pipeline.train import coords_of, fit, write_predictions
+from histocrypt.predictors.he2gene import Plan
+from histocrypt.predictors.registry import MODELS, tile_side
+from histocrypt.study import load_study
+from histocrypt.training import distributed
+
+if TYPE_CHECKING:
+    from histocrypt.study import Study
+
+# ---- diffusion ranks
+
+
+def train_together(study_file: Path, model: str, fold_name: str) -> None:
+    """Train one model on one fold, together with the other processes that torchrun started.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be trained by several processes, or `training.run.train_fold` refuses.
+    """
+    from histocrypt.data.folds import FINAL, load_fold
+    from histocrypt.data.load import load_training
+    from histocrypt.pipeline import train
+
+    study = load_study(study_file)
+    predictor = MODELS[model].predictor if model in MODELS else ""
+    if not predictor.startswith("histocrypt.predictors.stem"):
+        raise InputError(
+            "is not trained by several processes", field="model", value=model, expected="a diffusion model: stem"
+        )
+    with distributed.together() as device:
+        data = None
+        for turn in range(distributed.count()):  # the first fills the cache of features, the others find it there
+            if turn == distributed.number():
+                data = load_training(study, load_fold(study.run.folds, fold_name))
+                plan = study.options_of(model)
+                _warm(data, plan)
+            distributed.wait()
+        chosen = train.chosen_elsewhere(study, model) if fold_name == FINAL else None
+        if distributed.number() == 0:
+            result = train.train_one(study, model, data, chosen=chosen, device=device)
+            many = f"{distributed.count()} processes with equal weights"
+            print(f"{result.folder}: {many}, {result.chosen}, {result.seconds:.0f} s")
+        else:  # learns the same, writes nothing: only the first has a folder to go on from, hence reads it for all
+            folder = study.run.model(model, fold_name)
+            train.fit(study, model, data, chosen=chosen, device=device, folder=folder)
+        distributed.wait()
+
+
+def _warm(data: object, options: dict) -> None:
+    from histocrypt.predictors.stem import DiffusionPlan
+
+    plan = DiffusionPlan.of(options)
+    data.train.features(f"{plan.encoder}@{plan.augmentations + 1}")
+    if data.validation is not None:
+        data.validation.features(f"{plan.encoder}@{plan.augmentations + 1}")
+
+
+def main() -> int:
+    """Read the command line; return the exit code."""
+    parser = argparse.ArgumentParser(prog="histocrypt.pipeline.stem_samples", description=__doc__.split("\n")[0])
+    parser.add_argument("study", type=Path, help="study file")
+    parser.add_argument("model", help="name of a diffusion model, e.g. stem")
+    parser.add_argument("fold", help="name of a fold, or final")
+    given = parser.parse_args()
+    try:
+        train_together(given.study, given.model, given.fold)
+    except InputError as error:
+        print(f"histocrypt: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+# ---- diffusion samples
+# The samples behind a prediction, on request: a file of their own, with the names of spots and genes.
+
+
+def write_samples(study: Study, model: str, fold: str, *, device: str | None = None) -> Path:
+    """Draw the samples of a fold's test spots and write them; samples of the same weights and options stay.
+
+    Equal seeds draw equal samples: the mean over them is the prediction that was written when the model was trained.
+
+    Returns
+    -------
+    Path
+        ``predictions/<model>/<fold>.samples.h5``: ``samples`` (n, K, g) float32 in the units of the main transform,
+        ``spots`` (n,), ``genes`` (g,), and attributes that say what they are of.
+
+    Raises
+    ------
+    InputError
+        If the model is not trained, or does not draw samples.
+    """
+    import h5py
+
+    from histocrypt.data.load import load_test, load_training
+
+    trained = load_model(study.run.model(model, fold), device=device)
+    if not hasattr(trained.predictor, "samples"):
+        raise InputError(
+            f"{model} predicts one value, and no samples of it can be drawn",
+            field="model",
+            value=model,
+            expected="a diffusion model: stem",
+        )
+    path = study.run.samples(model, fold)
+    main = trained.about["transforms"][0]
+    said = {
+        "model": model,
+        "fold": fold,
+        "study": study.name,
+        "transform": main,
+        "seed": str(trained.predictor.seed),
+        "weights_sha256": trained.about["weights"]["sha256"],
+        "options": repr(sorted(trained.about["options"].items())),
+    }
+    if _said(path) == said:
+        return path
+    split = load_fold(study.run.folds, fold)
+    side = tile_side(model, study.training_of(model))
+    spots = load_test(study, load_training(study, split, side=side), side=side)
+    genes = list(trained.predictor.genes)
+    columns = [trained.scaling.outputs.index(f"{main}:{gene}") for gene in genes]
+    drawn = trained.predictor.samples(spots) * trained.scaling.sd[columns] + trained.scaling.mean[columns]
+    text = h5py.string_dtype()
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.create_dataset("samples", data=drawn.astype(np.float32), compression="gzip", chunks=True)
+        file.create_dataset("spots", data=spots.names.tolist(), dtype=text)
+        file.create_dataset("genes", data=genes, dtype=text)
+        file.attrs.update(said)
+    return path
+
+
+def _said(path: Path) -> dict[str, str] | None:
+    import h5py
+
+    if not path.is_file():
+        return None
+    try:
+        with h5py.File(path, "r") as file:
+            return {key: str(value) for key, value in file.attrs.items()}
+    except OSError:
+        return None  # a damaged file is written again
+
+
+# ---- multitask ablation
+# The multi-task model with and without its spatial term, trained alike in all else.
+
+
+MODEL = "he2gene"
+
+
+def fold_with_labels(study: Study, folds: list[str]) -> str:
+    """Return the first fold whose training sections have a label; the first one where none has."""
+    label = Plan.of(study.options_of(MODEL)).where()
+    for name in folds if label is not None else []:
+        fold = load_fold(study.run.folds, name)
+        data = load_training(study, fold, side=tile_side(MODEL, study.training_of(MODEL)))
+        if np.isfinite(data.train.measured.labels(label)).any():
+            return name
+    return folds[0]
+
+
+def ablate(
+    study: Study, fold: str, weights: dict[str, float], folder: Path, *, epochs: int, device: str | None = None
+) -> dict[str, Path]:
+    """Train the model on a fold once for each weight of the spatial term and predict who is held out.
+
+    Parameters
+    ----------
+    study
+        A study with the model, after `training.prepare.prepare_folds`.
+    fold
+        Which fold.
+    weights
+        Name -> weight of the spatial term.
+    folder
+        Where predictions go, ``ablation_<name>.h5ad``.
+    epochs
+        Epochs of every training, at most; fewer where the validation score stops rising.
+    device
+        Torch device; the best one if not given.
+
+    Returns
+    -------
+    name -> prediction file
+    """
+    split = load_fold(study.run.folds, fold)
+    side = tile_side(MODEL, study.training_of(MODEL))
+    data = load_training(study, split, side=side)
+    test, scaling = load_test(study, data, side=side), scaling_of(study, split)
+    written = {}
+    for name, weight in weights.items():
+        options = {**study.models[MODEL], "spatial_weight": weight, "epochs": epochs}
+        changed = study.model_copy(update={"models": {**study.models, MODEL: options}})
+        predictor, _, _ = fit(changed, MODEL, data, device=device)
+        written[name] = folder / f"ablation_{name}.h5ad"
+        write_predictions(
+            written[name],
+            scaling.restore(predictor.predict(test)),
+            spots=test,
+            coords=coords_of(study, test),
+            panel=data.panel,
+            transforms=list(study.target.transforms),
+            about={"model": MODEL, "fold": fold, "part": "test", "spatial_weight": weight},
+        )
+    return written

@@ -1,0 +1,507 @@
+"""What a multi-task model predicts beside the panel, as files: every other gene, and how likely a spot is tumour."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.data.fold_statistics import STAIN, TARGETS, read_clean_section
+from histocrypt.data.folds import FINAL, Fold, load_fold, load_folds, uncounted_sections
+from histocrypt.data.load import FoldData, joined, load_test, load_training, scaled, scaling_of
+from histocrypt.data.spots import Spots
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.files import atomic_path
+from histocrypt.models.he2gene import AUXILIARY, TUMOUR
+from histocrypt.pipeline.checkpoints import made_from, read_about, save_model, teacher_of, trained_about
+from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, build, tile_side
+from histocrypt.targets.transforms import TargetStatistics
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from histocrypt.options import Training
+    from histocrypt.study import Study
+    from histocrypt.targets.panels import Panel
+
+# ---- multitask predictions
+
+
+PROBABILITY = "tumour_probability"
+"""Column of ``obs``."""
+
+
+def label_words(predictor: Any) -> dict[str, Any]:
+    """Return where the label came from, for ``uns["prediction"]["label"]``; empty where none was learnt."""
+    label = predictor.plan.where()
+    if label is None or not predictor.has_label:
+        return {}
+    words = {"source": label.source, "proxy": label.is_proxy, "positive": np.array(label.positive, dtype=str)}
+    return words if label.above is None else {**words, "above": label.above}
+
+
+def write_heads(
+    path: Path, predictor: Any, spots: Spots, *, coords: np.ndarray, about: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Write ``X`` (spots x every other gene, ln(1 + counts per 10,000)) and ``obs["tumour_probability"]``, atomically.
+
+    Parameters
+    ----------
+    predictor
+        A fitted `training.multitask.MultitaskPredictor`.
+    spots
+        Whole sections.
+    coords
+        (n, 2) x, y in full-resolution pixels.
+    about
+        Becomes ``uns["prediction"]``, with what is said of the label.
+
+    Returns
+    -------
+    The heads' predictions by name.
+    """
+    import anndata
+    import pandas as pd
+
+    heads = predictor.predict_heads(spots)
+    values = heads.get(AUXILIARY, np.zeros((len(spots), 0), np.float32))
+    barcodes = [
+        name.removeprefix(f"{section}:") for name, section in zip(spots.names.tolist(), spots.sections, strict=True)
+    ]
+    obs = pd.DataFrame(
+        {"section": spots.sections.astype(str), "patient": spots.patients.astype(str), "barcode": barcodes},
+        index=pd.Index(spots.names.astype(str), name="spot"),
+    )
+    if TUMOUR in heads:
+        obs[PROBABILITY] = heads[TUMOUR][:, 0]
+    var = pd.DataFrame(
+        {"symbol": list(predictor.genes.values()), "head": AUXILIARY},
+        index=pd.Index(list(predictor.genes), name="gene_id", dtype=object),
+    )
+    adata = anndata.AnnData(X=values, obs=obs, var=var)
+    adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
+    label = label_words(predictor)
+    adata.uns["prediction"] = {**about, "transform": "log1p_cp10k", **({"label": label} if label else {})}
+    with atomic_path(path) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
+    return heads
+
+
+def add_heads(adata: AnnData, heads: dict[str, np.ndarray], predictor: Any) -> None:
+    """Put every head into one prediction of the panel: other genes in ``obsm``, the probability in ``obs``.
+
+    ``obsm["auxiliary"]`` is (n, g) in ln(1 + counts per 10,000), its columns named in ``uns["auxiliary_names"]`` and
+    ``uns["auxiliary_symbols"]``. What reads ordinary predictions sees the panel alone.
+    """
+    adata.var["head"] = "target"
+    if AUXILIARY in heads:
+        adata.obsm[AUXILIARY] = heads[AUXILIARY]
+        adata.uns[f"{AUXILIARY}_names"] = np.array(list(predictor.genes), dtype=str)
+        adata.uns[f"{AUXILIARY}_symbols"] = np.array(list(predictor.genes.values()), dtype=str)
+    if TUMOUR in heads:
+        adata.obs[PROBABILITY] = heads[TUMOUR][:, 0]
+        adata.uns["prediction"] = {**adata.uns["prediction"], "label": label_words(predictor)}
+
+
+# ---- predictions
+# Predictions as files: spots x panel, every transform a layer, names and coordinates kept.
+
+
+def write_predictions(
+    path: Path,
+    predicted: np.ndarray,
+    *,
+    spots: Spots,
+    coords: np.ndarray,
+    panel: Panel,
+    transforms: list[str],
+    about: dict[str, Any],
+    scaling: TargetStatistics | None = None,
+    extra: Callable[[AnnData], None] | None = None,
+) -> None:
+    """Write predictions as ``.h5ad``, atomically.
+
+    Parameters
+    ----------
+    predicted
+        (n, len(transforms) * genes) in the transforms' units, columns as ``spots.outputs`` names them.
+    spots
+        Whose predictions these are.
+    coords
+        (n, 2) x, y in full-resolution pixels.
+    panel
+        The genes.
+    transforms
+        The first is the main one and becomes ``X``.
+    about
+        Becomes ``uns["prediction"]``.
+    scaling
+        Statistics of the training targets. Of a named matrix, the training mean of each column is kept as
+        ``var["training_mean:<transform>"]``: scores within a spot say little without the mean composition beside them.
+    extra
+        Adds whatever else a model predicts, just before the file is written.
+    """
+    import anndata
+    import pandas as pd
+
+    column = {name: index for index, name in enumerate(spots.outputs)}
+    layers = {
+        transform: np.ascontiguousarray(predicted[:, [column[f"{transform}:{gene}"] for gene in panel.genes]])
+        for transform in transforms
+    }
+    barcodes = [
+        name.removeprefix(f"{section}:") for name, section in zip(spots.names.tolist(), spots.sections, strict=True)
+    ]
+    obs = pd.DataFrame(
+        {"section": spots.sections.astype(str), "patient": spots.patients.astype(str), "barcode": barcodes},
+        index=pd.Index(spots.names.astype(str), name="spot"),
+    )
+    var = pd.DataFrame({"symbol": list(panel.symbols)}, index=pd.Index(list(panel.genes), name="gene_id"))
+    if panel.matrix is not None and scaling is not None and np.any(scaling.mean):  # not so without any standardisation
+        mean = dict(zip(scaling.outputs, scaling.mean.tolist(), strict=True))
+        for transform in transforms:
+            var[f"training_mean:{transform}"] = [mean[f"{transform}:{gene}"] for gene in panel.genes]
+    adata = anndata.AnnData(X=layers[transforms[0]].copy(), obs=obs, var=var, layers=layers)
+    adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
+    about = about if panel.matrix is None else {**about, "matrix": panel.matrix}
+    adata.uns["prediction"] = {**about, "transform": transforms[0], "transforms": np.array(transforms, dtype=str)}
+    if extra is not None:
+        extra(adata)
+    with atomic_path(path) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
+
+
+# ---- run
+# Trains one model on one fold, predicts who was held out, and writes everything down.
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of one model on one fold."""
+
+    model: str
+    fold: str
+    folder: Path
+    """``models/<model>/<fold>``."""
+    chosen: dict[str, Any]
+    """What the validation chose, e.g. epochs or the strength of regularisation."""
+    validation_pcc: float | None
+    """Mean Pearson's r over outputs within validation sections; None for the fold ``final``."""
+    predictions: tuple[Path, ...]
+    seconds: float
+    reused: bool = False
+    """Whether a finished model of the same settings was found and left as it was."""
+
+
+def train_fold(
+    study: Study, model: str, fold: str, *, device: str | None = None, reuse: bool = False
+) -> list[TrainResult]:
+    """Train a model on one fold and write ``models/<model>/<fold>/`` and ``predictions/<model>/<fold>.*.h5ad``.
+
+    The model is fitted on the training sections and chosen on the validation sections; fitted baselines, and networks
+    whose settings say ``refit``, are then fitted again on both with what was chosen. Only then are the test sections
+    loaded, and never their targets. Fold ``final`` fits on every section with the median of what the other folds chose.
+
+    Parameters
+    ----------
+    study
+        The study, after `training.prepare.prepare_folds`.
+    model
+        Name in the registry, or ``baselines`` for all of `BASELINES`.
+    fold
+        Name of a fold, or ``final``.
+    device
+        Torch device of networks; the best one if not given.
+    reuse
+        Keep a finished model if it was made from the same settings.
+
+    Returns
+    -------
+    list of TrainResult
+        One per trained model.
+
+    Raises
+    ------
+    InputError
+        If the model or fold is unknown, an artifact is missing, or ``final`` comes before the other folds.
+    """
+    from tqdm.auto import tqdm
+
+    names = list(BASELINES) if model == "baselines" else [model]
+    if names[0] not in MODELS:
+        raise unknown_name("model", model, [*MODELS, "baselines"])
+    split = load_fold(study.run.folds, fold)
+    names = _applicable(study, names)
+    loaded: dict[int | None, FoldData] = {}
+    results = []
+    for name in tqdm(names, desc=f"baselines {fold}", unit="model", disable=len(names) == 1):
+        finished = _finished(study, name, split) if reuse else None
+        if finished is not None:
+            results.append(finished)
+            continue
+        side = tile_side(name, study.training_of(name))
+        if side not in loaded:
+            loaded = {side: load_training(study, split, side=side)}
+        chosen = chosen_elsewhere(study, name) if fold == FINAL else None
+        results.append(train_one(study, name, loaded[side], chosen=chosen, device=device))
+    return results
+
+
+def _applicable(study: Study, names: list[str]) -> list[str]:
+    """Return the models that can be trained: what predicts from depth needs counts in every section."""
+    uncounted = uncounted_sections(study.run.folds)
+    if not uncounted or NEEDS_COUNTS not in names:
+        return names
+    msg = f"{NEEDS_COUNTS} predicts from total counts, and {len(uncounted)} sections have none, e.g. {uncounted[0]}"
+    if len(names) == 1:
+        raise InputError(msg, file=study.run.folds, fix="leave it out")
+    print(f"note: {msg}; it is left out", file=sys.stderr)
+    return [name for name in names if name != NEEDS_COUNTS]
+
+
+def fit(
+    study: Study,
+    model: str,
+    data: FoldData,
+    *,
+    settings: Training | None = None,
+    chosen: dict[str, Any] | None = None,
+    device: str | None = None,
+    folder: Path | None = None,
+    seed: int | None = None,
+) -> tuple[Any, dict[str, Any], np.ndarray | None]:
+    """Fit one model on a fold's data; nothing of the test patients is in reach.
+
+    Parameters
+    ----------
+    settings
+        Training settings, where not the study's own for this model.
+    chosen
+        What to use where there is no validation part.
+    folder
+        Where a network keeps its curves and resumes from.
+    seed
+        Where not the study's own.
+
+    Returns
+    -------
+    predictor, chosen, validation predictions in the transforms' units (None without a validation part)
+    """
+    settings = settings or study.training_of(model)
+    seed = study.seed if seed is None else seed
+    scaling = scaling_of(study, data.fold)
+    train, validation = (scaled(study, scaling, part) for part in (data.train, data.validation))
+
+    def lesson(part: Spots) -> Spots:
+        if settings.teacher is None:
+            return part
+        from histocrypt.pipeline.distil import taught
+
+        return taught(study, settings.teacher, settings.distil, part, fold=data.fold, panel=data.panel, device=device)
+
+    def new() -> Any:
+        fresh = build(
+            model, train.outputs, settings=settings, options=study.options_of(model), device=device, folder=folder
+        )
+        if settings.replace_over:
+            from histocrypt.pipeline.distil import start_of
+
+            fresh.start = start_of(study, model, data.fold)
+        return fresh
+
+    learnt = lesson(train)
+    predictor = new()
+    chosen = predictor.fit(learnt, validation, seed=seed, chosen=chosen)
+    if validation is None:
+        return predictor, chosen, None
+    predicted = scaling.restore(predictor.predict(validation))
+    if MODELS[model].kind == "fitted" or settings.refit:
+        predictor = new()
+        predictor.fit(joined(learnt, lesson(validation)), None, seed=seed, chosen=chosen)
+    return predictor, chosen, predicted
+
+
+def train_one(
+    study: Study,
+    model: str,
+    data: FoldData,
+    *,
+    chosen: dict[str, Any] | None = None,
+    device: str | None = None,
+    keep_state: bool = False,
+) -> TrainResult:
+    """Train one model on a fold's data, predict who is held out, and write everything down.
+
+    Parameters
+    ----------
+    chosen
+        What to use where there is no validation part.
+    keep_state
+        Leave the state that a killed training goes on from, so that a repeated call ends at once with the same bits.
+    """
+    from histocrypt.training.loop import mean_section_pearson
+
+    started = time.monotonic()
+    fold, folder = data.fold, study.run.model(model, data.fold.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    stale = [*(folder / name for name in ("model.json", "curves.csv", "curves_refit.csv"))]
+    stale.append(study.run.heads(model, fold.name))
+    for path in [*stale, *(study.run.prediction(model, fold.name, part) for part in ("validation", "test"))]:
+        path.unlink(missing_ok=True)
+
+    predictor, chosen, predicted = fit(study, model, data, chosen=chosen, device=device, folder=folder)
+    scaling = scaling_of(study, fold)
+    score = None
+    written = []
+    if predicted is not None:
+        score = mean_section_pearson(predicted, data.validation.targets, data.validation.sections)
+        written.append(_predictions(study, model, data, "validation", data.validation, predicted))
+    if fold.test_sections:
+        test = load_test(study, data, side=tile_side(model, study.training_of(model)))
+        mean, extra = scaling.restore(predictor.predict(test)), None
+        if hasattr(predictor, "add_layers"):  # it predicts a distribution
+            extra = partial(predictor.add_layers, scaling=scaling)
+        written.append(_predictions(study, model, data, "test", test, mean, extra))
+        if hasattr(predictor, "predict_heads"):
+            about = _said_of(study, model, data, "test")
+            write_heads(study.run.heads(model, fold.name), predictor, test, coords=coords_of(study, test), about=about)
+    seconds = time.monotonic() - started
+    about = describe(study, model, data, chosen=chosen, scaling=scaling)
+    save_model(folder, {**about, "validation_pcc": score, "seconds": round(seconds, 2)}, predictor.state())
+    if not keep_state:
+        shutil.rmtree(folder / "last", ignore_errors=True)
+    return TrainResult(model, fold.name, folder, chosen, score, tuple(written), seconds)
+
+
+def describe(
+    study: Study, model: str, data: FoldData, *, chosen: dict[str, Any], scaling: TargetStatistics
+) -> dict[str, Any]:
+    """Return what ``model.json`` says of a model: all that predicting needs, and what it was made from."""
+    settings, fold = study.training_of(model), data.fold
+    pre = study.preprocessing
+    teacher = study.teacher_of(model)
+    everyone = data.train if data.validation is None else joined(data.train, data.validation)
+    return {
+        "model": model,
+        "title": MODELS[model].title,
+        "kind": MODELS[model].kind,
+        "options": study.options_of(model),
+        "training": settings.model_dump(mode="json"),
+        "fold": fold.name,
+        "train_sections": list(fold.train_sections),
+        "validation_sections": list(fold.validation_sections),
+        "test_patients": list(fold.test_patients),
+        "train_patients": sorted(set(everyone.patients.tolist())),
+        "n_train_spots": len(data.train),
+        "transforms": list(study.target.transforms),
+        "outputs": list(scaling.outputs),
+        "panel": data.panel.to_dict(),
+        "geometry": {
+            "tile_um": pre.tile_um,
+            "tile_px": pre.tile_px,
+            "input_px": tile_side(model, settings) or pre.tile_px,
+        },
+        "preprocessing": pre.model_dump(mode="json"),
+        "stain": {
+            "method": pre.stain,
+            "reference": json.loads((study.run.fold(fold.name) / STAIN).read_text(encoding="utf-8")),
+        },
+        "target": study.target.model_dump(mode="json"),
+        "target_statistics": scaling.to_dict(),
+        "study": {"name": study.name, "title": study.title, "hash": study.hash()},
+        "seed": study.seed,
+        "chosen": chosen,
+        "made_from": made_from(study, model, fold),
+        **({"teacher": teacher_of(study, teacher, fold)} if teacher else {}),
+        "versions": {name: version(name) for name in ("histocrypt", "torch", "numpy", "scikit-learn")},
+    }
+
+
+def coords_of(study: Study, spots: Spots) -> np.ndarray:
+    """Return (n, 2) x, y of spots in full-resolution pixels, by name."""
+    coords = {}
+    for section in dict.fromkeys(spots.sections.tolist()):
+        clean = read_clean_section(study.run.section(section))
+        for barcode, xy in zip(clean.obs_names, np.asarray(clean.obsm["spatial"]), strict=True):
+            coords[f"{section}:{barcode}"] = xy
+    return np.array([coords[name] for name in spots.names.tolist()])
+
+
+def _said_of(study: Study, model: str, data: FoldData, part: str) -> dict[str, Any]:
+    return {
+        "model": model,
+        "title": MODELS[model].title,
+        "fold": data.fold.name,
+        "part": part,
+        "study": study.name,
+        "study_hash": study.hash(),
+        "seed": study.seed,
+    }
+
+
+def _predictions(
+    study: Study,
+    model: str,
+    data: FoldData,
+    part: str,
+    spots: Spots,
+    predicted: np.ndarray,
+    extra: Callable[[AnnData], None] | None = None,
+) -> Path:
+    path = study.run.prediction(model, data.fold.name, part)
+    about = _said_of(study, model, data, part)
+    write_predictions(
+        path,
+        predicted,
+        spots=spots,
+        coords=coords_of(study, spots),
+        panel=data.panel,
+        transforms=list(study.target.transforms),
+        about=about,
+        scaling=TargetStatistics.load(study.run.fold(data.fold.name) / TARGETS),
+        extra=extra,
+    )
+    return path
+
+
+def _finished(study: Study, model: str, fold: Fold) -> TrainResult | None:
+    """Return the result of an earlier run if it is whole and of the same settings."""
+    folder = study.run.model(model, fold.name)
+    if not (folder / "model.json").is_file() or not (folder / "weights.safetensors").is_file():
+        return None
+    try:
+        about = read_about(folder)
+    except InputError:
+        return None
+    parts = [*(["validation"] if fold.validation_sections else []), *(["test"] if fold.test_sections else [])]
+    written = tuple(study.run.prediction(model, fold.name, part) for part in parts)
+    if about.get("made_from") != made_from(study, model, fold) or not all(path.is_file() for path in written):
+        return None
+    return TrainResult(
+        model, fold.name, folder, about["chosen"], about["validation_pcc"], written, about["seconds"], reused=True
+    )
+
+
+def chosen_elsewhere(study: Study, model: str) -> dict[str, Any]:
+    """Return the median of what the other folds chose (the commonest where it is not a number)."""
+    why = f"fold final of {model} uses what the other folds chose"
+    folds = [fold for fold in load_folds(study.run.folds) if fold.name != FINAL]
+    found = [trained_about(study, model, fold, why=why)["chosen"] for fold in folds]
+    return {key: _middle([chosen[key] for chosen in found]) for key in found[0]}
+
+
+def _middle(values: list[Any]) -> Any:
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        middle = float(np.median(values))
+        return round(middle) if all(isinstance(value, int) for value in values) else middle
+    return json.loads(Counter(json.dumps(value) for value in values).most_common(1)[0][0])

@@ -1,0 +1,501 @@
+"""HE2Gene behind the interface of all predictors: the panel, every other gene and the tumour label from one encoder.
+
+Targets are those that all networks learn. Every other gene is ln(1 + counts per 10,000), less its section's mean where
+the study centres by section, all divided by one number (so that their mean square is 1, and noise of rare genes is not
+blown up): with equal weights both gene heads start from the same loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from histocrypt.data.spots import Spots
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.models.he2gene import AUXILIARY, BACKBONES, TARGET, TUMOUR, HE2Gene, Head, take_imagenet
+from histocrypt.pipeline.views import symmetries
+from histocrypt.predictors.closed_form import mean_and_sd, standardise
+from histocrypt.predictors.network import CHUNK, NetworkPredictor, resized
+from histocrypt.targets.matrix import Label
+from histocrypt.training import loop
+from histocrypt.training.loop import Images
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+# ---- spatial
+# Spots among their neighbours, in training: connected patches of tissue as batches, the spatial term of the loss.
+
+
+NEIGHBOURS = ("label", "predicted", "image")
+"""By what neighbours count: the same label; the same label as predicted; how alike their images are."""
+
+
+def spatial_term(predicted: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the mean, over spots with a neighbour, of ||y_i - mean of its neighbours' y||^2 / outputs.
+
+    Gradients flow through the spot and its neighbours. Where no spot has a neighbour the term is 0, and so is its
+    gradient.
+
+    Parameters
+    ----------
+    predicted
+        (n, k).
+    edges
+        (2, m) int: spot and neighbour.
+    weights
+        (m,) non-negative: what each neighbour counts; 0 for none.
+    """
+    spot, neighbour = edges
+    total = predicted.new_zeros(len(predicted)).index_add(0, spot, weights)  # (n,)
+    mean = torch.zeros_like(predicted).index_add(0, spot, weights[:, None] * predicted[neighbour])  # (n, k)
+    known = total > 0
+    if not known.any():
+        return (predicted * 0).sum()
+    mean = mean[known] / total[known, None]
+    return (predicted[known] - mean).square().mean(dim=1).mean()
+
+
+def same_label(labels: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Return (m,) 1 where both ends of an edge have the same label, else 0; an unknown label (NaN) is like no other."""
+    return (labels[edges[0]] == labels[edges[1]]).float()
+
+
+def same_predicted(probability: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Return (m,) the probability that both ends are of one class, from (n,) predicted probabilities; no gradient."""
+    a, b = (probability.detach()[end] for end in edges)
+    return a * b + (1 - a) * (1 - b)
+
+
+def same_image(embedded: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Return (m,) how alike the images of both ends are, 0 to 1: the cosine of their embeddings about the batch's mean.
+
+    No gradient. ``embedded`` is (n, d).
+    """
+    values = embedded.detach().float()
+    values = torch.nn.functional.normalize(values - values.mean(dim=0), dim=1)
+    return (values[edges[0]] * values[edges[1]]).sum(dim=1).clamp_min(0)
+
+
+def inner_edges(graph: csr_matrix, index: np.ndarray) -> torch.Tensor:
+    """Return the (2, m) edges among the spots ``index`` of a graph, numbered by their place in ``index``."""
+    part = graph[index][:, index].tocoo()
+    return torch.from_numpy(np.stack([part.row, part.col]).astype(np.int64))
+
+
+def connected_batches(graph: csr_matrix, order: np.ndarray, n_batches: int, *, patch: int) -> list[np.ndarray]:
+    """Deal spots into batches of connected patches: each spot once, so that a neighbour's prediction is computed once.
+
+    A patch grows from a seed over spots not yet taken, nearest first, until it is full or its piece of tissue is used
+    up. Several patches make a batch, so that one batch sees more than one corner of one section.
+
+    Parameters
+    ----------
+    graph
+        (n, n) CSR.
+    order
+        (n,) the spots in random order: where patches start.
+    n_batches
+        Number of batches, of sizes that differ by one at most.
+    patch
+        Spots in a patch.
+    """
+    free = np.ones(len(order), dtype=bool)
+    seeds = iter(order.tolist())
+    drawn: list[int] = []
+    while len(drawn) < len(order):
+        seed = next(seed for seed in seeds if free[seed])
+        free[seed] = False
+        waiting, taken = deque([seed]), 1
+        while waiting:
+            spot = waiting.popleft()
+            drawn.append(spot)
+            for near in graph.indices[graph.indptr[spot] : graph.indptr[spot + 1]].tolist():
+                if taken < patch and free[near]:
+                    free[near] = False
+                    waiting.append(near)
+                    taken += 1
+    return np.array_split(np.array(drawn), n_batches)
+
+
+# ---- multitask plan
+# The options of a multi-task model, checked before any work.
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options of the model, checked."""
+
+    backbone: str = "resnet18"  # resnet18, resnet50, or a frozen encoder by name
+    pretrained: bool = False  # start from ImageNet weights, where torch's cache folder has them
+    hidden: int = 256  # width of the shared layer on a frozen encoder
+    dropout: float = 0.0
+    aux_weight: float = 1.0  # of the other genes; 0: no such head
+    aux_rank: int = 128  # of their head; 0: a full matrix
+    label: str | None = None  # obs:COLUMN, or obsm:MATRIX/COLUMN
+    label_is: tuple[str, ...] = ()  # values that mean tumour
+    label_above: float | None = None  # numbers above this mean tumour
+    tumour_weight: float = 1.0
+    spatial_weight: float = 0.01  # of the spatial term; 0 switches it off
+    neighbours: str = "label"  # label, predicted or image: see training.spatial
+    patch: int = 8  # spots in a connected patch of a batch
+    average_symmetries: bool = False  # predictions are means over the eight symmetries of a tile
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Plan:
+        """Return the options checked; the first bad value is an `InputError` that names it."""
+        given = dict(options)
+        if "label_is" in given:
+            words = given["label_is"]
+            given["label_is"] = tuple(map(str, words if isinstance(words, list | tuple) else [words]))
+        plan = cls(**given)
+        for name, least in (("hidden", 1), ("aux_rank", 0), ("patch", 1)):
+            _check(name, getattr(plan, name), int, least, "a whole number")
+        for name in ("aux_weight", "tumour_weight", "spatial_weight"):
+            _check(name, getattr(plan, name), int | float, 0, "a number")
+        if isinstance(plan.dropout, bool) or not isinstance(plan.dropout, int | float) or not 0 <= plan.dropout < 1:
+            raise InputError(
+                "is not a share", field="models.he2gene.dropout", value=plan.dropout, expected="0 to below 1"
+            )
+        if plan.label is not None and not isinstance(plan.label, str):
+            raise InputError(
+                "does not say where a label is", field="models.he2gene.label", value=plan.label, expected="obs:COLUMN"
+            )
+        for name in ("pretrained", "average_symmetries"):
+            if not isinstance(getattr(plan, name), bool):
+                raise InputError("is neither true nor false", field=f"models.he2gene.{name}", value=getattr(plan, name))
+        if plan.neighbours not in NEIGHBOURS:
+            raise unknown_name("neighbours", str(plan.neighbours), NEIGHBOURS, field="models.he2gene.neighbours")
+        if not plan.is_trained:
+            from histocrypt.encoders.encoders import encoder_of
+
+            encoder_of(plan.backbone)
+            for name in ("pretrained", "average_symmetries"):
+                if getattr(plan, name):
+                    raise InputError(
+                        f"is for a trained encoder, and {plan.backbone} is frozen",
+                        field=f"models.he2gene.{name}",
+                        value=True,
+                    )
+        plan.where()
+        return plan
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the encoder is trained."""
+        return self.backbone in BACKBONES
+
+    def where(self) -> Label | None:
+        """Return where the label is found, if one is named."""
+        return None if self.label is None else Label(self.label, self.label_is, self.label_above)
+
+
+def _check(name: str, value: object, kind: Any, least: float, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind) or value < least:
+        raise InputError(
+            "has a wrong value", field=f"models.he2gene.{name}", value=value, expected=f"{what} from {least}"
+        )
+
+
+# ---- multitask lesson
+# What a multi-task network learns from, batch by batch: connected patches of tissue, and a loss with a part a head.
+
+
+@dataclass(frozen=True)
+class Lesson(Images):
+    """What batches are drawn from, with all that the heads learn."""
+
+    plan: Plan = Plan()
+    heads: tuple[Head, ...] = ()
+    graph: Any = None
+    """(n, n) CSR: neighbours."""
+    auxiliary: Any = None
+    """(n, g) CSR float32, as measured; None where there is no such head."""
+    means: np.ndarray | None = None
+    """(sections, g) float32: what is subtracted from the rows of each section."""
+    code: np.ndarray | None = None
+    """(n,) int: the section of each spot."""
+    scale: float = 1.0
+    labels: torch.Tensor | None = None
+    """(n,) float32: 1, 0, NaN where there is none."""
+
+    def batch(self, index: np.ndarray, device: torch.device, change: Any = None) -> torch.Tensor:
+        """Return standardised images (B, 3, S, S), or frozen features (B, d) as they are."""
+        if self.pixels.ndim == 2:
+            return self.pixels[torch.as_tensor(index)].to(device)
+        return super().batch(index, device, change)
+
+    def batches(self, order: np.ndarray, n_batches: int) -> list[np.ndarray]:
+        """Return every batch as connected patches of tissue."""
+        return connected_batches(self.graph, order, n_batches, patch=self.plan.patch)
+
+    def loss(self, network: nn.Module, images: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        """Return target + weights x (other genes, tumour, spatial term) of one batch."""
+        embedded = network.embed(images)
+        out = {name: values.float() for name, values in network.every_head(embedded).items()}
+        device, rows = images.device, torch.as_tensor(index)
+        total = nn.functional.mse_loss(out[TARGET], self.targets[rows].to(device))
+        for head in self.heads[1:]:
+            part = self._auxiliary_loss if head.name == AUXILIARY else self._label_loss
+            total = total + head.weight * part(out[head.name], index)
+        if self.plan.spatial_weight:
+            edges = inner_edges(self.graph, index).to(device)
+            weights = self._neighbours(out, embedded, index, edges)
+            total = total + self.plan.spatial_weight * spatial_term(out[TARGET], edges, weights)
+        return total
+
+    def _auxiliary_loss(self, predicted: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        """Squared error of the other genes; the only place where their counts become dense, (B, g)."""
+        dense = torch.from_numpy(self.auxiliary[index].toarray())
+        dense.sub_(torch.from_numpy(self.means[self.code[index]])).div_(self.scale)
+        return nn.functional.mse_loss(predicted, dense.to(predicted.device))
+
+    def _label_loss(self, logits: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        """Cross-entropy over the spots of the batch that have a label; 0, with a gradient of 0, where none has."""
+        labels = self.labels[torch.as_tensor(index)].to(logits.device)
+        known = torch.isfinite(labels)
+        if not known.any():
+            return (logits * 0).sum()
+        return nn.functional.binary_cross_entropy_with_logits(logits[known, 0], labels[known])
+
+    def _neighbours(
+        self, out: dict[str, torch.Tensor], embedded: torch.Tensor, index: np.ndarray, edges: torch.Tensor
+    ) -> torch.Tensor:
+        if self.plan.neighbours == "image":
+            return same_image(embedded, edges)
+        if self.plan.neighbours == "predicted":
+            return same_predicted(torch.sigmoid(out[TUMOUR][:, 0]), edges)
+        return same_label(self.labels[torch.as_tensor(index)].to(embedded.device), edges)
+
+
+# ---- multitask
+
+
+BLOCK = 32
+"""Tiles that the network sees at once when it predicts, the last ones filled up: a prediction is the same to the bit
+whatever stands beside it."""
+
+
+class MultitaskPredictor(NetworkPredictor):
+    """HE2Gene, trained by the loop of all networks. See `Plan` for its options."""
+
+    def __init__(self, model: str, outputs: tuple[str, ...], **given: Any) -> None:
+        super().__init__(model, outputs, **given)
+        self.plan = Plan.of(self.options)
+        self.genes: dict[str, str] = {}
+        """Auxiliary genes, id -> symbol, in the order of their head's outputs."""
+        self.means: np.ndarray | None = None
+        """(g,) float32: mean of each auxiliary gene over training spots."""
+        self.scale = 1.0
+        self.has_label = False
+        self.width = 0
+        self._training: Spots | None = None
+        self.chunk = CHUNK
+        """Tiles held at a time in prediction, rounded up to whole blocks."""
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The heads, as far as the training data bear them."""
+        plan, found = self.plan, [Head(TARGET, "genes", len(self.outputs), "mse")]
+        if self.genes:
+            found.append(Head(AUXILIARY, "genes", len(self.genes), "mse", plan.aux_weight, plan.aux_rank))
+        if self.has_label:
+            found.append(Head(TUMOUR, "label", 1, "bce", plan.tumour_weight))
+        return tuple(found)
+
+    def _new_network(self) -> HE2Gene:
+        backbone = self.plan.backbone if self.plan.is_trained else "features"
+        network = HE2Gene(
+            self.heads, backbone=backbone, width=self.width, hidden=self.plan.hidden, dropout=self.plan.dropout
+        )
+        if self.plan.pretrained and self.network is None and self._training is not None:
+            take_imagenet(network, self.plan.backbone)
+        return network
+
+    def fit(
+        self, train: Spots, validation: Spots | None = None, *, seed: int, chosen: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Train; return what was chosen: ``{"epochs": n}``. The validation score is that of the panel's genes."""
+        if train.measured is None:
+            raise InputError(
+                "he2gene learns from measured sections, and these spots come without", field="models.he2gene"
+            )
+        self.genes = self._shared_genes(train, validation) if self.plan.aux_weight else {}
+        label = self.plan.where()
+        labels = None if label is None else train.measured.labels(label)
+        self.has_label = labels is not None and bool(np.isfinite(labels).any())
+        if self.plan.spatial_weight and self.plan.neighbours == "predicted" and not self.has_label:
+            raise InputError(
+                "neighbours by predicted label need spots with a label to learn from, and there are none",
+                field="models.he2gene.neighbours",
+                fix="choose image, or name a label",
+            )
+        if not self.plan.is_trained:
+            self.width = train.features(self.plan.backbone).shape[1]
+        self._training = train
+        try:
+            return super().fit(train, validation, seed=seed, chosen=chosen)
+        finally:
+            self._training = None
+
+    def _shared_genes(self, train: Spots, validation: Spots | None) -> dict[str, str]:
+        """Return every gene that all training sections measure, but those of the panel."""
+        panel = {name.split(":", 1)[1] for name in self.outputs}
+        shared = train.measured.genes()
+        others = validation.measured.genes() if validation is not None and validation.measured is not None else shared
+        return {gene: name for gene, name in shared.items() if gene in others and gene not in panel}
+
+    def _images(self, spots: Spots, *, fit: bool = False) -> Images:
+        if self.plan.is_trained:
+            plain = super()._images(spots, fit=fit)
+        else:
+            if fit:
+                self._fit_features(spots)
+            plain = self._feature_images(spots)
+        return self._lesson(plain, spots) if fit else plain
+
+    def _lesson(self, plain: Images, spots: Spots) -> Lesson:
+        measured, n = spots.measured, len(spots)
+        label = self.plan.where()
+        labels = np.full(n, np.nan, dtype=np.float32) if label is None else measured.labels(label)
+        named, code = np.unique(spots.sections, return_inverse=True)
+        values, means = None, None
+        if self.genes:
+            values = measured.expression(list(self.genes))
+            spots_each, squares = np.bincount(code), 0.0
+            by_section = np.empty((len(named), len(self.genes)), np.float32)
+            for number in range(len(named)):  # one at a time: a copy of all counts would be most of the memory
+                own = values[code == number]
+                by_section[number] = np.asarray(own.mean(axis=0, dtype=np.float64)).ravel()
+                squares += float(own.data.astype(np.float64) @ own.data) / n
+            self.means = (spots_each @ by_section.astype(np.float64) / n).astype(np.float32)
+            means = by_section if measured.centred else np.broadcast_to(self.means, by_section.shape).copy()
+            taken_off = float(spots_each @ (means.astype(np.float64) ** 2).sum(axis=1)) / n
+            self.scale = float(np.sqrt(max(squares - taken_off, 1e-12) / len(self.genes)))
+        return Lesson(
+            **{name: getattr(plain, name) for name in ("pixels", "mean", "sd", "sections", "targets")},
+            plan=self.plan,
+            heads=self.heads,
+            graph=measured.graph(),
+            auxiliary=values,
+            means=means,
+            code=code,
+            scale=self.scale,
+            labels=torch.from_numpy(labels),
+        )
+
+    def _fit_features(self, spots: Spots) -> None:
+        """Keep the training features' mean and sd, as two rows, where images keep those of their pixels."""
+        features = spots.features(self.plan.backbone)
+        by_section = self.settings.normalise_by_section
+        self.pixel_moments = np.stack(mean_and_sd(features, spots.sections, by_section=by_section))
+
+    def _feature_images(self, spots: Spots) -> Lesson:
+        features = standardise(
+            spots.features(self.plan.backbone),
+            spots.sections,
+            *self.pixel_moments,
+            by_section=self.settings.normalise_by_section,
+        )
+        one = torch.ones((1, 3, 1, 1))
+        targets = None if spots.targets is None else torch.from_numpy(np.asarray(spots.targets, dtype=np.float32))
+        return Lesson(torch.from_numpy(features), 0 * one, one, np.asarray(spots.sections), targets)
+
+    def predict(self, spots: Spots) -> np.ndarray:
+        """Return (n, len(outputs)) float32, in the units of the targets; give whole sections."""
+        return self.predict_heads(spots, wanted=(TARGET,))[TARGET]
+
+    def predict_heads(self, spots: Spots, *, wanted: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+        """Return what the heads say, by name, each (n, outputs) float32; give whole sections.
+
+        ``target`` in the units of the targets, ``auxiliary`` as ln(1 + counts per 10,000), ``tumour`` a probability.
+        With ``average_symmetries`` each is the mean over the eight symmetries of the tiles.
+        """
+        if self.network is None:
+            raise RuntimeError("fit or load_state comes before predict")
+        names = [head.name for head in self.heads if wanted is None or head.name in wanted]
+        found: dict[str, np.ndarray] = {}
+        for turned in symmetries(spots) if self.plan.average_symmetries else (spots,):
+            for name, values in self._upright(turned, names).items():
+                found[name] = values if name not in found else found[name] + values
+        views = 8 if self.plan.average_symmetries else 1
+        return {name: (values / np.float32(views)) if views > 1 else values for name, values in found.items()}
+
+    def _upright(self, spots: Spots, names: list[str]) -> dict[str, np.ndarray]:
+        """Return the named heads' predictions of tiles as they are, `BLOCK` tiles at a time."""
+        self.network.to(self.device).eval()
+        moments = None
+        if self.plan.is_trained and self.settings.normalise_by_section:
+            moments = self._section_moments(spots)
+        whole = None if self.plan.is_trained else self._feature_images(replace(spots, targets=None))
+        sizes = {head.name: head.outputs for head in self.heads if head.name in names}
+        found = {name: np.empty((len(spots), size), np.float32) for name, size in sizes.items()}
+        chunk = -(-self.chunk // BLOCK) * BLOCK
+        for start in range(0, len(spots), chunk):
+            rows = np.arange(start, min(start + chunk, len(spots)))
+            if whole is None:
+                images = self._with(resized(spots.tiles[rows], self.input_px), spots.sections[rows], moments)
+            for first in range(0, len(rows), BLOCK):
+                own = rows[first : first + BLOCK]
+                filled = np.resize(own, BLOCK)  # the last block repeats its first tiles
+                source, base = (images, start) if whole is None else (whole, 0)
+                batch = source.batch(filled - base, self.device)
+                for name, values in self._block(batch, names).items():
+                    found[name][own] = values[: len(own)]
+        return found
+
+    def _block(self, images: torch.Tensor, names: list[str]) -> dict[str, np.ndarray]:
+        with torch.inference_mode(), loop.precision(self.device):
+            embedded = self.network.embed(images)
+            out = {name: self.network.heads[name](embedded).float() for name in names}
+        if TUMOUR in out:
+            out[TUMOUR] = torch.sigmoid(out[TUMOUR])
+        found = {name: values.cpu().numpy() for name, values in out.items()}
+        if AUXILIARY in found:
+            found[AUXILIARY] = found[AUXILIARY] * np.float32(self.scale) + self.means
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Return all that `predict_heads` needs: named arrays, and numbers."""
+        lines = "\n".join(f"{gene}\t{symbol}" for gene, symbol in self.genes.items())
+        return {
+            **super().state(),
+            "auxiliary_genes": np.frombuffer(lines.encode(), dtype=np.uint8),
+            "auxiliary_mean": np.zeros(0, np.float32) if self.means is None else self.means,
+            "auxiliary_scale": self.scale,
+            "has_label": self.has_label,
+            "width": self.width,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave; names or shapes that do not fit are an `InputError`."""
+        lines = np.asarray(state["auxiliary_genes"], dtype=np.uint8).tobytes().decode()
+        self.genes = dict(line.split("\t", 1) for line in lines.split("\n") if line)
+        self.means = np.asarray(state["auxiliary_mean"], dtype=np.float32)
+        self.scale, self.has_label = float(state["auxiliary_scale"]), bool(state["has_label"])
+        self.width = int(state["width"])
+        if len(self.means) != len(self.genes):
+            raise InputError("auxiliary genes and their means are not as many", fix="train the model again")
+        super().load_state(state)
+
+    def _moments_of(self, stored: np.ndarray) -> np.ndarray:
+        return np.asarray(stored, dtype=np.float32).reshape(2, 3 if self.plan.is_trained else self.width)
+
+    def _fingerprint(
+        self, stage: str, epochs: int, seed: int, train: loop.Images, validation: loop.Images | None
+    ) -> str:
+        """Hash whatever the weights depend on: beside the rest, the other genes, labels and neighbours."""
+        digest = hashlib.sha256(super()._fingerprint(stage, epochs, seed, train, validation).encode())
+        digest.update("\n".join(self.genes).encode())
+        parts = [train.labels.numpy(), train.graph.indptr, train.graph.indices]
+        if train.auxiliary is not None:
+            parts += [train.auxiliary.data, train.auxiliary.indices, train.auxiliary.indptr, train.means]
+        for part in parts:
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()

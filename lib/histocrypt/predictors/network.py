@@ -1,0 +1,276 @@
+"""Networks behind the interface of the fitted baselines: ``fit``, ``predict``, ``state``, ``load_state``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from histocrypt.data.load import room
+from histocrypt.data.spots import Spots
+from histocrypt.errors import InputError
+from histocrypt.machine import choose_device
+from histocrypt.options import Training
+from histocrypt.predictors.registry import model_class
+from histocrypt.training import loop
+
+CHUNK = 256
+"""Tiles that are resized or predicted at once."""
+BOUND = 20.0
+"""Standard deviations from the training mean that no prediction reaches; a network of squares may."""
+
+
+def resized(tiles: np.ndarray, side: int) -> torch.Tensor:
+    """Return tiles (n, S, S, 3) uint8 as (n, 3, side, side) uint8, bilinear with antialiasing; chunk by chunk.
+
+    Many of them lie in a file that is mapped into memory, as the tiles themselves do: see `training.spots.room`.
+    """
+    images = torch.from_numpy(room((len(tiles), 3, side, side)))
+    for start in range(0, len(tiles), CHUNK):
+        chunk = torch.tensor(np.ascontiguousarray(tiles[start : start + CHUNK])).permute(0, 3, 1, 2)
+        if chunk.shape[-1] != side:
+            chunk = torch.nn.functional.interpolate(chunk.float(), side, mode="bilinear", antialias=True)
+            chunk = chunk.round_().clamp_(0, 255).to(torch.uint8)
+        images[start : start + CHUNK] = chunk
+    return images
+
+
+class PixelMoments:
+    """Mean and standard deviation of the channels, summed up chunk by chunk in whole numbers (hence exactly)."""
+
+    def __init__(self) -> None:
+        self.n, self.total, self.squares = 0, torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+
+    def add(self, pixels: torch.Tensor) -> None:
+        """Add (n, 3, S, S) uint8."""
+        values = pixels.transpose(0, 1).flatten(1).to(torch.int32)
+        self.n += values.shape[1]
+        self.total += values.sum(dim=1)
+        self.squares += (values * values).sum(dim=1)
+
+    def result(self) -> np.ndarray:
+        """Return (2, 3) float32: mean, and standard deviation (at least one grey level), of intensities in [0, 1]."""
+        mean = self.total.double() / self.n
+        sd = (self.squares.double() / self.n - mean**2).clamp_min(0).sqrt().clamp_min(1.0)
+        return (torch.stack([mean, sd]) / 255).float().numpy()
+
+
+class NetworkPredictor:
+    """A registered network, trained by `histocrypt.training.loop`.
+
+    Parameters
+    ----------
+    model
+        Name in the registry.
+    outputs
+        Names of the predicted columns.
+    settings
+        Training settings.
+    options
+        The network's own options.
+    device
+        None: the best one present.
+    folder
+        Where ``curves.csv`` and, while training, ``last/`` are written; None writes nothing.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        outputs: tuple[str, ...],
+        *,
+        settings: Training,
+        options: dict[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.model, self.outputs, self.settings, self.options = model, tuple(outputs), settings, dict(options or {})
+        self.device = choose_device() if device is None else torch.device(device)
+        self.folder = folder
+        network = model_class(model)
+        self.input_px = settings.input_px or network.input_px
+        multiple = getattr(network, "input_multiple", 1)
+        if self.input_px % multiple:
+            raise InputError(
+                f"{model} splits its input and cannot take this side",
+                field=f"models.{model}.input_px",
+                value=self.input_px,
+                expected=f"a multiple of {multiple}",
+            )
+        self.network: torch.nn.Module | None = None
+        self.pixel_moments: np.ndarray | None = None
+        """(2, 3): mean and sd of the training pixels; used where inputs are not normalised by section."""
+        self.curves: list[dict] = []
+        self.start: torch.nn.Module | None = None
+        """A trained network whose weights are taken over before training, where the network knows how."""
+
+    def _new_network(self) -> torch.nn.Module:
+        network = model_class(self.model)
+        side = {"side": self.input_px} if getattr(network, "sized", False) else {}
+        try:
+            return network(len(self.outputs), **side, **self.options)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the network refuses its options ({error})", field=f"models.{self.model}", value=self.options
+            ) from error
+
+    def fit(
+        self, train: Spots, validation: Spots | None = None, *, seed: int, chosen: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Train; return what was chosen: ``{"epochs": n}``.
+
+        With a validation set the number of epochs is chosen by early stopping; without one, training runs for exactly
+        ``chosen["epochs"]`` (default: all of ``settings.epochs``).
+        """
+        stage = "refit" if validation is None else "fit"
+        epochs = self.settings.epochs
+        if validation is None and chosen:
+            epochs = max(1, round(chosen["epochs"]))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(loop.generator_of(seed, 0).initial_seed())
+            self.network = self._new_network()
+        data = self._images(train, fit=True)
+        if self.start is not None:
+            self.network.take_over(self.start, data.batch(np.arange(min(CHUNK, len(data))), torch.device("cpu")))
+        judged = None if validation is None else self._images(validation)
+        last = None if self.folder is None else self.folder / "last"
+        curves = None if self.folder is None else self.folder / "curves.csv"
+        if curves is not None and stage == "refit" and curves.is_file():
+            curves = curves.with_name("curves_refit.csv")  # those of the fit say more
+        self.network, progress = loop.train(
+            self.network,
+            data,
+            judged,
+            settings=self.settings,
+            epochs=epochs,
+            seed=seed,
+            device=self.device,
+            fingerprint=self._fingerprint(stage, epochs, seed, data, judged),
+            state_file=last and last / f"{stage}.safetensors",
+            curves_file=curves,
+            label=" ".join(filter(None, (self.model, self.folder and self.folder.name, stage))),
+        )
+        self.curves = progress.curves
+        return {"epochs": progress.best_epoch}
+
+    def predict(self, spots: Spots) -> np.ndarray:
+        """Return (n, len(outputs)) float32; memory is bounded where ``spots.tiles`` is memory-mapped.
+
+        Where inputs are normalised by section, the statistics are those of the spots given: give whole sections.
+        """
+        if self.network is None:
+            raise RuntimeError("fit or load_state comes before predict")
+        self.network.to(self.device).eval()
+        moments = self._section_moments(spots) if self.settings.normalise_by_section else None
+        parts = [np.empty((0, len(self.outputs)), np.float32)]
+        for start in range(0, len(spots), CHUNK):
+            rows = slice(start, start + CHUNK)
+            pixels = resized(spots.tiles[rows], self.input_px)
+            parts.append(loop.predict(self.network, self._with(pixels, spots.sections[rows], moments), self.device))
+        return self._bounded(np.concatenate(parts))
+
+    def _bounded(self, predicted: np.ndarray) -> np.ndarray:
+        """Put the training mean where a network of squares left every bound, and say for how many tiles."""
+        if not getattr(self.network, "settled", False):
+            return predicted
+        with np.errstate(invalid="ignore"):
+            beyond = ~(np.abs(predicted).max(axis=1, initial=0) <= BOUND)
+        if beyond.any():
+            where = f"{self.model}: {beyond.sum()} of {len(predicted)} tiles are unlike all training tiles"
+            print(f"note: {where}, its squares have no bound there; they get the training mean", file=sys.stderr)
+        return np.where(beyond[:, None], np.float32(0), predicted)
+
+    def inputs(self, spots: Spots) -> torch.Tensor:
+        """Return (n, 3, input_px, input_px) float32: what the network sees of these spots; give whole sections."""
+        images = self._images(replace(spots, targets=None))
+        return images.batch(np.arange(len(spots)), torch.device("cpu"))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that `predict` needs, as named arrays."""
+        weights = {f"network.{key}": value.detach().cpu().numpy() for key, value in self.network.state_dict().items()}
+        return {**weights, "pixel_moments": self.pixel_moments}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take what `state` gave; names or shapes that do not fit are an `InputError`."""
+        network = self._new_network()
+        weights = {
+            key.removeprefix("network."): torch.tensor(value)
+            for key, value in state.items()
+            if key.startswith("network.")
+        }
+        try:
+            network.load_state_dict(weights)
+            self.pixel_moments = self._moments_of(state["pixel_moments"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"the weights do not fit {self.model} ({' '.join(str(error).split())[:300]})",
+                fix="train the model again",
+            ) from error
+        self.network = network.eval()
+
+    def _moments_of(self, stored: np.ndarray) -> np.ndarray:
+        return np.asarray(stored, dtype=np.float32).reshape(2, 3)
+
+    def _images(self, spots: Spots, *, fit: bool = False) -> loop.Images:
+        pixels = resized(spots.tiles, self.input_px)
+        if fit:
+            every = PixelMoments()
+            for start in range(0, len(pixels), CHUNK):
+                every.add(pixels[start : start + CHUNK])
+            self.pixel_moments = every.result()
+        moments = self._section_moments(spots, pixels) if self.settings.normalise_by_section else None
+        return self._with(pixels, spots.sections, moments, spots.targets)
+
+    def _section_moments(self, spots: Spots, pixels: torch.Tensor | None = None) -> dict[str, np.ndarray]:
+        """Return each section's own pixel moments; no label is looked at."""
+        found = {section: PixelMoments() for section in np.unique(spots.sections).tolist()}
+        for section, moments in found.items():
+            rows = np.flatnonzero(spots.sections == section)
+            for start in range(0, len(rows), CHUNK):
+                own = rows[start : start + CHUNK]
+                moments.add(
+                    resized(spots.tiles[own], self.input_px) if pixels is None else pixels[torch.as_tensor(own)]
+                )
+        return {section: moments.result() for section, moments in found.items()}
+
+    def _with(
+        self,
+        pixels: torch.Tensor,
+        sections: np.ndarray,
+        moments: dict[str, np.ndarray] | None,
+        targets: np.ndarray | None = None,
+    ) -> loop.Images:
+        if moments is None:
+            values = self.pixel_moments[None]
+        else:
+            values = np.stack([moments[section] for section in np.asarray(sections).tolist()])
+        mean, sd = (torch.tensor(values[:, i, :, None, None]) for i in (0, 1))
+        learned = None if targets is None else torch.tensor(np.asarray(targets, dtype=np.float32))
+        return loop.Images(pixels, mean, sd, np.asarray(sections), learned)
+
+    def _fingerprint(
+        self, stage: str, epochs: int, seed: int, train: loop.Images, validation: loop.Images | None
+    ) -> str:
+        """Hash whatever the weights depend on: settings, seed and the very data."""
+        facts = [
+            stage,
+            epochs,
+            seed,
+            self.model,
+            self.options,
+            self.settings.model_dump(),
+            self.outputs,
+            self.device.type,
+        ]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for images in (train, validation):
+            if images is not None:
+                for part in (images.pixels, images.mean, images.sd, images.targets):
+                    digest.update(np.ascontiguousarray(part.numpy()).data)
+        return digest.hexdigest()

@@ -1,0 +1,377 @@
+"""Controls above one picture. The picture is an ordinary output of the cell, so it is there without any controls."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ipywidgets import Widget
+    from matplotlib.figure import Figure
+
+    from histocrypt.sections.section import Section, SectionFiles
+    from histocrypt.study import Study
+
+# ---- board
+
+
+DPI = 120
+HINT = "Controls appear here where this notebook runs in JupyterLab; the picture below is the first view."
+
+
+class Board:
+    """Controls, a sentence and a picture that follow each other.
+
+    Parameters
+    ----------
+    controls
+        ipywidgets by the name that ``draw`` knows their value by; their descriptions are their labels.
+    draw
+        Called with every control's value; returns a figure and the sentence that says what it shows. An `InputError`
+        that it raises is shown in place of the sentence, and the last picture stays.
+    """
+
+    def __init__(self, controls: dict[str, Widget], draw: Callable[..., tuple[Figure, str]]) -> None:
+        import ipywidgets
+
+        self.controls = controls
+        self.draw = draw
+        self.said = ipywidgets.HTML()
+        self.picture = b""
+        """The picture as it was drawn last, PNG."""
+        self._handle: Any = None
+        row = ipywidgets.HBox(list(controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
+        self.widget = ipywidgets.VBox([row, self.said])
+        for control in controls.values():
+            control.observe(self._changed, names="value")
+
+    def show(self) -> None:
+        """Display controls and picture; names that the first view does not know stop the notebook, as they should."""
+        from IPython.display import display
+
+        self._redraw()
+        bundle = self.widget._repr_mimebundle_() or {}
+        # Where no widgets can be drawn, readers get this sentence instead of a list of Python objects.
+        display({**bundle, "text/plain": HINT}, raw=True)
+        self._handle = display(self._image(), display_id=True)
+
+    def save(self, path: Path) -> None:
+        """Write the picture as it is now, PNG, atomically."""
+        from histocrypt.files import atomic_path
+
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(self.picture)
+
+    def _changed(self, _: Any) -> None:
+        try:
+            self._redraw()
+        except InputError as error:
+            self._say(str(error))
+            return
+        if self._handle is not None:
+            self._handle.update(self._image())
+
+    def _redraw(self) -> None:
+        figure, sentence = self.draw(**{name: control.value for name, control in self.controls.items()})
+        self.picture = as_png(figure)
+        self._say(sentence)
+
+    def _say(self, sentence: str) -> None:
+        from html import escape
+
+        self.sentence = sentence
+        self.said.value = f'<span role="status" style="display: block; line-height: 1.4">{escape(sentence)}</span>'
+
+    def _image(self) -> Any:
+        from IPython.display import Image
+
+        return Image(self.picture, format="png", alt=self.sentence)
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as PNG on white, readable on dark pages too, and close it."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def labelled(kind: str, label: str, *, width: str = "auto", **settings: Any) -> Widget:
+    """Return an ipywidget of a kind (``"Dropdown"``) whose label is never cut off."""
+    import ipywidgets
+
+    style = {"description_width": "initial"}
+    layout = ipywidgets.Layout(width=width, min_width="15em", margin="2px 12px 2px 2px")
+    return getattr(ipywidgets, kind)(description=label, style=style, layout=layout, **settings)
+
+
+def opacity_slider() -> Widget:
+    """Return the control of how strongly the H&E shows under the spots, 0 to 1."""
+    from histocrypt.evaluation.figures import FADED
+
+    settings = {"value": FADED, "min": 0.0, "max": 1.0, "step": 0.05, "continuous_update": False}
+    return labelled("FloatSlider", "H&E under spots", width="24em", **settings)
+
+
+def spot_sizes() -> Widget:
+    """Return the control of spot size: False as large as on the tissue, True touching each other."""
+    return labelled("Dropdown", "Spots", options=[("as large as on the tissue", False), ("touching", True)])
+
+
+def gene_box(names: list[str], value: str, *, label: str = "Gene") -> Widget:
+    """Return a box for a gene's symbol or id, with suggestions."""
+    return labelled("Combobox", label, options=names, value=value, ensure_option=False, continuous_update=False)
+
+
+# ---- results
+# Measured, predicted and residual values beside the H&E: pick model, section, gene and transform.
+
+
+def view_results(study: Study, *, model: str = "", section: str = "", gene: str = "", transform: str = "") -> Board:
+    """Return the viewer of a study's predictions of held-out sections; ``show()`` displays it.
+
+    Parameters
+    ----------
+    study
+        A study whose models have predicted held-out sections; it need not be scored.
+    model, section, gene, transform
+        What to open with; the gene by symbol or id. Empty: the study's last model, its first section, the first gene
+        of its panel, its main transform.
+
+    Raises
+    ------
+    InputError
+        If nothing is predicted yet, or (in ``show()``) a name is unknown or not predicted in this section.
+    """
+    from histocrypt.evaluation.scores import title_of
+    from histocrypt.evaluation.wording import TRANSFORM_WORDS
+    from histocrypt.report.views import Views, draw, sentence
+    from histocrypt.targets.matrix import noun
+
+    every = Views(study)
+    first = {"model": model or every.models[-1], "section": section or every.sections[0]}
+    first["transform"] = transform or every.transforms[0]
+    gene = gene or every.genes[str(every.joined(**first).genes[0])]
+    values = [(TRANSFORM_WORDS.get(name, name), name) for name in every.transforms]
+    controls = {
+        "model": labelled("Dropdown", "Model", options=[(title_of(name), name) for name in every.models]),
+        "section": labelled("Dropdown", "Section", options=every.sections),
+        "gene": gene_box(sorted(every.genes.values()), gene, label=noun(study.target.matrix).capitalize()),
+        "transform": labelled("Dropdown", "Values", options=values),
+        "touching": spot_sizes(),
+        "opacity": opacity_slider(),
+    }
+    for name, value in first.items():
+        controls[name].value = value
+
+    def view(*, touching: bool, opacity: float, **chosen: str) -> tuple[Figure, str]:
+        seen = every.view(**chosen)
+        return draw(seen, touching=touching, opacity=opacity), sentence(seen)
+
+    return Board(controls, view)
+
+
+# ---- sections
+# Raw sections: pick section, gene and transform, and see them over the H&E. For looking; nothing is chosen by it.
+
+
+STORED = "stored"
+"""Values as they are in the file."""
+OF_COUNTS = {
+    "log1p_cp10k": "depth-normalised, ln(1 + counts per 10 000)",
+    "log1p": "raw, ln(1 + count)",
+    "log2p1": "raw, log2(1 + count)",
+    STORED: "raw counts",
+}
+OF_MATRIX = {"proportion": "proportion", "spot_rank": "rank within the spot", STORED: "as stored"}
+SUGGESTIONS = 300
+MAX_SIDE = 900
+
+
+def view_sections(
+    files: list[SectionFiles], *, matrix: str | None = None, section: str = "", gene: str = "", transform: str = ""
+) -> Board:
+    """Return the viewer of sections as their readers give them; ``show()`` displays it.
+
+    Sections are read when they are picked, and only the last is kept.
+
+    Parameters
+    ----------
+    files
+        From `histocrypt.sections.read.study_sections`.
+    matrix
+        The study's ``target.matrix``, e.g. ``obsm:celltype_prop_major``; None for the counts.
+    section, gene, transform
+        What to open with; the gene (or cell type) by symbol or id. Empty: the first section that measured it, its
+        most abundant gene, depth-normalised (or its most abundant cell type's proportions).
+
+    Raises
+    ------
+    InputError
+        If a name is unknown, or no section measured the gene.
+    """
+    from histocrypt.targets.matrix import noun
+
+    by_id = {one.id: one for one in files}
+    if section and section not in by_id:
+        raise unknown_name("section", section, by_id, field="section")
+    values_of = OF_COUNTS if matrix is None else OF_MATRIX
+    transform = transform or next(iter(values_of))
+    if transform not in values_of:
+        raise unknown_name("transform", transform, values_of, field="transform")
+
+    @lru_cache(maxsize=1)
+    def read(name: str) -> tuple[Section, np.ndarray, float]:
+        from histocrypt.sections.read import read_section
+
+        one = read_section(by_id[name])
+        return one, *one.image.thumbnail(MAX_SIDE)
+
+    def start() -> tuple[str, str, list[str]]:
+        refused: InputError | None = None
+        for name in [section] if section else by_id:
+            try:
+                one = read(name)[0]
+                common = most_abundant(one, matrix)
+                given = gene or common[0]
+                readable = gene_values(one, given, STORED, matrix)[0]
+                unique = _names(one, matrix)[1].count(readable) == 1
+                return name, readable if unique else given, common
+            except InputError as error:
+                refused = refused or error
+        raise refused or InputError("there is no section to look at")
+
+    section, gene, common = start()
+    values = [(words, name) for name, words in values_of.items()]
+    controls = {
+        "section": labelled("Dropdown", "Section", options=list(by_id), value=section),
+        "gene": gene_box(common, gene, label=noun(matrix).capitalize()),
+        "transform": labelled("Dropdown", "Values", options=values, value=transform),
+        "touching": spot_sizes(),
+        "opacity": opacity_slider(),
+    }
+
+    def view(*, section: str, gene: str, transform: str, touching: bool, opacity: float) -> tuple[Figure, str]:
+        one, thumbnail, scale = read(section)
+        name, values = gene_values(one, gene, transform, matrix)
+        figure = draw(one, values, thumbnail, scale, title=name, touching=touching, opacity=opacity)
+        return figure, sentence(one, name, values, values_of[transform])
+
+    return Board(controls, view)
+
+
+def most_abundant(section: Section, matrix: str | None = None) -> list[str]:
+    """Return the readable names of the genes with the most counts (or of the largest cell types), largest first."""
+    from histocrypt.targets.matrix import raw_values
+
+    ids, names = _names(section, matrix)
+    if matrix is None:
+        totals = np.asarray(section.adata.X.sum(axis=0)).ravel()
+    else:
+        totals = raw_values(section.adata, ids, matrix=matrix, section=section.id).sum(axis=0)
+    order = np.argsort(-totals, kind="stable")[:SUGGESTIONS]
+    return list(dict.fromkeys(names[i] for i in order))
+
+
+def _names(section: Section, matrix: str | None) -> tuple[list[str], list[str]]:
+    """Return the ids and the readable names of what a section measured."""
+    from histocrypt.evaluation.join import symbols_of
+    from histocrypt.targets.matrix import names_of, noun
+
+    ids = names_of(section.adata, matrix, section=section.id).tolist()
+    if not ids:
+        raise InputError(f"section {section.id} measured no {noun(matrix)}", fix="pick another section")
+    return ids, ids if matrix is not None else symbols_of(section.adata).tolist()
+
+
+def gene_values(section: Section, gene: str, transform: str, matrix: str | None = None) -> tuple[str, np.ndarray]:
+    """Return the readable name of a gene and its (n,) values; depth is over all genes of the section.
+
+    Raises
+    ------
+    InputError
+        If the section did not measure it.
+    """
+    from histocrypt.report.views import find_gene
+    from histocrypt.targets.matrix import raw_values, targets_of
+
+    ids, names = _names(section, matrix)
+    found = find_gene(ids, names, gene, where=f"in section {section.id}")
+    about = {"matrix": matrix, "section": section.id}
+    asked = [found] if matrix is None else ids  # ranks within a spot are among all columns of a matrix
+    if transform == STORED:
+        values = raw_values(section.adata, asked, **about)
+    else:
+        values = targets_of(section.adata, asked, [transform], **about)[transform]
+    return names[ids.index(found)], np.asarray(values[:, asked.index(found)], dtype=np.float64)
+
+
+def sentence(section: Section, name: str, values: np.ndarray, units: str) -> str:
+    """Return what the picture shows, in words."""
+    seen = 100 * (values > 0).mean()
+    flat = " It has the same value at every spot." if np.ptp(values) == 0 else ""
+    return (
+        f"{name} in section {section.id} of patient {section.patient} ({units}): found at {seen:.0f} % of "
+        f"{section.n_spots} spots, median {np.median(values):.2f}, highest {values.max():.2f}.{flat}"
+    )
+
+
+def draw(
+    section: Section,
+    values: np.ndarray,
+    thumbnail: np.ndarray,
+    scale: float,
+    *,
+    title: str,
+    touching: bool = False,
+    opacity: float,
+) -> Figure:
+    """Draw the H&E beside the values of a gene over the same tissue, with a scale bar.
+
+    Parameters
+    ----------
+    section
+        The section as read.
+    values
+        (n,) values of one gene.
+    thumbnail, scale
+        (h, w, 3) uint8, and its pixels per full-resolution pixel.
+    title
+        Name of the gene.
+    touching
+        Draw spots so large that they nearly touch, instead of as large as they are on the tissue.
+    opacity
+        Of the H&E under the spots, 0 to 1.
+    """
+    from histocrypt.evaluation import figures
+    from histocrypt.evaluation.figures import canvas, style
+    from histocrypt.tissue.preprocess import spot_diameter_um
+
+    coords = section.coords * scale
+    spacing = figures.pitch(coords)
+    low, high = figures.window(coords, spacing)
+    diameter = figures.TOUCHING * spacing if touching else spot_diameter_um(section) / section.um_per_px * scale
+    with style():
+        height = 0.4 + 3.5 * (high[1] - low[1]) / (high[0] - low[0])
+        figure, axes = canvas(1, 2, figsize=(8.0, height))
+        for axis, shown, name in zip(axes, (1.0, opacity), ("H&E", title), strict=True):
+            axis.imshow(thumbnail, alpha=shown, interpolation="bilinear")
+            figures.frame(axis, low, high)
+            axis.set_title(name, fontsize=10)
+        drawn = figures.spots(axes[1], coords, values, diameter=diameter, cmap=figures.VALUES)
+        least, most, _ = figures.colour_limits(values, values)
+        drawn.set_clim(least, most)
+        bar = figure.colorbar(drawn, ax=axes[1], shrink=0.75, pad=0.02, aspect=18)
+        bar.outline.set_visible(False)
+        figures.scale_bar(axes[0], low, high, section.um_per_px / scale)
+    return figure

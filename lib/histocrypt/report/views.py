@@ -1,0 +1,258 @@
+"""What a viewer shows of a study: one gene of one held-out section, as measured and as one model predicts it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.evaluation import figures, wording
+from histocrypt.evaluation.figures import backdrop
+from histocrypt.evaluation.join import Joined, as_mapping, join, read_h5ad, read_prediction, symbols_of
+from histocrypt.evaluation.metrics import is_constant, pearson
+from histocrypt.evaluation.scores import read_folds, title_of
+from histocrypt.targets.matrix import noun
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+
+    from histocrypt.study import Study
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """What lies under the spots of a section."""
+
+    picture: np.ndarray | None
+    """(h, w, 3) uint8, or None."""
+    scale: float
+    """Picture pixels per full-resolution pixel; 1 without a picture."""
+    um_per_unit: float
+    """Micrometres per picture pixel."""
+    diameter: float | None
+    """Diameter of a spot in picture pixels; None where it is not known."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One gene of one section: measured, and predicted by one model that never saw this patient."""
+
+    model: str
+    section: str
+    patient: str
+    gene: str
+    symbol: str
+    transform: str
+    barcodes: np.ndarray
+    """(n,) str."""
+    coords: np.ndarray
+    """(n, 2) x, y in picture pixels."""
+    true: np.ndarray
+    """(n,) measured values, in units of the transform."""
+    predicted: np.ndarray
+    """(n,) predicted values, in units of the transform."""
+    pearson: float
+    """Correlation over the spots; 0 for a constant prediction, NaN where the measured values do not vary."""
+    notes: tuple[str, ...]
+    """What a reader must know of this view."""
+    tissue: Tissue
+
+
+class Views:
+    """Every view of a study whose models have predicted held-out sections. Files are read as they are asked for.
+
+    Raises
+    ------
+    InputError
+        If no model of the study has predicted a held-out section yet.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        folds = read_folds(study)
+        self.fold_of = {section: fold["name"] for fold in folds for section in fold["test_sections"]}
+        """Held-out section -> the fold that held it out."""
+        self._folds = [fold["name"] for fold in folds]
+        self.models = [
+            model for model in study.scored_names if any(study.run.prediction(model, f).is_file() for f in self._folds)
+        ]
+        """Models with predictions, in the study's order."""
+        if not self.models:
+            raise InputError(
+                "no model of this study has predicted a held-out section",
+                file=study.run.root / "predictions",
+                fix="train the study first",
+            )
+        # Two of each: a person compares two models, or two sections, back and forth.
+        self.section = lru_cache(maxsize=2)(self._section)
+        self.prediction = lru_cache(maxsize=2)(self._prediction)
+        self.joined = lru_cache(maxsize=2)(self._joined)
+        self.tissue = lru_cache(maxsize=2)(self._tissue)
+
+    @property
+    def sections(self) -> list[str]:
+        """Held-out sections, by name."""
+        return sorted(self.fold_of)
+
+    @property
+    def transforms(self) -> list[str]:
+        """Target transforms, the main one first."""
+        return list(self.study.target.transforms)
+
+    @property
+    def genes(self) -> dict[str, str]:
+        """Every gene of any fold's panel: id -> readable name."""
+        if not hasattr(self, "_genes"):
+            self._genes = {gene: name for fold in self._folds for gene, name in self._panel(fold)}
+        return self._genes
+
+    def _panel(self, fold: str) -> list[tuple[str, str]]:
+        import anndata as ad
+        import h5py
+        from anndata.io import read_elem
+
+        files = [path for path in (self.study.run.prediction(m, fold) for m in self.models) if path.is_file()]
+        if not files:
+            return []
+        with h5py.File(files[0]) as file:
+            var = read_elem(file["var"])
+        return list(zip(map(str, var.index), symbols_of(ad.AnnData(var=var)), strict=True))
+
+    def _section(self, section: str) -> AnnData:
+        if section not in self.fold_of:
+            raise unknown_name("held-out section", section, self.fold_of, field="section")
+        return read_h5ad(self.study.run.section(section), what="cleaned section", fix="run the study again")
+
+    def _prediction(self, model: str, fold: str) -> AnnData:
+        if model not in self.models:
+            raise unknown_name("model", model, self.models, field="model")
+        return read_prediction(self.study.run.prediction(model, fold), fix="train this model on this fold first")
+
+    def _joined(self, model: str, section: str, transform: str) -> Joined:
+        if transform not in self.transforms:
+            raise unknown_name("transform", transform, self.transforms, field="transform")
+        annotated = self.section(section)
+        prediction = self.prediction(model, self.fold_of[section])
+        if not (prediction.obs["section"].astype(str) == section).any():
+            raise InputError(
+                f"{title_of(model)} has no prediction of section {section}",
+                fix="pick another model or section, or predict this fold again",
+            )
+        return join(prediction, annotated, section, transforms=[transform])
+
+    def _tissue(self, section: str) -> Tissue:
+        annotated = self.section(section)
+        picture, scale = backdrop(annotated, self.study.run.tiles(section))
+        about = as_mapping(annotated.uns.get("preprocessing"))
+        um_per_px, spot_um = float(about.get("um_per_px", 1.0)), about.get("spot_diameter_um")
+        diameter = float(spot_um) / um_per_px * scale if spot_um else None
+        return Tissue(picture, scale, um_per_px / scale, diameter)
+
+    def view(self, model: str, section: str, gene: str, *, transform: str | None = None) -> View:
+        """Return one view; the gene is given by id or by symbol.
+
+        Raises
+        ------
+        InputError
+            If a name is unknown, the section has no prediction by this model, or the gene none in this section.
+        """
+        transform = transform or self.transforms[0]
+        both = self.joined(model, section, transform)
+        gene = find_gene(list(self.genes), list(self.genes.values()), gene, where="in any panel of this study")
+        name = self.genes[gene]
+        column = np.flatnonzero(both.genes == gene)
+        if not len(column):
+            why = (
+                f"{name} was not measured in section {section}"
+                if gene in both.unscored_genes
+                else f"{name} is not in the panel of {self.fold_of[section]}, so no model predicts it in {section}"
+            )
+            raise InputError(why, fix=f"pick another {noun(self.study.target.matrix)} or section")
+        true, predicted = both.true[transform][:, column[0]], both.predicted[transform][:, column[0]]
+        tissue = self.tissue(section)
+        return View(
+            model=model,
+            section=section,
+            patient=both.patient,
+            gene=gene,
+            symbol=name,
+            transform=transform,
+            barcodes=np.array([spot.removeprefix(f"{section}:") for spot in both.spots]),
+            coords=both.coords * tissue.scale,
+            true=true,
+            predicted=predicted,
+            pearson=float(pearson(true[:, None], predicted[:, None])[0]),
+            notes=notes_on(true, predicted, unpredicted=len(both.unpredicted_spots)),
+            tissue=tissue,
+        )
+
+
+def find_gene(ids: Sequence[str], symbols: Sequence[str], given: str, *, where: str) -> str:
+    """Return the id of a gene given by id or by symbol (upper or lower case; the first where several share it).
+
+    Raises
+    ------
+    InputError
+        If there is none ``where`` it was looked for; the error names a few that look alike, not all.
+    """
+    if given in ids:
+        return given
+    wanted = given.strip().casefold()
+    for gene, symbol in zip(ids, symbols, strict=True):
+        if wanted in (gene.casefold(), symbol.casefold()):
+            return gene
+    close = get_close_matches(wanted.upper(), [symbol.upper() for symbol in symbols], n=3)
+    fix = f"did you mean {' or '.join(close)}?" if close else f"{len(ids)} are there, such as {', '.join(symbols[:3])}"
+    raise InputError(f"there is no {given!r} {where}", fix=fix)
+
+
+def notes_on(true: np.ndarray, predicted: np.ndarray, *, unpredicted: int) -> tuple[str, ...]:
+    """Return what a reader must know of (n,) measured and predicted values: constants, and spots left out."""
+    notes = []
+    if is_constant(true[:, None])[0]:
+        notes.append("The measured values are the same at every spot: no correlation can be computed.")
+    elif is_constant(predicted[:, None])[0]:
+        notes.append("The prediction is the same at every spot: its correlation counts as 0.")
+    if unpredicted:
+        notes.append(f"{wording.plural(unpredicted, 'spot')} of this section have no prediction and are not shown.")
+    return tuple(notes)
+
+
+def draw(view: View, *, touching: bool = False, opacity: float = figures.FADED) -> Figure:
+    """Draw the H&E, measured, predicted and residual values side by side.
+
+    Parameters
+    ----------
+    view
+        From `Views.view`.
+    touching
+        Draw spots so large that they nearly touch, instead of as large as they are on the tissue.
+    opacity
+        Of the picture under the spots, 0 to 1.
+    """
+    title = f"{view.symbol}\nr = {wording.number(view.pearson, 2)}"
+    return figures.side_by_side(
+        [{"title": title, "true": view.true, "predicted": view.predicted}],
+        view.coords,
+        um_per_unit=view.tissue.um_per_unit,
+        spacing=figures.pitch(view.coords),
+        image=view.tissue.picture,
+        diameter=None if touching else view.tissue.diameter,
+        opacity=opacity,
+    )
+
+
+def sentence(view: View) -> str:
+    """Return what a view shows, in words: for captions and for readers who do not see it."""
+    about = (
+        f"{view.symbol} in section {view.section} of patient {view.patient}, {wording.plural(len(view.true), 'spot')}, "
+        f"{wording.TRANSFORM_WORDS.get(view.transform, view.transform)}: Pearson's r between measured and predicted by "
+        f"{title_of(view.model)} is {wording.number(view.pearson, 3)}."
+    )
+    return " ".join([about, *view.notes])

@@ -1,0 +1,246 @@
+"""`.h5ad` with a whole image, a patches file, or a folder of tiles beside it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.errors import InputError
+from histocrypt.sections.image import ImageSource, PatchMosaic, open_image, tiles_in
+from histocrypt.sections.section import Loaded, SectionFiles
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+IMAGE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".tif", ".tiff", ".jpg", ".jpeg", ".png", "_patches.h5")
+"""What may lie beside a section file under its stem, in the order of preference."""
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """Return what h5py and anndata raise on damaged files, and on those of a format they do not know."""
+    from anndata._io.specs.registry import IORegistryError
+
+    return (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, IORegistryError)
+
+
+def load_h5ad(files: SectionFiles) -> Loaded:
+    """Read a section file and open its image."""
+    adata = read_anndata(files.path)
+    place_coordinates(adata)
+    metadata, field = library_metadata(adata, files.id)
+    um_per_px, um_field = _um_per_px(adata, metadata, field)
+    image_path, note = _image_path(files, metadata, f"{field}['source_image_path']")
+    image = open_for(adata, image_path, metadata) if image_path is not None else None
+    if image is not None and um_per_px is None and getattr(image, "um_per_px", None):
+        um_per_px, um_field = image.um_per_px, f"resolution of {image.path.name}"
+    patient = one_value(adata, "patient", files.path)
+    pitch = metadata.get("inter_spot_um")
+    return Loaded(
+        adata,
+        image,
+        patient,
+        [files.path, *([image_path] if image_path is not None else [])],
+        um_per_px=um_per_px,
+        um_field=um_field,
+        pitch_um=float(pitch) if _is_number(pitch) else None,
+        technology=str(adata.uns.get("technology") or ""),
+        image_note=note,
+    )
+
+
+def read_anndata(path: Path) -> AnnData:
+    """Read an ``.h5ad``; a missing, truncated or foreign file is an `InputError`."""
+    import anndata
+
+    if not path.exists():
+        raise InputError("section file is missing", file=path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # e.g. names that are not unique: said properly by the validation
+            return anndata.read_h5ad(path)
+    except unreadable() as error:
+        detail = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(
+            f"section cannot be read as .h5ad, it may be truncated ({detail})",
+            file=path,
+            fix="copy it again from its source",
+        ) from error
+
+
+def one_value(adata: AnnData, name: str, file: Path) -> str | None:
+    """Return what ``obs`` or ``uns`` says about the whole section; two different values are an error."""
+    if name in adata.obs:
+        values = sorted({str(value) for value in adata.obs[name].dropna().unique()} - {"", "nan", "None"})
+        if len(values) > 1:
+            raise InputError(
+                f"a section has one {name}, this file has {len(values)}",
+                file=file,
+                field=f"obs[{name!r}]",
+                value=values[:5],
+                fix="write one file a section",
+            )
+        if values:
+            return values[0]
+    value = adata.uns.get(name)
+    return str(value) if isinstance(value, (str, int, np.integer)) and str(value) else None
+
+
+def library_metadata(adata: AnnData, section: str) -> tuple[dict[str, Any], str]:
+    """Return ``uns["spatial"][library]["metadata"]`` with the scale factors, and how errors call the place."""
+    libraries = adata.uns.get("spatial")
+    if not isinstance(libraries, Mapping) or not libraries:
+        return {}, "uns['spatial']"
+    library = section if section in libraries else next(iter(libraries))
+    content = libraries[library] if isinstance(libraries[library], Mapping) else {}
+    metadata: dict[str, Any] = {}
+    for part in ("scalefactors", "metadata"):
+        if isinstance(content.get(part), Mapping):
+            metadata.update(content[part])
+    return metadata, f"uns['spatial'][{library!r}]['metadata']"
+
+
+def place_coordinates(adata: AnnData) -> None:
+    """Take the spot centres from ``obs`` where ``obsm["spatial"]`` is absent, as in Visium's and HEST's tables."""
+    columns = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # x is the column
+    if "spatial" not in adata.obsm and set(columns) <= set(adata.obs):
+        adata.obsm["spatial"] = adata.obs[columns].to_numpy(dtype=float)
+
+
+def open_for(adata: AnnData, path: Path, metadata: Mapping[str, Any]) -> ImageSource | None:
+    """Open the image of a section and check that it is the one that the coordinates refer to."""
+    size = None
+    if _is_number(metadata.get("fullres_width")) and _is_number(metadata.get("fullres_height")):
+        size = (int(metadata["fullres_width"]), int(metadata["fullres_height"]))
+    if path.is_dir():
+        if "spatial" not in adata.obsm:  # said properly by the validation
+            return None
+        return _tile_folder(adata, path, size)
+    if path.suffix.lower() in {".h5", ".hdf5"}:
+        return open_patches(adata, path, size)
+    image = open_image(path)
+    if size is not None and max(abs(image.width / size[0] - 1), abs(image.height / size[1] - 1)) > 0.01:
+        raise InputError(
+            "image is not the one that the coordinates refer to",
+            file=path,
+            value=f"{image.width} x {{image.height}} px",
+            expected=f"{size[0]} x {size[1]} px",
+            fix="give the full-resolution image",
+        )
+    return image
+
+
+def open_patches(adata: AnnData, path: Path, size: tuple[int, int] | None = None) -> PatchMosaic:
+    """Open a patches file; how much a patch covers follows from spot centres and top-left corners, joined by barcode.
+
+    HEST patches are resampled, so their own pixels do not tell how much of the slide they cover.
+    """
+    mosaic = PatchMosaic.from_h5(path, size=size)
+    if mosaic.barcodes is None or "spatial" not in adata.obsm:
+        return mosaic
+    rows = adata.obs_names.get_indexer(mosaic.barcodes)
+    if not (rows >= 0).any():
+        raise InputError(
+            "no patch belongs to a spot of the section",
+            file=path,
+            field="barcode",
+            value=str(mosaic.barcodes[0]),
+            expected=f"e.g. {adata.obs_names[0]!r}",
+        )
+    try:
+        centres = np.asarray(adata.obsm["spatial"], dtype=float)[rows[rows >= 0]]
+        half = np.nanmedian(centres - mosaic.coords[rows >= 0], axis=0)
+    except (TypeError, ValueError):  # said properly by the validation
+        return mosaic
+    covered = 2 * half.mean()
+    if abs(half[0] - half[1]) <= 0.1 * abs(covered) and covered > 0 and abs(covered / mosaic.side - 1) > 0.02:
+        return PatchMosaic.from_h5(path, size=size, side=round(covered))
+    return mosaic
+
+
+def confined(folder: Path, name: str, *, file: Path, field: str) -> Path:
+    """Return a path that a file names relative to ``folder``; one that leaves the folder is refused."""
+    path = Path(os.path.normpath(folder.absolute() / name))
+    if not path.is_relative_to(os.path.normpath(folder.absolute())):
+        raise InputError(
+            "path leads out of the section's folder",
+            file=file,
+            field=field,
+            value=name,
+            expected="a path relative to the section file",
+            fix="put the image beside the section file, or give `image:` in the study",
+        )
+    return folder / name if not Path(name).is_absolute() else path
+
+
+def _image_path(files: SectionFiles, metadata: Mapping[str, Any], field: str) -> tuple[Path | None, str]:
+    """Return the image of a section file, or None and why."""
+    if files.image is not None:
+        if not files.image.exists():
+            raise InputError("image as given is missing", file=files.path, field="image", value=str(files.image))
+        return files.image, ""
+    folder = files.path.parent
+    named = metadata.get("source_image_path")
+    if isinstance(named, str) and named:
+        path = confined(folder, named, file=files.path, field=field)
+        if path.exists():
+            return path, ""
+    for suffix in IMAGE_SUFFIXES:
+        for candidate in (folder / (files.path.stem + suffix), folder / (files.path.stem + suffix.upper())):
+            if candidate.exists():
+                return candidate, ""
+    if isinstance(named, str) and named:
+        return None, f"image is missing: {field} names {named!r}, which is not in {folder}"
+    return None, f"image is missing: {field} is not set and no {files.path.stem}.jpg, .png, .tif or _patches.h5 is here"
+
+
+def _um_per_px(adata: AnnData, metadata: Mapping[str, Any], field: str) -> tuple[float | None, str]:
+    for name in ("pixel_size_um", "microns_per_pixel"):
+        if _is_number(metadata.get(name)):
+            return float(metadata[name]), f"{field}[{name!r}]"
+    own = adata.uns.get("preprocessing")
+    if isinstance(own, Mapping) and _is_number(own.get("um_per_px")):
+        return float(own["um_per_px"]), "uns['preprocessing']['um_per_px']"
+    return None, ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _tile_folder(adata: AnnData, folder: Path, size: tuple[int, int] | None) -> PatchMosaic:
+    """Join tiles ``<section>_<x>_<y>`` to spots: x, y are the array index, the barcode ``<x>x<y>``, or pixels."""
+    tiles = tiles_in(folder)
+    if not tiles:
+        raise InputError(
+            "folder holds no tile", file=folder, expected="files named <section>_<x>_<y>.tif, .jpg or .png"
+        )
+    centres = np.asarray(adata.obsm["spatial"], dtype=float)
+    names = list(adata.obs_names)
+    keys: list[dict[tuple[int, int], int]] = [{}, {}, {}]
+    for row, barcode in enumerate(names):
+        parts = barcode.split("x")
+        if len(parts) == 2 and all(part.isdigit() for part in parts):
+            keys[0][int(parts[0]), int(parts[1])] = row
+        if np.isfinite(centres[row]).all():
+            keys[2][tuple(int(round(value)) for value in centres[row])] = row
+    if {"array_row", "array_col"} <= set(adata.obs):
+        for row, pair in enumerate(adata.obs[["array_col", "array_row"]].to_numpy()):
+            keys[1][int(pair[0]), int(pair[1])] = row
+    joined = max(
+        ({names[key[x, y]]: file for file, (_, x, y) in tiles.items() if (x, y) in key} for key in keys), key=len
+    )
+    if not joined:
+        first = next(iter(tiles))
+        raise InputError(
+            "no tile belongs to a spot: neither array index, barcode nor pixel agrees",
+            file=folder,
+            value=first.name,
+            expected=f"e.g. a tile for spot {names[0]}",
+        )
+    rows = {barcode: row for row, barcode in enumerate(names)}
+    return PatchMosaic.from_tiles(folder, joined, {barcode: centres[rows[barcode]] for barcode in joined}, size=size)

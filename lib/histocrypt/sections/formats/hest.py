@@ -1,0 +1,212 @@
+"""The HEST layouts: ``st/ wsis/ patches/ metadata/`` of HEST-1k, and a task of hest-bench with its splits."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histocrypt.errors import InputError
+from histocrypt.files import read_json
+from histocrypt.sections.formats.h5ad import (
+    confined,
+    library_metadata,
+    one_value,
+    open_for,
+    open_patches,
+    place_coordinates,
+    read_anndata,
+)
+from histocrypt.sections.image import ImageSource
+from histocrypt.sections.section import Loaded, SectionFiles
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+GENE_LIST = re.compile(r"^var_(\d+)genes\.json$")
+SPLIT = re.compile(r"^(train|test)_(\d+)\.csv$")
+SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".jpg", ".png")
+
+
+def is_hest(folder: Path) -> bool:
+    """Return whether a folder is laid out like HEST-1k or like a task of hest-bench."""
+    return any((folder / "st").glob("*.h5ad")) or is_hest_bench(folder)
+
+
+def is_hest_bench(folder: Path) -> bool:
+    """Return whether a folder is a task of hest-bench."""
+    return any(SPLIT.match(path.name) for path in (folder / "splits").glob("*.csv"))
+
+
+def hest_sections(folder: Path) -> list[SectionFiles]:
+    """Return the sections of a HEST folder."""
+    if not is_hest_bench(folder):
+        return [SectionFiles(path.stem, "hest", path) for path in sorted((folder / "st").glob("*.h5ad"))]
+    found: dict[str, SectionFiles] = {}
+    for split in hest_splits(folder).values():
+        for rows in split.values():
+            for row in rows:
+                files = SectionFiles(row["sample_id"], "hest", row["expr_path"], image=row["patches_path"])
+                if found.setdefault(files.id, files) != files:
+                    raise InputError(
+                        "one sample has two expression or patches files in the splits",
+                        file=folder / "splits",
+                        field="sample_id",
+                        value=files.id,
+                    )
+    return [found[name] for name in sorted(found)]
+
+
+def hest_splits(folder: str | Path) -> dict[int, dict[str, list[dict[str, Any]]]]:
+    """Read the splits of a hest-bench task.
+
+    Returns
+    -------
+    Fold number -> ``train`` and ``test`` -> rows with ``sample_id`` and the absolute ``patches_path`` and
+    ``expr_path``.
+
+    Raises
+    ------
+    InputError
+        If a column or a half is missing, a path leaves the task's folder, or a sample is trained on and tested.
+    """
+    folder = Path(folder)
+    splits: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    for path in sorted((folder / "splits").glob("*.csv")):
+        name = SPLIT.match(path.name)
+        if name is None:
+            continue
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                rows = list(csv.DictReader(file))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"split cannot be read ({error})", file=path) from error
+        if not rows:
+            raise InputError("split has no row", file=path)
+        for row in rows:
+            for column in ("sample_id", "patches_path", "expr_path"):
+                if not row.get(column):
+                    raise InputError(
+                        "column is missing or empty",
+                        file=path,
+                        field=column,
+                        expected="sample_id, patches_path, expr_path",
+                    )
+            for column in ("patches_path", "expr_path"):
+                row[column] = confined(folder, row[column], file=path, field=column)
+        splits.setdefault(int(name[2]), {})[name[1]] = rows
+    for number, split in splits.items():
+        for half in ("train", "test"):
+            if half not in split:
+                raise InputError(f"split {number} has no {half} half", file=folder / "splits" / f"{half}_{number}.csv")
+        both = {row["sample_id"] for row in split["train"]} & {row["sample_id"] for row in split["test"]}
+        if both:
+            raise InputError(
+                "sample is trained on and tested in one split",
+                file=folder / "splits" / f"test_{number}.csv",
+                field="sample_id",
+                value=sorted(both)[0],
+            )
+    return dict(sorted(splits.items()))
+
+
+def hest_gene_list(folder: str | Path) -> list[str] | None:
+    """Read ``var_<n>genes.json`` of a hest-bench task: ``{"genes": [...]}``; None where there is none.
+
+    Raises
+    ------
+    InputError
+        If it is no such list, if a gene is named twice, or if its length is not the ``n`` of its name.
+    """
+    for path in sorted(Path(folder).glob("var_*genes.json")):
+        name = GENE_LIST.match(path.name)
+        content = read_json(path)
+        genes = content.get("genes") if isinstance(content, dict) else None
+        if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
+            raise InputError("is not a gene list", file=path, field="genes", expected='{"genes": ["...", ...]}')
+        if name and len(genes) != int(name[1]):
+            raise InputError(
+                f"gene list has the wrong length: {len(genes)} genes, and its name says {name[1]}",
+                file=path,
+                field="genes",
+                value=len(genes),
+            )
+        if len(set(genes)) < len(genes):
+            msg = "gene list names a gene twice"
+            repeated = next(gene for gene in genes if genes.count(gene) > 1)
+            raise InputError(msg, file=path, field="genes", value=repeated)
+        return genes
+    return None
+
+
+def load_hest(files: SectionFiles) -> Loaded:
+    """Read a HEST section: its slide where that is there, else its patches."""
+    adata = read_anndata(files.path)
+    root = _root(files.path)
+    metadata, field = library_metadata(adata, files.id)
+    about, about_path = _about(root, files.id)
+    place_coordinates(adata)
+    image, note = _image(files, root, adata, metadata)
+    um_per_px, um_field = None, ""
+    for source, where in ((about, str(about_path)), (metadata, field)):
+        for name in ("pixel_size_um_estimated", "pixel_size_um", "pixel_size_um_embedded", "microns_per_pixel"):
+            if um_per_px is None and isinstance(source.get(name), (int, float)) and source[name] == source[name]:
+                um_per_px, um_field = float(source[name]), f"{where}: {name}"
+    if um_per_px is None and getattr(image, "um_per_px", None):
+        um_per_px, um_field = image.um_per_px, f"resolution of {image.path.name}"
+    genes = hest_gene_list(root)
+    if genes is not None:
+        missing = sorted(set(genes) - set(adata.var_names))
+        if missing:
+            raise InputError(
+                f"lacks {len(missing)} of {len(genes)} genes of the task's gene list",
+                file=files.path,
+                field="var_names",
+                value=missing[0],
+            )
+        adata.uns["gene_list"] = genes
+    patient = about.get("patient")
+    pitch = about.get("inter_spot_dist", metadata.get("inter_spot_um"))
+    technology = str(about.get("st_technology") or adata.uns.get("technology") or "")
+    return Loaded(
+        adata,
+        image,
+        one_value(adata, "patient", files.path) or (str(patient) if patient and patient == patient else None),
+        [files.path, *([image.path] if image is not None else []), *([about_path] if about else [])],
+        um_per_px=um_per_px,
+        um_field=um_field,
+        pitch_um=float(pitch) if isinstance(pitch, (int, float)) and pitch == pitch and pitch > 0 else None,
+        technology=technology,
+        image_note=note,
+        notes=[f"{root}: gene list of {len(genes)} genes kept in uns['gene_list']."] if genes is not None else [],
+    )
+
+
+def _root(path: Path) -> Path:
+    """Return the folder that holds ``st/`` or ``splits/``."""
+    for folder in path.parents:
+        if is_hest_bench(folder) or (path.parent.name == "st" and folder == path.parent.parent):
+            return folder
+    return path.parent
+
+
+def _about(root: Path, section: str) -> tuple[dict[str, Any], Path]:
+    path = root / "metadata" / f"{section}.json"
+    content = read_json(path) if path.exists() else {}
+    return content if isinstance(content, dict) else {}, path
+
+
+def _image(files: SectionFiles, root: Path, adata: AnnData, metadata: dict[str, Any]) -> tuple[ImageSource | None, str]:
+    if files.image is not None:
+        if not files.image.exists():
+            raise InputError("image or patches file is missing", file=files.image)
+        return open_for(adata, files.image, {}), ""
+    for suffix in SLIDE_SUFFIXES:
+        path = root / "wsis" / f"{files.id}{suffix}"
+        if path.exists():
+            return open_for(adata, path, metadata), ""
+    path = root / "patches" / f"{files.id}.h5"
+    if path.exists():
+        return open_patches(adata, path), ""
+    return None, f"image is missing: neither wsis/{files.id}.tif nor patches/{files.id}.h5 is in {root}"

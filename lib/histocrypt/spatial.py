@@ -1,0 +1,234 @@
+"""Spots and their neighbours: how far apart they lie, and the ranks of a gene smoothed over those that touch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocrypt.errors import InputError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+    from scipy.sparse import csr_matrix
+
+# ---- neighbours
+
+
+REACH = 1.5
+"""In spot pitches: the 8 neighbours of a square array, the 6 of a hexagonal one."""
+UNUSUAL = 0.25
+"""A nearest neighbour nearer or farther than the pitch by this share of it is out of the ordinary."""
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """How far apart the spots of a section lie."""
+
+    section: str
+    nearest_um: np.ndarray
+    """(n,) distance of each spot to its nearest neighbour, micrometres."""
+    pitch_um: float
+    """Their median."""
+    crowded: int
+    """Spots with a neighbour nearer than the pitch less `UNUSUAL`: doubled spots, or two arrays in one."""
+    isolated: int
+    """Spots whose nearest neighbour is farther than the pitch and `UNUSUAL`."""
+    neighbours: float
+    """Mean number of neighbours within `REACH` pitches."""
+
+
+def spacing(section: str, coords_um: np.ndarray) -> Spacing:
+    """Measure the distances between the (n, 2) spot centres of one section, in micrometres.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two spots.
+    """
+    coords = np.asarray(coords_um, dtype=np.float64)
+    nearest = _nearest(coords, section)
+    pitch = float(np.median(nearest))
+    return Spacing(
+        section=section,
+        nearest_um=nearest,
+        pitch_um=pitch,
+        crowded=int((nearest < (1 - UNUSUAL) * pitch).sum()),
+        isolated=int((nearest > (1 + UNUSUAL) * pitch).sum()),
+        neighbours=float(touching(coords).sum() / len(coords)),
+    )
+
+
+def touching(coords: np.ndarray, *, reach: float = REACH) -> csr_matrix:
+    """Return which spots lie within ``reach`` pitches of one another: (n, n) CSR of 0 and 1, nothing on the diagonal.
+
+    The pitch is the median distance to the nearest spot; (n, 2) ``coords`` of one section may be in any unit.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    coords = np.asarray(coords, dtype=np.float64)
+    pitch = float(np.median(_nearest(coords, "section")))
+    return NearestNeighbors(radius=reach * pitch).fit(coords).radius_neighbors_graph(mode="connectivity").tocsr()
+
+
+def smoothed_ranks(values: np.ndarray, coords: np.ndarray, *, reach: float = REACH) -> np.ndarray:
+    """Rank values among the spots of a section and average each rank over the spot and its neighbours.
+
+    Ranks do not heed outliers nor units, and averaging them takes out the noise of small counts: what is left is where
+    in the tissue a gene is high. Only for looking: a smoothed value borrows from the spots around it.
+
+    Parameters
+    ----------
+    values
+        (n,) or (n, g) values of one section; ties share their average rank.
+    coords
+        (n, 2) spot centres, any unit.
+    reach
+        Neighbours are spots within this many pitches; a spot without any keeps its own rank.
+
+    Returns
+    -------
+    Of the same shape, in (0, 1): 0.5 is the middle of the section.
+
+    Raises
+    ------
+    InputError
+        If values and coordinates are not of the same spots, or a value is not finite.
+    """
+    from scipy.sparse import identity
+    from scipy.stats import rankdata
+
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) != len(coords):
+        raise InputError(
+            "values and coordinates are not of the same spots", value=f"{len(values)} values, {len(coords)} coordinates"
+        )
+    if not np.isfinite(values).all():
+        raise InputError(
+            "values to be ranked are not all finite", value=f"{int((~np.isfinite(values)).sum())} of {values.size}"
+        )
+    ranks = (rankdata(values, axis=0) - 0.5) / len(values)
+    graph = touching(coords, reach=reach) + identity(len(values), format="csr")
+    smoothed = graph @ ranks
+    members = np.asarray(graph.sum(axis=1)).ravel()
+    return smoothed / (members if values.ndim == 1 else members[:, None])
+
+
+def spacing_figure(spacings: list[Spacing]) -> Figure:
+    """Draw the distances to the nearest spot, in pitches, one histogram a section."""
+    import matplotlib.pyplot as plt
+
+    columns = min(4, len(spacings))
+    rows = -(-len(spacings) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.7 * columns, 1.9 * rows), layout="constrained", squeeze=False, sharex=True
+    )
+    for axis in axes.ravel()[len(spacings) :]:
+        axis.set_axis_off()
+    edges = np.linspace(0, 2.5, 51)
+    for axis, one in zip(axes.ravel(), spacings, strict=False):
+        axis.hist(np.clip(one.nearest_um / max(one.pitch_um, 1e-9), 0, 2.5), bins=edges, color="#35618f")
+        axis.axvspan(1 - UNUSUAL, 1 + UNUSUAL, color="0.9", zorder=0)
+        axis.set_yscale("symlog", linthresh=1)
+        axis.set_title(f"{one.section}: pitch {one.pitch_um:.0f} µm", fontsize=8)
+        axis.tick_params(labelsize=7)
+    figure.supxlabel(
+        "distance to the nearest spot, in pitches (grey: ordinary; the last bar holds all beyond)", fontsize=8
+    )
+    figure.supylabel("spots", fontsize=8)
+    return figure
+
+
+def _nearest(coords: np.ndarray, section: str) -> np.ndarray:
+    from scipy.spatial import cKDTree
+
+    if len(coords) < 2:
+        raise InputError(
+            "has too few spots to measure distances", field=section, value=len(coords), expected="two or more"
+        )
+    return cKDTree(coords).query(coords, k=2)[0][:, 1]
+
+
+# ---- neighbours
+# Which spots lie beside one another, as an edge list: any array works, and no edge crosses sections.
+
+
+SQUARE = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+"""Offsets (row, column) of the eight neighbours on a square array."""
+HEXAGONAL = ((0, -2), (0, 2), (-1, -1), (-1, 1), (1, -1), (1, 1))
+"""Offsets (row, column) of the six neighbours on Visium's array, whose columns count half steps."""
+
+
+def section_edges(adata: AnnData) -> np.ndarray:
+    """Return the edges of one section, (2, m) int: spot ``edges[0, k]`` has the neighbour ``edges[1, k]``.
+
+    Every edge is there in both directions. ``obs["array_row"]`` and ``obs["array_col"]`` are used where they are whole
+    numbers and no place is taken twice; else spots within 1.5 pitches of one another touch.
+    """
+    grid = array_of(adata)
+    if grid is not None:
+        return lattice_edges(grid)
+    if adata.n_obs < 2:
+        return np.empty((2, 0), dtype=np.int64)
+    return np.stack(touching(np.asarray(adata.obsm["spatial"], dtype=np.float64)).nonzero()).astype(np.int64)
+
+
+def array_of(adata: AnnData) -> np.ndarray | None:
+    """Return (n, 2) int array rows and columns of a section's spots; None where there are none that can be used."""
+    if not {"array_row", "array_col"} <= set(adata.obs):
+        return None
+    try:
+        values = adata.obs[["array_row", "array_col"]].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    if not np.isfinite(values).all() or (values != np.rint(values)).any():
+        return None
+    grid = values.astype(np.int64)
+    return grid if len(np.unique(grid, axis=0)) == len(grid) else None
+
+
+def is_hexagonal(grid: np.ndarray) -> bool:
+    """Return whether an array counts as Visium's does: row + column is even for all spots, or odd for all of them."""
+    return len(grid) > 2 and len(np.unique(grid.sum(axis=1) % 2)) == 1
+
+
+def lattice_edges(grid: np.ndarray, *, hexagonal: bool | None = None) -> np.ndarray:
+    """Return the edges of spots on an array, (2, m) int, sorted by spot.
+
+    Parameters
+    ----------
+    grid
+        (n, 2) int: row and column of each spot of one section, no place twice.
+    hexagonal
+        Six neighbours or eight; None: as `is_hexagonal` finds.
+
+    Raises
+    ------
+    InputError
+        If two spots lie at one place of the array.
+    """
+    grid = np.asarray(grid, dtype=np.int64).reshape(-1, 2)
+    place = {tuple(one): index for index, one in enumerate(grid.tolist())}
+    if len(place) < len(grid):
+        raise InputError("two spots lie at one place of the array", field="array_row, array_col")
+    offsets = HEXAGONAL if (is_hexagonal(grid) if hexagonal is None else hexagonal) else SQUARE
+    found = [
+        (index, place[row + down, column + right])
+        for index, (row, column) in enumerate(grid.tolist())
+        for down, right in offsets
+        if (row + down, column + right) in place
+    ]
+    return np.array(found, dtype=np.int64).reshape(-1, 2).T
+
+
+def graph_of(edges: list[np.ndarray], sizes: list[int]) -> csr_matrix:
+    """Return one graph of several sections, (n, n) CSR of True, from each section's edges and number of spots."""
+    from scipy.sparse import csr_matrix
+
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    moved = [one + start for one, start in zip(edges, starts, strict=False)]
+    both = np.concatenate(moved, axis=1) if moved else np.empty((2, 0), dtype=np.int64)
+    n = int(starts[-1])
+    return csr_matrix((np.ones(both.shape[1], dtype=bool), (both[0], both[1])), shape=(n, n))
