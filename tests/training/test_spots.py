@@ -7,7 +7,7 @@ import pytest
 
 from histocrypt.data import load as spots_module
 from histocrypt.data.load import load_spots
-from histocrypt.encoders.encoders import encoders
+from histocrypt.encoders import encoders
 from histocrypt.errors import InputError
 from histocrypt.targets.panels import Panel
 from histocrypt.targets.transforms import transform
