@@ -14,10 +14,11 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torchvision import models as torchvision_models
 
 import histocrypt.torchvision_ops  # noqa: F401 - lets torchvision be imported beside a CPU-only torch; must come first
 from histocrypt.errors import InputError, unknown_name
+
+from torchvision import models as torchvision_models  # isort: skip
 
 TARGET, AUXILIARY, TUMOUR = "target", "auxiliary", "tumour"
 """Names of the heads."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torchvision.models import resnet18
 
 import histocrypt.torchvision_ops  # noqa: F401 - lets torchvision be imported beside a CPU-only torch; must come first
+
+from torchvision.models import resnet18  # isort: skip
 
 
 class ResNet18(nn.Module):

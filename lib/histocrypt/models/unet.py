@@ -13,9 +13,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torchvision.models import resnet18, resnet50
 
 import histocrypt.torchvision_ops  # noqa: F401 - lets torchvision be imported beside a CPU-only torch; must come first
+
+from torchvision.models import resnet18, resnet50  # isort: skip
 
 # ---- unet
 
