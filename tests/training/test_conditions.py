@@ -4,11 +4,11 @@ import anndata
 import numpy as np
 import pytest
 import torch
-from histocrypt.encoders.precomputed import prepared_features
 
 from histocrypt.data import load as spots_module
 from histocrypt.data.load import parts_of, section_features, turned
 from histocrypt.encoders.encoders import encode
+from histocrypt.encoders.precomputed import prepared_features
 from histocrypt.errors import InputError
 from histocrypt.tissue.stain import DEFAULT_REFERENCE
 
