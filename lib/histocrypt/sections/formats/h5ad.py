@@ -127,7 +127,7 @@ def open_for(adata: AnnData, path: Path, metadata: Mapping[str, Any]) -> ImageSo
         raise InputError(
             "image is not the one that the coordinates refer to",
             file=path,
-            value=f"{image.width} x {{image.height}} px",
+            value=f"{image.width} x {image.height} px",
             expected=f"{size[0]} x {size[1]} px",
             fix="give the full-resolution image",
         )

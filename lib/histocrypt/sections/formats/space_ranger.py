@@ -449,7 +449,7 @@ def _image(
             raise InputError(
                 "image is not the one that the coordinates refer to",
                 file=path,
-                value=f"{image.width} x {{image.height}} px",
+                value=f"{image.width} x {image.height} px",
                 expected=f"about {full_size[0]:.0f} x {full_size[1]:.0f} px by {small[0][0].name} and its scale factor",
                 fix="give the image that Space Ranger was run on as `image:`",
             )
