@@ -10,9 +10,9 @@ from histocrypt.errors import InputError
 from histocrypt.files import read_json
 from histocrypt.pipeline.checkpoints import load_model
 from histocrypt.pipeline.train import train_fold
-from histocrypt.predictors import stem_diffusion
 from histocrypt.predictors.stem import QUANTILES, DiffusionPlan
 from histocrypt.study import parse_study
+from histocrypt.training import loop
 
 TINY = {
     "encoder": "efficientnet_lite0_128", "augmentations": 1, "components": 8, "width": 16, "blocks": 1, "heads": 2,
@@ -62,18 +62,19 @@ def test_after_a_kill_training_ends_with_the_same_bits(study, monkeypatch):
     folder = study.run.model("stem", "fold_a")
     train_fold(study, "stem", "fold_a", device="cpu")
     whole = (folder / "weights.safetensors").read_bytes()
-    keep = stem_diffusion.keep
+    keep = loop.keep
 
     def killed(path, fingerprint, parts, progress):
         keep(path, fingerprint, parts, progress)
         if progress.epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(stem_diffusion, "keep", killed)
+    monkeypatch.setattr(loop, "KEEPING", 1e9)
+    monkeypatch.setattr(loop, "keep", killed)
     with pytest.raises(KeyboardInterrupt):
         train_fold(study, "stem", "fold_a", device="cpu")
     assert (folder / "last" / "fit.safetensors").is_file()
-    monkeypatch.setattr(stem_diffusion, "keep", keep)
+    monkeypatch.setattr(loop, "keep", keep)
     train_fold(study, "stem", "fold_a", device="cpu")
     assert (folder / "weights.safetensors").read_bytes() == whole
     assert not (folder / "last").exists()

@@ -15,8 +15,10 @@ from histocrypt.models.fhe import Square, watched
 from histocrypt.options import Training
 from histocrypt.pipeline.distil import taught
 from histocrypt.pipeline.train import train_fold
+from histocrypt.predictors.network import train_network
 from histocrypt.study import load_study, parse_study
 from histocrypt.training import loop
+from histocrypt.training.images import Images, predict
 
 STUDENT = {"input_px": 32, "width": 0.25, "teacher": "colour_ridge", "distil": 0.75}
 
@@ -152,11 +154,12 @@ def test_a_killed_student_goes_on_to_the_same_bits(small_study, monkeypatch, cap
     undisturbed = (whole.folder / "weights.safetensors").read_bytes()
     write = loop.write_curves
 
-    def die(path, rows):
-        write(path, rows)
+    def die(path, rows, scores):
+        write(path, rows, scores)
         if len(rows) == 3:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(loop, "KEEPING", 1e9)
     monkeypatch.setattr(loop, "write_curves", die)
     with pytest.raises(KeyboardInterrupt):
         train_fold(study, "fhe_cnn", "fold_a", device="cpu")
@@ -205,21 +208,22 @@ def images(n=64):
     pixels = rng.integers(0, 255, (n, 3, 8, 8))
     flat = torch.zeros(1, 3, 1, 1)
     target = torch.tensor(pixels[:, :1].mean(axis=(2, 3)) / 255).float()
-    return loop.Images(torch.tensor(pixels, dtype=torch.uint8), flat, flat + 1, np.full(n, "s"), target)
+    return Images(torch.tensor(pixels, dtype=torch.uint8), flat, flat + 1, np.full(n, "s"), target)
 
 
 def test_the_range_penalty_keeps_what_is_squared_small_and_leaves_other_networks_alone():
     def fit(network, penalty):
         torch.manual_seed(0)
         chosen = Training(epochs=30, batch_size=16, learning_rate=0.03, range_penalty=penalty, augment_stain=0)
-        fitted, _ = loop.train(
-            network(), images(), None, settings=chosen, epochs=30, seed=0, device=torch.device("cpu"), fingerprint="x"
+        fitted = network()
+        train_network(
+            fitted, images(), None, settings=chosen, epochs=30, seed=0, device=torch.device("cpu"), fingerprint="x"
         )
         return fitted
 
     def largest(network):
         with watched(network, largest=True) as ranges:
-            loop.predict(network, images(), torch.device("cpu"))
+            predict(network, images(), torch.device("cpu"))
         return ranges.largest["2"]
 
     free, held = (largest(fit(Squares, penalty)) for penalty in (0, 100))

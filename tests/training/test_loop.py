@@ -9,8 +9,10 @@ from torch import nn
 
 from histocrypt.errors import InputError
 from histocrypt.options import Training
+from histocrypt.predictors.network import train_network
+from histocrypt.training import images as pictures
 from histocrypt.training import loop
-from histocrypt.training.loop import STAINS, flip_and_turn, vary_stain
+from histocrypt.training.images import STAINS, flip_and_turn, vary_stain
 
 
 def settings(**changes):
@@ -25,7 +27,7 @@ def toy(n, seed, *, noise=0.0):
     pixels[:, 0] = (pixels[:, 0] * 0.2 + 200 * rng.random((n, 1, 1))).astype(int)
     target = pixels[:, :1].mean(axis=(2, 3)) / 255 + noise * rng.normal(size=(n, 1))
     flat = torch.zeros(1, 3, 1, 1)
-    return loop.Images(
+    return pictures.Images(
         torch.tensor(pixels, dtype=torch.uint8), flat, flat + 1, np.full(n, "s"), torch.tensor(target).float()
     )
 
@@ -39,9 +41,10 @@ class Small(nn.Sequential):
 def trained(data, validation, chosen=None, *, epochs=6, seed=0, **more):
     torch.manual_seed(1)
     options = {"fingerprint": "x", "device": torch.device("cpu"), **more}
-    return loop.train(
-        Small(), data, validation, settings=chosen or settings(), epochs=epochs, seed=seed, **options
-    )  # fmt: skip
+    network = Small()
+    return network, train_network(
+        network, data, validation, settings=chosen or settings(), epochs=epochs, seed=seed, **options
+    )
 
 
 def test_learning_rate_rises_shortly_then_only_falls():
@@ -90,11 +93,12 @@ def test_a_toy_is_learned_and_curves_are_written(tmp_path):
     )  # fmt: skip
     assert progress.best_score > 0.9
     rows = list(csv.DictReader((tmp_path / "curves.csv").open()))
-    assert tuple(rows[0]) == loop.CURVE_COLUMNS
+    columns = ("epoch", "train_loss", "validation_loss", "validation_pcc", "learning_rate", "seconds")
+    assert tuple(rows[0]) == columns
     assert [int(row["epoch"]) for row in rows] == list(range(1, 16))
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert progress.best_score == max(float(row["validation_pcc"]) for row in rows)
-    guess = loop.predict(network, toy(64, 1), torch.device("cpu"))
+    guess = pictures.predict(network, toy(64, 1), torch.device("cpu"))
     again = loop.mean_section_pearson(guess, toy(64, 1).targets.numpy(), np.full(64, "s"))
     assert again == progress.best_score, "the weights returned are those of the best epoch"
 
@@ -102,7 +106,7 @@ def test_a_toy_is_learned_and_curves_are_written(tmp_path):
 def test_training_stops_when_validation_does_not_improve():
     data, other = toy(64, 0), toy(64, 1)
     noise = torch.tensor(np.random.default_rng(5).normal(size=(64, 1))).float()
-    useless = loop.Images(other.pixels, other.mean, other.sd, other.sections, noise)
+    useless = pictures.Images(other.pixels, other.mean, other.sd, other.sections, noise)
     _, progress = trained(data, useless, settings(epochs=40, patience=2), epochs=40)
     assert progress.epoch < 40
     assert progress.epoch == progress.best_epoch + 2

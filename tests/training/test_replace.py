@@ -12,9 +12,8 @@ from histocrypt.errors import InputError
 from histocrypt.models.fhe import RELU_GAIN, RELU_OFFSET, Square
 from histocrypt.pipeline.distil import start_of
 from histocrypt.pipeline.train import train_fold
-from histocrypt.predictors.network import NetworkPredictor
-from histocrypt.training import loop
-from histocrypt.training.loop import settle, vary_contrast
+from histocrypt.predictors.network import NetworkPredictor, settle, train_network
+from histocrypt.training.images import vary_contrast
 
 
 class Squares(nn.Sequential):
@@ -27,7 +26,7 @@ class Squares(nn.Sequential):
 
 
 def trained(network, **changes):
-    return loop.train(
+    return network, train_network(
         network, toy(96, 0), toy(40, 1), settings=settings(ema=0, **changes), epochs=6, seed=0, fingerprint="x",
         device=torch.device("cpu"),
     )  # fmt: skip

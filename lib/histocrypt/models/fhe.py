@@ -259,7 +259,7 @@ class FheResNet18(nn.Module):
     input_px = 64
     """Side of the input, pixels. The side must be divisible by 4 * 2^(stages - 1)."""
     settled = True
-    """Its batch norms need the statistics of all training tiles, see `histocrypt.training.loop`."""
+    """Its batch norms need the statistics of all training tiles, see `histocrypt.predictors.network.settle`."""
 
     def __init__(self, n_outputs: int, *, width: int = 64, blocks: Sequence[int] = (2, 2, 2, 2)) -> None:
         super().__init__()

@@ -12,7 +12,6 @@ known for an unseen section, too, and a family that is flat within a section (th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ from histocrypt.pipeline.stack_inputs import InnerFolds, LevelOne, inner_folds, 
 from histocrypt.pipeline.train import write_predictions
 from histocrypt.predictors.registry import NEEDS_COUNTS, STACKS
 from histocrypt.targets.panels import Panel
-from histocrypt.training.loop import generator_of, mean_section_pearson
+from histocrypt.training.loop import Trainer, generator_of, mean_section_pearson
 
 if TYPE_CHECKING:
     from histocrypt.options import Stacking
@@ -113,8 +112,6 @@ def fit_stack(
     InputError
         If there are fewer than two rows, or the loss is no longer a number.
     """
-    from tqdm.auto import tqdm
-
     n, k = train.targets.shape
     if n < 2:
         raise InputError("a stack cannot be learnt from fewer than two spots", value=n)
@@ -123,59 +120,41 @@ def fit_stack(
     x = {name: torch.from_numpy(np.ascontiguousarray(one)) for name, one in train.families.items()}
     y = torch.from_numpy(np.ascontiguousarray(train.targets))
     n_batches = max(1, round(n / settings.batch_size))
-    curves, best = [], (-math.inf, 0, None)
-    with torch.random.fork_rng(devices=[]):
+
+    def loss(rows: torch.Tensor, _: None) -> torch.Tensor:
+        return nn.functional.mse_loss(network({name: one[rows] for name, one in x.items()}), y[rows])
+
+    def judge(network: StackingMLP) -> tuple[float, dict[str, float]]:
+        predicted = _predict(network, validation)
+        error = float(np.mean((predicted - validation.targets) ** 2, dtype=np.float64))
+        score = mean_section_pearson(predicted, validation.targets, validation.sections)
+        halve.step(error)
+        return score, {"validation_loss": error, "validation_pcc": score}
+
+    with torch.random.fork_rng(devices=[]):  # one stream for weights and all dropout
         torch.manual_seed(generator_of(seed, 0).initial_seed())
         network = StackingMLP(k, tuple(train.families))
         optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         halve = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimiser, factor=0.5, patience=HALVED_AFTER, min_lr=LEAST_RATE
         )
-        bar = tqdm(range(1, (len(rates) if rates else settings.epochs) + 1), desc=label, unit="epoch", mininterval=1)
-        for epoch in bar:
-            if rates is not None:
-                optimiser.param_groups[0]["lr"] = rates[epoch - 1]
-            row = {"epoch": epoch, "validation_loss": None, "validation_pcc": None}
-            row["learning_rate"] = optimiser.param_groups[0]["lr"]
-            order = torch.randperm(n, generator=generator_of(seed, epoch))
-            row["train_loss"] = _one_epoch(network, optimiser, x, y, order.tensor_split(n_batches))
-            curves.append(row)
-            if validation is None:
-                continue
-            predicted = _predict(network, validation)
-            row["validation_loss"] = float(np.mean((predicted - validation.targets) ** 2, dtype=np.float64))
-            row["validation_pcc"] = mean_section_pearson(predicted, validation.targets, validation.sections)
-            halve.step(row["validation_loss"])
-            if row["validation_pcc"] > best[0]:
-                weights = {key: value.detach().clone() for key, value in network.state_dict().items()}
-                best = (row["validation_pcc"], epoch, weights)
-            if epoch - best[1] >= settings.patience:
-                break
-        bar.close()
-    if validation is not None:
-        network.load_state_dict(best[2])
-    chosen = best[1] if validation is not None else len(rates)
-    return Stack(network.eval(), chosen, [row["learning_rate"] for row in curves[:chosen]], curves)
-
-
-def _one_epoch(
-    network: StackingMLP, optimiser: torch.optim.Optimizer, x: dict, y: torch.Tensor, batches: tuple
-) -> float:
-    network.train()
-    total = 0.0
-    for rows in batches:
-        loss = nn.functional.mse_loss(network({name: one[rows] for name, one in x.items()}), y[rows])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        total += loss.item() * len(rows)
-    if not math.isfinite(total):
-        raise InputError(
-            "learning the stack diverged: the loss is no longer a number",
-            field="stacking.learning_rate",
-            fix="lower it",
-        )
-    return total / len(y)
+        progress = Trainer(
+            network=network,
+            optimiser=optimiser,
+            device=torch.device("cpu"),
+            batches=lambda epoch, _: torch.randperm(n, generator=generator_of(seed, epoch)).tensor_split(n_batches),
+            steps=n_batches,
+            epochs=len(rates) if rates else settings.epochs,
+            loss=loss,
+            size=len,
+            rate=None if rates is None else lambda step: rates[step // n_batches],
+            judge=None if validation is None else judge,
+            patience=None if validation is None else settings.patience,
+            label=label,
+            setting="stacking.learning_rate",
+        ).fit()
+    chosen = progress.best_epoch
+    return Stack(network, chosen, [row["learning_rate"] for row in progress.curves[:chosen]], progress.curves)
 
 
 def _predict(network: StackingMLP, table: Table) -> np.ndarray:
@@ -277,8 +256,6 @@ def stack_fold(study: Study, fold: str) -> StackResult:
         If the study does not stack, the fold is unknown or ``final``, or a family's prediction is missing, lacks a
         spot or a name, is of other settings, or comes from a model that learnt from what it predicts.
     """
-    from histocrypt.training.loop import mean_section_pearson
-
     inner = inner_folds(study, fold)
     outer, run = inner.outer, study.run
     panel = Panel.load(run.fold(fold) / PANEL)
@@ -352,7 +329,6 @@ def _measured(study: Study, level: LevelOne, panel: Panel) -> np.ndarray:
 
 def _reliance(stack: Stack, validation: Table) -> dict[str, float]:
     """Return the loss of mean correlation where each family in turn is set to say nothing."""
-    from histocrypt.training.loop import mean_section_pearson
 
     def score(families: dict[str, np.ndarray]) -> float:
         table = Table(families, validation.sections)

@@ -23,8 +23,8 @@ from histocrypt.pipeline.views import symmetries
 from histocrypt.predictors.closed_form import mean_and_sd, standardise
 from histocrypt.predictors.network import CHUNK, NetworkPredictor, resized
 from histocrypt.targets.matrix import Label
-from histocrypt.training import loop
-from histocrypt.training.loop import Images
+from histocrypt.training.images import Images
+from histocrypt.training.loop import precision
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -451,7 +451,7 @@ class MultitaskPredictor(NetworkPredictor):
         return found
 
     def _block(self, images: torch.Tensor, names: list[str]) -> dict[str, np.ndarray]:
-        with torch.inference_mode(), loop.precision(self.device):
+        with torch.inference_mode(), precision(self.device):
             embedded = self.network.embed(images)
             out = {name: self.network.heads[name](embedded).float() for name in names}
         if TUMOUR in out:
@@ -487,9 +487,7 @@ class MultitaskPredictor(NetworkPredictor):
     def _moments_of(self, stored: np.ndarray) -> np.ndarray:
         return np.asarray(stored, dtype=np.float32).reshape(2, 3 if self.plan.is_trained else self.width)
 
-    def _fingerprint(
-        self, stage: str, epochs: int, seed: int, train: loop.Images, validation: loop.Images | None
-    ) -> str:
+    def _fingerprint(self, stage: str, epochs: int, seed: int, train: Images, validation: Images | None) -> str:
         """Hash whatever the weights depend on: beside the rest, the other genes, labels and neighbours."""
         digest = hashlib.sha256(super()._fingerprint(stage, epochs, seed, train, validation).encode())
         digest.update("\n".join(self.genes).encode())

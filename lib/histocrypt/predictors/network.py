@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,16 @@ from histocrypt.data.load import room
 from histocrypt.data.spots import Spots
 from histocrypt.errors import InputError
 from histocrypt.machine import choose_device
+from histocrypt.models.fhe import set_share, watched
 from histocrypt.options import Training
 from histocrypt.predictors.registry import model_class
-from histocrypt.training import loop
+from histocrypt.training.images import Images, flip_and_turn, predict, vary_contrast, vary_stain
+from histocrypt.training.loop import Progress, Trainer, generator_of, learning_rate, mean_section_pearson, precision
 
 CHUNK = 256
 """Tiles that are resized or predicted at once."""
+SETTLED_AT_ONCE = 64
+"""Tiles in a batch of `settle`."""
 BOUND = 20.0
 """Standard deviations from the training mean that no prediction reaches; a network of squares may."""
 
@@ -39,6 +44,125 @@ def resized(tiles: np.ndarray, side: int) -> torch.Tensor:
             chunk = chunk.round_().clamp_(0, 255).to(torch.uint8)
         images[start : start + CHUNK] = chunk
     return images
+
+
+def train_network(
+    network: torch.nn.Module,
+    data: Images,
+    validation: Images | None,
+    *,
+    settings: Training,
+    epochs: int,
+    seed: int,
+    device: torch.device,
+    fingerprint: str = "",
+    state_file: Path | None = None,
+    curves_file: Path | None = None,
+    label: str = "training",
+) -> Progress:
+    """Train a network on images and leave it with its averaged weights at the best epoch.
+
+    With a validation set, training stops when the score has not improved for ``settings.patience`` epochs. Without one,
+    it runs for exactly ``epochs`` epochs, along the same schedule, and the last epoch is the best.
+
+    Parameters
+    ----------
+    network
+        Maps (B, 3, S, S) to (B, k). It is moved to ``device`` and changed.
+    data, validation
+        With targets.
+    settings
+        The schedule always spans ``settings.epochs``.
+    epochs
+        Number of epochs, at most.
+    fingerprint, state_file, curves_file
+        See `Trainer`.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two spots, or training diverges.
+    """
+    if len(data) < 2:
+        raise InputError("a network cannot be trained on fewer than two spots", value=len(data))
+    network.to(device)
+    n_batches = max(1, round(len(data) / settings.batch_size))
+    moving = round(settings.replace_over * settings.epochs)  # epochs until all activations are squares
+
+    def batches(epoch: int, chance: torch.Generator) -> list[np.ndarray]:
+        for each in (network, trainer.judged):
+            set_share(each, min(1.0, epoch / (moving + 1)))
+        return data.batches(torch.randperm(len(data), generator=chance).numpy(), n_batches)
+
+    def loss(index: np.ndarray, chance: torch.Generator) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        def change(images: torch.Tensor) -> torch.Tensor:
+            if settings.augment_flips:
+                images = flip_and_turn(images, chance)
+            return vary_stain(images, settings.augment_stain, chance) if settings.augment_stain else images
+
+        images = data.batch(index, device, change)
+        if settings.augment_contrast:
+            images = vary_contrast(images, settings.augment_contrast, chance)
+        with precision(device), watched(network) as ranges:
+            plain = data.loss(network, images, index)
+        return (plain + settings.range_penalty * sum(ranges.excess), plain) if ranges.excess else plain
+
+    def judge(judged: torch.nn.Module) -> tuple[float | None, dict[str, float | None]]:
+        if getattr(judged, "settled", False):
+            settle(judged, data, device)
+        if validation is None:
+            return None, {}
+        predicted, measured = predict(judged, validation, device), validation.targets.numpy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = float(np.mean((predicted - measured) ** 2, dtype=np.float64))
+            score = mean_section_pearson(predicted, measured, validation.sections)
+        if not (math.isfinite(error) and math.isfinite(score)):  # predictions without bound
+            return None, {}
+        return score, {"validation_loss": error, "validation_pcc": score}
+
+    trainer = Trainer(
+        network=network,
+        optimiser=torch.optim.AdamW(
+            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        ),
+        device=device,
+        batches=batches,
+        steps=n_batches,
+        epochs=epochs,
+        loss=loss,
+        size=len,
+        rate=lambda step: learning_rate(step, settings.epochs * n_batches, settings.learning_rate),
+        seed=seed,
+        judge=judge,
+        patience=None if validation is None else settings.patience,
+        warm=moving,
+        ema=settings.ema,
+        state_file=state_file,
+        curves_file=curves_file,
+        fingerprint=fingerprint,
+        label=label,
+    )
+    return trainer.fit()
+
+
+def settle(network: torch.nn.Module, data: Images, device: torch.device) -> None:
+    """Replace the running statistics of every batch norm by those of the training tiles, unaugmented.
+
+    Running means follow the weights some batches late. A ReLU network does not mind; squares of squares turn a small
+    error into a number without bound. So the statistics are found anew before such a network is judged.
+    """
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    network.train()
+    with torch.no_grad():
+        for index in torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).split(SETTLED_AT_ONCE):
+            network(data.batch(index.numpy(), device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
 
 
 class PixelMoments:
@@ -62,7 +186,7 @@ class PixelMoments:
 
 
 class NetworkPredictor:
-    """A registered network, trained by `histocrypt.training.loop`.
+    """A registered network, trained by `train_network`.
 
     Parameters
     ----------
@@ -133,7 +257,7 @@ class NetworkPredictor:
         if validation is None and chosen:
             epochs = max(1, round(chosen["epochs"]))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(loop.generator_of(seed, 0).initial_seed())
+            torch.manual_seed(generator_of(seed, 0).initial_seed())
             self.network = self._new_network()
         data = self._images(train, fit=True)
         if self.start is not None:
@@ -143,7 +267,7 @@ class NetworkPredictor:
         curves = None if self.folder is None else self.folder / "curves.csv"
         if curves is not None and stage == "refit" and curves.is_file():
             curves = curves.with_name("curves_refit.csv")  # those of the fit say more
-        self.network, progress = loop.train(
+        progress = train_network(
             self.network,
             data,
             judged,
@@ -172,7 +296,7 @@ class NetworkPredictor:
         for start in range(0, len(spots), CHUNK):
             rows = slice(start, start + CHUNK)
             pixels = resized(spots.tiles[rows], self.input_px)
-            parts.append(loop.predict(self.network, self._with(pixels, spots.sections[rows], moments), self.device))
+            parts.append(predict(self.network, self._with(pixels, spots.sections[rows], moments), self.device))
         return self._bounded(np.concatenate(parts))
 
     def _bounded(self, predicted: np.ndarray) -> np.ndarray:
@@ -217,7 +341,7 @@ class NetworkPredictor:
     def _moments_of(self, stored: np.ndarray) -> np.ndarray:
         return np.asarray(stored, dtype=np.float32).reshape(2, 3)
 
-    def _images(self, spots: Spots, *, fit: bool = False) -> loop.Images:
+    def _images(self, spots: Spots, *, fit: bool = False) -> Images:
         pixels = resized(spots.tiles, self.input_px)
         if fit:
             every = PixelMoments()
@@ -245,18 +369,16 @@ class NetworkPredictor:
         sections: np.ndarray,
         moments: dict[str, np.ndarray] | None,
         targets: np.ndarray | None = None,
-    ) -> loop.Images:
+    ) -> Images:
         if moments is None:
             values = self.pixel_moments[None]
         else:
             values = np.stack([moments[section] for section in np.asarray(sections).tolist()])
         mean, sd = (torch.tensor(values[:, i, :, None, None]) for i in (0, 1))
         learned = None if targets is None else torch.tensor(np.asarray(targets, dtype=np.float32))
-        return loop.Images(pixels, mean, sd, np.asarray(sections), learned)
+        return Images(pixels, mean, sd, np.asarray(sections), learned)
 
-    def _fingerprint(
-        self, stage: str, epochs: int, seed: int, train: loop.Images, validation: loop.Images | None
-    ) -> str:
+    def _fingerprint(self, stage: str, epochs: int, seed: int, train: Images, validation: Images | None) -> str:
         """Hash whatever the weights depend on: settings, seed and the very data."""
         facts = [
             stage,

@@ -151,7 +151,7 @@ class DiffusionPredictor:
         curves = None if self.folder is None else self.folder / "curves.csv"
         if curves is not None and stage == "refit" and curves.is_file():
             curves = curves.with_name("curves_refit.csv")  # those of the fit say more
-        self.network, progress = stem_diffusion.train(
+        progress = stem_diffusion.train(
             self.network,
             data,
             judged,

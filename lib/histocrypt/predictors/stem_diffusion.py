@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +23,7 @@ from histocrypt.errors import InputError
 from histocrypt.models.stem import Stem
 from histocrypt.options import Training
 from histocrypt.training import distributed
-from histocrypt.training.loop import (
-    Progress,
-    averaged,
-    generator_of,
-    keep,
-    learning_rate,
-    precision,
-    resume,
-    write_curves,
-)
+from histocrypt.training.loop import Progress, Trainer, learning_rate, precision
 
 # ---- diffusion process
 # The diffusion itself: how expression is noised step by step, and what a network that undoes it is trained on.
@@ -265,12 +255,12 @@ def train(
     epochs: int,
     seed: int,
     device: torch.device,
-    fingerprint: str,
+    fingerprint: str = "",
     state_file: Path | None = None,
     curves_file: Path | None = None,
     label: str = "stem",
-) -> tuple[Stem, Progress]:
-    """Train a network and return its averaged weights at the best epoch.
+) -> Progress:
+    """Train a network and leave it with its averaged weights at the best epoch.
 
     Parameters
     ----------
@@ -281,85 +271,55 @@ def train(
     settings
         The schedule always spans ``settings.epochs``; ``batch_size`` is that of all processes together.
     fingerprint, state_file, curves_file
-        As in `training.loop.train`; the first process writes them.
+        See `Trainer`; the first process writes them.
 
     Raises
     ------
     InputError
-        If there are fewer than two spots for each process, or the loss is no longer a number.
+        If there are fewer than two spots for each process, or training diverges.
     """
-    from tqdm.auto import tqdm
-
     if len(data) < 2 * distributed.count():
         raise InputError("a diffusion model cannot be trained on fewer than two spots a process", value=len(data))
     network.keep_range(data.values)
     network.to(device)
-    process, first = Process(device), distributed.number() == 0
-    average = averaged(network, settings.ema).to(device) if settings.ema else None
-    judged = average.module if average else network
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    best = {key: value.detach().clone() for key, value in judged.state_dict().items()}
-    parts = {"network": network, "average": average, "optimiser": optimiser, "best": best}
-    progress = Progress()
-    if state_file is not None and state_file.is_file():
-        progress = resume(state_file, fingerprint, parts, label) or progress
-    if curves_file is not None and first:
-        write_curves(curves_file, progress.curves)
+    process = Process(device)
     n_batches = max(1, min(round(len(data) / settings.batch_size), len(data) // distributed.count()))
     learner = network if distributed.count() == 1 else DistributedDataParallel(network)
-    steps = epochs * n_batches
-    bar = tqdm(
-        total=steps, initial=progress.epoch * n_batches, desc=label, unit="step", mininterval=1, disable=not first
+
+    def loss(batch: tuple[torch.Tensor, ...], _: torch.Generator) -> torch.Tensor:
+        # Summed over this process's spots: processes are averaged, so that their number does not count.
+        mine = (distributed.own_share(part).to(device) for part in batch)
+        return _loss(learner, process, *mine).sum() * (distributed.count() / len(batch[0]))
+
+    def judged(averaged: Stem) -> tuple[float, dict[str, float]]:
+        error = judge(averaged, validation, process, seed)
+        return -error, {"validation_loss": error}
+
+    trainer = Trainer(
+        network=network,
+        optimiser=torch.optim.AdamW(
+            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        ),
+        device=device,
+        batches=lambda _, chance: _batches(data, n_batches, chance),
+        steps=n_batches,
+        epochs=epochs,
+        loss=loss,
+        rate=lambda step: learning_rate(step, settings.epochs * n_batches, settings.learning_rate),
+        seed=seed,
+        judge=None if validation is None else judged,
+        patience=None if validation is None else settings.patience,
+        ema=settings.ema,
+        state_file=state_file,
+        curves_file=curves_file,
+        fingerprint=fingerprint,
+        label=label,
     )
-    while progress.epoch < epochs and (validation is None or progress.epoch - progress.best_epoch < settings.patience):
-        started, epoch, total = time.monotonic(), progress.epoch + 1, 0.0
-        network.train()
-        for number, (features, values, step, noise) in enumerate(_batches(data, n_batches, seed, epoch)):
-            rate = learning_rate((epoch - 1) * n_batches + number, settings.epochs * n_batches, settings.learning_rate)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            # Summed over this process's spots: processes are averaged, so that their number does not count.
-            scale = distributed.count() / len(step)
-            mine = [distributed.own_share(part).to(device) for part in (features, values, step, noise)]
-            loss = _loss(learner, process, *mine).sum() * scale
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            if average is not None:
-                average.update_parameters(network)
-            total += loss.item() / n_batches
-            bar.update()
-        total = distributed.mean(total, device)
-        if not math.isfinite(total):
-            raise InputError(
-                "training diverged: the loss is no longer a number",
-                field="training.learning_rate",
-                value=settings.learning_rate,
-                fix="lower it",
-            )
-        score = None if validation is None else distributed.agreed(judge(judged, validation, process, seed))
-        if score is None or -score > progress.best_score:
-            progress.best_epoch, progress.best_score = epoch, 0.0 if score is None else -score
-            for key, value in judged.state_dict().items():
-                best[key].copy_(value)
-        seconds = distributed.agreed(round(time.monotonic() - started, 3))
-        row = {"epoch": epoch, "train_loss": total, "validation_loss": score, "validation_pcc": None}
-        progress.curves.append({**row, "learning_rate": rate, "seconds": seconds})
-        progress.epoch = epoch
-        if first and curves_file is not None:
-            write_curves(curves_file, progress.curves)
-        if first and state_file is not None:
-            keep(state_file, fingerprint, parts, progress)
-        distributed.wait()
-    bar.close()
-    network.load_state_dict(best)
-    distributed.check_equal(network)
-    return network.eval(), progress
+    return trainer.fit()
 
 
-def _batches(data: Lesson, n_batches: int, seed: int, epoch: int) -> Iterator[tuple[torch.Tensor, ...]]:
+def _batches(data: Lesson, n_batches: int, chance: torch.Generator) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield features (B, D), values (B, G, T), steps (B,) and noise (B, G, T) of every batch of an epoch."""
-    chance = generator_of(seed, epoch)
     order = torch.randperm(len(data), generator=chance)
     views = data.features.shape[1]
     for rows in order.tensor_split(n_batches):

@@ -28,10 +28,10 @@ from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.machine import choose_device
 from histocrypt.models.diffguard import DiffGuard
 from histocrypt.synthesis.pairs import Pairs, Scheme
+from histocrypt.training.images import flip_and_turn
 from histocrypt.training.loop import (
     Progress,
     averaged,
-    flip_and_turn,
     generator_of,
     keep,
     learning_rate,

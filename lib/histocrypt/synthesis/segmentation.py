@@ -24,7 +24,8 @@ from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation.bootstrap import draw_weights
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.synthesis.pairs import Scheme
-from histocrypt.training.loop import Progress, flip_and_turn, generator_of, keep, learning_rate, precision, resume
+from histocrypt.training.images import flip_and_turn
+from histocrypt.training.loop import Progress, generator_of, keep, learning_rate, precision, resume
 
 if TYPE_CHECKING:
     from histocrypt.synthesis.pairs import Pairs

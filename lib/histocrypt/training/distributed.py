@@ -1,7 +1,7 @@
 """What processes that train one model together share: who they are, and what the first of them says.
 
 Started by ``torchrun``, every process holds the same network and sees its share of each batch; see
-`training.diffusion_ranks`. Without torchrun there is one process and nothing here does anything.
+`pipeline.stem_samples`. Without torchrun there is one process and nothing here does anything.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(hours=6)
 """How long the others wait for the first process, which draws the predictions alone."""
@@ -29,7 +32,7 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def agreed(value: float) -> float:
+def agreed(value: T) -> T:
     """Return the first process's value, so that all of them decide alike."""
     if count() == 1:
         return value

@@ -1,8 +1,8 @@
-"""The loop that trains any network: the same bits for the same seed, and the same bits after a kill.
+"""The trainer of every network: the same bits for the same seed, and the same bits after a kill.
 
-Every epoch draws its order, its augmentation and its dropout from generators seeded by (seed, epoch). After each epoch
-all that the next one depends on is written to one file; a run that was killed goes on from there and cannot be told
-from an undisturbed one (on the CPU; GPUs add their own rounding).
+Every epoch draws its order, its augmentation and its dropout from generators seeded by (seed, epoch). All that the next
+epoch depends on is written to one file; a run that was killed goes on from there and cannot be told from an undisturbed
+one (on the CPU; GPUs add their own rounding).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,167 +26,16 @@ from torch.optim.swa_utils import AveragedModel
 
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, write_text
-from histocrypt.models.fhe import set_share, watched
-from histocrypt.options import Training
+from histocrypt.training import distributed
 
-# ---- augment
-# Random changes of a batch of images that leave its biology alone. Vectorised over the batch, on any device.
-#
-# Stain augmentation follows Tellez et al. (IEEE TMI 2018; Medical Image Analysis 2019): an image is taken to optical
-# density, split into haematoxylin, eosin and a rest, and each concentration is scaled and shifted by a random amount.
-
-
-# Optical densities of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001), rows of unit length.
-STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]], dtype=torch.float64)
-STAINS /= STAINS.norm(dim=1, keepdim=True)
-_UNMIX = torch.linalg.inv(STAINS)
-
-DARKEST = 1 / 255
-"""Intensities below this are treated as this: the optical density stays finite."""
-
-
-def flip_and_turn(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return each image in one of its eight symmetries, drawn at random.
-
-    Parameters
-    ----------
-    images
-        (B, C, S, S).
-    generator
-        CPU generator that the draws come from.
-    """
-    draws = (torch.rand(3, len(images), 1, 1, 1, generator=generator) < 0.5).to(images.device)
-    images = torch.where(draws[0], images.flip(-1), images)
-    images = torch.where(draws[1], images.flip(-2), images)
-    return torch.where(draws[2], images.transpose(-1, -2), images)
-
-
-def vary_stain(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Return images whose stain concentrations are scaled by 1 + a and shifted by b, a and b uniform.
-
-    Parameters
-    ----------
-    images
-        (B, 3, S, S) in [0, 1].
-    strength
-        a is drawn from [-strength, strength], b from half that range (optical density units), for each image and stain.
-    generator
-        CPU generator that the draws come from.
-
-    Returns
-    -------
-    torch.Tensor
-        Same shape, in [0, 1].
-    """
-    draws = 2 * torch.rand(2, len(images), 3, generator=generator, dtype=torch.float64) - 1
-    scale, shift = 1 + strength * draws[0], strength / 2 * draws[1]
-    # With density = concentration @ STAINS, both steps are one affine map of a pixel: density @ matrix + offset.
-    matrix = (_UNMIX @ (scale[:, :, None] * STAINS)).to(images)
-    offset = (shift @ STAINS).to(images)
-    density = -images.clamp_min(DARKEST).log().flatten(2)
-    varied = torch.baddbmm(offset[:, :, None], matrix.transpose(1, 2), density)
-    return varied.neg().exp().clamp(0, 1).view_as(images)
-
-
-def vary_contrast(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Return standardised images times a factor plus a shift, drawn for each image.
-
-    Networks of squares have no bound: what they meet must be within what they were trained on, so they are shown tiles
-    brighter, darker, flatter and starker than any that is there.
-
-    Parameters
-    ----------
-    images
-        (B, 3, S, S), standardised.
-    strength
-        Factors are drawn from 1 / (1 + strength) to 1 + strength (uniform in the logarithm), shifts from [-strength,
-        strength].
-    generator
-        CPU generator that the draws come from.
-    """
-    draws = (2 * torch.rand(2, len(images), 1, 1, 1, generator=generator) - 1).to(images)
-    return images * (1 + strength) ** draws[0] + strength * draws[1]
-
-
-# ---- images
-# Images as batches are drawn from them.
-
-
-@dataclass(frozen=True)
-class Images:
-    """What batches are drawn from."""
-
-    pixels: torch.Tensor
-    """(n, 3, S, S) uint8."""
-    mean: torch.Tensor
-    """(n, 3, 1, 1) or (1, 3, 1, 1) float32: what is subtracted from intensities in [0, 1]."""
-    sd: torch.Tensor
-    """Same shape: what they are then divided by."""
-    sections: np.ndarray
-    """(n,) str."""
-    targets: torch.Tensor | None = None
-    """(n, k) float32, as the loss sees them."""
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def batch(
-        self, index: np.ndarray, device: torch.device, change: Callable[[torch.Tensor], torch.Tensor] | None = None
-    ) -> torch.Tensor:
-        """Return standardised images (len(index), 3, S, S); ``change`` acts before they are standardised."""
-        rows = torch.as_tensor(index)
-        images = self.pixels[rows].to(device).float().div_(255)
-        if change is not None:
-            images = change(images)
-        mean, sd = (x if len(x) == 1 else x[rows] for x in (self.mean, self.sd))
-        return (images - mean.to(device)) / sd.to(device)
-
-    def batches(self, order: np.ndarray, n_batches: int) -> list[np.ndarray]:
-        """Return the row numbers of every batch of one epoch, each spot once, from all spots in random ``order``."""
-        return np.array_split(order, n_batches)
-
-    def loss(self, network: nn.Module, images: torch.Tensor, index: np.ndarray) -> torch.Tensor:
-        """Return the loss of one batch: ``images`` are those of the rows ``index``, on the network's device."""
-        predicted = network(images)
-        return nn.functional.mse_loss(predicted.float(), self.targets[torch.as_tensor(index)].to(images.device))
-
-
-# ---- norms
-# Batch norm of networks that cannot bear statistics that lag behind.
-#
-# Running means follow the weights some batches late. A ReLU network does not mind; squares of squares turn a small
-# error into a number without bound. So the statistics are found anew, over all training tiles, before such a network
-# is judged.
-
-
-BATCH = 64
-
-
-def settle(network: nn.Module, data: Images, device: torch.device) -> None:
-    """Replace the running statistics of every batch norm by those of the training tiles, unaugmented."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-    network.train()
-    with torch.no_grad():
-        for index in torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).split(BATCH):
-            network(data.batch(index.numpy(), device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.eval()
-
-
-# ---- loop
-
-
-CURVE_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_pcc", "learning_rate", "seconds")
 WARM_UP = 0.05
 """Share of all steps over which the learning rate rises to its peak."""
 FLOOR = 0.01
 """The learning rate ends at this share of its peak."""
-EVALUATION_BATCH = 128
+SCORES = ("validation_loss", "validation_pcc")
+"""Columns of the curves that a judge gives, unless it has others."""
+KEEPING = 0.05
+"""Share of a training's time that writing its state may take; a kill costs the epochs since the last writing."""
 
 
 @dataclass
@@ -197,6 +47,198 @@ class Progress:
     best_epoch: int = 0
     best_score: float = -math.inf
     curves: list[dict[str, float | int | None]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Trains any network: over batches, by a loss, stopped by a judge. It knows no family and no data.
+
+    Examples
+    --------
+    The caller keeps its data and says how batches are drawn, what a batch costs, and how good the network is:
+
+    >>> def batches(epoch, chance):  # draw from `chance` alone, here or in the loss: that is what makes a kill harmless
+    ...     return torch.randperm(len(x), generator=chance).tensor_split(10)
+    >>> def judge(network):
+    ...     error = validation_error(network.eval())
+    ...     return -error, {"validation_loss": error}
+    >>> trainer = Trainer(
+    ...     network=network, optimiser=torch.optim.AdamW(network.parameters(), lr=1e-3), device=torch.device("cpu"),
+    ...     batches=batches, steps=10, epochs=100, loss=lambda rows, chance: mse_loss(network(x[rows]), y[rows]),
+    ...     rate=lambda step: learning_rate(step, 1000, 1e-3), seed=0,
+    ...     judge=judge, patience=10, ema=0.99,
+    ...     state_file=folder / "last" / "fit.safetensors", curves_file=folder / "curves.csv", fingerprint=digest,
+    ... )  # fmt: skip
+    >>> progress = trainer.fit()  # `network` holds the averaged weights of the best epoch, in evaluation mode
+
+    A budget in steps without epochs is one epoch of so many ``steps``. Several processes (`training.distributed`) each
+    hold a trainer; their losses share gradients where ``loss`` calls a `DistributedDataParallel` of ``network``.
+    Another kind of step, e.g. of differential privacy, is given as ``step``. See the fields for the rest.
+    """
+
+    network: nn.Module
+    """On ``device``; it is changed."""
+    optimiser: torch.optim.Optimizer
+    """Of the network's parameters."""
+    device: torch.device
+    batches: Callable[[int, torch.Generator | None], Iterable[Any]]
+    """Gives the batches of an epoch (1 for the first), whatever a batch is; may draw from the epoch's generator, also
+    while they are taken."""
+    steps: int
+    """Batches of an epoch."""
+    epochs: int
+    """At most."""
+    loss: Callable[[Any, torch.Generator | None], torch.Tensor | tuple[torch.Tensor, torch.Tensor]] | None = None
+    """What a batch costs; or that with penalties to descend on, and without them to report."""
+    step: Callable[[Any, torch.Generator | None], float] | None = None
+    """Takes a whole step and returns its loss, in place of descending on ``loss``."""
+    size: Callable[[Any], int] | None = None
+    """How much a batch weighs in the epoch's mean loss; None: as much as any."""
+    rate: Callable[[int], float] | None = None
+    """Learning rate of each step of the training (0 for the first); None leaves it to the optimiser and the judge."""
+    seed: int | None = None
+    """Every epoch has generators of its own, seeded by it: one for batches and losses, and torch's global one, for
+    dropout, which is put back after the epoch. None: draws go on from the caller's generators, and nothing resumes."""
+    judge: Callable[[nn.Module], tuple[float | None, dict[str, float | None]]] | None = None
+    """Of the averaged network after an epoch: a score, higher is better (None: this epoch cannot be the best), and
+    columns of the curves."""
+    patience: int | None = None
+    """Epochs without a better score after which training stops; the best epoch's weights are kept. None: all epochs
+    run, and the last is the best."""
+    warm: int = 0
+    """First epochs that cannot be the best; patience counts from their end."""
+    ema: float = 0.0
+    """Decay of the averaged weights, see `averaged`; 0: the weights themselves are judged and kept."""
+    scores: tuple[str, ...] = SCORES
+    """Columns of the curves that the judge may give."""
+    state_file: Path | None = None
+    """Where the state is kept between epochs; None keeps nothing."""
+    curves_file: Path | None = None
+    """Where the curves are written as CSV."""
+    fingerprint: str = ""
+    """Whatever the result depends on, hashed; a state written under another one is not resumed."""
+    label: str | None = None
+    """Of the progress bar; None shows none."""
+    setting: str = "training.learning_rate"
+    """What to lower where training diverges."""
+
+    def __post_init__(self) -> None:
+        """Make the average."""
+        if (self.loss is None) == (self.step is None):
+            raise ValueError("give either a loss or a step")
+        if self.seed is None and self.state_file is not None:
+            raise ValueError("a training whose epochs have no seed cannot be resumed")
+        self.average = averaged(self.network, self.ema).to(self.device) if self.ema else None
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network with the weights that are judged and kept."""
+        return self.network if self.average is None else self.average.module
+
+    def fit(self) -> Progress:
+        """Train, and leave ``network`` in evaluation mode with the weights of the best epoch.
+
+        Raises
+        ------
+        InputError
+            If the loss is no longer a number, or the judge gave no score to any epoch.
+        """
+        from tqdm.auto import tqdm
+
+        first = distributed.number() == 0
+        best = {}
+        if self.patience is not None:
+            best = {key: value.detach().clone() for key, value in self.judged.state_dict().items()}
+        parts = {"network": self.network, "average": self.average, "optimiser": self.optimiser, "best": best}
+        progress, pause, kept = Progress(), 0.0, -math.inf
+        if self.state_file is not None and self.state_file.is_file():
+            progress = resume(self.state_file, self.fingerprint, parts, self.label) or progress
+        if self.curves_file is not None and first:
+            write_curves(self.curves_file, progress.curves, self.scores)
+        with tqdm(
+            total=self.epochs * self.steps,
+            initial=progress.epoch * self.steps,
+            desc=self.label,
+            unit="step",
+            mininterval=1,
+            disable=self.label is None or not first,
+        ) as bar:
+            while not self._is_done(progress):
+                started = time.monotonic()
+                epoch = progress.epoch + 1
+                loss = distributed.mean(self._one_epoch(epoch, bar), self.device)
+                if not math.isfinite(loss):
+                    raise self._diverged("the loss is no longer a number")
+                score, columns = (None, {}) if self.judge is None else distributed.agreed(self.judge(self.judged))
+                is_better = self.patience is None or (score is not None and score > progress.best_score)
+                if epoch > self.warm and is_better:
+                    progress.best_epoch, progress.best_score = epoch, 0.0 if score is None else score
+                    now = self.judged.state_dict()
+                    for key, value in best.items():
+                        value.copy_(now[key])
+                rate = self.optimiser.param_groups[0]["lr"]
+                row = {"epoch": epoch, "train_loss": loss, **dict.fromkeys(self.scores), **columns}
+                seconds = distributed.agreed(round(time.monotonic() - started, 3))
+                progress.curves.append({**row, "learning_rate": rate, "seconds": seconds})
+                progress.epoch = epoch
+                bar.set_postfix(loss=f"{loss:.3f}", **({} if score is None else {"score": f"{score:.3f}"}))
+                if first and (time.monotonic() - kept >= pause or self._is_done(progress)):
+                    begun = time.monotonic()
+                    if self.curves_file is not None:
+                        write_curves(self.curves_file, progress.curves, self.scores)
+                    if self.state_file is not None:
+                        keep(self.state_file, self.fingerprint, parts, progress)
+                    kept = time.monotonic()
+                    pause = (kept - begun) / KEEPING
+                distributed.wait()
+        if progress.epoch and not progress.best_epoch:
+            raise self._diverged("no epoch gave numbers on the validation part")
+        self.network.load_state_dict(best or self.judged.state_dict())
+        distributed.check_equal(self.network)
+        self.network.eval()
+        return progress
+
+    def _is_done(self, progress: Progress) -> bool:
+        waited = progress.epoch - max(self.warm, progress.best_epoch)
+        return progress.epoch >= self.epochs or (self.patience is not None and waited >= self.patience)
+
+    def _one_epoch(self, epoch: int, bar: Any) -> float:
+        """Train for one epoch and return the mean loss."""
+        self.network.train()
+        own, chance = self.seed is not None, None
+        total, weight = 0.0, 0
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=own):
+            if own:
+                chance = generator_of(self.seed, epoch)
+                torch.manual_seed(generator_of(self.seed, epoch, 1).initial_seed())
+            for number, batch in enumerate(self.batches(epoch, chance)):
+                if self.rate is not None:
+                    rate = self.rate((epoch - 1) * self.steps + number)
+                    for group in self.optimiser.param_groups:
+                        group["lr"] = rate
+                loss = self._step(batch, chance) if self.step is None else self.step(batch, chance)
+                if self.average is not None:
+                    self.average.update_parameters(self.network)
+                if self.size is None:
+                    total += loss / self.steps
+                else:
+                    total += loss * self.size(batch)
+                    weight += self.size(batch)
+                bar.update()
+        return total if self.size is None else total / weight
+
+    def _step(self, batch: Any, chance: torch.Generator | None) -> float:
+        loss = self.loss(batch, chance)
+        objective, loss = loss if isinstance(loss, tuple) else (loss, loss)
+        self.optimiser.zero_grad(set_to_none=True)
+        objective.backward()
+        self.optimiser.step()
+        return loss.item()
+
+    def _diverged(self, how: str) -> InputError:
+        peak = self.optimiser.defaults["lr"]
+        return InputError(f"training diverged: {how}", field=self.setting, value=peak, fix="lower it")
 
 
 def generator_of(seed: int, *parts: int) -> torch.Generator:
@@ -258,17 +300,6 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
 
 
-def predict(network: nn.Module, images: Images, device: torch.device) -> np.ndarray:
-    """Return the outputs of a network in evaluation mode, (n, k) float32, in bounded batches."""
-    network.eval()
-    parts = []
-    with torch.inference_mode(), precision(device):
-        for start in range(0, len(images), EVALUATION_BATCH):
-            index = np.arange(start, min(start + EVALUATION_BATCH, len(images)))
-            parts.append(network(images.batch(index, device)).float().cpu().numpy())
-    return np.concatenate(parts)
-
-
 @contextmanager
 def precision(device: torch.device) -> Iterator[None]:
     """Compute in bfloat16 where the device is a GPU."""
@@ -276,172 +307,11 @@ def precision(device: torch.device) -> Iterator[None]:
         yield
 
 
-def train(
-    network: nn.Module,
-    data: Images,
-    validation: Images | None,
-    *,
-    settings: Training,
-    epochs: int,
-    seed: int,
-    device: torch.device,
-    fingerprint: str,
-    state_file: Path | None = None,
-    curves_file: Path | None = None,
-    label: str = "training",
-) -> tuple[nn.Module, Progress]:
-    """Train a network and return its averaged weights at the best epoch.
-
-    With a validation set, training stops when the score has not improved for ``settings.patience`` epochs. Without one,
-    it runs for exactly ``epochs`` epochs, along the same schedule, and the last epoch is the best.
-
-    Parameters
-    ----------
-    network
-        Maps (B, 3, S, S) to (B, k). It is moved to ``device`` and changed.
-    data, validation
-        With targets.
-    settings
-        The schedule always spans ``settings.epochs``.
-    epochs
-        Number of epochs, at most.
-    fingerprint
-        Whatever the result depends on, hashed; a state written under another one is not resumed.
-    state_file
-        Where the state after each epoch is kept; None keeps nothing.
-    curves_file
-        Where the curves are written as CSV after each epoch.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than two spots, or the loss is no longer a number.
-    """
-    from tqdm.auto import tqdm
-
-    if len(data) < 2:
-        raise InputError("a network cannot be trained on fewer than two spots", value=len(data))
-    network.to(device)
-    average = averaged(network, settings.ema).to(device) if settings.ema else None
-    judged = average.module if average else network
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    best = {key: value.detach().clone() for key, value in judged.state_dict().items()}
-    progress = Progress()
-    parts = {"network": network, "average": average, "optimiser": optimiser, "best": best}
-    if state_file is not None and state_file.is_file():
-        progress = resume(state_file, fingerprint, parts, label) or progress
-    if curves_file is not None:
-        write_curves(curves_file, progress.curves)
-    n_batches = max(1, round(len(data) / settings.batch_size))
-    moving = round(settings.replace_over * settings.epochs)  # epochs until all activations are squares
-    bar = tqdm(total=epochs * n_batches, initial=progress.epoch * n_batches, desc=label, unit="step", mininterval=1)
-    while progress.epoch < epochs and (
-        validation is None
-        or progress.epoch <= moving
-        or progress.epoch - max(moving, progress.best_epoch) < settings.patience
-    ):
-        started = time.monotonic()
-        epoch = progress.epoch + 1
-        share = min(1.0, epoch / (moving + 1))
-        for each in (network, judged):
-            set_share(each, share)
-        loss = _one_epoch(network, average, optimiser, data, settings, seed, epoch, n_batches, device, bar)
-        row = {"epoch": epoch, "train_loss": loss, "validation_loss": None, "validation_pcc": None}
-        if getattr(judged, "settled", False):
-            settle(judged, data, device)
-        if validation is not None:
-            row["validation_loss"], row["validation_pcc"] = _judge(predict(judged, validation, device), validation)
-            if row["validation_pcc"] is not None:
-                bar.set_postfix(loss=f"{loss:.3f}", r=f"{row['validation_pcc']:.3f}")
-        score = row["validation_pcc"]
-        if share == 1 and (validation is None or (score is not None and score > progress.best_score)):
-            progress.best_epoch, progress.best_score = epoch, score or 0.0
-            for key, value in judged.state_dict().items():
-                best[key].copy_(value)
-        row["learning_rate"] = optimiser.param_groups[0]["lr"]
-        row["seconds"] = round(time.monotonic() - started, 3)
-        progress.curves.append(row)
-        progress.epoch = epoch
-        if curves_file is not None:
-            write_curves(curves_file, progress.curves)
-        if state_file is not None:
-            keep(state_file, fingerprint, parts, progress)
-    bar.close()
-    if not progress.best_epoch and progress.epoch:
-        raise InputError(
-            "training diverged: no epoch gave numbers on the validation tiles",
-            field="training.learning_rate",
-            value=settings.learning_rate,
-            fix="lower it",
-        )
-    network.load_state_dict(best)
-    return network.eval(), progress
-
-
-def _judge(predicted: np.ndarray, validation: Images) -> tuple[float | None, float | None]:
-    """Return loss and score; None where predictions are without bound."""
-    measured = validation.targets.numpy()
-    with np.errstate(over="ignore", invalid="ignore"):
-        loss = float(np.mean((predicted - measured) ** 2, dtype=np.float64))
-        score = mean_section_pearson(predicted, measured, validation.sections)
-    return (loss, score) if math.isfinite(loss) and math.isfinite(score) else (None, None)
-
-
-def _one_epoch(
-    network: nn.Module,
-    average: AveragedModel | None,
-    optimiser: torch.optim.Optimizer,
-    data: Images,
-    settings: Training,
-    seed: int,
-    epoch: int,
-    n_batches: int,
-    device: torch.device,
-    bar: object,
-) -> float:
-    """Train for one epoch and return the mean loss. Leaves the global random state as it was."""
-    chance = generator_of(seed, epoch)
-    order = torch.randperm(len(data), generator=chance).numpy()
-
-    def change(images: torch.Tensor) -> torch.Tensor:
-        if settings.augment_flips:
-            images = flip_and_turn(images, chance)
-        return vary_stain(images, settings.augment_stain, chance) if settings.augment_stain else images
-
-    network.train()
-    total = 0.0
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(generator_of(seed, epoch, 1).initial_seed())  # dropout
-        for number, index in enumerate(data.batches(order, n_batches)):
-            rate = learning_rate((epoch - 1) * n_batches + number, settings.epochs * n_batches, settings.learning_rate)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            images = data.batch(index, device, change)
-            if settings.augment_contrast:
-                images = vary_contrast(images, settings.augment_contrast, chance)
-            with precision(device), watched(network) as ranges:
-                loss = data.loss(network, images, index)
-            optimiser.zero_grad(set_to_none=True)
-            (loss + settings.range_penalty * sum(ranges.excess) if ranges.excess else loss).backward()
-            optimiser.step()
-            if average is not None:
-                average.update_parameters(network)
-            total += loss.item() * len(index)
-            bar.update()
-    if not math.isfinite(total):
-        raise InputError(
-            "training diverged: the loss is no longer a number",
-            field="training.learning_rate",
-            value=settings.learning_rate,
-            fix="lower it",
-        )
-    return total / len(data)
-
-
-def write_curves(path: Path, rows: list[dict[str, float | int | None]]) -> None:
+def write_curves(path: Path, rows: list[dict[str, float | int | None]], scores: tuple[str, ...] = SCORES) -> None:
     """Write the curves as CSV; where there is no validation, its columns are empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, CURVE_COLUMNS, lineterminator="\n")
+    columns = ("epoch", "train_loss", *scores, "learning_rate", "seconds")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
@@ -491,8 +361,9 @@ def resume(path: Path, fingerprint: str, parts: dict, label: str) -> Progress | 
     parts["network"].load_state_dict(part("network"))
     if parts["average"] is not None:
         parts["average"].load_state_dict(part("average"))
-    for key, value in part("best").items():
-        parts["best"][key].copy_(value)
+    saved = part("best")
+    for key, value in parts["best"].items():
+        value.copy_(saved[key])
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in part("optimiser").items():
         number, name = key.split(".", 1)
