@@ -192,6 +192,14 @@ class Encrypted(Part):
         1,
         description="held-out sections that each network predicts, a job each: one of every fold first",
     )
+    spots: Annotated[int, Field(ge=3)] | Literal["all"] = Field(
+        "all", description="of each section, evenly spread in the order of its file"
+    )
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the spots out where all are: studies finished before fewer could be stay valid."""
+        return {key: value for key, value in handler(self).items() if key != "spots" or value != "all"}
 
 
 class Synthesis(Part):

@@ -25,6 +25,7 @@ from histocrypt.encrypted.key_owner import (
     write_result,
 )
 from histocrypt.errors import InputError
+from histocrypt.evaluation.agreement import agreement
 from histocrypt.pipeline.predict import predict_section
 
 
@@ -245,6 +246,27 @@ def test_out_of_range_spots_can_be_left_out(world):
     some = prepare(type(client)(narrow, client.parameters, client.file), world.section, skip_out_of_range=True)
     assert 0 < len(some.names) < len(every.names)
     assert some.about["without_prediction"]["out of range"] == len(every.names) - len(some.names)
+
+
+def test_some_spots_alone(world, answered, tmp_path):
+    """So many, evenly spread, as they are among all; beside the clear section only where fewer were asked for."""
+    every = prepare(load_client(world.bundle), world.section)
+    some = prepare(load_client(world.bundle), world.section, spots=5)
+    assert some.names.tolist() == every.names[[0, 9, 18, 26, 35]].tolist()
+    assert np.array_equal(some.values, every.values[np.isin(every.names, some.names)])
+    assert some.about["without_prediction"] == {**every.about["without_prediction"], "not asked for": 31}
+    encrypt_section(world.section, world.keys, tmp_path / "request", spots=5)
+    evaluate_request(tmp_path / "request", world.bundle, world.keys / "evaluation.keys", tmp_path / "response")
+    decrypt_response(tmp_path / "response", world.keys, tmp_path / "p.h5ad", noise=0)
+    predict_section(world.model, world.section, tmp_path / "clear.h5ad")
+    statistics = json.loads((world.model / "model.json").read_text())["target_statistics"]
+    files = (tmp_path / "p.h5ad", tmp_path / "clear.h5ad", world.outputs / "tiny" / "sections" / world.section.name)
+    sd = {name: found["sd"] for name, found in statistics.items()}
+    summary, _ = agreement(*files, sd, spots=5)
+    assert (summary["spots"], summary["section_spots"]) == (5, 36)
+    assert 0 < summary["max_abs_error"] < 1e-2
+    with pytest.raises(InputError, match="not of the same spots"):
+        agreement(*files, sd)
 
 
 def test_changed_client_part_is_refused(world, tmp_path):

@@ -263,7 +263,7 @@ def attack(found: Decrypted, *, draws: int = 1000, seed: int = 0) -> dict[str, J
 def _some(client: Any, study: Study, name: str, path: Path, spots: int | None, source: dict[str, Any]) -> Prepared:
     """Prepare a whole section, which standardises itself, and keep some of the spots that were measured."""
     from histocrypt.data.fold_statistics import read_clean_section
-    from histocrypt.encrypted.key_owner import prepare
+    from histocrypt.encrypted.key_owner import evenly, prepare
 
     prepared = prepare(client, path, skip_out_of_range=True, **source)
     measured = {f"{name}:{spot}" for spot in read_clean_section(study.run.section(name)).obs_names}
@@ -272,9 +272,7 @@ def _some(client: Any, study: Study, name: str, path: Path, spots: int | None, s
         raise InputError(
             "no spot of the section file is in the run's cleaned section", file=path, fix="run the preprocessing again"
         )
-    if spots is not None:
-        known = known[np.unique(np.linspace(0, len(known) - 1, min(spots, len(known))).round().astype(int))]
-    return replace(prepared, names=prepared.names[known], coords=prepared.coords[known], values=prepared.values[known])
+    return prepared.only(known[evenly(len(known), spots)])
 
 
 def _records(

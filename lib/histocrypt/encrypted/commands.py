@@ -17,6 +17,7 @@ app = typer.Typer(
 Image = Annotated[str | None, typer.Option(help="Image file, where the section does not name it.")]
 Resolution = Annotated[float | None, typer.Option(help="Micrometres per full-resolution pixel.")]
 ExpectedPanel = Annotated[Path | None, typer.Option(help="Gene ids you expect, one a line; another panel is refused.")]
+Some = Annotated[int | None, typer.Option(min=1, help="Spots to encrypt, evenly spread; default: all.")]
 Skip = Annotated[bool, typer.Option("--skip-out-of-range", help="Leave out spots outside the calibrated range.")]
 
 
@@ -51,13 +52,21 @@ def encrypt(
     um_per_px: Resolution = None,
     panel: ExpectedPanel = None,
     skip_out_of_range: Skip = False,
+    spots: Some = None,
 ) -> None:
     """Cut, normalise, check and encrypt the spots of a section (key owner)."""
     from histocrypt.encrypted.key_owner import encrypt_section
 
     typer.echo(
         encrypt_section(
-            section, keys, output, image=image, um_per_px=um_per_px, panel=panel, skip_out_of_range=skip_out_of_range
+            section,
+            keys,
+            output,
+            image=image,
+            um_per_px=um_per_px,
+            panel=panel,
+            skip_out_of_range=skip_out_of_range,
+            spots=spots,
         )
     )
 
@@ -138,6 +147,7 @@ def send(
     um_per_px: Resolution = None,
     panel: ExpectedPanel = None,
     skip_out_of_range: Skip = False,
+    spots: Some = None,
     noise: Annotated[
         float, typer.Option(min=0, help="Noise added to each value, as a share of its gene's spread; 0: none.")
     ] = 1e-3,
@@ -165,5 +175,6 @@ def send(
             um_per_px=um_per_px,
             panel=panel,
             skip_out_of_range=skip_out_of_range,
+            spots=spots,
         )
     )

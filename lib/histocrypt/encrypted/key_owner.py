@@ -11,7 +11,7 @@ import struct
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,18 @@ class Prepared:
     """(n, channels, side, side) or (n, features) float32, as the network sees them."""
     about: dict[str, Any]
     """Resolution, unmeasured genes, spots without prediction: goes into the prediction file."""
+
+    def only(self, rows: np.ndarray, *, reason: str = "") -> Prepared:
+        """Return these spots alone; the others are counted as without prediction for a ``reason``, if one is given."""
+        about = self.about
+        if reason and (left := len(self.names) - len(rows)):
+            about = {**about, "without_prediction": {**about["without_prediction"], reason: left}}
+        return replace(self, names=self.names[rows], coords=self.coords[rows], values=self.values[rows], about=about)
+
+
+def evenly(count: int, most: int | None) -> np.ndarray:
+    """Return at most so many of the numbers below ``count``, evenly spread; all where ``most`` is None."""
+    return np.unique(np.linspace(0, count - 1, min(count, most or count)).round().astype(int))
 
 
 def network_inputs(values: np.ndarray, sees: str, normalisation: dict[str, Any]) -> np.ndarray:
@@ -82,6 +94,7 @@ def prepare(
     um_per_px: float | None = None,
     panel: str | Path | None = None,
     skip_out_of_range: bool = False,
+    spots: int | None = None,
 ) -> Prepared:
     """Prepare a section for encryption, or refuse it; nothing is encrypted and no key is needed.
 
@@ -97,6 +110,8 @@ def prepare(
         A list of gene ids, one a line, that the client expects to get, in this order.
     skip_out_of_range
         Leave out spots whose values are outside the calibrated range, instead of refusing the section.
+    spots
+        Of the section, evenly spread in the order of its file; all if not given. The section is standardised whole.
 
     Raises
     ------
@@ -134,7 +149,7 @@ def prepare(
     dropped = {**report.dropped, **({"out of range": int((~keep).sum())} if not keep.all() else {})}
     if not keep.any():
         raise InputError("no spot is left", file=section_path, value=dropped)
-    return Prepared(
+    prepared = Prepared(
         section=section.id,
         names=names[keep],
         coords=coords[keep],
@@ -147,6 +162,7 @@ def prepare(
             "without_prediction": {str(key): int(n) for key, n in dropped.items()},
         },
     )
+    return prepared if spots is None else prepared.only(evenly(len(prepared.names), spots), reason="not asked for")
 
 
 def _in_range(values: np.ndarray, client: Client, names: np.ndarray, file: Any, *, skip: bool) -> np.ndarray:

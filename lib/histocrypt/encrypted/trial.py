@@ -150,6 +150,7 @@ def run_trial(
     image: str | Path | None = None,
     um_per_px: float | None = None,
     workers: int | None = None,
+    spots: int | None = None,
 ) -> Trial:
     """Compile, make keys, encrypt, evaluate and decrypt one section, and predict it in the clear beside.
 
@@ -163,6 +164,8 @@ def run_trial(
         Emptied first; gets one folder per party. What travels between them is copied, and nothing else is.
     workers
         Spots that the evaluator works on at once; all cores if not given.
+    spots
+        Of the section, evenly spread, that are encrypted; all if not given. In the clear all are predicted.
 
     Raises
     ------
@@ -185,7 +188,17 @@ def run_trial(
     shutil.copyfile(owner / "bundle" / "client.json", hospital / "client.json")
     step("keygen", HOSPITAL, "fhe", "keygen", "--client", hospital / "client.json", "-o", hospital / "keys")
     step(
-        "encrypt", HOSPITAL, "fhe", "encrypt", section, "--keys", hospital / "keys", "-o", hospital / "request", *source
+        "encrypt",
+        HOSPITAL,
+        "fhe",
+        "encrypt",
+        section,
+        "--keys",
+        hospital / "keys",
+        "-o",
+        hospital / "request",
+        *source,
+        *(("--spots", spots) if spots else ()),
     )
     shutil.copyfile(hospital / "keys" / "evaluation.keys", evaluator / "evaluation.keys")
     shutil.move(hospital / "request", evaluator / "request")

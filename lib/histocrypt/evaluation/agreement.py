@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from histocrypt.study import Study
 
 
-def agreement(encrypted: Path, clear: Path, truth: Path, sd: dict[str, float]) -> tuple[dict[str, Any], pd.DataFrame]:
+def agreement(
+    encrypted: Path, clear: Path, truth: Path, sd: dict[str, float], *, spots: int | None = None
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """Compare two prediction files of one section, joined by the names of spots and genes.
 
     Parameters
@@ -30,12 +32,15 @@ def agreement(encrypted: Path, clear: Path, truth: Path, sd: dict[str, float]) -
         The cleaned section: what was measured.
     sd
         Standard deviation of each output over the training spots, by ``"<transform>:<gene>"``: the unit of errors.
+    spots
+        How many of the section's spots were encrypted, at most; all of them if not given.
 
     Returns
     -------
     summary
-        ``spots``, ``genes``, ``max_abs_error`` and ``mean_abs_error`` (of standardised outputs, all transforms),
-        ``precision_bits`` (-log2 of the mean), ``max_pcc_difference`` (over genes, main transform).
+        ``spots``, ``section_spots`` (predicted in the clear), ``genes``, ``max_abs_error`` and ``mean_abs_error`` (of
+        standardised outputs, all transforms), ``precision_bits`` (-log2 of the mean), ``max_pcc_difference`` (over
+        genes, main transform).
     genes
         One row per gene of the main transform: its largest error, its correlation with the measured values in the
         clear and encrypted, and with each other. ``attrs["spots"]`` names the spots that were measured too.
@@ -43,9 +48,12 @@ def agreement(encrypted: Path, clear: Path, truth: Path, sd: dict[str, float]) -
     Raises
     ------
     InputError
-        If they do not hold the same spots and genes.
+        If they do not hold the same spots (or, with ``spots``, so many of them) and genes.
     """
     one, other = read_prediction(encrypted), read_prediction(clear)
+    whole = other.n_obs
+    if spots is not None and one.n_obs == min(spots, whole):
+        other = other[other.obs_names.isin(one.obs_names)]
     missing = sorted(set(other.obs_names) ^ set(one.obs_names)) or sorted(set(other.var_names) ^ set(one.var_names))
     if missing:
         raise InputError(
@@ -80,6 +88,7 @@ def agreement(encrypted: Path, clear: Path, truth: Path, sd: dict[str, float]) -
     genes.attrs["spots"] = pairs["clear"].spots.tolist()
     summary = {
         "spots": int(one.n_obs),
+        "section_spots": whole,
         "genes": int(one.n_vars),
         "max_abs_error": float(every.max()),
         "mean_abs_error": float(every.mean()),

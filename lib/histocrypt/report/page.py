@@ -302,7 +302,8 @@ def _encrypted(content: dict[str, Any]) -> dict[str, Any]:
     seconds, peak = content["seconds"], content["peak_gib"]
     once = seconds["compile"] + seconds["keygen"]
     each = sum(seconds[step] for step in ("encrypt", "evaluate", "decrypt"))
-    return {**content, "title": title_of(content["network"]), "once": once, "each": each, "peak": peak}
+    spots = {"section_spots": content["spots"], **content}  # files of before say nothing of the section
+    return {**spots, "title": title_of(content["network"]), "once": once, "each": each, "peak": peak}
 
 
 def _key_figures(scores: Scores, main: str, best: str) -> list[dict[str, str]]:

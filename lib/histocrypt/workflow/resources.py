@@ -193,7 +193,9 @@ def _stack(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
 
 def _encrypted(study: Study, total: Total, model: str) -> tuple[float, float, bool]:
     memory, a_spot = (1.0, 0.05) if model == "fhe_head" else (5.0, 0.6)
-    return BASE_GIB + memory, 40 + total.spots * a_spot, True
+    asked = study.encrypted.spots
+    spots = total.spots if asked == "all" else min(asked, total.spots)
+    return BASE_GIB + memory, 40 + spots * a_spot, True
 
 
 def _synthesis(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
