@@ -68,22 +68,19 @@ def network_inputs(values: np.ndarray, sees: str, normalisation: dict[str, Any])
     normalisation
         ``by_section``: with this section's own mean and deviation; else with ``mean`` and ``sd`` of the training spots.
     """
-    from histocrypt.predictors.closed_form import standardise
-    from histocrypt.predictors.network import PixelMoments
-
     mean, sd = (np.asarray(normalisation[name], dtype=np.float32) for name in ("mean", "sd"))
     if sees == "features":
+        from histocrypt.predictors.closed_form import standardise
+
         sections = np.zeros(len(values), dtype=int)
         return standardise(values, sections, mean, sd, by_section=normalisation["by_section"])
-    import torch
-
-    pixels = torch.from_numpy(np.array(values)).permute(0, 3, 1, 2)
-    if normalisation["by_section"]:
-        moments = PixelMoments()
-        moments.add(pixels)
-        mean, sd = moments.result()
-    scaled = pixels.float().div_(255)
-    return ((scaled - torch.tensor(mean)[:, None, None]) / torch.tensor(sd)[:, None, None]).numpy()
+    if normalisation["by_section"]:  # as `predictors.network.PixelMoments` has them, without torch
+        grey = values.reshape(-1, 3).astype(np.int64)
+        mean = grey.sum(axis=0) / len(grey)
+        sd = np.sqrt(np.maximum((grey * grey).sum(axis=0) / len(grey) - mean**2, 0)).clip(1.0)
+        mean, sd = (np.stack([mean, sd]) / 255).astype(np.float32)
+    scaled = np.ascontiguousarray(values.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+    return (scaled - mean[:, None, None]) / sd[:, None, None]
 
 
 def prepare(

@@ -22,7 +22,6 @@ from histocrypt.data.load import FoldData, joined, load_test, load_training, sca
 from histocrypt.data.spots import Spots
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import atomic_path
-from histocrypt.models.he2gene import AUXILIARY, TUMOUR
 from histocrypt.pipeline.checkpoints import made_from, read_about, save_model, teacher_of, trained_about
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, build, tile_side
 from histocrypt.targets.transforms import TargetStatistics
@@ -73,6 +72,8 @@ def write_heads(
     import anndata
     import pandas as pd
 
+    from histocrypt.models.he2gene import AUXILIARY, TUMOUR  # torchvision takes seconds, and others write here too
+
     heads = predictor.predict_heads(spots)
     values = heads.get(AUXILIARY, np.zeros((len(spots), 0), np.float32))
     barcodes = [
@@ -103,6 +104,8 @@ def add_heads(adata: AnnData, heads: dict[str, np.ndarray], predictor: Any) -> N
     ``obsm["auxiliary"]`` is (n, g) in ln(1 + counts per 10,000), its columns named in ``uns["auxiliary_names"]`` and
     ``uns["auxiliary_symbols"]``. What reads ordinary predictions sees the panel alone.
     """
+    from histocrypt.models.he2gene import AUXILIARY, TUMOUR
+
     adata.var["head"] = "target"
     if AUXILIARY in heads:
         adata.obsm[AUXILIARY] = heads[AUXILIARY]
