@@ -7,22 +7,20 @@ real ciphertexts, evaluated in a process that has no secret key; of sections tha
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt import paths
 from histocrypt.audit.card import Found, patients_of
 from histocrypt.audit.controls import overfitted_losses
 from histocrypt.audit.learned import on_shadows, train_value_attack, value_inputs
 from histocrypt.audit.membership import Audit, calibrated, in_and_out, lira, loss_threshold
 from histocrypt.audit.shadow import as_targets, dealt_anew, shadow_losses, target_scores
 from histocrypt.audit.subjects import Auditable, Records, blocks_of, group_of, losses
+from histocrypt.encrypted.claims import who_learns_what  # noqa: F401 - said in the notebook of audits
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.predictors.registry import ENCRYPTED
 
@@ -35,66 +33,6 @@ if TYPE_CHECKING:
     from histocrypt.targets.transforms import TargetStatistics
 
 # ---- encrypted view
-
-
-TABLE = "What each side learns"
-"""The heading in ``docs/threat_model.md`` whose table is read."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One thing that the threat model says of a party."""
-
-    party: str
-    learns: bool
-    """Whether the party learns it, or does not."""
-    claim: str
-    tests: tuple[str, ...]
-    """``tests/encrypted/<file>::<test>``: what is behind it; empty where nothing is but the text."""
-
-
-def who_learns_what(document: str | Path | None = None) -> list[Claim]:
-    """Return the claims of ``docs/threat_model.md`` on what each party learns, with the tests that it names for them.
-
-    The document itself is read, so that nothing said here can differ from it.
-
-    Raises
-    ------
-    InputError
-        If the document is missing, lacks its table, or names a test by a letter that it does not explain.
-    """
-    path = Path(document) if document else paths.repository() / "docs" / "threat_model.md"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path) from error
-    letters = dict(re.findall(r"`([A-Z])` is\s+`(test_\w+\.py)`", text))
-    _, _, below = text.partition(f"## {TABLE}\n")
-    rows = [line for line in below.partition("\n## ")[0].splitlines() if line.startswith("|")][2:]
-    if not rows:
-        raise InputError("has no table of what each party learns", file=path, field=TABLE)
-    found = []
-    for row in rows:
-        party, learns, not_learned = (cell.strip() for cell in row.strip("|").split("|"))
-        for cell, learned in ((learns, True), (not_learned, False)):
-            found += [Claim(party, learned, *one) for one in _claims(cell, letters, path)]
-    return found
-
-
-def _claims(cell: str, letters: dict[str, str], path: Path) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Split a cell after each parenthesis that names tests; one that begins with "nothing" stays one claim."""
-    named = r"\s*\(([^()]*`[A-Z]::[^()]*)\)"
-    parts = re.split(named, cell) + [""]  # text and tests in turn
-    if cell.startswith("nothing"):
-        parts = [re.sub(named, "", cell), " ".join(parts[1::2])]
-    for text, group in zip(parts[::2], parts[1::2], strict=True):
-        tests = []
-        for letter, test in re.findall(r"`([A-Z])::(\w+)`", group):
-            if letter not in letters:
-                raise unknown_name("file of tests", letter, letters, file=path, field=TABLE)
-            tests.append(f"tests/encrypted/{letters[letter]}::{test}")
-        if claim := text.strip(" ,;"):
-            yield claim, tuple(tests)
 
 
 @dataclass(frozen=True)
