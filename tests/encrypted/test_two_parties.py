@@ -248,7 +248,7 @@ def test_out_of_range_spots_can_be_left_out(world):
     assert some.about["without_prediction"]["out of range"] == len(every.names) - len(some.names)
 
 
-def test_some_spots_alone(world, answered, tmp_path):
+def test_some_spots_alone(world, tmp_path):
     """So many, evenly spread, as they are among all; beside the clear section only where fewer were asked for."""
     every = prepare(load_client(world.bundle), world.section)
     some = prepare(load_client(world.bundle), world.section, spots=5)

@@ -137,11 +137,11 @@ def prepare(
     section = read_path(section_path, image=image, um_per_px=um_per_px, for_prediction=True)
     missing = check_fit(about, section, offered)
     with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
-        spots, coords, report = prepare_section(about, section, Path(folder), tuple(about["outputs"]))
+        cut, coords, report = prepare_section(about, section, Path(folder), tuple(about["outputs"]))
         sees = about["sees"]
-        found = spots.features(about["input"]["encoder"]) if sees == "features" else np.array(spots.tiles)
-        values = network_inputs(found, sees, about["normalisation"])
-        names = spots.names
+        raw = cut.features(about["input"]["encoder"]) if sees == "features" else np.array(cut.tiles)
+        values = network_inputs(raw, sees, about["normalisation"])
+        names = cut.names
     keep = _in_range(values, client, names, section_path, skip=skip_out_of_range)
     dropped = {**report.dropped, **({"out of range": int((~keep).sum())} if not keep.all() else {})}
     if not keep.any():
