@@ -25,8 +25,8 @@ from histocrypt.data.load import FoldData, load_test, load_training, scaling_of
 from histocrypt.data.spots import Spots
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
-from histocrypt.evaluation.join import join, read_h5ad, read_prediction
 from histocrypt.models.fhe import watched
+from histocrypt.pipeline.predictions import join, read_h5ad, read_prediction
 from histocrypt.pipeline.train import fit
 from histocrypt.predictors.registry import MODELS, tile_side
 from histocrypt.study import Study, load_study, parse_study

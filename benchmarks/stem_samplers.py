@@ -16,11 +16,11 @@ import numpy as np
 
 from histocrypt.data.folds import load_fold
 from histocrypt.data.load import load_test, load_training
-from histocrypt.evaluation.join import join, read_h5ad, read_prediction, transforms_of
 from histocrypt.evaluation.stem import score_section
 from histocrypt.files import write_json
 from histocrypt.machine import choose_device
 from histocrypt.pipeline.checkpoints import load_model
+from histocrypt.pipeline.predictions import join, read_h5ad, read_prediction, transforms_of
 from histocrypt.study import load_study
 
 RIVALS = [("ddim", 25), ("ddim", 50), ("ddim", 100), ("dpm++", 10), ("dpm++", 15), ("dpm++", 25), ("dpm++", 50)]

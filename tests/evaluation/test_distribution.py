@@ -6,9 +6,9 @@ from scipy.stats import norm
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation import metrics
-from histocrypt.evaluation.join import Joined
 from histocrypt.evaluation.metrics import relative_variance_distance
 from histocrypt.evaluation.stem import MEASURES, Samples, score_section
+from histocrypt.pipeline.predictions import Joined
 
 
 def gaussian_crps(y, mean, sd):

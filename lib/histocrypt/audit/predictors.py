@@ -218,7 +218,7 @@ def _records(
 ) -> Records:
     """Put a prediction file beside what was measured, by name, in the units of the loss."""
     from histocrypt.data.fold_statistics import read_clean_section, section_targets
-    from histocrypt.evaluation.join import read_prediction
+    from histocrypt.pipeline.predictions import read_prediction
 
     section, predicted = read_clean_section(study.run.section(name)), read_prediction(path)
     targets = section_targets(section, panel, study.target.transforms, section=name)

@@ -13,8 +13,8 @@ from histocrypt.data.folds import BY_SECTION, FINAL, load_fold
 from histocrypt.data.load import load_spots
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation.bootstrap import block_labels
-from histocrypt.evaluation.join import as_mapping
 from histocrypt.pipeline.checkpoints import load_model, trained_about
+from histocrypt.pipeline.predictions import as_mapping
 from histocrypt.predictors.registry import MODELS, build, tile_side
 from histocrypt.targets.matrix import names_of
 from histocrypt.targets.panels import Panel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,3 +55,9 @@ class Spots:
             features=None if features is None else (lambda encoder: features(encoder)[index]),
             measured=None if self.measured is None else self.measured.subset(index),
         )
+
+    def symmetries(self) -> Iterator[Spots]:
+        """Yield the spots with their tiles in each of the eight symmetries of the square, upright first."""
+        for turned in (self.tiles, np.swapaxes(self.tiles, 1, 2)):
+            for tiles in (turned, turned[:, ::-1], turned[:, :, ::-1], turned[:, ::-1, ::-1]):
+                yield replace(self, tiles=tiles)

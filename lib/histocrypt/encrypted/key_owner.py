@@ -341,7 +341,7 @@ def check_output(output: str | Path) -> Path:
 def write_result(output: Path, values: np.ndarray, request: Request, *, noise: float = NOISE) -> str:
     """Write decrypted values as predictions, with noise added; see `key_owner.decrypt_response`."""
     from histocrypt.data.spots import Spots
-    from histocrypt.pipeline.train import write_predictions
+    from histocrypt.pipeline.predictions import write_predictions
     from histocrypt.targets.panels import Panel
 
     about, note = request.client.about, request.note

@@ -10,9 +10,9 @@ import pandas as pd
 
 from histocrypt.data.folds import held_out_sections, load_folds
 from histocrypt.errors import InputError
-from histocrypt.evaluation.join import join, read_h5ad, read_prediction, transforms_of
 from histocrypt.evaluation.metrics import pearson
 from histocrypt.files import read_json, write_json
+from histocrypt.pipeline.predictions import join, read_h5ad, read_prediction, transforms_of
 from histocrypt.predictors.registry import ENCRYPTED
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import numpy as np
 from histocrypt.evaluation import figures
 from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, backdrop, canvas, style
 from histocrypt.evaluation.he2gene import CP10K
-from histocrypt.evaluation.join import as_mapping, join, read_h5ad, read_prediction, transforms_of
 from histocrypt.evaluation.scores import read_folds, title_of
 from histocrypt.evaluation.stem import read_samples
+from histocrypt.pipeline.predictions import as_mapping, join, read_h5ad, read_prediction, transforms_of
 
 if TYPE_CHECKING:
     from pathlib import Path

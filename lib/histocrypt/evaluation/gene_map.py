@@ -11,7 +11,7 @@ import numpy as np
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation import figures
 from histocrypt.evaluation.figures import canvas, save, style
-from histocrypt.evaluation.join import read_h5ad, symbols_of
+from histocrypt.pipeline.predictions import read_h5ad, symbols_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

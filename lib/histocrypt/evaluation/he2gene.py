@@ -10,9 +10,9 @@ import numpy as np
 
 from histocrypt.evaluation import metrics
 from histocrypt.evaluation.bootstrap import block_labels, draw_weights, interval
-from histocrypt.evaluation.join import Joined, as_mapping, join, read_h5ad, read_prediction
 from histocrypt.evaluation.metrics import is_constant, pearson
 from histocrypt.files import read_json
+from histocrypt.pipeline.predictions import Joined, as_mapping, join, read_h5ad, read_prediction
 from histocrypt.targets.matrix import Label
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation import metrics
-from histocrypt.evaluation.join import join, matrix_of, read_prediction, some, transforms_of
+from histocrypt.pipeline.predictions import join, matrix_of, read_prediction, some, transforms_of
 from histocrypt.targets.matrix import noun
 
 MEANS = ("pearson", "spearman", "mse", "mae", "r2", "rvd", "moran_error")

@@ -24,9 +24,9 @@ from histocrypt.data.folds import BY_SECTION
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
 from histocrypt.evaluation.bootstrap import Draws
-from histocrypt.evaluation.join import Joined, PredictionFile, as_mapping, join, read_h5ad, some
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.paths import RunFolder
+from histocrypt.pipeline.predictions import Joined, PredictionFile, as_mapping, join, read_h5ad, some
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.study import Study
 

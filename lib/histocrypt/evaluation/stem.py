@@ -11,9 +11,9 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.evaluation import metrics
 from histocrypt.evaluation import metrics as distribution
-from histocrypt.evaluation.join import Joined, join, read_h5ad, read_prediction, transforms_of
 from histocrypt.evaluation.scores import read_folds, title_of
 from histocrypt.files import atomic_path, read_json, write_json
+from histocrypt.pipeline.predictions import Joined, join, read_h5ad, read_prediction, transforms_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -99,7 +99,6 @@ def start_of(study: Study, model: str, fold: Fold) -> nn.Module:
 def views(predictor: object, spots: Spots) -> np.ndarray:
     """Return a network's predictions averaged over the eight symmetries of each tile, (n, k) float32."""
     total = 0
-    for turned in (spots.tiles, np.swapaxes(spots.tiles, 1, 2)):
-        for part in (turned, turned[:, ::-1], turned[:, :, ::-1], turned[:, ::-1, ::-1]):
-            total = total + predictor.predict(replace(spots, tiles=part)) / 8
+    for view in spots.symmetries():
+        total = total + predictor.predict(view) / 8
     return total

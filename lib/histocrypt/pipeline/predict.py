@@ -15,7 +15,7 @@ from histocrypt.data.spots import Spots
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
-from histocrypt.pipeline.train import write_predictions
+from histocrypt.pipeline.predictions import write_predictions
 from histocrypt.pipeline.views import Views, predict_views, recut
 from histocrypt.predictors.registry import NEEDS_COUNTS
 from histocrypt.sections.grid import grid_section, is_image, is_patch_folder, patch_sections, widest

@@ -27,8 +27,8 @@ from histocrypt.errors import InputError
 from histocrypt.files import write_json
 from histocrypt.models.stacking_mlp import StackingMLP
 from histocrypt.pipeline.checkpoints import save_model
+from histocrypt.pipeline.predictions import write_predictions
 from histocrypt.pipeline.stack_inputs import InnerFolds, LevelOne, inner_folds, level_one_of_test, level_one_of_training
-from histocrypt.pipeline.train import write_predictions
 from histocrypt.predictors.registry import NEEDS_COUNTS, STACKS
 from histocrypt.targets.panels import Panel
 from histocrypt.training.loop import Trainer, generator_of, mean_section_pearson

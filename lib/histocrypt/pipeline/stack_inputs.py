@@ -23,6 +23,7 @@ from histocrypt.data.load import load_training, spot_names
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import read_json
 from histocrypt.pipeline.checkpoints import trained_about
+from histocrypt.pipeline.predictions import read_prediction, some
 from histocrypt.pipeline.train import TrainResult, train_one
 from histocrypt.predictors.registry import BASELINES, MODELS, tile_side
 from histocrypt.targets.panels import Panel
@@ -223,8 +224,6 @@ def level_one_of_test(study: Study, inner: InnerFolds, panel: Panel) -> LevelOne
 
 
 def _level_one(study: Study, outer: Fold, folds: Sequence[Fold], sections: Sequence[str], panel: Panel) -> LevelOne:
-    from histocrypt.evaluation.join import read_prediction
-
     spots = [_spots_of(study.run.section(section)) for section in sections]
     names = np.concatenate([spot_names(section, one[0]) for section, one in zip(sections, spots, strict=True)])
     found = {}
@@ -268,8 +267,6 @@ def joined_by_name(
     InputError
         If a spot is in none or in two of the files, or a panel name or a transform is missing.
     """
-    from histocrypt.evaluation.join import some
-
     values = np.full((len(names), len(transforms) * len(panel)), np.nan, dtype=np.float32)
     known = {name: row for row, name in enumerate(names.tolist())}
     filled = np.zeros(len(names), dtype=bool)

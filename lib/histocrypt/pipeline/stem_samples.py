@@ -22,7 +22,8 @@ from histocrypt.data.load import load_test, load_training, scaling_of
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
 from histocrypt.pipeline.checkpoints import load_model
-from histocrypt.pipeline.train import coords_of, fit, write_predictions
+from histocrypt.pipeline.predictions import write_predictions
+from histocrypt.pipeline.train import coords_of, fit
 from histocrypt.predictors.he2gene import Plan
 from histocrypt.predictors.registry import MODELS, tile_side
 from histocrypt.study import load_study

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 
 WINDOWS = (1.0, 0.5, 1.5)
 """Widths of the windows, in widths of the model's tiles."""
-
-
-def symmetries(spots: Spots) -> Iterator[Spots]:
-    """Yield spots with their tiles in each of the eight symmetries of the square, upright first."""
-    for turned in (spots.tiles, np.swapaxes(spots.tiles, 1, 2)):
-        for tiles in (turned, turned[:, ::-1], turned[:, :, ::-1], turned[:, ::-1, ::-1]):
-            yield replace(spots, tiles=tiles)
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ def predict_views(model: Any, window: Callable[[float], Spots], views: Views) ->
     count = 0
     for factor in views.windows:
         spots = window(factor)
-        for view in symmetries(spots) if views.symmetries else (spots,):
+        for view in spots.symmetries() if views.symmetries else (spots,):
             count += 1
             for name, values in _heads(predictor, view).items():
                 total[name] = values.astype(np.float64) if name not in total else total[name] + values

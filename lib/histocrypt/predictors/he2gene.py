@@ -19,7 +19,6 @@ from torch import nn
 from histocrypt.data.spots import Spots
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.models.he2gene import AUXILIARY, BACKBONES, TARGET, TUMOUR, HE2Gene, Head, take_imagenet
-from histocrypt.pipeline.views import symmetries
 from histocrypt.predictors.closed_form import mean_and_sd, standardise
 from histocrypt.predictors.network import CHUNK, NetworkPredictor, resized
 from histocrypt.targets.matrix import Label
@@ -421,7 +420,7 @@ class MultitaskPredictor(NetworkPredictor):
             raise RuntimeError("fit or load_state comes before predict")
         names = [head.name for head in self.heads if wanted is None or head.name in wanted]
         found: dict[str, np.ndarray] = {}
-        for turned in symmetries(spots) if self.plan.average_symmetries else (spots,):
+        for turned in spots.symmetries() if self.plan.average_symmetries else (spots,):
             for name, values in self._upright(turned, names).items():
                 found[name] = values if name not in found else found[name] + values
         views = 8 if self.plan.average_symmetries else 1

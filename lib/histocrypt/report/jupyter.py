@@ -285,7 +285,7 @@ def most_abundant(section: Section, matrix: str | None = None) -> list[str]:
 
 def _names(section: Section, matrix: str | None) -> tuple[list[str], list[str]]:
     """Return the ids and the readable names of what a section measured."""
-    from histocrypt.evaluation.join import symbols_of
+    from histocrypt.pipeline.predictions import symbols_of
     from histocrypt.targets.matrix import names_of, noun
 
     ids = names_of(section.adata, matrix, section=section.id).tolist()

@@ -15,10 +15,10 @@ from histocrypt.evaluation import figures, wording
 from histocrypt.evaluation import figures as maps
 from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.evaluation.figures import backdrop, embed
-from histocrypt.evaluation.join import PredictionFile, as_mapping, h5ad_errors, join, read_h5ad
 from histocrypt.evaluation.scores import CEILING, POOLED, WITHIN, Scores, load_scores, read_folds, title_of
 from histocrypt.evaluation.wording import number, plural, terms_of
 from histocrypt.files import atomic_path, write_text
+from histocrypt.pipeline.predictions import PredictionFile, as_mapping, h5ad_errors, join, read_h5ad
 from histocrypt.predictors.registry import BASELINES
 from histocrypt.report import views
 from histocrypt.report.parts import audit, beyond_panel, distributions, stacked, synthetic, this_run

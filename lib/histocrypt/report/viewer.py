@@ -12,8 +12,8 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.evaluation import figures, wording
 from histocrypt.evaluation.figures import embed_bytes
-from histocrypt.evaluation.join import some
 from histocrypt.evaluation.scores import POOLED, title_of
+from histocrypt.pipeline.predictions import some
 from histocrypt.report import views
 from histocrypt.report.views import find_gene
 from histocrypt.targets.matrix import noun

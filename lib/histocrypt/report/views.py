@@ -13,9 +13,9 @@ import numpy as np
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation import figures, wording
 from histocrypt.evaluation.figures import backdrop
-from histocrypt.evaluation.join import Joined, as_mapping, join, read_h5ad, read_prediction, symbols_of
 from histocrypt.evaluation.metrics import is_constant, pearson
 from histocrypt.evaluation.scores import read_folds, title_of
+from histocrypt.pipeline.predictions import Joined, as_mapping, join, read_h5ad, read_prediction, symbols_of
 from histocrypt.targets.matrix import noun
 
 if TYPE_CHECKING:

@@ -1,20 +1,27 @@
-"""A prediction file, read section by section: a fold may hold out many sections, and one at a time is enough."""
+"""Prediction files: spots x panel, every transform a layer; written, read, and joined with what was measured.
+
+Spots and genes are joined by their names, never by position. A fold may hold out many sections: `PredictionFile` reads
+one at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata import AnnData
 
 from histocrypt.errors import InputError
+from histocrypt.files import atomic_path
 
-# ---- truth
-# Predictions beside what was measured, joined by the names of spots and genes; never by position.
+if TYPE_CHECKING:
+    from histocrypt.data.spots import Spots
+    from histocrypt.targets.panels import Panel
+    from histocrypt.targets.transforms import TargetStatistics
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,69 @@ class Joined:
     """Measured spots without a prediction."""
     unmeasured_spots: list[str]
     """Predicted spots that the section file does not have."""
+
+
+def write_predictions(
+    path: Path,
+    predicted: np.ndarray,
+    *,
+    spots: Spots,
+    coords: np.ndarray,
+    panel: Panel,
+    transforms: list[str],
+    about: dict[str, Any],
+    scaling: TargetStatistics | None = None,
+    extra: Callable[[AnnData], None] | None = None,
+) -> None:
+    """Write predictions as ``.h5ad``, atomically.
+
+    Parameters
+    ----------
+    predicted
+        (n, len(transforms) * genes) in the transforms' units, columns as ``spots.outputs`` names them.
+    spots
+        Whose predictions these are.
+    coords
+        (n, 2) x, y in full-resolution pixels.
+    panel
+        The genes.
+    transforms
+        The first is the main one and becomes ``X``.
+    about
+        Becomes ``uns["prediction"]``.
+    scaling
+        Statistics of the training targets. Of a named matrix, the training mean of each column is kept as
+        ``var["training_mean:<transform>"]``: scores within a spot say little without the mean composition beside them.
+    extra
+        Adds whatever else a model predicts, just before the file is written.
+    """
+    import pandas as pd
+
+    column = {name: index for index, name in enumerate(spots.outputs)}
+    layers = {
+        transform: np.ascontiguousarray(predicted[:, [column[f"{transform}:{gene}"] for gene in panel.genes]])
+        for transform in transforms
+    }
+    barcodes = [
+        name.removeprefix(f"{section}:") for name, section in zip(spots.names.tolist(), spots.sections, strict=True)
+    ]
+    obs = pd.DataFrame(
+        {"section": spots.sections.astype(str), "patient": spots.patients.astype(str), "barcode": barcodes},
+        index=pd.Index(spots.names.astype(str), name="spot"),
+    )
+    var = pd.DataFrame({"symbol": list(panel.symbols)}, index=pd.Index(list(panel.genes), name="gene_id"))
+    if panel.matrix is not None and scaling is not None and np.any(scaling.mean):  # not so without any standardisation
+        mean = dict(zip(scaling.outputs, scaling.mean.tolist(), strict=True))
+        for transform in transforms:
+            var[f"training_mean:{transform}"] = [mean[f"{transform}:{gene}"] for gene in panel.genes]
+    adata = AnnData(X=layers[transforms[0]].copy(), obs=obs, var=var, layers=layers)
+    adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
+    about = about if panel.matrix is None else {**about, "matrix": panel.matrix}
+    adata.uns["prediction"] = {**about, "transform": transforms[0], "transforms": np.array(transforms, dtype=str)}
+    if extra is not None:
+        extra(adata)
+    with atomic_path(path) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:
@@ -220,9 +290,6 @@ def as_mapping(value: Any) -> dict[str, Any]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         return dict(json.loads(value))
     return {}
-
-
-# ---- prediction file
 
 
 class PredictionFile:
