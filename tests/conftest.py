@@ -1,15 +1,24 @@
-"""Fixtures that every part of the tests may use."""
+"""Fixtures that every part of the tests may use.
+
+The demo tissue is simulated once for all tests and workers, each size of it: ask for the fixture ``demo_tissue``.
+``demo_tissue(sections=2)`` returns the shared ``.h5ad`` files, to be read only; ``demo_tissue(folder, sections=2)``
+hard-links them into a folder of the test's own, where files may be deleted and replaced but never written into.
+A study of ``path: demo`` finds its tissue in place after ``demo_tissue(outputs / name / "demo_tissue", ...)`` with the
+sections, spots_per_side, genes and seed that it asks for; the defaults are those of `tests.small_study.SMALL`.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.small_study import MODELS, WINGS, histocrypt, write_study
+from tests.small_study import MODELS, SMALL, WINGS, histocrypt, write_study
 
 from histocrypt import paths
 
@@ -84,16 +93,42 @@ def write_tiny_section(
     return path
 
 
-@pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> Path:
-    """A finished run of a small demo study with a network; returns the outputs folder. Shared by all test workers."""
+@contextmanager
+def shared_by_workers(tmp_path_factory, name: str) -> Iterator[Path]:
+    """Give a folder that all test workers share, to one of them at a time."""
     own = tmp_path_factory.getbasetemp()
-    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "small_run"
-    shared.mkdir(exist_ok=True)
-    with (shared / "lock").open("w") as lock:
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def demo_tissue(tmp_path_factory) -> Callable[..., list[Path]]:
+    """Return a function that gives the files of a small demo tissue, simulated once: see the top of this file."""
+    from histocrypt.demo.write import demo_in
+
+    def files(folder: Path | None = None, **changes: int) -> list[Path]:
+        settings = {**SMALL["demo"], "seed": 0, **changes}
+        with shared_by_workers(tmp_path_factory, "demo_tissue") as shared:
+            shared_files = demo_in(shared / "-".join(map(str, settings.values())), **settings)
+        if folder is None:
+            return shared_files
+        shutil.copytree(shared_files[0].parent, folder, copy_function=os.link)
+        return [folder / file.name for file in shared_files]
+
+    return files
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, demo_tissue) -> Path:
+    """A finished run of a small demo study with a network; returns the outputs folder. Shared by all test workers."""
+    with shared_by_workers(tmp_path_factory, "small_run") as shared:
         study = write_study(shared, "small", models=MODELS, **WINGS)
         if not (shared / "small" / "report.html").is_file():
+            if not (shared / "small" / "demo_tissue").exists():
+                demo_tissue(shared / "small" / "demo_tissue")
             finished = histocrypt("run", study, "--cores", "2", outputs=shared)
             assert finished.returncode == 0, finished.stdout + finished.stderr
     return shared

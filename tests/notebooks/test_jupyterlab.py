@@ -60,10 +60,11 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def predicted(tmp_path_factory) -> Path:
+def predicted(tmp_path_factory, demo_tissue) -> Path:
     """A small study as far as a person needs it to look; returns its file, beside its run folder."""
     folder = tmp_path_factory.mktemp("predicted")
     study = write_study(folder, "small", models={"vision_mlp": {"width": 0.25}})
+    demo_tissue(folder / "small" / "demo_tissue")
     done = histocrypt("run", study, "--until", "30_training", "--cores", "2", outputs=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return study

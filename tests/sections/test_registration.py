@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histocrypt.demo.write import planted, write_demo
+from histocrypt.demo.write import planted
 from histocrypt.errors import InputError
 from histocrypt.explore.registration import (
     LEAST_SPOTS,
@@ -21,10 +21,9 @@ from histocrypt.sections.read import read_path
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(demo_tissue):
     """Two sections of the demo tissue: the first as it should be, the second with spots given 86 µm off."""
-    folder = tmp_path_factory.mktemp("demo")
-    return [read_path(path) for path in write_demo(folder, n_sections=2, n_genes=60)]
+    return [read_path(path) for path in demo_tissue(sections=2, spots_per_side=14)]
 
 
 @pytest.fixture(scope="module")

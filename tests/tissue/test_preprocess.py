@@ -5,7 +5,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from histocrypt.demo.write import planted, write_demo
+from histocrypt.demo.write import planted
 from histocrypt.errors import InputError
 from histocrypt.options import Preprocessing
 from histocrypt.sections.read import read_path
@@ -185,9 +185,9 @@ def test_real_sections(real_data: Path, tmp_path, name):
     assert (tiles.reshape(len(tiles), -1).mean(axis=1) < 235).all()  # no tile is bare glass
 
 
-def test_defects_planted_in_the_demo_tissue_are_found(tmp_path):
+def test_defects_planted_in_the_demo_tissue_are_found(demo_tissue, tmp_path):
     """S_1 lies as it should, S_2 is given some 85 µm off; both list spots on bare glass and spots of low depth."""
-    for path in write_demo(tmp_path / "demo", n_sections=2, n_genes=60):
+    for path in demo_tissue(sections=2, spots_per_side=14):
         given = read_path(path)
         defects = planted(given.adata)
         report, cleaned, _ = run(given, tmp_path / path.stem, min_counts=100)

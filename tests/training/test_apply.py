@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 from histocrypt.data.fold_statistics import prepare_folds
-from histocrypt.demo.write import write_demo
 from histocrypt.errors import InputError
 from histocrypt.pipeline.predict import predict_section
 from histocrypt.pipeline.train import train_fold
@@ -16,12 +15,12 @@ from histocrypt.tissue.preprocess import preprocess_section
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, demo_tissue):
     """Three small demo sections, preprocessed as a study does it, with models of the fold that holds out P_1."""
     folder = tmp_path_factory.mktemp("apply")
     patch = pytest.MonkeyPatch()
     patch.setenv("HISTOCRYPT_OUTPUTS", str(folder / "outputs"))
-    files = write_demo(folder / "tissue", n_sections=3, spots_per_side=6, n_genes=40)
+    files = demo_tissue(folder / "tissue", sections=3, spots_per_side=6, genes=40)
     content = {
         "name": "small",
         "sections": [{"path": str(folder / "tissue")}],

@@ -73,9 +73,10 @@ def copied(small_run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny(tmp_path_factory, demo_tissue):
     """The outputs folder of an undisturbed run of a tiny study."""
     outputs = tmp_path_factory.mktemp("undisturbed")
+    demo_tissue(outputs / "tiny" / "demo_tissue", sections=3)
     finished = histocrypt("run", write_study(outputs, "tiny", **TINY), "--cores", "2", outputs=outputs)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return outputs

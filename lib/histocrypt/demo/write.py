@@ -96,6 +96,39 @@ def write_demo(
     return written
 
 
+def demo_in(folder: Path, *, sections: int, spots_per_side: int, genes: int, seed: int) -> list[Path]:
+    """Return the demo tissue's sections in ``folder``, written unless they are there with these settings.
+
+    A folder made with other settings, or by another version of the simulator, is replaced. Parameters and errors are
+    those of `write_demo`.
+    """
+    import hashlib
+    import shutil
+
+    from histocrypt.files import partial_path, read_json, write_json
+
+    stamp = folder / "demo_tissue.json"
+    simulator = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    settings = {
+        "sections": sections,
+        "spots_per_side": spots_per_side,
+        "genes": genes,
+        "seed": seed,
+        "simulator": hashlib.sha256(simulator).hexdigest()[:16],
+    }
+    if not stamp.exists() or read_json(stamp).get("settings") != settings:
+        draft = partial_path(folder)
+        shutil.rmtree(draft, ignore_errors=True)
+        written = write_demo(draft, n_sections=sections, spots_per_side=spots_per_side, n_genes=genes, seed=seed)
+        write_json(draft / stamp.name, {"settings": settings, "sections": [path.name for path in written]})
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            draft.rename(folder)
+        except OSError:  # another process wrote the same tissue meanwhile
+            shutil.rmtree(draft, ignore_errors=True)
+    return [folder / name for name in read_json(stamp)["sections"]]
+
+
 def planted(adata: AnnData) -> dict[str, Any]:
     """Return the planted defects of a demo section as plain Python: what HDF5 turned into arrays are lists again.
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -187,7 +186,10 @@ def find_sections(source: SectionSource, *, study: Study | None = None) -> list[
                 value=source.path,
                 fix="run `histocrypt demo-tissue FOLDER` and name that folder",
             )
-        return [_peeked(path) for path in _demo_tissue(study)]
+        from histocrypt.demo.write import demo_in
+
+        written = demo_in(study.run.demo_tissue, **study.demo.model_dump(), seed=study.seed)
+        return [_peeked(path) for path in written]
     found = [files for path in _paths(source, study) for files in _in_path(path, source.format)]
     for given in ("id", "image"):
         if getattr(source, given) and len(found) > 1:
@@ -399,37 +401,6 @@ def _peeked(path: Path) -> SectionFiles:
     except unreadable():  # said properly when the section is read
         known = {}
     return SectionFiles(known.get("section", path.stem), "h5ad", path, patient=known.get("patient"))
-
-
-def _demo_tissue(study: Study) -> list[Path]:
-    """Write the demo tissue into the study's run folder, unless it is there with the same settings, and list it."""
-    import hashlib
-
-    from histocrypt.demo.write import write_demo
-    from histocrypt.files import partial_path, read_json, write_json
-
-    folder, stamp = study.run.demo_tissue, "demo_tissue.json"
-    code = hashlib.sha256(
-        b"".join(file.read_bytes() for file in sorted((Path(__file__).parents[1] / "demo").glob("*.py")))
-    )
-    settings = {**study.demo.model_dump(), "seed": study.seed, "simulator": code.hexdigest()[:16]}
-    if not (folder / stamp).exists() or read_json(folder / stamp).get("settings") != settings:
-        draft = partial_path(folder)
-        shutil.rmtree(draft, ignore_errors=True)
-        written = write_demo(
-            draft,
-            n_sections=study.demo.sections,
-            spots_per_side=study.demo.spots_per_side,
-            n_genes=study.demo.genes,
-            seed=study.seed,
-        )
-        write_json(draft / stamp, {"settings": settings, "sections": [path.name for path in written]})
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            draft.rename(folder)
-        except OSError:  # another process wrote the same tissue meanwhile
-            shutil.rmtree(draft, ignore_errors=True)
-    return [folder / name for name in read_json(folder / stamp)["sections"]]
 
 
 def settings_key(files: SectionFiles) -> str:
