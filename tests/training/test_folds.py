@@ -8,6 +8,7 @@ import pytest
 from histocrypt.data.folds import (
     BY_SECTION,
     final_fold,
+    group_k_fold,
     held_out_sections,
     load_fold,
     load_folds,
@@ -51,6 +52,16 @@ def test_a_patient_is_never_on_two_sides(tmp_path, seed, scheme):
         *make_folds(dict(reversed(patients.items())), Folds(scheme=scheme, n=n), seed),
         final_fold(patients),
     ]
+
+
+def test_groups_are_dealt_as_scikit_learn_deals_them():
+    from sklearn.model_selection import GroupKFold
+
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        n, groups = int(rng.integers(2, 5)), np.array([*"abcd", *rng.choice([*"abcdefghij"], rng.integers(0, 40))])
+        theirs = [test for _, test in GroupKFold(n).split(groups, groups=groups)]
+        assert all(map(np.array_equal, group_k_fold(groups, n), theirs))
 
 
 def test_every_patient_validates_once():

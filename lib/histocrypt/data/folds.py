@@ -63,7 +63,7 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
     patients
         Patient of each section, by section id.
     folds
-        The study's ``folds``: leave-one-patient-out, group k-fold (`sklearn.model_selection`) or leave-one-section-out.
+        The study's ``folds``: leave-one-patient-out, group k-fold (`group_k_fold`) or leave-one-section-out.
     seed
         Seed of the order of validation patients (and sections).
 
@@ -72,8 +72,6 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
     InputError
         If there is one patient only, fewer patients than folds, or nothing left to validate on.
     """
-    from sklearn.model_selection import GroupKFold, LeaveOneGroupOut
-
     if folds.scheme == BY_SECTION:
         return _by_section(patients, seed)
     sections = np.array(sorted(patients))
@@ -87,7 +85,7 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
             fix="add sections of another patient; folds.scheme leave_one_section_out answers a lesser question",
         )
     if folds.scheme == "leave_one_patient_out":
-        splitter = LeaveOneGroupOut()
+        parts = [np.flatnonzero(groups == patient) for patient in everyone]
     elif folds.scheme == "group_k_fold":
         if folds.n is None or folds.n > len(everyone):
             expected = f"a number from 2 to {len(everyone)}, the number of patients"
@@ -97,16 +95,46 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
                 value=folds.n,
                 expected=expected,
             )
-        splitter = GroupKFold(n_splits=folds.n)
+        parts = group_k_fold(groups, folds.n)
     else:
         known = ["leave_one_patient_out", "group_k_fold", BY_SECTION]
         raise unknown_name("fold scheme", folds.scheme, known, field="folds.scheme")
 
-    held_out = [sorted(set(groups[test])) for _, test in splitter.split(sections, groups=groups)]
-    held_out.sort()
+    held_out = sorted(sorted(set(groups[part])) for part in parts)
     names = _names(held_out, one_each=folds.scheme == "leave_one_patient_out")
     order = [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
     return [_fold(name, test, patients, order, seed) for name, test in zip(names, held_out, strict=True)]
+
+
+def group_k_fold(groups: np.ndarray, n: int) -> list[np.ndarray]:
+    """Deal groups into ``n`` parts of about one size, the largest first; the indices of each part.
+
+    As ``sklearn.model_selection.GroupKFold`` does it, which takes a second to import.
+    """
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    held, part_of = np.zeros(n, dtype=int), np.zeros(len(sizes), dtype=int)
+    for largest in np.argsort(sizes)[::-1]:
+        part_of[largest] = np.argmin(held)
+        held[part_of[largest]] += sizes[largest]
+    return [np.flatnonzero(part_of[group] == part) for part in range(n)]
+
+
+def inner_parts(fold: Fold, patients: dict[str, str], *, number: int, scheme: str) -> tuple[list[tuple[str, ...]], str]:
+    """Deal a fold's training sections into at most ``number`` parts, by patient if there are two or more.
+
+    Returns
+    -------
+    parts
+        The sections of each, sorted.
+    by
+        ``patient``, or ``section`` where one training patient is left (or the study holds out sections).
+    """
+    sections = np.array(fold.training_sections)
+    groups, by = np.array([patients[section] for section in sections]), "patient"
+    if len(set(groups)) == 1 or scheme == BY_SECTION:
+        groups, by = sections, "section"
+    parts = group_k_fold(groups, min(number, len(set(groups))))
+    return sorted(tuple(sections[part].tolist()) for part in parts), by
 
 
 def _by_section(patients: dict[str, str], seed: int) -> list[Fold]:

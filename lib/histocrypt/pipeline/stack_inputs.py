@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.data.fold_statistics import PANEL, prepare_fold
-from histocrypt.data.folds import FINAL, Fold, load_fold
+from histocrypt.data.folds import FINAL, Fold, inner_parts, load_fold
 from histocrypt.data.load import load_training, spot_names
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import read_json
@@ -68,8 +68,6 @@ def inner_folds(study: Study, fold: str) -> InnerFolds:
     InputError
         If the study does not stack, or the fold is unknown or ``final``.
     """
-    from sklearn.model_selection import GroupKFold
-
     if study.stacking is None:
         raise InputError("this study stacks nothing", field="stacking", fix="add `stacking: {}` to the study file")
     if fold == FINAL:
@@ -80,21 +78,15 @@ def inner_folds(study: Study, fold: str) -> InnerFolds:
             fix="choose a fold that holds patients out",
         )
     outer = load_fold(study.run.folds, fold)
-    sections = np.array(outer.training_sections)
     patients = read_json(study.run.folds)["patients"]
-    groups = np.array([patients[section] for section in sections])
-    by = "patient"
-    if len(set(groups)) == 1 or study.folds.scheme == "leave_one_section_out":
-        groups, by = sections, "section"
-    splitter = GroupKFold(n_splits=min(study.stacking.inner_folds, len(set(groups))))
-    held_out = sorted(tuple(sections[test]) for _, test in splitter.split(sections, groups=groups))
+    held_out, by = inner_parts(outer, patients, number=study.stacking.inner_folds, scheme=study.folds.scheme)
     folds = [
         Fold(
             name=study.run.inner(outer.name, number),
             test_patients=tuple(sorted({patients[section] for section in test})) if by == "patient" else (),
-            train_sections=tuple(section for section in sections.tolist() if section not in test),
+            train_sections=tuple(section for section in outer.training_sections if section not in test),
             validation_sections=(),
-            test_sections=tuple(map(str, test)),
+            test_sections=test,
         )
         for number, test in enumerate(held_out, start=1)
     ]
