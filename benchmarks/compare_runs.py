@@ -11,7 +11,7 @@ import filecmp
 from collections import Counter
 from pathlib import Path
 
-OWN = {"logs", ".snakemake", ".lock", "run.json", "notebooks"}
+OWN = {"logs", ".snakemake", ".lock", ".seen.json", ".survey.json", "run.json", "notebooks"}
 """What tells of the run itself, and differs between any two."""
 FRESH = {"encrypted"}
 """What holds fresh randomness of ciphertexts."""

@@ -138,33 +138,24 @@ class Made:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=85)
 
     def listed(self) -> None:
-        """Write what 10_eda leaves: the list of sections, and in the cache what each is recognised by."""
+        """Write into the cache what each section is recognised by."""
         import hashlib
         from dataclasses import asdict
 
-        from histocrypt.explore.overview import listed
-        from histocrypt.sections.read import Fingerprint, _key, _stats, find_sections
+        from histocrypt.sections.read import Fingerprint, _key, _stats, find_sections, watched
         from histocrypt.sections.section import SectionSize
         from histocrypt.study import load_study
 
         spots, genes = self.arguments.spots, self.arguments.genes
         size = SectionSize(spots, genes, int(DENSITY * spots * genes), 16.0)
-        study, rows = load_study(self.study_file), []
+        study = load_study(self.study_file)
         known = self.folder / "cache" / "fingerprints"
         known.mkdir(parents=True, exist_ok=True)
         for files in (files for source in study.sections for files in find_sections(source, study=study)):
-            rows.append(listed(files, size))
-            names = sorted(rows[-1]["files"])
+            names = sorted(map(str, watched(files)))
             one = Fingerprint(files.id, files.patient, str(files.path), f"counts of {files.id}", files.id, size)
             content = {"files": names, "stats": _stats(names), "fingerprint": asdict(one)}
             (known / f"{hashlib.sha256(_key(files).encode()).hexdigest()[:32]}.json").write_text(json.dumps(content))
-        self._finished("10_eda", self.run / "eda" / "summary.json", {"sections": rows})
-
-    def _finished(self, notebook: str, path: Path, content: dict) -> None:
-        empty = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
-        for file, text in ((path, json.dumps(content)), (self.run / "notebooks" / f"{notebook}.ipynb", empty)):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
 
     def cleaned(self) -> None:
         """Write what 20_preprocessing leaves, as far as later stages read it."""
@@ -173,8 +164,6 @@ class Made:
         for name in self.names:
             self.section(name, cleaned=True)
             DEFAULT_REFERENCE.save(self.run / "stain" / f"{name}.json")
-        rows = [{"section": name, "patient": patient} for name, patient in self.patients.items()]
-        self._finished("10_eda", self.run / "eda" / "summary.json", {"sections": rows})
 
     def predicted(self) -> None:
         """Write the predictions of every model and fold, panels as chosen; values are links to those of the pool."""
@@ -262,11 +251,11 @@ class Made:
     def prepare(self, stage: str) -> None:
         """Write what the stage reads."""
         self.write_study()
-        if stage in ("plan", "preprocessing"):
-            for name in self.names:
-                self.section(name, cleaned=False)
-            self.listed()
-        elif stage == "folds":
-            self.cleaned()
-        else:
+        if stage == "evaluation":
             self.predicted()
+            return
+        for name in self.names:
+            self.section(name, cleaned=False)
+        self.listed()
+        if stage == "folds":
+            self.cleaned()

@@ -18,15 +18,15 @@ from histocrypt.files import read_json
 from histocrypt.sections.section import SectionSize
 from histocrypt.study import Study, load_study
 from histocrypt.workflow.resources import Needs, needs
+from histocrypt.workflow.stages import STAGES
 
 
 def asked(study: Study, record: dict, sizes: dict[str, SectionSize]) -> Needs:
     """Return what the job of a record would ask for with the threads that it had."""
     section = record.get("section")
     read = [sizes[section]] if section else list(sizes.values())
-    return needs(
-        record["notebook"], study, read, model=record.get("model") or "", threads=int(record.get("threads") or 1)
-    )
+    formula = STAGES[record["notebook"]].needs
+    return needs(formula, study, read, model=record.get("model") or "", threads=int(record.get("threads") or 1))
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     try:
         study = load_study(parser.parse_args().study)
-        rows = read_json(study.run.eda / "summary.json")["sections"]
+        rows = read_json(study.run.survey)["sections"]
     except InputError as error:
         print(f"resources: {error}", file=sys.stderr)
         sys.exit(2)

@@ -35,7 +35,7 @@ def main() -> None:
     until = ["--until", arguments.until] if arguments.until else []
     run = [sys.executable, "-m", "histocrypt", "run", str(arguments.study.resolve()), *until]
     here = arguments.here or study.run.root
-    if not (here / "eda" / "summary.json").is_file():
+    if not (here / "study.json").is_file():
         subprocess.run([*run, "--cores", "2"], check=True)
 
     with tempfile.TemporaryDirectory(prefix="slurm_") as folder:

@@ -76,6 +76,11 @@ class RunFolder:
         return self.root / ".seen.json"
 
     @property
+    def survey(self) -> Path:
+        """The study's sections as last surveyed: what the workflow knows of them."""
+        return self.root / ".survey.json"
+
+    @property
     def demo_tissue(self) -> Path:
         """The simulated sections, written as ordinary section files."""
         return self.root / "demo_tissue"

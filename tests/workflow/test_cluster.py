@@ -7,7 +7,7 @@ from histocrypt.errors import InputError
 from histocrypt.study import load_study
 from histocrypt.workflow import cluster
 from histocrypt.workflow.cluster import PROGRAMS, Cluster, _asked, cancel_left
-from histocrypt.workflow.stages import Profile
+from histocrypt.workflow.command import Profile
 
 PROFILE = """
 executor: slurm

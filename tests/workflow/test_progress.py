@@ -1,31 +1,25 @@
 """What is told of a run while it runs, read from what Snakemake and its executors print."""
 
-import re
-
-import pytest
-
-from histocrypt import paths
 from histocrypt.workflow.progress import Progress
-from histocrypt.workflow.stages import RULES, STAGES
 
 HERE = """
-rule train:
+rule 30_training__resnet18__fold_1:
     input: /run/folds.json
     output: /run/notebooks/30_training__resnet18__fold_1.ipynb
     log: /run/logs/30_training__resnet18__fold_1.log
     jobid: 7
     reason: Missing output files
 [Sat Nov 21 12:38:06 2026]
-Finished jobid: 7 (Rule: train)
+Finished jobid: 7 (Rule: 30_training__resnet18__fold_1)
 5 of 52 steps (10%) done
 """
 SLURM = """
-Job 7 has been submitted with SLURM jobid 12 (log: /run/logs/slurm/rule_train/resnet18_fold_1/12.log).
+Job 7 has been submitted with SLURM jobid 12 (log: /run/logs/slurm/rule_30_training__resnet18__fold_1/12.log).
 [Sat Nov 21 12:38:06 2026]
-Finished jobid: 7 (Rule: train)
+Finished jobid: 7 (Rule: 30_training__resnet18__fold_1)
 """
 FAILED = """
-Error in rule train:
+Error in rule 30_training__resnet18__fold_1:
     message: SLURM-job '12' failed, SLURM status is: 'OUT_OF_MEMORY'. Detailed failure reason unavailable.
     jobid: 7
     log: /run/logs/30_training__resnet18__fold_1.log, /run/logs/slurm/12.log (check log file(s) for error details)
@@ -33,7 +27,7 @@ Error in rule train:
 """
 AGAIN = "Trying to restart job 7.\n"
 REFUSED = """
-Error in rule train:
+Error in rule 30_training__resnet18__fold_1:
     message: SLURM sbatch failed. The error message was 'sbatch: error: invalid partition specified: fast'.
     sbatch call:
         sbatch --parsable
@@ -53,8 +47,8 @@ def test_a_run_on_this_machine():
 
 def test_a_job_of_a_cluster_is_named_like_its_notebook():
     first, last = told(SLURM)
-    assert first == "30_training resnet18_fold_1 submitted, SLURM job 12"
-    assert last == "30_training resnet18_fold_1 done in 0 s"
+    assert first == "30_training resnet18 fold_1 submitted, SLURM job 12"
+    assert last == "30_training resnet18 fold_1 done in 0 s"
     both = told(HERE.partition("[")[0] + SLURM)
     assert both[0] == "30_training resnet18 fold_1 ...", "named once, where both are said"
 
@@ -63,7 +57,7 @@ def test_a_job_that_succeeds_when_it_is_tried_again_has_not_failed():
     progress = Progress()
     news = told(SLURM.partition("[")[0] + FAILED + AGAIN + SLURM, progress)
     again = "failed (OUT_OF_MEMORY); tried once more, with twice the memory and time"
-    assert news[1] == f"30_training resnet18_fold_1 {again}"
+    assert news[1] == f"30_training resnet18 fold_1 {again}"
     assert not progress.failed
 
 
@@ -89,11 +83,3 @@ def test_a_job_that_slurm_does_not_take():
     told(REFUSED, progress)
     (failure,) = progress.failed.values()
     assert failure.refused == "sbatch: error: invalid partition specified: fast"
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_rules_and_notebooks_belong_together(rule):
-    snakefile = (paths.repository() / "workflow" / "Snakefile").read_text()
-    block = re.search(rf"^(?:rule|checkpoint) {rule}:\n(.+?)(?=^\S|\Z)", snakefile, flags=re.MULTILINE | re.DOTALL)
-    assert f'papermill("{RULES[rule]}"' in block[1]
-    assert RULES[rule] in STAGES

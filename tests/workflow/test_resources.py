@@ -10,8 +10,10 @@ from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.sections.section import SectionSize
 from histocrypt.study import load_study
-from histocrypt.workflow.resources import disk_bytes, needs
-from histocrypt.workflow.stages import STAGES, Profile
+from histocrypt.workflow import resources
+from histocrypt.workflow.command import Profile
+from histocrypt.workflow.resources import disk_bytes
+from histocrypt.workflow.stages import STAGES
 
 SMALL = SectionSize(spots=200, genes=1_000, values=50_000, decoded_mpx=4.0)
 LARGE = SectionSize(spots=5_000, genes=20_000, values=10_000_000, decoded_mpx=400.0)
@@ -20,6 +22,10 @@ LARGE = SectionSize(spots=5_000, genes=20_000, values=10_000_000, decoded_mpx=40
 @pytest.fixture(scope="module")
 def demo():
     return load_study(paths.repository() / "studies" / "demo.yaml")
+
+
+def needs(stage, *arguments, **how):
+    return resources.needs(STAGES[stage].needs, *arguments, **how)
 
 
 def jobs(study):

@@ -1,26 +1,24 @@
 """A student is trained after its teacher, fold by fold."""
 
-import subprocess
-import sys
+from tests.small_study import SMALL
 
-from tests.small_study import environment, write_study
+from histocrypt.data.folds import FINAL
+from histocrypt.study import parse_study
+from histocrypt.workflow.stages import Outline
 
-from histocrypt import paths
+ROWS = [
+    {"section": f"S_{k}", "patient": f"P_{k}", "size": {"spots": 9, "genes": 60}, "files": [], "read_as": {}}
+    for k in range(1, 7)
+]
 
 
-def test_a_student_waits_for_the_same_fold_of_its_teacher(small_run, tmp_path):
-    models = {"vision_mlp": {"width": 0.25}, "resnet18": {"teacher": "vision_mlp", "epochs": 1}}
-    study = write_study(tmp_path, "small", models=models)
-    command = [sys.executable, "-m", "snakemake", "trained_all", "--dry-run", "--cores", "1"]
-    command += ["--snakefile", str(paths.repository() / "workflow" / "Snakefile")]
-    command += ["--directory", str(small_run / "small"), "--config", f"study={study}"]
-    planned = subprocess.run(command, env=environment(small_run), capture_output=True, text=True, check=False)
-    assert planned.returncode == 0, planned.stderr
-    folds = []
-    for job in planned.stdout.split("\nrule ")[1:]:
-        if "wildcards: model=resnet18" in job:
-            fold = job.split("fold=")[1].split()[0]
-            inputs = next(line for line in job.splitlines() if line.strip().startswith("input:"))
-            assert f"30_training__vision_mlp__{fold}.ipynb" in inputs
-            folds.append(fold)
-    assert sorted(folds) == ["final", "fold_1", "fold_2", "fold_3"]
+def test_a_student_waits_for_the_same_fold_of_its_teacher():
+    models = {"resnet18": {"teacher": "vision_mlp", "epochs": 1}, "vision_mlp": {"width": 0.25}}
+    outline = Outline(parse_study({**SMALL, "name": "small", "models": models}), ROWS)
+    for notebook in ("30_training", "38_inner_training"):
+        students = [job for job in outline.by_stage[notebook] if job.values["model"] == "resnet18"]
+        for student in students:
+            before = [job for job in outline.before(student) if job.values.get("model") == "vision_mlp"]
+            assert [(job.stage.notebook, job.values["fold"]) for job in before] == [(notebook, student.values["fold"])]
+        folds = [job.values["fold"] for job in students]
+        assert folds == ["fold_1", "fold_2", "fold_3", *([FINAL] if notebook == "30_training" else [])]

@@ -75,7 +75,7 @@ def write_demo(
     folder = Path(folder)
     genes = draw_genes(n_genes, np.random.default_rng([seed, 10_000]))
     drawn = []
-    for k in tqdm(range(n_sections), desc="demo tissue", unit="section"):
+    for k in tqdm(range(n_sections), desc="demo tissue", unit="section", leave=False, disable=None):
         tissue = draw_tissue(spots_per_side * PITCH, MARGIN, index=k, rng=np.random.default_rng([seed, k]))
         for suffix, pixels in (
             ("", tissue.rgb),
@@ -102,31 +102,40 @@ def demo_in(folder: Path, *, sections: int, spots_per_side: int, genes: int, see
     A folder made with other settings, or by another version of the simulator, is replaced. Parameters and errors are
     those of `write_demo`.
     """
-    import hashlib
     import shutil
 
     from histocrypt.files import partial_path, read_json, write_json
 
     stamp = folder / "demo_tissue.json"
-    simulator = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-    settings = {
-        "sections": sections,
-        "spots_per_side": spots_per_side,
-        "genes": genes,
-        "seed": seed,
-        "simulator": hashlib.sha256(simulator).hexdigest()[:16],
-    }
-    if not stamp.exists() or read_json(stamp).get("settings") != settings:
+    settings = {"sections": sections, "spots_per_side": spots_per_side, "genes": genes, "seed": seed}
+    if not is_demo_in(folder, **settings):
         draft = partial_path(folder)
         shutil.rmtree(draft, ignore_errors=True)
         written = write_demo(draft, n_sections=sections, spots_per_side=spots_per_side, n_genes=genes, seed=seed)
-        write_json(draft / stamp.name, {"settings": settings, "sections": [path.name for path in written]})
+        said = {"settings": {**settings, "simulator": _simulator()}, "sections": [path.name for path in written]}
+        write_json(draft / stamp.name, said)
         shutil.rmtree(folder, ignore_errors=True)
         try:
             draft.rename(folder)
         except OSError:  # another process wrote the same tissue meanwhile
             shutil.rmtree(draft, ignore_errors=True)
     return [folder / name for name in read_json(stamp)["sections"]]
+
+
+def is_demo_in(folder: Path, **settings: int) -> bool:
+    """Return whether ``folder`` holds demo tissue of the settings that `demo_in` takes, by this simulator."""
+    from histocrypt.files import read_json
+
+    stamp = folder / "demo_tissue.json"
+    return stamp.exists() and read_json(stamp).get("settings") == {**settings, "simulator": _simulator()}
+
+
+def _simulator() -> str:
+    """Return what tells this version of the simulator's code from others."""
+    import hashlib
+
+    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(code).hexdigest()[:16]
 
 
 def planted(adata: AnnData) -> dict[str, Any]:

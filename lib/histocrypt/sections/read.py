@@ -57,8 +57,8 @@ class Conflict:
     error: InputError
 
 
-def fingerprint(files: SectionFiles, *, content: bool = True) -> Fingerprint:
-    """Return the fingerprint of a section; with ``content`` it is read and validated, and the result is cached."""
+def fingerprint(files: SectionFiles, *, content: bool = True, keep: bool = True) -> Fingerprint:
+    """Return the fingerprint of a section; with ``content`` it is read and validated, and with ``keep`` also cached."""
     if not content:
         return Fingerprint(files.id, files.patient, str(files.path))
     cached = paths.cache() / "fingerprints" / f"{hashlib.sha256(_key(files).encode()).hexdigest()[:32]}.json"
@@ -71,7 +71,8 @@ def fingerprint(files: SectionFiles, *, content: bool = True) -> Fingerprint:
     section = read_section(files)
     result = fingerprint_of(section, files)
     names = sorted({str(path) for path in section.files})
-    write_json(cached, {"files": names, "stats": _stats(names), "fingerprint": asdict(result)})
+    if keep:
+        write_json(cached, {"files": names, "stats": _stats(names), "fingerprint": asdict(result)})
     return result
 
 
@@ -292,11 +293,21 @@ def study_sections(study: Study) -> list[SectionFiles]:
     return list(survey(study))
 
 
-def survey(study: Study) -> dict[SectionFiles, SectionSize]:
+def survey(study: Study, *, keep: bool = True, tissue: bool = True) -> dict[SectionFiles, SectionSize]:
     """Return all sections of a study with their sizes, cross-checked: ids, patients and content.
 
-    The demo tissue is written if needed. Every section is read once for its fingerprint, which is cached until its
-    files change.
+    Every section is read once for its fingerprint, which is cached until its files change. The demo tissue is written
+    if needed.
+
+    Parameters
+    ----------
+    study
+        The study.
+    keep
+        Whether anything may be written. If not, nothing is cached, and demo tissue that is not there is told from the
+        study's settings, its sizes roughly.
+    tissue
+        Whether demo tissue that is there is whole.
 
     Raises
     ------
@@ -304,17 +315,40 @@ def survey(study: Study) -> dict[SectionFiles, SectionSize]:
         If a section cannot be used, an id occurs twice, a patient seems to have two names, or the same image or
         counts belong to two patients.
     """
-    found = [files for source in study.sections for files in find_sections(source, study=study)]
+    found: list[SectionFiles] = []
+    sizes: dict[SectionFiles, SectionSize] = {}
+    for source in study.sections:
+        if DEMO in (source.path, source.format) and not keep and not (tissue and _is_simulated(study)):
+            sizes |= _to_be_simulated(study)
+        else:
+            found += find_sections(source, study=study)
     # Names first: they cost nothing, and the reading below may take a while.
-    for conflict in conflicts([fingerprint(files, content=False) for files in found]):
+    for conflict in conflicts([fingerprint(files, content=False) for files in (*sizes, *found)]):
         raise conflict.error
-    prints = [fingerprint(files) for files in tqdm(found, desc="sections", unit="section", leave=False, disable=None)]
+    shown = tqdm(found, desc="sections", unit="section", leave=False, disable=None)
+    prints = [fingerprint(files, keep=keep) for files in shown]
     for conflict in conflicts(prints):
         raise conflict.error
-    return {
+    return sizes | {
         replace(files, id=known.id, patient=known.patient): known.size
         for files, known in zip(found, prints, strict=True)
     }
+
+
+def _is_simulated(study: Study) -> bool:
+    from histocrypt.demo.write import is_demo_in
+
+    return is_demo_in(study.run.demo_tissue, **study.demo.model_dump(), seed=study.seed)
+
+
+def _to_be_simulated(study: Study) -> dict[SectionFiles, SectionSize]:
+    from histocrypt.demo.write import MARGIN, PITCH
+
+    side, folder = study.demo.spots_per_side, study.run.demo_tissue
+    spots, megapixels = side**2, (side * PITCH + 2 * MARGIN) ** 2 / 1e6
+    size = SectionSize(spots, study.demo.genes, spots * study.demo.genes, megapixels)
+    names = range(1, study.demo.sections + 1)
+    return {SectionFiles(f"S_{k}", "h5ad", folder / f"S_{k}.h5ad", patient=f"P_{k}"): size for k in names}
 
 
 def _path(text: str, study: Study | None) -> Path:

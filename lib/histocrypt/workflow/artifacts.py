@@ -1,146 +1,225 @@
-"""Before a run: what is broken or gone in its folder is found, so that the stage that made it runs again.
+"""Before a run: what is broken in its folder is found and removed, so that the stage that made it runs again.
 
-Snakemake asks whether what a stage wrote is older than what it was made from, not whether it is still there and whole;
-and what only a finished stage would need it does not make again. So what there was is remembered by name, size and
-time, and what was found whole is opened once only.
+That a file is missing Snakemake sees itself: every rule names what it makes. It does not look into files, and knows
+nothing of those that a job need not write. So what there was is remembered by name, size and time; what was found whole
+is not opened again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from histocrypt.files import PARTIAL, write_json
+from histocrypt.errors import InputError
+from histocrypt.files import PARTIAL, read_json, write_json
 from histocrypt.paths import RunFolder
-from histocrypt.predictors.registry import BASELINES, STACKS
-from histocrypt.study import Study
+from histocrypt.workflow.stages import Job, Outline
 
-# ---- makers
-# Which executed notebook stands for an artifact of the run folder.
+NOT_DEMANDED = {"parties", "decrypted", "shadows", "last", "nnunet", "members.json", "training.safetensors"}
+"""Folders and files that may go: keys, ciphertexts, who was a member, states of trainings, what nothing reads."""
+NOT_ARTIFACTS = {"logs", ".snakemake"}
+OLD = 24 * 3600
+"""Seconds after which a half-written file of another machine is taken for left over."""
+VERSION = 3
+
+Stamps = dict[str, list[int]]
+"""Size and time of files by their names in the run folder; as remembered, also whether a file was found whole."""
 
 
-_PREDICTED = re.compile(r"^(?P<fold>.+?)\.(?:test|validation|samples)(?:\.heads)?$")
-_INNER = re.compile(r"^inner_\d+(\.|$)")
+@dataclass(frozen=True)
+class Found:
+    """An artifact that has to be made again."""
+
+    path: Path
+    what: str
+    """``is broken (truncated)`` or ``is gone``."""
+    job: Job
+    """That makes it."""
 
 
-def makers(run: RunFolder, path: Path) -> list[Path] | None:
-    """Return the executed notebooks whose stages make an artifact; None where no stage is known to make it.
+@contextmanager
+def intact(outline: Outline, *, dry_run: bool = False, spare: Collection[Path] = ()) -> Iterator[list[Found]]:
+    """Say and remove what is broken, run the block, and remember afterwards what is there.
+
+    With what is broken, or is gone though no rule demands it, the executed notebook of its job is removed; Snakemake
+    then runs the job again, and whatever follows from it. The caller holds the lock of the study.
 
     Parameters
     ----------
-    run
-        The run folder.
-    path
-        A file in it.
+    outline
+        Of the study; nothing outside its run folder is touched, nor what no job of it makes.
+    dry_run
+        Remove and remember nothing.
+    spare
+        Files that are left alone wherever they lie: those of the user's sections.
 
-    Returns
-    -------
-    list of Path
-        Most often one. Several stages write to ``encrypted/agreement.json`` and to the folders of inner folds; those
-        of them that have not run are left out.
+    Yields
+    ------
+    list of Found
+        What is to be made again.
     """
-    first, *rest = path.relative_to(run.root).parts
-    names = _NAMES.get(first, lambda _: None)([*rest])
-    if names is None:
+    run, spare = outline.run, {Path(path).resolve() for path in spare}
+    known, files = _remembered(run), _artifacts(run, spare)
+    found = [*_broken(outline, files, known), *_gone(outline, files, known)]
+    for sentence in sentences(run, found):
+        print(f"histocrypt: {sentence}", flush=True)
+    if dry_run:
+        yield found
+        return
+    for one in found:
+        one.path.unlink(missing_ok=True)
+        one.job.executed.unlink(missing_ok=True)
+    remove_leftovers(run)
+    files = _artifacts(run, spare)
+    _remember(run, files, whole=set(files))
+    try:
+        yield found
+    finally:
+        now = _artifacts(run, spare)
+        with suppress(OSError):  # a full disk has been said already
+            _remember(run, now, whole={name for name, stamp in files.items() if now.get(name) == stamp})
+
+
+def sentences(run: RunFolder, found: Iterable[Found]) -> Iterator[str]:
+    """Yield one line for each job and flaw: the first file is named, others are counted."""
+    groups: dict[tuple[str, str], list[Found]] = {}
+    for one in found:
+        groups.setdefault((one.job.name, one.what), []).append(one)
+    for (_, what), ones in groups.items():
+        more = f" (and {len(ones) - 1} more)" if len(ones) > 1 else ""
+        yield f"{_name(run, ones[0].path)} {what}{more}, made again by {' '.join(ones[0].job.words)}"
+
+
+def maker_of(outline: Outline, path: Path) -> Job | None:
+    """Return the job that makes a file: that names it, or owns the nearest folder; None where the study has none."""
+    leaves = outline.leaves
+    nearest = (leaves[folder] for folder in (path, *path.parents) if folder in leaves)
+    return outline.makers.get(path) or next(nearest, None)
+
+
+def _name(run: RunFolder, path: Path) -> str:
+    return path.relative_to(run.root).as_posix()
+
+
+def _artifacts(run: RunFolder, spare: Collection[Path]) -> Stamps:
+    """Return every artifact; links are not followed."""
+    files: Stamps = {}
+    folders = [run.root] if run.root.is_dir() else []
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.name.startswith(".") or entry.is_symlink():
+                    continue
+                if entry.is_dir():
+                    if entry.name not in NOT_ARTIFACTS or path.parent != run.root:
+                        folders.append(path)
+                elif path not in spare:
+                    stat = entry.stat()
+                    files[_name(run, path)] = [stat.st_size, stat.st_mtime_ns]
+    return files
+
+
+def _broken(outline: Outline, files: Stamps, known: Stamps) -> Iterator[Found]:
+    for name, stamp in files.items():
+        path = outline.run.root / name
+        if known.get(name) != [*stamp, 1] and (job := maker_of(outline, path)) and (wrong := flaw(path)):
+            yield Found(path, f"is broken ({wrong})", job)
+
+
+def _gone(outline: Outline, files: Stamps, known: Stamps) -> Iterator[Found]:
+    """Yield what is gone though its job ended well: what the table demands, and what was there when last seen."""
+    demanded = {_name(outline.run, path) for path in outline.makers}
+    for name in sorted((known.keys() | demanded) - files.keys()):
+        path = outline.run.root / name
+        job = maker_of(outline, path)
+        if job is None or NOT_DEMANDED & set(Path(name).parts):
+            continue
+        executed = _name(outline.run, job.executed)
+        # Who deletes an executed notebook wants it run again; one that ran since then left what it makes now.
+        if executed in files and (name in demanded or files[executed] == known.get(executed, [])[:2]):
+            yield Found(path, "is gone", job)
+
+
+def tissue_flaw(run: RunFolder) -> str | None:
+    """Return what is wrong with the simulated sections of a run, file first; None if they are whole or not there."""
+    stamp = run.demo_tissue / "demo_tissue.json"
+    if not stamp.is_file():
         return None
-    found: list[Path] = []
-    for name in names:
-        found += sorted(run.notebooks.glob(f"{name}.ipynb")) if "*" in name else [run.notebooks / f"{name}.ipynb"]
-    return found
+    if wrong := flaw(stamp):
+        return f"{_name(run, stamp)} is broken ({wrong})"
+    for section in json.loads(stamp.read_text(encoding="utf-8"))["sections"]:
+        stem = run.demo_tissue / Path(section).stem
+        for path in (stem.with_suffix(".h5ad"), stem.with_suffix(".png"), stem.with_name(f"{stem.name}_mask.png")):
+            if not path.is_file():
+                return f"{_name(run, path)} is gone"
+            if wrong := flaw(path):
+                return f"{_name(run, path)} is broken ({wrong})"
+    return None
 
 
-def wanted(study: Study, notebook: Path) -> bool:
-    """Return whether an executed notebook is of a stage and a model that the study has."""
-    stage, _, rest = notebook.stem.partition("__")
-    model = rest.partition("__")[0]
-    return {
-        "30_training": model in {_family(name) for name in study.model_names},
-        "32_multitask": "he2gene" in study.models,
-        "34_diffusion": "stem" in study.models,
-        "38_inner_training": model in {_family(name) for name in study.inner_models},
-        "40_stacking": study.stacking is not None,
-        "50_fhe_inference": model in study.models,
-        "60_synthetic_data": study.synthesis is not None,
-        "62_membership_audit": study.audit is not None,
-    }.get(stage, True)
+def same_under_new_rules(run: RunFolder, study: dict[str, Any]) -> bool:
+    """Return whether a run folder was finished under other rules of ours, for a study that is still the same.
+
+    What Snakemake noted of its jobs then would make all of them run again, though their files are what they were.
+    """
+    try:
+        return read_json(run.seen)["version"] == 2 and read_json(run.study) == study
+    except (InputError, KeyError, TypeError):
+        return False
 
 
-def _family(model: str) -> str:
-    return "baselines" if model in BASELINES else model
+def remove_leftovers(run: RunFolder) -> list[Path]:
+    """Remove what killed processes were writing, and return it; what a living process writes stays."""
+    gone = []
+    for path in run.root.rglob(".*.partial*"):
+        named = PARTIAL.match(path.name)
+        if named is None or path.is_symlink():
+            continue
+        if named["host"] in (None, socket.gethostname().split(".")[0]):
+            left = not _alive(int(named["pid"]))
+        else:
+            left = time.time() - path.stat().st_mtime > OLD
+        if left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            gone.append(path)
+    return gone
 
 
-def _of_fold(model: str, fold: str, *, inner: bool) -> str:
-    if model in STACKS:
-        return f"40_stacking__{fold}"
-    return f"{'38_inner_training' if inner else '30_training'}__{_family(model)}__{fold}"
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
-def _model(rest: list[str]) -> list[str] | None:
-    if len(rest) < 3:
-        return None
-    model, fold, *inside = rest
-    if inside == ["README.md"]:
-        return ["70_evaluation"]
-    return [_of_fold(model, fold, inner=bool(_INNER.match(inside[0])))]
+def _remembered(run: RunFolder) -> Stamps:
+    """Return what there was; nothing where that was never written down, or cannot be read."""
+    try:
+        content = json.loads(run.seen.read_text(encoding="utf-8"))
+        return content["files"] if content["version"] == VERSION else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
-def _prediction(rest: list[str]) -> list[str] | None:
-    if len(rest) == 3 and _INNER.match(rest[2]):
-        return [_of_fold(rest[0], rest[1], inner=True)]
-    named = _PREDICTED.match(Path(rest[1]).stem) if len(rest) == 2 else None
-    if named is None:
-        return None
-    return ["34_diffusion"] if ".samples" in rest[1] else [_of_fold(rest[0], named["fold"], inner=False)]
+def _remember(run: RunFolder, files: Stamps, *, whole: set[str]) -> None:
+    content = {name: [*stamp, int(name in whole)] for name, stamp in sorted(files.items())}
+    write_json(run.seen, {"version": VERSION, "files": content})
 
 
-def _folds(rest: list[str]) -> list[str]:
-    return [f"38_inner_training__*__{rest[0]}"] if len(rest) > 1 and _INNER.match(rest[1]) else ["22_folds"]
-
-
-def _of_section(rest: list[str]) -> list[str] | None:
-    return [f"20_preprocessing__{Path(rest[0]).stem}"] if len(rest) == 1 else None
-
-
-def _trial(rest: list[str]) -> list[str] | None:
-    if len(rest) == 1:  # all of them together
-        return ["50_fhe_inference__*"]
-    return [f"50_fhe_inference__{rest[0]}__{rest[1]}"] if len(rest) > 2 else None
-
-
-_NAMES = {
-    "demo_tissue": lambda _: ["10_eda"],
-    "eda": lambda _: ["10_eda"],
-    "sections": _of_section,
-    "tiles": _of_section,
-    "stain": _of_section,
-    "folds.json": lambda _: ["22_folds"],
-    "folds": _folds,
-    "models": _model,
-    "predictions": _prediction,
-    "multitask": lambda _: ["32_multitask"],
-    "stacking": lambda rest: [f"40_stacking__{Path(rest[0]).stem}"],
-    "encrypted": _trial,
-    "synthesis": lambda _: ["60_synthetic_data"],
-    "audit": lambda _: ["62_membership_audit"],
-    "evaluation": lambda rest: ["34_diffusion" if rest[0].startswith("distribution_") else "70_evaluation"],
-    "report.html": lambda _: ["70_evaluation"],
-    "notebooks": lambda rest: [Path(rest[0]).stem] if len(rest) == 1 else None,
-}
-"""Names of executed notebooks from the rest of an artifact's path, by the first part of that path."""
-
-
-# ---- wholeness
 # Whether a file is whole, told from little of it: a copy that stopped, a full disk and a kill leave half files.
-
 
 ENDINGS = {
     ".html": b"</html>",
@@ -224,216 +303,3 @@ _CHECKS: dict[str, Callable[[Path], str | None]] = {
     ".npz": _zip,
     **dict.fromkeys(ENDINGS, _ending),
 }
-
-
-# ---- intact
-
-
-NOT_DEMANDED = {"parties", "decrypted", "shadows", "last", "nnunet", "members.json", "training.safetensors"}
-"""Folders and files that may go: keys, ciphertexts, who was a member, states of trainings, what nothing reads."""
-NOT_ARTIFACTS = {"logs", ".snakemake"}
-OLD = 24 * 3600
-"""Seconds after which a half-written file of another machine is taken for left over."""
-LONG_AGO = 1
-"""Seconds since 1970: the time of an executed notebook whose stage runs again."""
-VERSION = 2
-
-Stamps = dict[str, list[int]]
-"""Size and time of files by their names in the run folder; as remembered, also whether the file was found whole."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """An artifact that has to be made again."""
-
-    path: Path
-    what: str
-    """``is broken (truncated)`` or ``is gone``."""
-    notebooks: tuple[Path, ...]
-    """The executed notebooks that stand for it."""
-
-
-@contextmanager
-def intact(study: Study, *, dry_run: bool = False, spare: Collection[Path] = ()) -> Iterator[list[Found]]:
-    """Say and remove what is broken, run the block, and remember afterwards what is there.
-
-    The executed notebooks that stand for what is broken or gone get a time before everything else, so that Snakemake
-    runs their stages again, if they are part of the study, and whatever follows from them; until then they stay so.
-    The caller holds the lock of the study.
-
-    Parameters
-    ----------
-    study
-        Its run folder is looked at; nothing outside it is touched.
-    dry_run
-        Remove and remember nothing, and put the times back when the block ends.
-    spare
-        Files that are left alone wherever they lie: those of the user's sections.
-
-    Yields
-    ------
-    list of Found
-        What is to be made again.
-    """
-    run, spare = study.run, {Path(path).resolve() for path in spare}
-    known = _remembered(run)
-    files = _artifacts(run, spare)
-    found = _broken(study, files, known) + _gone(study, files, known)
-    for sentence in sentences(run, found):
-        print(f"histocrypt: {sentence}", flush=True)
-    notebooks = list(dict.fromkeys(path for one in found for path in one.notebooks))
-    if dry_run:
-        with _put_back(notebooks):
-            _age(notebooks)
-            yield found
-        return
-    for path in _condemned(run, found):
-        path.unlink(missing_ok=True)
-    _age(notebooks)
-    remove_leftovers(run)
-    files = _artifacts(run, spare)
-    _remember(run, files, whole=set(files))
-    try:
-        yield found
-    finally:
-        now = _artifacts(run, spare)
-        # Snakemake removes what it is about to make again; where that failed, it would not try once more.
-        removed = [run.root / name for name in files.keys() - now.keys() if name.startswith("notebooks/")]
-        with suppress(OSError):  # a full disk has been said already
-            _age([path for path in removed if wanted(study, path)])
-            _remember(run, now, whole={name for name, stamp in files.items() if now.get(name) == stamp})
-
-
-def _age(notebooks: list[Path]) -> None:
-    """Give executed notebooks a time before everything else; an empty file stands for one that is gone."""
-    for path in notebooks:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        os.utime(path, (LONG_AGO, LONG_AGO))
-
-
-@contextmanager
-def _put_back(notebooks: list[Path]) -> Iterator[None]:
-    before = {path: path.stat() if path.exists() else None for path in notebooks}
-    try:
-        yield
-    finally:
-        for path, stat in before.items():
-            if stat is None:
-                path.unlink(missing_ok=True)
-            else:
-                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
-def sentences(run: RunFolder, found: list[Found]) -> Iterator[str]:
-    """Yield one line for each stage and flaw: the first file is named, others of the same stage are counted."""
-    groups: dict[tuple, list[Found]] = {}
-    for one in found:
-        if one.notebooks != (one.path,) or "broken" in one.what:  # who deletes an executed notebook wants it run again
-            groups.setdefault((one.notebooks, one.what), []).append(one)
-    for (notebooks, what), ones in groups.items():
-        more = f" (and {len(ones) - 1} more)" if len(ones) > 1 else ""
-        by = ", ".join(path.stem.replace("__", " ") for path in notebooks)
-        yield f"{_name(run, ones[0].path)} {what}{more}, made again by {by}"
-
-
-def _name(run: RunFolder, path: Path) -> str:
-    return path.relative_to(run.root).as_posix()
-
-
-def _artifacts(run: RunFolder, spare: Collection[Path]) -> Stamps:
-    """Return every artifact; links are not followed."""
-    files: Stamps = {}
-    folders = [run.root]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.is_symlink():
-                    continue
-                if entry.is_dir():
-                    if entry.name not in NOT_ARTIFACTS or Path(entry.path).parent != run.root:
-                        folders.append(Path(entry.path))
-                elif Path(entry.path) not in spare:
-                    stat = entry.stat()
-                    files[_name(run, Path(entry.path))] = [stat.st_size, stat.st_mtime_ns]
-    return files
-
-
-def _broken(study: Study, files: Stamps, known: Stamps) -> list[Found]:
-    found = []
-    for name, stamp in files.items():
-        if known.get(name) == [*stamp, 1] or stamp == [0, LONG_AGO * 10**9]:
-            continue
-        path = study.run.root / name
-        notebooks = [one for one in makers(study.run, path) or [] if wanted(study, one)]
-        wrong = flaw(path) if notebooks else None
-        if wrong:
-            found.append(Found(path, f"is broken ({wrong})", tuple(notebooks)))
-    return found
-
-
-def _gone(study: Study, files: Stamps, known: Stamps) -> list[Found]:
-    """Return what is gone although the notebook that made it is the one that was there when it was last seen."""
-    found, run = [], study.run
-    for name in sorted(known.keys() - files.keys()):
-        path = run.root / name
-        notebooks = [one for one in makers(run, path) or [] if wanted(study, one)]
-        if path.exists() or NOT_DEMANDED & set(Path(name).parts):
-            continue
-        same = [one for one in notebooks if one == path or _is_same(_name(run, one), files, known)]
-        if same:
-            found.append(Found(path, "is gone", tuple(same)))
-    return found
-
-
-def _is_same(name: str, files: Stamps, known: Stamps) -> bool:
-    return name in files and files[name] == known.get(name, [])[:2]
-
-
-def _condemned(run: RunFolder, found: list[Found]) -> list[Path]:
-    """Return what is not to be there any more when the run starts."""
-    paths = [one.path for one in found]
-    if any(path.parent == run.demo_tissue for path in paths):
-        paths.append(run.demo_tissue / "demo_tissue.json")  # without it, the tissue is simulated again
-    return [path for path in dict.fromkeys(paths) if path.is_file()]
-
-
-def remove_leftovers(run: RunFolder) -> list[Path]:
-    """Remove what killed processes were writing, and return it; what a living process writes stays."""
-    gone = []
-    for path in run.root.rglob(".*.partial*"):
-        named = PARTIAL.match(path.name)
-        if named is None or path.is_symlink():
-            continue
-        if named["host"] in (None, socket.gethostname().split(".")[0]):
-            left = not _alive(int(named["pid"]))
-        else:
-            left = time.time() - path.stat().st_mtime > OLD
-        if left:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            gone.append(path)
-    return gone
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _remembered(run: RunFolder) -> Stamps:
-    """Return what there was; nothing where that was never written down, or cannot be read."""
-    try:
-        content = json.loads(run.seen.read_text(encoding="utf-8"))
-        return content["files"] if content["version"] == VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _remember(run: RunFolder, files: Stamps, *, whole: set[str]) -> None:
-    content = {name: [*stamp, int(name in whole)] for name, stamp in sorted(files.items())}
-    write_json(run.seen, {"version": VERSION, "files": content})

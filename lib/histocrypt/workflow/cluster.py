@@ -20,8 +20,8 @@ from pathlib import Path
 
 from histocrypt.errors import InputError
 from histocrypt.study import Study
+from histocrypt.workflow.command import Profile
 from histocrypt.workflow.progress import job_of_rule
-from histocrypt.workflow.stages import Profile
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "sinfo", "scontrol")
 REMEMBERED_S = 240

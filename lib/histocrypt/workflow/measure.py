@@ -167,7 +167,7 @@ def _write(log: Path, record: dict[str, Any]) -> None:
 def _values(arguments: list[str]) -> dict[str, str]:
     """Return the notebook parameters among papermill's arguments."""
     pairs = zip(arguments, arguments[1:], arguments[2:], strict=False)
-    return {name: value for flag, name, value in pairs if flag == "-p"}
+    return {name: value for flag, name, value in pairs if flag in ("-p", "-r")}
 
 
 def main(log: str, module: str, *arguments: str) -> None:

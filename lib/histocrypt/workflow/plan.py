@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from histocrypt import paths
 from histocrypt.errors import InputError
-from histocrypt.workflow.progress import refused
+from histocrypt.files import write_json
+from histocrypt.workflow.artifacts import same_under_new_rules
+from histocrypt.workflow.command import Command, usable_cores
 from histocrypt.workflow.resources import disk_bytes
-from histocrypt.workflow.stages import STAGES, Command, usable_cores
+from histocrypt.workflow.stages import Outline
 
 REASONS = {
     "Missing output files": "not made yet",
@@ -23,6 +24,7 @@ REASONS = {
     "Set of input files has changed": "other inputs",
     "Updated input files": "input changed",
     "Input files updated by another job": "follows",
+    "Forced execution": "broken",
 }
 """What Snakemake says of why a job runs, and what we say."""
 
@@ -55,46 +57,55 @@ class Plan:
     """Bytes of the finished run folder, about."""
 
 
-def plan(command: Command) -> Plan:
-    """Return what a run would do; nothing is run or deleted.
+def plan(command: Command, outline: Outline, broken: Iterable[str] = ()) -> Plan:
+    """Return what a run would do; nothing is run, written or deleted.
 
-    Every section is looked at, since all else follows from which there are; what is found is cached, and the run finds
-    it again.
+    Parameters
+    ----------
+    command
+        The run.
+    outline
+        Of the study.
+    broken
+        Names of jobs whose files a run would remove.
 
     Raises
     ------
     InputError
-        If a section cannot be used, or Snakemake cannot make a plan.
+        If Snakemake cannot make a plan.
     """
-    from histocrypt.data.folds import make_folds
-    from histocrypt.explore.overview import listed
-    from histocrypt.sections.read import survey
-
-    study = command.study
-    found = survey(study)
+    study, books = outline.study, outline.run.root / ".snakemake"
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "survey.json"
-        file.write_text(json.dumps({"sections": [listed(*one) for one in found.items()]}), encoding="utf-8")
-        # Where sections are known without the exploration nothing waits for it, so it is asked for by itself.
-        explored = str(study.run.notebooks / "10_eda.ipynb")
+        survey = write_survey(Path(folder) / "survey.json", outline)
+        (Path(folder) / ".snakemake").mkdir()
+        for name in ("metadata", "incomplete"):  # Snakemake, even when it plans, keeps its books where it is
+            if (books / name).is_dir() and not same_under_new_rules(outline.run, study.model_dump(mode="json")):
+                (Path(folder) / ".snakemake" / name).symlink_to(books / name)
         # A dry run takes itself for local and would hold all jobs to one core, had it no number.
         width = () if command.profile.local else ("--cores", str(command.profile.threads))
-        line = command.line("--dry-run", *width, targets=(explored,), survey=str(file))
+        wanted = {job.name: job for job in outline.upto(command.until)}
+        forced = [name for name in broken if name in wanted]
+        line = command.line(
+            "--dry-run", *width, *(("--forcerun", *forced) if forced else ()), directory=Path(folder), survey=survey
+        )
         said = subprocess.run(line, cwd=paths.repository(), capture_output=True, text=True, check=False)
     if said.returncode:
-        if no := refused(said.stderr + said.stdout):
-            raise InputError(no.removesuffix("."))
         last = [text.strip() for text in (said.stderr + said.stdout).splitlines() if text.strip()][-1:]
         raise InputError(f"Snakemake cannot plan this run ({''.join(last)})", file=study.run.root)
-    order = list(STAGES)
-    jobs = sorted(_jobs(said.stderr + said.stdout), key=lambda job: order.index(job.notebook))
-    folds = make_folds({files.id: files.patient for files in found}, study.folds, seed=study.seed)
-    return Plan(jobs, disk_bytes(study, list(found.values()), len(folds)))
+    planned = {job.name: job for job in _jobs(said.stderr + said.stdout)}
+    jobs = [planned[name] for name in wanted if name in planned]
+    return Plan(jobs, disk_bytes(study, list(outline.sizes.values()), len(outline.folds)))
+
+
+def write_survey(path: Path, outline: Outline) -> Path:
+    """Write the list of sections that `Outline.read` reads, and return where it is."""
+    write_json(path, {"sections": list(outline.rows.values())})
+    return path
 
 
 def _jobs(said: str) -> Iterator[Job]:
-    """Yield the jobs of a dry run's output; targets, which run nothing, have no log."""
-    for block in re.split(r"^(?:local)?(?:rule|checkpoint) \w+:$", said, flags=re.MULTILINE)[1:]:
+    """Yield the jobs of a dry run's output; the target, which runs nothing, has no log."""
+    for block in re.split(r"^(?:local)?rule .+:$", said, flags=re.MULTILINE)[1:]:
         fields = dict(re.findall(r"^ {4}(\w+): (.+)$", block, flags=re.MULTILINE))
         if "log" not in fields:
             continue
@@ -127,14 +138,15 @@ def told(what: Plan, command: Command) -> str:
             + ", ".join(dict.fromkeys(job.reason for job in jobs))
         )
     largest = max(what.jobs, key=lambda job: job.memory_mb)
-    free = shutil.disk_usage(study.run.root).free
+    root = study.run.root
+    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.is_dir())).free
     hours = core_hours(what.jobs)
     lines += [
         "",
         f"{len(what.jobs)} jobs, about {hours:.1f} core-hours"
         + (f" and {gpu_hours(what.jobs):.1f} GPU-hours" if gpu_hours(what.jobs) else ""),
         f"peak memory of a job: {largest.memory_mb / 1024:.1f} GiB ({largest.name})",
-        f"disk, when finished: about {what.disk / 1e9:.1f} GB in {study.run.root} ({free / 1e9:.0f} GB free)",
+        f"disk, when finished: about {what.disk / 1e9:.1f} GB in {root} ({free / 1e9:.0f} GB free)",
     ]
     if command.profile.local:
         cores = command.cores or usable_cores()

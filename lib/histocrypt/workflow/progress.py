@@ -15,7 +15,6 @@ from pathlib import Path
 from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.study import Study
-from histocrypt.workflow.stages import RULES
 
 # ---- progress
 
@@ -133,7 +132,7 @@ def _submitted(log: Path) -> str:
 
 def job_of_rule(rule: str, *wildcards: str) -> str:
     """Return the name of a rule's job as people read it: its notebook, and what it is run for."""
-    return " ".join([RULES.get(rule, rule), *filter(None, wildcards)])
+    return " ".join([readable(rule), *filter(None, wildcards)])
 
 
 # ---- reasons

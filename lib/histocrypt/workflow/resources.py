@@ -1,13 +1,14 @@
-"""What a job asks for: memory, time, threads and GPUs, from the size of the study, by a formula that stands here.
+"""What a job asks for: memory, time, threads and GPUs, from the size of the study.
 
-Each stage has one function: memory = a base + what grows with the study, and work = seconds on one core. The constants
+Each stage has one formula, which its row in `stages.STAGES` names: memory = a base + what grows with the study, and
+work = seconds on one core. The constants
 were set so that the records of finished runs lie below them; ``python benchmarks/resources.py STUDY`` prints both
 beside each other. An estimate that is too low costs one retry with twice the memory and time, and no result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,14 @@ class Total:
         return cls(len(sizes), sum(one.spots for one in sizes), largest, sum(one.values for one in sizes))
 
 
+Cost = tuple[float, float, bool]
+"""Memory in GiB, seconds on one core, and whether threads make it faster."""
+Formula = Callable[["Study", Total, str], Cost]
+"""What a job of a stage costs, from the study, the sections that it reads together, and its model."""
+
+
 def needs(
-    stage: str,
+    formula: Formula,
     study: Study,
     sizes: Sequence[SectionSize],
     *,
@@ -88,12 +95,12 @@ def needs(
     threads: int = 1,
     gpus: int = 0,
 ) -> Needs:
-    """Return what a job of a notebook asks for.
+    """Return what a job asks for.
 
     Parameters
     ----------
-    stage
-        The notebook, e.g. ``"30_training"``.
+    formula
+        That of its stage, e.g. `train`.
     study
         The study.
     sizes
@@ -105,8 +112,8 @@ def needs(
     gpus
         GPUs that may be in use at once; 0: train on processors.
     """
-    memory, work, wide = _STAGES[stage](study, Total.of(sizes), model)
-    trains = stage in ("30_training", "38_inner_training") and model not in ("baselines", "fhe_head")
+    memory, work, wide = formula(study, Total.of(sizes), model)
+    trains = formula in (train, train_inner) and model not in ("baselines", "fhe_head")
     if trains and gpus and work > GPU_FROM_S:
         return Needs(memory, START_S + work / GPU_SPEED, threads, 1)
     threads = threads if wide else 1
@@ -136,21 +143,25 @@ def _panel(study: Study, total: Total) -> int:
     return total.largest.genes if study.panel.method in ("file", "all") else study.panel.size
 
 
-def _eda(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+def eda(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: one section in memory at a time."""
     return BASE_GIB + _read(total), total.sections * 5.0 + total.spots * 2e-3, False
 
 
-def _preprocess(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+def preprocess(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: one section: its image decoded, its tiles."""
     work = total.largest.decoded_mpx * 0.05 + total.largest.spots * study.preprocessing.tile_px**2 * 2e-7
     return BASE_GIB + _read(total) + _tiles(study, total), work, False
 
 
-def _folds(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+def folds(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: the counts of one section, and moments of every gene."""
     genes = _gib(total.sections * total.largest.genes * 8 * 8)
     return BASE_GIB + _gib(total.largest.values * 8 * 4) + genes, total.values * 2e-7, False
 
 
-def _train(study: Study, total: Total, model: str) -> tuple[float, float, bool]:
+def train(study: Study, total: Total, model: str) -> Cost:
+    """Return a job's cost: features or pixels of all spots, for as many epochs as there may be."""
     features = _gib(total.spots * 1280 * 4 * 2)
     if model in ("baselines", "fhe_head"):
         return (
@@ -169,12 +180,14 @@ def _train(study: Study, total: Total, model: str) -> tuple[float, float, bool]:
     return memory, total.spots * options.epochs * (own + a_pixel * side**2) * (2 if options.refit else 1), True
 
 
-def _train_inner(study: Study, total: Total, model: str) -> tuple[float, float, bool]:
-    memory, work, wide = _train(study, total, model)
+def train_inner(study: Study, total: Total, model: str) -> Cost:
+    """Return a job's cost: as many trainings as there are inner folds."""
+    memory, work, wide = train(study, total, model)
     return memory, work * (study.stacking.inner_folds if study.stacking else 1), wide
 
 
-def _multitask(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+def multitask(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: all genes of all spots, and random shifts of their maps."""
     return (
         BASE_GIB + _gib(total.spots * total.largest.genes * 4 * 2),
         60 + total.spots * total.largest.genes * 8e-6,
@@ -182,61 +195,50 @@ def _multitask(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
     )
 
 
-def _diffusion(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+def diffusion(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: samples of every spot."""
     drawn = study.options_of("stem").get("samples", 20)
     return BASE_GIB + _table(study, total, 2 + drawn), total.spots * drawn * 0.02, False
 
 
-def _stack(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+def stack(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: the predictions of every family."""
     return BASE_GIB + _table(study, total, 3 + len(study.families)), 20 + total.spots * 0.01, False
 
 
-def _encrypted(study: Study, total: Total, model: str) -> tuple[float, float, bool]:
+def encrypted(study: Study, total: Total, model: str) -> Cost:
+    """Return a job's cost: keys, and every spot of the section on ciphertexts."""
     memory, a_spot = (1.0, 0.05) if model == "fhe_head" else (5.0, 0.6)
     asked = study.encrypted.spots
     spots = total.spots if asked == "all" else min(asked, total.spots)
     return BASE_GIB + memory, 40 + spots * a_spot, True
 
 
-def _synthesis(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+def synthesis(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: squares of tissue as floats, for as many epochs as there are."""
     part = study.synthesis
     pixels = total.spots * part.side**2
     return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 60 + pixels * part.epochs * 1.2e-5, False
 
 
-def _audit(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+def audit(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: every attacked model, and its shadows."""
     part = study.audit
     attacked = len(study.model_names if part.models == "all" else part.models)
     work = 60 + total.spots * 0.02 * (attacked + part.shadows * len(part.shadowed))
     return BASE_GIB + 1.0 + _gib(total.spots * 1280 * 4 * 3), work, False
 
 
-def _evaluate(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+def evaluate(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: all predictions of a panel, and its bootstrap."""
     models = len(study.model_names) + (len(STACKS) if study.stacking else 0)
     work = 20 + total.spots * _panel(study, total) * models * (4e-6 + 1e-8 * study.evaluation.bootstrap)
     return BASE_GIB + 0.5 + _gib(total.largest.values * 16), work, False
 
 
-def _view(study: Study, total: Total, _: str) -> tuple[float, float, bool]:
+def view(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: one section as it is."""
     return BASE_GIB + _read(total), 10.0, False
-
-
-_STAGES = {
-    "10_eda": _eda,
-    "20_preprocessing": _preprocess,
-    "22_folds": _folds,
-    "30_training": _train,
-    "32_multitask": _multitask,
-    "34_diffusion": _diffusion,
-    "38_inner_training": _train_inner,
-    "40_stacking": _stack,
-    "50_fhe_inference": _encrypted,
-    "60_synthetic_data": _synthesis,
-    "62_membership_audit": _audit,
-    "70_evaluation": _evaluate,
-    "72_viewer": _view,
-}
-"""By notebook: memory in GiB, seconds on one core, and whether threads make it faster."""
 
 
 def disk_bytes(study: Study, sizes: Sequence[SectionSize], folds: int) -> int:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import fcntl
-import subprocess
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
+from histocrypt.explore.overview import listed
 from histocrypt.files import write_json
+from histocrypt.sections.read import input_files, survey
 from histocrypt.study import Study, load_study
-from histocrypt.workflow.artifacts import intact
+from histocrypt.workflow.artifacts import intact, same_under_new_rules, tissue_flaw
 from histocrypt.workflow.cluster import Cluster, cancel_left
-from histocrypt.workflow.plan import plan, told
+from histocrypt.workflow.command import Command, Profile
+from histocrypt.workflow.plan import plan, told, write_survey
 from histocrypt.workflow.progress import said_when_full
 from histocrypt.workflow.record import notice, recorded
-from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, Command, Profile, known_parameters
+from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, Outline, known_parameters
 from histocrypt.workflow.watch import watch
 
 
@@ -55,28 +57,38 @@ def run_study(
     InputError
         If the study, a notebook name, a parameter or the profile is wrong, or the study is already running.
     """
-    from histocrypt.sections.read import input_files
-
     study = load_study(study_file)
     if until is not None and until not in STAGES:
         raise unknown_name("notebook", until, STAGES, field="--until")
     given = _checked(parameters or [])
     command = Command(study_file, study, Profile.read(profile, cores=cores), cores, until, given)
-    given_files = input_files(study)  # a section that is not there is said here, in one sentence, and not by Snakemake
+    files = input_files(study)  # a section that is not there is said here, in one sentence, and not by Snakemake
+    if dry_run:
+        with _only_one(study, dry_run=True):
+            outline = _outline(study, dry_run=True)
+            with intact(outline, dry_run=True, spare=files) as broken:
+                if other := notice(study.run):
+                    print(f"histocrypt: {other}")
+                print(told(plan(command, outline, [found.job.name for found in broken]), command))
+        return 0
     with said_when_full(study), _only_one(study) as lock:
-        cluster = None if dry_run else Cluster.ready(study, command.profile)
-        if not dry_run and (left := cancel_left(study)):
+        cluster = Cluster.ready(study, command.profile)
+        if left := cancel_left(study):
             print(f"histocrypt: jobs of a run that was killed were still on the cluster; cancelled: {left}")
-        with intact(study, dry_run=dry_run, spare=given_files):
+        outline = _outline(study)
+        if same_under_new_rules(study.run, study.model_dump(mode="json")):
+            shutil.rmtree(study.run.root / ".snakemake" / "metadata", ignore_errors=True)
+        with intact(outline, spare=files):
             if other := notice(study.run):
                 print(f"histocrypt: {other}")
-            if dry_run:
-                print(told(plan(command), command))
-                return 0
             write_json(study.run.study, study.model_dump(mode="json"))
+            line = command.line(
+                *(cluster.options() if cluster else []),
+                directory=study.run.root,
+                survey=write_survey(study.run.survey, outline),
+            )
             # Nobody else runs this study (we hold its lock): a Snakemake lock can only be left over from a kill.
-            subprocess.run(command.line("--unlock"), cwd=paths.repository(), check=False, capture_output=True)
-            line = command.line(*(cluster.options() if cluster else []))
+            shutil.rmtree(study.run.root / ".snakemake" / "locks", ignore_errors=True)
             return recorded(
                 lambda: watch(line, study, lock, cluster),
                 study,
@@ -86,8 +98,24 @@ def run_study(
             )
 
 
+def _outline(study: Study, *, dry_run: bool = False) -> Outline:
+    """Survey a study's sections and return what follows from them; a dry run simulates no tissue and keeps nothing."""
+    wrong = tissue_flaw(study.run)
+    if wrong:
+        print(f"histocrypt: {wrong}; the tissue is simulated again")
+        if not dry_run:
+            (study.run.demo_tissue / "demo_tissue.json").unlink()
+    found = survey(study, keep=not dry_run, tissue=not wrong)
+    rows = [listed(*one) for one in found.items()]
+    outline = Outline(study, [{**row, "files": [file for file in row["files"] if Path(file).exists()]} for row in rows])
+    outline.jobs  # noqa: B018  what the sections forbid, such as a fold that there is not, is refused here
+    for job in outline.jobs:
+        _ = job.reads, job.makes
+    return outline
+
+
 def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
-    known = sorted(set().union(*(known_parameters(notebook) for notebook in STAGES)))
+    known = sorted(set().union(*map(known_parameters, STAGES)))
     for name, _ in parameters:
         if name in SET_BY_WORKFLOW:
             raise InputError("is set by the workflow itself", field=f"-p {name}", expected="one of " + ", ".join(known))
@@ -97,11 +125,14 @@ def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
 
 
 @contextmanager
-def _only_one(study: Study) -> Iterator[IO[str]]:
-    """Hold the study's lock file; a second run of the same study is refused."""
-    study.run.logs.mkdir(parents=True, exist_ok=True)
+def _only_one(study: Study, *, dry_run: bool = False) -> Iterator[IO[str] | None]:
+    """Hold the study's lock file; a second run of the same study is refused. A dry run only looks at it."""
     path = study.run.root / ".lock"
-    with path.open("a+") as lock:
+    if dry_run and not path.is_file():
+        yield None
+        return
+    study.run.logs.mkdir(parents=True, exist_ok=True)
+    with path.open("r" if dry_run else "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

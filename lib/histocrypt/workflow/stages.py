@@ -1,198 +1,569 @@
-"""The notebooks of a run, and the parameters that a user may set in them."""
+"""The one table of stages: which notebook makes which files from which, for whom, and what it takes.
+
+The workflow's rules, the dry run, what jobs ask for, where ``--until`` may stop and the search for what must be made
+again are all derived from `STAGES`. A new notebook is the notebook and one row.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
-import os
-import sys
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from histocrypt import paths
-from histocrypt.errors import InputError
+from histocrypt.data.folds import FINAL, Fold, chosen_fold, held_out_sections, inner_parts, make_folds
+from histocrypt.predictors.registry import BASELINES, ENCRYPTED, MODELS, NEEDS_COUNTS, STACKS
+from histocrypt.sections.section import SectionSize
 from histocrypt.study import Study
+from histocrypt.workflow import resources
 
-# ---- profile
-# A Snakemake profile: where jobs run, and how wide one may be.
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What this package must know of a profile; everything else is Snakemake's."""
-
-    folder: Path
-    local: bool
-    """Jobs run on this machine."""
-    threads: int
-    """Of one training, where a profile or a machine allows several."""
-    gpus: int
-    """That may be asked for at once."""
-    content: dict
-    """Everything in ``config.yaml``: Snakemake's options."""
-
-    @classmethod
-    def read(cls, folder: Path | None, *, cores: int) -> Profile:
-        """Read a profile folder; ``workflow/profiles/local`` by default.
-
-        Parameters
-        ----------
-        folder
-            Holds ``config.yaml``; relative to here, to the repository, or the name of one in ``workflow/profiles``.
-        cores
-            Cores of this machine to use; 0 means all, and a profile elsewhere takes nothing else.
-
-        Raises
-        ------
-        InputError
-            If there is no such profile, it is not readable, or cores are given for a cluster.
-        """
-        folder = _found(folder or Path("local"))
-        file = folder / "config.yaml"
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"profile is not valid YAML ({' '.join(str(error).split())})", file=file) from error
-        if not isinstance(content, dict):
-            raise InputError("profile is not a mapping", file=file, expected="Snakemake's options, name: value")
-        local = content.get("executor") in (None, "local")
-        if cores and not local:
-            msg = "is for this machine, and this profile's jobs run elsewhere"
-            fix = f"set jobs and max-threads in {file}"
-            raise InputError(msg, field="--cores", value=cores, fix=fix)
-        widest = _number(content, "max-threads", 8, file)
-        threads = max(1, (cores or usable_cores()) // 2) if local else widest
-        threads = min(threads, widest) if "max-threads" in content else threads
-        return cls(folder, local, threads, _gpus(content, file), content)
-
-
-def _found(given: Path) -> Path:
-    home = paths.repository()
-    for folder in (given.expanduser().absolute(), home / given, home / "workflow" / "profiles" / given):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise InputError("profile has no config.yaml", file=given, fix="workflow/profiles/local is an example")
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _number(content: dict, name: str, default: int, file: Path) -> int:
-    value = content.get(name, default)
-    if not isinstance(value, int) or value < 1:
-        raise InputError("has a wrong value", file=file, field=name, value=value, expected="a number from 1 on")
-    return value
-
-
-def _gpus(content: dict, file: Path) -> int:
-    """Return the limit that the profile sets on the resource ``gpu``, written as a list or a mapping."""
-    given = content.get("resources", [])
-    pairs = given.items() if isinstance(given, dict) else (str(one).split("=", 1) for one in given)
-    found = {str(pair[0]): str(pair[1]) for pair in map(tuple, pairs) if len(pair) == 2}.get("gpu", "0")
-    if not found.isdigit():
-        raise InputError("has a wrong value", file=file, field="resources: gpu", value=found, expected="a number")
-    return int(found)
-
-
-# ---- stages
-
-
-STAGES = {
-    "10_eda": "eda",
-    "20_preprocessing": "preprocessed",
-    "22_folds": "folds",
-    "30_training": "trained_all",
-    "32_multitask": "multitask_all",
-    "34_diffusion": "diffusion_all",
-    "38_inner_training": "inner_all",
-    "40_stacking": "stacked_all",
-    "50_fhe_inference": "encrypted_all",
-    "60_synthetic_data": "synthesis_all",
-    "62_membership_audit": "audit_all",
-    "70_evaluation": "evaluated",
-    "72_viewer": "all",
-}
-"""The Snakemake rule after which a notebook has run for everything, by notebook, in reading order."""
-
-RULES = {
-    "eda": "10_eda",
-    "preprocess": "20_preprocessing",
-    "folds": "22_folds",
-    "train": "30_training",
-    "multitask": "32_multitask",
-    "diffusion": "34_diffusion",
-    "train_inner": "38_inner_training",
-    "stack": "40_stacking",
-    "encrypted": "50_fhe_inference",
-    "synthesis": "60_synthetic_data",
-    "audit": "62_membership_audit",
-    "evaluate": "70_evaluation",
-    "view": "72_viewer",
-}
-"""The notebook that a Snakemake rule runs."""
-
+SET_BY_WORKFLOW = {"study", "section", "model", "fold", "unfinished"}
+"""Notebook parameters that the workflow itself fills in."""
 APART = ("00_data",)
 """Notebooks that no run executes: a person opens them before there is anything to run."""
 
-SET_BY_WORKFLOW = {"study", "section", "model", "fold"}
-"""Notebook parameters that the workflow itself fills in."""
+Values = dict[str, str | bool]
+"""The notebook parameters that tell a job from the others of its stage, in the order of its name."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook: its jobs in a study, and of each what it is made from and makes.
+
+    The functions take the outline of a study and, as keywords, the values of a job.
+    """
+
+    notebook: str
+    rule: str
+    """What profiles call it, in ``set-resources`` and ``set-threads``."""
+    needs: resources.Formula
+    """What a job asks for, from the size of the sections that it reads."""
+    reads: Callable[..., Iterable[Path]]
+    """Files whose change makes a job run again: the user's, and what other stages make (`Outline.made`)."""
+    makes: Callable[..., Iterable[Path]]
+    """Files that a job that ended well has written, whatever it found. Snakemake removes them before a job runs and
+    where it fails: what a repeated job goes on from, or would keep, is not among them."""
+    jobs: Callable[[Outline], Iterable[Values]] = lambda _: [{}]
+    depends: Callable[..., Any] = lambda _, **values: ""
+    """Settings whose change makes a job run again."""
+    leaves: Callable[..., Iterable[Path]] = lambda _, **values: ()
+    """Folders and files that are a job's, too, but need not be there: where one breaks the job runs again."""
+    threads: str = "one"
+    """``one``, ``some`` (as many as a profile gives to a training) or ``all``."""
+    always: bool = False
+    """Runs wherever ``--until`` stops, though nothing is made from it."""
+
+    @property
+    def path(self) -> Path:
+        """The notebook in the repository."""
+        return paths.repository() / "notebooks" / f"{self.notebook}.ipynb"
+
+
+# What jobs read and make. A name that ends in `_jobs` tells which jobs there are.
+
+
+def _explored(o: Outline) -> Iterator[Path]:
+    for name in ("summary.json", "depth.png", "spots.png", "spacing.png", "registration.png", "registration.csv"):
+        yield o.run.eda / name
+    for name in ("confounding.csv", "confounding_cells.csv", "batch.png", "batch.csv"):
+        yield o.run.eda / name
+
+
+def _preprocessed(o: Outline, section: str) -> list[Path]:
+    return [o.run.section(section), o.run.tiles(section), o.run.stain(section)]
+
+
+def _folds(o: Outline) -> Iterator[Path]:
+    yield o.run.folds
+    for fold in (*o.folds, FINAL):
+        for name in ("panel.json", "target_stats.json", "stain_reference.json"):
+            yield o.run.fold(fold) / name
+
+
+def _training_jobs(o: Outline) -> list[Values]:
+    return [{"model": family, "fold": fold} for family in o.families() for fold in (*o.folds, FINAL)]
+
+
+def _training_reads(o: Outline, model: str, fold: str) -> Iterator[Path]:
+    """Yield the folds, the same fold of a teacher, and for the final model every fold, which chose for it."""
+    yield from o.made("22_folds")
+    if teacher := o.teacher(model):
+        yield from o.made("30_training", model=teacher, fold=fold)
+    for other in o.folds if fold == FINAL else ():
+        yield from o.made("30_training", model=model, fold=other)
+
+
+def _trained(o: Outline, model: str, fold: str) -> Iterator[Path]:
+    for name in o.members(model):
+        folder = o.run.model(name, fold)
+        yield from (folder / "weights.safetensors", folder / "model.json")
+        if MODELS[name].kind == "network":
+            yield folder / "curves.csv"
+        if fold != FINAL:
+            yield from (o.run.prediction(name, fold), o.run.prediction(name, fold, "validation"))
+            if name == "he2gene":
+                yield o.run.heads(name, fold)
+
+
+def _multitask_reads(o: Outline) -> Iterator[Path]:
+    yield from o.made("20_preprocessing")
+    for fold in o.folds:
+        yield from o.made("30_training", model="he2gene", fold=fold)
+
+
+def _multitask(o: Outline) -> list[Path]:
+    weights = [f"ablation_{name}.h5ad" for name in ("without", "with", "hundredfold")]
+    return [o.run.multitask / name for name in ("summary.json", "signal.csv", *weights)]
+
+
+def _diffusion_reads(o: Outline) -> Iterator[Path]:
+    """Yield what stands beside the diffusion model, too: ridge and neighbours are among the baselines."""
+    yield from o.made("20_preprocessing")
+    for fold in o.folds:
+        yield from o.made("30_training", model="stem", fold=fold)
+        yield from o.made("30_training", model="baselines", fold=fold)
+
+
+def _inner_jobs(o: Outline) -> list[Values]:
+    return [{"model": family, "fold": fold} for family in o.stacked for fold in o.folds if o.study.stacking]
+
+
+def _inner_reads(o: Outline, model: str, fold: str) -> Iterator[Path]:
+    """Yield the fold's own training, for the number of epochs, and the inner trainings of a teacher."""
+    yield from o.made("30_training", model=model, fold=fold)
+    if teacher := o.teacher(model):
+        yield from o.made("38_inner_training", model=teacher, fold=fold)
+
+
+def _inner(o: Outline, model: str, fold: str) -> Iterator[Path]:
+    """Yield what is kept of inner models: their record and predictions, and the weights of teachers."""
+    for name in o.members(model):
+        for part in o.inner(fold) if name in o.study.inner_models else ():
+            yield from (o.run.model(name, part) / "model.json", o.run.prediction(name, part))
+            if name == "he2gene":
+                yield o.run.heads(name, part)
+            if name in {o.study.teacher_of(other) for other in o.study.model_names}:
+                yield o.run.model(name, part) / "weights.safetensors"
+
+
+def _inner_leaves(o: Outline, model: str, fold: str) -> Iterator[Path]:
+    for part in o.inner(fold):
+        yield o.run.fold(part)  # which every job of the fold writes, with the same bytes
+        yield from (o.run.model(name, part) for name in o.members(model))
+
+
+def _stack_reads(o: Outline, fold: str) -> Iterator[Path]:
+    for family in o.stacked:
+        yield from o.made("30_training", model=family, fold=fold)
+        yield from o.made("38_inner_training", model=family, fold=fold)
+
+
+def _stack(o: Outline, fold: str) -> Iterator[Path]:
+    yield o.run.stacking(fold)
+    yield from (o.run.model("stacking_mlp", fold) / name for name in ("weights.safetensors", "model.json"))
+    for name in STACKS:
+        yield from (o.run.prediction(name, fold), o.run.prediction(name, fold, "validation"))
+
+
+def _encrypted_jobs(o: Outline) -> list[Values]:
+    able = [model for model in o.study.models if model in ENCRYPTED]
+    return [{"model": model, "section": section} for model in able for section in o.encrypted]
+
+
+def _encrypted(o: Outline, model: str, section: str) -> list[Path]:
+    return [o.run.encrypted_trial(model, section) / name for name in ("agreement.json", "genes.csv", "prediction.h5ad")]
+
+
+def _encrypted_leaves(o: Outline, model: str, section: str) -> Iterator[Path]:
+    yield o.run.encrypted_trial(model, section)
+    if o.by_stage["50_fhe_inference"][0].values == {"model": model, "section": section}:
+        yield o.run.encrypted / "agreement.json"  # which every job writes, of all that there are
+
+
+def _synthesis(o: Outline) -> list[Path]:
+    names = ("summary.json", "utility.json", "filtered.csv", "tiles.png", "filter.png", "utility.png")
+    return [o.run.synthesis(o.fold_of("synthesis")) / name for name in names]
+
+
+def _audit_reads(o: Outline) -> Iterator[Path]:
+    """Yield the attacked models of one fold, and what was made of synthetic tiles."""
+    attacked = o.study.model_names if o.study.audit.models == "all" else o.study.audit.models
+    for family in o.families(attacked):
+        yield from o.made("30_training", model=family, fold=o.fold_of("audit"))
+    yield from o.made("60_synthetic_data")
+
+
+def _audit(o: Outline) -> list[Path]:
+    return [o.run.audit(o.fold_of("audit")) / name for name in ("summary.json", "forest.png", "roc.png")]
+
+
+def _evaluation_jobs(o: Outline) -> list[Values]:
+    """Return the evaluation of everything."""
+    return [{}]
+
+
+def _evaluation_reads(o: Outline, *, unfinished: bool = False) -> Iterator[Path]:
+    if unfinished:
+        for fold in o.folds:
+            yield from o.made("30_training", model="baselines", fold=fold)
+        return
+    for notebook in ("30_training", "32_multitask", "34_diffusion", "40_stacking"):
+        yield from o.made(notebook)
+    for notebook in ("50_fhe_inference", "60_synthetic_data", "62_membership_audit"):
+        yield from o.made(notebook)
+
+
+def _evaluation(o: Outline, *, unfinished: bool = False) -> Iterator[Path]:
+    """Yield the report and what it shows; they are the last evaluation's, though an earlier one writes them, too."""
+    if not unfinished:
+        yield o.run.report
+        for name in ("scores.csv", "summary.csv", "paired.csv", "sections.csv", "notes.json", "data.csv"):
+            yield o.run.evaluation / name
+        for model in o.members("baselines") + o.own:
+            yield o.run.model(model, FINAL) / "README.md"
+
+
+STAGES = {
+    stage.notebook: stage
+    for stage in (
+        Stage(
+            "10_eda",
+            "eda",
+            resources.eda,
+            reads=lambda o: [file for row in o.rows.values() for file in row["files"]],
+            makes=_explored,
+            # "sizes": what was explored before sizes were listed is explored again
+            depends=lambda o: [o.study.hash("name", "seed", "sections", "demo", "preprocessing"), "sizes"],
+            leaves=lambda o: [o.run.eda],
+            always=True,
+        ),
+        Stage(
+            "20_preprocessing",
+            "preprocess",
+            resources.preprocess,
+            jobs=lambda o: [{"section": section} for section in o.rows],
+            reads=lambda o, section: o.rows[section]["files"],
+            makes=_preprocessed,
+            depends=lambda o, section: [o.study.hash("seed", "preprocessing"), o.rows[section]["read_as"]],
+        ),
+        Stage(
+            "22_folds",
+            "folds",
+            resources.folds,
+            reads=lambda o: o.made("20_preprocessing"),
+            makes=_folds,
+            depends=lambda o: o.study.hash("seed", "folds", "panel", "target"),
+        ),
+        Stage(
+            "30_training",
+            "train",
+            resources.train,
+            jobs=_training_jobs,
+            reads=_training_reads,
+            makes=_trained,
+            depends=lambda o, model, fold: [
+                o.study.hash("seed", "training"),
+                *(o.study.models.get(name) for name in (BASELINES if model == "baselines" else [model])),
+            ],
+            leaves=lambda o, model, fold: [o.run.model(name, fold) for name in o.members(model)],
+            threads="some",
+        ),
+        Stage(
+            "32_multitask",
+            "multitask",
+            resources.multitask,
+            jobs=lambda o: [{}] if "he2gene" in o.study.models else [],
+            reads=_multitask_reads,
+            makes=_multitask,
+            depends=lambda o: o.study.hash("evaluation"),
+        ),
+        Stage(
+            "34_diffusion",
+            "diffusion",
+            resources.diffusion,
+            jobs=lambda o: [{}] if "stem" in o.study.models else [],
+            reads=_diffusion_reads,
+            makes=lambda o: [o.run.evaluation / f"distribution_stem.{suffix}" for suffix in ("json", "csv", "svg")],
+            leaves=lambda o: [o.run.samples("stem", fold) for fold in o.folds],
+        ),
+        Stage(
+            "38_inner_training",
+            "train_inner",
+            resources.train_inner,
+            jobs=_inner_jobs,
+            reads=_inner_reads,
+            makes=_inner,
+            depends=lambda o, model, fold: [
+                o.study.stacking.inner_folds,
+                *(name for name in o.study.inner_models if model == "baselines" and name in BASELINES),
+            ],
+            leaves=_inner_leaves,
+            threads="some",
+        ),
+        Stage(
+            "40_stacking",
+            "stack",
+            resources.stack,
+            jobs=lambda o: [{"fold": fold} for fold in o.folds if o.study.stacking],
+            reads=_stack_reads,
+            makes=_stack,
+            depends=lambda o, fold: [o.study.hash("stacking"), o.study.model_names],
+        ),
+        Stage(
+            "50_fhe_inference",
+            "encrypted",
+            resources.encrypted,
+            jobs=_encrypted_jobs,
+            reads=lambda o, model, section: o.made("30_training", model=model, fold=o.encrypted[section]),
+            makes=_encrypted,
+            depends=lambda o, model, section: o.study.encrypted.spots,
+            leaves=_encrypted_leaves,
+            threads="all",
+        ),
+        Stage(
+            "60_synthetic_data",
+            "synthesis",
+            resources.synthesis,
+            jobs=lambda o: [{}] if o.study.synthesis else [],
+            reads=lambda o: o.made("22_folds"),
+            makes=_synthesis,
+            depends=lambda o: o.study.hash("seed", "synthesis"),
+            leaves=lambda o: [o.run.synthesis(o.fold_of("synthesis"))],
+        ),
+        Stage(
+            "62_membership_audit",
+            "audit",
+            resources.audit,
+            jobs=lambda o: [{}] if o.study.audit else [],
+            reads=_audit_reads,
+            makes=_audit,
+            depends=lambda o: o.study.hash("seed", "audit"),
+            leaves=lambda o: [o.run.audit(o.fold_of("audit"))],
+        ),
+        Stage(
+            "70_evaluation",
+            "evaluate",
+            resources.evaluate,
+            jobs=_evaluation_jobs,
+            reads=_evaluation_reads,
+            makes=_evaluation,
+            depends=lambda o, **_: o.study.hash("title", "evaluation"),
+            leaves=lambda o, **values: [] if values else [o.run.evaluation],
+        ),
+        Stage(
+            "72_viewer",
+            "view",
+            resources.view,
+            reads=lambda o: [o.run.report],
+            makes=lambda o: [],
+        ),
+    )
+}
+"""The stages in reading order, by notebook."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to be executed: for a section, for a model and a fold, or once."""
+
+    stage: Stage
+    values: Values
+    outline: Outline = field(repr=False, compare=False)
+
+    @property
+    def words(self) -> list[str]:
+        """What its name is made of: the notebook, and what it is run for."""
+        return [self.stage.notebook, *(key if value is True else value for key, value in self.values.items())]
+
+    @cached_property
+    def name(self) -> str:
+        """Name of its rule, its log and the executed notebook."""
+        return "__".join(self.words)
+
+    @property
+    def executed(self) -> Path:
+        """The executed notebook: written last, and only by a job that ended well."""
+        return self.outline.run.notebooks / f"{self.name}.ipynb"
+
+    @property
+    def log(self) -> Path:
+        """What the job prints."""
+        return self.outline.run.logs / f"{self.name}.log"
+
+    @cached_property
+    def makes(self) -> list[Path]:
+        """The artifacts that it writes."""
+        return list(dict.fromkeys(self.stage.makes(self.outline, **self.values)))
+
+    @cached_property
+    def reads(self) -> list[Path]:
+        """The files that it is made from, beside the notebook."""
+        return list(dict.fromkeys(Path(path) for path in self.stage.reads(self.outline, **self.values)))
+
+    @property
+    def leaves(self) -> list[Path]:
+        """Folders and files that are its own, too."""
+        return list(self.stage.leaves(self.outline, **self.values))
+
+    @property
+    def depends(self) -> Any:
+        """The settings that it is made from."""
+        return self.stage.depends(self.outline, **self.values)
+
+    def threads(self, some: int, every: int) -> int:
+        """Return the threads it may use, where a training gets ``some`` and what can use them all ``every``."""
+        wide = self.values.get("model") != "baselines"
+        return {"one": 1, "some": some if wide else 1, "all": every}[self.stage.threads]
+
+    def asks(self, *, threads: int = 1, gpus: int = 0) -> resources.Needs:
+        """Return the memory, time, threads and GPUs to ask for."""
+        sizes, section = self.outline.sizes, self.values.get("section")
+        read = [sizes[section]] if section else list(sizes.values())
+        model = self.values.get("model", "")
+        return resources.needs(self.stage.needs, self.outline.study, read, model=model, threads=threads, gpus=gpus)
+
+
+class Outline:
+    """What is known of a study before anything runs: its sections, folds and models, hence all jobs and their files.
+
+    Parameters
+    ----------
+    study
+        The study.
+    rows
+        What `explore.overview.listed` says of each section.
+    """
+
+    def __init__(self, study: Study, rows: Iterable[dict[str, Any]]) -> None:
+        self.study, self.run = study, study.run
+        self.rows = {row["section"]: row for row in rows}
+        self.sizes = {section: SectionSize(**row["size"]) for section, row in self.rows.items()}
+
+    @classmethod
+    def read(cls, study: Study, survey: str | Path) -> Outline:
+        """Return the outline of a study from the survey that was written of its sections."""
+        return cls(study, json.loads(Path(survey).read_text(encoding="utf-8"))["sections"])
+
+    @cached_property
+    def patients(self) -> dict[str, str]:
+        """Patient by section."""
+        return {section: row["patient"] for section, row in self.rows.items()}
+
+    @cached_property
+    def folds(self) -> dict[str, Fold]:
+        """The folds that hold patients out, by name."""
+        return {fold.name: fold for fold in make_folds(self.patients, self.study.folds, seed=self.study.seed)}
+
+    @cached_property
+    def encrypted(self) -> dict[str, str]:
+        """Sections that are predicted encrypted, and the fold that tests each."""
+        return held_out_sections(list(self.folds.values()), self.study.encrypted.sections)
+
+    @property
+    def own(self) -> list[str]:
+        """The study's models that are no baselines."""
+        return [name for name in self.study.model_names if name not in BASELINES]
+
+    @property
+    def stacked(self) -> list[str]:
+        """The families of the stacked models and their teachers."""
+        return self.families(self.study.inner_models)
+
+    def families(self, models: Iterable[str] | None = None) -> list[str]:
+        """Return what models are trained as: the baselines together, every other one alone; of all without any."""
+        models = self.study.model_names if models is None else models
+        return list(dict.fromkeys("baselines" if name in BASELINES else name for name in models))
+
+    def members(self, family: str) -> list[str]:
+        """Return the models of a family; depth alone predicts nothing where a section has no counts."""
+        counted = all(size.genes for size in self.sizes.values())
+        baselines = [name for name in BASELINES if counted or name != NEEDS_COUNTS]
+        return baselines if family == "baselines" else [family]
+
+    def teacher(self, family: str) -> str | None:
+        """Return the family of a model's teacher, if it has one."""
+        teacher = self.study.teacher_of(family)
+        return teacher and self.families([teacher])[0]
+
+    def inner(self, fold: str) -> list[str]:
+        """Return the names of a fold's inner folds."""
+        how = {"number": self.study.stacking.inner_folds, "scheme": self.study.folds.scheme}
+        parts, _ = inner_parts(self.folds[fold], self.patients, **how)
+        return [self.run.inner(fold, number) for number in range(1, len(parts) + 1)]
+
+    def fold_of(self, part: str) -> str:
+        """Return the fold that a part of the study names, the first if none; an unknown one is an `InputError`."""
+        return chosen_fold(list(self.folds), getattr(self.study, part).fold, field=f"{part}.fold")
+
+    @cached_property
+    def by_stage(self) -> dict[str, list[Job]]:
+        """All jobs of the study, by notebook."""
+        return {name: [Job(stage, values, self) for values in stage.jobs(self)] for name, stage in STAGES.items()}
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """All jobs of the study, in reading order."""
+        return [job for jobs in self.by_stage.values() for job in jobs]
+
+    @cached_property
+    def makers(self) -> dict[Path, Job]:
+        """The job that makes a file, by file."""
+        return {path: job for job in self.jobs for path in (*job.makes, job.executed)}
+
+    @cached_property
+    def leaves(self) -> dict[Path, Job]:
+        """The job that owns a folder, or a file that need not be there, by its path."""
+        return {path: job for job in self.jobs for path in job.leaves}
+
+    def made(self, notebook: str, **values: str) -> Iterator[Path]:
+        """Yield what the jobs of a notebook make that have these values."""
+        for job in self.by_stage[notebook]:
+            if values.items() <= job.values.items():
+                yield from job.makes
+
+    def before(self, job: Job) -> list[Job]:
+        """Return the jobs that make what a job reads."""
+        return list({maker.name: maker for path in job.reads if (maker := self.makers.get(path))}.values())
+
+    def upto(self, until: str | None = None) -> list[Job]:
+        """Return the jobs of a run that stops after a notebook: its own, and those that they are made from."""
+        waiting = [job for job in self.jobs if not until or job.stage.notebook == until or job.stage.always]
+        wanted: set[str] = set()
+        while waiting:
+            job = waiting.pop()
+            if job.name not in wanted:
+                wanted.add(job.name)
+                waiting += self.before(job)
+        return [job for job in self.jobs if job.name in wanted]
+
+    def priorities(self) -> dict[str, int]:
+        """Return how early each job should start: seconds of the longest chain from it; the first report's come first.
+
+        Snakemake starts the job of the highest priority among those that are ready.
+        """
+        chain: dict[str, int] = {}
+        first = {job.name: job for job in self.jobs if "unfinished" in job.values}
+        waiting = list(first.values())
+        while waiting:
+            for job in self.before(waiting.pop()):
+                if job.name not in first:
+                    first[job.name] = job
+                    waiting.append(job)
+        for job in reversed(self.jobs):  # what is made from a job stands after it in reading order
+            chain[job.name] = chain.get(job.name, 0) + round(job.asks().seconds)
+            for earlier in self.before(job):
+                chain[earlier.name] = max(chain.get(earlier.name, 0), chain[job.name])
+        return {name: seconds + (10**6 if name in first else 0) for name, seconds in chain.items()}
 
 
 @cache
 def known_parameters(notebook: str) -> frozenset[str]:
-    """Return the parameters of a notebook that a user may set."""
-    return frozenset(_inspect(notebook)) - SET_BY_WORKFLOW
-
-
-def _inspect(notebook: str) -> dict[str, dict[str, str]]:
-    from papermill import inspect_notebook
-
-    return inspect_notebook(str(paths.repository() / "notebooks" / f"{notebook}.ipynb"))
-
-
-# ---- command
-# The command line that starts Snakemake on a study.
-
-
-@dataclass(frozen=True)
-class Command:
-    """What is to be made of a study, and where."""
-
-    file: Path
-    study: Study
-    profile: Profile
-    cores: int = 0
-    """Of this machine; 0 means all. Not heeded on a cluster."""
-    until: str | None = None
-    given: dict[str, str] | None = None
-    """Notebook parameters set by the user."""
-
-    def line(self, *options: str, targets: tuple[str, ...] = (), **config: str) -> list[str]:
-        """Return the command as a list, with further Snakemake options, targets and values for its configuration."""
-        line = [sys.executable, "-m", "snakemake", STAGES[self.until] if self.until else "all", *targets]
-        line += ["--snakefile", str(paths.repository() / "workflow" / "Snakefile")]
-        line += ["--profile", str(self.profile.folder), "--directory", str(self.study.run.root), "--nocolor"]
-        wide = self.profile.threads
-        if self.profile.local:
-            wide = self.cores or usable_cores()
-            # Two jobs that need most of the memory each then run one after the other.
-            line += ["--cores", str(wide), "--resources", f"mem_mb={_memory_mb()}"]
-        values = {
-            "study": self.file.resolve(),
-            "parameters": json.dumps(self.given or {}),
-            "threads": self.profile.threads,
-            "all_threads": wide,
-            "gpus": self.profile.gpus,
-            **config,
-        }
-        return [*line, *options, "--config", *(f"{name}={value}" for name, value in values.items())]
-
-
-def _memory_mb() -> int:
-    import psutil
-
-    return psutil.virtual_memory().total // 2**20
+    """Return the parameters of a notebook that a user may set: what its cell tagged ``parameters`` assigns."""
+    cells = json.loads(STAGES[notebook].path.read_text(encoding="utf-8"))["cells"]
+    source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    named = {one.target.id for one in ast.parse(source).body if isinstance(one, ast.AnnAssign)}
+    return frozenset(named - SET_BY_WORKFLOW)
