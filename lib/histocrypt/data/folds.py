@@ -113,7 +113,7 @@ def group_k_fold(groups: np.ndarray, n: int) -> list[np.ndarray]:
     """
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     held, part_of = np.zeros(n, dtype=int), np.zeros(len(sizes), dtype=int)
-    for largest in np.argsort(sizes)[::-1]:
+    for largest in np.argsort(sizes, kind="stable")[::-1]:
         part_of[largest] = np.argmin(held)
         held[part_of[largest]] += sizes[largest]
     return [np.flatnonzero(part_of[group] == part) for part in range(n)]
