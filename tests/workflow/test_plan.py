@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 from tests.small_study import MODELS, WINGS, histocrypt, planned_jobs, write_study
 
 from histocrypt import paths
@@ -23,7 +24,7 @@ def test_a_plan_made_before_anything_ran_names_every_notebook_of_the_run(fresh, 
     assert said.returncode == 0, said.stderr
     ran = [path.stem.partition("__")[0] for path in (small_run / "small" / "notebooks").glob("*.ipynb")]
     assert planned_jobs(said.stdout) == {name: ran.count(name) for name in ran}
-    assert not (outputs / "small" / "notebooks").exists()
+    assert list(outputs.iterdir()) == [study], "a plan leaves nothing"
     assert re.search(r"\d+ jobs, about [\d.]+ core-hours", said.stdout)
     assert re.search(r"peak memory of a job: [\d.]+ GiB", said.stdout)
     assert re.search(r"disk, when finished: about [\d.]+ GB", said.stdout)
@@ -37,6 +38,17 @@ def test_a_plan_for_a_cluster_can_be_made_anywhere(fresh):
     assert training[2] == "8"  # threads: those of the profile, not of this machine
     assert "70_evaluation" not in said.stdout
     assert "if every job finds a place at once" in said.stdout
+
+
+def test_what_a_profile_sets_for_a_stage_holds_for_all_of_its_jobs(fresh, tmp_path):
+    outputs, study = fresh
+    sets = {"set-resources": ["train:mem_mb=7168", "22_folds:mem_mb=3072*attempt"], "set-threads": ["eda=2"]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(sets))
+    said = histocrypt("run", study, "--dry-run", "--until", "30_training", "--profile", tmp_path, outputs=outputs)
+    asked = {line.split()[0]: line.split()[2:5:2] for line in said.stdout.splitlines() if re.match(r"\d\d_", line)}
+    assert asked["30_training"] == ["1", "7.0"]
+    assert asked["22_folds"] == ["1", "3.0"]
+    assert asked["10_eda"][0] == "2"
 
 
 def test_a_finished_run_has_an_empty_plan(small_run):

@@ -531,8 +531,11 @@ class Outline:
 
     def upto(self, until: str | None = None) -> list[Job]:
         """Return the jobs of a run that stops after a notebook: its own, and those that they are made from."""
-        waiting = [job for job in self.jobs if not until or job.stage.notebook == until or job.stage.always]
-        wanted: set[str] = set()
+        return self._closed(job for job in self.jobs if not until or job.stage.notebook == until or job.stage.always)
+
+    def _closed(self, jobs: Iterable[Job]) -> list[Job]:
+        """Return jobs and all that they are made from, in reading order."""
+        wanted, waiting = set(), list(jobs)
         while waiting:
             job = waiting.pop()
             if job.name not in wanted:
@@ -541,23 +544,19 @@ class Outline:
         return [job for job in self.jobs if job.name in wanted]
 
     def priorities(self) -> dict[str, int]:
-        """Return how early each job should start: seconds of the longest chain from it; the first report's come first.
+        """Return how early each job should start: the longer the chain from it, in seconds, the earlier.
 
-        Snakemake starts the job of the highest priority among those that are ready.
+        What the first report waits for comes before everything else, and then what a person looks at first. Snakemake
+        starts the job of the highest priority among those that are ready.
         """
         chain: dict[str, int] = {}
-        first = {job.name: job for job in self.jobs if "unfinished" in job.values}
-        waiting = list(first.values())
-        while waiting:
-            for job in self.before(waiting.pop()):
-                if job.name not in first:
-                    first[job.name] = job
-                    waiting.append(job)
-        for job in reversed(self.jobs):  # what is made from a job stands after it in reading order
+        for job in reversed(self.jobs):  # what is made from a job stands after it, but for some students
             chain[job.name] = chain.get(job.name, 0) + round(job.asks().seconds)
             for earlier in self.before(job):
                 chain[earlier.name] = max(chain.get(earlier.name, 0), chain[job.name])
-        return {name: seconds + (10**6 if name in first else 0) for name, seconds in chain.items()}
+        first = {job.name for job in self._closed([job for job in self.jobs if "unfinished" in job.values])}
+        bonus = {job.name: 2 * 10**6 if job.name in first else 10**6 if job.stage.always else 0 for job in self.jobs}
+        return {name: seconds + bonus[name] for name, seconds in chain.items()}
 
 
 @cache

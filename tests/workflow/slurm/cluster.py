@@ -40,12 +40,12 @@ class Slurm:
         return done.stdout
 
     def jobs(self, state: str = "all") -> list[tuple[str, str, str]]:
-        """Return number, state and rule (with wildcards) of the jobs in a state, or of all that are remembered."""
+        """Return number, state and rule of the jobs in a state, or of all that are remembered."""
         listed = self.said("squeue", "--noheader", f"--states={state}", "--format=%i|%T|%k")
         return [tuple(line.split("|", 2)) for line in listed.splitlines()]
 
     def running(self, rule: str) -> str | None:
-        """Return the number of a running job of a rule (``train_wildcards_vision_mlp_fold_1``)."""
+        """Return the number of a running job of a rule whose name begins so (``30_training__vision_mlp__fold_1``)."""
         return next((job for job, _, what in self.jobs("RUNNING") if what.startswith(f"rule_{rule}")), None)
 
     def start(self, study: Path, outputs: Path, profile: Path, *arguments: str) -> subprocess.Popen:

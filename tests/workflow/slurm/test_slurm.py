@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 NETWORKS = {name: MODELS[name] for name in ("vision_mlp", "fhe_head")}
 STUDY = {"demo": {"sections": 3, "spots_per_side": 8, "genes": 60}, "models": NETWORKS, "stacking": None}
-HELD = "train_wildcards_vision_mlp_fold_1"
+HELD = "30_training__vision_mlp__fold_1"
 """The training that is cancelled twice."""
 
 
@@ -45,7 +45,7 @@ def night(slurm, tmp_path_factory):
 
     # Everything is killed outright on the login node; the job goes on.
     process = slurm.start(study, outputs, ours)
-    wait_for(lambda: slurm.running("eda"), process)
+    wait_for(lambda: slurm.running("10_eda"), process)
     _kill_family(process)
     left = happened["left by the kill"] = [job for job, _, _ in slurm.jobs("RUNNING")]
 
@@ -53,7 +53,7 @@ def night(slurm, tmp_path_factory):
     process = slurm.start(study, outputs, ours)
     wait_for(lambda: not {job for job, _, _ in slurm.jobs("RUNNING")} & {*left}, process)
     happened["ended by the next run"] = [state for job, state, _ in slurm.jobs() if job in left]
-    wait_for(lambda: slurm.running("preprocess"), process)
+    wait_for(lambda: slurm.running("20_preprocessing"), process)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     said, _ = process.communicate(timeout=300)
@@ -67,7 +67,7 @@ def night(slurm, tmp_path_factory):
     happened["threads"] = {_variable(pid, "OMP_NUM_THREADS") for pid in wait_for(lambda: processes_of(first), process)}
     slurm.said("scancel", first)
     killed, _, what = wait_for(lambda: _another_training(slurm), process)
-    happened["killed once"] = what.removeprefix("rule_train_wildcards_")
+    happened["killed once"] = what.removeprefix("rule_")
     for pid in wait_for(lambda: processes_of(killed), process):
         os.kill(pid, signal.SIGKILL)
     second = wait_for(lambda: (job := slurm.running(HELD)) != first and job, process)
@@ -118,15 +118,15 @@ def test_a_job_gets_what_it_asked_for(night):
 def test_what_fails_twice_is_named_and_the_rest_goes_on(night):
     code, said = night["twice"]
     assert code == 1
-    assert "30_training vision_mlp_fold_1 failed (CANCELLED); tried once more" in said
+    assert "30_training vision_mlp fold_1 failed (CANCELLED); tried once more" in said
     assert "30_training vision_mlp fold_1 failed: it was cancelled" in said
     assert "Traceback" not in said
-    assert f"30_training {night['killed once']} failed (FAILED); tried once more" in said
+    assert f"{night['killed once'].replace('__', ' ')} failed (FAILED); tried once more" in said
     assert said.count(" failed: ") == 1, "one notebook failed in the end"
     others = {f"30_training__{family}__fold_3.ipynb" for family in ("vision_mlp", "fhe_head", "baselines")}
     assert others <= {*night["kept"]}
     assert "30_training__vision_mlp__fold_1.ipynb" not in night["kept"]
-    assert {"vision_mlp_fold_1", night["killed once"]} <= {path.parent.name for path in night["slurm logs"]}
+    assert {f"rule_{HELD}", f"rule_{night['killed once']}"} <= {path.parent.name for path in night["slurm logs"]}
 
 
 def test_the_next_run_finishes_and_keeps_what_was_done(night):
@@ -154,7 +154,7 @@ def test_a_long_training_asks_for_a_gpu(night, slurm):
     study = write_study(outputs, "small", **{**STUDY, "models": {**NETWORKS, "vision_mlp": {"epochs": 2000}}})
     ours = profile(outputs / "with a gpu", **{"max-threads": 2, "resources": ["gpu=1"]})
     process = slurm.start(study, outputs, ours)
-    job = wait_for(lambda: slurm.running("train_wildcards_vision_mlp"), process)
+    job = wait_for(lambda: slurm.running("30_training__vision_mlp"), process)
     asked = slurm.said("scontrol", "show", "job", job)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=300)
@@ -214,14 +214,14 @@ def test_inside_a_job_of_its_own(slurm, tmp_path):
     ours = profile(tmp_path / "p", **{"max-threads": 1})
     said = tmp_path / "said.log"
     command = f"histocrypt run {study} --profile {ours} --until 20_preprocessing"
-    submit = ["sbatch", "--wait", "--mem=900", f"--output={said}", "--wrap", command]
+    submit = ["sbatch", "--wait", "--mem=2000", f"--output={said}", "--wrap", command]
     ended = subprocess.run(submit, env=slurm.environment(tmp_path), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, said.read_text()
     assert len(list(tmp_path.glob("inner/notebooks/20_preprocessing__*.ipynb"))) == 3
 
 
 def _another_training(slurm: Slurm) -> tuple[str, str, str] | None:
-    trainings = (job for job in slurm.jobs("RUNNING") if job[2].startswith("rule_train_wildcards_"))
+    trainings = (job for job in slurm.jobs("RUNNING") if job[2].startswith("rule_30_training__"))
     return next((job for job in trainings if not job[2].endswith(HELD)), None)
 
 
