@@ -25,10 +25,9 @@ import numpy as np
 
 from histocrypt.evaluation.metrics import RELATIVE_SPREAD_OF_A_CONSTANT, is_constant
 
-# ---- bootstrap
-
-
 PARTS_IN_1E12 = 1e-12  # of a gene's whole variance: below it, a draw's variance is rounding
+Key = tuple[str, str, str]
+"""Transform, metric, model."""
 
 
 def block_labels(coords_um: np.ndarray, block_um: float) -> np.ndarray:
@@ -114,6 +113,10 @@ def mse_of_draws(sums: BlockSums, weights: np.ndarray) -> np.ndarray:
     return (weights @ sums.errors[:, sums.scored] / spots).mean(axis=1)
 
 
+OF_DRAWS = {"pearson": pearson_of_draws, "mse": mse_of_draws}
+"""How each metric that has an interval is scored in every draw: from `BlockSums` and weights."""
+
+
 def mean_of_draws(values: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return (draws,) the mean over spots of (n,) ``values``, one a spot and NaN where it has none, in every draw."""
     known = np.isfinite(values)
@@ -144,14 +147,6 @@ def interval(draws: np.ndarray, estimate: float, *, level: float = 0.95) -> tupl
         return float("nan"), float("nan")
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) - draws.mean() + estimate
     return float(low), float(high)
-
-
-# ---- draws
-# Bootstrap draws of many sections: only their mean over sections is kept, of each model and of each pair of models.
-
-
-Key = tuple[str, str, str]
-"""Transform, metric, model."""
 
 
 class Draws:

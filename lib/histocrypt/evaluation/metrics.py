@@ -5,23 +5,95 @@ every function gives (g,) float64. Two rules hold everywhere, so that no score h
 
 - a **constant prediction** has no correlation; it is counted as 0, and `is_constant` lets callers say how many;
 - a gene that is **constant in the truth** cannot be scored by anyone: NaN, left out of means for all models alike.
+
+A function under `metric` is in `METRICS`, from which every table of scores is made, and has a line in the glossary
+(`wording.METRIC_WORDS`). Functions of samples take (n, K, g), K draws for each spot.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-# ---- metrics
-
-
 RELATIVE_SPREAD_OF_A_CONSTANT = 1e-6  # float32 rounding of one value written many times
-NEIGHBOUR_REACH = 1.5  # in spot pitches: the 8 neighbours of a square array, the 6 of a hexagonal one
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One score of every gene, and how tables show it."""
+
+    name: str
+    """Its column in ``scores.csv`` and ``summary.csv``."""
+    of: Callable[..., np.ndarray]
+    """Of (n, g) measured and predicted values; of a spatial metric, of the graph of neighbours too."""
+    title: str
+    better: Literal["higher", "lower"]
+    unit: str
+    """``target`` for the units of the target, ``target²`` for their square; empty for a pure number."""
+    tables: tuple[str, ...]
+    """Where the report shows it: ``main`` (beside the mean correlation), ``more`` (the second table), ``card``."""
+    digits: int
+    spatial: bool
+
+
+METRICS: dict[str, Metric] = {}
+"""Every metric by name, in the order of the tables' columns."""
+
+
+def metric(
+    name: str,
+    title: str,
+    *,
+    better: Literal["higher", "lower"],
+    unit: str = "",
+    tables: tuple[str, ...] = ("more",),
+    digits: int = 3,
+    spatial: bool = False,
+) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
+    """Register the function below it as a metric; fields as in `Metric`."""
+
+    def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        METRICS[name] = Metric(name, function, title, better, unit, tables, digits, spatial)
+        return function
+
+    return register
+
+
+def per_gene(
+    true: np.ndarray, predicted: np.ndarray, graph: csr_matrix | None = None, *, moran_true: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Return every metric and what it stands on (variances, constants, Moran's I), by name, each (g,).
+
+    Parameters
+    ----------
+    true, predicted
+        (n, g), of one section.
+    graph
+        From `neighbour_graph`; without it, no spatial metric.
+    moran_true
+        `morans_i` of ``true``, where it is known already.
+    """
+    scores = {name: one.of(true, predicted) for name, one in METRICS.items() if not one.spatial}
+    scores |= {
+        "variance_true": np.var(np.asarray(true, dtype=np.float64), axis=0),
+        "variance_predicted": np.var(np.asarray(predicted, dtype=np.float64), axis=0),
+        "constant_prediction": is_constant(predicted),
+        "constant_truth": is_constant(true),
+    }
+    if graph is None:
+        return scores
+    scores["moran_true"] = morans_i(true, graph) if moran_true is None else moran_true
+    scores["moran_predicted"] = morans_i(predicted, graph)
+    scores["moran_error"] = np.abs(scores["moran_predicted"] - scores["moran_true"])
+    spatial = {name: one for name, one in METRICS.items() if one.spatial and name not in scores}
+    return scores | {name: one.of(true, predicted, graph) for name, one in spatial.items()}
 
 
 def is_constant(values: np.ndarray) -> np.ndarray:
@@ -30,37 +102,35 @@ def is_constant(values: np.ndarray) -> np.ndarray:
     return np.ptp(values, axis=0) <= RELATIVE_SPREAD_OF_A_CONSTANT * np.abs(values).max(axis=0)
 
 
-def _by_rule(true: np.ndarray, predicted: np.ndarray, correlation: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    result = np.zeros(true.shape[1])
-    result[usable] = correlation
-    result[is_constant(true)] = np.nan
-    return result
+def _known(true: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return ``values`` (g,) with NaN where the truth is constant."""
+    return np.where(is_constant(true), np.nan, values)
 
 
+@metric("pearson", "Pearson", better="higher", tables=())  # the tables' main column, shown with its interval
 def pearson(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return Pearson's correlation over spots, gene by gene."""
     from scipy.stats import pearsonr
 
     true, predicted = np.asarray(true, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     usable = ~is_constant(true) & ~is_constant(predicted)
-    if len(true) < 2 or not usable.any():
-        return _by_rule(true, predicted, np.zeros(int(usable.sum())), usable)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nearly constant columns: judged above
-        correlation = pearsonr(true[:, usable], predicted[:, usable], axis=0).statistic
-    return _by_rule(true, predicted, correlation, usable)
+    correlation = np.zeros(true.shape[1])
+    if len(true) >= 2 and usable.any():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nearly constant columns: judged above
+            correlation[usable] = pearsonr(true[:, usable], predicted[:, usable], axis=0).statistic
+    return _known(true, correlation)
 
 
+@metric("spearman", "Spearman", better="higher", tables=("main",))
 def spearman(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return Spearman's rank correlation over spots, gene by gene; ties get average ranks."""
     from scipy.stats import rankdata
 
-    flat = is_constant(predicted)
-    ranks = rankdata(predicted, axis=0)
-    ranks[:, flat] = 1.0  # rounding noise has ranks too
-    true_ranks = rankdata(true, axis=0)
-    true_ranks[:, is_constant(true)] = 1.0
-    return pearson(true_ranks, ranks)
+    def ranks(values: np.ndarray) -> np.ndarray:
+        return np.where(is_constant(values), 1.0, rankdata(values, axis=0))  # rounding noise has ranks too
+
+    return pearson(ranks(true), ranks(predicted))
 
 
 def within_spot(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -73,16 +143,19 @@ def within_spot(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return spearman(np.asarray(true).T, np.asarray(predicted).T)
 
 
+@metric("mse", "MSE", better="lower", unit="target²", tables=("more", "card"))
 def mse(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return the mean squared error, gene by gene."""
     return np.mean((np.asarray(predicted, dtype=np.float64) - true) ** 2, axis=0)
 
 
+@metric("mae", "MAE", better="lower", unit="target")
 def mae(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return the mean absolute error, gene by gene."""
     return np.mean(np.abs(np.asarray(predicted, dtype=np.float64) - true), axis=0)
 
 
+@metric("r2", "R²", better="higher", digits=2)
 def r2(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return 1 - squared error / variance: 0 for the scored section's own mean, negative for worse than that."""
     variance = np.var(np.asarray(true, dtype=np.float64), axis=0)
@@ -92,6 +165,7 @@ def r2(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return result
 
 
+@metric("rvd", "RVD", better="lower", tables=("more", "card"), digits=2)
 def relative_variance_distance(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return (variance predicted - variance true)^2 / variance true^2, gene by gene; its mean over genes is RVD.
 
@@ -104,6 +178,15 @@ def relative_variance_distance(true: np.ndarray, predicted: np.ndarray) -> np.nd
     known = ~is_constant(true)
     result[known] = ((np.var(predicted, axis=0, dtype=np.float64)[known] - variance[known]) / variance[known]) ** 2
     return result
+
+
+@metric("moran_error", "Moran’s I error", better="lower", spatial=True)
+def moran_error(true: np.ndarray, predicted: np.ndarray, graph: csr_matrix) -> np.ndarray:
+    """Return the absolute difference between the predicted and the measured Moran's I; ``graph`` of `neighbour_graph`.
+
+    A gene that is constant in the truth has a Moran's I of 0 there, and an error: leave it out of means yourself.
+    """
+    return np.abs(morans_i(predicted, graph) - morans_i(true, graph))
 
 
 def neighbour_graph(coords: np.ndarray) -> csr_matrix:
@@ -119,33 +202,25 @@ def neighbour_graph(coords: np.ndarray) -> csr_matrix:
     (n, n) CSR of 0 and 1, without self-loops.
     """
     from scipy.sparse import csr_matrix
-    from sklearn.neighbors import NearestNeighbors
 
-    coords = np.asarray(coords, dtype=np.float64)
-    if len(coords) < 2:
-        return csr_matrix((len(coords), len(coords)))
-    nearest = NearestNeighbors().fit(coords)
-    pitch = np.median(nearest.kneighbors(n_neighbors=1)[0])
-    return nearest.radius_neighbors_graph(radius=NEIGHBOUR_REACH * pitch, mode="connectivity").tocsr()
+    from histocrypt.spatial import touching
+
+    return touching(coords) if len(coords) > 1 else csr_matrix((len(coords), len(coords)))
 
 
 def morans_i(values: np.ndarray, graph: csr_matrix) -> np.ndarray:
     """Return Moran's I of every column of ``values`` (n, g) on ``graph``; 0 for a constant column, NaN without edges.
 
-    Source: Moran, "Notes on continuous stochastic phenomena", Biometrika 37:17 (1950), as computed by scanpy.
+    Source: Moran, "Notes on continuous stochastic phenomena", Biometrika 37:17 (1950); equal to scanpy's.
     """
-    import scanpy as sc
-
     values = np.asarray(values, dtype=np.float64)
     if graph.nnz == 0:
         return np.full(values.shape[1], np.nan)
-    result = np.zeros(values.shape[1])
-    varying = ~is_constant(values)
-    if varying.any():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            result[varying] = sc.metrics.morans_i(graph, np.ascontiguousarray(values[:, varying].T))
-    return result
+    z = values - values.mean(axis=0)
+    squares = np.square(z).sum(axis=0)
+    flat = is_constant(values) | (squares == 0)
+    result = len(z) / graph.sum() * ((graph @ z) * z).sum(axis=0) / np.where(flat, 1.0, squares)
+    return np.where(flat, 0.0, result)
 
 
 def mean_of_top(scores: np.ndarray, ranking: np.ndarray, k: int) -> float:
@@ -163,35 +238,18 @@ def mean_of_top(scores: np.ndarray, ranking: np.ndarray, k: int) -> float:
     return float(scores[known[order[:k]]].mean())
 
 
-def per_gene(true: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
-    """Return every metric that needs no coordinates, by name, each (g,)."""
-    return {
-        "pearson": pearson(true, predicted),
-        "spearman": spearman(true, predicted),
-        "mse": mse(true, predicted),
-        "mae": mae(true, predicted),
-        "r2": r2(true, predicted),
-        "rvd": relative_variance_distance(true, predicted),
-        "variance_true": np.var(np.asarray(true, dtype=np.float64), axis=0),
-        "variance_predicted": np.var(np.asarray(predicted, dtype=np.float64), axis=0),
-        "constant_prediction": is_constant(predicted),
-        "constant_truth": is_constant(true),
-    }
-
-
-# ---- distribution
-# How well a predicted distribution matches what was measured, from samples; all numbers gene by gene.
-#
-# Throughout, ``true`` is (n spots, g genes) and ``samples`` (n, K, g) in the same units; results are (g,) float64, NaN
-# for a gene that is constant in the truth, as in `evaluation.metrics`.
+def finite_mean(values: np.ndarray) -> float:
+    """Return the mean of what is finite; NaN where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
 
 
 def crps(true: np.ndarray, samples: np.ndarray) -> np.ndarray:
     """Return the continuous ranked probability score: 0 is perfect; for a single certain value, the absolute error.
 
-    Estimated without bias from samples: the mean distance to the truth, less half the mean distance between two
-    different samples (Gneiting and Raftery, "Strictly proper scoring rules, prediction, and estimation", JASA 2007). It
-    hence does not depend on how many were drawn, but for chance; and it can fall a little below zero.
+    Estimated without bias from (n, K, g) samples: the mean distance to the truth, less half the mean distance between
+    two different samples (Gneiting and Raftery, "Strictly proper scoring rules, prediction, and estimation", JASA
+    2007). It hence does not depend on how many were drawn, but for chance; and it can fall a little below zero.
     """
     samples = np.sort(np.asarray(samples, dtype=np.float64), axis=1)
     n_samples = samples.shape[1]
@@ -237,7 +295,3 @@ def correlation_error(true: np.ndarray, predicted: np.ndarray) -> float:
         return float("nan")
     difference = np.abs(correlations(predicted[:, known]) - correlations(true[:, known]))
     return float(difference[np.triu_indices(known.sum(), 1)].mean())
-
-
-def _known(true: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.where(is_constant(true), np.nan, values)

@@ -11,11 +11,9 @@ import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation import metrics
+from histocrypt.evaluation.metrics import METRICS, finite_mean
 from histocrypt.pipeline.predictions import join, matrix_of, read_prediction, some, transforms_of
 from histocrypt.targets.matrix import noun
-
-MEANS = ("pearson", "spearman", "mse", "mae", "r2", "rvd", "moran_error")
-HEADS = ("Pearson", "Spearman", "MSE", "MAE", "R2", "RVD", "Moran err")
 
 
 @dataclass(frozen=True)
@@ -74,15 +72,14 @@ def score_files(prediction: Path, truth: str) -> ScoreResult:
     means, genes, flat, within = {}, {}, {}, {}
     for transform in transforms_of(predicted):
         true, values = pair.true[transform], pair.predicted[transform]
-        scored = metrics.per_gene(true, values)
-        scored["moran_error"] = np.abs(metrics.morans_i(values, graph) - metrics.morans_i(true, graph))
+        scored = metrics.per_gene(true, values, graph)
         usable = ~scored["constant_truth"]
-        means[transform] = {name: _mean(scored[name][usable]) for name in MEANS}
+        means[transform] = {name: finite_mean(scored[name][usable]) for name in METRICS}
         flat[transform] = int((scored["constant_prediction"] & usable).sum())
         if matrix is not None:
             within[transform] = _within(true, values, predicted.var, pair.genes, transform)
         genes[transform] = {
-            gene: {name: float(scored[name][i]) for name in MEANS} for i, gene in enumerate(pair.genes.tolist())
+            gene: {name: float(scored[name][i]) for name in METRICS} for i, gene in enumerate(pair.genes.tolist())
         }
     return ScoreResult(
         prediction=str(prediction),
@@ -111,12 +108,7 @@ def _within(true: np.ndarray, values: np.ndarray, var: Any, names: np.ndarray, t
         profile = metrics.within_spot(true, np.tile(var.loc[names, column].to_numpy(dtype=float), (len(true), 1)))
     known = np.isfinite(found)
     counts = {"spots": int(known.sum()), "undefined": int((~known).sum())}
-    return {"mean": _mean(found), "mean_profile": _mean(profile), **counts}
-
-
-def _mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else float("nan")
+    return {"mean": finite_mean(found), "mean_profile": finite_mean(profile), **counts}
 
 
 def _notes(pair: Any, constant: np.ndarray, dropped: dict[str, int], genes: str) -> list[str]:
@@ -138,14 +130,16 @@ def render(result: ScoreResult, *, as_json: bool = False) -> str:
     if as_json:
         return json.dumps(_plain(result.__dict__), indent=2, ensure_ascii=False, allow_nan=False)
     one = noun(result.matrix)
+    heads = [(metric.title, max(11, len(metric.title) + 2)) for metric in METRICS.values()]
     lines = [
         f"{result.model} on section {result.section} (patient {result.patient}): "
         f"{result.spots} spots, {result.genes} {one}s",
         "",
-        f"{'':<14}" + "".join(f"{head:>11}" for head in HEADS) + f"{'flat ' + one.split()[-1] + 's':>12}",
+        f"{'':<14}" + "".join(f"{head:>{width}}" for head, width in heads) + f"{'flat ' + one.split()[-1] + 's':>12}",
     ]
     for transform, means in result.means.items():
-        numbers = "".join(f"{means[name]:>11.3f}" if np.isfinite(means[name]) else f"{'-':>11}" for name in MEANS)
+        cells = [f"{means[name]:.3f}" if np.isfinite(means[name]) else "-" for name in METRICS]
+        numbers = "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, heads, strict=True))
         lines.append(f"{transform:<14}{numbers}{result.flat[transform]:>12}")
     if result.within_spot:
         lines += ["", *(_within_line(transform, found) for transform, found in result.within_spot.items())]
