@@ -6,8 +6,9 @@ import json
 import pytest
 
 from histocrypt import paths
-from histocrypt.report.parts import this_run
+from histocrypt.report.parts import shown_run
 from histocrypt.workflow.record import recorded
+from histocrypt.workflow.runs import this_run
 
 TOOK = {
     "20_preprocessing__S_A": (60.0, 1.0),
@@ -38,7 +39,7 @@ def test_a_run_without_a_record_has_no_section(fresh):
 
 def test_jobs_of_a_stage_are_added_up_and_what_the_study_no_longer_has_is_left_out(fresh):
     leave(fresh, TOOK)
-    content = this_run(fresh)
+    content = shown_run(fresh, this_run(fresh))
     assert [(row["name"], row["jobs"], row["time"], row["slowest"], row["memory"]) for row in content["rows"]] == [
         ("20_preprocessing", 2, "3 min", "2 min", "2.50 GiB"),
         ("30_training, VisionMLP (multi-scale CNN)", 1, "10 min", "10 min", "1.50 GiB"),

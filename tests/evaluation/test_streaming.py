@@ -1,5 +1,7 @@
 """What is kept section by section gives the same numbers as all sections at once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,10 +84,12 @@ def test_what_is_scored_on_some_sections_only_is_pooled_over_these(tmp_path, mon
         for name, values in true.items():
             n = len(values)
             genes, spots = np.array(["G1", "G2"]), np.array([f"{name}:{spot}" for spot in range(n)])
-            pair = Joined(name, "P", spots, genes, genes, np.zeros((n, 2)), {}, {}, [], [], [])
-            pool.add("log1p", "everywhere", pair, values, -values)
+            pair = Joined(
+                name, "P", spots, genes, genes, np.zeros((n, 2)), {"log1p": values}, {"log1p": -values}, [], [], []
+            )
+            pool.add("log1p", "everywhere", pair)
             if name == "B":
-                pool.add("log1p", "only_b", pair, values, values)
+                pool.add("log1p", "only_b", replace(pair, predicted={"log1p": values}))
         tables = {table["model"].iloc[0]: table for table in pool.tables()}
     assert tables["everywhere"]["pearson"].tolist() == pytest.approx([-1, -1])
     assert tables["only_b"]["pearson"].tolist() == pytest.approx([1, 1])
@@ -93,7 +97,7 @@ def test_what_is_scored_on_some_sections_only_is_pooled_over_these(tmp_path, mon
 
 def test_a_page_shows_some_of_many_by_rule(scored):
     _, scores = scored
-    assert page.shown(scores, "vision_mlp", "log1p") == set(scores.sections["section"])
+    assert page.shown_sections(scores, "vision_mlp", "log1p") == set(scores.sections["section"])
     names = [f"S_{number}" for number in range(100)]
     some = page.spread(names, 24)
     assert (len(some), some[0], some[-1]) == (24, "S_0", "S_99")
@@ -113,7 +117,9 @@ def test_a_page_of_more_sections_than_it_shows_says_so(scored, monkeypatch):
     assert "1 of 2 folds, a line each." in text
     rows = pd.read_csv(study.run.evaluation / "data.csv")
     assert sorted(rows["section"]) == sorted(set(scores.sections["section"]))
-    absent = set(rows["section"]) - page.shown(scores, wording.best_model(scores, "log1p_cp10k"), "log1p_cp10k")
+    absent = set(rows["section"]) - page.shown_sections(
+        scores, wording.best_model(scores, "log1p_cp10k"), "log1p_cp10k"
+    )
     assert len(absent) == 2
 
 

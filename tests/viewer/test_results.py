@@ -117,7 +117,7 @@ def test_in_a_kernel_the_picture_is_an_output_and_follows_the_controls(fresh, tm
     file.write_text(yaml.safe_dump(fresh.model_dump(mode="json")))
     show = f"""
 from histocrypt.study import load_study
-from histocrypt.viewer import view_results
+from histocrypt.report.jupyter import view_results
 board = view_results(load_study({str(file)!r}), model="vision_mlp", gene="GENE009")
 board.show()
 """

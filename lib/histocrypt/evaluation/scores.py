@@ -64,7 +64,7 @@ class Scores:
     notes: dict[str, Any]
     """``unscored_genes`` by section, ``pooled_genes``, ``few_blocks``, ``draws``, ``block_um``, ``k``; where they apply
     ``scheme`` (sections were held out, not patients), ``matrix``, ``left_out`` (model -> why it has no score) and
-    ``coming`` (models that are not trained yet)."""
+    ``coming`` (model that is not trained yet -> folds that it has predicted, and all)."""
 
     @property
     def transforms(self) -> list[str]:
@@ -119,16 +119,13 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
     run, about = study.run, study.evaluation
     folds = read_folds(study)
     absent = left_out(study)
-    wanted = [model for model in study.scored_names if model not in absent]
-    missing = {model: path for model in wanted if (path := _missing(run, model, folds)) is not None}
-    for model, path in missing.items():
-        if model in BASELINES:
-            raise InputError(
-                "prediction file is missing", file=path, fix="no score stands without every baseline: train it first"
-            )
-        if not unfinished:
-            raise InputError("prediction file is missing", file=path, fix="train it first")
-    models = [model for model in wanted if model not in missing]
+    models = ready_models(study, folds)
+    coming = [name for name in study.scored_names if name not in absent and name not in models]
+    for name in coming:
+        if name in BASELINES or not unfinished:
+            path = next(run.prediction(name, fold["name"]) for fold in folds if not _predicted(run, name, [fold])[0])
+            first = "no score stands without every baseline: " if name in BASELINES else ""
+            raise InputError("prediction file is missing", file=path, fix=f"{first}train it first")
     if unfinished and covering(study, models):
         return load_scores(study)
     pairs = _pairs(models)
@@ -176,7 +173,7 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
         "scheme": BY_SECTION if study.folds.scheme == BY_SECTION else None,
         "matrix": study.target.matrix,
         "left_out": absent,
-        "coming": list(missing),
+        "coming": {model: _predicted(run, model, folds) for model in coming},
     }
     scores = Scores(
         genes=genes_table,
@@ -191,10 +188,15 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
     return scores
 
 
-def _missing(run: RunFolder, model: str, folds: list[dict[str, Any]]) -> Path | None:
-    """Return the first prediction that a model lacks to be scored."""
-    every = [run.prediction(model, fold["name"]) for fold in folds]
-    return next((path for path in every if not path.is_file()), None)
+def ready_models(study: Study, folds: list[dict[str, Any]]) -> list[str]:
+    """Return the models that can be scored: those that have predicted every fold."""
+    wanted = [name for name in study.scored_names if name not in left_out(study)]
+    return [name for name in wanted if _predicted(study.run, name, folds)[0] == len(folds)]
+
+
+def _predicted(run: RunFolder, model: str, folds: list[dict[str, Any]]) -> tuple[int, int]:
+    """Return how many folds a model has predicted, and how many there are."""
+    return sum(run.prediction(model, fold["name"]).is_file() for fold in folds), len(folds)
 
 
 def covering(study: Study, models: list[str], parts: Sequence[str] = ()) -> bool:

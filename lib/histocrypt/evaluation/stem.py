@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation import metrics
-from histocrypt.evaluation import metrics as distribution
+from histocrypt.evaluation.metrics import finite_mean
 from histocrypt.evaluation.scores import read_folds, title_of
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.pipeline.predictions import Joined, join, read_h5ad, read_prediction, transforms_of
@@ -23,21 +23,49 @@ if TYPE_CHECKING:
 BESIDE = ("encoder_ridge", "knn", "mean_profile")
 """What stands beside a distribution, always: regression and neighbours on frozen features, and no prediction at all."""
 
+
+@dataclass(frozen=True)
+class Measure:
+    """One column of the table of distributions."""
+
+    title: str
+    meaning: str
+    better: Literal["lower", "higher", "neither"] = "lower"
+    words: str = ""
+    """What the report's sentence calls it where it says who does better; empty: not in the sentence."""
+
+    def wins(self, mine: float, theirs: float) -> bool:
+        """Return whether the first value is the better one."""
+        return mine > theirs if self.better == "higher" else self.better == "lower" and mine < theirs
+
+
 MEASURES = {
-    "pearson": ("PCC", "correlation of the mean with the truth, over spots; mean over genes"),
-    "mse": ("MSE", "squared error of the mean"),
-    "mae": ("MAE", "absolute error of the mean"),
-    "crps": ("CRPS", "score of the whole distribution, in units of MAE; of a single value, its absolute error"),
-    "rvd": ("RVD of means", "0: the variance over spots is right; 1: flat"),
-    "rvd_samples": ("RVD of samples", "the same for single draws"),
-    "coverage_50": ("50 % interval holds", "share of measured values; 0.5 is right"),
-    "coverage_90": ("90 % interval holds", "share of measured values; 0.9 is right"),
-    "correlation_error": ("Gene-gene error", "mean difference between true and predicted gene-gene correlation"),
-    "correlation_error_samples": ("Gene-gene error of samples", "the same for single draws"),
-    "moran": ("Moran's I error", "mean difference in spatial autocorrelation"),
-    "moran_samples": ("Moran's I error of samples", "the same for single draws"),
+    "pearson": Measure(
+        "PCC", "correlation of the mean with the truth, over spots; mean over genes", "higher", "correlation"
+    ),
+    "mse": Measure("MSE", "squared error of the mean", words="squared error"),
+    "mae": Measure("MAE", "absolute error of the mean"),
+    "crps": Measure(
+        "CRPS", "score of the whole distribution, in units of MAE; of a single value, its absolute error", words="CRPS"
+    ),
+    "rvd": Measure("RVD of means", "0: the variance over spots is right; 1: flat", words="variance of the means (RVD)"),
+    "rvd_samples": Measure("RVD of samples", "the same for single draws", words="variance of single draws (RVD)"),
+    "coverage_50": Measure("50 % interval holds", "share of measured values; 0.5 is right", "neither"),
+    "coverage_90": Measure("90 % interval holds", "share of measured values; 0.9 is right", "neither"),
+    "correlation_error": Measure("Gene-gene error", "mean difference between true and predicted gene-gene correlation"),
+    "correlation_error_samples": Measure(
+        "Gene-gene error of samples",
+        "the same for single draws",
+        words="correlation between genes, of single draws",
+    ),
+    "moran": Measure("Moran's I error", "mean difference in spatial autocorrelation"),
+    "moran_samples": Measure(
+        "Moran's I error of samples", "the same for single draws", words="spatial autocorrelation, of single draws"
+    ),
 }
-"""Measures by column: title and meaning."""
+"""Measures by column."""
+COMPARED = [name for name, one in MEASURES.items() if one.better != "neither" and not name.endswith("_samples")]
+"""Measures that a model of one value has, too: in these the two are compared."""
 
 
 @dataclass(frozen=True)
@@ -124,31 +152,31 @@ def score_section(pair: Joined, transform: str, samples: np.ndarray | None = Non
     own = metrics.morans_i(true, graph)
 
     def moran(values: np.ndarray) -> float:
-        return _mean(np.where(metrics.is_constant(true), np.nan, np.abs(metrics.morans_i(values, graph) - own)))
+        return finite_mean(np.where(metrics.is_constant(true), np.nan, np.abs(metrics.morans_i(values, graph) - own)))
 
     known = np.where(metrics.is_constant(true), np.nan, 1.0)
     found = {
-        "pearson": _mean(metrics.pearson(true, predicted)),
-        "mse": _mean(metrics.mse(true, predicted) * known),
-        "mae": _mean(metrics.mae(true, predicted) * known),
-        "crps": _mean(metrics.mae(true, predicted) * known),
-        "rvd": _mean(metrics.relative_variance_distance(true, predicted)),
-        "correlation_error": distribution.correlation_error(true, predicted),
+        "pearson": finite_mean(metrics.pearson(true, predicted)),
+        "mse": finite_mean(metrics.mse(true, predicted) * known),
+        "mae": finite_mean(metrics.mae(true, predicted) * known),
+        "crps": finite_mean(metrics.mae(true, predicted) * known),
+        "rvd": finite_mean(metrics.relative_variance_distance(true, predicted)),
+        "correlation_error": metrics.correlation_error(true, predicted),
         "moran": moran(predicted),
     }
     if samples is None:
         return {name: found.get(name, float("nan")) for name in MEASURES}
     few = range(min(5, samples.shape[1]))  # single draws differ little from one another in these two
     found |= {
-        "crps": _mean(distribution.crps(true, samples)),
-        "rvd_samples": _mean(distribution.single_sample_rvd(true, samples)),
-        "correlation_error_samples": float(np.mean([distribution.correlation_error(true, samples[:, k]) for k in few])),
+        "crps": finite_mean(metrics.crps(true, samples)),
+        "rvd_samples": finite_mean(metrics.single_sample_rvd(true, samples)),
+        "correlation_error_samples": float(np.mean([metrics.correlation_error(true, samples[:, k]) for k in few])),
         "moran_samples": float(np.mean([moran(samples[:, k]) for k in few])),
     }
     for share in (50, 90):
         ends = (50 - share / 2) / 100, (50 + share / 2) / 100
         low, high = np.quantile(samples, ends, axis=1)
-        found[f"coverage_{share}"] = _mean(distribution.coverage(true, low, high))
+        found[f"coverage_{share}"] = finite_mean(metrics.coverage(true, low, high))
     return {name: found[name] for name in MEASURES}
 
 
@@ -161,8 +189,7 @@ def summary(table: pd.DataFrame, model: str) -> dict[str, object]:
     ]
     ridge = means.loc["encoder_ridge"]
     mine = means.loc[model]
-    better = [key for key in ("mse", "mae", "crps", "rvd", "correlation_error", "moran") if mine[key] < ridge[key]]
-    better += ["pearson"] if mine["pearson"] > ridge["pearson"] else []
+    better = [key for key in [*COMPARED[1:], *COMPARED[:1]] if MEASURES[key].wins(mine[key], ridge[key])]
     return {"model": model, "title": title_of(model), "rows": rows, "better_than_ridge": better}
 
 
@@ -181,11 +208,6 @@ def _places(names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
             fix="run notebook 34_diffusion again",
         )
     return np.array([place[name] for name in wanted.tolist()], dtype=np.int64)
-
-
-def _mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else float("nan")
 
 
 def _plain(value: float) -> float | None:

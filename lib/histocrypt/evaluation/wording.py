@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histocrypt.data.folds import BY_SECTION, caveat
+from histocrypt.evaluation.metrics import METRICS
 from histocrypt.evaluation.scores import CEILING, WITHIN, title_of
+from histocrypt.predictors.registry import BASELINES
 from histocrypt.targets.matrix import noun
 
 if TYPE_CHECKING:
@@ -17,7 +19,35 @@ if TYPE_CHECKING:
 
     from histocrypt.evaluation.scores import Scores
 
-# ---- terms
+COLOUR = "colour_ridge"
+MEAN_PROFILE = "mean_profile"
+BLIND = (MEAN_PROFILE, "depth_only")  # baselines that do not look at the image
+MINUS, RANGE = "\u2212", "\u2009to\u2009"
+TRANSFORM_WORDS = {
+    "log1p_cp10k": "depth-normalised expression",
+    "log1p": "raw counts, log scale",
+    "log2p1": "raw counts, log2 scale",
+    "rank": "ranks within a spot",
+    "proportion": "proportions of cell types",
+    "spot_rank": "ranks of cell types within a spot",
+}
+METRIC_WORDS = {
+    "pearson": ("PCC", "Pearson’s correlation between predicted and measured values of one {one} over spots."),
+    "spearman": ("Spearman", "The same on ranks: does the order of spots agree?"),
+    "mse": ("MSE", "Mean squared error, in the squared units of the table. Smaller is better."),
+    "mae": ("MAE", "Mean absolute error, in the units of the table. Smaller is better."),
+    "r2": (
+        "R²",
+        "Share of a section’s variance explained; negative means worse than that section’s own (unknown) mean.",
+    ),
+    "rvd": ("RVD", "Relative variance distance: squared relative error of the variance, mean over {many}."),
+    "moran_error": (
+        "Moran’s I",
+        "How alike neighbouring spots are, from about 0 (no pattern) to 1 (smooth). Its error is the mean absolute "
+        "difference between predicted and measured.",
+    ),
+}
+"""The glossary's term and its meaning, for every metric in `METRICS`."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +93,6 @@ def terms(matrix: str | None, scheme: str) -> Terms:
     )
 
 
-# ---- words
-# The answer in words, made from the numbers: who beats whom, and by how much. For the report and the model cards.
-
-
-COLOUR = "colour_ridge"
-MEAN_PROFILE = "mean_profile"
-BLIND = (MEAN_PROFILE, "depth_only")  # baselines that do not look at the image
-MINUS, RANGE = "\u2212", "\u2009to\u2009"
-TRANSFORM_WORDS = {
-    "log1p_cp10k": "depth-normalised expression",
-    "log1p": "raw counts, log scale",
-    "log2p1": "raw counts, log2 scale",
-    "rank": "ranks within a spot",
-    "proportion": "proportions of cell types",
-    "spot_rank": "ranks of cell types within a spot",
-}
-
-
 def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
     """Return a number for readers: a true minus sign, an en dash where there is none."""
     if value is None or not np.isfinite(value):
@@ -123,11 +135,57 @@ def verdict(row: pd.Series) -> str:
     """Return what a row of ``paired`` says, as a verb: ``beats`` only where the whole interval lies above zero."""
     if not np.isfinite(row["low"]):
         return "cannot be told from"
-    sign = -1 if row["metric"] == "mse" else 1
+    sign = -1 if row["metric"] in METRICS and METRICS[row["metric"]].better == "lower" else 1
     low, high = sorted((sign * row["low"], sign * row["high"]))
     if low > 0:
         return "beats"
     return "does worse than" if high < 0 else "does not beat"
+
+
+def cell(pairs: pd.DataFrame, model: str) -> dict[str, Any] | None:
+    """Return the row of a model in differences from a baseline (`Scores.against`), with its verdict; None without."""
+    return {**pairs.loc[model].to_dict(), "verdict": verdict(pairs.loc[model])} if model in pairs.index else None
+
+
+def score_table(scores: Scores, transform: str) -> pd.DataFrame:
+    """Return the report's first table of scores as text, the best model on top."""
+    import pandas as pd
+
+    table, unit = scores.of(transform).sort_values("pearson", ascending=False), terms_of(scores).unit
+    against = scores.against(COLOUR, transform)
+    rows = []
+    for model, row in table.iterrows():
+        pair = cell(against, model)
+        beside = "" if pair is None else f"{number(pair['difference'], sign=True)}, {pair['verdict']}"
+        rows.append(
+            {
+                "": row["title"] + (" (baseline)" if row["role"] == "baseline" else ""),
+                "mean correlation": number(row["pearson"]),
+                "95 % interval": span(row["pearson_low"], row["pearson_high"]),
+                f"{unit}s, lowest to highest": span(row[f"{unit}_min"], row[f"{unit}_max"], 2),
+                "against colour-only ridge": beside,
+                "pooled": number(row["pooled_pearson"]),
+                **{one.title: number(row[name], one.digits) for name, one in METRICS.items() if "main" in one.tables},
+            }
+        )
+    return pd.DataFrame(rows).set_index("")
+
+
+def paired_table(scores: Scores, transform: str) -> pd.DataFrame:
+    """Return the report's table of differences from every baseline as text: models by baselines."""
+    import pandas as pd
+
+    rows = scores.paired
+    rows = rows[(rows["transform"] == transform) & (rows["metric"] == "pearson")]
+    said = [
+        {
+            "": title_of(row["model"]),
+            "from": title_of(row["baseline"]),
+            "said": f"{number(row['difference'], sign=True)} ({span(row['low'], row['high'], sign=True)})",
+        }
+        for _, row in rows[rows["baseline"].isin(BASELINES)].iterrows()
+    ]
+    return pd.DataFrame(said).pivot(index="", columns="from", values="said").fillna("\u2013")
 
 
 def compare(scores: Scores, model: str, baseline: str, transform: str) -> str:

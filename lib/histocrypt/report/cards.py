@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from histocrypt.evaluation import wording
+from histocrypt.evaluation.metrics import METRICS
 from histocrypt.evaluation.scores import WITHIN, load_scores, title_of
 from histocrypt.evaluation.wording import terms_of
 from histocrypt.files import read_json, write_text
@@ -74,7 +75,7 @@ def write_cards(study: Study) -> list[Path]:
 
     Returns
     -------
-    The cards written; a model without a final training has none.
+    The cards written; a model without a final training, or without a score yet, has none.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -82,7 +83,7 @@ def write_cards(study: Study) -> list[Path]:
     written = []
     for model in study.model_names:
         folder = study.run.model(model, FINAL)
-        if not (folder / "model.json").is_file():
+        if model not in scores.models or not (folder / "model.json").is_file():
             continue
         about = read_json(folder / "model.json")
         data = ModelCardData(
@@ -142,17 +143,17 @@ def _verdict(scores: Any, model: str) -> str:
 
 def _table(scores: Any, model: str, transform: str) -> str:
     table = scores.of(transform)
+    shown = [one for one in METRICS.values() if "card" in one.tables]
     lines = [
         f"**{wording.TRANSFORM_WORDS.get(transform, transform)}** (`{transform}`)",
         "",
-        "| | mean correlation | 95 % interval | MSE | RVD |",
-        "|---|---|---|---|---|",
+        f"| | mean correlation | 95 % interval | {' | '.join(one.title for one in shown)} |",
+        "|---" * (3 + len(shown)) + "|",
     ]
     for name in [model, *(other for other in BASELINES if other != model and other in table.index)]:
         row = table.loc[name]
         title = f"**{row['title']}**" if name == model else f"{row['title']} (baseline)"
-        cells = (wording.number(row["pearson"]), wording.span(row["pearson_low"], row["pearson_high"]))
-        lines.append(
-            f"| {title} | {cells[0]} | {cells[1]} | {wording.number(row['mse'])} | {wording.number(row['rvd'], 2)} |"
-        )
+        cells = [wording.number(row["pearson"]), wording.span(row["pearson_low"], row["pearson_high"])]
+        cells += [wording.number(row[one.name], one.digits) for one in shown]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)

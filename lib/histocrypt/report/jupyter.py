@@ -159,7 +159,8 @@ def view_results(study: Study, *, model: str = "", section: str = "", gene: str 
     from histocrypt.targets.matrix import noun
 
     every = Views(study)
-    first = {"model": model or every.models[-1], "section": section or every.sections[0]}
+    model = model or every.models[-1]
+    first = {"model": model, "section": section or every.predicted(model)[0]}
     first["transform"] = transform or every.transforms[0]
     gene = gene or every.genes[str(every.joined(**first).genes[0])]
     values = [(TRANSFORM_WORDS.get(name, name), name) for name in every.transforms]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.evaluation import figures, wording
 from histocrypt.evaluation.figures import embed_bytes
-from histocrypt.evaluation.scores import POOLED, title_of
+from histocrypt.evaluation.scores import title_of
 from histocrypt.pipeline.predictions import some
 from histocrypt.report import views
 from histocrypt.report.views import find_gene
@@ -79,7 +80,7 @@ def choose(views: Views, scores: Scores, model: str) -> Choice:
     return Choice(chosen, genes, own, unknown, [name for name in spots.index if name not in fitting])
 
 
-def spread(ranked: list[str], count: int) -> list[str]:
+def spread(ranked: Sequence[str], count: int) -> list[str]:
     """Return ``count`` names spread evenly over a ranking: the first, the last, and the middle of an odd number."""
     if count <= 0 or not ranked:
         return []
@@ -91,10 +92,8 @@ def spread(ranked: list[str], count: int) -> list[str]:
 
 def gene_ranking(scores: Scores, model: str, transform: str) -> pd.Series:
     """Return each gene's mean correlation over sections, best first; genes that vary in no section are left out."""
-    each = scores.genes
-    keep = (each["model"] == model) & (each["transform"] == transform) & (each["section"] != POOLED)
-    each = each[keep & ~each["constant_truth"].astype(bool)]
-    return each.groupby("gene")["pearson"].mean().sort_values(ascending=False, kind="stable")
+    each = scores.by_gene(transform)
+    return each[each["model"] == model].groupby("gene")["pearson"].mean().sort_values(ascending=False, kind="stable")
 
 
 def _markers(views: Views) -> tuple[list[str], list[str]]:
@@ -132,7 +131,7 @@ def viewer_content(study: Study, scores: Scores, model: str) -> dict[str, Any]:
     model
         The model that the page opens with, and by which sections and genes are ranked.
     """
-    every = views.Views(study)
+    every = views.Views(study, models=scores.models)
     choice = choose(every, scores, model)
     start = _start(scores, model, choice)
     content: dict[str, Any] = {"about": about(every, scores, choice, model), "still": None, "data": None}

@@ -67,20 +67,29 @@ class View:
 class Views:
     """Every view of a study whose models have predicted held-out sections. Files are read as they are asked for.
 
+    Parameters
+    ----------
+    study
+        The study.
+    models
+        Those to be seen; None for all that have predicted a fold.
+
     Raises
     ------
     InputError
         If no model of the study has predicted a held-out section yet.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, *, models: Sequence[str] | None = None) -> None:
         self.study = study
         folds = read_folds(study)
         self.fold_of = {section: fold["name"] for fold in folds for section in fold["test_sections"]}
         """Held-out section -> the fold that held it out."""
         self._folds = [fold["name"] for fold in folds]
         self.models = [
-            model for model in study.scored_names if any(study.run.prediction(model, f).is_file() for f in self._folds)
+            model
+            for model in (study.scored_names if models is None else models)
+            if any(study.run.prediction(model, f).is_file() for f in self._folds)
         ]
         """Models with predictions, in the study's order."""
         if not self.models:
@@ -99,6 +108,11 @@ class Views:
     def sections(self) -> list[str]:
         """Held-out sections, by name."""
         return sorted(self.fold_of)
+
+    def predicted(self, model: str) -> list[str]:
+        """Return the held-out sections of the folds that a model has predicted; all where it has not predicted any."""
+        there = {fold for fold in self._folds if self.study.run.prediction(model, fold).is_file()}
+        return [name for name in self.sections if self.fold_of[name] in there] or self.sections
 
     @property
     def transforms(self) -> list[str]:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import read_json
-from histocrypt.workflow.record import Record, Run, added_up, read_record
+from histocrypt.workflow.record import Record, Run, added_up, belonging, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from histocrypt.study import Study
 
 # ---- runs
 
@@ -128,6 +130,43 @@ def _commit_in_words(git: dict[str, Any]) -> str:
         return f"not known: {git.get('note', 'nothing was said')}"
     changed = ", ".join(git.get("changed", ()))
     return git["commit"] + (f", with changes that were not committed: {changed}" if git.get("dirty") else "")
+
+
+def this_run(study: Study) -> dict[str, Any] | None:
+    """Return what a study's report shows of its run; None where there is no record, or not one of the study as it is.
+
+    The report is a part of the run: its own stage, and what comes after it, are not in the record yet.
+    """
+    try:
+        record = read_record(study.run.root)
+    except InputError:
+        return None
+    if record.hash != study.hash():
+        return None
+    stages = belonging(record.stages, study)
+    jobs = added_up(stages).sort_values("notebook", kind="stable")
+    rows = [
+        {
+            **{name: getattr(row, name) for name in ("notebook", "model", "jobs", "seconds", "peak_gib")},
+            "slowest_seconds": row.slowest,
+            "time": duration(row.seconds),
+            "slowest": duration(row.slowest),
+            "cpu": duration(row.cpu_seconds),
+            "memory": gib(row.peak_gib),
+        }
+        for row in jobs.itertuples()
+    ]
+    return {
+        "begun": when(record.begun),
+        "about": about(record),
+        "runs": len(record.history) + 1,
+        "commits": len({stage.commit for stage in stages if stage.outcome == "finished"}),
+        "again": sum(stage.attempt > 1 for stage in stages),
+        "rows": rows,
+        "total": duration(jobs["seconds"].sum()),
+        "jobs": int(jobs["jobs"].sum()),
+        "most": gib(jobs["peak_gib"].max()),
+    }
 
 
 def find_run(name: str) -> Path:
