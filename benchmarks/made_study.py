@@ -139,10 +139,11 @@ class Made:
 
     def listed(self) -> None:
         """Write into the cache what each section is recognised by."""
-        import hashlib
         from dataclasses import asdict
 
-        from histocrypt.sections.read import Fingerprint, _key, _stats, find_sections, watched
+        from histocrypt.explore.survey import file_stats, fingerprint_file
+        from histocrypt.sections.identity import Fingerprint
+        from histocrypt.sections.read import find_sections, watched
         from histocrypt.sections.section import SectionSize
         from histocrypt.study import load_study
 
@@ -151,11 +152,11 @@ class Made:
         study = load_study(self.study_file)
         known = self.folder / "cache" / "fingerprints"
         known.mkdir(parents=True, exist_ok=True)
-        for files in (files for source in study.sections for files in find_sections(source, study=study)):
+        for files in (files for source in study.sections for files in find_sections(source, folder=study.folder)):
             names = sorted(map(str, watched(files)))
             one = Fingerprint(files.id, files.patient, str(files.path), f"counts of {files.id}", files.id, size)
-            content = {"files": names, "stats": _stats(names), "fingerprint": asdict(one)}
-            (known / f"{hashlib.sha256(_key(files).encode()).hexdigest()[:32]}.json").write_text(json.dumps(content))
+            content = {"files": names, "stats": file_stats(names), "fingerprint": asdict(one)}
+            (known / fingerprint_file(files).name).write_text(json.dumps(content))
 
     def cleaned(self) -> None:
         """Write what 20_preprocessing leaves, as far as later stages read it."""

@@ -38,7 +38,7 @@ def check(
     files: Annotated[list[str], typer.Argument(metavar="PATH...", help="Section files or folders, or a study file.")],
 ) -> None:
     """Check sections and print one table; exit 2 where one cannot be used."""
-    from histocrypt.sections.read import check_sections, render
+    from histocrypt.explore.survey import check_sections, render
 
     table = check_sections(files)
     typer.echo(render(table))

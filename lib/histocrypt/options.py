@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_serializer,
+    field_validator,
+    model_serializer,
+)
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
+FORMATS = ("hackathon", "hest", "space_ranger", "h5ad", "st_array")
+"""Formats of sections, each read by the module of its name in ``sections/formats``; the first that recognises a path
+reads it."""
+DEMO = "demo"
 TransformName = Literal["log1p", "log1p_cp10k", "log2p1", "rank", "proportion", "spot_rank"]
 
 
@@ -23,7 +37,7 @@ class SectionSource(Part):
     path: str = Field(
         description="file, folder or glob; `data:` stands for HISTOCRYPT_DATA; `demo` for the demo tissue"
     )
-    format: Literal["auto", "h5ad", "hest", "st_array", "space_ranger", "hackathon", "demo"] = "auto"
+    format: Literal["auto", *FORMATS, "demo"] = "auto"
     image: str | None = Field(None, description="image file, where the section file does not name it")
     id: str | None = Field(None, description="section id, where the file does not name it")
     patient: str | None = Field(None, description="patient id, where the file does not name it")
@@ -202,6 +216,55 @@ class Encrypted(Part):
         return {key: value for key, value in handler(self).items() if key != "spots" or value != "all"}
 
 
+def _as_written(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Keep 0 as 0, not 0.0: hashes of finished studies depend on it."""
+    checked = check(value)
+    return value if isinstance(value, int) else checked
+
+
+Whole = Annotated[int, Field(gt=0, strict=True)]
+Share = Annotated[float, Field(ge=0, lt=1), WrapValidator(_as_written)]
+
+
+class GeneratorPlan(Part):
+    """A generator of synthetic tiles: which of the two it is, how large, and how it is trained; as published."""
+
+    kind: Literal["joint", "control"] = Field(
+        "joint",
+        description="joint: image and mask, of all classes whose images have masks; control: images of that class",
+    )
+    width: Whole = Field(64, description="channels at the finest level")
+    multipliers: Annotated[tuple[Whole, ...], Field(min_length=1)] = Field(
+        (1, 2, 4, 8), description="of the width, a level each; every level halves the side"
+    )
+    blocks: Whole = Field(2, description="residual blocks a level")
+    patch: Whole = Field(
+        1, description="pixels a side that the network sees as one: 2 is faster, and leaves grain in small pictures"
+    )
+    steps: Whole = Field(2000, description="of the noise schedule")
+    objective: Literal["noise", "velocity"] = Field(
+        "noise", description="what the network says: noise, as published, or velocity"
+    )
+    dropout: Share = 0.2
+    batch: Whole = 12
+    learning_rate: Annotated[float, Field(gt=0), WrapValidator(_as_written)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0), WrapValidator(_as_written)] = 1e-5
+    ema: Share = Field(0.9999, description="decay of the averaged weights; 0: none, as published")
+    conditional: bool = Field(
+        True, description="whether the class is told; the published joint network reads it from the mask"
+    )
+    guidance_dropout: Share = Field(
+        0.1, description="share of training images whose class is hidden; 0: sampling cannot be guided"
+    )
+    balance: bool = Field(True, description="rarer classes are repeated to the size of the largest")
+    augment: bool = Field(True, description="images are mirrored and turned at random, masks with them")
+
+    @property
+    def least_side(self) -> int:
+        """Pixels that the side of an image must be a multiple of."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+
 class Synthesis(Part):
     """Synthetic tiles with masks, learned from the training patients of one fold."""
 
@@ -210,7 +273,7 @@ class Synthesis(Part):
     label_above: float | None = Field(None, description="numbers above this mean tumour: a proxy, and called so")
     fold: str | None = Field(None, description="fold whose training patients are learned from; None: the first")
     side: Annotated[int, Field(ge=16)] = Field(32, description="pixels of a synthetic tile; its width in um stays")
-    generator: dict[str, Any] = Field({}, description="options of the generator, see synthesis.generator")
+    generator: GeneratorPlan = Field(GeneratorPlan(), description="options of the generator")
     normal_from: Literal["joint", "control"] = Field(
         "joint",
         description="generator of tiles without tumour: the joint one, or one of its own, whose masks are made by rule",
@@ -233,6 +296,11 @@ class Synthesis(Part):
         None, description="differential privacy of a tile, all generators together; None: none"
     )
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="with epsilon")
+
+    @field_serializer("generator")
+    def _given(self, generator: GeneratorPlan) -> dict[str, Any]:
+        """Keep only what the study says: its hash does not change with our defaults."""
+        return {name: value for name, value in generator if name in generator.model_fields_set}
 
 
 class Audit(Part):

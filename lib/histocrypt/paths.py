@@ -39,6 +39,14 @@ def cache() -> Path:
     return _folder("HISTOCRYPT_CACHE", outputs() / ".cache")
 
 
+def resolve(path: str, folder: str | Path | None = None) -> Path:
+    """Return a path as users write it: `data:` is HISTOCRYPT_DATA; a relative one starts at ``folder``, if given."""
+    if path.startswith("data:"):
+        return data() / path.removeprefix("data:")
+    own = Path(path).expanduser()
+    return own if folder is None else Path(os.path.normpath(Path(folder) / own))
+
+
 def threads(default: int | None = None) -> int:
     """Return the number of threads this process may use (``OMP_NUM_THREADS``, else ``default``, else all cores)."""
     given = os.environ.get("OMP_NUM_THREADS", "")

@@ -79,18 +79,14 @@ def check_stacking(study: Study, file: str | Path) -> None:
 
 
 def check_synthesis(study: Study, file: str | Path) -> None:
-    """Refuse a label that does not say where it is found, and generators that cannot be built."""
-    from histocrypt.synthesis.generator import GeneratorPlan
+    """Refuse a label that does not say where it is found, and tiles that the generator cannot halve."""
     from histocrypt.targets.matrix import Label
 
     part = study.synthesis
     if part is None:
         return
     Label(part.label, tuple(part.label_is), part.label_above, field=f"{file}: synthesis.label")
-    try:
-        plan = GeneratorPlan.of(part.generator)
-    except InputError as error:
-        raise error.of_file(file) from error
+    plan = part.generator
     if part.side % plan.least_side:
         raise InputError(
             f"tiles do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}",
@@ -205,9 +201,7 @@ class Study(Part):
 
     def resolve(self, path: str) -> Path:
         """Return a path as an absolute one: `data:` is HISTOCRYPT_DATA, relative ones start at the study file."""
-        if path.startswith("data:"):
-            return paths.data() / path.removeprefix("data:")
-        return Path(self.folder) / Path(path).expanduser()
+        return paths.resolve(path, self.folder)
 
 
 def load_study(path: str | Path) -> Study:

@@ -41,7 +41,7 @@ def study_of(printed):
 
     entry = yaml.safe_load(printed[printed.index("sections:") :])
     study = parse_study({"name": "s", **entry})
-    return [read_section(files) for source in study.sections for files in find_sections(source, study=study)]
+    return [read_section(files) for source in study.sections for files in find_sections(source, folder=study.folder)]
 
 
 def tsv(table):

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from histocrypt.cli import app
 from histocrypt.errors import InputError
+from histocrypt.explore.survey import fingerprint_file, input_files, study_sections
 from histocrypt.options import Preprocessing, SectionSource
 from histocrypt.sections.image import ScaledImage
-from histocrypt.sections.read import find_sections, input_files, read_path, read_section, study_sections
+from histocrypt.sections.read import find_sections, read_path, read_section
 from histocrypt.study import parse_study
 from histocrypt.tissue.preprocess import preprocess_section
 from histocrypt.tissue.tiles import read_tiles
@@ -154,13 +155,11 @@ def test_prediction_reads_it_without_a_patient(tmp_path):
 
 
 def test_a_new_image_is_noticed(tmp_path):
-    from histocrypt.sections.read import settings_key
-
     folder = write_space_ranger(tmp_path / "run", image=False)
     (files,) = find_sections(SectionSource(path=str(folder)))
-    before = settings_key(files)
+    before = fingerprint_file(files)
     write_space_ranger(folder)
-    assert settings_key(files) != before
+    assert fingerprint_file(files) != before
 
 
 def edit_positions(change):

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from histocrypt.cli import app
 from histocrypt.errors import InputError
-from histocrypt.sections import read
-from histocrypt.sections.read import check_sections, study_sections
+from histocrypt.explore import survey
+from histocrypt.explore.survey import check_sections, study_sections
+from histocrypt.sections.identity import same_name
 from histocrypt.study import parse_study
 
 
@@ -67,8 +68,8 @@ def test_one_patient_written_two_ways(one, two, tiny_section, tmp_path):
 
 
 def test_different_patients_stay_different():
-    assert read.same_name("BC1-12") != read.same_name("BC11-2")
-    assert read.same_name("P1") != read.same_name("P11")
+    assert same_name("BC1-12") != same_name("BC11-2")
+    assert same_name("P1") != same_name("P11")
 
 
 def test_same_counts_under_two_patients(tiny_section, tmp_path):
@@ -111,8 +112,8 @@ def test_fingerprints_are_kept_until_files_change(tiny_section, tmp_path, monkey
     path = tiny_section(tmp_path, "A", "P1")
     first = study_sections(study(path))
     reads = []
-    real = read.fingerprint_of
-    monkeypatch.setattr(read, "fingerprint_of", lambda *given: reads.append(1) or real(*given))
+    real = survey.fingerprint_of
+    monkeypatch.setattr(survey, "fingerprint_of", lambda *given: reads.append(1) or real(*given))
     assert study_sections(study(path)) == first
     assert not reads
     Image.fromarray(np.full((350, 350, 3), 200, np.uint8)).save(tmp_path / "A.png")

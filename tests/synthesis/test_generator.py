@@ -7,6 +7,7 @@ import torch
 
 from histocrypt.errors import InputError
 from histocrypt.models.diffguard import DiffGuard
+from histocrypt.study import parse_study
 from histocrypt.synthesis import generator as generators
 from histocrypt.synthesis.generator import (
     GeneratorPlan,
@@ -250,15 +251,18 @@ def test_the_body_is_the_largest_bright_region_without_holes():
         ({"widht": 8}, "width"),
         ({"kind": "both"}, "joint"),
         ({"objective": "image"}, "velocity"),
-        ({"width": 0}, "whole numbers"),
+        ({"width": 0}, "greater than 0"),
+        ({"width": True}, "integer"),
         ({"multipliers": []}, "multipliers"),
         ({"dropout": 1.0}, "dropout"),
         ({"learning_rate": 0.0}, "learning_rate"),
     ],
 )
 def test_unknown_options_are_refused(options, words):
-    with pytest.raises(InputError, match=words):
-        GeneratorPlan.of(options)
+    study = {"name": "s", "sections": [{"path": "demo"}], "synthesis": {"generator": options}}
+    with pytest.raises(InputError, match=words) as caught:
+        parse_study(study)
+    assert caught.value.field.startswith("synthesis.generator")
 
 
 def test_what_cannot_be_learned_from_is_refused(tmp_path):

@@ -7,9 +7,10 @@ from PIL import Image
 
 from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.errors import InputError
+from histocrypt.explore.survey import study_sections
 from histocrypt.pipeline.predict import predict_section
 from histocrypt.pipeline.train import train_fold
-from histocrypt.sections.read import read_section, study_sections
+from histocrypt.sections.read import read_section
 from histocrypt.study import parse_study
 from histocrypt.tissue.preprocess import preprocess_section
 

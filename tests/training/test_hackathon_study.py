@@ -12,13 +12,14 @@ from histocrypt.errors import InputError
 from histocrypt.evaluation.score_file import render, score_files
 from histocrypt.evaluation.scores import load_scores, score_study
 from histocrypt.evaluation.wording import answer, limits
+from histocrypt.explore.survey import study_sections
 from histocrypt.files import read_json
 from histocrypt.pipeline.predict import predict_section
 from histocrypt.pipeline.train import train_fold
 from histocrypt.predictors.registry import BASELINES
 from histocrypt.report.cards import write_cards
 from histocrypt.report.page import write_report
-from histocrypt.sections.read import read_section, study_sections
+from histocrypt.sections.read import read_section
 from histocrypt.study import parse_study
 from histocrypt.tissue.preprocess import preprocess_section
 

@@ -94,8 +94,8 @@ def decrypted_records(
     """
     from histocrypt.encrypted.key_owner import NOISE
     from histocrypt.encrypted.parameters import SECURITY_BITS
+    from histocrypt.explore.survey import study_sections
     from histocrypt.pipeline.predict import predict_section
-    from histocrypt.sections.read import study_sections
 
     if model not in ENCRYPTED:
         raise unknown_name("model", model, ENCRYPTED, field="model")

@@ -14,10 +14,10 @@ from histocrypt.download import sources
 from histocrypt.download.catalogue import SOURCES, Source, accept
 from histocrypt.download.transfer import Fetched, Web, fetch, left_to_fetch, need_space
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.options import SectionSource
-from histocrypt.sections.read import DEMO, find_sections, watched
+from histocrypt.options import DEMO, SectionSource
+from histocrypt.sections.identity import SAFE_ID
+from histocrypt.sections.read import find_sections, watched
 from histocrypt.sections.section import SectionFiles
-from histocrypt.sections.validate import SAFE_ID
 from histocrypt.study import Study
 
 # ---- commands
@@ -247,7 +247,7 @@ def study_rows(study: Study) -> list[dict[str, object]]:
             rows.append({**_row("demo tissue", note="simulated when the study runs"), "here": True})
             continue
         try:
-            rows += [_row(files.id, files) for files in find_sections(source, study=study)]
+            rows += [_row(files.id, files) for files in find_sections(source, folder=study.folder)]
         except InputError as error:
             rows.append(_row(source.id or source.path, note=str(error)))
     return rows

@@ -60,7 +60,7 @@ def held_out(study: Study, model: str, *, fold: str = "", section: str = "") -> 
         If the model cannot be evaluated encrypted, or the section is not tested by the fold, or by any.
     """
     from histocrypt.data.folds import held_out_sections, load_fold, load_folds
-    from histocrypt.sections.read import study_sections
+    from histocrypt.explore.survey import study_sections
 
     if model not in ENCRYPTED:
         raise unknown_name("model", model, ENCRYPTED, field="model")

@@ -18,10 +18,10 @@ from histocrypt.pipeline.checkpoints import TrainedModel, load_model
 from histocrypt.pipeline.predictions import write_predictions
 from histocrypt.pipeline.views import Views, predict_views, recut
 from histocrypt.predictors.registry import NEEDS_COUNTS
-from histocrypt.sections.grid import grid_section, is_image, is_patch_folder, patch_sections, widest
 from histocrypt.sections.image import PatchMosaic
 from histocrypt.targets.matrix import depth, has_counts, names_of, noun
 from histocrypt.targets.panels import Panel
+from histocrypt.tissue.grid import grid_section, is_image, is_patch_folder, patch_sections, widest
 
 if TYPE_CHECKING:
     from anndata import AnnData

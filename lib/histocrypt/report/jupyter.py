@@ -209,7 +209,7 @@ def view_sections(
     Parameters
     ----------
     files
-        From `histocrypt.sections.read.study_sections`.
+        From `histocrypt.explore.survey.study_sections`.
     matrix
         The study's ``target.matrix``, e.g. ``obsm:celltype_prop_major``; None for the counts.
     section, gene, transform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 
     from histocrypt.sections.image import ImageSource
 
-# ---- section
-
 
 @dataclass(frozen=True)
 class SectionFiles:
@@ -23,7 +22,7 @@ class SectionFiles:
     id: str
     """Section id, unique in a study; safe as a file name."""
     format: str
-    """``h5ad``, ``hest``, ``st_array``, ``space_ranger`` or ``hackathon``."""
+    """One of `histocrypt.options.FORMATS`."""
     path: Path
     """The section file; for ``st_array`` and ``space_ranger`` the folder that holds ``counts/`` or ``spatial/``."""
     patient: str | None = None
@@ -58,6 +57,36 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     uncounted: bool = False
     """The format has no counts: ``adata`` has no genes, and a named matrix in ``obsm`` is what can be learnt."""
+
+
+def own_files(files: SectionFiles) -> list[Path]:
+    """Return a section's own file, its image, and what lies beside them under the same stem."""
+    named = [path for path in (files.path, files.image) if path is not None]
+    siblings = [
+        path
+        for beside in named
+        if beside.is_file()
+        for path in beside.parent.glob(f"{beside.stem}[._]*")
+        if path.is_file()
+    ]
+    return sorted({*named, *siblings})
+
+
+@dataclass(frozen=True)
+class Format:
+    """How sections of one layout are found and read; ``sections/formats/NAME.py`` has one, called ``FORMAT``."""
+
+    layout: str
+    """What such a file or folder looks like, in the words of an error."""
+    recognises: Callable[[Path], bool]
+    """Whether a path, which may not exist, is of this layout; it looks at names, hardly into files."""
+    sections_in: Callable[[Path], list[SectionFiles]]
+    """The sections of a path, none where it is of another layout."""
+    read: Callable[[SectionFiles], Loaded]
+    inputs: Callable[[SectionFiles], list[Path]] = own_files
+    """The files whose change makes a section another one, as far as names tell."""
+    predicted_in: Callable[[Path], list[SectionFiles]] | None = None
+    """The sections of a path that a model predicts, where these are not `sections_in`."""
 
 
 @dataclass
@@ -100,13 +129,12 @@ class Section:
         return self.adata.var_names.to_numpy(dtype=str)
 
 
-# ---- size
-# How large a section is: what memory, time and disk of a run are estimated from.
-
-
 @dataclass(frozen=True)
 class SectionSize:
-    """The size of one section; the defaults are those of a large one whose size is not known yet."""
+    """How large a section is: what memory, time and disk of a run are estimated from.
+
+    The defaults are those of a large one whose size is not known yet.
+    """
 
     spots: int = 5_000
     genes: int = 20_000

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.sections.identity import check_id, missing_patient, near_name
 from histocrypt.sections.section import Section
 
 if TYPE_CHECKING:
@@ -161,9 +160,6 @@ def _neighbour_distance(coords: np.ndarray) -> tuple[float, float] | None:
 # ---- validate
 
 
-SAFE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-
-
 def validated(
     files: SectionFiles,
     loaded: Loaded,
@@ -263,37 +259,6 @@ def _bare(adata: AnnData) -> AnnData:
     return bare
 
 
-def check_id(section: str, file: Path) -> None:
-    """Refuse a section id that cannot be a file name or part of a spot name."""
-    if not SAFE_ID.match(section):
-        raise InputError(
-            "section id cannot be a file name",
-            file=file,
-            field="section",
-            value=section,
-            expected="letters, digits, dot, dash and underscore",
-            fix="add `id:` to the section's entry in the study",
-        )
-
-
-def missing_patient(adata: AnnData, file: Path) -> InputError:
-    """Return the error for a section whose patient is not known."""
-    close = _close("patient", adata.obs.columns, extra=("donor", "subject", "case", "individual"))
-    fix = "add the column, or `patient:` to the section's entry in the study"
-    hint = f"; did you mean obs[{close!r}]?" if close else ""
-    return InputError(f"patient is missing{hint}", file=file, field="obs['patient']", fix=fix)
-
-
-def _close(name: str, present: object, *, extra: tuple[str, ...] = ()) -> str | None:
-    """Return the present name that was probably meant."""
-    present = [str(other) for other in present]
-    for other in present:
-        if name in other.lower() or any(word in other.lower() for word in extra):
-            return other
-    close = get_close_matches(name, [other.lower() for other in present], n=1, cutoff=0.7)
-    return next((other for other in present if other.lower() == close[0]), None) if close else None
-
-
 def _refuse_repeats(names: object, file: Path, field: str, what: str) -> None:
     if names.is_unique:
         return
@@ -309,7 +274,7 @@ def _refuse_repeats(names: object, file: Path, field: str, what: str) -> None:
 
 def _coordinates(adata: AnnData, file: Path) -> np.ndarray:
     if "spatial" not in adata.obsm:
-        close = _close("spatial", adata.obsm.keys())
+        close = near_name("spatial", adata.obsm)
         raise InputError(
             "spot coordinates are missing" + (f"; did you mean obsm[{close!r}]?" if close else ""),
             file=file,

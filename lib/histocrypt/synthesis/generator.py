@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.machine import choose_device
 from histocrypt.models.diffguard import DiffGuard
+from histocrypt.options import GeneratorPlan
 from histocrypt.synthesis.pairs import Pairs, Scheme
 from histocrypt.training.images import flip_and_turn
 from histocrypt.training.loop import (
@@ -43,89 +44,7 @@ from histocrypt.training.loop import (
 if TYPE_CHECKING:
     from histocrypt.synthesis.private import Privacy
 
-# ---- generator plan
-# The options of a generator: which of the two it is, how large, and how it is trained.
-
-
-KINDS = ("joint", "control")
-OBJECTIVES = ("noise", "velocity")
 WHERE = "synthesis.generator"
-
-
-@dataclass(frozen=True)
-class GeneratorPlan:
-    """Options that a study may set; the published ones where nothing else is said."""
-
-    kind: str = "joint"
-    """``joint``: image and mask, of all classes whose images have masks. ``control``: images of the control class."""
-    width: int = 64
-    """Channels at the finest level."""
-    multipliers: tuple[int, ...] = (1, 2, 4, 8)
-    """Of the width, a level each; every level halves the side."""
-    blocks: int = 2
-    """Residual blocks a level."""
-    patch: int = 1
-    """Pixels a side that the network sees as one: 2 is faster, and leaves grain in pictures of 32 pixels a side."""
-    steps: int = 2000
-    """Of the noise schedule."""
-    objective: str = "noise"
-    """What the network says: ``noise``, as published, or ``velocity``, see `noise.target`."""
-    dropout: float = 0.2
-    batch: int = 12
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-5
-    ema: float = 0.9999
-    """Decay of the averaged weights; 0: none, as published."""
-    conditional: bool = True
-    """Whether the class is told; the published joint network is not, and its class is read from the mask."""
-    guidance_dropout: float = 0.1
-    """Share of training images whose class is hidden; 0: sampling cannot be guided."""
-    balance: bool = True
-    """Whether rarer classes are repeated to the size of the largest."""
-    augment: bool = True
-    """Whether images are mirrored and turned at random, masks with them."""
-
-    def __post_init__(self) -> None:
-        """Check what types and names cannot tell."""
-        if self.kind not in KINDS:
-            raise unknown_name("kind", self.kind, KINDS, field=f"{WHERE}.kind")
-        if self.objective not in OBJECTIVES:
-            raise unknown_name("objective", self.objective, OBJECTIVES, field=f"{WHERE}.objective")
-        object.__setattr__(self, "multipliers", tuple(self.multipliers))
-        whole = [(name, getattr(self, name)) for name in ("width", "blocks", "patch", "steps", "batch")]
-        for name, value in [*whole, *(("multipliers", one) for one in self.multipliers or (0,))]:
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(
-                    "is out of range", field=f"{WHERE}.{name}", value=value, expected="whole numbers from 1"
-                )
-        for name in ("dropout", "ema", "guidance_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    "is out of range", field=f"{WHERE}.{name}", value=getattr(self, name), expected="0 to below 1"
-                )
-        if not self.learning_rate > 0 or not self.weight_decay >= 0:
-            raise InputError(
-                "learning_rate must be positive, and weight_decay not negative",
-                field=WHERE,
-                value=(self.learning_rate, self.weight_decay),
-            )
-
-    @property
-    def least_side(self) -> int:
-        """Pixels that the side of an image must be a multiple of."""
-        return self.patch * 2 ** (len(self.multipliers) - 1)
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> GeneratorPlan:
-        """Return the plan of a study's options; an unknown one, or a value of a wrong kind, is an `InputError`."""
-        known = [one.name for one in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise unknown_name("option", name, known, field=WHERE)
-        try:
-            return cls(**options)
-        except TypeError as error:
-            raise InputError(f"an option is of a wrong kind ({error})", field=WHERE, value=options) from error
 
 
 # ---- noise
@@ -393,7 +312,7 @@ def train_generator(
     bar.close()
     record = {
         "fingerprint": fingerprint,
-        "plan": asdict(plan),
+        "plan": dict(plan),
         "scheme": asdict(pairs.scheme),
         "side": side,
         "colours": colours,
@@ -502,7 +421,7 @@ def _save(network: torch.nn.Module, path: Path) -> None:
 def _fingerprint(pairs: Pairs, plan: GeneratorPlan, **others: Any) -> str:
     """Return a hash of all that the trained generator depends on."""
     digest = hashlib.sha256()
-    settings = {"plan": asdict(plan), "scheme": asdict(pairs.scheme)}
+    settings = {"plan": dict(plan), "scheme": asdict(pairs.scheme)}
     settings |= {name: value if isinstance(value, int) else value and asdict(value) for name, value in others.items()}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update("\n".join([*pairs.ids.tolist(), *pairs.labels.tolist(), *pairs.patients.tolist()]).encode())

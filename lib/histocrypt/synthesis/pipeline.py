@@ -17,7 +17,7 @@ import numpy as np
 from histocrypt import files
 from histocrypt.data.folds import BY_SECTION, FINAL, Fold, load_fold, load_folds
 from histocrypt.errors import InputError
-from histocrypt.synthesis.generator import Generator, GeneratorPlan, train_generator
+from histocrypt.synthesis.generator import Generator, train_generator
 from histocrypt.synthesis.pairs import Pairs
 from histocrypt.synthesis.sampling import sample
 from histocrypt.synthesis.tissue_pairs import tissue_pairs, tissue_rule
@@ -168,7 +168,7 @@ def train_generators(study: Study, train: Pairs, folder: Path) -> dict[str, Gene
         privacy = Privacy(epsilon=part.epsilon / len(kinds), delta=part.delta / len(kinds))
     made = {}
     for kind, name in kinds.items():
-        plan = GeneratorPlan.of({**part.generator, "kind": kind})
+        plan = part.generator.model_copy(update={"kind": kind})
         made[kind] = train_generator(
             train, plan, folder=folder / name, epochs=part.epochs, seed=study.seed, privacy=privacy
         )

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.sections.identity import one_value
 from histocrypt.sections.image import ImageSource, PatchMosaic, open_image, tiles_in
-from histocrypt.sections.section import Loaded, SectionFiles
+from histocrypt.sections.section import Format, Loaded, SectionFiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,6 +27,33 @@ def unreadable() -> tuple[type[Exception], ...]:
     from anndata._io.specs.registry import IORegistryError
 
     return (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, IORegistryError)
+
+
+def _sections_in(path: Path) -> list[SectionFiles]:
+    return [_peeked(file) for file in ([path] if path.is_file() else sorted(path.glob("[!.]*.h5ad"))) if _is_h5ad(file)]
+
+
+def _is_h5ad(path: Path) -> bool:
+    return path.suffix == ".h5ad" and path.is_file()
+
+
+def _peeked(path: Path) -> SectionFiles:
+    """Return a section with the id and patient that its file names, without reading its counts."""
+    import h5py
+    from anndata.io import read_elem
+
+    known = {}
+    try:
+        with h5py.File(path, "r") as file:
+            for name in ("section", "patient"):
+                values = {str(value) for value in read_elem(file["obs"][name])} if name in file["obs"] else set()
+                if not values and "uns" in file and name in file["uns"]:
+                    values = {str(read_elem(file["uns"][name]))}
+                if len(values - {"nan", "None", ""}) == 1:
+                    known[name] = next(iter(values - {"nan", "None", ""}))
+    except unreadable():  # said properly when the section is read
+        known = {}
+    return SectionFiles(known.get("section", path.stem), "h5ad", path, patient=known.get("patient"))
 
 
 def load_h5ad(files: SectionFiles) -> Loaded:
@@ -70,24 +98,6 @@ def read_anndata(path: Path) -> AnnData:
             file=path,
             fix="copy it again from its source",
         ) from error
-
-
-def one_value(adata: AnnData, name: str, file: Path) -> str | None:
-    """Return what ``obs`` or ``uns`` says about the whole section; two different values are an error."""
-    if name in adata.obs:
-        values = sorted({str(value) for value in adata.obs[name].dropna().unique()} - {"", "nan", "None"})
-        if len(values) > 1:
-            raise InputError(
-                f"a section has one {name}, this file has {len(values)}",
-                file=file,
-                field=f"obs[{name!r}]",
-                value=values[:5],
-                fix="write one file a section",
-            )
-        if values:
-            return values[0]
-    value = adata.uns.get(name)
-    return str(value) if isinstance(value, (str, int, np.integer)) and str(value) else None
 
 
 def library_metadata(adata: AnnData, section: str) -> tuple[dict[str, Any], str]:
@@ -244,3 +254,11 @@ def _tile_folder(adata: AnnData, folder: Path, size: tuple[int, int] | None) -> 
         )
     rows = {barcode: row for row, barcode in enumerate(names)}
     return PatchMosaic.from_tiles(folder, joined, {barcode: centres[rows[barcode]] for barcode in joined}, size=size)
+
+
+FORMAT = Format(
+    layout="*.h5ad",
+    recognises=lambda path: _is_h5ad(path) or any(_is_h5ad(file) for file in path.glob("[!.]*.h5ad")),
+    sections_in=_sections_in,
+    read=load_h5ad,
+)

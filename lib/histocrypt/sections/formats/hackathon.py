@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.sections.image import MAX_PIXELS, ImageSource
-from histocrypt.sections.section import Loaded, SectionFiles
+from histocrypt.sections.section import Format, Loaded, SectionFiles
 
 if TYPE_CHECKING:
     import h5py
@@ -119,17 +120,18 @@ LABEL = re.compile(r"C([1-9]\d*)")
 SUFFIXES = (".h5", ".hdf5")
 
 
-def split_slide(path: Path) -> tuple[Path, str]:
+def _file_and_slide(path: Path) -> tuple[Path, str]:
     """Return the file and the slide that ``FILE.h5/S_1`` names; the slide is empty where none is named."""
-    if path.parent.suffix in SUFFIXES and path.parent.is_file():
-        return path.parent, path.name
-    return path, ""
+    return (path.parent, path.name) if path.parent.suffix in SUFFIXES and path.parent.is_file() else (path, "")
 
 
-def is_hackathon(path: Path) -> bool:
-    """Return whether an HDF5 file has the groups ``images`` or ``spots``."""
+def _recognises(path: Path) -> bool:
+    """Return whether a path is, or names a slide of, an HDF5 file that has the groups ``images`` or ``spots``."""
     import h5py
 
+    path, _ = _file_and_slide(path)
+    if path.suffix not in SUFFIXES or not path.is_file():
+        return False
     try:
         with h5py.File(path, "r") as file:
             return any(isinstance(file.get(name), h5py.Group) for name in ("images", "spots"))
@@ -137,23 +139,17 @@ def is_hackathon(path: Path) -> bool:
         return False
 
 
-def hackathon_sections(path: Path, slide: str = "", *, unlabelled: bool = False) -> list[SectionFiles]:
-    """Return the training slides of a file, or the one that is named.
-
-    Parameters
-    ----------
-    path
-        The HDF5 file.
-    slide
-        Slide to take, of either group; all training slides by default.
-    unlabelled
-        Take the test slides by default, for prediction; the training slides where there is no test slide.
+def _sections_in(path: Path, *, unlabelled: bool = False) -> list[SectionFiles]:
+    """Return the slide that is named, else all training slides, or the test slides if ``unlabelled`` and there are any.
 
     Raises
     ------
     InputError
         If a group is missing or the slide unknown.
     """
+    path, slide = _file_and_slide(path)
+    if not path.is_file():
+        return []
     with _opened(path) as file:
         slides = {part: sorted(_group(file, f"spots/{part}", path, optional=True)) for part in (TRAIN, TEST)}
         if not slides[TRAIN] and not (unlabelled and slides[TEST]):
@@ -310,3 +306,12 @@ def _numbers(table: np.ndarray, column: str, where: dict[str, Any]) -> np.ndarra
             value=float(values[bad[0]]),
         )
     return values
+
+
+FORMAT = Format(
+    layout="an .h5 file with images/Train and spots/Train",
+    recognises=_recognises,
+    sections_in=_sections_in,
+    read=load_hackathon,
+    predicted_in=partial(_sections_in, unlabelled=True),
+)

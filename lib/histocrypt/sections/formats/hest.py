@@ -12,14 +12,14 @@ from histocrypt.files import read_json
 from histocrypt.sections.formats.h5ad import (
     confined,
     library_metadata,
-    one_value,
     open_for,
     open_patches,
     place_coordinates,
     read_anndata,
 )
+from histocrypt.sections.identity import one_value
 from histocrypt.sections.image import ImageSource
-from histocrypt.sections.section import Loaded, SectionFiles
+from histocrypt.sections.section import Format, Loaded, SectionFiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,9 +29,12 @@ SPLIT = re.compile(r"^(train|test)_(\d+)\.csv$")
 SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".jpg", ".png")
 
 
-def is_hest(folder: Path) -> bool:
-    """Return whether a folder is laid out like HEST-1k or like a task of hest-bench."""
-    return any((folder / "st").glob("*.h5ad")) or is_hest_bench(folder)
+def _is_hest(path: Path) -> bool:
+    """Return whether a path is a folder of HEST-1k, a task of hest-bench, or a section of either's ``st/``."""
+    if path.is_file():
+        beside = (path.parents[1] / name for name in ("wsis", "patches"))
+        return path.suffix == ".h5ad" and path.parent.name == "st" and any(folder.is_dir() for folder in beside)
+    return any((path / "st").glob("*.h5ad")) or is_hest_bench(path)
 
 
 def is_hest_bench(folder: Path) -> bool:
@@ -39,8 +42,9 @@ def is_hest_bench(folder: Path) -> bool:
     return any(SPLIT.match(path.name) for path in (folder / "splits").glob("*.csv"))
 
 
-def hest_sections(folder: Path) -> list[SectionFiles]:
-    """Return the sections of a HEST folder."""
+def _sections_in(folder: Path) -> list[SectionFiles]:
+    if folder.is_file():
+        return [SectionFiles(folder.stem, "hest", folder)] if folder.suffix == ".h5ad" else []
     if not is_hest_bench(folder):
         return [SectionFiles(path.stem, "hest", path) for path in sorted((folder / "st").glob("*.h5ad"))]
     found: dict[str, SectionFiles] = {}
@@ -210,3 +214,11 @@ def _image(files: SectionFiles, root: Path, adata: AnnData, metadata: dict[str, 
     if path.exists():
         return open_patches(adata, path), ""
     return None, f"image is missing: neither wsis/{files.id}.tif nor patches/{files.id}.h5 is in {root}"
+
+
+FORMAT = Format(
+    layout="the HEST layout (st/*.h5ad or splits/*.csv)",
+    recognises=_is_hest,
+    sections_in=_sections_in,
+    read=load_hest,
+)

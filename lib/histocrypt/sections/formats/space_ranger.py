@@ -13,8 +13,9 @@ import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.files import read_json
+from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import ImageSource, ScaledImage, open_image
-from histocrypt.sections.section import Loaded, SectionFiles
+from histocrypt.sections.section import Format, Loaded, SectionFiles
 from histocrypt.sections.validate import TOLERANCE, VISIUM_PITCH_UM, spot_pitch_px
 
 if TYPE_CHECKING:
@@ -266,19 +267,32 @@ SPOT_AREA_UM = 65.0
 SPOT_UM = 55.0
 IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".mrxs", ".jpg", ".jpeg", ".png")
 SMALL_IMAGES = (("hires", "tissue_hires_image.png"), ("lowres", "tissue_lowres_image.png"))
-UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 HD = re.compile(r"^square_\d+um$")
 SAME_SIZE = 0.01
 """Largest relative difference in size of two pictures of one slide: small images are rounded to whole pixels."""
 
 
-def is_space_ranger(folder: Path) -> bool:
+def _is_run(folder: Path) -> bool:
     """Return whether a folder, or its ``outs``, is Space Ranger's output."""
     return space_ranger_folder(folder) is not None or _is_hd(folder)
 
 
-def space_ranger_sections(folder: Path) -> list[SectionFiles]:
-    """Return the one section of a Space Ranger folder; its id is the folder's name (of ``outs``: the parent's)."""
+def _runs(folder: Path) -> list[Path]:
+    """Return a folder that is a run, else the runs just below it."""
+    return [folder] if _is_run(folder) else [path for path in sorted(folder.glob("[!.]*")) if _is_run(path)]
+
+
+def _recognises(path: Path) -> bool:
+    """Return whether a folder is a run, or holds some and no ``.h5ad``; a run may have results beside it."""
+    return _is_run(path) or (not any(path.glob("[!.]*.h5ad")) and bool(_runs(path)))
+
+
+def _sections_in(folder: Path) -> list[SectionFiles]:
+    """Return the one section of each run; its id is the folder's name (of ``outs``: the parent's)."""
+    return [_section(run) for run in _runs(folder)]
+
+
+def _section(folder: Path) -> SectionFiles:
     if _is_hd(folder):
         raise InputError(
             "is Visium HD, whose bins are not supported",
@@ -287,7 +301,7 @@ def space_ranger_sections(folder: Path) -> list[SectionFiles]:
         )
     root = space_ranger_folder(folder).root
     name = root.absolute().parent.name if root.name == "outs" else root.absolute().name
-    return [SectionFiles(UNSAFE.sub("-", name), "space_ranger", root)]
+    return SectionFiles(safe_id(name), "space_ranger", root)
 
 
 def space_ranger_inputs(files: SectionFiles) -> list[Path]:
@@ -356,7 +370,7 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
 
 def _is_hd(folder: Path) -> bool:
     """Return whether a folder is of Visium HD: square bins of a few micrometres and no spots."""
-    if HD.match(folder.absolute().name):
+    if HD.match(folder.absolute().name) and folder.is_dir():
         return True
     return any((root / "binned_outputs").is_dir() for root in (folder, folder / "outs"))
 
@@ -522,3 +536,12 @@ def _sibling(root: Path, section: str) -> Path | None:
             fix="name one as `image:` in the study",
         )
     return found[0] if found else None
+
+
+FORMAT = Format(
+    layout="Space Ranger's output (spatial/ and filtered_feature_bc_matrix.h5)",
+    recognises=_recognises,
+    sections_in=_sections_in,
+    read=load_space_ranger,
+    inputs=space_ranger_inputs,
+)

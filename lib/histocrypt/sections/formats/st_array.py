@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import TILE_NAME, ImageSource, PatchMosaic, open_image, tiles_in
-from histocrypt.sections.section import Loaded, SectionFiles
+from histocrypt.sections.section import Format, Loaded, SectionFiles
 from histocrypt.sections.validate import ST_PITCH_UM
 
 # ---- gene lists
@@ -143,9 +144,6 @@ def _column(path: Path) -> list[str]:
 # ---- format st array
 
 
-UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
-
-
 def is_st_array(folder: Path) -> bool:
     """Return whether a folder holds spots as npz files."""
     return any(TILE_NAME.match(path.stem) for path in _counts_folder(folder).rglob("*.npz"))
@@ -170,7 +168,7 @@ def st_array_sections(folder: Path) -> list[SectionFiles]:
                 patient = _scalar(spot, "patient", path)
         except InputError:  # said properly when the section is read
             patient = path.parent.name
-        section = UNSAFE.sub("-", f"{patient}_{name['section']}")
+        section = safe_id(f"{patient}_{name['section']}")
         found[part] = SectionFiles(section, "st_array", folder, patient=patient, part=part)
     return list(found.values())
 
@@ -305,3 +303,11 @@ def _pair(spot: np.lib.npyio.NpzFile, field: str, path: Path) -> np.ndarray:
 def _index_of(path: Path) -> np.ndarray:
     name = TILE_NAME.match(path.stem)
     return np.array([float(name["x"]), float(name["y"])])
+
+
+FORMAT = Format(
+    layout="counts/**/<section>_<x>_<y>.npz",
+    recognises=is_st_array,
+    sections_in=st_array_sections,
+    read=load_st_array,
+)
