@@ -29,6 +29,7 @@ from histocrypt.models.fhe import watched
 from histocrypt.pipeline.predictions import join, read_h5ad, read_prediction
 from histocrypt.pipeline.train import fit
 from histocrypt.predictors.registry import MODELS, tile_side
+from histocrypt.spatial import squares
 from histocrypt.study import Study, load_study, parse_study
 from histocrypt.training.loop import mean_section_pearson
 
@@ -89,7 +90,7 @@ class Held:
     def _add(self, row: Row, name: str, coords: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
         evaluation = self.study.evaluation
         um_per_px = float(self.sections[name].uns.get("preprocessing", {}).get("um_per_px", 1.0))
-        labels = bootstrap.block_labels(coords * um_per_px, evaluation.block_um)
+        labels = squares(coords * um_per_px, evaluation.block_um)
         rng = np.random.default_rng(self.seeds[name])
         weights = bootstrap.draw_weights(labels.max() + 1, evaluation.bootstrap, rng)
         row.scores.append(float(np.nanmean(metrics.pearson(true, predicted))))

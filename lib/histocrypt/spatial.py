@@ -1,4 +1,7 @@
-"""Spots and their neighbours: how far apart they lie, and the ranks of a gene smoothed over those that touch."""
+"""Spots in space: how far apart they lie, which of them touch, and in which square of tissue each lies.
+
+Functions take (n, 2) coordinates of the spots of one section, in any unit unless a name says one.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,79 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from scipy.sparse import csr_matrix
 
-# ---- neighbours
-
-
 REACH = 1.5
 """In spot pitches: the 8 neighbours of a square array, the 6 of a hexagonal one."""
 UNUSUAL = 0.25
 """A nearest neighbour nearer or farther than the pitch by this share of it is out of the ordinary."""
+SQUARE = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+"""Offsets (row, column) of the eight neighbours on a square array."""
+HEXAGONAL = ((0, -2), (0, 2), (-1, -1), (-1, 1), (1, -1), (1, 1))
+"""Offsets (row, column) of the six neighbours on Visium's array, whose columns count half steps."""
+
+
+def nearest_distance(coords: np.ndarray) -> np.ndarray:
+    """Return the distance of each spot to its nearest neighbour, float64 (n,), in the unit of ``coords``."""
+    from scipy.spatial import cKDTree
+
+    return cKDTree(coords).query(coords, k=2)[0][:, 1]
+
+
+def spot_pitch(coords: np.ndarray, *, alone: float = 1.0) -> float:
+    """Return how far apart spots lie: the median distance to the nearest one; ``alone`` where there is one spot."""
+    return float(np.median(nearest_distance(coords))) if len(coords) > 1 else alone
+
+
+def array_pitch(coords: np.ndarray, index: np.ndarray | None = None) -> tuple[float, float] | None:
+    """Measure the pitch of a regular array to a fraction of a pixel, which `spot_pitch` does not: pixels are rounded.
+
+    Parameters
+    ----------
+    coords
+        (n, 2) spot centres.
+    index
+        (n, 2) array row and column, where known: the pitch is then fitted to all spots at once.
+
+    Returns
+    -------
+    The distance of neighbours, and how many a spot inside the array has; None for an irregular cloud.
+    """
+    from scipy.spatial import cKDTree
+
+    if len(coords) < 4:
+        return None
+    middle = spot_pitch(coords)
+    if middle <= 0 or np.mean(np.abs(nearest_distance(coords) - middle) > UNUSUAL * middle) > UNUSUAL:
+        return None
+    pairs = cKDTree(coords).query_pairs(1.3 * middle, output_type="ndarray")
+    if not len(pairs):
+        return None
+    near = float(np.linalg.norm(coords[pairs[:, 0]] - coords[pairs[:, 1]], axis=1).mean())
+    neighbours = float(np.quantile(np.bincount(pairs.ravel(), minlength=len(coords)), 0.9))
+    if index is not None:
+        design = np.column_stack([np.ones(len(index)), index])
+        if np.linalg.matrix_rank(design) == 3:
+            weights = np.linalg.lstsq(design, coords, rcond=None)[0]
+            row, column = np.linalg.norm(weights[1:], axis=1)
+            # A Visium column index steps by half a pitch, and rows lie sqrt(3)/2 of a pitch apart.
+            fitted = float((row * 2 / np.sqrt(3) + column * 2) / 2 if is_visium(index) else (row + column) / 2)
+            if np.median(np.linalg.norm(coords - design @ weights, axis=1)) < 0.25 * fitted:
+                return fitted, neighbours
+    return near, neighbours
+
+
+def squares(coords: np.ndarray, side: float, *, origin: float | None = None) -> np.ndarray:
+    """Return the square of tissue in which each spot lies, int (n,): 0, 1, 2, ...
+
+    Parameters
+    ----------
+    side
+        Side of a square, in the unit of ``coords``.
+    origin
+        A corner of the grid of squares, on both axes; default: the least x and the least y.
+    """
+    coords = np.asarray(coords, dtype=np.float64)
+    corner = coords.min(axis=0) if origin is None else origin
+    return np.unique(np.floor((coords - corner) / side).astype(np.int64), axis=0, return_inverse=True)[1].ravel()
 
 
 @dataclass(frozen=True)
@@ -49,28 +118,116 @@ def spacing(section: str, coords_um: np.ndarray) -> Spacing:
         If there are fewer than two spots.
     """
     coords = np.asarray(coords_um, dtype=np.float64)
-    nearest = _nearest(coords, section)
-    pitch = float(np.median(nearest))
+    if len(coords) < 2:
+        raise InputError(
+            "has too few spots to measure distances", field=section, value=len(coords), expected="two or more"
+        )
+    away = nearest_distance(coords)
+    middle = float(np.median(away))
     return Spacing(
         section=section,
-        nearest_um=nearest,
-        pitch_um=pitch,
-        crowded=int((nearest < (1 - UNUSUAL) * pitch).sum()),
-        isolated=int((nearest > (1 + UNUSUAL) * pitch).sum()),
+        nearest_um=away,
+        pitch_um=middle,
+        crowded=int((away < (1 - UNUSUAL) * middle).sum()),
+        isolated=int((away > (1 + UNUSUAL) * middle).sum()),
         neighbours=float(touching(coords).sum() / len(coords)),
     )
 
 
 def touching(coords: np.ndarray, *, reach: float = REACH) -> csr_matrix:
-    """Return which spots lie within ``reach`` pitches of one another: (n, n) CSR of 0 and 1, nothing on the diagonal.
-
-    The pitch is the median distance to the nearest spot; (n, 2) ``coords`` of one section may be in any unit.
-    """
+    """Return which spots lie within ``reach`` pitches of one another: (n, n) CSR of 0 and 1, no spot with itself."""
+    from scipy.sparse import csr_matrix
     from sklearn.neighbors import NearestNeighbors
 
     coords = np.asarray(coords, dtype=np.float64)
-    pitch = float(np.median(_nearest(coords, "section")))
-    return NearestNeighbors(radius=reach * pitch).fit(coords).radius_neighbors_graph(mode="connectivity").tocsr()
+    if len(coords) < 2:
+        return csr_matrix((len(coords), len(coords)))
+    radius = reach * spot_pitch(coords)
+    return NearestNeighbors(radius=radius).fit(coords).radius_neighbors_graph(mode="connectivity").tocsr()
+
+
+def section_edges(adata: AnnData) -> np.ndarray:
+    """Return the edges of one section, (2, m) int: spot ``edges[0, k]`` has the neighbour ``edges[1, k]``.
+
+    Every edge is there in both directions. ``obs["array_row"]`` and ``obs["array_col"]`` are used where they are whole
+    numbers and no place is taken twice; else spots within 1.5 pitches of one another touch.
+    """
+    grid = array_of(adata)
+    if grid is not None:
+        return lattice_edges(grid)
+    return np.stack(touching(np.asarray(adata.obsm["spatial"], dtype=np.float64)).nonzero()).astype(np.int64)
+
+
+def array_of(adata: AnnData, *, whole: bool = True) -> np.ndarray | None:
+    """Return (n, 2) array rows and columns of a section's spots; None where there are none that can be used.
+
+    With ``whole`` they are int, and every place is taken once; else finite floats: enough to fit a pitch to.
+    """
+    if not {"array_row", "array_col"} <= set(adata.obs):
+        return None
+    try:
+        values = adata.obs[["array_row", "array_col"]].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    if not np.isfinite(values).all():
+        return None
+    if not whole:
+        return values
+    grid = values.astype(np.int64)
+    return grid if (grid == values).all() and len(np.unique(grid, axis=0)) == len(grid) else None
+
+
+def is_visium(index: np.ndarray) -> bool:
+    """Return whether an array is a Visium slide's: row + column even for all, columns of both parities.
+
+    Stricter than `is_hexagonal`, since a resolution hangs on it: an array whose indices were doubled is square.
+    """
+    return bool((index.sum(axis=1) % 2 == 0).all() and len(np.unique(index[:, 1] % 2)) == 2)
+
+
+def is_hexagonal(grid: np.ndarray) -> bool:
+    """Return whether an array counts as Visium's does: row + column is even for all spots, or odd for all of them."""
+    return len(grid) > 2 and len(np.unique(grid.sum(axis=1) % 2)) == 1
+
+
+def lattice_edges(grid: np.ndarray, *, hexagonal: bool | None = None) -> np.ndarray:
+    """Return the edges of spots on an array, (2, m) int, sorted by spot.
+
+    Parameters
+    ----------
+    grid
+        (n, 2) int: row and column of each spot of one section, no place twice.
+    hexagonal
+        Six neighbours or eight; None: as `is_hexagonal` finds.
+
+    Raises
+    ------
+    InputError
+        If two spots lie at one place of the array.
+    """
+    grid = np.asarray(grid, dtype=np.int64).reshape(-1, 2)
+    place = {tuple(spot): index for index, spot in enumerate(grid.tolist())}
+    if len(place) < len(grid):
+        raise InputError("two spots lie at one place of the array", field="array_row, array_col")
+    offsets = HEXAGONAL if (is_hexagonal(grid) if hexagonal is None else hexagonal) else SQUARE
+    edges = [
+        (index, place[row + down, column + right])
+        for index, (row, column) in enumerate(grid.tolist())
+        for down, right in offsets
+        if (row + down, column + right) in place
+    ]
+    return np.array(edges, dtype=np.int64).reshape(-1, 2).T
+
+
+def graph_of(edges: list[np.ndarray], sizes: list[int]) -> csr_matrix:
+    """Return one graph of several sections, (n, n) CSR of True, from each section's edges and number of spots."""
+    from scipy.sparse import csr_matrix
+
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    moved = [own + start for own, start in zip(edges, starts, strict=False)]
+    both = np.concatenate(moved, axis=1) if moved else np.empty((2, 0), dtype=np.int64)
+    n = int(starts[-1])
+    return csr_matrix((np.ones(both.shape[1], dtype=bool), (both[0], both[1])), shape=(n, n))
 
 
 def smoothed_ranks(values: np.ndarray, coords: np.ndarray, *, reach: float = REACH) -> np.ndarray:
@@ -139,96 +296,3 @@ def spacing_figure(spacings: list[Spacing]) -> Figure:
     )
     figure.supylabel("spots", fontsize=8)
     return figure
-
-
-def _nearest(coords: np.ndarray, section: str) -> np.ndarray:
-    from scipy.spatial import cKDTree
-
-    if len(coords) < 2:
-        raise InputError(
-            "has too few spots to measure distances", field=section, value=len(coords), expected="two or more"
-        )
-    return cKDTree(coords).query(coords, k=2)[0][:, 1]
-
-
-# ---- neighbours
-# Which spots lie beside one another, as an edge list: any array works, and no edge crosses sections.
-
-
-SQUARE = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
-"""Offsets (row, column) of the eight neighbours on a square array."""
-HEXAGONAL = ((0, -2), (0, 2), (-1, -1), (-1, 1), (1, -1), (1, 1))
-"""Offsets (row, column) of the six neighbours on Visium's array, whose columns count half steps."""
-
-
-def section_edges(adata: AnnData) -> np.ndarray:
-    """Return the edges of one section, (2, m) int: spot ``edges[0, k]`` has the neighbour ``edges[1, k]``.
-
-    Every edge is there in both directions. ``obs["array_row"]`` and ``obs["array_col"]`` are used where they are whole
-    numbers and no place is taken twice; else spots within 1.5 pitches of one another touch.
-    """
-    grid = array_of(adata)
-    if grid is not None:
-        return lattice_edges(grid)
-    if adata.n_obs < 2:
-        return np.empty((2, 0), dtype=np.int64)
-    return np.stack(touching(np.asarray(adata.obsm["spatial"], dtype=np.float64)).nonzero()).astype(np.int64)
-
-
-def array_of(adata: AnnData) -> np.ndarray | None:
-    """Return (n, 2) int array rows and columns of a section's spots; None where there are none that can be used."""
-    if not {"array_row", "array_col"} <= set(adata.obs):
-        return None
-    try:
-        values = adata.obs[["array_row", "array_col"]].to_numpy(dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
-    if not np.isfinite(values).all() or (values != np.rint(values)).any():
-        return None
-    grid = values.astype(np.int64)
-    return grid if len(np.unique(grid, axis=0)) == len(grid) else None
-
-
-def is_hexagonal(grid: np.ndarray) -> bool:
-    """Return whether an array counts as Visium's does: row + column is even for all spots, or odd for all of them."""
-    return len(grid) > 2 and len(np.unique(grid.sum(axis=1) % 2)) == 1
-
-
-def lattice_edges(grid: np.ndarray, *, hexagonal: bool | None = None) -> np.ndarray:
-    """Return the edges of spots on an array, (2, m) int, sorted by spot.
-
-    Parameters
-    ----------
-    grid
-        (n, 2) int: row and column of each spot of one section, no place twice.
-    hexagonal
-        Six neighbours or eight; None: as `is_hexagonal` finds.
-
-    Raises
-    ------
-    InputError
-        If two spots lie at one place of the array.
-    """
-    grid = np.asarray(grid, dtype=np.int64).reshape(-1, 2)
-    place = {tuple(one): index for index, one in enumerate(grid.tolist())}
-    if len(place) < len(grid):
-        raise InputError("two spots lie at one place of the array", field="array_row, array_col")
-    offsets = HEXAGONAL if (is_hexagonal(grid) if hexagonal is None else hexagonal) else SQUARE
-    found = [
-        (index, place[row + down, column + right])
-        for index, (row, column) in enumerate(grid.tolist())
-        for down, right in offsets
-        if (row + down, column + right) in place
-    ]
-    return np.array(found, dtype=np.int64).reshape(-1, 2).T
-
-
-def graph_of(edges: list[np.ndarray], sizes: list[int]) -> csr_matrix:
-    """Return one graph of several sections, (n, n) CSR of True, from each section's edges and number of spots."""
-    from scipy.sparse import csr_matrix
-
-    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    moved = [one + start for one, start in zip(edges, starts, strict=False)]
-    both = np.concatenate(moved, axis=1) if moved else np.empty((2, 0), dtype=np.int64)
-    n = int(starts[-1])
-    return csr_matrix((np.ones(both.shape[1], dtype=bool), (both[0], both[1])), shape=(n, n))

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 
 from histocrypt.evaluation import bootstrap, metrics
+from histocrypt.spatial import squares
 
 
 def test_blocks_are_squares_of_the_given_side():
     y, x = np.divmod(np.arange(36), 6)
-    labels = bootstrap.block_labels(np.column_stack([x, y]) * 200.0 + 5000, 600)
+    labels = squares(np.column_stack([x, y]) * 200.0 + 5000, 600)
     assert np.bincount(labels).tolist() == [9, 9, 9, 9]
     assert len({(x // 3, y // 3, label) for x, y, label in zip(x, y, labels, strict=True)}) == 4
 

@@ -4,6 +4,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from histocrypt.evaluation import metrics
+from histocrypt.spatial import touching
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def morans_i_by_hand(values, weights):
 def test_neighbours_are_the_spots_that_touch_and_morans_i_is_its_formula(hexagonal):
     y, x = np.divmod(np.arange(64), 8)
     coords = np.column_stack([x + (y % 2) / 2, y * np.sqrt(3) / 2]) if hexagonal else np.column_stack([x, y])
-    graph = metrics.neighbour_graph(coords * 137.0)
+    graph = touching(coords * 137.0)
     inner = 3 * 8 + 3
     assert graph[inner].sum() == (6 if hexagonal else 8)
     assert graph.diagonal().sum() == 0

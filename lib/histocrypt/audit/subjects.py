@@ -12,10 +12,10 @@ from histocrypt.data.fold_statistics import PANEL, read_clean_section
 from histocrypt.data.folds import BY_SECTION, FINAL, load_fold
 from histocrypt.data.load import load_spots
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.evaluation.bootstrap import block_labels
 from histocrypt.pipeline.checkpoints import load_model, trained_about
 from histocrypt.pipeline.predictions import as_mapping
 from histocrypt.predictors.registry import MODELS, build, tile_side
+from histocrypt.spatial import squares
 from histocrypt.targets.matrix import names_of
 from histocrypt.targets.panels import Panel
 from histocrypt.targets.transforms import TargetStatistics, output_names
@@ -100,7 +100,7 @@ def group_of(section: AnnData) -> str:
 def blocks_of(section: AnnData, name: str, block_um: float) -> dict[str, str]:
     """Return the square of tissue that each spot of a cleaned section lies in, by the spot's name."""
     um_per_px = float(as_mapping(section.uns.get("preprocessing", {})).get("um_per_px", 1.0))
-    labels = block_labels(np.asarray(section.obsm["spatial"], dtype=np.float64) * um_per_px, block_um)
+    labels = squares(np.asarray(section.obsm["spatial"], dtype=np.float64) * um_per_px, block_um)
     return {f"{name}:{spot}": f"{name}:{label}" for spot, label in zip(section.obs_names, labels, strict=True)}
 
 

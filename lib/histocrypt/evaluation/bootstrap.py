@@ -30,13 +30,6 @@ Key = tuple[str, str, str]
 """Transform, metric, model."""
 
 
-def block_labels(coords_um: np.ndarray, block_um: float) -> np.ndarray:
-    """Return (n,) int: the square of side ``block_um`` in which each spot of one section lies, 0, 1, 2, ..."""
-    coords_um = np.asarray(coords_um, dtype=np.float64)
-    squares = np.floor((coords_um - coords_um.min(axis=0)) / block_um).astype(np.int64)
-    return np.unique(squares, axis=0, return_inverse=True)[1].ravel()
-
-
 def draw_weights(n_blocks: int, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Return (draws, n_blocks) float: how often each block was drawn; every row sums to ``n_blocks``.
 
@@ -69,7 +62,7 @@ class BlockSums:
 
 
 def block_sums(true: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> BlockSums:
-    """Return the sums per block of (n, g) ``true`` and ``predicted``; ``labels`` is (n,) int from `block_labels`."""
+    """Return the sums per block of (n, g) ``true`` and ``predicted``; ``labels`` is (n,) int from `spatial.squares`."""
     true, predicted = np.asarray(true, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     member = np.zeros((labels.max() + 1, len(labels)))
     member[labels, np.arange(len(labels))] = 1

@@ -13,6 +13,7 @@ from histocrypt.evaluation.he2gene import CP10K
 from histocrypt.evaluation.scores import read_folds, title_of
 from histocrypt.evaluation.stem import read_samples
 from histocrypt.pipeline.predictions import as_mapping, join, read_h5ad, read_prediction, transforms_of
+from histocrypt.spatial import spot_pitch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,7 +196,7 @@ def marker_maps(study: Study, model: str, genes: list[str], *, fold: str, sectio
     pair = join(prediction, clean, section, transforms=[main])
     known = {**{name: i for i, name in enumerate(pair.symbols)}, **{name: i for i, name in enumerate(pair.genes)}}
     columns = [known[gene] for gene in genes if gene in known]
-    drawn, spacing = samples.of(pair), figures.pitch(pair.coords)
+    drawn, spacing = samples.of(pair), spot_pitch(pair.coords)
     low, high = figures.window(pair.coords, spacing)
     um = float(as_mapping(clean.uns.get("preprocessing")).get("um_per_px", 1.0))
     with style():
@@ -297,4 +298,4 @@ def panel_marker_maps(
     image, scale = backdrop(section, tiles)
     um = float(as_mapping(section.uns.get("preprocessing")).get("um_per_px", 1.0))
     coords = one.coords * scale
-    return figures.side_by_side(panels, coords, um_per_unit=um / scale, spacing=figures.pitch(coords), image=image)
+    return figures.side_by_side(panels, coords, um_per_unit=um / scale, spacing=spot_pitch(coords), image=image)

@@ -480,13 +480,6 @@ def colour_limits(true: np.ndarray, predicted: np.ndarray) -> tuple[float, float
     return float(least), float(most if most > least else least + 1.0), float(reach)
 
 
-def pitch(coords: np.ndarray) -> float:
-    """Return the distance between neighbouring spots: the median distance of (n, 2) ``coords`` to the nearest."""
-    from scipy.spatial import cKDTree
-
-    return float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1])) if len(coords) > 1 else 1.0
-
-
 def scale_bar(axes: Axes, low: np.ndarray, high: np.ndarray, um_per_unit: float) -> None:
     """Draw a bar of a round length in the lower left corner of what is shown, ``low`` to ``high`` (x, y)."""
     length = bar_length((high[0] - low[0]) * um_per_unit)

@@ -12,6 +12,7 @@ from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation import figures
 from histocrypt.evaluation.figures import canvas, save, style
 from histocrypt.pipeline.predictions import read_h5ad, symbols_of
+from histocrypt.spatial import spot_pitch
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -128,7 +129,7 @@ def draw(
     Without ``um_per_px`` distances are not known, and there is no scale bar.
     """
     coords = coords * scale
-    spacing = figures.pitch(coords)
+    spacing = spot_pitch(coords)
     low, high = figures.window(coords, spacing)
     aspect = float((high[1] - low[1]) / (high[0] - low[0]))
     with style():

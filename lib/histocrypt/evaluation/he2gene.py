@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.evaluation import metrics
-from histocrypt.evaluation.bootstrap import block_labels, draw_weights, interval
+from histocrypt.evaluation.bootstrap import draw_weights, interval
 from histocrypt.evaluation.metrics import is_constant, pearson
 from histocrypt.files import read_json
 from histocrypt.pipeline.predictions import Joined, as_mapping, join, read_h5ad, read_prediction
+from histocrypt.spatial import array_of, spot_pitch, squares, touching
 from histocrypt.targets.matrix import Label
 
 if TYPE_CHECKING:
@@ -172,14 +173,11 @@ def gene_signal(pairs: list[Pair], genes: np.ndarray, *, draws: int = 2000, seed
 
 def array_or_nearest(section: object) -> np.ndarray:
     """Return (n, 2) int places of a section's spots: on its array, else on the square grid that their pitch spans."""
-    from histocrypt.evaluation.figures import pitch
-    from histocrypt.spatial import array_of
-
     grid = array_of(section)
     if grid is not None:
         return grid
     coords = np.asarray(section.obsm["spatial"], dtype=np.float64)
-    return np.rint((coords - coords.min(axis=0)) / pitch(coords))[:, ::-1].astype(np.int64)
+    return np.rint((coords - coords.min(axis=0)) / spot_pitch(coords))[:, ::-1].astype(np.int64)
 
 
 # ---- multitask
@@ -276,7 +274,7 @@ def tumour_score(
             continue
         truth, probability = truth[known], mine["tumour_probability"].to_numpy()[known]
         um = float(as_mapping(section.uns.get("preprocessing")).get("um_per_px", 1.0))
-        labels = block_labels(np.asarray(section.obsm["spatial"])[rows][known] * um, block_um)
+        labels = squares(np.asarray(section.obsm["spatial"])[rows][known] * um, block_um)
         scores.append(float(roc_auc_score(truth, probability)))
         weights = draw_weights(labels.max() + 1, draws, rng)[:, labels]
         both = [(one[truth == 1].sum() > 0) and (one[truth == 0].sum() > 0) for one in weights]
@@ -313,7 +311,7 @@ def smoothing(prediction: Path, sections: Mapping[str, AnnData]) -> dict[str, fl
         one = join(file, sections[name], name)
         transform = next(iter(one.true))
         true, predicted = one.true[transform], one.predicted[transform]
-        graph = metrics.neighbour_graph(one.coords)
+        graph = touching(one.coords)
         variance = np.var(true, axis=0)
         ratio = np.divide(np.var(predicted, axis=0), variance, out=np.full(len(variance), np.nan), where=variance > 0)
         rows.append(

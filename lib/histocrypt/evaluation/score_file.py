@@ -13,6 +13,7 @@ from histocrypt.errors import InputError
 from histocrypt.evaluation import metrics
 from histocrypt.evaluation.metrics import METRICS, finite_mean
 from histocrypt.pipeline.predictions import join, matrix_of, read_prediction, some, transforms_of
+from histocrypt.spatial import touching
 from histocrypt.targets.matrix import noun
 
 
@@ -67,7 +68,7 @@ def score_files(prediction: Path, truth: str) -> ScoreResult:
         pair = join(predicted, section.adata, section.id)
     except InputError as error:
         raise error.of_file(prediction) from error
-    graph = metrics.neighbour_graph(pair.coords)
+    graph = touching(pair.coords)
     matrix = matrix_of(predicted)
     means, genes, flat, within = {}, {}, {}, {}
     for transform in transforms_of(predicted):

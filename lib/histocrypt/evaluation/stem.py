@@ -14,6 +14,7 @@ from histocrypt.evaluation.metrics import finite_mean
 from histocrypt.evaluation.scores import read_folds, title_of
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.pipeline.predictions import Joined, join, read_h5ad, read_prediction, transforms_of
+from histocrypt.spatial import touching
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +149,7 @@ def score_section(pair: Joined, transform: str, samples: np.ndarray | None = Non
         (n, K, g) draws of the same spots and genes; None for a model that predicts one value.
     """
     true, predicted = pair.true[transform], pair.predicted[transform]
-    graph = metrics.neighbour_graph(pair.coords)
+    graph = touching(pair.coords)
     own = metrics.morans_i(true, graph)
 
     def moran(values: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.spatial import spot_pitch, squares
 from histocrypt.targets.transforms import transform
 
 if TYPE_CHECKING:
@@ -91,12 +92,7 @@ def explained(features: np.ndarray, targets: np.ndarray, blocks: np.ndarray, *, 
 
 def spatial_blocks(coords: np.ndarray, *, pitches: float = BLOCK) -> np.ndarray:
     """Return (n,) int: the square of tissue, ``pitches`` spots wide, in which each spot of one section lies."""
-    from scipy.spatial import cKDTree
-
-    coords = np.asarray(coords, dtype=np.float64)
-    pitch = np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]) if len(coords) > 1 else 1.0
-    squares = np.floor((coords - coords.min(axis=0)) / max(pitches * pitch, 1e-9)).astype(int)
-    return np.unique(squares, axis=0, return_inverse=True)[1].ravel()
+    return squares(coords, max(pitches * spot_pitch(coords), 1e-9))
 
 
 def confounding(section: Section, density: np.ndarray, *, min_counts: int = 0) -> Confounding | None:

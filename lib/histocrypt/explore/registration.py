@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.spatial import touching
+from histocrypt.spatial import spot_pitch, squares, touching
 from histocrypt.tissue import stain
 from histocrypt.tissue.mask import disc_share, sample, tissue_mask
 
@@ -214,7 +214,7 @@ def registration(section: Section, stained: Haematoxylin, *, draws: int = 400, s
     if np.ptp(depth) == 0:
         why = "every spot has the same depth" if depth[0] > 0 else "the section has no counts"
         return _untold(section.id, why, planted=planted)
-    coords, pitch = section.coords * section.um_per_px, _pitch(section)
+    coords, pitch = section.coords * section.um_per_px, spot_pitch(section.coords) * section.um_per_px
     graph = touching(coords, reach=SURROUNDINGS)
     discs = over_discs(stained, spot_diameter_um(section))
     chosen = np.sort(rng.permutation(section.n_spots)[:_MOST_SPOTS])
@@ -282,12 +282,6 @@ def _judge(
     return "cannot tell", f"cannot tell: the best shift scatters, only {agree:.0%} of draws agree within {within}"
 
 
-def _pitch(section: Section) -> float:
-    from scipy.spatial import cKDTree
-
-    return float(np.median(cKDTree(section.coords).query(section.coords, k=2)[0][:, 1])) * section.um_per_px
-
-
 def _shifts(pitch: float) -> np.ndarray:
     """Return (k, 2) shifts on a square grid inside a circle, nearest first."""
     ticks = np.arange(-STEPS, STEPS + 1) * SEARCH * pitch / STEPS
@@ -325,7 +319,7 @@ def _weights(coords_um: np.ndarray, side: float, draws: int, rng: np.random.Gene
 
     Exponential weights (the Bayesian bootstrap) instead of whole blocks drawn or not: twenty blocks are few.
     """
-    blocks = np.unique(np.floor(coords_um / side).astype(int), axis=0, return_inverse=True)[1].ravel()
+    blocks = squares(coords_um, side, origin=0.0)
     weights = rng.exponential(size=(draws, blocks.max() + 1))[:, blocks]
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
+from histocrypt.spatial import spot_pitch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -359,7 +360,7 @@ def draw(
     from histocrypt.tissue.preprocess import spot_diameter_um
 
     coords = section.coords * scale
-    spacing = figures.pitch(coords)
+    spacing = spot_pitch(coords)
     low, high = figures.window(coords, spacing)
     diameter = figures.TOUCHING * spacing if touching else spot_diameter_um(section) / section.um_per_px * scale
     with style():

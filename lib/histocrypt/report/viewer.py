@@ -17,6 +17,7 @@ from histocrypt.evaluation.scores import title_of
 from histocrypt.pipeline.predictions import some
 from histocrypt.report import views
 from histocrypt.report.views import find_gene
+from histocrypt.spatial import spot_pitch
 from histocrypt.targets.matrix import noun
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _section(every: Views, choice: Choice, section: str) -> dict[str, Any]:
     by_model = {model: view for views_ in seen.values() for model, view in views_.items()}
     xy = {name: at for view in by_model.values() for name, at in zip(view.barcodes, view.coords, strict=True)}
     coords = np.array(list(xy.values())) if xy else np.zeros((1, 2))
-    tissue, pitch = every.tissue(section), figures.pitch(coords)
+    tissue, pitch = every.tissue(section), spot_pitch(coords)
     low, high = figures.window(coords, pitch)
     bar = figures.bar_length((high[0] - low[0]) * tissue.um_per_unit)
     return {

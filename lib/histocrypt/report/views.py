@@ -16,6 +16,7 @@ from histocrypt.evaluation.figures import backdrop
 from histocrypt.evaluation.metrics import is_constant, pearson
 from histocrypt.evaluation.scores import read_folds, title_of
 from histocrypt.pipeline.predictions import Joined, as_mapping, join, read_h5ad, read_prediction, symbols_of
+from histocrypt.spatial import spot_pitch
 from histocrypt.targets.matrix import noun
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def draw(view: View, *, touching: bool = False, opacity: float = figures.FADED) 
         [{"title": title, "true": view.true, "predicted": view.predicted}],
         view.coords,
         um_per_unit=view.tissue.um_per_unit,
-        spacing=figures.pitch(view.coords),
+        spacing=spot_pitch(view.coords),
         image=view.tissue.picture,
         diameter=None if touching else view.tissue.diameter,
         opacity=opacity,

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.evaluation.bootstrap import block_labels, interval
+from histocrypt.evaluation.bootstrap import interval
 from histocrypt.files import write_json
+from histocrypt.spatial import squares
 from histocrypt.synthesis import segmentation
 
 if TYPE_CHECKING:
@@ -497,7 +498,7 @@ def spatial_blocks(ids: np.ndarray, sections: Mapping[str, AnnData], *, block_um
     where: dict[str, str] = {}
     for name, section in sections.items():
         um = float(section.uns["preprocessing"]["um_per_px"])
-        labels = block_labels(np.asarray(section.obsm["spatial"]) * um, block_um)
+        labels = squares(np.asarray(section.obsm["spatial"]) * um, block_um)
         where |= {
             f"{name}:{barcode}": f"{name}/{label}" for barcode, label in zip(section.obs_names, labels, strict=True)
         }

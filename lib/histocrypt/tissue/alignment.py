@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from histocrypt.spatial import squares
 from histocrypt.tissue.mask import disc_share, sample
 
 LEAST_GAIN = 0.015
@@ -215,9 +216,7 @@ class _Search:
         before = self.shares(np.zeros(4))
         # About a hundred blocks: neighbours at the same edge of the tissue are not independent witnesses.
         side = max(np.ptp(self.spots, axis=0).max() / 10, 1e-6)
-        cells = np.floor(self.spots / side).astype(int)
-        _, block = np.unique(cells, axis=0, return_inverse=True)
-        block = block.reshape(-1)
+        block = squares(self.spots, side, origin=0.0)
         weights = rng.exponential(size=(_DRAWS, block.max() + 1))[:, block]
         weights /= weights.sum(axis=1, keepdims=True)
         moves = np.column_stack([shifts, np.full((len(shifts), 2), best[2:])])

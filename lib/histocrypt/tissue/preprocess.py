@@ -14,6 +14,7 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
 from histocrypt.machine import peak_gib
+from histocrypt.spatial import spot_pitch
 from histocrypt.tissue import stain
 from histocrypt.tissue.alignment import Alignment, align
 from histocrypt.tissue.mask import spot_tissue_share, tissue_mask
@@ -236,10 +237,7 @@ def sample_tissue_pixels(image: ImageSource, mask: np.ndarray, scale: float, *, 
 
 def spot_diameter_um(section: Section) -> float:
     """Return the diameter of a spot in micrometres: as the file says, else half the pitch (as of ST and Visium)."""
-    from scipy.spatial import cKDTree
-
-    nearest = cKDTree(section.coords).query(section.coords, k=2)[0][:, 1] if section.n_spots > 1 else np.array([np.inf])
-    pitch = float(np.median(nearest)) * section.um_per_px
+    pitch_um = spot_pitch(section.coords, alone=np.inf) * section.um_per_px
     for library in (section.adata.uns.get("spatial") or {}).values():
         if not isinstance(library, dict):
             continue
@@ -248,9 +246,9 @@ def spot_diameter_um(section: Section) -> float:
             pixels = (library.get("scalefactors") or {}).get("spot_diameter_fullres")
             given = None if pixels is None else float(pixels) * section.um_per_px
         # A diameter beyond the pitch belongs to another resolution: believe the coordinates.
-        if given is not None and 0 < float(given) <= pitch:
+        if given is not None and 0 < float(given) <= pitch_um:
             return float(given)
-    return pitch / 2 if np.isfinite(pitch) else 55.0
+    return pitch_um / 2 if np.isfinite(pitch_um) else 55.0
 
 
 def _align(

@@ -14,8 +14,8 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import TILE_NAME, ImageSource, PatchMosaic, open_image, tiles_in
+from histocrypt.sections.resolution import ST_PITCH_UM
 from histocrypt.sections.section import Format, Loaded, SectionFiles
-from histocrypt.sections.validate import ST_PITCH_UM
 
 # ---- gene lists
 # Gene lists that lie beside arrays of counts: found, read, and joined only where their length agrees.
