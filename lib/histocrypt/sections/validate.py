@@ -14,8 +14,11 @@ from histocrypt.sections.section import Section
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pandas as pd
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
 
+    from histocrypt.sections.image import ImageSource
     from histocrypt.sections.section import Loaded, SectionFiles
 
 
@@ -35,9 +38,12 @@ def validated(
         For every defect that makes the section unusable; see the messages below. Spots without finite counts or
         coordinates, marked as off tissue, or outside the image are dropped and counted instead.
     """
-    file, adata = loaded.files[0], loaded.adata
+    file, adata, image = loaded.files[0], loaded.adata, loaded.image
     check_id(files.id, file)
-    uncounted = loaded.uncounted or _without_counts(adata, needed=require_counts)
+    notes, matrices = list(loaded.notes), [name for name in adata.obsm if name != "spatial"]
+    uncounted = loaded.uncounted or (
+        not (adata.n_vars and adata.X is not None) and (bool(matrices) or not require_counts)
+    )
     if not adata.n_obs or not (adata.n_vars or uncounted):
         raise InputError("section is empty", file=file, field="X", value=f"{adata.n_obs} spots x {adata.n_vars} genes")
     _refuse_repeats(adata.obs_names, file, "obs", "barcode")
@@ -45,17 +51,16 @@ def validated(
     patient = files.patient or loaded.patient
     if not patient and require_patient:
         raise missing_patient(adata, file)
-    if loaded.image is None and require_image:
+    if image is None and require_image:
         raise InputError(
             loaded.image_note or "image is missing", file=file, fix="add `image:` to the section's entry in the study"
         )
-    notes = list(loaded.notes)
     if uncounted:
-        adata = _bare(adata)
-        matrices = ", ".join(f"obsm:{name}" for name in adata.obsm if name != "spatial")
-        learnt = f"what can be learnt is {matrices}" if matrices else "nothing can be learnt from it"
+        adata = _without_genes(adata)
+        named = ", ".join(f"obsm:{name}" for name in matrices)
+        learnt = f"what can be learnt is {named}" if matrices else "nothing can be learnt from it"
         notes.append(f"{file}: {files.id} has no counts; {learnt}.")
-    if loaded.image is None and loaded.image_note:
+    if image is None and loaded.image_note:
         notes.append(f"{file}: {loaded.image_note}.")
     coords = _coordinates(adata, file)
     counts = _counts(adata, file, notes)
@@ -66,14 +71,14 @@ def validated(
         bad = bad & keep
         if not bad.any():
             return
-        first = adata.obs_names[np.flatnonzero(bad)[0]]
+        first = adata.obs_names[bad.argmax()]
         if not (keep & ~bad).any():
             raise InputError(
                 f"no spot is left: {reason} for all of {bad.sum()} spots",
                 file=file,
                 field=field,
                 value=first,
-                fix=_why_all(reason, loaded, coords),
+                fix=_why_outside(image, coords) if reason.startswith("outside") else None,
             )
         keep[bad] = False
         dropped[reason] = int(bad.sum())
@@ -81,13 +86,12 @@ def validated(
 
     drop(~np.isfinite(coords).all(axis=1), "no finite coordinates", "obsm['spatial']")
     drop(_off_tissue(adata), "marked as not on tissue", "obs['in_tissue']")
-    drop(_not_finite(counts), "NaN or infinite counts", "X")
+    drop(_rows_of(counts, ~np.isfinite(counts.data)), "NaN or infinite counts", "X")
     _check_counts(counts, keep, adata, file)
-    if loaded.image is not None:
+    if image is not None:
         inside = np.zeros(adata.n_obs, dtype=bool)
-        inside[keep] = loaded.image.covers(coords[keep])
-        place = f"image of {loaded.image.width} x {loaded.image.height} px"
-        drop(~inside, f"outside the {place}", "obsm['spatial']")
+        inside[keep] = image.covers(coords[keep])
+        drop(~inside, f"outside the image of {image.width} x {image.height} px", "obsm['spatial']")
 
     adata.X = None  # so that the rows are copied once, from `counts`, and not twice
     if not keep.all():
@@ -100,17 +104,10 @@ def validated(
     um_per_px, source, note = resolve(loaded, given=files.um_per_px, file=file)
     if note:
         notes.append(f"{file}: {note}.")
-    return Section(files.id, patient or "", adata, loaded.image, um_per_px, source, list(loaded.files), dropped, notes)
+    return Section(files.id, patient or "", adata, image, um_per_px, source, list(loaded.files), dropped, notes)
 
 
-def _without_counts(adata: AnnData, *, needed: bool) -> bool:
-    """Return whether a section has no counts and may be used so: none are needed, or a matrix is there instead."""
-    if adata.n_vars and adata.X is not None:
-        return False
-    return not needed or any(name != "spatial" for name in adata.obsm)
-
-
-def _bare(adata: AnnData) -> AnnData:
+def _without_genes(adata: AnnData) -> AnnData:
     from scipy.sparse import csr_matrix
 
     bare = adata[:, []].copy()
@@ -118,7 +115,7 @@ def _bare(adata: AnnData) -> AnnData:
     return bare
 
 
-def _refuse_repeats(names: object, file: Path, field: str, what: str) -> None:
+def _refuse_repeats(names: pd.Index, file: Path, field: str, what: str) -> None:
     if names.is_unique:
         return
     repeated = names[names.duplicated(keep=False)]
@@ -132,105 +129,26 @@ def _refuse_repeats(names: object, file: Path, field: str, what: str) -> None:
 
 
 def _coordinates(adata: AnnData, file: Path) -> np.ndarray:
+    where = {"file": file, "field": "obsm['spatial']"}
     if "spatial" not in adata.obsm:
-        close = near_name("spatial", adata.obsm)
+        near = near_name("spatial", adata.obsm)
         raise InputError(
-            "spot coordinates are missing" + (f"; did you mean obsm[{close!r}]?" if close else ""),
-            file=file,
-            field="obsm['spatial']",
+            "spot coordinates are missing" + (f"; did you mean obsm[{near!r}]?" if near else ""),
+            **where,
             fix="store spot centres there, x and y in pixels",
         )
-    spatial = adata.obsm["spatial"]
     try:
-        coords = np.array(spatial, dtype=np.float64)
+        coords = np.array(adata.obsm["spatial"], dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"spot coordinates are not numbers ({error})", file=file, field="obsm['spatial']") from error
-    if coords.ndim != 2 or coords.shape[1] != 2:
+        raise InputError(f"spot coordinates are not numbers ({error})", **where) from error
+    if coords.shape[1:] != (2,):
         raise InputError(
             "spot coordinates have the wrong shape",
-            file=file,
-            field="obsm['spatial']",
+            **where,
             value=coords.shape,
             expected=f"({adata.n_obs}, 2): x and y",
         )
     return coords
-
-
-def _counts(adata: AnnData, file: Path, notes: list[str]) -> object:
-    """Return the raw counts as CSR; X, or layers["counts"] where only that is whole numbers."""
-    if adata.X is None:
-        raise InputError("counts are missing", file=file, field="X")
-    counts = _csr(adata.X, file, "X")
-    if "counts" in adata.layers and _first_fraction(counts) is not None:
-        layer = _csr(adata.layers["counts"], file, "layers['counts']")
-        if _first_fraction(layer) is None:
-            del adata.layers["counts"]
-            notes.append(f"{file}: X is not whole numbers, so layers['counts'] was taken as the raw counts.")
-            return layer
-    return counts
-
-
-def _csr(matrix: object, file: Path, field: str) -> object:
-    from scipy import sparse
-
-    try:
-        if not np.issubdtype(matrix.dtype, np.number) and matrix.dtype != bool:
-            raise InputError("counts are not numbers", file=file, field=field, value=str(matrix.dtype))
-        csr = sparse.csr_matrix(matrix)
-        csr.check_format(full_check=True)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"counts are not a readable matrix ({error})", file=file, field=field) from error
-    if not csr.has_canonical_format:
-        csr.sum_duplicates()
-    return csr
-
-
-def _not_finite(counts: object) -> np.ndarray:
-    """Return which rows hold NaN or infinite values."""
-    bad = np.zeros(counts.shape[0], dtype=bool)
-    if not np.issubdtype(counts.dtype, np.floating):
-        return bad
-    where = np.flatnonzero(~np.isfinite(counts.data))
-    bad[np.searchsorted(counts.indptr, where, side="right") - 1] = True
-    return bad
-
-
-def _first_fraction(counts: object) -> int | None:
-    """Return the position in ``data`` of the first finite value that is not whole."""
-    if not np.issubdtype(counts.dtype, np.floating):
-        return None
-    where = np.flatnonzero(np.isfinite(counts.data) & (counts.data != np.rint(counts.data)))
-    return int(where[0]) if len(where) else None
-
-
-def _check_counts(counts: object, keep: np.ndarray, adata: AnnData, file: Path) -> None:
-    """Refuse negative, fractional and overlarge counts in the spots that are kept."""
-    data = counts.data
-    kept = np.repeat(keep, np.diff(counts.indptr))
-    whole = np.rint(data) if np.issubdtype(data.dtype, np.floating) else data
-    raw = ""
-    if "counts" in adata.layers:
-        raw = "; layers['counts'] exists but is not whole numbers either"
-    elif adata.raw is not None:
-        raw = "; adata.raw exists: store its counts as X if they are the raw ones"
-    for bad, problem, expected in (
-        (kept & (data < 0), "counts are negative", "raw counts, zero or more"),
-        (kept & (whole != data), f"counts are not whole numbers{raw}", "raw, not normalised, counts"),
-        (kept & (data > np.iinfo(np.int32).max), "counts are beyond any sequencer", "at most 2147483647"),
-    ):
-        if bad.any():
-            first = int(np.flatnonzero(bad)[0])
-            row = int(np.searchsorted(counts.indptr, first, side="right") - 1)
-            gene = adata.var_names[counts.indices[first]]
-            raise InputError(
-                f"{problem} in {int(bad.sum())} entries, first at gene {gene} of spot {adata.obs_names[row]}",
-                file=file,
-                field="X",
-                value=data[first].item(),
-                expected=expected,
-            )
 
 
 def _off_tissue(adata: AnnData) -> np.ndarray:
@@ -240,11 +158,77 @@ def _off_tissue(adata: AnnData) -> np.ndarray:
     return marks.isin({"0", "0.0", "false"}).to_numpy()
 
 
-def _why_all(reason: str, loaded: Loaded, coords: np.ndarray) -> str | None:
-    """Guess what went wrong when a reason for dropping meets every spot."""
-    if loaded.image is None or not reason.startswith("outside"):
-        return None
+def _why_outside(image: ImageSource, coords: np.ndarray) -> str:
+    """Guess what went wrong when every spot lies outside the image."""
     finite = coords[np.isfinite(coords).all(axis=1)]
-    if loaded.image.covers(finite[:, ::-1]).mean() > 0.5:
+    if image.covers(finite[:, ::-1]).mean() > 0.5:
         return "x and y look swapped"
     return "give the coordinates in full-resolution pixels of this image"
+
+
+def _counts(adata: AnnData, file: Path, notes: list[str]) -> csr_matrix:
+    """Return the raw counts; X, or layers["counts"] where only that is whole numbers."""
+    if adata.X is None:
+        raise InputError("counts are missing", file=file, field="X")
+    counts = _csr(adata.X, file, "X")
+    if "counts" in adata.layers and _fractions(counts.data).any():
+        layer = _csr(adata.layers["counts"], file, "layers['counts']")
+        if not _fractions(layer.data).any():
+            del adata.layers["counts"]
+            notes.append(f"{file}: X is not whole numbers, so layers['counts'] was taken as the raw counts.")
+            return layer
+    return counts
+
+
+def _csr(matrix: object, file: Path, field: str) -> csr_matrix:
+    from scipy.sparse import csr_matrix
+
+    if not np.issubdtype(matrix.dtype, np.number) and matrix.dtype != bool:
+        raise InputError("counts are not numbers", file=file, field=field, value=str(matrix.dtype))
+    try:
+        counts = csr_matrix(matrix)
+        counts.check_format(full_check=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"counts are not a readable matrix ({error})", file=file, field=field) from error
+    counts.sum_duplicates()
+    return counts
+
+
+def _fractions(values: np.ndarray) -> np.ndarray:
+    """Return which values are finite and not whole."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return np.zeros(values.shape, dtype=bool)
+    return np.isfinite(values) & (values != np.rint(values))
+
+
+def _rows_of(counts: csr_matrix, chosen: np.ndarray) -> np.ndarray:
+    """Return which rows hold one of the chosen entries of ``data``."""
+    rows = np.zeros(counts.shape[0], dtype=bool)
+    rows[np.searchsorted(counts.indptr, np.flatnonzero(chosen), side="right") - 1] = True
+    return rows
+
+
+def _check_counts(counts: csr_matrix, keep: np.ndarray, adata: AnnData, file: Path) -> None:
+    """Refuse negative, fractional and overlarge counts in the spots that are kept."""
+    kept = np.repeat(keep, np.diff(counts.indptr))
+    raw = ""
+    if "counts" in adata.layers:
+        raw = "; layers['counts'] exists but is not whole numbers either"
+    elif adata.raw is not None:
+        raw = "; adata.raw exists: store its counts as X if they are the raw ones"
+    for bad, problem, expected in (
+        (counts.data < 0, "counts are negative", "raw counts, zero or more"),
+        (_fractions(counts.data), f"counts are not whole numbers{raw}", "raw, not normalised, counts"),
+        (counts.data > np.iinfo(np.int32).max, "counts are beyond any sequencer", "at most 2147483647"),
+    ):
+        bad &= kept
+        if bad.any():
+            first = bad.argmax()
+            spot, gene = adata.obs_names[_rows_of(counts, bad).argmax()], adata.var_names[counts.indices[first]]
+            raise InputError(
+                f"{problem} in {int(bad.sum())} entries, first at gene {gene} of spot {spot}",
+                file=file,
+                field="X",
+                value=counts.data[first].item(),
+                expected=expected,
+            )
