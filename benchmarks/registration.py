@@ -33,8 +33,7 @@ LENGTHS = (0, 1, 2, 4)  # pitches over which the noise is correlated
 def opened(path: Path) -> tuple[Section, Haematoxylin]:
     section = read_path(path)
     stained = haematoxylin(section)
-    if hasattr(section.image, "release"):
-        section.image.release()
+    section.image.release()
     return section, stained
 
 

@@ -78,7 +78,7 @@ def test_pyramid_resolution_and_streaming(tmp_path, pixels):
 def test_jpeg_thumbnail_does_not_decode_and_does_not_change(tmp_path, pixels):
     source = WholeImage(write("jpg", tmp_path, pixels))
     before, _ = source.thumbnail(200)
-    assert source._pixels is None
+    assert source._decoded is None
     source.read_region(0, 0, 4, 4)
     np.testing.assert_array_equal(source.thumbnail(200)[0], before)
 

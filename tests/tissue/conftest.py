@@ -22,9 +22,10 @@ class ArrayImage(ImageSource):
 
     def read_region(self, x, y, width, height):
         self.largest = max(self.largest, width * height)
-        canvas, rows, columns, x0, y0, x1, y1 = self._window(x, y, width, height)
-        canvas[rows, columns] = self.pixels[y0:y1, x0:x1]
-        return canvas
+        return super().read_region(x, y, width, height)
+
+    def _inside(self, x0, y0, x1, y1):
+        return self.pixels[y0:y1, x0:x1]
 
     def thumbnail(self, max_side):
         width, height, scale = self._thumbnail_size(max_side)

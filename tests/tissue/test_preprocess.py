@@ -119,7 +119,7 @@ def test_windows_are_small(section, tmp_path):
 
 def test_a_mosaic_is_not_aligned(section, tmp_path):
     given = section(1, shift_um=(70, -50))
-    given.image.mosaic = True
+    given.image.side = 40
     report, _, _ = run(given, tmp_path)
     assert not report.alignment.applied
     assert "mosaic" in report.alignment.reason

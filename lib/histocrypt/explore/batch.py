@@ -109,8 +109,7 @@ def sample_tiles(section: Section, drawn: Sample, *, tile_um: float, tile_px: in
     windows = iter_tiles(section.image, drawn.coords_px, um_per_px=section.um_per_px, tile_um=tile_um, tile_px=tile_px)
     for index, tile in enumerate(windows):
         tiles[index] = tile
-    if hasattr(section.image, "release"):
-        section.image.release()  # a study's sections must not pile up in memory
+    section.image.release()  # a study's sections must not pile up in memory
     return tiles
 
 

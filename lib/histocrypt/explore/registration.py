@@ -121,9 +121,7 @@ def at(stained: Haematoxylin, coords_px: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _known(section: Section, shape: tuple[int, int], scale: float) -> np.ndarray:
-    from histocrypt.sections.image import PatchMosaic
-
-    if not isinstance(section.image, PatchMosaic):
+    if section.image.side is None:
         return np.ones(shape, dtype=bool)
     known = np.zeros(shape, dtype=bool)
     for corner in section.image.coords:

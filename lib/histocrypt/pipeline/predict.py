@@ -135,7 +135,7 @@ def _patch_stain(image: PatchMosaic) -> StainStatistics:
     from histocrypt.tissue.stain import estimate
 
     found = []
-    for index in range(image.n_patches):
+    for index in range(len(image.coords)):
         pixels = image.patch(index).reshape(-1, 3)
         found.append(pixels[:: max(1, len(pixels) // PIXELS_A_PATCH)])
     return estimate(np.concatenate(found))

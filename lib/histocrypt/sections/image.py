@@ -20,29 +20,32 @@ from histocrypt.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# ---- image
-
-
 MAX_PIXELS = 4_000_000_000
 """A whole image beyond this is refused before it is decoded (12 GB in memory): such images belong in a pyramid."""
-
+MAX_PATCH_PIXELS = 4096 * 4096
 WHITE = 255
 SIGNATURE_SIDE = 256
+TILE_NAME = re.compile(r"^(?P<section>.+)_(?P<x>-?\d+)_(?P<y>-?\d+)$")
+TILE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
 class ImageSource(ABC):
-    """Pixels of one section, addressed in full resolution."""
+    """Pixels of one section, addressed in full resolution; a kind of image adds `_inside` and `thumbnail`."""
 
     path: Path
     width: int
     height: int
+    um_per_px: float | None = None
+    """Micrometres per pixel, where the file states it."""
+    side: int | None = None
+    """Side of the squares around spots that alone have pixels; None: the whole section was scanned."""
+    _decoded: np.ndarray | None = None
 
     @property
     def decoded_mpx(self) -> float:
         """Millions of pixels that reading a window holds in memory beyond the window; 0 where it reads no more."""
         return 0.0
 
-    @abstractmethod
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return a window, uint8 (height, width, 3), white outside the image.
 
@@ -53,6 +56,16 @@ class ImageSource(ABC):
         width, height
             Size in full-resolution pixels.
         """
+        canvas = np.full((height, width, 3), WHITE, dtype=np.uint8)
+        x0, y0 = min(max(x, 0), self.width), min(max(y, 0), self.height)
+        x1, y1 = max(x0, min(x + width, self.width)), max(y0, min(y + height, self.height))
+        if x1 > x0 and y1 > y0:
+            canvas[y0 - y : y1 - y, x0 - x : x1 - x] = self._inside(x0, y0, x1, y1)
+        return canvas
+
+    def _inside(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        """Return a window that lies in the image, uint8 (y1 - y0, x1 - x0, 3)."""
+        raise NotImplementedError
 
     @abstractmethod
     def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
@@ -77,16 +90,13 @@ class ImageSource(ABC):
         thumbnail, _ = self.thumbnail(SIGNATURE_SIDE)
         return hashlib.sha256(f"{self.width}x{self.height}".encode() + thumbnail.tobytes()).hexdigest()
 
+    def release(self) -> None:
+        """Forget the decoded pixels, if any are kept; they are decoded again when asked for."""
+        self._decoded = None
+
     def _thumbnail_size(self, max_side: int) -> tuple[int, int, float]:
         scale = min(1.0, max_side / max(self.width, self.height))
         return max(1, round(self.width * scale)), max(1, round(self.height * scale)), scale
-
-    def _window(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, slice, slice, int, int, int, int]:
-        """Return a white canvas, where the image lies on it, and the part of the image that does (x0, y0, x1, y1)."""
-        canvas = np.full((height, width, 3), WHITE, dtype=np.uint8)
-        x0, y0 = min(max(x, 0), self.width), min(max(y, 0), self.height)
-        x1, y1 = max(x0, min(x + width, self.width)), max(y0, min(y + height, self.height))
-        return canvas, slice(y0 - y, y1 - y), slice(x0 - x, x1 - x), x0, y0, x1, y1
 
 
 class WholeImage(ImageSource):
@@ -97,7 +107,6 @@ class WholeImage(ImageSource):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._pixels: np.ndarray | None = None
         with opened(self.path) as image:
             self.width, self.height = image.size
             self._format = image.format
@@ -111,25 +120,18 @@ class WholeImage(ImageSource):
     @property
     def pixels(self) -> np.ndarray:
         """All pixels, uint8 (height, width, 3)."""
-        if self._pixels is None:
+        if self._decoded is None:
             with opened(self.path) as image:
                 rgb = as_rgb(image, self.path)
                 pixels = np.empty((self.height, self.width, 3), dtype=np.uint8)
                 for top in range(0, self.height, 512):  # in strips: at once, PIL would copy all pixels twice more
                     strip = rgb.crop((0, top, self.width, min(top + 512, self.height)))
                     pixels[top : top + 512] = np.asarray(strip)
-                self._pixels = pixels
-        return self._pixels
+                self._decoded = pixels
+        return self._decoded
 
-    def release(self) -> None:
-        """Forget the decoded pixels; they are decoded again when asked for."""
-        self._pixels = None
-
-    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return a window, uint8 (height, width, 3), white outside the image."""
-        canvas, rows, columns, x0, y0, x1, y1 = self._window(x, y, width, height)
-        canvas[rows, columns] = self.pixels[y0:y1, x0:x1]
-        return canvas
+    def _inside(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        return self.pixels[y0:y1, x0:x1]
 
     def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
         """Return the whole image, its longer side at most ``max_side``, and the scale."""
@@ -158,12 +160,8 @@ class SlideImage(ImageSource):
         mpp = self._slide.properties.get("openslide.mpp-x")
         self.um_per_px = _plausible(float(mpp)) if mpp else None
 
-    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return a window, uint8 (height, width, 3), white outside the image."""
-        canvas, rows, columns, x0, y0, x1, y1 = self._window(x, y, width, height)
-        if x1 > x0 and y1 > y0:
-            canvas[rows, columns] = np.asarray(self._level_region(0, x0, y0, x1 - x0, y1 - y0))
-        return canvas
+    def _inside(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        return np.asarray(self._level_region(0, x0, y0, x1 - x0, y1 - y0))
 
     def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
         """Return the whole slide, block by block, its longer side at most ``max_side``, and the scale."""
@@ -211,6 +209,278 @@ class SlideImage(ImageSource):
                 file=self.path,
                 fix="copy it again from its source",
             ) from error
+
+
+class PatchMosaic(ImageSource):
+    """Patches with known places, read as if they were one image.
+
+    Where patches overlap, a window takes each pixel from the patch whose centre is nearest to the window's centre: a
+    window around a spot is the spot's own patch, to the bit.
+
+    Parameters
+    ----------
+    path
+        The file or folder that errors name.
+    coords
+        Top-left corners, int (n, 2): x, y in full-resolution pixels.
+    side
+        Side of the square that one patch covers, full-resolution pixels.
+    load
+        Returns patch ``i`` as encoded bytes, as a path, or as uint8 (h, w, 3).
+    barcodes
+        Barcodes of the patches' spots, where known.
+    size
+        Width and height of the whole image, where known; else just large enough for all patches.
+    cache
+        Number of decoded patches that are kept.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        coords: np.ndarray,
+        side: int,
+        load: Callable[[int], object],
+        *,
+        barcodes: Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
+        um_per_px: float | None = None,
+        cache: int = 64,
+    ) -> None:
+        self.path = Path(path)
+        self.coords = np.asarray(coords, dtype=np.int64)
+        self.side = int(side)
+        self.barcodes = None if barcodes is None else np.asarray(barcodes, dtype=str)
+        self.um_per_px = um_per_px
+        reach = self.coords.max(axis=0) + self.side
+        self.width, self.height = (int(value) for value in (size if size is not None else reach))
+        self._load, self._cache, self._kept = load, OrderedDict(), cache
+
+    @classmethod
+    def from_h5(cls, path: str | Path, *, size: tuple[int, int] | None = None, side: int | None = None) -> PatchMosaic:
+        """Open a patches file.
+
+        Parameters
+        ----------
+        path
+            HDF5 with ``coords`` (n, 2; top-left, full-resolution pixels), ``barcode``, and either ``img``
+            (n, S, S, 3; HEST) or ``jpeg`` (n; one encoded image each).
+        size
+            Width and height of the whole image, where known.
+        side
+            Full-resolution pixels that a patch covers; default: as its attributes say, else its own pixels.
+        """
+        import h5py
+
+        path = Path(path)
+        try:
+            file = h5py.File(path, "r")
+            encoded = "jpeg" in file
+            pixels = file["jpeg" if encoded else "img"]
+            coords = np.asarray(file["coords"][:]).reshape(-1, 2)
+            barcodes = [_text(name) for name in file["barcode"][:].ravel()] if "barcode" in file else None
+            attributes = {**file.attrs, **file["coords"].attrs, **pixels.attrs}
+        except KeyError as error:
+            raise InputError(
+                f"patches file lacks a field ({str(error).strip(chr(39) + chr(34))})",
+                file=path,
+                expected="coords, barcode, and img or jpeg",
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"patches file cannot be read, it may be truncated ({error})",
+                file=path,
+                fix="copy it again from its source",
+            ) from error
+        count = len(pixels)
+        for field, length in (("coords", len(coords)), ("barcode", count if barcodes is None else len(barcodes))):
+            if length != count:
+                raise InputError(f"has {length} rows for {count} patches", file=path, field=field)
+        if not count:
+            raise InputError("patches file holds no patch", file=path, field="jpeg" if encoded else "img", value=0)
+        if not encoded and (pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8):
+            raise InputError(
+                "is not an array of 8-bit RGB patches", file=path, field="img", value=f"{pixels.shape} {pixels.dtype}"
+            )
+        if barcodes is not None and len(set(barcodes)) < count:
+            twice = next(name for number, name in enumerate(barcodes) if name in barcodes[:number])
+            raise InputError("names a spot twice", file=path, field="barcode", value=twice)
+
+        def load(index: int) -> object:
+            try:
+                return pixels[index].tobytes() if encoded else pixels[index]
+            except OSError as error:
+                raise InputError(
+                    f"patch cannot be read ({error})", file=path, field=f"{pixels.name}[{index}]"
+                ) from error
+
+        own = _decoded(load(0), f"{path}: patch 0").shape[0] if encoded else int(pixels.shape[1])
+        stated = next((attributes[key] for key in ("patch_size_level0", "patch_size_src") if key in attributes), None)
+        um = attributes.get("pixel_size_um")
+        return cls(
+            path,
+            coords,
+            side or (int(stated) if stated is not None else own),
+            load,
+            barcodes=barcodes,
+            size=size,
+            um_per_px=float(um) if um is not None and stated is None else None,
+        )
+
+    @classmethod
+    def from_tiles(
+        cls,
+        folder: str | Path,
+        tiles: Mapping[str, Path],
+        centres: Mapping[str, tuple[float, float]],
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> PatchMosaic:
+        """Make a mosaic of image files, one a spot.
+
+        Parameters
+        ----------
+        tiles
+            Barcode -> tile file.
+        centres
+            Barcode -> spot centre x, y in full-resolution pixels, for every barcode of ``tiles``.
+        """
+        barcodes = sorted(tiles)
+        files = [tiles[barcode] for barcode in barcodes]
+        with opened(files[0], max_pixels=MAX_PATCH_PIXELS) as first:
+            side = first.size[0]
+        corners = np.array([np.round(np.asarray(centres[barcode]) - side / 2) for barcode in barcodes], dtype=np.int64)
+        return cls(folder, corners, side, lambda index: files[index], barcodes=barcodes, size=size)
+
+    def patch(self, index: int) -> np.ndarray:
+        """Return one patch at full resolution, uint8 (side, side, 3)."""
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        from PIL import Image
+
+        patch = _decoded(self._load(index), self._name(index))
+        if patch.shape[:2] != (self.side, self.side):
+            if patch.shape[0] != patch.shape[1]:
+                raise InputError(
+                    "patch is not square", file=self._name(index), value=f"{patch.shape[1]} x {patch.shape[0]} px"
+                )
+            resized = Image.fromarray(patch).resize((self.side, self.side), Image.Resampling.BICUBIC)
+            patch = np.asarray(resized)
+        self._cache[index] = patch
+        while len(self._cache) > self._kept:
+            self._cache.popitem(last=False)
+        return patch
+
+    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Return a window, uint8 (height, width, 3), white where no patch lies."""
+        canvas = np.full((height, width, 3), WHITE, dtype=np.uint8)
+        empty = np.ones((height, width), dtype=bool)
+        left, top = self.coords.T
+        near = np.flatnonzero((left < x + width) & (left + self.side > x) & (top < y + height) & (top + self.side > y))
+        offsets = self.coords[near] + self.side / 2 - (x + width / 2, y + height / 2)
+        for index in near[np.argsort((offsets**2).sum(axis=1), kind="stable")]:
+            dx, dy = self.coords[index] - (x, y)
+            rows = slice(max(dy, 0), min(dy + self.side, height))
+            columns = slice(max(dx, 0), min(dx + self.side, width))
+            wanted = empty[rows, columns]
+            if not wanted.any():
+                continue
+            part = self.patch(int(index))[rows.start - dy : rows.stop - dy, columns.start - dx : columns.stop - dx]
+            np.copyto(canvas[rows, columns], part, where=wanted[..., None])
+            empty[rows, columns] = False
+            if not empty.any():
+                break
+        return canvas
+
+    def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
+        """Return all patches in their places, decoded small one at a time, on white, and the scale."""
+        from PIL import Image
+
+        width, height, scale = self._thumbnail_size(max_side)
+        out = np.full((height, width, 3), WHITE, dtype=np.uint8)
+        for index, corner in enumerate(self.coords):
+            # Only thumbnail pixels that lie wholly in the patch, each from exactly the pixels below it.
+            first = np.maximum(np.ceil(corner * scale), 0).astype(int)
+            last = np.minimum(np.floor((corner + self.side) * scale), (width, height)).astype(int)
+            if (last <= first).any():
+                continue
+            patch = _decoded(self._load(index), self._name(index), at_least=round(2 * self.side * scale))
+            zoom = patch.shape[0] / self.side
+            box = np.clip(np.concatenate([first / scale - corner, last / scale - corner]) * zoom, 0, patch.shape[0])
+            small = Image.fromarray(patch).resize(tuple(last - first), Image.Resampling.HAMMING, box=tuple(box))
+            out[first[1] : last[1], first[0] : last[0]] = np.asarray(small)
+        return out, scale
+
+    def covers(self, coords: np.ndarray) -> np.ndarray:
+        """Return which points, float (n, 2), lie in some patch: bool (n,)."""
+        points = np.asarray(coords, dtype=float)
+        covered = np.zeros(len(points), dtype=bool)
+        for corner in self.coords:
+            covered |= ((points >= corner) & (points < corner + self.side)).all(axis=1)
+        return covered
+
+    def content_hash(self) -> str:
+        """Return a hash of all patches as stored, whatever their order."""
+        digests = sorted(hashlib.sha256(_stored(self._load(index))).digest() for index in range(len(self.coords)))
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+    def verify(self) -> None:
+        """Raise `InputError` where a patch cannot be decoded."""
+        for index in range(len(self.coords)):
+            _decoded(self._load(index), self._name(index), at_least=1)
+
+    def _name(self, index: int) -> str:
+        return f"{self.path}: patch {index if self.barcodes is None else self.barcodes[index]}"
+
+
+class ScaledImage(ImageSource):
+    """An image at hand that is smaller than the one the coordinates refer to.
+
+    Windows are given in full-resolution pixels and enlarged on reading, so that everything else may go on speaking of
+    full resolution; there is no more detail in them than the image at hand has.
+
+    Parameters
+    ----------
+    image
+        The image at hand.
+    scale
+        Its pixels per full-resolution pixel, at most 1.
+    """
+
+    def __init__(self, image: ImageSource, scale: float) -> None:
+        self.image, self.scale, self.path = image, float(scale), image.path
+        self.width, self.height = round(image.width / scale), round(image.height / scale)
+
+    @property
+    def decoded_mpx(self) -> float:
+        """Millions of pixels: those of the image at hand."""
+        return self.image.decoded_mpx
+
+    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Return a window, uint8 (height, width, 3), interpolated bilinearly, white outside the image."""
+        from PIL import Image
+
+        # One pixel more on each side: interpolation looks at neighbours.
+        left, top = int(np.floor(x * self.scale)) - 1, int(np.floor(y * self.scale)) - 1
+        right, bottom = int(np.ceil((x + width) * self.scale)) + 1, int(np.ceil((y + height) * self.scale)) + 1
+        own = self.image.read_region(left, top, right - left, bottom - top)
+        box = (
+            x * self.scale - left,
+            y * self.scale - top,
+            (x + width) * self.scale - left,
+            (y + height) * self.scale - top,
+        )
+        return np.asarray(Image.fromarray(own).resize((width, height), Image.Resampling.BILINEAR, box=box))
+
+    def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
+        """Return the whole image, never enlarged, and the thumbnail's pixels per full-resolution pixel."""
+        small, scale = self.image.thumbnail(min(max_side, max(self.image.width, self.image.height)))
+        return small, scale * self.scale
+
+    def release(self) -> None:
+        """Forget decoded pixels."""
+        self.image.release()
 
 
 def open_image(path: str | Path) -> ImageSource:
@@ -305,242 +575,6 @@ def _plausible(um_per_px: float) -> float | None:
     return um_per_px if 0.05 <= um_per_px <= 10 else None
 
 
-# ---- patches
-# A section whose image exists only as patches around its spots: mosaicked on demand.
-
-
-MAX_PATCH_PIXELS = 4096 * 4096
-TILE_NAME = re.compile(r"^(?P<section>.+)_(?P<x>-?\d+)_(?P<y>-?\d+)$")
-TILE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-
-
-class PatchMosaic(ImageSource):
-    """Patches with known places, read as if they were one image.
-
-    Where patches overlap, a window takes each pixel from the patch whose centre is nearest to the window's centre: a
-    window around a spot is the spot's own patch, to the bit.
-
-    Parameters
-    ----------
-    path
-        The file or folder that errors name.
-    coords
-        Top-left corners, int (n, 2): x, y in full-resolution pixels.
-    side
-        Side of the square that one patch covers, full-resolution pixels.
-    load
-        Returns patch ``i`` as encoded bytes, as a path, or as uint8 (h, w, 3).
-    barcodes
-        Barcodes of the patches' spots, where known.
-    size
-        Width and height of the whole image, where known; else just large enough for all patches.
-    cache
-        Number of decoded patches that are kept.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        coords: np.ndarray,
-        side: int,
-        load: Callable[[int], object],
-        *,
-        barcodes: Sequence[str] | None = None,
-        size: tuple[int, int] | None = None,
-        um_per_px: float | None = None,
-        cache: int = 64,
-    ) -> None:
-        self.path = Path(path)
-        self.coords = np.asarray(coords, dtype=np.int64)
-        self.side = int(side)
-        self.barcodes = None if barcodes is None else np.asarray(barcodes, dtype=str)
-        self.um_per_px = um_per_px
-        reach = self.coords.max(axis=0) + self.side
-        self.width, self.height = (int(value) for value in (size if size is not None else reach))
-        self._load, self._cache, self._kept = load, OrderedDict(), cache
-
-    @classmethod
-    def from_h5(cls, path: str | Path, *, size: tuple[int, int] | None = None, side: int | None = None) -> PatchMosaic:
-        """Open a patches file.
-
-        Parameters
-        ----------
-        path
-            HDF5 with ``coords`` (n, 2; top-left, full-resolution pixels), ``barcode``, and either ``img``
-            (n, S, S, 3; HEST) or ``jpeg`` (n; one encoded image each).
-        size
-            Width and height of the whole image, where known.
-        side
-            Full-resolution pixels that a patch covers; default: as its attributes say, else its own pixels.
-        """
-        import h5py
-
-        path = Path(path)
-        try:
-            file = h5py.File(path, "r")
-            encoded = "jpeg" in file
-            pixels = file["jpeg" if encoded else "img"]
-            coords = np.asarray(file["coords"][:]).reshape(-1, 2)
-            barcodes = [_text(value) for value in file["barcode"][:].ravel()] if "barcode" in file else None
-            attributes = {**file.attrs, **file["coords"].attrs, **pixels.attrs}
-        except KeyError as error:
-            raise InputError(
-                f"patches file lacks a field ({str(error).strip(chr(39) + chr(34))})",
-                file=path,
-                expected="coords, barcode, and img or jpeg",
-            ) from error
-        except OSError as error:
-            raise InputError(
-                f"patches file cannot be read, it may be truncated ({error})",
-                file=path,
-                fix="copy it again from its source",
-            ) from error
-        count = len(pixels)
-        for field, length in (("coords", len(coords)), ("barcode", count if barcodes is None else len(barcodes))):
-            if length != count:
-                raise InputError(f"has {length} rows for {count} patches", file=path, field=field)
-        if not count:
-            raise InputError("patches file holds no patch", file=path, field="jpeg" if encoded else "img", value=0)
-        if not encoded and (pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8):
-            raise InputError(
-                "is not an array of 8-bit RGB patches", file=path, field="img", value=f"{pixels.shape} {pixels.dtype}"
-            )
-        if barcodes is not None and len(set(barcodes)) < count:
-            raise InputError("names a spot twice", file=path, field="barcode", value=_first_repeat(barcodes))
-
-        def load(index: int) -> object:
-            try:
-                return pixels[index].tobytes() if encoded else pixels[index]
-            except OSError as error:
-                raise InputError(
-                    f"patch cannot be read ({error})", file=path, field=f"{pixels.name}[{index}]"
-                ) from error
-
-        own = _decoded(load(0), f"{path}: patch 0").shape[0] if encoded else int(pixels.shape[1])
-        stated = next((attributes[key] for key in ("patch_size_level0", "patch_size_src") if key in attributes), None)
-        um = attributes.get("pixel_size_um")
-        return cls(
-            path,
-            coords,
-            side or (int(stated) if stated is not None else own),
-            load,
-            barcodes=barcodes,
-            size=size,
-            um_per_px=float(um) if um is not None and stated is None else None,
-        )
-
-    @classmethod
-    def from_tiles(
-        cls,
-        folder: str | Path,
-        tiles: Mapping[str, Path],
-        centres: Mapping[str, tuple[float, float]],
-        *,
-        size: tuple[int, int] | None = None,
-    ) -> PatchMosaic:
-        """Make a mosaic of image files, one a spot.
-
-        Parameters
-        ----------
-        tiles
-            Barcode -> tile file.
-        centres
-            Barcode -> spot centre x, y in full-resolution pixels, for every barcode of ``tiles``.
-        """
-        barcodes = sorted(tiles)
-        files = [tiles[barcode] for barcode in barcodes]
-        with opened(files[0], max_pixels=MAX_PATCH_PIXELS) as first:
-            side = first.size[0]
-        corners = np.array([np.round(np.asarray(centres[barcode]) - side / 2) for barcode in barcodes], dtype=np.int64)
-        return cls(folder, corners, side, lambda index: files[index], barcodes=barcodes, size=size)
-
-    @property
-    def n_patches(self) -> int:
-        """Number of patches."""
-        return len(self.coords)
-
-    def patch(self, index: int) -> np.ndarray:
-        """Return one patch at full resolution, uint8 (side, side, 3)."""
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        from PIL import Image
-
-        patch = _decoded(self._load(index), self._name(index))
-        if patch.shape[:2] != (self.side, self.side):
-            if patch.shape[0] != patch.shape[1]:
-                raise InputError(
-                    "patch is not square", file=self._name(index), value=f"{patch.shape[1]} x {patch.shape[0]} px"
-                )
-            resized = Image.fromarray(patch).resize((self.side, self.side), Image.Resampling.BICUBIC)
-            patch = np.asarray(resized)
-        self._cache[index] = patch
-        while len(self._cache) > self._kept:
-            self._cache.popitem(last=False)
-        return patch
-
-    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return a window, uint8 (height, width, 3), white where no patch lies."""
-        canvas = np.full((height, width, 3), WHITE, dtype=np.uint8)
-        empty = np.ones((height, width), dtype=bool)
-        left, top = self.coords.T
-        near = np.flatnonzero((left < x + width) & (left + self.side > x) & (top < y + height) & (top + self.side > y))
-        offsets = self.coords[near] + self.side / 2 - (x + width / 2, y + height / 2)
-        for index in near[np.argsort((offsets**2).sum(axis=1), kind="stable")]:
-            dx, dy = self.coords[index] - (x, y)
-            rows = slice(max(dy, 0), min(dy + self.side, height))
-            columns = slice(max(dx, 0), min(dx + self.side, width))
-            wanted = empty[rows, columns]
-            if not wanted.any():
-                continue
-            part = self.patch(int(index))[rows.start - dy : rows.stop - dy, columns.start - dx : columns.stop - dx]
-            np.copyto(canvas[rows, columns], part, where=wanted[..., None])
-            empty[rows, columns] = False
-            if not empty.any():
-                break
-        return canvas
-
-    def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
-        """Return all patches in their places, decoded small one at a time, on white, and the scale."""
-        from PIL import Image
-
-        width, height, scale = self._thumbnail_size(max_side)
-        out = np.full((height, width, 3), WHITE, dtype=np.uint8)
-        for index, corner in enumerate(self.coords):
-            # Only thumbnail pixels that lie wholly in the patch, each from exactly the pixels below it.
-            first = np.maximum(np.ceil(corner * scale), 0).astype(int)
-            last = np.minimum(np.floor((corner + self.side) * scale), (width, height)).astype(int)
-            if (last <= first).any():
-                continue
-            patch = _decoded(self._load(index), self._name(index), at_least=round(2 * self.side * scale))
-            zoom = patch.shape[0] / self.side
-            box = np.clip(np.concatenate([first / scale - corner, last / scale - corner]) * zoom, 0, patch.shape[0])
-            small = Image.fromarray(patch).resize(tuple(last - first), Image.Resampling.HAMMING, box=tuple(box))
-            out[first[1] : last[1], first[0] : last[0]] = np.asarray(small)
-        return out, scale
-
-    def covers(self, coords: np.ndarray) -> np.ndarray:
-        """Return which points, float (n, 2), lie in some patch: bool (n,)."""
-        points = np.asarray(coords, dtype=float)
-        covered = np.zeros(len(points), dtype=bool)
-        for corner in self.coords:
-            covered |= ((points >= corner) & (points < corner + self.side)).all(axis=1)
-        return covered
-
-    def content_hash(self) -> str:
-        """Return a hash of all patches as stored, whatever their order."""
-        digests = sorted(hashlib.sha256(_stored(self._load(index))).digest() for index in range(self.n_patches))
-        return hashlib.sha256(b"".join(digests)).hexdigest()
-
-    def verify(self) -> None:
-        """Raise `InputError` where a patch cannot be decoded."""
-        for index in range(self.n_patches):
-            _decoded(self._load(index), self._name(index), at_least=1)
-
-    def _name(self, index: int) -> str:
-        return f"{self.path}: patch {index if self.barcodes is None else self.barcodes[index]}"
-
-
 def tiles_in(folder: Path) -> dict[Path, tuple[str, int, int]]:
     """Return the tiles below a folder: file -> (section, x, y) as their names ``<section>_<x>_<y>.*`` say."""
     found = {}
@@ -570,63 +604,3 @@ def _stored(stored: object) -> bytes:
 
 def _text(value: object) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _first_repeat(names: Sequence[str]) -> str:
-    seen: set[str] = set()
-    return next(name for name in names if name in seen or seen.add(name))
-
-
-# ---- scaled image
-# A reduced picture of a section, addressed in full-resolution pixels.
-
-
-class ScaledImage(ImageSource):
-    """An image at hand that is smaller than the one the coordinates refer to.
-
-    Windows are given in full-resolution pixels and enlarged on reading, so that everything else may go on speaking of
-    full resolution; there is no more detail in them than the image at hand has.
-
-    Parameters
-    ----------
-    image
-        The image at hand.
-    scale
-        Its pixels per full-resolution pixel, at most 1.
-    """
-
-    def __init__(self, image: ImageSource, scale: float) -> None:
-        self.image, self.scale, self.path = image, float(scale), image.path
-        self.width, self.height = round(image.width / scale), round(image.height / scale)
-        self.um_per_px = None
-
-    @property
-    def decoded_mpx(self) -> float:
-        """Millions of pixels: those of the image at hand."""
-        return self.image.decoded_mpx
-
-    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return a window, uint8 (height, width, 3), interpolated bilinearly, white outside the image."""
-        from PIL import Image
-
-        # One pixel more on each side: interpolation looks at neighbours.
-        left, top = int(np.floor(x * self.scale)) - 1, int(np.floor(y * self.scale)) - 1
-        right, bottom = int(np.ceil((x + width) * self.scale)) + 1, int(np.ceil((y + height) * self.scale)) + 1
-        own = self.image.read_region(left, top, right - left, bottom - top)
-        box = (
-            x * self.scale - left,
-            y * self.scale - top,
-            (x + width) * self.scale - left,
-            (y + height) * self.scale - top,
-        )
-        return np.asarray(Image.fromarray(own).resize((width, height), Image.Resampling.BILINEAR, box=box))
-
-    def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
-        """Return the whole image, never enlarged, and the thumbnail's pixels per full-resolution pixel."""
-        small, scale = self.image.thumbnail(min(max_side, max(self.image.width, self.image.height)))
-        return small, scale * self.scale
-
-    def release(self) -> None:
-        """Forget decoded pixels."""
-        if hasattr(self.image, "release"):
-            self.image.release()

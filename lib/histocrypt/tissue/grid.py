@@ -128,7 +128,7 @@ def grid_section(
     from histocrypt.tissue.mask import spot_tissue_share
     from histocrypt.tissue.preprocess import find_tissue
 
-    own = um_per_px if um_per_px is not None else getattr(image, "um_per_px", None)
+    own = um_per_px if um_per_px is not None else image.um_per_px
     if own is None:
         raise InputError(
             "the image does not say how large a pixel is", file=image.path, field="um_per_px", fix="give --um-per-px"
@@ -174,6 +174,5 @@ def grid_section(
 
 def widest(section: Section) -> float:
     """Return how wide a window around a spot may be, micrometres; without bound where there is a whole image."""
-    patches = isinstance(section.image, PatchMosaic) or getattr(section.image, "mosaic", False)
-    side = getattr(section.image, "side", None)
-    return float(side) * section.um_per_px if patches and side else float("inf")
+    side = section.image.side if section.image is not None else None
+    return side * section.um_per_px if side is not None else float("inf")

@@ -202,8 +202,7 @@ def preprocess_section(
             cleaned.write_h5ad(temporary)
     peak = peak_gib()
     report.peak_mib = None if peak is None else 1024 * peak
-    if hasattr(image, "release"):
-        image.release()  # a study's sections must not pile up in memory
+    image.release()  # a study's sections must not pile up in memory
     return report
 
 
@@ -254,11 +253,9 @@ def spot_diameter_um(section: Section) -> float:
 def _align(
     section: Section, mask: np.ndarray, scale: float, diameter_um: float, settings: Preprocessing, seed: int
 ) -> Alignment:
-    from histocrypt.sections.image import PatchMosaic
-
     if not settings.align:
         return Alignment(reason="left alone: switched off in the study")
-    if getattr(section.image, "mosaic", False) or isinstance(section.image, PatchMosaic):
+    if section.image.side is not None:
         # Pixels exist around the spots as given only, so that any other place looks empty.
         return Alignment(reason="left alone: the image is a mosaic of patches cut around the spots")
     return align(

@@ -64,7 +64,7 @@ def load_h5ad(files: SectionFiles) -> Loaded:
     um_per_px, um_field = _um_per_px(adata, metadata, field)
     image_path, note = _image_path(files, metadata, f"{field}['source_image_path']")
     image = open_for(adata, image_path, metadata) if image_path is not None else None
-    if image is not None and um_per_px is None and getattr(image, "um_per_px", None):
+    if image is not None and um_per_px is None and image.um_per_px:
         um_per_px, um_field = image.um_per_px, f"resolution of {image.path.name}"
     patient = one_value(adata, "patient", files.path)
     pitch = metadata.get("inter_spot_um")

@@ -61,12 +61,8 @@ class ArrayImage(ImageSource):
             raise InputError(f"image has more than {MAX_PIXELS:,} pixels", **where, value=shape)
         self.height, self.width = shape[:2]
 
-    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return a window, uint8 (height, width, 3), white outside the image."""
-        canvas, rows, columns, x0, y0, x1, y1 = self._window(x, y, width, height)
-        if x1 > x0 and y1 > y0:
-            canvas[rows, columns] = self._read(slice(y0, y1), slice(x0, x1))
-        return canvas
+    def _inside(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        return self._read(slice(y0, y1), slice(x0, x1))
 
     def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
         """Return the whole image, a band of rows at a time, its longer side at most ``max_side``, and the scale."""

@@ -157,7 +157,7 @@ def load_hest(files: SectionFiles) -> Loaded:
         for name in ("pixel_size_um_estimated", "pixel_size_um", "pixel_size_um_embedded", "microns_per_pixel"):
             if um_per_px is None and isinstance(source.get(name), (int, float)) and source[name] == source[name]:
                 um_per_px, um_field = float(source[name]), f"{where}: {name}"
-    if um_per_px is None and getattr(image, "um_per_px", None):
+    if um_per_px is None and image is not None and image.um_per_px:
         um_per_px, um_field = image.um_per_px, f"resolution of {image.path.name}"
     genes = hest_gene_list(root)
     if genes is not None:
