@@ -5,7 +5,7 @@ import tifffile
 
 from histocrypt.errors import InputError
 from histocrypt.sections.image import SlideImage, open_image
-from histocrypt.tissue.tiles import iter_tiles, read_tiles, split_subtiles, write_tiles
+from histocrypt.tissue.tiles import iter_tiles, read_tiles, write_tiles
 
 
 @pytest.fixture
@@ -99,17 +99,6 @@ def test_an_interrupted_write_leaves_nothing(ramp, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_tiles(tmp_path / "s.h5", ramp, ["a", "b"], [[200, 200], [500, 500]], um_per_px=1, tile_um=60, tile_px=60)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_subtiles_are_row_by_row():
-    tiles = np.random.default_rng(0).integers(0, 255, size=(4, 30, 30, 3), dtype=np.uint8)
-    parts = split_subtiles(tiles)
-    assert parts.shape == (4, 9, 10, 10, 3)
-    for k in range(9):
-        row, column = divmod(k, 3)
-        np.testing.assert_array_equal(parts[:, k], tiles[:, row * 10 : row * 10 + 10, column * 10 : column * 10 + 10])
-    with pytest.raises(ValueError, match="3 x 3"):
-        split_subtiles(tiles[:, :29, :29])
 
 
 def test_a_slide_is_never_read_whole(tmp_path, monkeypatch):

@@ -137,16 +137,3 @@ def read_tiles(path: str | Path, barcodes: Sequence[str] | None = None) -> tuple
             return tiles, np.array(wanted, dtype=str)
     except OSError as error:
         raise InputError(f"tiles cannot be read ({error})", file=path, fix="run preprocessing again") from error
-
-
-def split_subtiles(tiles: np.ndarray) -> np.ndarray:
-    """Return the 3 x 3 subtiles of (n, S, S, 3) tiles: (n, 9, S/3, S/3, 3), row by row; index 4 is the centre.
-
-    Rows of subtiles cannot be merged with columns by strides alone, so this copies once.
-    """
-    n, side, _, channels = tiles.shape
-    if side % 3:
-        raise ValueError(f"tiles of {side} pixels do not split into 3 x 3 subtiles")
-    third = side // 3
-    parts = tiles.reshape(n, 3, third, 3, third, channels).swapaxes(2, 3)
-    return parts.reshape(n, 9, third, third, channels)
