@@ -75,7 +75,7 @@ def per_gene(
     true, predicted
         (n, g), of one section.
     graph
-        From `neighbour_graph`; without it, no spatial metric.
+        From `spatial.touching`; without it, no spatial metric.
     moran_true
         `morans_i` of ``true``, where it is known already.
     """
@@ -185,30 +185,11 @@ def relative_variance_distance(true: np.ndarray, predicted: np.ndarray) -> np.nd
 
 @metric("moran_error", "Moran’s I error", better="lower", spatial=True)
 def moran_error(true: np.ndarray, predicted: np.ndarray, graph: csr_matrix) -> np.ndarray:
-    """Return the absolute difference between the predicted and the measured Moran's I; ``graph`` of `neighbour_graph`.
+    """Return the absolute difference between the predicted and the measured Moran's I; ``graph`` of `spatial.touching`.
 
     A gene that is constant in the truth has a Moran's I of 0 there, and an error: leave it out of means yourself.
     """
     return np.abs(morans_i(predicted, graph) - morans_i(true, graph))
-
-
-def neighbour_graph(coords: np.ndarray) -> csr_matrix:
-    """Return the graph of spots that touch: within 1.5 spot pitches of one another, in one section.
-
-    Parameters
-    ----------
-    coords
-        (n, 2) spot centres, any unit of length.
-
-    Returns
-    -------
-    (n, n) CSR of 0 and 1, without self-loops.
-    """
-    from scipy.sparse import csr_matrix
-
-    from histocrypt.spatial import touching
-
-    return touching(coords) if len(coords) > 1 else csr_matrix((len(coords), len(coords)))
 
 
 def morans_i(values: np.ndarray, graph: csr_matrix) -> np.ndarray:

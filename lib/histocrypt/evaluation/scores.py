@@ -30,6 +30,7 @@ from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.paths import RunFolder
 from histocrypt.pipeline.predictions import Joined, PredictionFile, as_mapping, join, read_h5ad, some
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
+from histocrypt.spatial import squares, touching
 from histocrypt.study import Study
 
 if TYPE_CHECKING:
@@ -392,10 +393,10 @@ def score_section(
         Score the order of names within each spot, too: for panels of cell types.
     """
     first = next(iter(joined.values()))
-    labels = bootstrap.block_labels(first.coords * um_per_px, block_um)
+    labels = squares(first.coords * um_per_px, block_um)
     blocks = int(labels.max() + 1)
     weights = bootstrap.draw_weights(blocks, draws, rng)
-    graph = metrics.neighbour_graph(first.coords)
+    graph = touching(first.coords)
     tables, rows, drawn = [], [], {}
     for transform, measured in first.true.items():
         own_moran = pd.Series(metrics.morans_i(measured, graph), index=first.genes)

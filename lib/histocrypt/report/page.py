@@ -36,6 +36,7 @@ from histocrypt.pipeline.predictions import PredictionFile, as_mapping, h5ad_err
 from histocrypt.predictors.registry import BASELINES
 from histocrypt.report import parts, views
 from histocrypt.report.viewer import spread, viewer_content
+from histocrypt.spatial import spot_pitch
 from histocrypt.targets.matrix import depth
 
 if TYPE_CHECKING:
@@ -436,7 +437,7 @@ def _maps(study: Study, scores: Scores, best: str, sections: Mapping[str, AnnDat
     image, scale = backdrop(section, study.run.tiles(name))
     um_per_px = float(as_mapping(section.uns.get("preprocessing")).get("um_per_px", 1.0))
     coords = pair.coords * scale
-    spacing = figures.pitch(coords)
+    spacing = spot_pitch(coords)
     figure = figures.side_by_side(panels, coords, um_per_unit=um_per_px / scale, spacing=spacing, image=image)
     return figure, f"Section {name} of patient {typical['patient']}, predicted by {title_of(best)}"
 

@@ -11,8 +11,8 @@ from typing import IO
 
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.explore.overview import listed
-from histocrypt.files import write_json
 from histocrypt.explore.survey import input_files, survey
+from histocrypt.files import write_json
 from histocrypt.study import Study, load_study
 from histocrypt.workflow.artifacts import intact, same_under_new_rules, tissue_flaw
 from histocrypt.workflow.cluster import Cluster, cancel_left
