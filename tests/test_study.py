@@ -97,15 +97,16 @@ def test_every_registered_model_can_be_imported_and_takes_its_options():
 
 def test_wrong_synthesis_and_audit_are_said_in_one_sentence():
     base = {"name": "s", "sections": [{"path": "demo"}]}
-    for part, words in (
-        ({"synthesis": {"label": "tumour"}}, ["synthesis.label", "tumour", "obs:COLUMN"]),
-        ({"synthesis": {"sides": 32}}, ["synthesis", "sides", "side"]),
-        ({"synthesis": {"generator": {"widht": 3}}}, ["synthesis.generator", "widht", "width"]),
-        ({"synthesis": {"generator": {"dropout": "much"}}}, ["synthesis.generator", "wrong kind", "much"]),
-        ({"synthesis": {"side": 30}}, ["synthesis.side", "30", "a multiple of 8"]),
-        ({"audit": {"models": ["resnet18"]}}, ["audit.models", "resnet18", "encoder_ridge"]),
-        ({"audit": {"models": ["knn"], "shadowed": ["colour_ridge"]}}, ["audit.shadowed", "colour_ridge", "knn"]),
+    for part, field, words in (
+        ({"synthesis": {"label": "tumour"}}, "synthesis.label", ["tumour", "obs:COLUMN"]),
+        ({"synthesis": {"sides": 32}}, "synthesis", ["sides", "side"]),
+        ({"synthesis": {"generator": {"widht": 3}}}, "synthesis.generator", ["widht", "width"]),
+        ({"synthesis": {"generator": {"dropout": "much"}}}, "synthesis.generator.dropout", ["much"]),
+        ({"synthesis": {"side": 30}}, "synthesis.side", ["30", "a multiple of 8"]),
+        ({"audit": {"models": ["resnet18"]}}, "audit.models", ["resnet18", "encoder_ridge"]),
+        ({"audit": {"models": ["knn"], "shadowed": ["colour_ridge"]}}, "audit.shadowed", ["colour_ridge", "knn"]),
     ):
         with pytest.raises(InputError) as error:
             parse_study({**base, **part}, file="s.yaml")
+        assert (error.value.file, error.value.field) == ("s.yaml", field)
         assert all(word in str(error.value) for word in words), error.value

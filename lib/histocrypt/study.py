@@ -85,7 +85,10 @@ def check_synthesis(study: Study, file: str | Path) -> None:
     part = study.synthesis
     if part is None:
         return
-    Label(part.label, tuple(part.label_is), part.label_above, field=f"{file}: synthesis.label")
+    try:
+        Label(part.label, tuple(part.label_is), part.label_above, field="synthesis.label")
+    except InputError as error:
+        raise error.of_file(file) from error
     plan = part.generator
     if part.side % plan.least_side:
         raise InputError(
