@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,18 +62,24 @@ def load_h5ad(files: SectionFiles) -> Loaded:
     adata = read_anndata(files.path)
     place_coordinates(adata)
     metadata, field = library_metadata(adata, files.id)
-    um_per_px, um_field = _um_per_px(adata, metadata, field)
-    image_path, note = _image_path(files, metadata, f"{field}['source_image_path']")
-    image = open_for(adata, image_path, metadata) if image_path is not None else None
+    path, note = _image_path(files, metadata, f"{field}['source_image_path']")
+    image = open_for(adata, path, metadata) if path is not None else None
+    um_per_px, um_field = None, ""
+    stated = [(metadata, name, f"{field}[{name!r}]") for name in ("pixel_size_um", "microns_per_pixel")]
+    own = adata.uns.get("preprocessing")
+    if isinstance(own, Mapping):
+        stated.append((own, "um_per_px", "uns['preprocessing']['um_per_px']"))
+    for content, name, where in stated:
+        if um_per_px is None and _is_number(content.get(name)):
+            um_per_px, um_field = float(content[name]), where
     if image is not None and um_per_px is None and image.um_per_px:
         um_per_px, um_field = image.um_per_px, f"resolution of {image.path.name}"
-    patient = one_value(adata, "patient", files.path)
     pitch = metadata.get("inter_spot_um")
     return Loaded(
         adata,
         image,
-        patient,
-        [files.path, *([image_path] if image_path is not None else [])],
+        one_value(adata, "patient", files.path),
+        [files.path, *([path] if path is not None else [])],
         um_per_px=um_per_px,
         um_field=um_field,
         pitch_um=float(pitch) if _is_number(pitch) else None,
@@ -193,29 +200,14 @@ def _image_path(files: SectionFiles, metadata: Mapping[str, Any], field: str) ->
         if not files.image.exists():
             raise InputError("image as given is missing", file=files.path, field="image", value=str(files.image))
         return files.image, ""
-    folder = files.path.parent
-    named = metadata.get("source_image_path")
+    folder, stem, named = files.path.parent, files.path.stem, metadata.get("source_image_path")
+    why = f"{field} is not set and no {stem}.jpg, .png, .tif or _patches.h5 is here"
+    beside = [folder / (stem + suffix) for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper())]
     if isinstance(named, str) and named:
-        path = confined(folder, named, file=files.path, field=field)
-        if path.exists():
-            return path, ""
-    for suffix in IMAGE_SUFFIXES:
-        for candidate in (folder / (files.path.stem + suffix), folder / (files.path.stem + suffix.upper())):
-            if candidate.exists():
-                return candidate, ""
-    if isinstance(named, str) and named:
-        return None, f"image is missing: {field} names {named!r}, which is not in {folder}"
-    return None, f"image is missing: {field} is not set and no {files.path.stem}.jpg, .png, .tif or _patches.h5 is here"
-
-
-def _um_per_px(adata: AnnData, metadata: Mapping[str, Any], field: str) -> tuple[float | None, str]:
-    for name in ("pixel_size_um", "microns_per_pixel"):
-        if _is_number(metadata.get(name)):
-            return float(metadata[name]), f"{field}[{name!r}]"
-    own = adata.uns.get("preprocessing")
-    if isinstance(own, Mapping) and _is_number(own.get("um_per_px")):
-        return float(own["um_per_px"]), "uns['preprocessing']['um_per_px']"
-    return None, ""
+        why = f"{field} names {named!r}, which is not in {folder}"
+        beside.insert(0, confined(folder, named, file=files.path, field=field))
+    path = next((path for path in beside if path.exists()), None)
+    return path, "" if path is not None else f"image is missing: {why}"
 
 
 def _is_number(value: object) -> bool:
@@ -229,31 +221,27 @@ def _tile_folder(adata: AnnData, folder: Path, size: tuple[int, int] | None) -> 
         raise InputError(
             "folder holds no tile", file=folder, expected="files named <section>_<x>_<y>.tif, .jpg or .png"
         )
-    centres = np.asarray(adata.obsm["spatial"], dtype=float)
-    names = list(adata.obs_names)
-    keys: list[dict[tuple[int, int], int]] = [{}, {}, {}]
-    for row, barcode in enumerate(names):
-        parts = barcode.split("x")
-        if len(parts) == 2 and all(part.isdigit() for part in parts):
-            keys[0][int(parts[0]), int(parts[1])] = row
-        if np.isfinite(centres[row]).all():
-            keys[2][tuple(int(round(value)) for value in centres[row])] = row
+    names, centres = adata.obs_names, np.asarray(adata.obsm["spatial"], dtype=float)
+    by_name = {tuple(map(int, name.split("x"))): name for name in names if re.fullmatch(r"\d+x\d+", name)}
+    by_array = {}
     if {"array_row", "array_col"} <= set(adata.obs):
-        for row, pair in enumerate(adata.obs[["array_col", "array_row"]].to_numpy()):
-            keys[1][int(pair[0]), int(pair[1])] = row
-    joined = max(
-        ({names[key[x, y]]: file for file, (_, x, y) in tiles.items() if (x, y) in key} for key in keys), key=len
+        index = adata.obs[["array_col", "array_row"]].to_numpy()
+        by_array = {(int(x), int(y)): name for name, (x, y) in zip(names, index, strict=True)}
+    finite = np.isfinite(centres).all(axis=1)
+    by_pixel = {(round(x), round(y)): name for name, (x, y) in zip(names[finite], centres[finite], strict=True)}
+    joins = (
+        {spots[x, y]: file for file, (_, x, y) in tiles.items() if (x, y) in spots}
+        for spots in (by_name, by_array, by_pixel)
     )
+    joined = max(joins, key=len)
     if not joined:
-        first = next(iter(tiles))
         raise InputError(
             "no tile belongs to a spot: neither array index, barcode nor pixel agrees",
             file=folder,
-            value=first.name,
+            value=next(iter(tiles)).name,
             expected=f"e.g. a tile for spot {names[0]}",
         )
-    rows = {barcode: row for row, barcode in enumerate(names)}
-    return PatchMosaic.from_tiles(folder, joined, {barcode: centres[rows[barcode]] for barcode in joined}, size=size)
+    return PatchMosaic.from_tiles(folder, joined, dict(zip(names, centres, strict=True)), size=size)
 
 
 FORMAT = Format(

@@ -13,7 +13,6 @@ from histocrypt.sections.formats.h5ad import (
     confined,
     library_metadata,
     open_for,
-    open_patches,
     place_coordinates,
     read_anndata,
 )
@@ -149,7 +148,9 @@ def load_hest(files: SectionFiles) -> Loaded:
     adata = read_anndata(files.path)
     root = _root(files.path)
     metadata, field = library_metadata(adata, files.id)
-    about, about_path = _about(root, files.id)
+    about_path = root / "metadata" / f"{files.id}.json"
+    about = read_json(about_path) if about_path.exists() else {}
+    about = {name: value for name, value in about.items() if value == value} if isinstance(about, dict) else {}  # NaN
     place_coordinates(adata)
     image, note = _image(files, root, adata, metadata)
     um_per_px, um_field = None, ""
@@ -170,18 +171,16 @@ def load_hest(files: SectionFiles) -> Loaded:
                 value=missing[0],
             )
         adata.uns["gene_list"] = genes
-    patient = about.get("patient")
     pitch = about.get("inter_spot_dist", metadata.get("inter_spot_um"))
-    technology = str(about.get("st_technology") or adata.uns.get("technology") or "")
     return Loaded(
         adata,
         image,
-        one_value(adata, "patient", files.path) or (str(patient) if patient and patient == patient else None),
+        one_value(adata, "patient", files.path) or str(about.get("patient") or "") or None,
         [files.path, *([image.path] if image is not None else []), *([about_path] if about else [])],
         um_per_px=um_per_px,
         um_field=um_field,
-        pitch_um=float(pitch) if isinstance(pitch, (int, float)) and pitch == pitch and pitch > 0 else None,
-        technology=technology,
+        pitch_um=float(pitch) if isinstance(pitch, (int, float)) and pitch > 0 else None,
+        technology=str(about.get("st_technology") or adata.uns.get("technology") or ""),
         image_note=note,
         notes=[f"{root}: gene list of {len(genes)} genes kept in uns['gene_list']."] if genes is not None else [],
     )
@@ -195,24 +194,15 @@ def _root(path: Path) -> Path:
     return path.parent
 
 
-def _about(root: Path, section: str) -> tuple[dict[str, Any], Path]:
-    path = root / "metadata" / f"{section}.json"
-    content = read_json(path) if path.exists() else {}
-    return content if isinstance(content, dict) else {}, path
-
-
 def _image(files: SectionFiles, root: Path, adata: AnnData, metadata: dict[str, Any]) -> tuple[ImageSource | None, str]:
     if files.image is not None:
         if not files.image.exists():
             raise InputError("image or patches file is missing", file=files.image)
         return open_for(adata, files.image, {}), ""
-    for suffix in SLIDE_SUFFIXES:
-        path = root / "wsis" / f"{files.id}{suffix}"
+    slides = [root / "wsis" / f"{files.id}{suffix}" for suffix in SLIDE_SUFFIXES]
+    for path in (*slides, root / "patches" / f"{files.id}.h5"):
         if path.exists():
-            return open_for(adata, path, metadata), ""
-    path = root / "patches" / f"{files.id}.h5"
-    if path.exists():
-        return open_patches(adata, path), ""
+            return open_for(adata, path, metadata if path in slides else {}), ""
     return None, f"image is missing: neither wsis/{files.id}.tif nor patches/{files.id}.h5 is in {root}"
 
 
