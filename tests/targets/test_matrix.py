@@ -5,12 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
+from tests.targets.test_panels import choose
 
 from histocrypt.errors import InputError
 from histocrypt.options import PanelChoice
 from histocrypt.study import parse_study
 from histocrypt.targets.matrix import depth, has_counts, names_of, targets_of
-from histocrypt.targets.panels import Panel, choose_panel
+from histocrypt.targets.panels import Panel
 
 MATRIX = "obsm:types"
 TABLE = pd.DataFrame({"B": [0.2, 0.0, 0.5], "T": [0.2, 0.7, 0.0], "CAF|a": [0.6, 0.3, 0.5]}, index=list("xyz"))
@@ -79,23 +80,23 @@ def test_what_is_missing_is_named():
 
 def test_all_takes_what_every_section_has_in_the_first_ones_order(tmp_path):
     less = section(TABLE[["T", "B"]])
-    panel = choose_panel([section(), less], choice(), matrix=MATRIX)
+    panel = choose([section(), less], choice(), matrix=MATRIX)
     assert panel.genes == panel.symbols == ("B", "T")
     panel.save(tmp_path / "panel.json")
     assert Panel.load(tmp_path / "panel.json") == panel
     with pytest.raises(InputError, match="obsm:types.*section S does not measure 1 of the panel's 2 cell types: T"):
         panel.columns(np.array(["B"]), section="S")
     with pytest.raises(InputError, match="no column in common"):
-        choose_panel([section(), section(TABLE[["T"]].rename(columns={"T": "U"}))], choice(), matrix=MATRIX)
+        choose([section(), section(TABLE[["T"]].rename(columns={"T": "U"}))], choice(), matrix=MATRIX)
 
 
 def test_a_list_of_columns(tmp_path):
     (tmp_path / "list.txt").write_text("CAF|a\nB\n")
-    panel = choose_panel([section()], choice(method="file"), file=tmp_path / "list.txt", matrix=MATRIX)
+    panel = choose([section()], choice(method="file"), file=tmp_path / "list.txt", matrix=MATRIX)
     assert panel.genes == ("CAF|a", "B")
     (tmp_path / "list.txt").write_text("NK\n")
     with pytest.raises(InputError, match="cell type 'NK' is not measured"):
-        choose_panel([section()], choice(method="file"), file=tmp_path / "list.txt", matrix=MATRIX)
+        choose([section()], choice(method="file"), file=tmp_path / "list.txt", matrix=MATRIX)
 
 
 def study(target, method="all"):
@@ -103,18 +104,19 @@ def study(target, method="all"):
 
 
 @pytest.mark.parametrize(
-    ("target", "method", "said"),
+    ("target", "method", "field", "said"),
     [
-        ({"matrix": MATRIX}, "all", "transform log1p_cp10k is of counts, and target.matrix obsm:types holds no counts"),
-        ({"transforms": ["spot_rank"]}, "hvg", "spot_rank is of a named matrix, and no target.matrix is named"),
-        ({"matrix": MATRIX, "transforms": ["proportion"]}, "hvg", "hvg chooses genes by their counts.*all, or file"),
-        ({}, "all", "panel.method: all takes every column of a named matrix"),
-        ({"matrix": "types", "transforms": ["proportion"]}, "all", "does not name a matrix.*obsm:celltype_prop_major"),
+        ({"matrix": MATRIX}, "all", "target.transforms", "log1p_cp10k.*obsm:types holds no counts"),
+        ({"transforms": ["spot_rank"]}, "hvg", "target.transforms", "spot_rank.*no target.matrix"),
+        ({"matrix": MATRIX, "transforms": ["proportion"]}, "hvg", "panel.method", "all, or file"),
+        ({}, "all", "panel.method", "no target.matrix"),
+        ({"matrix": "types", "transforms": ["proportion"]}, "all", "target.matrix", "obsm:celltype_prop_major"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_sentence(target, method, said):
-    with pytest.raises(InputError, match=said):
+def test_what_does_not_fit_is_refused_in_one_sentence(target, method, field, said):
+    with pytest.raises(InputError, match=said) as raised:
         study(target, method)
+    assert raised.value.field == field
 
 
 def test_a_study_without_a_matrix_has_the_hash_that_it_had():
@@ -127,7 +129,7 @@ def test_a_study_without_a_matrix_has_the_hash_that_it_had():
 @pytest.mark.parametrize(("matrix", "types"), [("obsm:celltype_prop_major", 8), ("obsm:celltype_prop_minor", 22)])
 def test_the_real_sections_carry_two_panels_of_cell_types(real_data, matrix, types):
     sections = {name: anndata.read_h5ad(real_data / f"HER2ST_{name}.h5ad") for name in ("C2", "C3")}
-    panel = choose_panel(list(sections.values()), choice(), matrix=matrix)
+    panel = choose(list(sections.values()), choice(), matrix=matrix)
     assert len(panel) == types
     for name, one in sections.items():
         found = targets_of(one, panel.genes, ["proportion", "spot_rank"], matrix=matrix, section=name)
@@ -136,4 +138,4 @@ def test_the_real_sections_carry_two_panels_of_cell_types(real_data, matrix, typ
     with pytest.raises(
         InputError, match=r"no matrix obsm:celltypes; the named matrices that it has: obsm:celltype_prop_"
     ):
-        choose_panel(list(sections.values()), choice(), matrix="obsm:celltypes")
+        choose(list(sections.values()), choice(), matrix="obsm:celltypes")

@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
-from tests.targets.test_panels import section
+from tests.targets.test_panels import choose, section
 
 from histocrypt.options import PanelChoice
-from histocrypt.targets.panels import PanelChooser, choose_panel, moments, squares
+from histocrypt.targets.panels import PanelChooser, moments, squares
 from histocrypt.targets.transforms import Moments, transform
 
 FOLDS = (("a", "b"), ("b", "c"), ("a", "c"), ("a", "b", "c"))
@@ -45,7 +45,7 @@ def test_many_folds_choose_as_each_alone_and_read_each_section_once(method):
 
     chooser = PanelChooser(reader, PanelChoice(method=method, size=5))
     for fold in FOLDS:
-        assert chooser.choose(fold) == choose_panel([every[name] for name in fold], PanelChoice(method=method, size=5))
+        assert chooser.choose(fold) == choose([every[name] for name in fold], PanelChoice(method=method, size=5))
     most = 2 if method in ("hvg", "stem_hmhvg") else 1  # these ask again once they know which genes are shared
     assert set(read.values()) == {most}
 
@@ -55,6 +55,6 @@ def test_other_shared_genes_are_compared_anew():
     choice = PanelChoice(method="hvg", size=5)
     chooser = PanelChooser(every.__getitem__, choice)
     for fold in FOLDS:
-        assert chooser.choose(fold) == choose_panel([every[name] for name in fold], choice)
+        assert chooser.choose(fold) == choose([every[name] for name in fold], choice)
     assert "G20" in chooser.choose(("a", "b")).genes
     assert "G20" not in chooser.choose(("a", "c")).genes

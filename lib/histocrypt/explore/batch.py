@@ -115,15 +115,18 @@ def sample_tiles(section: Section, drawn: Sample, *, tile_um: float, tile_px: in
 
 def components_of_counts(samples: list[Sample]) -> Components | None:
     """Return the components of log1p_cp10k counts over shared genes; None where sections share fewer than two."""
-    shared = [set(one.genes.tolist()) for one in samples]
-    genes = [gene for gene in samples[0].genes.tolist() if all(gene in own for own in shared)]
+    import pandas as pd
+
+    measured = [pd.Index(sample.genes) for sample in samples]
+    genes = measured[0][np.all([measured[0].isin(other) for other in measured], axis=0)]
     if len(genes) < 2:
         return None
-    parts = []
-    for one in samples:
-        place = {gene: number for number, gene in enumerate(one.genes.tolist())}
-        parts.append(transform(one.counts[:, [place[gene] for gene in genes]], one.totals, "log1p_cp10k"))
-    values = np.concatenate(parts)
+    values = np.concatenate(
+        [
+            transform(sample.counts[:, own.get_indexer(genes)], sample.totals, "log1p_cp10k")
+            for sample, own in zip(samples, measured, strict=True)
+        ]
+    )
     varying = np.sort(np.argsort(-values.var(axis=0), kind="stable")[:MOST_GENES])
     return components(f"counts, {len(varying)} shared genes", values[:, varying], samples)
 
@@ -138,25 +141,22 @@ def components(view: str, values: np.ndarray, samples: list[Sample]) -> Componen
     """
     from sklearn.decomposition import PCA
 
-    sizes = [len(one.names) for one in samples]
+    sizes = [len(sample.names) for sample in samples]
     if len(values) != sum(sizes) or len(values) < 3:
-        raise InputError(
-            "rows are not the spots of the samples",
-            field=view,
-            value=len(values),
-            expected=f"{max(sum(sizes), 3)} rows",
-        )
+        rows = f"{max(sum(sizes), 3)} rows"
+        raise InputError("rows are not the spots of the samples", field=view, value=len(values), expected=rows)
+    values = np.asarray(values, dtype=np.float64)
     kept = min(COMPONENTS, len(values) - 1, values.shape[1])
     # An exact solver: the randomised one would make the picture depend on more than the data.
     solver = "covariance_eigh" if len(values) > values.shape[1] else "full"
-    pca = PCA(n_components=kept, svd_solver=solver).fit(np.asarray(values, dtype=np.float64))
+    pca = PCA(n_components=kept, svd_solver=solver).fit(values)
     return Components(
         view=view,
-        scores=pca.transform(np.asarray(values, dtype=np.float64)),
+        scores=pca.transform(values),
         share=pca.explained_variance_ratio_,
-        sections=np.repeat([one.section for one in samples], sizes),
-        patients=np.repeat([one.patient for one in samples], sizes),
-        blocks=np.concatenate([[f"{one.section}:{block}" for block in one.blocks] for one in samples]),
+        sections=np.repeat([sample.section for sample in samples], sizes),
+        patients=np.repeat([sample.patient for sample in samples], sizes),
+        blocks=np.array([f"{sample.section}:{block}" for sample in samples for block in sample.blocks]),
     )
 
 
@@ -172,7 +172,7 @@ def explained_by(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((member.sum(axis=0)[:, None] * np.square(means - centre)).sum() / total) if total > 0 else float("nan")
 
 
-def batch_row(found: Components, *, seed: int = 0) -> dict[str, object]:
+def batch_row(view: Components, *, seed: int = 0) -> dict[str, object]:
     """Return how much of the components sections and patients explain, each beside shuffled labels.
 
     Labels of sections are shuffled over blocks of neighbouring spots, which stay together: tissue is smooth, so that
@@ -182,58 +182,58 @@ def batch_row(found: Components, *, seed: int = 0) -> dict[str, object]:
     from sklearn.metrics import silhouette_score
 
     rng = np.random.default_rng(seed)
-    _, first, of_block = np.unique(found.blocks, return_index=True, return_inverse=True)
-    names, one_spot = np.unique(found.sections, return_index=True)
-    place = np.searchsorted(names, found.sections)
-    by_section, by_patient = found.sections[first], found.patients[one_spot]
-    chosen = np.sort(rng.permutation(len(found.scores))[:_SILHOUETTE_SPOTS])
+    _, first, of_block = np.unique(view.blocks, return_index=True, return_inverse=True)
+    names, one_spot = np.unique(view.sections, return_index=True)
+    place = np.searchsorted(names, view.sections)
+    by_section, by_patient = view.sections[first], view.patients[one_spot]
+    chosen = np.sort(rng.permutation(len(view.scores))[:_SILHOUETTE_SPOTS])
 
     def silhouette(labels: np.ndarray) -> float:
         labels = labels[chosen]
-        return float(silhouette_score(found.scores[chosen], labels)) if len(np.unique(labels)) > 1 else float("nan")
+        return float(silhouette_score(view.scores[chosen], labels)) if len(np.unique(labels)) > 1 else float("nan")
 
     row: dict[str, object] = {
-        "view": found.view,
-        "variance in components": float(found.share.sum()),
-        "explained by section": explained_by(found.scores, found.sections),
+        "view": view.view,
+        "variance in components": float(view.share.sum()),
+        "explained by section": explained_by(view.scores, view.sections),
     }
     if len(names) > 1:
         shuffled = [rng.permutation(by_section)[of_block] for _ in range(SHUFFLES)]
         row |= {
-            "by shuffled blocks": float(np.mean([explained_by(found.scores, one) for one in shuffled])),
-            "silhouette of sections": silhouette(found.sections),
-            "of shuffled blocks": float(np.mean([silhouette(one) for one in shuffled[:10]])),
+            "by shuffled blocks": float(np.mean([explained_by(view.scores, labels) for labels in shuffled])),
+            "silhouette of sections": silhouette(view.sections),
+            "of shuffled blocks": float(np.mean([silhouette(labels) for labels in shuffled[:10]])),
         }
     if 1 < len(np.unique(by_patient)) < len(names):
-        others = [explained_by(found.scores, rng.permutation(by_patient)[place]) for _ in range(SHUFFLES)]
+        others = [explained_by(view.scores, rng.permutation(by_patient)[place]) for _ in range(SHUFFLES)]
         row |= {
-            "explained by patient": explained_by(found.scores, found.patients),
+            "explained by patient": explained_by(view.scores, view.patients),
             "by shuffled patients": float(np.mean(others)),
         }
     return row
 
 
-def batch_table(found: list[Components], *, seed: int = 0) -> pd.DataFrame:
+def batch_table(views: list[Components], *, seed: int = 0) -> pd.DataFrame:
     """Return `batch_row` of every view."""
     import pandas as pd
 
-    return pd.DataFrame([batch_row(one, seed=seed) for one in found]).set_index("view").astype(float).round(3)
+    return pd.DataFrame([batch_row(view, seed=seed) for view in views]).set_index("view").astype(float).round(3)
 
 
-def batch_figure(found: list[Components]) -> Figure:
+def batch_figure(views: list[Components]) -> Figure:
     """Draw the first two components of every view: a colour a section, a marker a patient."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(found), figsize=(4.4 * len(found), 4), layout="constrained", squeeze=False)
-    sections = list(dict.fromkeys(found[0].sections.tolist()))
-    patients = list(dict.fromkeys(found[0].patients.tolist()))
+    figure, axes = plt.subplots(1, len(views), figsize=(4.4 * len(views), 4), layout="constrained", squeeze=False)
+    sections = list(dict.fromkeys(views[0].sections.tolist()))
+    patients = list(dict.fromkeys(views[0].patients.tolist()))
     palette = plt.get_cmap("tab10" if len(sections) <= 10 else "turbo", max(len(sections), 10))
-    for axis, one in zip(axes.ravel(), found, strict=True):
+    for axis, view in zip(axes.ravel(), views, strict=True):
         for number, section in enumerate(sections):
-            rows = one.sections == section
-            patient = one.patients[rows][0]
+            rows = view.sections == section
+            patient = view.patients[rows][0]
             axis.scatter(
-                *one.scores[rows, :2].T,
+                *view.scores[rows, :2].T,
                 s=14,
                 linewidths=0,
                 alpha=0.7,
@@ -241,8 +241,8 @@ def batch_figure(found: list[Components]) -> Figure:
                 marker=_MARKERS[patients.index(patient) % len(_MARKERS)],
                 label=f"{section} ({patient})",
             )
-        axis.set_title(one.view, fontsize=9)
-        axis.set(xlabel=f"PC 1 ({one.share[0]:.0%})", ylabel=f"PC 2 ({one.share[1]:.0%})")
+        axis.set_title(view.view, fontsize=9)
+        axis.set(xlabel=f"PC 1 ({view.share[0]:.0%})", ylabel=f"PC 2 ({view.share[1]:.0%})")
     if len(sections) <= 20:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
     return figure

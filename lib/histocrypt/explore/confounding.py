@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os.path import commonprefix
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -73,11 +73,9 @@ def explained(features: np.ndarray, targets: np.ndarray, blocks: np.ndarray, *, 
 
     number = len(np.unique(blocks))
     if number < 2:
-        raise InputError(
-            "spots lie in one block, so that none can be held out", field="blocks", value=number, expected="two or more"
-        )
-    features = np.asarray(features, dtype=np.float64)
-    targets = np.asarray(targets, dtype=np.float64)
+        problem = "spots lie in one block, so that none can be held out"
+        raise InputError(problem, field="blocks", value=number, expected="two or more")
+    features, targets = (np.asarray(values, dtype=np.float64) for values in (features, targets))
     spread = features.std(axis=0)
     z = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1)
     design = np.column_stack([np.ones(len(z)), z, z**2])
@@ -123,12 +121,8 @@ def confounding(section: Section, density: np.ndarray, *, min_counts: int = 0) -
 
     density = np.asarray(density, dtype=np.float64)
     if density.shape != (section.n_spots,) or not np.isfinite(density).all():
-        raise InputError(
-            "density is not one finite number a spot",
-            field=section.id,
-            value=density.shape,
-            expected=f"({section.n_spots},)",
-        )
+        problem, shape = "density is not one finite number a spot", f"({section.n_spots},)"
+        raise InputError(problem, field=section.id, value=density.shape, expected=shape)
     totals = np.asarray(section.adata.X.sum(axis=1), dtype=np.float64).ravel()
     kept = np.flatnonzero(totals >= max(min_counts, 1))
     if len(kept) < LEAST_SPOTS:
@@ -155,8 +149,8 @@ def confounding(section: Section, density: np.ndarray, *, min_counts: int = 0) -
 
     parts = []
     for matrix, shares in compositions(adata).items():
-        found = {view: explained(features, shares.to_numpy(), blocks) for view, features in views.items()}
-        parts.append(pd.DataFrame(found, index=[f"{matrix}:{cell}" for cell in shares.columns]))
+        by_view = {view: explained(features, shares.to_numpy(), blocks) for view, features in views.items()}
+        parts.append(pd.DataFrame(by_view, index=[f"{matrix}:{cell}" for cell in shares.columns]))
     cells = pd.concat(parts) if parts else pd.DataFrame(columns=list(views), dtype=float)
     return Confounding(section.id, genes, cells.rename_axis("cell type"))
 
@@ -168,30 +162,19 @@ def compositions(adata: AnnData) -> dict[str, pd.DataFrame]:
     """
     import pandas as pd
 
-    found = {}
-    for name, matrix in adata.obsm.items():
-        if not isinstance(matrix, pd.DataFrame) or matrix.shape[1] < 2:
-            continue
-        values = matrix.to_numpy()
-        if values.dtype.kind in "fiu" and np.isfinite(values).all() and (values >= 0).all():
-            if np.abs(values.sum(axis=1) - 1).max() < 0.05:
-                found[name] = matrix
-    return found
+    def holds_shares(values: np.ndarray) -> bool:
+        numbers = values.dtype.kind in "fiu" and np.isfinite(values).all() and (values >= 0).all()
+        return bool(numbers and np.abs(values.sum(axis=1) - 1).max() < 0.05)
+
+    tables = {name: table for name, table in adata.obsm.items() if isinstance(table, pd.DataFrame)}
+    return {name: table for name, table in tables.items() if table.shape[1] > 1 and holds_shares(table.to_numpy())}
 
 
-def over_sections(found: list[Confounding], what: str = "genes") -> pd.DataFrame:
-    """Return the mean of every share over the sections that measured it, and in how many that was.
-
-    Parameters
-    ----------
-    found
-        One entry a section.
-    what
-        ``genes`` or ``cells``.
-    """
+def over_sections(measured: list[Confounding], what: Literal["genes", "cells"] = "genes") -> pd.DataFrame:
+    """Return the mean of every share over the sections that measured it, and in how many that was."""
     import pandas as pd
 
-    tables = [getattr(one, what) for one in found]
+    tables = [getattr(section, what) for section in measured]
     stacked = pd.concat(tables) if tables else pd.DataFrame()
     if stacked.empty:
         return pd.DataFrame()
@@ -236,20 +219,15 @@ def confounding_figure(table: pd.DataFrame, cells: pd.DataFrame | None = None) -
             shares = np.sort(table[f"{name}:{view}"].dropna())[::-1]
             label = f"{name}, {view.replace('_and_', ' + ')}"
             axes[0].plot(np.linspace(0, 100, len(shares)), np.clip(shares, -0.25, 1), style, color=colour, label=label)
-    axes[0].axhline(0, color="0.6", linewidth=0.8)
+    zero = {"color": "0.6", "linewidth": 0.8}
+    axes[0].axhline(0, **zero)
     axes[0].set(xlabel="genes, most explained first, %", ylabel="share of variance explained", ylim=(-0.27, 1))
     axes[0].legend(fontsize=7, frameon=False)
-    points = axes[1].scatter(
-        np.clip(table[f"{RAW}:depth"], -0.25, 1),
-        np.clip(table[f"{NORMALISED}:depth"], -0.25, 1),
-        c=np.log10(table["mean_count"]),
-        s=8,
-        cmap="viridis",
-        linewidths=0,
-    )
+    raw, normalised = (np.clip(table[f"{name}:depth"], -0.25, 1) for name in (RAW, NORMALISED))
+    points = axes[1].scatter(raw, normalised, c=np.log10(table["mean_count"]), s=8, cmap="viridis", linewidths=0)
     figure.colorbar(points, ax=axes[1], label="log10 mean count", shrink=0.8)
-    axes[1].axhline(0, color="0.6", linewidth=0.8)
-    axes[1].axvline(0, color="0.6", linewidth=0.8)
+    axes[1].axhline(0, **zero)
+    axes[1].axvline(0, **zero)
     axes[1].set(xlabel=f"explained by depth, {RAW}", ylabel=f"explained by depth, {NORMALISED}")
     if with_cells:
         shown = cells.sort_values("depth_and_density", ascending=False).head(15)[::-1]
@@ -257,7 +235,7 @@ def confounding_figure(table: pd.DataFrame, cells: pd.DataFrame | None = None) -
         axes[2].barh(place + 0.2, shown["depth"], height=0.4, color="#7d8a97", label="depth")
         axes[2].barh(place - 0.2, shown["depth_and_density"], height=0.4, color="#2f7f5f", label="depth + density")
         axes[2].set_yticks(place, _short([str(name) for name in shown.index]), fontsize=7)
-        axes[2].axvline(0, color="0.6", linewidth=0.8)
+        axes[2].axvline(0, **zero)
         axes[2].set(xlabel="cell types: share explained", xlim=(max(-0.5, axes[2].get_xlim()[0]), None))
         axes[2].legend(fontsize=7, frameon=False)
     return figure

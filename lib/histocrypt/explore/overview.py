@@ -58,11 +58,11 @@ def summarise(section: Section, *, max_side: int = 500) -> Summary:
     counts = section.adata.X
     thumbnail, scale = section.image.thumbnail(max_side)
     per_gene = np.asarray(counts.sum(axis=0)).ravel()
-    symbols = _symbols(section)
+    total, symbols = per_gene.sum(), _symbols(section)
     largest = np.argsort(-per_gene, kind="stable")[:SHARES]
     gene_share: dict[str, float] = {}
     for gene in largest[per_gene[largest] > 0]:  # several ids may share a symbol
-        gene_share[str(symbols[gene])] = gene_share.get(str(symbols[gene]), 0) + float(per_gene[gene] / per_gene.sum())
+        gene_share[str(symbols[gene])] = gene_share.get(str(symbols[gene]), 0) + float(per_gene[gene] / total)
     return Summary(
         section=section.id,
         patient=section.patient,
@@ -147,8 +147,8 @@ def patterned_gene(looks: list[Look]) -> str:
 
     Only genes that are among the most abundant of every section take part; "" where there is none.
     """
-    common = set.intersection(*(set(one.patterns) for one in looks)) if looks else set()
-    return max(sorted(common), key=lambda gene: np.mean([one.patterns[gene] for one in looks]), default="")
+    common = set.intersection(*(set(look.patterns) for look in looks)) if looks else set()
+    return max(sorted(common), key=lambda gene: np.mean([look.patterns[gene] for look in looks]), default="")
 
 
 def gene_ranks(section: Section, gene: str) -> np.ndarray | None:
@@ -167,11 +167,8 @@ def gene_name(section: Section, gene: str) -> str:
 
 
 def _column(section: Section, gene: str) -> int | None:
-    for names in (section.genes, _symbols(section)):
-        found = np.flatnonzero(names == gene)
-        if len(found):
-            return int(found[0])
-    return None
+    places = np.concatenate([np.flatnonzero(names == gene) for names in (section.genes, _symbols(section))])
+    return int(places[0]) if len(places) else None
 
 
 def _symbols(section: Section) -> np.ndarray:
@@ -203,18 +200,18 @@ def table(summaries: list[Summary], *, min_counts: int) -> pd.DataFrame:
 
     rows = [
         {
-            "section": one.section,
-            "patient": one.patient,
-            "spots": len(one.counts),
-            "genes": one.genes,
-            "median counts": int(np.median(one.counts)),
-            "median genes": int(np.median(one.detected)),
-            f"spots under {min_counts} counts": int((one.counts < min_counts).sum()),
-            "dropped by the reader": ", ".join(f"{number} {why}" for why, number in one.dropped.items()) or "none",
-            "µm/px": round(one.um_per_px, 4),
-            "µm/px from": one.um_per_px_source,
+            "section": summary.section,
+            "patient": summary.patient,
+            "spots": len(summary.counts),
+            "genes": summary.genes,
+            "median counts": int(np.median(summary.counts)),
+            "median genes": int(np.median(summary.detected)),
+            f"spots under {min_counts} counts": int((summary.counts < min_counts).sum()),
+            "dropped by the reader": ", ".join(f"{number} {why}" for why, number in summary.dropped.items()) or "none",
+            "µm/px": round(summary.um_per_px, 4),
+            "µm/px from": summary.um_per_px_source,
         }
-        for one in summaries
+        for summary in summaries
     ]
     return pd.DataFrame(rows).set_index("section")
 

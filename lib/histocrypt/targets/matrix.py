@@ -18,10 +18,11 @@ from histocrypt.targets.transforms import COMPOSITIONS, transform
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# ---- matrix
-
-
 PREFIX = "obsm:"
+
+TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
+"""Words of a label's column."""
+UNKNOWN = {"", "nan", "none", "na", "<na>", "undetermined"}
 
 
 def noun(matrix: str | None) -> str:
@@ -46,33 +47,21 @@ def check_target(target: Any, panel: Any, file: Any) -> None:
     """
     matrix = target.matrix
     if matrix is not None and (not matrix.startswith(PREFIX) or matrix == PREFIX):
-        raise InputError(
-            "does not name a matrix",
-            file=file,
-            field="target.matrix",
-            value=matrix,
-            expected="obsm:NAME, e.g. obsm:celltype_prop_major",
-        )
+        example = "obsm:NAME, e.g. obsm:celltype_prop_major"
+        raise InputError("does not name a matrix", file=file, field="target.matrix", value=matrix, expected=example)
     unfit = [name for name in target.transforms if (name in COMPOSITIONS) == (matrix is None)]
     if unfit:
         needs = "is of counts" if matrix is not None else "is of a named matrix"
         has = f"target.matrix {matrix} holds no counts" if matrix is not None else "no target.matrix is named"
         fit = ", ".join(COMPOSITIONS) if matrix is not None else "log1p_cp10k, log1p, log2p1, rank"
         raise InputError(f"transform {unfit[0]} {needs}, and {has}", file=file, field="target.transforms", expected=fit)
+    where = {"file": file, "field": "panel.method"}
     if matrix is not None and panel.method not in ("all", "file"):
-        raise InputError(
-            f"{panel.method} chooses genes by their counts, and target.matrix {matrix} holds none",
-            file=file,
-            field="panel.method",
-            expected="all, or file",
-        )
+        problem = f"{panel.method} chooses genes by their counts, and target.matrix {matrix} holds none"
+        raise InputError(problem, **where, expected="all, or file")
     if matrix is None and panel.method == "all":
-        raise InputError(
-            "all takes every column of a named matrix, and no target.matrix is named",
-            file=file,
-            field="panel.method",
-            expected="hmhvg, hvg, top_mean or file",
-        )
+        problem = "all takes every column of a named matrix, and no target.matrix is named"
+        raise InputError(problem, **where, expected="hmhvg, hvg, top_mean or file")
 
 
 def has_counts(adata: AnnData) -> bool:
@@ -157,8 +146,12 @@ def raw_values(adata: AnnData, names: Iterable[str], *, matrix: str | None = Non
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row, column = bad[0]
-        msg = f"section {section}: {len(bad)} values are not finite, first that of {names[column]} at spot"
-        raise InputError(f"{msg} {adata.obs_names[row]}", field=matrix, fix="correct them, or drop these spots")
+        raise InputError(
+            f"section {section}: {len(bad)} values are not finite, first that of {names[column]} at spot "
+            f"{adata.obs_names[row]}",
+            field=matrix,
+            fix="correct them, or drop these spots",
+        )
     return values
 
 
@@ -214,17 +207,9 @@ def targets_of(
         raise InputError(where, field=matrix, expected=error.expected, fix=error.fix) from error
 
 
-# ---- labels
-# A yes or no about each spot: a pathologist's annotation, or a proxy made from proportions by a stated threshold.
-
-
-TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
-UNKNOWN = {"", "nan", "none", "na", "<na>", "undetermined"}
-
-
 @dataclass(frozen=True)
 class Label:
-    """Where a label is found, and what counts as yes."""
+    """A yes or no about each spot: a pathologist's annotation, or a proxy made from proportions by a threshold."""
 
     source: str
     """``obs:COLUMN``, or ``obsm:MATRIX/COLUMN`` with `above`."""
@@ -273,21 +258,18 @@ class Label:
                     f"section {section}: the label is not a number, and label_above needs one", **where
                 ) from error
             return np.where(np.isfinite(numbers), numbers > self.above, np.nan).astype(np.float32)
-        found = np.full(adata.n_obs, np.nan, dtype=np.float32)
-        yes = {word.lower() for word in self.positive}
-        for row, value in enumerate(values.tolist()):
-            word = str(value).strip().lower()
-            if word in UNKNOWN:
-                continue
-            if not self.positive and word not in TRUE | FALSE:
-                raise InputError(
-                    f"section {section}: a label is neither yes nor no",
-                    **where,
-                    value=str(value),
-                    fix="say with label_is which words mean tumour",
-                )
-            found[row] = word in (yes or TRUE)
-        return found
+        yes = {word.lower() for word in self.positive} or TRUE
+        answer = dict.fromkeys(FALSE, 0.0) | dict.fromkeys(yes, 1.0) | dict.fromkeys(UNKNOWN, np.nan)
+        words = [str(value).strip().lower() for value in values.tolist()]
+        unclear = [] if self.positive else [row for row, word in enumerate(words) if word not in answer]
+        if unclear:
+            raise InputError(
+                f"section {section}: a label is neither yes nor no",
+                **where,
+                value=str(values[unclear[0]]),
+                fix="say with label_is which words mean tumour",
+            )
+        return np.array([answer.get(word, 0.0) for word in words], dtype=np.float32)
 
     def _values(self, adata: AnnData) -> np.ndarray | None:
         """Return the (n,) values, or None where this section has no such column."""

@@ -1,4 +1,8 @@
-"""Panels: which genes, or columns of a named matrix, are predicted. Chosen on training patients, joined by name."""
+"""Panels: which genes, or columns of a named matrix, are predicted. Chosen on training patients, joined by name.
+
+Sections come one at a time and none is kept: of each, a few numbers a gene stay. A section that trains in many folds is
+hence counted once, and memory does not grow with the counts of the sections.
+"""
 
 from __future__ import annotations
 
@@ -24,230 +28,11 @@ if TYPE_CHECKING:
 
     from histocrypt.options import PanelChoice
 
-# ---- stem genes
-# The gene selection of Stem: genes of high mean and high standard deviation among each section's variable genes.
-#
-# Zhu et al., "Diffusion Generative Modeling for Spatially Resolved Gene Expression Inference from Histology Images",
-# ICLR 2025. There the genes are chosen on all slides, the test slide with them; here on training sections only.
-
-
-VARIABLE_GENES = 2000
-"""Highly variable genes that each section puts forward."""
+STEM_CANDIDATES = 2000
+"""Highly variable genes that each section puts forward for ``stem_hmhvg``."""
 
 HOUSEKEEPING = re.compile(r"^(?:MT-|RPS|RPL)", re.IGNORECASE)
-"""Symbols of mitochondrial and ribosomal genes, which are never chosen."""
-
-
-def stem_scores(
-    put: list[tuple[np.ndarray, np.ndarray]], spots: int, total: np.ndarray, squares: np.ndarray, size: int
-) -> np.ndarray:
-    """Score genes so that the ``size`` largest scores are Stem's panel.
-
-    Each section puts forward its `VARIABLE_GENES` highly variable genes (of depth-normalised ln(1 + x), on a copy);
-    mitochondrial and ribosomal genes are struck out. Among these, genes are ranked by the mean and by the standard
-    deviation of raw counts pooled over the sections. The panel is what lies among the first k of both lists, with k
-    grown until there are enough: the worse of a gene's two places.
-
-    Parameters
-    ----------
-    put
-        What `put_forward` gave for each training section, all for the same genes.
-    spots
-        Number of spots of all sections.
-    total, squares
-        (g,) total of each gene's counts and of their squares, over all sections.
-    size
-        Number of genes wanted.
-
-    Returns
-    -------
-    (g,) float64
-        Minus the worse place, 0 for the best gene; ``-inf`` for a gene that is no candidate.
-
-    Raises
-    ------
-    InputError
-        If there are fewer candidates than ``size``.
-    """
-    candidates = np.flatnonzero(np.any([one[0] for one in put], axis=0) & np.all([one[1] for one in put], axis=0))
-    if len(candidates) < size:
-        raise InputError(
-            f"asks for {size} genes, but the training sections put forward {len(candidates)} highly variable ones",
-            field="panel.size",
-            fix="ask for fewer",
-        )
-    mean = total[candidates] / spots
-    sd = np.sqrt(np.maximum(squares[candidates] / spots - mean**2, 0))
-    scores = np.full(len(total), -np.inf)
-    scores[candidates] = -np.maximum(_gene_place(mean), _gene_place(sd))
-    return scores
-
-
-def put_forward(section: AnnData, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of ``genes`` a section (raw counts) puts forward, and which are not struck out: (g,) bool each."""
-    import scanpy
-
-    variable = np.zeros(len(genes), dtype=bool)
-    usual = np.ones(len(genes), dtype=bool)
-    copy = section[:, genes].copy()
-    if "symbol" in copy.var:
-        usual &= ~copy.var["symbol"].astype(str).str.contains(HOUSEKEEPING).to_numpy()
-    usual &= ~copy.var_names.astype(str).str.contains(HOUSEKEEPING)
-    counted = np.flatnonzero(np.asarray(copy.X.sum(axis=0)).ravel() > 0)
-    copy = copy[np.asarray(copy.X.sum(axis=1)).ravel() > 0, counted].copy()
-    copy.X = copy.X.astype(np.float32)
-    scanpy.pp.normalize_total(copy)
-    scanpy.pp.log1p(copy)
-    found = scanpy.pp.highly_variable_genes(copy, n_top_genes=min(VARIABLE_GENES, copy.n_vars), inplace=False)
-    variable[counted[found["highly_variable"].to_numpy()]] = True
-    return variable, usual
-
-
-def _gene_place(values: np.ndarray) -> np.ndarray:
-    """Return each value's place from above (0 = largest); of equal values the first comes first."""
-    place = np.empty(len(values))
-    place[np.argsort(-values, kind="stable")] = np.arange(len(values))
-    return place
-
-
-# ---- panel scores
-# How genes are scored for a panel: numbers of each training section, then what all of them say together.
-#
-# Sections come one at a time and none is kept: of each, a few numbers a gene stay. A section that trains in many
-# folds is hence counted once, and memory does not grow with the counts of the sections.
-
-
-@dataclass
-class SectionNumbers:
-    """What the choice of a panel knows of one section."""
-
-    name: str
-    codes: np.ndarray
-    """(g,) int32: the number of each gene (or column) of the section among all that any section has, in its order."""
-    symbols: np.ndarray
-    """(g,) int32: the same of its symbols; empty where it has none."""
-    spots: int
-    own: dict[str, np.ndarray]
-    """Numbers of each gene that do not depend on which other genes there are, (g,) float64 each."""
-    meant: dict[str, str | None]
-    """Listed name -> the gene it stands for here: None where there is none, empty where there are several."""
-    read: Callable[[], AnnData]
-    """Reads the section (again)."""
-    among: dict[Any, tuple[np.ndarray, ...]] = field(default_factory=dict)
-    """Numbers that depend on which genes are compared, by that choice."""
-
-    def compared(self, genes: np.ndarray, key: Any, ask: Callable[[AnnData, np.ndarray], tuple]) -> tuple:
-        """Return what ``ask`` finds among ``genes``; asked once for the same ``key``."""
-        if key not in self.among:
-            self.among[key] = ask(self.read(), genes)
-        return self.among[key]
-
-
-def totals(section: AnnData) -> dict[str, np.ndarray]:
-    """Return each gene's total count."""
-    return {"total": np.asarray(section.X.sum(axis=0), dtype=np.float64).ravel()}
-
-
-def moments(section: AnnData) -> dict[str, np.ndarray]:
-    """Return each gene's mean of counts per 10,000, and the variance of their logarithm.
-
-    Only counts that are not zero are looked at: the dense matrix of a section would be ten times as large.
-    """
-    counts, spots = _sparse(section), section.n_obs
-    gene = counts.indices
-    depth = np.repeat(section.obs["total_counts"].to_numpy(dtype=np.float64), np.diff(counts.indptr))
-    values = transform(counts.data[:, None], depth, "log1p_cp10k")[:, 0].astype(np.float64)
-    mean = np.bincount(gene, weights=np.expm1(values), minlength=section.n_vars) / spots
-    centre = np.bincount(gene, weights=values, minlength=section.n_vars) / spots
-    zeros = spots - np.bincount(gene, minlength=section.n_vars)
-    apart = np.bincount(gene, weights=np.square(values - centre[gene]), minlength=section.n_vars)
-    return {"mean": mean, "variance": (apart + zeros * np.square(centre)) / spots}
-
-
-def squares(section: AnnData) -> dict[str, np.ndarray]:
-    """Return each gene's total count and total of squared counts."""
-    counts = _sparse(section)
-    values = counts.data.astype(np.float64)
-    total, square = (np.bincount(counts.indices, weights=one, minlength=section.n_vars) for one in (values, values**2))
-    return {"total": total, "squares": square}
-
-
-def _sparse(section: AnnData) -> csr_matrix:
-    from scipy.sparse import csr_matrix
-
-    return csr_matrix(section.X)
-
-
-def top_mean(sections: list[SectionNumbers], gather: Callable, genes: np.ndarray, size: int) -> np.ndarray:
-    """Score by the mean raw count over all spots."""
-    return gather("total") / sum(section.spots for section in sections)
-
-
-def hmhvg(sections: list[SectionNumbers], gather: Callable, genes: np.ndarray, size: int) -> np.ndarray:
-    """Score by the worse of two places: by mean, and by variance of the logarithm, both averaged over sections."""
-    mean, variance = (gather(name, divided_by=len(sections)) for name in ("mean", "variance"))
-    return np.minimum(_place(mean), _place(variance))
-
-
-def hvg(sections: list[SectionNumbers], gather: Callable, genes: np.ndarray, size: int) -> np.ndarray:
-    """Score by the number of sections a gene is highly variable in, then by its mean normalised dispersion."""
-    key = ("hvg", size, _digest(genes))
-    variable, known, total = np.zeros(len(genes), dtype=int), np.zeros(len(genes)), np.zeros(len(genes))
-    for section in sections:
-        highly, dispersion = section.compared(genes, key, lambda adata, among: _highly_variable(adata, among, size))
-        there = np.isfinite(dispersion)
-        variable, known, total = variable + highly, known + there, total + np.where(there, dispersion, 0)
-    mean = np.where(known > 0, total / np.maximum(known, 1), -np.inf)
-    place = np.empty(len(genes))
-    place[np.lexsort((mean, variable))] = np.arange(len(genes))
-    return place
-
-
-def _highly_variable(section: AnnData, genes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    import anndata
-    import pandas as pd
-    import scanpy
-    from scipy.sparse import csr_matrix
-
-    chosen = section[:, genes]
-    values = transform(chosen.X, section.obs["total_counts"].to_numpy(), "log1p_cp10k")
-    one = anndata.AnnData(csr_matrix(values), obs=pd.DataFrame({"batch": pd.Categorical(["0"] * section.n_obs)}))
-    one.var_names = pd.Index(genes.astype(str))
-    # As one batch of a batched search, which leaves out genes that no spot of the section expresses.
-    found = scanpy.pp.highly_variable_genes(one, n_top_genes=size, batch_key="batch", inplace=False)
-    found = found.reindex(genes.astype(str))
-    return found["highly_variable_nbatches"].to_numpy(), found["dispersions_norm"].to_numpy(dtype=np.float64)
-
-
-def stem_hmhvg(sections: list[SectionNumbers], gather: Callable, genes: np.ndarray, size: int) -> np.ndarray:
-    """Score as Stem does: see `targets.stem_genes`."""
-    key = ("stem_hmhvg", _digest(genes))
-    put = [section.compared(genes, key, put_forward) for section in sections]
-    spots = sum(section.spots for section in sections)
-    return stem_scores(put, spots, gather("total"), gather("squares"), size)
-
-
-def _digest(genes: np.ndarray) -> str:
-    return hashlib.sha256("\n".join(genes).encode()).hexdigest()
-
-
-def _place(values: np.ndarray) -> np.ndarray:
-    """Return each value's place from below (0 = smallest); of equal values the first has the higher place."""
-    place = np.empty(len(values))
-    place[np.argsort(-values, kind="stable")] = np.arange(len(values))[::-1]
-    return place
-
-
-SCORES = {
-    "top_mean": (totals, top_mean),
-    "hvg": (lambda section: {}, hvg),
-    "hmhvg": (moments, hmhvg),
-    "stem_hmhvg": (squares, stem_hmhvg),
-}
-"""Method -> a section's own numbers, and the scores made of all sections' numbers."""
-
-
-# ---- panels
+"""Symbols of mitochondrial and ribosomal genes, which ``stem_hmhvg`` never chooses."""
 
 
 @dataclass(frozen=True)
@@ -279,27 +64,23 @@ class Panel:
         position = {gene: i for i, gene in enumerate(genes)}
         missing = [gene for gene in self.genes if gene not in position]
         if missing:
-            named = ", ".join(self._with_symbol(gene) for gene in missing[:5])
+            symbols = dict(zip(self.genes, self.symbols, strict=True))
+            named = [gene if symbols[gene] == gene else f"{gene} ({symbols[gene]})" for gene in missing[:5]]
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             what = f"{noun(self.matrix)}s"
-            msg = f"section {section} does not measure {len(missing)} of the panel's {len(self)} {what}: {named}{more}"
-            fix = f"use a panel of {what} that every training section measures"
-            raise InputError(msg, field=self.matrix or "var_names", fix=fix)
+            raise InputError(
+                f"section {section} does not measure {len(missing)} of the panel's {len(self)} {what}: "
+                f"{', '.join(named)}{more}",
+                field=self.matrix or "var_names",
+                fix=f"use a panel of {what} that every training section measures",
+            )
         return np.array([position[gene] for gene in self.genes], dtype=np.int64)
-
-    def _with_symbol(self, gene: str) -> str:
-        symbol = self.symbols[self.genes.index(gene)]
-        return gene if symbol == gene else f"{gene} ({symbol})"
 
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-able dictionary."""
-        return {
-            "genes": list(self.genes),
-            "symbols": list(self.symbols),
-            "method": self.method,
-            "scores": list(self.scores),
-            **({} if self.matrix is None else {"matrix": self.matrix}),
-        }
+        content = {name: list(getattr(self, name)) for name in ("genes", "symbols")}
+        content |= {"method": self.method, "scores": list(self.scores)}
+        return content if self.matrix is None else {**content, "matrix": self.matrix}
 
     @classmethod
     def from_dict(cls, content: dict) -> Panel:
@@ -324,31 +105,33 @@ class Panel:
             ) from error
 
 
-def choose_panel(
-    sections: list[AnnData], choice: PanelChoice, *, file: Path | None = None, matrix: str | None = None
-) -> Panel:
-    """Choose the genes, or the columns of a named matrix, to predict from training sections in memory.
+@dataclass
+class SectionNumbers:
+    """What the choice of a panel knows of one section."""
 
-    See `PanelChooser`, which does the same for sections in files, and for many folds at once.
+    name: str
+    codes: np.ndarray
+    """(g,) int32: the number of each gene (or column) of the section among all that any section has, in its order."""
+    symbols: np.ndarray
+    """(g,) int32: the same of its symbols; empty where it has none."""
+    spots: int
+    own: dict[str, np.ndarray]
+    """Numbers of each gene that do not depend on which other genes there are, (g,) float64 each."""
+    meant: dict[str, str | None]
+    """Listed name -> the gene it stands for here: None where there is none, empty where there are several."""
+    read: Callable[[], AnnData]
+    """Reads the section (again)."""
+    among: dict[Any, tuple[np.ndarray, ...]] = field(default_factory=dict)
+    """Numbers that depend on which genes are compared, by that choice."""
 
-    Parameters
-    ----------
-    sections
-        Training sections: raw counts in ``X``, spots x genes, ``obs["total_counts"]`` over all genes.
-    choice
-        The study's ``panel``.
-    file
-        The gene list, for ``file``.
-    matrix
-        The study's ``target.matrix``.
-
-    Raises
-    ------
-    InputError
-        If the method is unknown, the sections measure fewer common genes than asked for, or a listed gene is missing.
-    """
-    numbered = {str(number): section for number, section in enumerate(sections)}
-    return PanelChooser(numbered.__getitem__, choice, file=file, matrix=matrix).choose(list(numbered))
+    def compared(
+        self, genes: np.ndarray, compare: Callable[..., tuple[np.ndarray, ...]], *settings: int
+    ) -> tuple[np.ndarray, ...]:
+        """Return ``compare(section, genes, *settings)``; the section is read again for genes not compared before."""
+        key = (settings, hashlib.sha256("\n".join(genes).encode()).digest())
+        if key not in self.among:
+            self.among[key] = compare(self.read(), genes, *settings)
+        return self.among[key]
 
 
 class PanelChooser:
@@ -358,15 +141,19 @@ class PanelChooser:
     like any other. Ties are broken by identifier, so the order never depends on the order of the sections' genes.
 
     * ``top_mean``: the largest mean raw count over all spots (the rule of BrSTNet: He et al. 2020).
-    * ``hvg``: highly variable genes by normalised dispersion of ln(1 + counts per 10,000), found in each section and
-      ranked by the number of sections they are highly variable in, then by their mean normalised dispersion
-      (``scanpy.pp.highly_variable_genes``, flavour ``seurat``; Satija et al. 2015).
+    * ``hvg``: highly variable genes by normalised dispersion of ln(1 + counts per 10,000), found in each section (see
+      `highly_variable`) and ranked by the number of sections they are highly variable in, then by their mean
+      normalised dispersion.
     * ``hmhvg``: high mean **and** high variance. Genes are ranked by the mean of counts per 10,000 and by the variance
       of ln(1 + counts per 10,000), both taken within each section and averaged over sections, so that differences
       between patients choose nothing; a gene's score is the worse of its two ranks. The panel is hence the smallest
       intersection of "the r largest by mean" and "the r largest by variance" that holds ``size`` genes.
-    * ``stem_hmhvg``: the published selection of Stem: see `targets.stem_genes`. Raw counts pooled over spots, so that
-      depth and differences between patients take part; mitochondrial and ribosomal genes are left out.
+    * ``stem_hmhvg``: the published selection of Stem (Zhu et al., "Diffusion Generative Modeling for Spatially Resolved
+      Gene Expression Inference from Histology Images", ICLR 2025). Each section puts forward its `STEM_CANDIDATES`
+      highly variable genes; mitochondrial and ribosomal genes are struck out. Among these, genes are ranked by the mean
+      and by the standard deviation of raw counts pooled over spots, so that depth and differences between patients take
+      part; the panel is what lies among the first k of both lists, with k grown until there are enough. There the genes
+      are chosen on all slides, the test slide with them; here on training sections only.
     * ``file``: the genes of a file, in its order: one a line, or JSON (a list, or ``{"genes": [...]}`` as in
       HEST's ``var_50genes.json``); each is an identifier, or a symbol that stands for one. ``size`` does not count.
     * ``all``: every column of ``matrix`` that each section has, in the order of the first. ``size`` does not count.
@@ -377,13 +164,19 @@ class PanelChooser:
     Parameters
     ----------
     read
-        Returns a section by its id: raw counts in ``X``, ``obs["total_counts"]`` over all genes.
+        Returns a section by its id: raw counts in ``X``, ``obs["total_counts"]`` over all genes. For sections in
+        memory, the ``__getitem__`` of a dictionary.
     choice
         The study's ``panel``.
     file
         The gene list, for ``file``.
     matrix
         The study's ``target.matrix``.
+
+    Raises
+    ------
+    InputError
+        If the method is unknown, or the gene list is not given or cannot be read.
     """
 
     def __init__(
@@ -421,7 +214,10 @@ class PanelChooser:
         known = [self._section(section) for section in sections]
         if self.choice.method == "file":
             return self._from_file(known)
-        common = self._common(known)
+        times = np.zeros(len(self._names), dtype=np.int64)
+        for section in known:
+            times[section.codes] += 1
+        common = times == len(known)
         if self.choice.method == "all":
             columns = tuple(self._names[code] for code in known[0].codes.tolist() if common[code])
             if not columns:
@@ -430,39 +226,41 @@ class PanelChooser:
         size = self.choice.size
         codes = np.array(sorted(np.flatnonzero(common).tolist(), key=self._names.__getitem__), dtype=np.int64)
         if len(codes) < size:
-            msg = f"asks for {size} genes, but the training sections have {len(codes)} genes in common"
-            fix = "ask for fewer, or leave out the section that measures few genes"
-            raise InputError(msg, field="panel.size", fix=fix)
+            raise InputError(
+                f"asks for {size} genes, but the training sections have {len(codes)} genes in common",
+                field="panel.size",
+                fix="ask for fewer, or leave out the section that measures few genes",
+            )
         genes = np.array([self._names[code] for code in codes], dtype=object)
 
-        def gather(name: str, divided_by: int = 1) -> np.ndarray:
+        def total(name: str, divided_by: int = 1) -> np.ndarray:
             """Return the (g,) sum over sections of one of their own numbers."""
-            total = np.zeros(len(self._names))
+            summed = np.zeros(len(self._names))
             for section in known:
-                total[section.codes] += section.own[name] / divided_by
-            return total[codes]
+                summed[section.codes] += section.own[name] / divided_by
+            return summed[codes]
 
-        scores = SCORES[self.choice.method][1](known, gather, genes, size)
+        scores = SCORES[self.choice.method][1](known, total, genes, size)
         order = np.argsort(-scores, kind="stable")[:size]  # stable: ties keep the order of identifiers
-        chosen = tuple(str(gene) for gene in genes[order])
-        return Panel(
-            chosen, self._symbols(known, chosen), self.choice.method, tuple(float(score) for score in scores[order])
-        )
+        chosen = tuple(map(str, genes[order]))
+        return Panel(chosen, self._symbols(known, chosen), self.choice.method, tuple(scores[order].tolist()))
 
     def _section(self, section: str) -> SectionNumbers:
         if section not in self._known:
             adata = self._read(section)
-            name = _section_name(adata, len(self._known))
+            named = "section" in adata.obs and adata.n_obs
+            name = str(adata.obs["section"].iloc[0]) if named else f"number {len(self._known) + 1}"
             counted = self.matrix is None or self.choice.method in SCORES
             names = adata.var_names if counted else names_of(adata, self.matrix, section=name)
             symbols = adata.var["symbol"].astype(str) if counted and "symbol" in adata.var else []
+            stand_for = _stand_for(adata, self.matrix, name) if self._listed else {}
             self._known[section] = SectionNumbers(
                 name=name,
                 codes=self._coded(names),
                 symbols=self._coded(symbols),
                 spots=adata.n_obs,
                 own=SCORES[self.choice.method][0](adata) if self.choice.method in SCORES else {},
-                meant=self._meant(adata, name),
+                meant={listed: stand_for.get(listed) for listed in self._listed},
                 read=lambda: self._read(section),
             )
         return self._known[section]
@@ -474,29 +272,15 @@ class PanelChooser:
                 self._names.append(str(name))
         return np.array([self._code[name] for name in names], dtype=np.int32)
 
-    def _common(self, known: list[SectionNumbers]) -> np.ndarray:
-        """Return (names,) bool: what all of these sections have."""
-        times = np.zeros(len(self._names), dtype=np.int64)
-        for section in known:
-            times[section.codes] += 1
-        return times == len(known)
-
     def _symbols(self, known: list[SectionNumbers], genes: tuple[str, ...]) -> tuple[str, ...]:
         """Return what people call genes: as the first section says that has a symbol of it."""
-        found: dict[str, str] = {}
+        symbols: dict[str, str] = {}
         wanted = np.array([self._code[gene] for gene in genes], dtype=np.int64)
         for section in known:
-            if len(section.symbols) and len(found) < len(genes):
+            if len(section.symbols) and len(symbols) < len(genes):
                 for place in np.flatnonzero(np.isin(section.codes, wanted)).tolist():
-                    gene = self._names[section.codes[place]]
-                    found.setdefault(gene, self._names[section.symbols[place]])
-        return tuple(found.get(gene) or gene for gene in genes)
-
-    def _meant(self, section: AnnData, name: str) -> dict[str, str | None]:
-        if not self._listed:
-            return {}
-        names = _names_of(section, self.matrix, name)
-        return {one: names.get(one) for one in self._listed}
+                    symbols.setdefault(self._names[section.codes[place]], self._names[section.symbols[place]])
+        return tuple(symbols.get(gene) or gene for gene in genes)
 
     def _from_file(self, known: list[SectionNumbers]) -> Panel:
         genes: list[str] = []
@@ -525,7 +309,7 @@ class PanelChooser:
         return Panel(tuple(genes), symbols, "file", matrix=self.matrix)
 
 
-def _names_of(section: AnnData, matrix: str | None, name: str) -> dict[str, str]:
+def _stand_for(section: AnnData, matrix: str | None, name: str) -> dict[str, str]:
     """Return gene id by id and by symbol; an ambiguous symbol maps to the empty string. An id always wins."""
     if matrix is not None:
         return {column: column for column in names_of(section, matrix, section=name).tolist()}
@@ -533,12 +317,168 @@ def _names_of(section: AnnData, matrix: str | None, name: str) -> dict[str, str]
     if "symbol" in section.var:
         for gene, symbol in zip(section.var_names, section.var["symbol"].astype(str), strict=True):
             names[symbol] = "" if symbol in names else gene
-    names.update({gene: gene for gene in section.var_names})
-    return names
+    return names | {gene: gene for gene in section.var_names}
 
 
-def _section_name(section: AnnData, index: int) -> str:
-    return str(section.obs["section"].iloc[0]) if "section" in section.obs and section.n_obs else f"number {index + 1}"
+def totals(section: AnnData) -> dict[str, np.ndarray]:
+    """Return each gene's total count."""
+    return {"total": np.asarray(section.X.sum(axis=0), dtype=np.float64).ravel()}
+
+
+def moments(section: AnnData) -> dict[str, np.ndarray]:
+    """Return each gene's mean of counts per 10,000, and the variance of their logarithm.
+
+    Only counts that are not zero are looked at: the dense matrix of a section would be ten times as large.
+    """
+    counts, spots = _sparse(section), section.n_obs
+    gene = counts.indices
+
+    def total(values: np.ndarray | None) -> np.ndarray:
+        return np.bincount(gene, weights=values, minlength=section.n_vars)
+
+    depth = np.repeat(section.obs["total_counts"].to_numpy(dtype=np.float64), np.diff(counts.indptr))
+    values = transform(counts.data[:, None], depth, "log1p_cp10k")[:, 0].astype(np.float64)
+    centre = total(values) / spots
+    apart = total(np.square(values - centre[gene])) + (spots - total(None)) * np.square(centre)
+    return {"mean": total(np.expm1(values)) / spots, "variance": apart / spots}
+
+
+def squares(section: AnnData) -> dict[str, np.ndarray]:
+    """Return each gene's total count and total of squared counts."""
+    counts = _sparse(section)
+    values = counts.data.astype(np.float64)
+    total, square = (
+        np.bincount(counts.indices, weights=weights, minlength=section.n_vars) for weights in (values, values**2)
+    )
+    return {"total": total, "squares": square}
+
+
+def top_mean(sections: list[SectionNumbers], total: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+    """Score by the mean raw count over all spots."""
+    return total("total") / sum(section.spots for section in sections)
+
+
+def hmhvg(sections: list[SectionNumbers], total: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+    """Score by the worse of two places: by mean, and by variance of the logarithm, both averaged over sections."""
+    mean, variance = (total(name, divided_by=len(sections)) for name in ("mean", "variance"))
+    return len(genes) - 1.0 - np.maximum(_place(mean), _place(variance))
+
+
+def hvg(sections: list[SectionNumbers], total: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+    """Score by the number of sections a gene is highly variable in, then by its mean normalised dispersion."""
+    variable, known, summed = np.zeros(len(genes), dtype=int), np.zeros(len(genes)), np.zeros(len(genes))
+    for section in sections:
+        highly, dispersion = section.compared(genes, _highly_variable_in, size)
+        there = np.isfinite(dispersion)
+        variable, known, summed = variable + highly, known + there, summed + np.where(there, dispersion, 0)
+    mean = np.where(known > 0, summed / np.maximum(known, 1), -np.inf)
+    place = np.empty(len(genes))
+    place[np.lexsort((mean, variable))] = np.arange(len(genes))
+    return place
+
+
+def stem_hmhvg(sections: list[SectionNumbers], total: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+    """Score by minus the worse of two places, by mean and by standard deviation; ``-inf`` for what is no candidate."""
+    put = [section.compared(genes, _put_forward) for section in sections]
+    spots = sum(section.spots for section in sections)
+    forward, usual = (np.array(each) for each in zip(*put, strict=True))
+    candidates = np.flatnonzero(forward.any(axis=0) & usual.all(axis=0))
+    if len(candidates) < size:
+        raise InputError(
+            f"asks for {size} genes, but the training sections put forward {len(candidates)} highly variable ones",
+            field="panel.size",
+            fix="ask for fewer",
+        )
+    mean = total("total")[candidates] / spots
+    sd = np.sqrt(np.maximum(total("squares")[candidates] / spots - mean**2, 0))
+    scores = np.full(len(genes), -np.inf)
+    scores[candidates] = -np.maximum(_place(mean), _place(sd))
+    return scores
+
+
+SCORES = {
+    "top_mean": (totals, top_mean),
+    "hvg": (lambda section: {}, hvg),
+    "hmhvg": (moments, hmhvg),
+    "stem_hmhvg": (squares, stem_hmhvg),
+}
+"""Method -> a section's own numbers, and the scores made of all sections' numbers."""
+
+
+def _place(values: np.ndarray) -> np.ndarray:
+    """Return each value's place from above (0 = largest); of equal values the first comes first."""
+    place = np.empty(len(values))
+    place[np.argsort(-values, kind="stable")] = np.arange(len(values))
+    return place
+
+
+def _sparse(section: AnnData) -> csr_matrix:
+    from scipy.sparse import csr_matrix
+
+    return csr_matrix(section.X)
+
+
+def highly_variable(values: csr_matrix, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which genes are highly variable, (g,) bool, and their normalised dispersions, (g,) float64.
+
+    The dispersion (variance by mean) of each gene is compared with those of genes of about the same mean, in 20 bins;
+    the ``size`` largest are highly variable. Flavour ``seurat`` of ``scanpy.pp.highly_variable_genes`` (Satija et al.,
+    Nat Biotechnol 33:495, 2015), to the last bit of what it computes on one thread.
+
+    Parameters
+    ----------
+    values
+        (n, g) float32, ln(1 + normalised counts).
+    size
+        Number of genes wanted; of equal dispersions all are taken.
+    """
+    import pandas as pd
+
+    spots, genes = values.shape
+    counts = np.expm1(values.data)
+    mean = np.bincount(values.indices, weights=counts, minlength=genes) / spots
+    variance = np.bincount(values.indices, weights=counts * counts, minlength=genes) / spots - mean**2
+    variance *= spots / max(spots - 1, 1)
+    mean[mean == 0] = 1e-12
+    ratio = variance / mean
+    with np.errstate(invalid="ignore"):  # rounding may leave a constant gene below zero
+        dispersion = pd.Series(np.log(np.where(ratio == 0, np.nan, ratio)))
+    of_bin = dispersion.groupby(pd.cut(pd.Series(np.log1p(mean)), bins=20), observed=True)
+    centre, spread = of_bin.transform("mean").to_numpy(), of_bin.transform("std").to_numpy()
+    alone = np.isnan(spread)  # a gene alone in its bin: 1
+    centre, spread = np.where(alone, 0, centre), np.where(alone, centre, spread)
+    normalised = (dispersion.to_numpy() - centre) / spread
+    ranked = np.sort(normalised[~np.isnan(normalised)])
+    least = ranked[-min(size, len(ranked))] if len(ranked) else np.inf
+    return np.nan_to_num(normalised, nan=-np.inf) >= least, normalised
+
+
+def _highly_variable_in(section: AnnData, genes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `highly_variable` of a section; a gene that no spot expresses is not, and its dispersion counts as 0."""
+    from scipy.sparse import csr_matrix
+
+    values = csr_matrix(transform(section[:, genes].X, section.obs["total_counts"].to_numpy(), "log1p_cp10k"))
+    expressed = values.getnnz(axis=0) > 0
+    highly, dispersion = np.zeros(len(genes), dtype=bool), np.zeros(len(genes))
+    highly[expressed], dispersion[expressed] = highly_variable(values[:, expressed], size)
+    return highly, dispersion
+
+
+def _put_forward(section: AnnData, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of ``genes`` a section (raw counts) puts forward, and which are not struck out: (g,) bool each."""
+    names = section.var.loc[genes]
+    struck_out = names.index.astype(str).str.contains(HOUSEKEEPING)
+    if "symbol" in names:
+        struck_out |= names["symbol"].astype(str).str.contains(HOUSEKEEPING).to_numpy()
+    counts = _sparse(section[:, genes]).astype(np.float32)
+    counted = np.flatnonzero(np.asarray(counts.sum(axis=0)).ravel() > 0)
+    counts = counts[np.asarray(counts.sum(axis=1)).ravel() > 0][:, counted]
+    spot = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    depth = np.bincount(spot, weights=counts.data, minlength=counts.shape[0]).astype(np.float32)
+    counts.data = np.log1p(counts.data / (depth / np.median(depth))[spot])
+    variable = np.zeros(len(genes), dtype=bool)
+    variable[counted] = highly_variable(counts, STEM_CANDIDATES)[0]
+    return variable, ~struck_out
 
 
 def read_gene_list(file: str | Path) -> list[str]:

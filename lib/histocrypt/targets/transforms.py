@@ -15,64 +15,6 @@ from histocrypt.files import read_json, write_json
 if TYPE_CHECKING:
     from scipy.sparse import spmatrix
 
-# ---- moments
-# Mean and spread of columns that come section by section, put together without the values themselves.
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Number, mean and sum of squared deviations of the rows of a matrix, column by column; float64.
-
-    Parts are joined as in Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American
-    Statistician 37:242 (1983): exact but for rounding, whatever the means.
-    """
-
-    n: int
-    mean: np.ndarray
-    """(g,)."""
-    squares: np.ndarray
-    """(g,) sum over rows of the squared distance to the mean."""
-
-    @classmethod
-    def none(cls, columns: int) -> Moments:
-        """Return the moments of no row."""
-        return cls(0, np.zeros(columns), np.zeros(columns))
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Moments:
-        """Return the moments of (n, g) ``values``."""
-        values = np.asarray(values, dtype=np.float64)
-        mean = values.mean(axis=0)
-        return cls(len(values), mean, np.square(values - mean).sum(axis=0))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Moments]) -> Moments:
-        """Return the moments of matrices of the same rows, set side by side."""
-        return cls(
-            parts[0].n, np.concatenate([one.mean for one in parts]), np.concatenate([one.squares for one in parts])
-        )
-
-    def of_columns(self, columns: np.ndarray) -> Moments:
-        """Return the moments of some columns."""
-        return Moments(self.n, self.mean[columns], self.squares[columns])
-
-    def with_more(self, other: Moments) -> Moments:
-        """Return the moments of these rows and the other's."""
-        n = self.n + other.n
-        if not self.n or not n:
-            return other
-        apart = other.mean - self.mean
-        mean = self.mean + apart * (other.n / n)
-        return Moments(n, mean, self.squares + other.squares + np.square(apart) * (self.n * other.n / n))
-
-    @property
-    def sd(self) -> np.ndarray:
-        """(g,) standard deviation over the rows."""
-        return np.sqrt(self.squares / max(self.n, 1))
-
-
-# ---- transforms
-
 
 def _log1p(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
     return np.log1p(counts)
@@ -88,9 +30,7 @@ def _log2p1(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
 
 
 def _rank(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
-
-    return rankdata(counts, method="average", axis=1) * (totals > 0)[:, None]
+    return _spot_rank(counts, totals) * (totals > 0)[:, None]
 
 
 def _proportion(values: np.ndarray, totals: np.ndarray) -> np.ndarray:
@@ -162,6 +102,58 @@ def output_names(transforms: list[str] | tuple[str, ...], genes: list[str] | tup
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Number, mean and sum of squared deviations of the rows of a matrix, column by column; float64.
+
+    Of columns that come section by section, put together without the values themselves. Parts are joined as in Chan,
+    Golub and LeVeque, "Algorithms for computing the sample variance", The American Statistician 37:242 (1983): exact
+    but for rounding, whatever the means.
+    """
+
+    n: int
+    mean: np.ndarray
+    """(g,)."""
+    squares: np.ndarray
+    """(g,) sum over rows of the squared distance to the mean."""
+
+    @classmethod
+    def none(cls, columns: int) -> Moments:
+        """Return the moments of no row."""
+        return cls(0, np.zeros(columns), np.zeros(columns))
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Moments:
+        """Return the moments of (n, g) ``values``."""
+        values = np.asarray(values, dtype=np.float64)
+        mean = values.mean(axis=0)
+        return cls(len(values), mean, np.square(values - mean).sum(axis=0))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Moments]) -> Moments:
+        """Return the moments of matrices of the same rows, set side by side."""
+        mean, squares = (np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "squares"))
+        return cls(parts[0].n, mean, squares)
+
+    def of_columns(self, columns: np.ndarray) -> Moments:
+        """Return the moments of some columns."""
+        return Moments(self.n, self.mean[columns], self.squares[columns])
+
+    def with_more(self, other: Moments) -> Moments:
+        """Return the moments of these rows and the other's."""
+        n = self.n + other.n
+        if not self.n or not n:
+            return other
+        apart = other.mean - self.mean
+        mean = self.mean + apart * (other.n / n)
+        return Moments(n, mean, self.squares + other.squares + np.square(apart) * (self.n * other.n / n))
+
+    @property
+    def sd(self) -> np.ndarray:
+        """(g,) standard deviation over the rows."""
+        return np.sqrt(self.squares / max(self.n, 1))
+
+
+@dataclass(frozen=True)
 class TargetStatistics:
     """Mean and standard deviation of every output over the spots of a fold's training patients.
 
@@ -183,8 +175,8 @@ class TargetStatistics:
     @classmethod
     def of_moments(cls, moments: Moments, outputs: tuple[str, ...]) -> TargetStatistics:
         """Return the statistics of targets whose moments are known."""
-        mean, sd = moments.mean.astype(np.float32), _never_zero(moments.sd).astype(np.float32)
-        return cls(tuple(outputs), mean, sd)
+        sd = np.where(moments.sd > 1e-8, moments.sd, 1.0)
+        return cls(tuple(outputs), moments.mean.astype(np.float32), sd.astype(np.float32))
 
     def standardise(self, targets: np.ndarray, *, sections: np.ndarray | None = None) -> np.ndarray:
         """Return z-scores of (n, n_outputs) ``targets``.
@@ -215,8 +207,7 @@ class TargetStatistics:
     @classmethod
     def from_dict(cls, content: dict[str, dict[str, float]]) -> TargetStatistics:
         """Return the statistics that `to_dict` wrote."""
-        mean = np.array([value["mean"] for value in content.values()], dtype=np.float32)
-        sd = np.array([value["sd"] for value in content.values()], dtype=np.float32)
+        mean, sd = (np.array([value[name] for value in content.values()], dtype=np.float32) for name in ("mean", "sd"))
         return cls(tuple(content), mean, sd)
 
     def save(self, path: str | Path) -> None:
@@ -234,7 +225,3 @@ class TargetStatistics:
             raise InputError(
                 "does not hold target statistics", file=path, expected='{"<transform>:<gene>": {"mean": .., "sd": ..}}'
             ) from error
-
-
-def _never_zero(sd: np.ndarray) -> np.ndarray:
-    return np.where(sd > 1e-8, sd, 1.0)
