@@ -65,16 +65,20 @@ def test_a_section_of_two_patients_is_refused(small_study):
     adata = anndata.read_h5ad(path)
     adata.obs["patient"] = ["a", "z"] * 12 + ["a"]
     adata.write_h5ad(path)
-    with pytest.raises(InputError, match=r"S_a.h5ad: obs\['patient'\].*one patient.*'a', 'z'"):
+    with pytest.raises(InputError, match="one patient.*'a', 'z'") as refused:
         prepare_folds(small_study)
+    assert (refused.value.file, refused.value.field) == (path, "obs['patient']")
 
 
 def test_a_damaged_section_is_named(small_study):
     small_study.run.section("S_c").write_bytes(b"not a section")
-    with pytest.raises(InputError, match="S_c.h5ad.*run the preprocessing again"):
+    with pytest.raises(InputError, match="run the preprocessing again") as refused:
         prepare_folds(small_study)
+    assert refused.value.file == small_study.run.section("S_c")
 
 
 def test_a_run_without_sections_says_what_to_do(tmp_path, small_study):
-    with pytest.raises(InputError, match="no preprocessed section.*run the preprocessing first"):
-        prepare_folds(small_study.model_copy(update={"name": "empty"}))
+    empty = small_study.model_copy(update={"name": "empty"})
+    with pytest.raises(InputError, match="run the preprocessing first") as refused:
+        prepare_folds(empty)
+    assert refused.value.file == empty.run.section("any").parent

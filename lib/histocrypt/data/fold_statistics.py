@@ -7,6 +7,8 @@ one at a time, so that memory does not grow with their counts.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,10 +49,14 @@ def prepare_folds(study: Study, *, sections: list[str] | None = None) -> list[Fo
     InputError
         If there is no preprocessed section, the patients allow no folds, or a panel cannot be chosen.
     """
-    run = study.run
-    patients = section_patients(study, sections)
+    run, folder = study.run, study.run.section("any").parent
+    sections = sorted(path.stem for path in folder.glob("[!.]*.h5ad")) if sections is None else sorted(sections)
+    if not sections:
+        raise InputError("no preprocessed section", file=folder, fix="run the preprocessing first")
+    known = {section: _patient(run.section(section)) for section in sections}
+    patients = {section: patient for section, (patient, _) in known.items()}
+    uncounted = [section for section, (_, counted) in known.items() if not counted]
     folds = [*make_folds(patients, study.folds, study.seed), final_fold(patients)]
-    uncounted = [section for section in patients if not _counted(run.section(section))]
     save_folds(run.folds, folds, patients, scheme=study.folds.scheme, uncounted=uncounted)
     _prepare(study, folds, {})
     return folds
@@ -89,16 +95,13 @@ def _prepare(study: Study, folds: list[Fold], panels: dict[str, Panel]) -> None:
     trained_on = {fold.name: set(fold.training_sections) for fold in folds}
     for section in tqdm(sorted(set().union(*trained_on.values())), desc="targets", unit="section"):
         mine = {name: panels[name] for name, sections in trained_on.items() if section in sections}
-        for name, found in _section_moments(run.section(section), mine, transforms, section=section).items():
-            pooled[name] = pooled[name].with_more(found)
-    stains: dict[str, StainStatistics] = {}
+        for name, moments in _section_moments(run.section(section), mine, transforms, section=section).items():
+            pooled[name] = pooled[name].with_more(moments)
+    stains = {section: StainStatistics.load(run.stain(section)) for section in set().union(*trained_on.values())}
     for fold in folds:
         folder, panel = run.fold(fold.name), panels[fold.name]
         panel.save(folder / PANEL)
         TargetStatistics.of_moments(pooled[fold.name], output_names(transforms, panel.genes)).save(folder / TARGETS)
-        for section in fold.training_sections:
-            if section not in stains:
-                stains[section] = StainStatistics.load(run.stain(section))
         pool([stains[section] for section in fold.training_sections]).save(folder / STAIN)
 
 
@@ -107,76 +110,57 @@ def _section_moments(
 ) -> dict[str, Moments]:
     """Return the moments of one section's targets for every fold, computed once for panels that are the same."""
     adata = read_clean_section(path)
-    by_genes = {panel.genes: panel for panel in panels.values()}
-    alike = all(name in BY_GENE for name in transforms)
-    found: dict[tuple[str, ...], Moments] = {}
-    if alike:  # a gene's targets do not depend on the rest of its panel: every gene of any panel once
-        every = dict.fromkeys(gene for panel in by_genes.values() for gene in panel.genes)
-        measured = names_of(adata, next(iter(by_genes.values())).matrix, section=section)
+    distinct = {panel.genes: panel for panel in panels.values()}
+    moments: dict[tuple[str, ...], Moments] = {}
+    if all(name in BY_GENE for name in transforms):  # whatever else is in its panel: every gene of any panel once
+        matrix = next(iter(distinct.values())).matrix
+        measured = names_of(adata, matrix, section=section)
         known = set(measured.tolist())
-        for panel in by_genes.values():
+        for panel in distinct.values():
             if not known.issuperset(panel.genes):
                 panel.columns(measured, section=section)  # says what is missing
-        place = {gene: column for column, gene in enumerate(every)}
-        matrix = next(iter(by_genes.values())).matrix
-        targets = targets_of(adata, every, transforms, matrix=matrix, section=section)
+        place = {gene: column for column, gene in enumerate(dict.fromkeys(itertools.chain(*distinct)))}
+        targets = targets_of(adata, place, transforms, matrix=matrix, section=section)
         parts = [Moments.of(targets[name]) for name in transforms]
-        for genes in by_genes:
+        for genes in distinct:
             columns = np.array([place[gene] for gene in genes], dtype=np.int64)
-            found[genes] = Moments.joined([part.of_columns(columns) for part in parts])
+            moments[genes] = Moments.joined([part.of_columns(columns) for part in parts])
     else:
-        for genes, panel in by_genes.items():
-            found[genes] = Moments.of(section_targets(adata, panel, transforms, section=section))
-    return {name: found[panel.genes] for name, panel in panels.items()}
+        for genes, panel in distinct.items():
+            moments[genes] = Moments.of(section_targets(adata, panel, transforms, section=section))
+    return {name: moments[panel.genes] for name, panel in panels.items()}
 
 
-def section_patients(study: Study, sections: list[str] | None = None) -> dict[str, str]:
-    """Return the patient of every preprocessed section, by section id, reading nothing else of the files."""
-    folder = study.run.section("any").parent
-    names = sorted(sections) if sections is not None else sorted(path.stem for path in folder.glob("[!.]*.h5ad"))
-    if not names:
-        raise InputError("no preprocessed section", file=folder, fix="run the preprocessing first")
-    return {name: _patient(study.run.section(name)) for name in names}
-
-
-def _patient(path: Path) -> str:
-    import anndata
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            patients = anndata.io.read_elem(file["obs"])["patient"].unique()
-    except (OSError, KeyError) as error:
-        raise InputError(
-            f"is not a preprocessed section ({error})", file=path, fix="run the preprocessing again"
-        ) from error
+def _patient(path: Path) -> tuple[str, bool]:
+    """Return the patient of a preprocessed section, and whether the section has counts."""
+    obs = read_clean_section(path, parts=["obs"]).obs
+    if not {"patient", "total_counts"} <= set(obs):
+        raise InputError("is not a preprocessed section", file=path, field="obs", fix="run the preprocessing again")
+    patients = obs["patient"].unique()
     if len(patients) != 1:
         raise InputError(
             "a section belongs to one patient", file=path, field="obs['patient']", value=sorted(map(str, patients))
         )
-    return str(patients[0])
+    return str(patients[0]), bool(np.isfinite(obs["total_counts"].astype(float)).all())
 
 
-def _counted(path: Path) -> bool:
-    """Return whether a preprocessed section has counts, reading only their totals."""
+def read_clean_section(path: Path, *, parts: Sequence[str] = ()) -> AnnData:
+    """Read ``sections/<id>.h5ad``, or some ``parts`` of it, e.g. ``obs``: counts may be most of it.
+
+    Raises
+    ------
+    InputError
+        If it is missing, damaged, or has no spots; it is named.
+    """
     import anndata
-    import h5py
 
     try:
+        if not parts:
+            return anndata.read_h5ad(path)
+        import h5py
+
         with h5py.File(path, "r") as file:
-            return bool(np.isfinite(anndata.io.read_elem(file["obs/total_counts"]).astype(float)).all())
-    except (OSError, KeyError) as error:
-        raise InputError(
-            f"is not a preprocessed section ({error})", file=path, fix="run the preprocessing again"
-        ) from error
-
-
-def read_clean_section(path: Path) -> AnnData:
-    """Read ``sections/<id>.h5ad``; a missing or damaged one is an `InputError` that names it."""
-    import anndata
-
-    try:
-        return anndata.read_h5ad(path)
+            return anndata.AnnData(**{name: anndata.io.read_elem(file[name]) for name in parts if name in file})
     except (OSError, KeyError) as error:
         raise InputError(
             f"is not a preprocessed section ({error})", file=path, fix="run the preprocessing again"
@@ -186,5 +170,5 @@ def read_clean_section(path: Path) -> AnnData:
 def section_targets(adata: AnnData, panel: Panel, transforms: list[str], *, section: str) -> np.ndarray:
     """Return (n, len(transforms) x g) float32 targets of a section; a panel gene it lacks is an `InputError`."""
     panel.columns(names_of(adata, panel.matrix, section=section), section=section)  # all that is missing, named
-    found = targets_of(adata, panel.genes, transforms, matrix=panel.matrix, section=section)
-    return np.concatenate([found[name] for name in transforms], axis=1)
+    targets = targets_of(adata, panel.genes, transforms, matrix=panel.matrix, section=section)
+    return np.concatenate([targets[name] for name in transforms], axis=1)

@@ -1,16 +1,19 @@
-"""What a diffusion model is conditioned on: features of several encoders side by side, of a tile as seen eight ways.
+"""From a run's artifacts to what a predictor sees: normalised tiles, targets, and frozen features, cached by content.
 
-A name says what is wanted: ``a``, ``a+b`` (side by side), ``a+b@4`` (the first four of the eight views of each tile);
-``prepared:<folder>#<encoder>`` reads embeddings that were made elsewhere: see `training.prepared`.
+A name says which features are wanted: ``a``, ``a+b`` (two encoders side by side), ``a+b@4`` (the first four of the
+eight views of each tile); ``prepared:<folder>#<encoder>`` reads embeddings that were made elsewhere: see
+`encoders.precomputed`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,91 +34,8 @@ if TYPE_CHECKING:
     from histocrypt.study import Study
     from histocrypt.tissue.stain import StainStatistics
 
-# ---- conditions
-
-
 VIEWS = 8
 """The tile as it is, and its seven turned and mirrored copies."""
-
-
-def parts_of(name: str) -> tuple[list[str], int | None]:
-    """Return the encoders that a name joins, and how many views it asks for (None: the tile as it is, without an axis).
-
-    Raises
-    ------
-    InputError
-        If an encoder is named twice or left empty, or the number of views is not 1 to 8.
-    """
-    joined, _, views = name.partition("@")
-    encoders = joined.split("+")
-    if not all(encoders) or len(set(encoders)) < len(encoders):
-        raise InputError(
-            "names no encoder, or one twice",
-            field="encoder",
-            value=name,
-            expected="e.g. efficientnet_lite0, or uni+conch",
-        )
-    if not views:
-        return encoders, None
-    if not views.isdigit() or not 1 <= int(views) <= VIEWS:
-        raise InputError(
-            "asks for an impossible number of views", field="encoder", value=name, expected=f"1 to {VIEWS} after @"
-        )
-    return encoders, int(views)
-
-
-def is_condition(name: str) -> bool:
-    """Return whether a name asks for more than one registered encoder's features of the tiles as they are."""
-    return any(mark in name for mark in ("+", "@", "#"))
-
-
-def turned(tiles: np.ndarray, view: int) -> np.ndarray:
-    """Return tiles (n, S, S, 3) seen the ``view``-th way: 0 as they are, 1-3 quarter turns, 4-7 those mirrored."""
-    mirrored = tiles[:, :, ::-1] if view >= 4 else tiles
-    return np.rot90(mirrored, view % 4, axes=(1, 2))
-
-
-def condition_features(
-    tiles: np.ndarray, *, stain: StainStatistics, method: str, encoder: str, names: np.ndarray
-) -> np.ndarray:
-    """Return the features that a name asks for, of one section.
-
-    Every view of every encoder has a file of its own in the cache (`training.spots.section_features`), with the names
-    of its spots: a calculation that was stopped goes on with the view that it was at.
-
-    Parameters
-    ----------
-    tiles
-        (n, S, S, 3) uint8, raw colours.
-    stain, method, names
-        As `training.spots.section_features` takes them.
-    encoder
-        See above.
-
-    Returns
-    -------
-    (n, d) float32, or (n, views, d) where views are asked for
-    """
-    from histocrypt.encoders.precomputed import PREPARED, prepared_features
-
-    encoders, views = parts_of(encoder)
-    found = []
-    for one in encoders:
-        if one.startswith(PREPARED):
-            found.append(prepared_features(one, names=names, views=views or 1))
-            continue
-        seen = []
-        for view in range(views or 1):
-            pixels = tiles if view == 0 else turned(np.asarray(tiles), view)
-            seen.append(section_features(pixels, stain=stain, method=method, encoder=one, names=names))
-        found.append(np.stack(seen, axis=1))
-    together = np.concatenate(found, axis=-1)  # (n, views, d)
-    return together if views else together[:, 0]
-
-
-# ---- spots
-# From a run's artifacts to what a predictor sees: normalised tiles, targets, frozen features.
-
 
 IN_MEMORY = 2**30
 """Tiles of more bytes than this are memory-mapped in the cache folder."""
@@ -275,7 +195,7 @@ def section_features(
     method
         ``macenko``, ``reinhard`` or ``none``.
     encoder
-        Name of an encoder, or of several joined: see `training.conditions`.
+        Name of an encoder, or of several joined: see `condition_features`.
     names
         (n,) names of the spots; stored beside the features and checked when these are read.
 
@@ -304,17 +224,104 @@ def section_features(
         key.update(np.ascontiguousarray(tile).data)
     path = paths.cache() / "features" / f"{key.hexdigest()}.h5"
     cached = _read_features(path, names)
-    if cached is not None:
-        return cached
-    bar = tqdm(
-        normal(tiles), total=-(-len(tiles) // CHUNK), desc=f"features {str(names[0]).split(':')[0]}", leave=False
-    )
-    computed = np.concatenate([encode(chunk, encoder, progress=False) for chunk in bar])
-    _write_features(path, names, computed, encoder)
-    return computed
+    if cached is None:
+        with _alone(path):  # jobs side by side want the same sections: one computes, the others wait and read
+            cached = _read_features(path, names, quietly=True)
+            if cached is None:
+                section, chunks = str(names[0]).split(":")[0], -(-len(tiles) // CHUNK)
+                bar = tqdm(normal(tiles), total=chunks, desc=f"features {section}", leave=False)
+                cached = np.concatenate([encode(chunk, encoder, progress=False) for chunk in bar])
+                _write_features(path, names, cached, encoder)
+    return cached
 
 
-def _read_features(path: Path, names: np.ndarray) -> np.ndarray | None:
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold back who else would write this file; where the file system knows no locks, nobody is held back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".lock_{path.name[0]}").open("w") as lock:  # a few files for all
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def parts_of(name: str) -> tuple[list[str], int | None]:
+    """Return the encoders that a name joins, and how many views it asks for (None: the tile as it is, without an axis).
+
+    Raises
+    ------
+    InputError
+        If an encoder is named twice or left empty, or the number of views is not 1 to 8.
+    """
+    joined, _, views = name.partition("@")
+    encoders = joined.split("+")
+    if not all(encoders) or len(set(encoders)) < len(encoders):
+        raise InputError(
+            "names no encoder, or one twice",
+            field="encoder",
+            value=name,
+            expected="e.g. efficientnet_lite0, or uni+conch",
+        )
+    if not views:
+        return encoders, None
+    if not views.isdigit() or not 1 <= int(views) <= VIEWS:
+        raise InputError(
+            "asks for an impossible number of views", field="encoder", value=name, expected=f"1 to {VIEWS} after @"
+        )
+    return encoders, int(views)
+
+
+def is_condition(name: str) -> bool:
+    """Return whether a name asks for more than one registered encoder's features of the tiles as they are."""
+    return any(mark in name for mark in ("+", "@", "#"))
+
+
+def turned(tiles: np.ndarray, view: int) -> np.ndarray:
+    """Return tiles (n, S, S, 3) seen the ``view``-th way: 0 as they are, 1-3 quarter turns, 4-7 those mirrored."""
+    mirrored = tiles[:, :, ::-1] if view >= 4 else tiles
+    return np.rot90(mirrored, view % 4, axes=(1, 2))
+
+
+def condition_features(
+    tiles: np.ndarray, *, stain: StainStatistics, method: str, encoder: str, names: np.ndarray
+) -> np.ndarray:
+    """Return the features that a name asks for, of one section.
+
+    Every view of every encoder has a file of its own in the cache (`section_features`), with the names
+    of its spots: a calculation that was stopped goes on with the view that it was at.
+
+    Parameters
+    ----------
+    tiles
+        (n, S, S, 3) uint8, raw colours.
+    stain, method, names
+        As `section_features` takes them.
+    encoder
+        See above.
+
+    Returns
+    -------
+    (n, d) float32, or (n, views, d) where views are asked for
+    """
+    from histocrypt.encoders.precomputed import PREPARED, prepared_features
+
+    encoders, views = parts_of(encoder)
+
+    def views_of(name: str) -> np.ndarray:
+        """Return (n, views, d)."""
+        if name.startswith(PREPARED):
+            return prepared_features(name, names=names, views=views or 1)
+        seen = []
+        for view in range(views or 1):
+            pixels = tiles if view == 0 else turned(np.asarray(tiles), view)
+            seen.append(section_features(pixels, stain=stain, method=method, encoder=name, names=names))
+        return np.stack(seen, axis=1)
+
+    together = np.concatenate([views_of(name) for name in encoders], axis=-1)
+    return together if views else together[:, 0]
+
+
+def _read_features(path: Path, names: np.ndarray, *, quietly: bool = False) -> np.ndarray | None:
     import h5py
 
     if not path.exists():
@@ -324,7 +331,8 @@ def _read_features(path: Path, names: np.ndarray) -> np.ndarray | None:
             if list(file["names"].asstr()[:]) == list(map(str, names)):
                 return file["features"][:]
     except (OSError, KeyError):
-        print(f"{path} is damaged; its features are computed again", file=sys.stderr)
+        if not quietly:
+            print(f"{path} is damaged; its features are computed again", file=sys.stderr)
     return None
 
 
@@ -348,10 +356,6 @@ def room(shape: tuple[int, ...]) -> np.ndarray:
     paths.cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=paths.cache()) as file:
         return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
-
-
-# ---- fold data
-# The data of one fold: spots with their targets, and what puts these into the units of the loss.
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.errors import InputError
+from histocrypt.data.fold_statistics import read_clean_section
 from histocrypt.spatial import graph_of, section_edges
 from histocrypt.targets.matrix import depth, has_counts
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from scipy.sparse import csr_matrix
 
     from histocrypt.targets.matrix import Label
+
+UNCOUNTED = ("obs", "var", "obsm", "uns")
+"""Parts of a section's file that are small: all but its counts."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,17 @@ class Measured:
         files = self.files + other.files
         if self.rows is None and other.rows is None:
             return replace(self, files=files)
-        size = sum(_spots(path) for _, path in self.files)
-        first = np.arange(size) if self.rows is None else self.rows
-        second = np.arange(sum(_spots(path) for _, path in other.files)) if other.rows is None else other.rows
-        return replace(self, files=files, rows=np.concatenate([first, second + size]))
+        sizes = [sum(read_clean_section(path, parts=["obs"]).n_obs for _, path in part.files) for part in (self, other)]
+        first, second = (
+            np.arange(size) if part.rows is None else part.rows for part, size in zip((self, other), sizes, strict=True)
+        )
+        return replace(self, files=files, rows=np.concatenate([first, second + sizes[0]]))
 
     def genes(self) -> dict[str, str]:
         """Return the genes that all sections measure, id -> symbol, in the order of the first; none without counts."""
         shared: dict[str, str] | None = None
         for _, path in self.files:
-            adata = _read(path, backed=True)
+            adata = read_clean_section(path, parts=UNCOUNTED)
             if not has_counts(adata):
                 return {}
             symbols = adata.var["symbol"] if "symbol" in adata.var else adata.var_names
@@ -62,7 +65,7 @@ class Measured:
 
         parts = []
         for _, path in self.files:
-            adata = _read(path)
+            adata = read_clean_section(path)
             totals = depth(adata)
             counts = csr_matrix(adata.X)
             columns = adata.var_names.get_indexer(genes)
@@ -78,12 +81,14 @@ class Measured:
 
     def labels(self, label: Label) -> np.ndarray:
         """Return (n,) float32 labels: 1, 0, NaN where there is none."""
-        found = np.concatenate([label.of(_read(path, backed=True), section=section) for section, path in self.files])
-        return found if self.rows is None else found[self.rows]
+        values = np.concatenate(
+            [label.of(read_clean_section(path, parts=UNCOUNTED), section=section) for section, path in self.files]
+        )
+        return values if self.rows is None else values[self.rows]
 
     def graph(self) -> csr_matrix:
         """Return which spots are neighbours, (n, n) CSR; none across sections."""
-        adatas = [_read(path, backed=True) for _, path in self.files]
+        adatas = [read_clean_section(path, parts=UNCOUNTED) for _, path in self.files]
         graph = graph_of([section_edges(adata) for adata in adatas], [adata.n_obs for adata in adatas])
         return graph if self.rows is None else graph[self.rows][:, self.rows].tocsr()
 
@@ -105,27 +110,3 @@ def _stacked(parts: list[csr_matrix]) -> csr_matrix:
     values.data, values.indices = joined["data"], joined["indices"].astype(kind, copy=False)
     values.indptr = np.concatenate([[0], *rows]).astype(kind)
     return values
-
-
-def _read(path: Path, *, backed: bool = False) -> AnnData:
-    """Read a cleaned section; ``backed``: without its counts, which may be most of it."""
-    import anndata
-
-    from histocrypt.data.fold_statistics import read_clean_section
-
-    if not backed:
-        return read_clean_section(path)
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            parts = {name: anndata.io.read_elem(file[name]) for name in ("obs", "var", "obsm", "uns") if name in file}
-    except (OSError, KeyError) as error:
-        raise InputError(
-            f"is not a preprocessed section ({error})", file=path, fix="run the preprocessing again"
-        ) from error
-    return anndata.AnnData(**parts)
-
-
-def _spots(path: Path) -> int:
-    return _read(path, backed=True).n_obs
