@@ -120,7 +120,7 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
     run, about = study.run, study.evaluation
     folds = read_folds(study)
     absent = left_out(study)
-    models = ready_models(study, folds)
+    models = ready_models(study, folds, present=unfinished)
     coming = [name for name in study.scored_names if name not in absent and name not in models]
     for name in coming:
         if name in BASELINES or not unfinished:
@@ -189,10 +189,33 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
     return scores
 
 
-def ready_models(study: Study, folds: list[dict[str, Any]]) -> list[str]:
-    """Return the models that can be scored: those that have predicted every fold."""
+def ready_models(study: Study, folds: list[dict[str, Any]], *, present: bool = False) -> list[str]:
+    """Return the models that can be scored: those that have predicted every fold.
+
+    With ``present``, those are left out that a change of the study has left behind, and that are still to be trained.
+    """
     wanted = [name for name in study.scored_names if name not in left_out(study)]
-    return [name for name in wanted if _predicted(study.run, name, folds)[0] == len(folds)]
+    ready = [name for name in wanted if _predicted(study.run, name, folds)[0] == len(folds)]
+    return [name for name in ready if not present or all(_is_present(study, name, fold["name"]) for fold in folds)]
+
+
+def _is_present(study: Study, model: str, fold: str) -> bool:
+    """Return whether a prediction was made under the study's settings as they are now, as far as is known of it."""
+    from histocrypt.data.folds import load_fold
+    from histocrypt.pipeline.checkpoints import made_from, read_about
+
+    run = study.run
+    if model in STACKS:
+        below = [run.prediction(family, fold).stat().st_mtime_ns for family in study.families]
+        return all(_is_present(study, family, fold) for family in study.families) and (
+            run.prediction(model, fold).stat().st_mtime_ns >= max(below)
+        )
+    folder = run.model(model, fold)
+    try:
+        made = read_about(folder).get("made_from") if (folder / "model.json").is_file() else None
+        return made is None or made == made_from(study, model, load_fold(run.folds, fold))
+    except (InputError, OSError):
+        return False
 
 
 def _predicted(run: RunFolder, model: str, folds: list[dict[str, Any]]) -> tuple[int, int]:

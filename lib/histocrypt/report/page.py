@@ -76,7 +76,7 @@ def write_report(study: Study, *, run: Mapping[str, Any] | None = None, unfinish
     scores, folds = load_scores(study), read_folds(study)
     asked = parts.parts_of(study, scores, folds)
     there = [name for name, done in asked.items() if done]
-    if unfinished and covering(study, ready_models(study, folds), there):
+    if unfinished and covering(study, ready_models(study, folds, present=True), there):
         return study.run.report
     here = Path(__file__).parent
     environment = Environment(

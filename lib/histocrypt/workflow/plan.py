@@ -12,7 +12,6 @@ from pathlib import Path
 
 from histocrypt import paths
 from histocrypt.errors import InputError
-from histocrypt.files import write_json
 from histocrypt.workflow.artifacts import same_under_new_rules
 from histocrypt.workflow.command import Command, usable_cores
 from histocrypt.workflow.resources import disk_bytes
@@ -76,7 +75,7 @@ def plan(command: Command, outline: Outline, broken: Iterable[str] = ()) -> Plan
     """
     study, books = outline.study, outline.run.root / ".snakemake"
     with tempfile.TemporaryDirectory() as folder:
-        survey = write_survey(Path(folder) / "survey.json", outline)
+        survey = outline.write(Path(folder) / "survey.json")
         (Path(folder) / ".snakemake").mkdir()
         for name in ("metadata", "incomplete"):  # Snakemake, even when it plans, keeps its books where it is
             if (books / name).is_dir() and not same_under_new_rules(outline.run, study.model_dump(mode="json")):
@@ -95,12 +94,6 @@ def plan(command: Command, outline: Outline, broken: Iterable[str] = ()) -> Plan
     planned = {job.name: job for job in _jobs(said.stderr + said.stdout)}
     jobs = [planned[name] for name in wanted if name in planned]
     return Plan(jobs, disk_bytes(study, list(outline.sizes.values()), len(outline.folds)))
-
-
-def write_survey(path: Path, outline: Outline) -> Path:
-    """Write the list of sections that `Outline.read` reads, and return where it is."""
-    write_json(path, {"sections": list(outline.rows.values())})
-    return path
 
 
 def _jobs(said: str) -> Iterator[Job]:

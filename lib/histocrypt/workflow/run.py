@@ -12,12 +12,13 @@ from typing import IO
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.explore.overview import listed
 from histocrypt.explore.survey import input_files, survey
-from histocrypt.files import write_json
+from histocrypt.files import read_json, write_json
+from histocrypt.paths import RunFolder
 from histocrypt.study import Study, load_study
 from histocrypt.workflow.artifacts import intact, same_under_new_rules, tissue_flaw
 from histocrypt.workflow.cluster import Cluster, cancel_left
 from histocrypt.workflow.command import Command, Profile
-from histocrypt.workflow.plan import plan, told, write_survey
+from histocrypt.workflow.plan import plan, told
 from histocrypt.workflow.progress import said_when_full
 from histocrypt.workflow.record import notice, recorded
 from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, Outline, known_parameters
@@ -85,7 +86,7 @@ def run_study(
             line = command.line(
                 *(cluster.options() if cluster else []),
                 directory=study.run.root,
-                survey=write_survey(study.run.survey, outline),
+                survey=outline.write(study.run.survey),
             )
             # Nobody else runs this study (we hold its lock): a Snakemake lock can only be left over from a kill.
             shutil.rmtree(study.run.root / ".snakemake" / "locks", ignore_errors=True)
@@ -105,13 +106,19 @@ def _outline(study: Study, *, dry_run: bool = False) -> Outline:
         print(f"histocrypt: {wrong}; the tissue is simulated again")
         if not dry_run:
             (study.run.demo_tissue / "demo_tissue.json").unlink()
-    found = survey(study, keep=not dry_run, tissue=not wrong)
-    rows = [listed(*one) for one in found.items()]
-    outline = Outline(study, [{**row, "files": [file for file in row["files"] if Path(file).exists()]} for row in rows])
-    outline.jobs  # noqa: B018  what the sections forbid, such as a fold that there is not, is refused here
-    for job in outline.jobs:
+    rows = [listed(*section) for section in survey(study, keep=not dry_run, tissue=not wrong).items()]
+    for row in rows:
+        row["files"] = [file for file in row["files"] if Path(file).exists()]  # a plan may be of tissue to be simulated
+    outline = Outline(study, rows, early=not _is_finished(study.run))
+    for job in outline.jobs:  # what the sections forbid, such as a fold that there is not, is refused here
         _ = job.reads, job.makes
     return outline
+
+
+def _is_finished(run: RunFolder) -> bool:
+    """Return whether a report of a finished run is there, which no lesser one is to replace before the next is made."""
+    covers = run.evaluation / "covers.json"
+    return run.report.is_file() and not (covers.is_file() and read_json(covers).get("coming"))
 
 
 def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from histocrypt import paths
 from histocrypt.data.folds import FINAL, Fold, chosen_fold, held_out_sections, inner_parts, make_folds
+from histocrypt.files import write_json
 from histocrypt.predictors.registry import BASELINES, ENCRYPTED, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.sections.section import SectionSize
 from histocrypt.study import Study
@@ -202,8 +203,8 @@ def _audit(o: Outline) -> list[Path]:
 
 
 def _evaluation_jobs(o: Outline) -> list[Values]:
-    """Return the evaluation of everything."""
-    return [{}]
+    """Return the evaluation of what is finished once the baselines are, where no report is there yet; and the last."""
+    return [{"unfinished": True}, {}] if o.early else [{}]
 
 
 def _evaluation_reads(o: Outline, *, unfinished: bool = False) -> Iterator[Path]:
@@ -436,17 +437,25 @@ class Outline:
         The study.
     rows
         What `explore.overview.listed` says of each section.
+    early
+        Whether a report is to be seen before the last stage ends: none is there that a finished run left.
     """
 
-    def __init__(self, study: Study, rows: Iterable[dict[str, Any]]) -> None:
-        self.study, self.run = study, study.run
+    def __init__(self, study: Study, rows: Iterable[dict[str, Any]], *, early: bool = True) -> None:
+        self.study, self.run, self.early = study, study.run, early
         self.rows = {row["section"]: row for row in rows}
         self.sizes = {section: SectionSize(**row["size"]) for section, row in self.rows.items()}
 
     @classmethod
     def read(cls, study: Study, survey: str | Path) -> Outline:
         """Return the outline of a study from the survey that was written of its sections."""
-        return cls(study, json.loads(Path(survey).read_text(encoding="utf-8"))["sections"])
+        content = json.loads(Path(survey).read_text(encoding="utf-8"))
+        return cls(study, content["sections"], early=content["early"])
+
+    def write(self, survey: Path) -> Path:
+        """Write what `read` reads, and return where it is."""
+        write_json(survey, {"early": self.early, "sections": list(self.rows.values())})
+        return survey
 
     @cached_property
     def patients(self) -> dict[str, str]:
