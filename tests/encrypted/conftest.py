@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from tests.conftest import write_tiny_section
 from tests.encrypted.serving import serving
 
 from histocrypt.encrypted import messages
-from histocrypt.encrypted.key_owner import Keys, Request, keygen, prepare
+from histocrypt.encrypted.key_owner import Keys, Request, encrypt_section, keygen, prepare
 from histocrypt.pipeline.predict import predict_section
 
 
@@ -28,6 +30,9 @@ class World:
     """A section that the model did not see."""
     head: Path
     """A model of frozen features."""
+    other_network: Path
+    """Not made for encryption, as the next."""
+    baseline: Path
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +57,7 @@ def world(tmp_path_factory) -> World:
             "models": {
                 "fhe_cnn": {"depth": 3, "width": 0.25, "input_px": 24, "epochs": 2},
                 "fhe_head": {"components": 20},
+                "vision_mlp": {"width": 0.25, "input_px": 24, "epochs": 1},
             },
         }
     )
@@ -65,34 +71,35 @@ def world(tmp_path_factory) -> World:
             )  # fmt: skip
         study.run.study.write_text(json.dumps(study.model_dump(mode="json")))
         fold = prepare_folds(study)[0]
-        (cnn,), (head,) = (train_fold(study, model, fold.name) for model in ("fhe_cnn", "fhe_head"))
-    compile_model(cnn.folder, root / "owner")
+        names = ("fhe_cnn", "fhe_head", "vision_mlp", "mean_profile")
+        cnn, head, other, baseline = (train_fold(study, name, fold.name)[0].folder for name in names)
+    compile_model(cnn, root / "owner")
     keygen(root / "owner" / "client.json", root / "keys")
     (unseen,) = (path for path in files if path.stem == fold.test_sections[0])
-    return World(root / "outputs", cnn.folder, root / "owner", root / "keys", unseen, head.folder)
+    return World(root / "outputs", cnn, root / "owner", root / "keys", unseen, head, other, baseline)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def running(world, tmp_path_factory):
     """A server for two clients."""
     with serving(world.bundle, tmp_path_factory.mktemp("serving"), tokens=2) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def section(tmp_path_factory):
     """A small one."""
     return write_tiny_section(tmp_path_factory.mktemp("section"), "A", "PA", n_side=3)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def clear(world, section, tmp_path_factory):
     path = tmp_path_factory.mktemp("clear") / "clear.h5ad"
     predict_section(world.model, section, path)
     return anndata.read_h5ad(path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def other_keys(world, tmp_path_factory):
     """Another client's."""
     folder = tmp_path_factory.mktemp("other") / "keys"
@@ -107,7 +114,7 @@ def session(world, running):
         yield opened.path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def encrypted(world, section):
     """A request and its first two input messages."""
     keys = Keys(world.keys)
@@ -118,3 +125,15 @@ def encrypted(world, section):
         for index in range(2)
     ]
     return request, data
+
+
+@pytest.fixture(scope="session")
+def answered(world, tmp_path_factory):
+    """A request, and its response made by the command in a process of its own."""
+    folder = tmp_path_factory.mktemp("answered")
+    encrypt_section(world.section, world.keys, folder / "request")
+    command = [sys.executable, "-m", "histocrypt", "fhe", "evaluate", folder / "request", "--bundle", world.bundle]
+    command += ["--evaluation-keys", world.keys / "evaluation.keys", "-o", folder / "response"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder

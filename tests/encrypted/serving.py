@@ -19,9 +19,11 @@ from pathlib import Path
 import anndata
 import httpx
 import numpy as np
+import pytest
 
 from histocrypt.encrypted.client import Server
 from histocrypt.encrypted.key_owner import Keys, Request
+from histocrypt.errors import InputError
 
 
 @dataclass
@@ -128,3 +130,23 @@ def refused(answer: httpx.Response, status: int, says: str):
     assert says in error["error"]
     assert "\n" not in error["error"]
     assert "Traceback" not in error["error"]
+
+
+@contextmanager
+def refuses(*fields: str | None, file: Path | None = None):
+    """What is done inside is refused, for one of these fields (of this file)."""
+    with pytest.raises(InputError) as error:
+        yield error
+    assert error.value.field in fields, error.value
+    assert file is None or error.value.file == file
+
+
+def in_the_clear(blocks: dict, folds: int, values: np.ndarray) -> np.ndarray:
+    """Do what the engine does: products with rotations, then sums of rotations by slots/2, slots/4, ..."""
+    result = np.zeros((1 + max(row for row, _ in blocks), values.shape[1]))
+    for (row, column), found in blocks.items():
+        for offset, diagonal in found.items():
+            result[row] += diagonal * np.roll(values[column], -offset)
+    for step in range(folds):
+        result += np.roll(result, -(values.shape[1] >> (step + 1)), axis=1)
+    return result

@@ -9,19 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import write_tiny_section
-from tests.encrypted.serving import serving
+from tests.encrypted.serving import refuses
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import load_client
 from histocrypt.encrypted.client import Session, send_section
 from histocrypt.encrypted.key_owner import Answers, Keys, Request, prepare
 from histocrypt.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def section(tmp_path_factory):
-    return write_tiny_section(tmp_path_factory.mktemp("section"), "A", "PA", n_side=3)
 
 
 class Overheard:
@@ -45,12 +39,8 @@ class Overheard:
 
 
 @pytest.fixture(scope="module")
-def overheard(world, section, tmp_path_factory):
-    with (
-        serving(world.bundle, tmp_path_factory.mktemp("attacked")) as running,
-        running.connect() as server,
-        server.session(Keys(world.keys)) as session,
-    ):
+def overheard(world, section, running):
+    with running.connect() as server, server.session(Keys(world.keys)) as session:
         yield Overheard(world, section, running, session)
 
 
@@ -235,7 +225,7 @@ def test_a_server_that_lies_about_results(overheard, lie):
     answers = Answers(request, overheard.keys.decryptor())
     if lie == "replayed":
         new = request.place(0) | {"request": "0" * 32}
-        with pytest.raises(InputError, match="another request"):
+        with refuses("request"):
             messages.unpack(overheard.answers[0], file="answer", kind="output", **new)
         return
 
@@ -244,8 +234,9 @@ def test_a_server_that_lies_about_results(overheard, lie):
             answers.add(index, payload, file=f"answer {index}")
         answers.values(file="answers")
 
-    with pytest.raises(InputError, match="sent twice came back different|not a ciphertext under"):
+    with pytest.raises(InputError) as error:
         receive()
+    assert error.value.field == "bytes" if lie == "repeated" else error.value.field.startswith("spot ")
 
 
 def test_send_refuses_a_lying_server(world, section, overheard, monkeypatch, tmp_path):
@@ -259,8 +250,9 @@ def test_send_refuses_a_lying_server(world, section, overheard, monkeypatch, tmp
     monkeypatch.setattr(Session, "evaluate", lying)
     running = overheard.running
     how = {"server": running.address, "token_file": running.token_file, "keys": world.keys}
-    with pytest.raises(InputError, match="sent twice came back different"):
+    with pytest.raises(InputError) as error:
         send_section(section, output=tmp_path / "p.h5ad", **how)
+    assert error.value.field.startswith("spot ")
     assert not (tmp_path / "p.h5ad").exists()
 
 
@@ -268,7 +260,7 @@ def test_keys_that_others_can_read_are_not_used(world, section, overheard, tmp_p
     shutil.copytree(world.keys, tmp_path / "keys")
     (tmp_path / "keys" / "secret.key").chmod(0o644)
     running = overheard.running
-    with pytest.raises(InputError, match="can be read by others"):
+    with refuses("mode"):
         send_section(
             section, server=running.address, token_file=running.token_file, keys=tmp_path / "keys",
             output=tmp_path / "p.h5ad",

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from tests.encrypted.serving import refuses
 
-from histocrypt.audit.predictors import attack, decrypted_records
+from histocrypt.audit.membership import judge, loss_threshold
+from histocrypt.audit.predictors import decrypted_records
 from histocrypt.audit.subjects import records
 from histocrypt.errors import InputError
 from histocrypt.study import load_study
@@ -32,14 +34,17 @@ def test_decrypted_outputs_tell_what_clear_ones_tell(study, world, tmp_path):
     np.testing.assert_allclose(same.truth, found.clear.truth, atol=1e-5)
     np.testing.assert_allclose(same.prediction, found.clear.prediction, atol=2e-2)
 
-    judged = attack(found, draws=50)
-    assert judged["decrypted"].auc == pytest.approx(judged["clear"].auc, abs=0.02)
+    decrypted, plain = (
+        judge(loss_threshold(one.loss), one.member, one.patients, blocks=one.blocks, draws=50, seed=0)
+        for one in (found.encrypted, found.clear)
+    )
+    assert decrypted.auc == pytest.approx(plain.auc, abs=0.02)
     left = {path.name for path in (tmp_path / "parties").rglob("*") if path.is_file()}
     assert not {name for name in left if name.endswith((".ct", ".key", ".keys", ".orion"))}
 
 
 def test_what_cannot_be_decrypted(study, world, tmp_path):
-    with pytest.raises(InputError, match="unknown model 'knn'"):
+    with refuses("model"):
         decrypted_records(study, "knn", world.head.name, folder=tmp_path)
     with pytest.raises(InputError, match="nobody is held out"):
         decrypted_records(study, "fhe_head", "final", folder=tmp_path)

@@ -8,10 +8,11 @@ import subprocess
 import anndata
 import numpy as np
 import pytest
-from tests.encrypted.serving import refused, serving, wait_for
+from tests.encrypted.serving import refused, refuses, serving, wait_for
 
-from histocrypt.encrypted import messages, sessions
 from histocrypt.encrypted import server as endpoints
+from histocrypt.encrypted import sessions
+from histocrypt.encrypted.access import read_tokens
 from histocrypt.encrypted.bundle import load_bundle
 from histocrypt.encrypted.client import Server, send_section
 from histocrypt.encrypted.compile import compile_model
@@ -79,7 +80,7 @@ def test_room_is_asked_for_before_keys_come(world, tmp_path, monkeypatch):
         load_bundle(world.bundle), None, workers=1, holders=1, limits=sessions.Limits(), scratch=tmp_path
     )
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**7, 10**7))
-    with pytest.raises(sessions.Refused, match="no room") as error:
+    with pytest.raises(sessions.Refused) as error:
         store.open(0, client=store.client.hash, size=1000)
     assert error.value.status == 507
     store.stop()
@@ -90,8 +91,9 @@ def test_sessions_are_shared_out(world, tmp_path):
     limits = sessions.Limits(sessions=2)
     store = sessions.Store(load_bundle(world.bundle), None, workers=1, holders=2, limits=limits, scratch=tmp_path)
     first = store.open(0, client=store.client.hash, size=1000)
-    with pytest.raises(sessions.Refused, match="has 1 open sessions already"):
+    with pytest.raises(sessions.Refused) as error:
         store.open(0, client=store.client.hash, size=1000)
+    assert error.value.status == 429
     store.open(1, client=store.client.hash, size=1000)
     store.end(first)
     store.open(0, client=store.client.hash, size=1000)
@@ -108,7 +110,7 @@ def test_slow_bodies(monkeypatch):
     async def never():
         await asyncio.sleep(60)
 
-    with pytest.raises(sessions.Refused, match="did not arrive") as error:
+    with pytest.raises(sessions.Refused) as error:
         asyncio.run(endpoints._body(Incoming({"type": "http", "headers": []}, never), 10))
     assert error.value.status == 408
 
@@ -128,21 +130,21 @@ def test_what_a_killed_server_left_is_deleted(tmp_path):
 def test_addresses(world, tmp_path):
     """Others are let in, and sent to, with a token and TLS alone."""
     token = tmp_path / "token"
-    with pytest.raises(InputError, match="others can reach"):
+    with refuses("host"):
         serve(world.bundle, host="0.0.0.0")
-    with pytest.raises(InputError, match="others can reach"):
+    with refuses("host"):
         serve(world.bundle, host="::", token_file=token)
     assert not token.exists()
-    with pytest.raises(InputError, match="TLS"):
+    with refuses("certificate"):
         serve(world.bundle, host="0.0.0.0", token_file=token, certificate=world.section)
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match="cannot listen"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, refuses("host"):
         serve(world.bundle, port=taken.getsockname()[1], token_file=token)
     assert token.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(InputError, match="unencrypted"):
+    with refuses("server"):
         Server("http://192.0.2.1:8423", token)
     Server("http://192.0.2.1:8423", token, insecure_http=True)
     for wrong in ("ftp://x", "localhost:8423", "http://", "http://x:y"):
-        with pytest.raises(InputError, match="not the address of a server"):
+        with refuses("server"):
             Server(wrong, token)
     with Server("http://127.0.0.1:9", token) as nobody, pytest.raises(InputError, match="cannot be reached"):
         nobody.ask("GET", "/", most=10, patient=False)
@@ -150,19 +152,19 @@ def test_addresses(world, tmp_path):
 
 def test_token_files(tmp_path):
     path = tmp_path / "token"
-    assert len(messages.read_tokens(path, make=True)[0]) >= 32
+    assert len(read_tokens(path, make=True)[0]) >= 32
     assert path.stat().st_mode & 0o777 == 0o600
-    assert messages.read_tokens(path, make=True) == messages.read_tokens(path)
+    assert read_tokens(path, make=True) == read_tokens(path)
     path.chmod(0o640)
-    with pytest.raises(InputError, match="read by others"):
-        messages.read_tokens(path)
+    with refuses("mode"):
+        read_tokens(path)
     path.chmod(0o600)
     path.write_text("password\n")
-    with pytest.raises(InputError, match="guessed") as error:
-        messages.read_tokens(path)
+    with refuses("token") as error:
+        read_tokens(path)
     assert "password" not in str(error.value)
-    with pytest.raises(InputError, match="cannot be read"):
-        messages.read_tokens(tmp_path / "none")
+    with refuses(None, file=tmp_path / "none"):
+        read_tokens(tmp_path / "none")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from contextlib import suppress
 import httpx
 import numpy as np
 import pytest
-from tests.encrypted.serving import agree, refused, wait_for
+from tests.encrypted.serving import agree, refused, refuses, wait_for
 
 from histocrypt.encrypted import messages
 from histocrypt.encrypted.bundle import load_client
@@ -85,7 +85,7 @@ def test_no_token(running, given):
 def test_send_with_a_wrong_token(section, running, tmp_path):
     (tmp_path / "token").touch(mode=0o600)
     (tmp_path / "token").write_text("x" * 32)
-    with pytest.raises(InputError, match="needs the server's token") as error:
+    with pytest.raises(InputError, match="401") as error:
         send_section(
             section, server=running.address, token_file=tmp_path / "token", keys=tmp_path / "keys",
             output=tmp_path / "p.h5ad",
@@ -106,7 +106,7 @@ def test_unknown_requests(running, session):
 
 def forged(data, **changes):
     """Return a message whose header claims to be right."""
-    header, start = messages._header(data, "message")
+    header, start = messages.parse_header(data, "message")
     payload = changes.pop("payload", data[start:])
     rest = {key: value for key, value in header.items() if key not in ("kind", "bytes", "sha256")}
     return messages.pack("input", payload, **{**rest, **changes})
@@ -176,7 +176,7 @@ def test_swapped_keys_give_noise_that_is_recognised(world, running, encrypted, o
     with running.connect() as server, server.session(Keys(tmp_path / "keys")) as opened:
         result = opened.evaluate(request, 0, encrypted[1][0], 10**7)
     payload = messages.unpack(result, file="answer", kind="output", **request.place(0))
-    with pytest.raises(InputError, match="plausible|copies"):
+    with refuses("slots", "spare slots"):
         Answers(request, mine.decryptor()).add(0, payload, file="answer")
 
 
@@ -192,7 +192,7 @@ def test_spoilt_keys(world, running):
     """Lengths in them are checked before the engine reads them: it would ask for terabytes, and die."""
     keys = Keys(world.keys)
     good = (world.keys / "evaluation.keys").read_bytes()
-    header, start = messages._header(good, "keys")
+    header, start = messages.parse_header(good, "keys")
 
     def at(offset, value):
         return good[start : start + offset] + struct.pack("<Q", value) + good[start + offset + 8 :]
@@ -220,11 +220,12 @@ def test_every_length_in_keys_is_checked(world, tmp_path):
         spoilt = bytearray(good)
         spoilt[where] ^= 2
         path.write_bytes(spoilt)
-        with pytest.raises(InputError, match="no evaluation keys for these parameters"):
+        with pytest.raises(InputError) as error:
             check_evaluation_keys(path, client.parameters, client.rotations, start=0)
+        assert error.value.field.startswith("relinearisation key" if where < one else "rotation key")
     for data in (good[:-8], good + bytes(8), good[:100]):
         path.write_bytes(data)
-        with pytest.raises(InputError, match="bytes"):
+        with refuses("bytes"):
             check_evaluation_keys(path, client.parameters, client.rotations, start=0)
 
 
@@ -317,7 +318,7 @@ def test_refused_before_any_key(world, section, running, tmp_path):
     how = {"server": running.address, "token_file": running.token_file, "output": tmp_path / "p.h5ad"}
     panel, before = tmp_path / "panel.txt", len(running.log.read_text())
     panel.write_text("ENSG1\nENSG2\n")
-    with pytest.raises(InputError, match="another panel"):
+    with refuses("panel"):
         send_section(section, keys=tmp_path / "keys", panel=panel, **how)
     assert not (tmp_path / "keys").exists()
     assert "opened" not in running.log.read_text()[before:]
@@ -327,5 +328,5 @@ def test_refused_before_any_key(world, section, running, tmp_path):
     from histocrypt.encrypted.bundle import write_client
 
     write_client(tmp_path / "keys" / "client.json", {**about, "title": "Another model"})
-    with pytest.raises(InputError, match="another compiled model"):
+    with refuses("client"):
         send_section(section, keys=tmp_path / "keys", **how)

@@ -7,7 +7,6 @@ real ciphertexts, evaluated in a process that has no secret key; of sections tha
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +24,9 @@ from histocrypt.errors import InputError, unknown_name
 from histocrypt.predictors.registry import ENCRYPTED
 
 if TYPE_CHECKING:
-    from histocrypt.audit.membership import Judged
     from histocrypt.audit.subjects import Thing
-    from histocrypt.encrypted.key_owner import Keys, Prepared
+    from histocrypt.encrypted.key_owner import Prepared
+    from histocrypt.encrypted.trial import Trial
     from histocrypt.study import Study
     from histocrypt.targets.panels import Panel
     from histocrypt.targets.transforms import TargetStatistics
@@ -94,6 +93,7 @@ def decrypted_records(
     """
     from histocrypt.encrypted.key_owner import NOISE
     from histocrypt.encrypted.parameters import SECURITY_BITS
+    from histocrypt.encrypted.trial import OWNER, Trial
     from histocrypt.explore.survey import study_sections
     from histocrypt.pipeline.predict import predict_section
 
@@ -103,21 +103,21 @@ def decrypted_records(
     sides, units = able.sides, {"panel": able.panel, "scaling": able.scaling}
     files = {one.id: one for one in study_sections(study)}
     noise = NOISE if noise is None else noise
-    parties = _Parties(Path(folder).resolve(), workers)
+    trial = Trial.begin(folder, workers=workers)
     parts, seconds = {"encrypted": [], "clear": []}, 0.0
     try:
-        keys = parties.set_up(trained)
+        trial.set_up(trained)
         for name in (*sides.members, *sides.non_members):
             source = {"image": files[name].image, "um_per_px": files[name].um_per_px}
-            prepared = _some(keys.client, study, name, files[name].path, spots, source)
-            decrypted, took = parties.send(prepared, keys, noise=noise)
-            clear = parties.owner / f"{name}.h5ad"
+            prepared = _some(trial.bundle.client, study, name, files[name].path, spots, source)
+            decrypted, took = _send(trial, prepared, noise=noise)
+            clear = trial.folder / OWNER / f"{name}.h5ad"
             predict_section(trained, files[name].path, clear, **source)
             seconds += took
             for kind, path in (("encrypted", decrypted), ("clear", clear)):
                 parts[kind].append(_records(study, name, path, prepared.names, member=name in sides.members, **units))
     finally:
-        parties.clean()
+        trial.clean()
     about = {
         "model": model,
         "fold": fold,
@@ -130,72 +130,18 @@ def decrypted_records(
     return Decrypted(Records.join(parts["encrypted"]), Records.join(parts["clear"]), about)
 
 
-class _Parties:
-    """The folders of model owner, hospital and evaluator, and what travels between them."""
+def _send(trial: Trial, prepared: Prepared, *, noise: float) -> tuple[Path, float]:
+    """Return the file of a section's decrypted predictions, and the seconds that the evaluator took."""
+    from histocrypt.encrypted.key_owner import Keys, decrypt_response, encrypt
+    from histocrypt.encrypted.trial import EVALUATOR, HOSPITAL
 
-    def __init__(self, folder: Path, workers: int | None) -> None:
-        from histocrypt.encrypted.trial import EVALUATOR, HOSPITAL, OWNER
-
-        self.owner, self.hospital, self.evaluator = (folder / name for name in (OWNER, HOSPITAL, EVALUATOR))
-        self._workers = workers
-        shutil.rmtree(folder, ignore_errors=True)
-        for path in (self.owner, self.hospital, self.evaluator):
-            path.mkdir(parents=True)
-
-    def _run(self, verb: str, party: Path, *arguments: Any) -> float:
-        from histocrypt.encrypted.trial import run_step
-
-        return run_step(verb, party.name, ("fhe", verb, *arguments), party).seconds
-
-    def set_up(self, trained: Path) -> Keys:
-        """Compile the model and make the hospital's keys."""
-        from histocrypt.encrypted.key_owner import Keys
-
-        bundle, keys = self.owner / "bundle", self.hospital / "keys"
-        self._run("compile", self.owner, "--model", trained, "-o", bundle)
-        shutil.copytree(bundle, self.evaluator / "bundle")
-        shutil.copyfile(bundle / "client.json", self.hospital / "client.json")
-        self._run("keygen", self.hospital, "--client", self.hospital, "-o", keys)
-        shutil.copyfile(keys / "evaluation.keys", self.evaluator / "evaluation.keys")
-        return Keys(keys)
-
-    def send(self, prepared: Prepared, keys: Keys, *, noise: float) -> tuple[Path, float]:
-        """Return the file of a section's decrypted predictions, and the seconds that the evaluator took."""
-        from histocrypt.encrypted.key_owner import decrypt_response, encrypt
-
-        name, there = prepared.section, self.evaluator
-        request, made, response = there / name, there / f"{name}.response", self.hospital / f"{name}.response"
-        encrypt(prepared, keys, request)
-        workers = ("--workers", self._workers) if self._workers else ()
-        own = ("--bundle", there / "bundle", "--evaluation-keys", there / "evaluation.keys")
-        seconds = self._run("evaluate", there, request, *own, "-o", made, *workers)
-        shutil.move(made, response)
-        output = self.hospital / f"{name}.h5ad"
-        decrypt_response(response, keys.folder, output, noise=noise)
-        return output, seconds
-
-    def clean(self) -> None:
-        """Delete keys, ciphertexts and the compiled network."""
-        gone = (self.hospital / "keys", self.owner / "bundle" / "server", self.evaluator)
-        for path in (*gone, *self.hospital.glob("*.response")):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def attack(found: Decrypted, *, draws: int = 1000, seed: int = 0) -> dict[str, Judged]:
-    """Judge the loss threshold attack on ``decrypted`` values and on those in the ``clear``."""
-    from histocrypt.audit.membership import judge, loss_threshold
-
-    return {
-        name: judge(
-            loss_threshold(records.loss),
-            records.member,
-            records.patients,
-            blocks=records.blocks,
-            draws=draws,
-            seed=seed,
-        )
-        for name, records in (("decrypted", found.encrypted), ("clear", found.clear))
-    }
+    name = prepared.section
+    request, response = trial.folder / EVALUATOR / name, trial.folder / HOSPITAL / f"{name}.response"
+    encrypt(prepared, Keys(trial.keys), request)
+    seconds = trial.evaluate(request, response).seconds
+    output = trial.folder / HOSPITAL / f"{name}.h5ad"
+    decrypt_response(response, trial.keys, output, noise=noise)
+    return output, seconds
 
 
 def _some(client: Any, study: Study, name: str, path: Path, spots: int | None, source: dict[str, Any]) -> Prepared:

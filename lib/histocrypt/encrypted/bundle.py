@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from histocrypt.encrypted.messages import LONGEST_HEADER
 from histocrypt.encrypted.packing import Layout, blocked, spots_side_by_side
 from histocrypt.encrypted.parameters import Parameters, check_security
 from histocrypt.errors import InputError
@@ -19,29 +20,12 @@ from histocrypt.files import read_json, write_json
 
 FORMAT, VERSION = "histocrypt encrypted client", 1
 REQUIRED = {
-    "model": str,
-    "title": str,
-    "sees": str,
-    "parameters": dict,
-    "rotations": list,
-    "moduli": list,
-    "level": int,
-    "input": dict,
-    "outputs": list,
-    "batch": int,
-    "input_range": list,
-    "output_range": list,
-    "panel": dict,
-    "transforms": list,
-    "geometry": dict,
-    "preprocessing": dict,
-    "stain": dict,
-    "normalisation": dict,
-    "study": dict,
-    "fold": str,
-    "seed": int,
-    "weights_sha256": str,
+    str: ("model", "title", "sees", "fold", "weights_sha256"),
+    dict: ("parameters", "input", "panel", "geometry", "preprocessing", "stain", "normalisation", "study"),
+    list: ("rotations", "moduli", "outputs", "input_range", "output_range", "transforms"),
+    int: ("level", "batch", "seed"),
 }
+"""Fields of the public part by their type."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +66,24 @@ class Client:
         """Rotations whose keys the evaluator needs."""
         return self.about["rotations"]
 
-    def ciphertext_bytes(self, level: int) -> int:
-        """Return the size of one ciphertext at a level, generously: what a message may hold at most."""
-        return 2 * (level + 1) * (self.parameters.limb_bytes + 64) + 2048
+    @property
+    def moduli(self) -> list[int]:
+        """The ciphertext primes."""
+        return [int(prime) for prime in self.about["moduli"]]
+
+    @property
+    def most_input_bytes(self) -> int:
+        """The largest input message that is read."""
+        return self._most_bytes(self.input, self.level)
+
+    @property
+    def most_output_bytes(self) -> int:
+        """The largest output message that is read."""
+        return self._most_bytes(self.output, 0)
+
+    def _most_bytes(self, layout: Layout, level: int) -> int:
+        ciphertext = 2 * (level + 1) * (self.parameters.limb_bytes + 64) + 2048  # generously
+        return layout.ciphertexts * ciphertext + LONGEST_HEADER
 
     def evaluation_key_bytes(self) -> int:
         """Return the size of all evaluation keys."""
@@ -129,22 +128,16 @@ def load_client(path: str | Path) -> Client:
 def parse_client(content: Any, *, file: Path | str) -> Client:
     """Check the content of a client part; see `load_client`."""
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
-        raise InputError(
-            "is not the public part of a compiled model, or of another version",
-            file=file,
-            expected="client.json as `histocrypt fhe compile` writes it",
-        )
+        wanted = "client.json as `histocrypt fhe compile` writes it"
+        raise InputError("is no public part of a compiled model, or of another version", file=file, expected=wanted)
     about = {key: value for key, value in content.items() if key not in ("format", "version", "hash")}
     if content.get("hash") != hash_of(about):
-        raise InputError(
-            "was changed since the model was compiled",
-            file=file,
-            field="hash",
-            fix="ask the model's owner for it again",
-        )
-    for key, kind in REQUIRED.items():
-        if not isinstance(about.get(key), kind):
-            raise InputError("is missing or of the wrong type", file=file, field=key, expected=kind.__name__)
+        fix = "ask the model's owner for it again"
+        raise InputError("was changed since the model was compiled", file=file, field="hash", fix=fix)
+    for kind, keys in REQUIRED.items():
+        for key in keys:
+            if not isinstance(about.get(key), kind):
+                raise InputError("is missing or of the wrong type", file=file, field=key, expected=kind.__name__)
     parameters = Parameters.from_dict(about["parameters"])
     check_security(parameters, file=file)
     return Client(about, parameters, Path(file))
@@ -182,12 +175,8 @@ def load_bundle(folder: str | Path) -> Bundle:
     client = load_client(folder / "client.json")
     server = read_json(folder / "server" / "server.json")
     if not isinstance(server, dict) or server.get("client") != client.hash:
-        raise InputError(
-            "the server part belongs to another client part",
-            file=folder,
-            field="server/server.json",
-            fix="compile the model again",
-        )
+        problem, fix = "the server part belongs to another client part", "compile the model again"
+        raise InputError(problem, file=folder, field="server/server.json", fix=fix)
     model = folder / "server" / "model.orion"
     if not model.is_file() or model.stat().st_size != server.get("file_bytes"):
         raise InputError("the compiled network is missing or was cut short", file=model, fix="compile the model again")

@@ -1,4 +1,9 @@
-"""A client's connection to `histocrypt fhe serve`: asks again where it drops, believes no answer unseen."""
+"""The client of `histocrypt fhe serve`: a section's prediction from a server that sees ciphertexts alone.
+
+Everything in the clear happens here. A connection that drops is taken up again, and no answer is believed unseen.
+Ciphertexts are made while earlier ones are evaluated, and results are decrypted as they come, so that a few of them are
+held at a time, and none on disk.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -18,14 +24,11 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from histocrypt.encrypted import messages
+from histocrypt.encrypted.access import is_loopback, read_tokens
 from histocrypt.encrypted.bundle import Client, parse_client
 from histocrypt.encrypted.key_owner import NOISE, Answers, Keys, Request, check_output, keygen, prepare, write_result
-from histocrypt.encrypted.messages import is_loopback, read_tokens
 from histocrypt.errors import InputError
 from histocrypt.files import write_json
-
-# ---- connection
-
 
 ATTEMPTS = 6
 """Times that a request is sent before a connection is given up; the waits between add up to half a minute."""
@@ -51,23 +54,16 @@ class Server:
         self.address = address.rstrip("/")
         self.bytes_up = self.bytes_down = 0
         self._counting = threading.Lock()
+        wrong = partial(InputError, field="server", value=address)
         try:
             parts = urlsplit(address)
             good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
         except ValueError:
             good = False
         if not good:
-            raise InputError(
-                "is not the address of a server", field="server", value=address, expected="https://host:port"
-            )
+            raise wrong("is not the address of a server", expected="https://host:port")
         if parts.scheme == "http" and not (is_loopback(parts.hostname) or insecure_http):
-            raise InputError(
-                "would send the token over a network unencrypted",
-                field="server",
-                value=address,
-                expected="https://",
-                fix="or give --insecure-http",
-            )
+            raise wrong("would send the token over a network unencrypted", fix="use https://, or give --insecure-http")
         self.public: dict[str, Any] = {}
         self.stopping = False
         """Once true, nothing is tried again."""
@@ -124,9 +120,9 @@ class Server:
             except httpx.RequestError as error:
                 attempt += 1
                 if attempt == ATTEMPTS or not patient or self.stopping:
-                    msg = f"cannot be reached ({str(error) or type(error).__name__})"
+                    problem = f"cannot be reached ({str(error) or type(error).__name__})"
                     fix = "check the address and that `histocrypt fhe serve` runs there"
-                    raise InputError(msg, file=self.address, fix=fix) from error
+                    raise InputError(problem, file=self.address, fix=fix) from error
                 time.sleep(min(0.5 * 2 ** (attempt - 1), 10))
                 continue
             if status < 300:
@@ -144,12 +140,8 @@ class Server:
             for part in answer.iter_raw():
                 body += part
                 if len(body) > most:
-                    raise InputError(
-                        "sends more than any answer can hold",
-                        file=self.address,
-                        field=path,
-                        expected=f"at most {most} bytes",
-                    )
+                    problem, limit = "sends more than any answer can hold", f"at most {most} bytes"
+                    raise InputError(problem, file=self.address, field=path, expected=limit)
             with self._counting:
                 self.bytes_up += len(content.get("content", b""))
                 self.bytes_down += len(body)
@@ -240,14 +232,6 @@ def _sentence(body: bytes) -> str:
     return " ".join(str(said).split())[:500].rstrip(".") or "no reason given"
 
 
-# ---- remote
-# ``histocrypt fhe send``: a section's prediction from a server that sees ciphertexts alone.
-#
-# Everything in the clear happens here. Ciphertexts are made while earlier ones are evaluated, and results are
-# decrypted as they come, so that a few of them are held at a time, and none on disk. The server is not trusted to
-# answer sensibly.
-
-
 @dataclass
 class Sent:
     """What `send_section` did."""
@@ -307,7 +291,7 @@ def send_section(
     noise
         See `key_owner.decrypt_response`.
     how
-        Goes to `inputs.prepare`, which refuses a section before any key is made.
+        Goes to `key_owner.prepare`, which refuses a section before any key is made.
 
     Raises
     ------
@@ -320,13 +304,9 @@ def send_section(
         offered = remote.client()
         opened = Keys(folder) if (folder / "secret.key").is_file() else None
         if opened and opened.client.hash != offered.hash:
-            raise InputError(
-                "were made for another compiled model than the one that this server offers",
-                file=keys,
-                value=opened.client.hash,
-                expected=offered.hash,
-                fix="use another folder",
-            )
+            problem, fix = "were made for another compiled model than the one of this server", "use another folder"
+            hashes = {"value": opened.client.hash, "expected": offered.hash}
+            raise InputError(problem, file=keys, field="client", **hashes, fix=fix)
         with done.stage("prepare"):
             prepared = prepare(offered, section, **how)
         if opened is None:
@@ -353,7 +333,7 @@ def _exchange(request: Request, values: Any, answers: Answers, session: Session,
     """Encrypt, send, fetch and decrypt all spots of a request, a few at a time."""
     from tqdm.auto import tqdm
 
-    encryptor = keys.encryptor()
+    encryptor, most = keys.encryptor(), keys.client.most_output_bytes
     under_way: dict[Future[bytes], int] = {}
     with (
         ThreadPoolExecutor(session.in_flight) as pool,
@@ -365,7 +345,7 @@ def _exchange(request: Request, values: Any, answers: Answers, session: Session,
                     with done.stage("encrypt"):
                         payload = request.encrypt(index, values, encryptor)
                         data = messages.pack("input", payload, **request.place(index))
-                    under_way[pool.submit(session.evaluate, request, index, data, answers.most_bytes)] = index
+                    under_way[pool.submit(session.evaluate, request, index, data, most)] = index
                 while len(under_way) > (session.in_flight if index < request.batches else 0):
                     with done.stage("evaluate"):
                         ready, _ = wait(under_way, return_when=FIRST_COMPLETED)

@@ -21,6 +21,12 @@ Some = Annotated[int | None, typer.Option(min=1, help="Spots to encrypt, evenly 
 Skip = Annotated[bool, typer.Option("--skip-out-of-range", help="Leave out spots outside the calibrated range.")]
 
 
+Keys = Annotated[Path, typer.Option(help="Folder of the keys.")]
+Predictions = Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")]
+Noise = Annotated[float, typer.Option(min=0, help="Noise added to values, as a share of a gene's spread; 0: none.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Ciphertexts at once; default: one per core.")]
+
+
 @app.command("compile")
 def compile_(
     model: Annotated[Path, typer.Option(help="Folder of a trained model, e.g. outputs/demo/models/fhe_cnn/final.")],
@@ -46,7 +52,7 @@ def keygen(
 @app.command()
 def encrypt(
     section: Annotated[str, typer.Argument(help="A section in any readable format.")],
-    keys: Annotated[Path, typer.Option(help="Folder of the keys.")],
+    keys: Keys,
     output: Annotated[Path, typer.Option("-o", "--output", help="The request, for the evaluator.")],
     image: Image = None,
     um_per_px: Resolution = None,
@@ -57,18 +63,8 @@ def encrypt(
     """Cut, normalise, check and encrypt the spots of a section (key owner)."""
     from histocrypt.encrypted.key_owner import encrypt_section
 
-    typer.echo(
-        encrypt_section(
-            section,
-            keys,
-            output,
-            image=image,
-            um_per_px=um_per_px,
-            panel=panel,
-            skip_out_of_range=skip_out_of_range,
-            spots=spots,
-        )
-    )
+    how = {"image": image, "um_per_px": um_per_px, "panel": panel}
+    typer.echo(encrypt_section(section, keys, output, skip_out_of_range=skip_out_of_range, spots=spots, **how))
 
 
 @app.command()
@@ -77,7 +73,7 @@ def evaluate(
     bundle: Annotated[Path, typer.Option(help="The compiled model.")],
     evaluation_keys: Annotated[Path, typer.Option(help="The client's evaluation.keys.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The response folder.")],
-    workers: Annotated[int | None, typer.Option(min=1, help="Ciphertexts at once; default: one per core.")] = None,
+    workers: Workers = None,
 ) -> None:
     """Predict on ciphertexts, without being able to decrypt them (evaluator)."""
     from histocrypt.encrypted.evaluator import evaluate_request
@@ -88,11 +84,9 @@ def evaluate(
 @app.command()
 def decrypt(
     response: Annotated[Path, typer.Argument(help="The response folder.")],
-    keys: Annotated[Path, typer.Option(help="Folder of the keys.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")],
-    noise: Annotated[
-        float, typer.Option(min=0, help="Noise added to each value, as a share of its gene's spread; 0: none.")
-    ] = 1e-3,
+    keys: Keys,
+    output: Predictions,
+    noise: Noise = 1e-3,
 ) -> None:
     """Decrypt predictions (key owner)."""
     from histocrypt.encrypted.key_owner import decrypt_response
@@ -111,7 +105,7 @@ def serve(
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate (PEM).")] = None,
     private_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     insecure_http: Annotated[bool, typer.Option("--insecure-http", help="Let others in without TLS.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Ciphertexts at once; default: one per core.")] = None,
+    workers: Workers = None,
     sessions: Annotated[int, typer.Option(min=1, help="Clients at once; fewer where memory is short.")] = 4,
     ciphertexts: Annotated[int, typer.Option(min=1, help="Ciphertexts in a session.")] = 20_000,
     per_minute: Annotated[int, typer.Option(min=1, help="Ciphertexts of a client in a minute.")] = 1_200,
@@ -122,18 +116,9 @@ def serve(
     from histocrypt.encrypted.server import serve
     from histocrypt.encrypted.sessions import Limits
 
-    serve(
-        bundle,
-        host=host,
-        port=port,
-        token_file=token_file,
-        certificate=certificate,
-        private_key=private_key,
-        insecure_http=insecure_http,
-        workers=workers,
-        scratch=scratch,
-        limits=Limits(sessions, ciphertexts, per_minute, 60 * idle_minutes),
-    )
+    limits = Limits(sessions, ciphertexts, per_minute, 60 * idle_minutes)
+    tls = {"certificate": certificate, "private_key": private_key, "insecure_http": insecure_http}
+    serve(bundle, host=host, port=port, token_file=token_file, workers=workers, scratch=scratch, limits=limits, **tls)
 
 
 @app.command()
@@ -142,15 +127,13 @@ def send(
     server: Annotated[str, typer.Option(help="Address of the server, https://host:port.")],
     token_file: Annotated[Path, typer.Option(help="Holds the server's token.")],
     keys: Annotated[Path, typer.Option(help="Folder of the keys; they are made where there are none.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")],
+    output: Predictions,
     image: Image = None,
     um_per_px: Resolution = None,
     panel: ExpectedPanel = None,
     skip_out_of_range: Skip = False,
     spots: Some = None,
-    noise: Annotated[
-        float, typer.Option(min=0, help="Noise added to each value, as a share of its gene's spread; 0: none.")
-    ] = 1e-3,
+    noise: Noise = 1e-3,
     certificate_authority: Annotated[
         Path | None, typer.Option(help="Certificate (PEM) that the server's own is signed by.")
     ] = None,
@@ -161,20 +144,6 @@ def send(
     """Encrypt a section, have a server predict it, decrypt the answer (key owner)."""
     from histocrypt.encrypted.client import send_section
 
-    typer.echo(
-        send_section(
-            section,
-            server=server,
-            token_file=token_file,
-            keys=keys,
-            output=output,
-            noise=noise,
-            certificate_authority=certificate_authority,
-            insecure_http=insecure_http,
-            image=image,
-            um_per_px=um_per_px,
-            panel=panel,
-            skip_out_of_range=skip_out_of_range,
-            spots=spots,
-        )
-    )
+    line = {"certificate_authority": certificate_authority, "insecure_http": insecure_http, "token_file": token_file}
+    how = {"image": image, "um_per_px": um_per_px, "panel": panel, "skip_out_of_range": skip_out_of_range}
+    typer.echo(send_section(section, server=server, keys=keys, output=output, noise=noise, spots=spots, **line, **how))

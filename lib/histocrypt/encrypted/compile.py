@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,18 +71,8 @@ def assemble(lowered: Lowered, parameters: Parameters, layouts: Sequence[Layout]
         count = sum(len(found) for found in blocks.values())
         counts.append(count)
         encoded += count * (level + 1 + len(parameters.logp)) * parameters.limb_bytes
-        blobs: dict[str, Any] = {
-            f"diag_{row}_{column}": lambda found=found: engine.diagonal_blob(found)
-            for (row, column), found in blocks.items()
-        }
-        blobs |= {f"bias_{row}": lambda values=values: values.tobytes() for row, values in enumerate(bias)}
-        config = {
-            "bsgs_ratio": float(1 << log_ratio),
-            "output_rotations": folds,
-            "num_input_cts": source.ciphertexts,
-            "num_output_cts": target.ciphertexts,
-        }
-        nodes.append(engine.Node(f"linear{number}", "linear_transform", level, previous, config, blobs))
+        options = {"log_ratio": log_ratio, "folds": folds}
+        nodes.append(engine.linear_node(f"linear{number}", level, previous, blocks, bias, **options))
         true, claimed, level, previous = aim, after, level - 1, (f"linear{number}",)
         if number < last:
             nodes.append(engine.Node(f"square{number}", "quad", level, previous))
@@ -118,13 +109,10 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     parameters = compiled.parameters
     input_range, output_range, largest = _calibrate(model, described, lowered)
     room = 2.0 ** (parameters.logq[0] - parameters.log_scale - 1)
-    if 2 * max(map(abs, output_range)) > room:
-        raise InputError(
-            "outputs are too large for the first prime of the parameters",
-            file=model_folder,
-            value=max(map(abs, output_range)),
-            expected=f"at most {room / 2:g}",
-        )
+    far = max(map(abs, output_range))
+    if 2 * far > room:
+        problem = "outputs are too large for the first prime of the parameters"
+        raise InputError(problem, file=model_folder, field="outputs", value=far, expected=f"at most {room / 2:g}")
     about = {
         "model": model.about["model"],
         "title": model.about.get("title", model.about["model"]),
@@ -200,12 +188,14 @@ def write_bundle(output: Path, compiled: Compiled, about: dict[str, Any], privat
     path.chmod(0o600)
     engine.write_model(path, parameters, compiled.nodes, compiled.rotations)
     write_client(output / "client.json", about)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     write_json(
         server / "server.json",
         {
             "client": hash_of(about),
             "file_bytes": path.stat().st_size,
-            "sha256": _sha256(path),
+            "sha256": digest,
             "encoded_bytes": compiled.encoded_bytes,
             "diagonals": compiled.diagonals,
             **private,
@@ -223,16 +213,12 @@ def lowered_model(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:
     """
     about, state = model.about, model.predictor.state()
     by_section = about["training"]["normalise_by_section"]
+    where = {"file": model.folder, "field": "model", "value": about["model"]}
+    unfit = partial(InputError, **where, expected="fhe_cnn or fhe_head")
     if about["kind"] == "network":
         network = model.predictor.network
         if not hasattr(network, "layers"):
-            raise InputError(
-                "this network was not made for encrypted evaluation",
-                file=model.folder,
-                field="model",
-                value=about["model"],
-                expected="fhe_cnn or fhe_head",
-            )
+            raise unfit("this network was not made for encrypted evaluation")
         side = about["geometry"]["input_px"]
         lowered = lower(network, (3, side, side))
         mean, sd = np.asarray(state["pixel_moments"], dtype=float)
@@ -254,13 +240,7 @@ def lowered_model(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:
             "normalisation": {"by_section": by_section, "mean": state["mean"].tolist(), "sd": state["sd"].tolist()},
         }
     else:
-        raise InputError(
-            "this model cannot be evaluated on ciphertexts",
-            file=model.folder,
-            field="model",
-            value=about["model"],
-            expected="fhe_cnn or fhe_head",
-        )
+        raise unfit("this model cannot be evaluated on ciphertexts")
     units = scaling(model.scaling.sd.astype(float), model.scaling.mean.astype(float), lowered.maps[-1].target)
     return described, Lowered([*lowered.maps[:-1], lowered.maps[-1].then(units)], lowered.strides)
 
@@ -305,11 +285,9 @@ def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[
     reference = StainStatistics.from_dict(stain["reference"], file=model.folder / "model.json")
     for section in model.about["train_sections"]:
         if not run.tiles(section).is_file() or not run.stain(section).is_file():
-            raise InputError(
-                "the tiles that this model was trained on calibrate its input range, and they are not here",
-                file=run.tiles(section),
-                fix="compile the model inside the run folder it was trained in",
-            )
+            problem = "the tiles that this model was trained on calibrate its input range, and they are not here"
+            fix = "compile the model inside the run folder it was trained in"
+            raise InputError(problem, file=run.tiles(section), fix=fix)
         tiles, barcodes = read_tiles(run.tiles(section))[:2]
         own = StainStatistics.load(run.stain(section))
         if described["sees"] == "features":
@@ -321,8 +299,3 @@ def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[
             chunks = normalised_chunks(tiles, source=own, reference=reference, method=stain["method"], side=side)
             values = np.concatenate(list(chunks))
         yield network_inputs(values, described["sees"], described["normalisation"]).astype(np.float64)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

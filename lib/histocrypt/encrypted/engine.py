@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,22 +46,20 @@ def check() -> None:
         except PackageNotFoundError:
             found = None
         if found != wanted:
-            raise InputError(
-                "encrypted inference needs this very version of its engine",
-                field=package,
-                value=found or "not installed",
-                expected=wanted,
-                fix=f"pip install {package}=={wanted}",
-            )
+            problem, value = "encrypted inference needs this very version of its engine", found or "not installed"
+            fix = f"pip install {package}=={wanted}"
+            raise InputError(problem, field=package, value=value, expected=wanted, fix=fix)
+
+
+def galois_order(parameters: Parameters) -> int:
+    """Return the order of the roots of unity behind the slots."""
+    return 1 << (parameters.logn + (2 if parameters.ring == "conjugate_invariant" else 1))
 
 
 def galois_element(rotation: int, parameters: Parameters) -> int:
     """Return the automorphism that rotates slots to the left."""
-    order = 1 << (parameters.logn + (2 if parameters.ring == "conjugate_invariant" else 1))
+    order = galois_order(parameters)
     return pow(GENERATOR, rotation % order, order)
-
-
-# The compiled file -------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -86,6 +85,42 @@ def diagonal_blob(found: dict[int, np.ndarray]) -> bytes:
         [struct.pack("<I", len(offsets)), np.array(offsets, "<i4").tobytes()]
         + [np.ascontiguousarray(found[offset], "<f8").tobytes() for offset in offsets]
     )
+
+
+def linear_node(
+    name: str,
+    level: int,
+    inputs: tuple[str, ...],
+    blocks: dict[tuple[int, int], dict[int, np.ndarray]],
+    bias: np.ndarray,
+    *,
+    log_ratio: int,
+    folds: int,
+) -> Node:
+    """Return a linear map as a node.
+
+    Parameters
+    ----------
+    name, level, inputs
+        Of the node.
+    blocks
+        (target ciphertext, source ciphertext) to its diagonals.
+    bias
+        (target ciphertexts, slots) float64.
+    log_ratio
+        Baby steps for a giant one, binary logarithm.
+    folds
+        How often the result is added to itself rotated by slots/2, slots/4, ...
+    """
+    blobs = {f"diag_{row}_{column}": partial(diagonal_blob, found) for (row, column), found in blocks.items()}
+    blobs |= {f"bias_{row}": values.tobytes for row, values in enumerate(bias)}
+    config = {
+        "bsgs_ratio": float(1 << log_ratio),
+        "output_rotations": folds,
+        "num_input_cts": 1 + max(column for _, column in blocks),
+        "num_output_cts": len(bias),
+    }
+    return Node(name, "linear_transform", level, inputs, config, blobs)
 
 
 def write_model(path: Path, parameters: Parameters, nodes: Sequence[Node], rotations: set[int]) -> None:
@@ -179,9 +214,6 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
-
-
-# The key owner's half ----------------------------------------------------------------------------------------------
 
 
 class KeyOwner:
@@ -295,9 +327,6 @@ class KeyOwner:
             self._decryptor.decrypt_new(given) as plain,
         ):
             return np.array(self._encoder.decode(plain, self.parameters.slots))
-
-
-# The evaluator's half ----------------------------------------------------------------------------------------------
 
 
 def restart_to_collect_early() -> None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Bundle, load_bundle
-from histocrypt.encrypted.messages import check_ciphertext, check_evaluation_keys
 from histocrypt.errors import InputError
-from histocrypt.files import read_json, write_json
+from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.machine import peak_gib
 
 MOST_CIPHERTEXTS = 100_000
@@ -47,15 +43,10 @@ class Session:
         header, start = messages.open_message(keys, "evaluation keys", client=client.hash)
         expected = client.evaluation_key_bytes()
         if not 0.9 * expected < header["bytes"] < 1.1 * expected + (1 << 20):
-            raise InputError(
-                "has not the size of this model's evaluation keys",
-                file=keys,
-                field="bytes",
-                value=header["bytes"],
-                expected=f"about {expected}",
-            )
+            problem = "has not the size of this model's evaluation keys"
+            raise InputError(problem, file=keys, field="bytes", value=header["bytes"], expected=f"about {expected}")
         if client.parameters.bootstrapping is None:
-            check_evaluation_keys(keys, client.parameters, client.rotations, start=start)
+            messages.check_evaluation_keys(keys, client.parameters, client.rotations, start=start)
         self.key: str = str(header.get("key"))
         self._bundle, self._model = bundle, model
         self._free: queue.Queue[engine.Evaluator] = queue.Queue()
@@ -65,18 +56,9 @@ class Session:
                 self._all.append(engine.Evaluator(client.parameters, keys, start=start))
                 self._free.put(self._all[-1])
         except RuntimeError as error:
-            raise InputError(
-                f"are no evaluation keys for these parameters ({' '.join(str(error).split())[:200]})",
-                file=keys,
-                fix="make keys again with this model's client part",
-            ) from error
-        self._moduli = [int(prime) for prime in client.about["moduli"]]
-
-    @property
-    def most_bytes(self) -> int:
-        """The largest input message that is read."""
-        client = self._bundle.client
-        return client.input.ciphertexts * client.ciphertext_bytes(client.level) + messages.LONGEST_HEADER
+            problem = f"are no evaluation keys for these parameters ({' '.join(str(error).split())[:200]})"
+            raise InputError(problem, file=keys, fix="make keys again with this model's client part") from error
+        self._moduli = client.moduli
 
     def evaluate(self, data: bytes, *, file: Any, **expected: Any) -> bytes:
         """Return the output message for an input message; see `messages.unpack` for ``expected``.
@@ -91,7 +73,7 @@ class Session:
         payload = messages.unpack(data, file=file, kind="input", **bound)
         parts = messages.unpack_list(payload, count=client.input.ciphertexts, file=file)
         for part in parts:
-            check_ciphertext(part, client.parameters, self._moduli, client.level, file=file)
+            messages.check_ciphertext(part, client.parameters, self._moduli, client.level, file=file)
         worker = self._free.get()
         try:
             outputs = worker(self._model, parts)
@@ -133,66 +115,54 @@ def evaluate_request(
     from tqdm.auto import tqdm
 
     request, output, keys = Path(request), Path(output), Path(keys)
-    loaded = load_bundle(bundle)
-    content = read_json(request / "request.json")
+    loaded, file = load_bundle(bundle), request / "request.json"
+    content = read_json(file)
     content = content if isinstance(content, dict) else {}
     name, count = content.get("request"), content.get("of")
     if not isinstance(name, str) or not isinstance(count, int) or not 0 < count <= MOST_CIPHERTEXTS:
-        raise InputError(
-            "does not describe a request",
-            file=request / "request.json",
-            expected="what `histocrypt fhe encrypt` writes",
-        )
-    if content.get("client") != loaded.client.hash:
-        raise InputError(
-            "was made for another compiled model",
-            file=request / "request.json",
-            field="client",
-            value=content.get("client"),
-            expected=loaded.client.hash,
-        )
+        raise InputError("does not describe a request", file=file, expected="what `histocrypt fhe encrypt` writes")
+    client, wanted = content.get("client"), loaded.client.hash
+    if client != wanted:
+        raise InputError("was made for another model", file=file, field="client", value=client, expected=wanted)
     output.mkdir(parents=True, exist_ok=True)
     answer = {key: content.get(key) for key in ("client", "key", "request", "of")}
     if (output / "response.json").is_file() and read_json(output / "response.json") != answer:
-        raise InputError(
-            "holds the response to another request", file=output, field="response.json", fix="choose another folder"
-        )
+        problem, fix = "holds the response to another request", "choose another folder"
+        raise InputError(problem, file=output, field="response.json", fix=fix)
     write_json(output / "response.json", answer)
-    bound = {"request": name, "of": count}
-    pending = [index for index in range(count) if not _done(output / f"{index:05d}.ct", index, content)]
+    paths = [output / f"{index:05d}.ct" for index in range(count)]
+    pending = [index for index in range(count) if not _is_done(paths[index], index=index, **answer)]
     if len(pending) < count:
         print(f"{count - len(pending)} of {count} ciphertexts were evaluated before and are kept", file=sys.stderr)
     if not pending:
         return f"{output}: all {count} ciphertexts were evaluated before"
     workers = min(workers_for(loaded, workers), len(pending))
-    wanted = loaded.evaluation_bytes(workers)
-    print(f"{workers} at once, about {wanted / 2**30:.1f} GiB of memory", file=sys.stderr)
+    stated = loaded.evaluation_bytes(workers) / 2**30
+    print(f"{workers} at once, about {stated:.1f} GiB of memory", file=sys.stderr)
     started = time.monotonic()
     session = Session(loaded, engine.load_model(loaded.model), keys, workers=workers)
     if session.key != content.get("key"):
-        raise InputError(
-            "these are another client's evaluation keys",
-            file=keys,
-            field="key",
-            value=session.key,
-            expected=str(content.get("key")),
-        )
+        problem, wanted = "these are another client's evaluation keys", str(content.get("key"))
+        raise InputError(problem, file=keys, field="key", value=session.key, expected=wanted)
     loading, stop = time.monotonic() - started, threading.Event()
 
-    def one(index: int) -> None:
+    def evaluate(index: int) -> None:
         if stop.is_set():
             return
-        path = request / f"{index:05d}.ct"
-        data = messages.read_whole(path, most=session.most_bytes)
-        result = session.evaluate(data, file=path, index=index, **bound)
-        with _no_room(output):
-            temporary = output / f".{index:05d}.partial"
-            temporary.write_bytes(result)
-            os.replace(temporary, output / f"{index:05d}.ct")
+        path = request / paths[index].name
+        data = messages.read_whole(path, most=loaded.client.most_input_bytes)
+        result = session.evaluate(data, file=path, request=name, index=index, of=count)
+        try:
+            with atomic_path(paths[index]) as temporary:
+                temporary.write_bytes(result)
+        except OSError as error:
+            problem, free = f"a result cannot be written ({error.strerror})", shutil.disk_usage(output).free
+            fix = "make room and run it again; what was done is kept"
+            raise InputError(problem, file=output, value=f"{free / 2**20:.0f} MiB free", fix=fix) from error
 
     started = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(one, index) for index in pending]
+        jobs = [pool.submit(evaluate, index) for index in pending]
         try:
             for job in tqdm(jobs, desc="evaluating", unit="ciphertext"):
                 job.result()
@@ -206,7 +176,7 @@ def evaluate_request(
         "workers": workers,
         "load_seconds": round(loading, 3),
         "seconds": round(seconds, 3),
-        "stated_gib": round(wanted / 2**30, 3),
+        "stated_gib": round(stated, 3),
         "peak_gib": round(peak_gib() or 0.0, 3),
     }
     write_json(output / "cost.json", cost)
@@ -233,35 +203,16 @@ def workers_for(bundle: Bundle, wanted: int | None = None) -> int:
     while workers > 1 and bundle.evaluation_bytes(workers) > 0.9 * free:
         workers -= 1
     if bundle.evaluation_bytes(workers) > free:
-        raise InputError(
-            "this machine has too little memory to evaluate this model",
-            file=bundle.folder,
-            value=f"{free / 2**30:.1f} GiB free",
-            expected=f"{bundle.evaluation_bytes(workers) / 2**30:.1f} GiB",
-            fix="use a shallower network",
-        )
+        problem, room = "this machine has too little memory to evaluate this model", f"{free / 2**30:.1f} GiB free"
+        needed, fix = f"{bundle.evaluation_bytes(workers) / 2**30:.1f} GiB", "use a shallower network"
+        raise InputError(problem, file=bundle.folder, value=room, expected=needed, fix=fix)
     return workers
 
 
-def _done(path: Path, index: int, content: dict[str, Any]) -> bool:
+def _is_done(path: Path, **bound: Any) -> bool:
     """Whether a result is there and whole."""
-    bound = {key: content.get(key) for key in ("client", "key", "request", "of")}
     try:
-        messages.read_message(path, "output", index=index, **bound)
+        messages.read_message(path, "output", **bound)
     except InputError:
         return False
     return True
-
-
-@contextmanager
-def _no_room(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        free = shutil.disk_usage(folder).free
-        raise InputError(
-            f"a result cannot be written ({error.strerror})",
-            file=folder,
-            value=f"{free / 2**20:.0f} MiB free",
-            fix="make room and run it again; what was done is kept",
-        ) from error

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
-import struct
 import sys
 import tempfile
 import time
@@ -19,13 +17,24 @@ import numpy as np
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Client, load_client
-from histocrypt.encrypted.messages import check_ciphertext
 from histocrypt.encrypted.parameters import SECURITY_BITS
 from histocrypt.errors import InputError
-from histocrypt.files import atomic_path, read_json, write_json
+from histocrypt.files import read_json, write_json
 
-# ---- inputs
-# The client's side of a prediction, in the clear: cut tiles, normalise them, check them against the public part.
+NOISE = 1e-3
+"""Noise added to decrypted values: standard deviation, as a share of the output's own over the section."""
+CANARIES = 2
+"""Spots that are sent twice, freshly encrypted and in random places, to notice an evaluator that mixes up spots."""
+PLAUSIBLE = 4.0
+"""Outputs may leave their range over the training tiles by so many times that range."""
+TOLERANCE = 1e-2
+"""How far copies of one output within a ciphertext may be apart, as a share of that range."""
+APART = 0.1
+"""How far the two results of a spot that was sent twice may be apart, in standard deviations over the section."""
+KEY_BYTES_PER_SECOND = 50e6
+"""For the estimate before keys are made."""
+SAID = ("model", "title", "fold", "seed", "weights_sha256")
+"""What a prediction file says of the model in its own words."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +134,10 @@ def prepare(
     if panel is not None:
         wanted = list(read_gene_list(panel))
         if wanted != list(offered.genes):
-            other = next((pair for pair in zip(wanted, offered.genes, strict=False) if pair[0] != pair[1]), None)
-            raise InputError(
-                "this model predicts another panel",
-                file=panel,
-                field="panel",
-                value=other[0] if other else f"{len(wanted)} genes",
-                expected=f"{other[1] if other else len(offered)} (model: {len(offered)} genes)",
-                fix="ask the model's owner for the panel you need",
-            )
+            other = (f"{len(wanted)} genes", len(offered))
+            got, due = next((pair for pair in zip(wanted, offered.genes, strict=False) if pair[0] != pair[1]), other)
+            due = f"{due} (model: {len(offered)} genes)"
+            raise InputError("this model predicts another panel", file=panel, field="panel", value=got, expected=due)
     section = read_path(section_path, image=image, um_per_px=um_per_px, for_prediction=True)
     missing = check_fit(about, section, offered)
     with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
@@ -170,31 +174,11 @@ def _in_range(values: np.ndarray, client: Client, names: np.ndarray, file: Any, 
     if not keep.all() and not skip:
         first = int(np.flatnonzero(~keep)[0])
         worst = lowest[first] if lowest[first] < low else highest[first]
-        raise InputError(
-            f"{(~keep).sum()} of {len(keep)} spots are outside the range that the model was calibrated for",
-            file=file,
-            field=str(names[first]),
-            value=round(float(worst), 2),
-            expected=f"{low:.2f} to {high:.2f}",
-            fix="check the image's stain and focus there, or leave such spots out with --skip-out-of-range",
-        )
+        problem = f"{(~keep).sum()} of {len(keep)} spots are outside the range that the model was calibrated for"
+        where = {"file": file, "field": str(names[first]), "value": round(float(worst), 2)}
+        fix = "check the image's stain and focus there, or leave such spots out with --skip-out-of-range"
+        raise InputError(problem, **where, expected=f"{low:.2f} to {high:.2f}", fix=fix)
     return keep
-
-
-# ---- request
-# One section's request at the key owner: which spot lies where, its ciphertexts, and what the answers to it say.
-
-
-NOISE = 1e-3
-"""Noise added to decrypted values: standard deviation, as a share of the output's own over the section."""
-CANARIES = 2
-"""Spots that are sent twice, freshly encrypted and in random places, to notice an evaluator that mixes up spots."""
-PLAUSIBLE = 4.0
-"""Outputs may leave their range over the training tiles by so many times that range."""
-TOLERANCE = 1e-2
-"""How far copies of one output within a ciphertext may be apart, as a share of that range."""
-APART = 0.1
-"""How far the two results of a spot that was sent twice may be apart, in standard deviations over the section."""
 
 
 @dataclass(frozen=True)
@@ -253,11 +237,7 @@ class Answers:
 
     def __init__(self, request: Request, owner: engine.KeyOwner) -> None:
         self.request, self._owner = request, owner
-        client = request.client
-        self._moduli = [int(prime) for prime in client.about["moduli"]]
-        self._found = np.empty((len(request.note["order"]), len(client.about["outputs"])))
-        self.most_bytes = client.output.ciphertexts * client.ciphertext_bytes(0) + messages.LONGEST_HEADER
-        """The largest output message that is read."""
+        self._values = np.empty((len(request.note["order"]), len(request.client.about["outputs"])))
 
     def add(self, index: int, payload: bytes, *, file: Any) -> None:
         """Decrypt what an output message holds.
@@ -270,27 +250,22 @@ class Answers:
         client = self.request.client
         parts = messages.unpack_list(payload, count=client.output.ciphertexts, file=file)
         for part in parts:
-            check_ciphertext(part, client.parameters, self._moduli, 0, file=file)
+            messages.check_ciphertext(part, client.parameters, client.moduli, 0, file=file)
         outputs = _outputs(np.stack([self._owner.decrypt(part) for part in parts]), client, file)
-        spots = self._found[index * client.batch : (index + 1) * client.batch]
-        spots[:] = outputs[: len(spots)]
+        places = self._values[index * client.batch : (index + 1) * client.batch]
+        places[:] = outputs[: len(places)]
 
     def values(self, *, file: Any) -> np.ndarray:
         """Return (spots, outputs) once all were added, after comparing the results of spots that were sent twice."""
         order = np.array(self.request.note["order"])
-        values = np.empty((len(self.request.note["names"]), self._found.shape[1]))
-        values[order] = self._found
-        spread = _each_spread(values, self.request.client)
-        apart = (np.abs(values[order] - self._found) / spread).max(axis=1)
+        values = np.empty((len(self.request.note["names"]), self._values.shape[1]))
+        values[order] = self._values
+        apart = (np.abs(values[order] - self._values) / _each_spread(values, self.request.client)).max(axis=1)
         if apart.max() > APART:
-            raise InputError(
-                "a spot that was sent twice came back different: the evaluator mixed up spots or made up results",
-                file=file,
-                field=f"spot {int(apart.argmax())}",
-                value=f"{apart.max():.2g} standard deviations",
-                expected=f"at most {APART}",
-                fix="do not use this response",
-            )
+            problem = "a spot that was sent twice came back different: the evaluator mixed up spots or made up results"
+            where = {"file": file, "field": f"spot {int(apart.argmax())}"}
+            value, fix = f"{apart.max():.2g} standard deviations", "do not use this response"
+            raise InputError(problem, **where, value=value, expected=f"at most {APART}", fix=fix)
         return values
 
 
@@ -310,21 +285,18 @@ def _outputs(slots: np.ndarray, client: Client, file: Any) -> np.ndarray:
     outputs = layout.unpack(slots).T
     low, high = client.about["output_range"]
     low, high = low - PLAUSIBLE * (high - low), high + PLAUSIBLE * (high - low)
-    wrong = "check that evaluation keys and ciphertexts belong together, and that the evaluator is sound"
+    fix = "check that evaluation keys and ciphertexts belong together, and that the evaluator is sound"
     if not np.isfinite(slots).all() or outputs.min() < low or outputs.max() > high:
+        value, plausible = float(np.abs(slots).max()), f"{low:.2f} to {high:.2f}"
         raise InputError(
-            "does not decrypt to plausible values",
-            file=file,
-            value=float(np.abs(slots).max()),
-            expected=f"{low:.2f} to {high:.2f}",
-            fix=wrong,
+            "does not decrypt to plausible values", file=file, field="slots", value=value, expected=plausible, fix=fix
         )
-    span = layout.span
-    used = np.zeros((layout.ciphertexts, span if layout.ciphertexts == 1 else layout.slots))
+    used = np.zeros((layout.ciphertexts, layout.span))
     used.reshape(-1)[layout.index] = outputs.T.reshape(-1)
     copies = slots.reshape(layout.ciphertexts, -1, used.shape[1])
     if np.abs(copies - used[:, None]).max() > TOLERANCE * _spread(client):
-        raise InputError("holds something else than copies of the outputs in its spare slots", file=file, fix=wrong)
+        problem = "holds something else than copies of the outputs in its spare slots"
+        raise InputError(problem, file=file, field="spare slots", fix=fix)
     return outputs
 
 
@@ -332,14 +304,13 @@ def check_output(output: str | Path) -> Path:
     """Refuse a name that predictions are not written to, before work is done for them."""
     output = Path(output)
     if output.suffix != ".h5ad" or output.is_dir():
-        raise InputError(
-            "predictions are written as .h5ad", file=output, field="output", expected="a name that ends in .h5ad"
-        )
+        wanted = "a name that ends in .h5ad"
+        raise InputError("predictions are written as .h5ad", file=output, field="output", expected=wanted)
     return output
 
 
 def write_result(output: Path, values: np.ndarray, request: Request, *, noise: float = NOISE) -> str:
-    """Write decrypted values as predictions, with noise added; see `key_owner.decrypt_response`."""
+    """Write decrypted values as predictions, with noise added; see `decrypt_response`."""
     from histocrypt.data.spots import Spots
     from histocrypt.pipeline.predictions import write_predictions
     from histocrypt.targets.panels import Panel
@@ -348,7 +319,7 @@ def write_result(output: Path, values: np.ndarray, request: Request, *, noise: f
     if noise:
         chance = np.random.default_rng(secrets.randbits(128))
         values = values + chance.normal(size=values.shape) * noise * _each_spread(values, request.client)
-    names = np.array(note["names"])
+    names, of_section = np.array(note["names"]), note["about"]
     spots = Spots(
         names=names,
         sections=np.full(len(names), note["section"]),
@@ -357,43 +328,29 @@ def write_result(output: Path, values: np.ndarray, request: Request, *, noise: f
         depth=np.zeros(len(names)),
         outputs=tuple(about["outputs"]),
     )
-    write_predictions(
-        output,
-        values.astype(np.float32),
-        spots=spots,
-        coords=np.array(note["coords"]),
-        panel=Panel.from_dict(about["panel"]),
-        transforms=list(about["transforms"]),
-        about={
-            "model": about["model"],
-            "title": about["title"],
-            "fold": about["fold"],
-            "part": "encrypted",
-            "study": about["study"]["name"],
-            "study_hash": about["study"]["hash"],
-            "seed": about["seed"],
-            "section": note["section"],
-            "um_per_px": note["about"]["um_per_px"],
-            "um_per_px_source": note["about"]["um_per_px_source"],
-            "unmeasured_genes": np.array(note["about"]["unmeasured_genes"], dtype=str),
-            "weights_sha256": about["weights_sha256"],
-            "encrypted": "CKKS",
-            "security_bits": SECURITY_BITS,
-            "noise": float(noise),
-        },
-    )
-    gone = "".join(f"; {count} {reason}" for reason, count in note["about"]["without_prediction"].items())
+    said = {
+        **{name: about[name] for name in SAID},
+        **{name: of_section[name] for name in ("um_per_px", "um_per_px_source")},
+        "part": "encrypted",
+        "study": about["study"]["name"],
+        "study_hash": about["study"]["hash"],
+        "section": note["section"],
+        "unmeasured_genes": np.array(of_section["unmeasured_genes"], dtype=str),
+        "encrypted": "CKKS",
+        "security_bits": SECURITY_BITS,
+        "noise": float(noise),
+    }
+    panel, coords = Panel.from_dict(about["panel"]), np.array(note["coords"])
+    chosen = {"coords": coords, "panel": panel, "transforms": list(about["transforms"])}
+    write_predictions(output, values.astype(np.float32), spots=spots, about=said, **chosen)
     return (
-        f"{output}: {len(names)} spots x {len(about['panel']['genes'])} genes of {note['section']}, "
-        f"predicted encrypted by {about['title']}{gone}"
+        f"{output}: {len(names)} spots x {len(panel)} genes of {note['section']}, "
+        f"predicted encrypted by {about['title']}{_gone(of_section)}"
     )
 
 
-# ---- key owner
-
-
-KEY_BYTES_PER_SECOND = 50e6
-"""For the estimate before keys are made."""
+def _gone(of_section: dict[str, Any]) -> str:
+    return "".join(f"; {count} {reason}" for reason, count in of_section["without_prediction"].items())
 
 
 def describe_keys(client: Client) -> str:
@@ -422,22 +379,14 @@ def keygen(client_file: str | Path, output: str | Path) -> str:
 
     client, output = load_client(client_file), Path(output)
     if (output / "secret.key").exists():
-        raise InputError(
-            "already holds keys, which would be lost",
-            file=output,
-            field="secret.key",
-            fix="choose another folder, or delete it",
-        )
+        problem, fix = "already holds keys, which would be lost", "choose another folder, or delete it"
+        raise InputError(problem, file=output, field="secret.key", fix=fix)
     print(describe_keys(client), file=sys.stderr)
     need_disk(output, client.evaluation_key_bytes() + (64 << 20))
     owner = engine.KeyOwner(client.parameters)
     if [str(prime) for prime in owner.moduli()] != client.about["moduli"]:
-        raise InputError(
-            "lists other primes than this engine makes from its parameters",
-            file=client.file,
-            field="moduli",
-            fix="use the engine's version that the model's owner has",
-        )
+        problem = "lists other primes than this engine makes from its parameters"
+        raise InputError(problem, file=client.file, field="moduli", fix="use the model owner's version of the engine")
     output.mkdir(parents=True, exist_ok=True)
     output.chmod(0o700)
     started = time.monotonic()
@@ -448,7 +397,7 @@ def keygen(client_file: str | Path, output: str | Path) -> str:
     pieces = tqdm(
         owner.evaluation_keys(client.rotations), total=len(client.rotations) + 2, desc="evaluation keys", unit="key"
     )
-    write_pieces(output / "evaluation.keys", "evaluation keys", pieces, **bound)
+    messages.write_pieces(output / "evaluation.keys", "evaluation keys", pieces, **bound)
     shutil.copyfile(client.file, output / "client.json")
     messages.write_message(output / "secret.key", "secret key", secret, **bound)  # last: its presence says all is there
     size = (output / "evaluation.keys").stat().st_size
@@ -458,45 +407,19 @@ def keygen(client_file: str | Path, output: str | Path) -> str:
     )
 
 
-def write_pieces(path: Path, kind: str, pieces: Any, **header: Any) -> None:
-    """Write a large message piece by piece; its header, of fixed length, is filled in at the end."""
-    content = {"kind": kind, **header, "bytes": 0, "sha256": "0" * 64}
-    room = len(json.dumps(content, sort_keys=True)) + 20
-    digest, size = hashlib.sha256(), 0
-    with atomic_path(path) as temporary:
-        temporary.touch(mode=0o600)
-        with temporary.open("r+b") as file:
-            file.seek(len(messages.MAGIC) + 4 + room)
-            for piece in pieces:
-                digest.update(piece)
-                size += len(piece)
-                file.write(piece)
-            encoded = json.dumps({**content, "bytes": size, "sha256": digest.hexdigest()}, sort_keys=True).encode()
-            file.seek(0)
-            file.write(messages.MAGIC + struct.pack("<I", room) + encoded.ljust(room))
-
-
 class Keys:
     """A key owner's folder."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / "secret.key").is_file():
-            raise InputError(
-                "holds no keys",
-                file=folder,
-                field="secret.key",
-                fix="make them: histocrypt fhe keygen --client FILE -o FOLDER",
-            )
+            fix = "make them: histocrypt fhe keygen --client FILE -o FOLDER"
+            raise InputError("holds no keys", file=folder, field="secret.key", fix=fix)
         self.client = load_client(self.folder / "client.json")
         self.key: str = messages.read_header(self.folder / "public.key").get("key", "")
         if (self.folder / "secret.key").stat().st_mode & 0o077:
-            raise InputError(
-                "can be read by others on this machine",
-                file=self.folder / "secret.key",
-                field="mode",
-                fix="chmod 600 it, and make new keys if others have read it",
-            )
+            problem, fix = "can be read by others on this machine", "chmod 600 it; make new keys if others have read it"
+            raise InputError(problem, file=self.folder / "secret.key", field="mode", fix=fix)
 
     @property
     def bound(self) -> dict[str, str]:
@@ -520,27 +443,18 @@ class Keys:
         return self.folder / "requests" / f"{request}.json"
 
 
-def encrypt_section(
-    section: str | Path,
-    keys: str | Path,
-    output: str | Path,
-    *,
-    canaries: int = CANARIES,
-    **how: Any,
-) -> str:
-    """Encrypt a section's spots into a request folder. ``how`` goes to `inputs.prepare`."""
-    opened = Keys(keys)
-    output = Path(output)
-    refuse_existing(output, "request.json")
+def encrypt_section(section: str | Path, keys: str | Path, output: str | Path, **how: Any) -> str:
+    """Encrypt a section's spots into a request folder. ``how`` goes to `prepare`."""
+    opened, output = Keys(keys), Path(output)
+    if (output / "request.json").exists() or (output.exists() and not output.is_dir()):
+        raise InputError("already holds something", file=output, field="request.json", fix="choose another folder")
     prepared = prepare(opened.client, section, **how)
     started = time.monotonic()
-    request = encrypt(prepared, opened, output, canaries=canaries)
+    request = encrypt(prepared, opened, output)
     size = sum(path.stat().st_size for path in output.glob("*.ct"))
-    note = prepared.about["without_prediction"]
-    gone = "".join(f"; {count} {reason}" for reason, count in note.items())
     return (
         f"{output}: request {request[:8]}, {len(prepared.names)} spots of {prepared.section}, {size / 2**20:.0f} MiB, "
-        f"{time.monotonic() - started:.1f} s{gone}"
+        f"{time.monotonic() - started:.1f} s{_gone(prepared.about)}"
     )
 
 
@@ -603,56 +517,36 @@ def decrypt(response: Path, keys: Keys) -> tuple[dict[str, Any], np.ndarray]:
 def _read_response(response: Path, keys: Keys) -> Answers:
     from tqdm.auto import tqdm
 
-    content = read_json(response / "response.json")
+    file = response / "response.json"
+    content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("request"), str):
-        raise InputError("does not describe a response", file=response / "response.json")
+        raise InputError("does not describe a response", file=file)
+    name = content["request"]
     for field, wanted in keys.bound.items():
         if content.get(field) != wanted:
-            raise InputError(
-                "was made for other keys" if field == "key" else "was made for another compiled model",
-                file=response / "response.json",
-                field=field,
-                value=content.get(field),
-                expected=wanted,
-            )
-    name = content["request"]
+            problem = "was made for other keys" if field == "key" else "was made for another compiled model"
+            raise InputError(problem, file=file, field=field, value=content.get(field), expected=wanted)
     if not keys.note(name).is_file():
-        raise InputError(
-            "answers a request that was not made with these keys",
-            file=response / "response.json",
-            field="request",
-            value=name,
-        )
+        raise InputError("answers a request that was not made with these keys", file=file, field="request", value=name)
     request = Request(name, keys.client, keys.bound, read_json(keys.note(name)))
     paths = [response / f"{index:05d}.ct" for index in range(request.batches)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        msg = f"{len(missing)} of {len(paths)} ciphertexts are missing"
+        problem = f"{len(missing)} of {len(paths)} ciphertexts are missing"
         fix = "run the evaluation again; it goes on where it stopped"
-        raise InputError(msg, file=response, field=missing[0], fix=fix)
+        raise InputError(problem, file=response, field=missing[0], fix=fix)
     answers = Answers(request, keys.decryptor())
     for index, path in enumerate(tqdm(paths, desc="decrypting", unit="ciphertext")):
-        payload = messages.read_message(path, "output", most=answers.most_bytes, **request.place(index))
-        answers.add(index, payload, file=path)
+        most = keys.client.most_output_bytes
+        answers.add(index, messages.read_message(path, "output", most=most, **request.place(index)), file=path)
     return answers
-
-
-def refuse_existing(folder: Path, name: str) -> None:
-    """Refuse to write a request or response over another one."""
-    if (folder / name).exists() or (folder.exists() and not folder.is_dir()):
-        raise InputError("already holds something", file=folder, field=name, fix="choose another folder")
 
 
 def need_disk(folder: Path, wanted: int) -> None:
     """Refuse early where the disk is too small."""
-    there = folder
-    while not there.exists():
-        there = there.parent
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if free < wanted or not os.access(there, os.W_OK):
-        raise InputError(
-            "the disk has too little room" if free < wanted else "cannot be written to",
-            file=folder,
-            value=f"{free / 2**30:.2f} GiB free",
-            expected=f"{wanted / 2**30:.2f} GiB",
-        )
+        problem = "the disk has too little room" if free < wanted else "cannot be written to"
+        room, needed = f"{free / 2**30:.2f} GiB free", f"{wanted / 2**30:.2f} GiB"
+        raise InputError(problem, file=folder, value=room, expected=needed)

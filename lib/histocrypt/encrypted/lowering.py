@@ -1,4 +1,7 @@
-"""A trained network of plain layers as affine maps with squares between them: what ciphertexts can be put through."""
+"""A trained network of plain layers as affine maps with squares between them: what ciphertexts can be put through.
+
+Maps are sparse matrices; neighbours are multiplied into one, batch norm included.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,6 @@ from histocrypt.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
-
-# ---- affine
-# Linear layers of a trained network as sparse matrices; neighbours are multiplied into one, batch norm included.
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +90,8 @@ def convolution(
 def average_pool(shape: tuple[int, int, int], kernel: int, *, stride: int | None = None, padding: int = 0) -> Affine:
     """Return average pooling (padding counts, as in PyTorch) as a matrix."""
     channels, height, width = shape
-    one = convolution(
-        np.full((1, 1, kernel, kernel), 1 / kernel**2),
-        None,
-        (1, height, width),
-        stride=stride or kernel,
-        padding=padding,
-    )
+    weight = np.full((1, 1, kernel, kernel), 1 / kernel**2)
+    one = convolution(weight, None, (1, height, width), stride=stride or kernel, padding=padding)
     matrix = sp.kron(sp.eye(channels), one.matrix, format="csr")
     target = (channels, *one.target[1:])
     return Affine(matrix, np.zeros(matrix.shape[0]), shape, target)
@@ -115,9 +110,6 @@ def scaling(gain: np.ndarray, offset: np.ndarray, shape: tuple[int, ...]) -> Aff
     """Return ``gain * x + offset`` by channel: batch normalisation in evaluation mode, or units of the output."""
     each = int(np.prod(shape[1:], dtype=int))
     return Affine(sp.diags(np.repeat(gain, each), format="csr"), np.repeat(offset, each).astype(float), shape, shape)
-
-
-# ---- lowering
 
 
 @dataclass(frozen=True)
@@ -194,12 +186,9 @@ def lower(network: nn.Module, shape: tuple[int, int, int]) -> Lowered:
         elif isinstance(layer, nn.Linear):
             one = linear(array(layer.weight), array(layer.bias), shape)
         else:
-            raise InputError(
-                "a layer of this network cannot be evaluated on ciphertexts",
-                field="layers",
-                value=type(layer).__name__,
-                expected="convolution, batch norm, square, average pool or linear",
-            )
+            problem = "a layer of this network cannot be evaluated on ciphertexts"
+            known = "convolution, batch norm, square, average pool or linear"
+            raise InputError(problem, field="layers", value=type(layer).__name__, expected=known)
         current = one if current is None else current.then(one)
     if current is None:
         raise InputError("the network ends in a square or has no layers", field="layers")

@@ -58,11 +58,6 @@ class Layout:
         return np.asarray(slots, dtype=np.float64).reshape(-1)[self.index].reshape(self.shape)
 
 
-def flat(length: int, slots: int) -> Layout:
-    """Lay a vector out in order."""
-    return Layout((length,), slots, np.arange(length))
-
-
 def blocked(shape: tuple[int, int, int], slots: int, *, factors: Sequence[int] = ()) -> Layout:
     """Lay an image out as (channel, cell of each coming stride, position of the last grid).
 
@@ -100,9 +95,7 @@ def blocked(shape: tuple[int, int, int], slots: int, *, factors: Sequence[int] =
     return Layout(shape, slots, index.reshape(-1))
 
 
-def diagonals(
-    matrix: sp.spmatrix, source: Layout, target: Layout, *, fold: bool = True
-) -> tuple[dict[tuple[int, int], Diagonals], int]:
+def diagonals(matrix: sp.spmatrix, source: Layout, target: Layout) -> tuple[dict[tuple[int, int], Diagonals], int]:
     """Return the diagonals of a matrix between two layouts, by (target ciphertext, source ciphertext).
 
     Work and memory grow with the number of non-zeros and of diagonals, not with slots squared.
@@ -113,8 +106,6 @@ def diagonals(
         (values of target, values of source), both in C order.
     source, target
         Layouts with the same number of slots.
-    fold
-        Whether outputs that fill less than half of the slots are summed by rotations afterwards.
 
     Returns
     -------
@@ -133,7 +124,7 @@ def diagonals(
         raise ValueError(f"a matrix of {matrix.shape} does not map {source.shape} to {target.shape}")
     entries = sp.coo_matrix(matrix)
     rows, columns = target.index[entries.row], source.index[entries.col]
-    height = target.span if fold and target.ciphertexts == 1 else slots
+    height = target.span
     folds = (slots // height).bit_length() - 1
     block = (rows // slots) * source.ciphertexts + columns // slots
     rows, columns = rows % slots, columns % slots
@@ -158,21 +149,6 @@ def diagonals(
         if not one:
             one[0] = np.zeros(slots)
     return found, folds
-
-
-def apply_diagonals(blocks: dict[tuple[int, int], Diagonals], folds: int, values: np.ndarray) -> np.ndarray:
-    """Do in the clear what the engine does to ciphertexts: (source ciphertexts, slots) to (target ciphertexts, slots).
-
-    This is arithmetic, not encryption: tests compare it with the matrix itself.
-    """
-    slots = values.shape[1]
-    result = np.zeros((1 + max(row for row, _ in blocks), slots))
-    for (row, column), found in blocks.items():
-        for offset, diagonal in found.items():
-            result[row] += diagonal * np.roll(values[column], -offset)
-    for step in range(folds):
-        result += np.roll(result, -(slots >> (step + 1)), axis=1)
-    return result
 
 
 def steps(offsets: Sequence[int], slots: int, log_ratio: int) -> tuple[int, list[int], list[int]]:
@@ -213,22 +189,25 @@ def steps(offsets: Sequence[int], slots: int, log_ratio: int) -> tuple[int, list
     return chosen, giant.tolist(), baby.tolist()
 
 
-def best_ratio(blocks: dict[tuple[int, int], Diagonals], slots: int) -> tuple[int, set[int]]:
+def best_ratio(
+    blocks: dict[tuple[int, int], Diagonals], slots: int, *, have: set[int] | None = None
+) -> tuple[int, set[int]]:
     """Return the baby-to-giant ratio (a binary logarithm) with the least work, and all rotations that it needs.
 
-    A baby step costs about half a giant one: its key switch skips the last division (Bossuat et al., 2021).
+    A baby step costs about half a giant one: its key switch skips the last division (Bossuat et al., 2021). Where the
+    rotations that other layers have keys for are given, one that needs a new key costs more.
     """
 
     def plan(log_ratio: int) -> tuple[float, int, set[int]]:
         work, rotations = 0.0, set()
         for found in blocks.values():
             _, giant, baby = steps(list(found), slots, log_ratio)
-            work += (len(giant) - 1) + 0.5 * (len(baby) - 1)
-            rotations |= set(giant) | set(baby)
-        return work, log_ratio, rotations
+            work += len(giant) + 0.5 * len(baby)
+            rotations |= {*giant, *baby}
+        return work + (0 if have is None else len(rotations - have)), log_ratio, rotations - {0}
 
-    _, log_ratio, rotations = min((plan(log_ratio) for log_ratio in range(6)), key=lambda found: found[:2])
-    return log_ratio, rotations - {0}
+    _, log_ratio, rotations = min(map(plan, range(6)), key=lambda planned: planned[:2])
+    return log_ratio, rotations
 
 
 def spots_side_by_side(values: int, spots: int, slots: int) -> Layout:

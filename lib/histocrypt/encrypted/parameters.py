@@ -10,13 +10,13 @@ degree N.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from histocrypt.errors import InputError
-
-# ---- parameters
-
 
 MAX_LOG_QP = {10: 26, 11: 53, 12: 106, 13: 214, 14: 430, 15: 868, 16: 1747}
 """log2(N) to the largest log2(QP) that keeps 128 bits, uniform ternary secret."""
@@ -25,6 +25,11 @@ MAX_LOG_QP_SPARSE = {(16, 192): 1546}
 SECURITY_BITS = 128
 CIRCUIT_LOGQ = (39,) * 3 + (60,) * 8 + (56,) * 4
 """Bits of the primes that the engine's bootstrapping adds: slots to coefficients, the sine, coefficients to slots."""
+LEVELS = 6
+"""Between two bootstrappings: two convolutions, two squares, one level for shifts, one that bootstrapping takes."""
+SCALE = 38
+FIRST = 52
+"""Bits of the first prime. 2^(FIRST - SCALE) must be well above 2^8, the ratio that the engine's sine is made for."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Bootstrapping:
     which that weight keeps 128 bits.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     logn: int
     logp: tuple[int, ...]
     h: int
@@ -50,6 +56,7 @@ class Bootstrapping:
 class Parameters:
     """A CKKS parameter set; the secret is uniform ternary."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     logn: int
     logq: tuple[int, ...]
     """Bits of the ciphertext primes; each level of depth uses one up."""
@@ -98,21 +105,11 @@ class Parameters:
     def from_dict(cls, stored: dict[str, Any]) -> Parameters:
         """Read what `to_dict` gave; an `InputError` names what does not fit."""
         try:
-            again = stored.get("bootstrapping")
-            return cls(
-                logn=int(stored["logn"]),
-                logq=tuple(int(bits) for bits in stored["logq"]),
-                logp=tuple(int(bits) for bits in stored["logp"]),
-                log_scale=int(stored["log_scale"]),
-                ring=str(stored["ring"]),
-                bootstrapping=None if again is None else Bootstrapping(**{**again, "logp": tuple(again["logp"])}),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"is not a parameter set ({type(error).__name__}: {error})",
-                field="parameters",
-                fix="compile the model again",
-            ) from error
+            return TypeAdapter(cls).validate_python(stored)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, ("parameters", *first["loc"])))
+            raise InputError(f"is not a parameter set ({first['msg']})", field=field, fix="compile it again") from error
 
 
 def check_security(parameters: Parameters, *, file: Any = None) -> int:
@@ -123,33 +120,23 @@ def check_security(parameters: Parameters, *, file: Any = None) -> int:
     InputError
         If log2(QP) exceeds what the ring allows, for either ring and secret in use.
     """
-    limit = MAX_LOG_QP.get(parameters.logn)
+    limit, wrong = MAX_LOG_QP.get(parameters.logn), partial(InputError, file=file)
+    fix = "do not make keys for this model; ask its owner for another one"
     if parameters.ring not in ("conjugate_invariant", "standard"):
-        raise InputError("is not a ring the engine knows", file=file, field="parameters.ring", value=parameters.ring)
+        raise wrong("is not a ring the engine knows", field="parameters.ring", value=parameters.ring)
     if limit is None or parameters.log_qp > limit:
+        problem, value = "these parameters give less than 128 bits of security", parameters.log_qp
         room = f"at most {limit} at N = 2^{parameters.logn}" if limit else "N from 2^10 to 2^16"
-        raise InputError(
-            "these parameters give less than 128 bits of security",
-            file=file,
-            field="parameters.log_qp",
-            value=parameters.log_qp,
-            expected=room,
-            fix="do not make keys for this model; ask its owner for another one",
-        )
+        raise wrong(problem, field="parameters.log_qp", value=value, expected=room, fix=fix)
     again = parameters.bootstrapping
     if again is not None:
         dense = again.h == 2 * (1 << again.logn) // 3  # uniform ternary: judged as the other ring is
         bound = MAX_LOG_QP.get(again.logn) if dense else MAX_LOG_QP_SPARSE.get((again.logn, again.h))
         log_qp = max(again.log_qp, sum(parameters.logq) + sum(CIRCUIT_LOGQ) + sum(again.logp))  # trust no stated sum
         if bound is None or log_qp > bound:
-            raise InputError(
-                "the bootstrapping ring with its secret is not known to give 128 bits of security",
-                file=file,
-                field="parameters.bootstrapping.log_qp",
-                value=log_qp,
-                expected=f"at most {bound}" if bound else f"one of the published sets {sorted(MAX_LOG_QP_SPARSE)}",
-                fix="do not make keys for this model; ask its owner for another one",
-            )
+            problem = "the bootstrapping ring with its secret is not known to give 128 bits of security"
+            room = f"at most {bound}" if bound else f"one of the published sets {sorted(MAX_LOG_QP_SPARSE)}"
+            raise wrong(problem, field="parameters.bootstrapping.log_qp", value=log_qp, expected=room, fix=fix)
     return SECURITY_BITS
 
 
@@ -171,31 +158,15 @@ def choose(levels: int, values: int) -> Parameters:
             special = (first,) if levels == 1 else (-(-(first + scale) // 2),) * 2
             if 1 << logn >= values and first + levels * scale + sum(special) <= MAX_LOG_QP[logn]:
                 return Parameters(logn, (first, *[scale] * levels), special, scale)
-    raise InputError(
-        "no ring without bootstrapping is large enough for this network",
-        field="levels",
-        value=levels,
-        expected="at most about 20",
-        fix="use a shallower network",
-    )
-
-
-# ---- bootstrapping
-# The parameter set of bootstrapped networks.
-#
-# Between two bootstrappings ciphertexts live in a conjugate-invariant ring; the engine refreshes them in a standard
-# ring of exactly twice the degree, which leaves one choice with 128 bits of security: 2^15 and 2^16.
-
-
-LEVELS = 6
-"""Between two bootstrappings: two convolutions, two squares, one level for shifts, one that bootstrapping takes."""
-SCALE = 38
-FIRST = 52
-"""Bits of the first prime. 2^(FIRST - SCALE) must be well above 2^8, the ratio that the engine's sine is made for."""
+    problem = "no ring without bootstrapping is large enough for this network"
+    raise InputError(problem, field="levels", value=levels, expected="at most about 20", fix="use a shallower network")
 
 
 def bootstrapped(logn: int = 15) -> Parameters:
     """Return the parameter set of bootstrapped networks.
+
+    Between two bootstrappings ciphertexts live in a conjugate-invariant ring; the engine refreshes them in a standard
+    ring of exactly twice the degree, which leaves one choice with 128 bits of security: 2^15 and 2^16.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The server's side of HTTP.
+"""``histocrypt fhe serve``: encrypted inference over HTTP(S).
 
 | request | answer |
 |---|---|
@@ -19,11 +19,10 @@ import asyncio
 import dataclasses
 import hashlib
 import hmac
-import json
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,24 +31,34 @@ import fastapi
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from histocrypt.encrypted import engine
+from histocrypt.encrypted.access import check_certificate, is_loopback, read_tokens
 from histocrypt.encrypted.bundle import Bundle, load_bundle
 from histocrypt.encrypted.evaluator import workers_for
-from histocrypt.encrypted.messages import check_certificate, is_loopback, read_tokens
 from histocrypt.encrypted.sessions import Limits, Refused, Store
 from histocrypt.errors import InputError
 from histocrypt.files import read_json
 
-# ---- endpoints
-
-
+PORT = 8423
+CONNECTIONS = 256
 CHUNK = 4 << 20
 """Bytes of keys in one request."""
 BODY_SECONDS = 120.0
 """A body must have arrived by then."""
+
+
+class Opening(BaseModel):
+    """What opens a session."""
+
+    model_config = ConfigDict(strict=True)
+    client: str
+    """Hash of the compiled model that the keys were made for."""
+    bytes: int
+    """Size of the evaluation keys."""
 
 
 def application(store: Store, bundle: Bundle, tokens: list[str], greeting: str = "") -> Any:
@@ -64,33 +73,9 @@ def application(store: Store, bundle: Bundle, tokens: list[str], greeting: str =
         sweeping.cancel()
         store.stop()
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
+    handlers = dict.fromkeys((Refused, InputError, RequestValidationError, HTTPException, Exception), _refusal)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life, exception_handlers=handlers)
     public = read_json(bundle.client.file)
-
-    def refusal(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
-        return JSONResponse({"error": sentence}, status, headers)
-
-    @app.exception_handler(Refused)
-    async def _refused(_request: Request, error: Refused) -> Response:
-        wait = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-        return refusal(error.status, str(error), wait)
-
-    @app.exception_handler(InputError)
-    async def _bad_input(_request: Request, error: InputError) -> Response:
-        return refusal(422, str(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(_request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return refusal(422, f"{first['loc'][-1]}: {first['msg']}.")
-
-    @app.exception_handler(HTTPException)
-    async def _unknown(_request: Request, error: HTTPException) -> Response:
-        return refusal(error.status_code, f"{error.detail}.")
-
-    @app.exception_handler(Exception)
-    async def _failed(_request: Request, _error: Exception) -> Response:
-        return refusal(500, "The server failed; its log says how.")
 
     @app.get("/v1/health")
     async def health() -> dict[str, str]:
@@ -103,11 +88,10 @@ def application(store: Store, bundle: Bundle, tokens: list[str], greeting: str =
     @app.post("/v1/sessions", status_code=201)
     async def open_session(request: Request) -> dict[str, Any]:
         try:
-            wanted = json.loads(await _body(request, 4096))
-            client, size = wanted["client"], wanted["bytes"]
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            wanted = Opening.model_validate_json(await _body(request, 4096))
+        except ValidationError as error:
             raise Refused(422, 'The body must be {"client": hash, "bytes": size of the evaluation keys}.') from error
-        hosted = store.open(request.state.holder, client=client, size=size)
+        hosted = store.open(request.state.holder, client=wanted.client, size=wanted.bytes)
         return {"session": hosted.name, "chunk_bytes": CHUNK, "in_flight": store.in_flight}
 
     @app.get("/v1/sessions/{name}")
@@ -142,6 +126,22 @@ def application(store: Store, bundle: Bundle, tokens: list[str], greeting: str =
     return _Guard(app, tokens)
 
 
+async def _refusal(_request: Request, error: Exception) -> Response:
+    """Say in one sentence why there is another answer than the one asked for."""
+    status, sentence, headers = 500, "The server failed; its log says how.", {}
+    if isinstance(error, Refused):
+        status, sentence = error.status, str(error)
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    elif isinstance(error, InputError):
+        status, sentence = 422, str(error)
+    elif isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        status, sentence = 422, f"{first['loc'][-1]}: {first['msg']}."
+    elif isinstance(error, HTTPException):
+        status, sentence = error.status_code, f"{error.detail}."
+    return JSONResponse({"error": sentence}, status, headers)
+
+
 class _Guard:
     """Lets nobody in without a token, before a body is read; what fails is logged here, not sent."""
 
@@ -153,7 +153,9 @@ class _Guard:
         if scope["type"] == "http" and scope["path"] != "/v1/health":
             holder = self._holder(dict(scope["headers"]).get(b"authorization", b""))
             if holder is None:
-                await _send_refusal(send, 401, "This needs the server's token: Authorization: Bearer TOKEN.")
+                sentence = "This needs the server's token: Authorization: Bearer TOKEN."
+                headers = {"WWW-Authenticate": "Bearer", "Connection": "close"}
+                await JSONResponse({"error": sentence}, 401, headers)(scope, receive, send)
                 return
             scope.setdefault("state", {})["holder"] = holder
         try:
@@ -173,18 +175,6 @@ class _Guard:
         return equal.index(True) if scheme.lower() == b"bearer" and any(equal) else None
 
 
-async def _send_refusal(send: Callable[[dict[str, Any]], Awaitable[None]], status: int, sentence: str) -> None:
-    body = json.dumps({"error": sentence}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"www-authenticate", b"Bearer"),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
 async def _body(request: Any, most: int) -> bytes:
     """Read a request's body of at most ``most`` bytes; a larger one is refused, unread where it states its size."""
     too_large = Refused(413, f"The body may have at most {most} bytes.")
@@ -201,14 +191,6 @@ async def _body(request: Any, most: int) -> bytes:
     except TimeoutError as error:
         raise Refused(408, f"The body did not arrive within {BODY_SECONDS:.0f} s.") from error
     return bytes(body)
-
-
-# ---- service
-# ``histocrypt fhe serve``: encrypted inference over HTTP(S); `endpoints` says what is understood.
-
-
-PORT = 8423
-CONNECTIONS = 256
 
 
 def serve(
@@ -254,18 +236,15 @@ def serve(
     import uvicorn
 
     if not is_loopback(host) and (token_file is None or not (certificate or insecure_http)):
-        msg = "others can reach this address"
         fix = "give --token-file, and --certificate with --private-key (or --insecure-http behind a proxy with TLS)"
-        raise InputError(msg, field="host", value=host, expected="a loopback address", fix=fix)
+        raise InputError("others can reach this address", field="host", value=host, fix=fix)
     if certificate or private_key:
         check_certificate(certificate, private_key)
     loaded = load_bundle(bundle)
     if loaded.client.parameters.bootstrapping is not None:
-        raise InputError(
-            "is evaluated with bootstrapping, which takes minutes a spot and is not served over HTTP",
-            file=bundle,
-            fix="exchange folders: histocrypt fhe encrypt, evaluate, decrypt",
-        )
+        problem = "is evaluated with bootstrapping, which takes minutes a spot and is not served over HTTP"
+        fix = "exchange folders: histocrypt fhe encrypt, evaluate, decrypt"
+        raise InputError(problem, file=bundle, field="parameters.bootstrapping", fix=fix)
     token_file = Path(token_file or loaded.folder / "server" / "token")
     tokens = read_tokens(token_file, make=True)
     limits = limits or Limits()
@@ -316,8 +295,8 @@ def _fit(bundle: Bundle, workers: int, limits: Limits) -> Limits:
     """Return limits with as many sessions as memory allows."""
     import psutil
 
-    sessions, free = limits.sessions, psutil.virtual_memory().available
-    while sessions > 1 and _memory(bundle, workers, sessions) > 0.9 * free:
+    sessions, room = limits.sessions, 0.9 * psutil.virtual_memory().available
+    while sessions > 1 and _memory(bundle, workers, sessions) > room:
         sessions -= 1
     return dataclasses.replace(limits, sessions=sessions)
 
@@ -328,9 +307,5 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
     except OSError as error:
-        raise InputError(
-            f"cannot listen there ({error.strerror})",
-            field="host",
-            value=f"{_shown(host)}:{port}",
-            fix="choose another --host or --port",
-        ) from error
+        problem, fix = f"cannot listen there ({error.strerror})", "choose another --host or --port"
+        raise InputError(problem, field="host", value=f"{_shown(host)}:{port}", fix=fix) from error

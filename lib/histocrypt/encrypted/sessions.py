@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from histocrypt.encrypted import messages
 from histocrypt.encrypted.bundle import Bundle
 from histocrypt.encrypted.evaluator import Session
+from histocrypt.encrypted.messages import LONGEST_HEADER
 from histocrypt.errors import InputError
 
 UPLOAD_SECONDS = 120.0
@@ -106,18 +106,13 @@ class Store:
         self._count = 0
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="evaluate")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self.most_key_bytes = int(1.1 * self.client.evaluation_key_bytes()) + (1 << 20) + messages.LONGEST_HEADER
+        self.most_key_bytes = int(1.1 * self.client.evaluation_key_bytes()) + (1 << 20) + LONGEST_HEADER
 
-    @property
-    def most_bytes(self) -> int:
-        """The largest input message."""
-        return self.client.input.ciphertexts * self.client.ciphertext_bytes(self.client.level) + messages.LONGEST_HEADER
-
-    def open(self, holder: int, *, client: Any, size: Any) -> Hosted:
+    def open(self, holder: int, *, client: str, size: int) -> Hosted:
         """Open a session for keys of ``size`` bytes, made for the model whose hash is ``client``."""
         if client != self.client.hash:
             raise Refused(409, "The keys were made for another compiled model than the one served here.")
-        if not isinstance(size, int) or not 0 < size <= self.most_key_bytes:
+        if not 0 < size <= self.most_key_bytes:
             sentence = f"Evaluation keys of this model have at most {self.most_key_bytes} bytes, not {str(size)[:24]}."
             raise Refused(413, sentence)
         if len(self._sessions) >= self.limits.sessions:
@@ -204,7 +199,7 @@ class Store:
     ) -> bytes:
         """Return the output message for the input message that ``read`` gives."""
         self._admit(hosted)
-        data = await self._read(hosted, read, self.most_bytes)
+        data = await self._read(hosted, read, self.client.most_input_bytes)
         if hosted.keys is None or hosted.state != "ready":
             raise Refused(404, "The session ended while a ciphertext was on its way.")
         self._check_queue(hosted)

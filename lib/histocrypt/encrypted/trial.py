@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,22 +69,38 @@ def held_out(study: Study, model: str, *, fold: str = "", section: str = "") -> 
     name = section or next(iter(tested), "")
     if name not in tested:
         raise unknown_name("test section", name, tested, field="section")
-    (files,) = (one for one in study_sections(study) if one.id == name)
+    (files,) = (source for source in study_sections(study) if source.id == name)
     model_folder = study.run.model(model, tested[name])
     return HeldOut(model_folder, name, files.path, files.image, files.um_per_px, tested[name])
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the parties have in the end."""
+    """The folders of the parties, what travels between them, and what every step took."""
 
     folder: Path
-    steps: dict[str, Step]
+    workers: int | None = None
+    """Spots that the evaluator works on at once; all cores if not given."""
+    steps: dict[str, Step] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, folder: str | Path, *, workers: int | None = None) -> Trial:
+        """Empty a folder, and make one in it for each party."""
+        folder = Path(folder).resolve()
+        shutil.rmtree(folder, ignore_errors=True)
+        for party in (OWNER, HOSPITAL, EVALUATOR):
+            (folder / party).mkdir(parents=True)
+        return cls(folder, workers)
 
     @property
     def bundle(self) -> Bundle:
         """The compiled model."""
         return load_bundle(self.folder / OWNER / "bundle")
+
+    @property
+    def keys(self) -> Path:
+        """The hospital's keys."""
+        return self.folder / HOSPITAL / "keys"
 
     @property
     def request(self) -> Path:
@@ -106,35 +122,78 @@ class Trial:
         """What the model predicts in the clear."""
         return self.folder / OWNER / "clear.h5ad"
 
+    def run(self, party: str, verb: str, *arguments: Any) -> Step:
+        """Run a verb of ``histocrypt fhe`` in a process and the folder of a party; measure wall time and memory.
+
+        Raises
+        ------
+        InputError
+            With the last line that the command said.
+        """
+        command = [sys.executable, "-m", "histocrypt", "fhe", verb, *map(str, arguments)]
+        log, started, peak = self.folder / party / f"{verb}.log", time.monotonic(), 0.0
+        with (
+            log.open("wb") as errors,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=log.parent) as process,
+        ):
+            while process.poll() is None:  # the commands say one line, which waits in the pipe
+                peak = max(peak, peak_gib(process.pid) or 0.0)
+                time.sleep(0.05)
+            said = process.stdout.read().decode().strip()
+        if process.returncode:
+            lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() or ["no message"]
+            last, whose = lines[-1].removeprefix("histocrypt: "), party.replace("_", " ")
+            raise InputError(f"the step {verb!r} of the {whose} failed: {last}", file=log)
+        self.steps[verb] = Step(verb, party, time.monotonic() - started, peak, said)
+        return self.steps[verb]
+
+    def set_up(self, model: str | Path) -> None:
+        """Compile a trained model and make the hospital's keys; hand over what each party gets."""
+        owner, hospital, evaluator = (self.folder / party for party in (OWNER, HOSPITAL, EVALUATOR))
+        self.run(OWNER, "compile", "--model", Path(model).resolve(), "-o", owner / "bundle")
+        shutil.copytree(owner / "bundle", evaluator / "bundle")
+        shutil.copyfile(owner / "bundle" / "client.json", hospital / "client.json")
+        self.run(HOSPITAL, "keygen", "--client", hospital / "client.json", "-o", self.keys)
+        shutil.copyfile(self.keys / "evaluation.keys", evaluator / "evaluation.keys")
+
+    def evaluate(self, request: Path, response: Path) -> Step:
+        """Evaluate a request that the evaluator has, and hand the response to the hospital."""
+        there = self.folder / EVALUATOR
+        keys = ("--bundle", there / "bundle", "--evaluation-keys", there / "evaluation.keys")
+        workers = ("--workers", self.workers) if self.workers else ()
+        step = self.run(EVALUATOR, "evaluate", request, *keys, "-o", there / response.name, *workers)
+        shutil.move(there / response.name, response)
+        return step
+
     def ciphertext_of(self, spot: str) -> bytes:
         """Return what the evaluator got for a spot; only the hospital's own notes tell which that is."""
-        (note,) = (self.folder / HOSPITAL / "keys" / "requests").glob("*.json")
+        (note,) = (self.keys / "requests").glob("*.json")
         content = read_json(note)
         place = content["order"].index(content["names"].index(spot))
         return (self.request / f"{place // self.bundle.client.batch:05d}.ct").read_bytes()
 
     def clean(self) -> None:
         """Delete keys, ciphertexts and the compiled network; logs and the public part stay."""
-        keys, secret = self.folder / HOSPITAL / "keys", self.folder / OWNER / "bundle" / "server"
-        for path in (keys, secret, self.response, self.folder / EVALUATOR):
+        gone = (self.keys, self.folder / OWNER / "bundle" / "server", self.folder / EVALUATOR)
+        for path in (*gone, *self.response.parent.glob("*response")):
             shutil.rmtree(path, ignore_errors=True)
 
     def cost(self) -> dict[str, Any]:
         """Return seconds, memory and sizes under the names of ``agreement.json``."""
         evaluation = read_json(self.response / "cost.json")
-        batch, peak = self.bundle.client.batch, dict.fromkeys((EVALUATOR, HOSPITAL, OWNER), 0.0)
-        for step in self.steps.values():
-            if step.name != "clear":
-                peak[step.party] = max(peak[step.party], round(step.peak_gib, 3))
+        batch, encrypted = self.bundle.client.batch, [step for step in self.steps.values() if step.name != "clear"]
         inputs, outputs = (sorted(folder.glob("*.ct")) for folder in (self.request, self.response))
         return {
             "seconds": {
-                **{name: round(step.seconds, 2) for name, step in self.steps.items() if name != "clear"},
+                **{step.name: round(step.seconds, 2) for step in encrypted},
                 "load_model": evaluation["load_seconds"],
                 "evaluate_per_spot": round(evaluation["seconds"] / evaluation["ciphertexts"] / batch, 4),
             },
             "workers": evaluation["workers"],
-            "peak_gib": peak,
+            "peak_gib": {
+                party: max(round(step.peak_gib, 3) for step in encrypted if step.party == party)
+                for party in (EVALUATOR, HOSPITAL, OWNER)
+            },
             "evaluation_keys_mib": round((self.folder / EVALUATOR / "evaluation.keys").stat().st_size / 2**20, 1),
             "ciphertext_in_mib": round(inputs[0].stat().st_size / 2**20, 3),
             "ciphertext_out_mib": round(outputs[0].stat().st_size / 2**20, 3),
@@ -147,10 +206,9 @@ def run_trial(
     section: str | Path,
     folder: str | Path,
     *,
-    image: str | Path | None = None,
-    um_per_px: float | None = None,
     workers: int | None = None,
     spots: int | None = None,
+    **source: Any,
 ) -> Trial:
     """Compile, make keys, encrypt, evaluate and decrypt one section, and predict it in the clear beside.
 
@@ -158,8 +216,8 @@ def run_trial(
     ----------
     model
         Folder of a trained model.
-    section, image, um_per_px
-        As for `histocrypt predict`.
+    section
+        As for `histocrypt predict`; so are ``image`` and ``um_per_px`` of ``source``.
     folder
         Emptied first; gets one folder per party. What travels between them is copied, and nothing else is.
     workers
@@ -172,70 +230,20 @@ def run_trial(
     InputError
         With the sentence of the step that failed.
     """
-    folder = Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    owner, hospital, evaluator = (folder / name for name in (OWNER, HOSPITAL, EVALUATOR))
-    for path in (owner, hospital, evaluator):
-        path.mkdir(parents=True)
-    source = [*(("--image", image) if image else ()), *(("--um-per-px", um_per_px) if um_per_px else ())]
-    steps: dict[str, Step] = {}
-
-    def step(name: str, party: str, *arguments: Any) -> None:
-        steps[name] = run_step(name, party, arguments, folder / party)
-
-    step("compile", OWNER, "fhe", "compile", "--model", model, "-o", owner / "bundle")
-    shutil.copytree(owner / "bundle", evaluator / "bundle")
-    shutil.copyfile(owner / "bundle" / "client.json", hospital / "client.json")
-    step("keygen", HOSPITAL, "fhe", "keygen", "--client", hospital / "client.json", "-o", hospital / "keys")
-    step(
-        "encrypt",
-        HOSPITAL,
-        "fhe",
-        "encrypt",
-        section,
-        "--keys",
-        hospital / "keys",
-        "-o",
-        hospital / "request",
-        *source,
-        *(("--spots", spots) if spots else ()),
-    )
-    shutil.copyfile(hospital / "keys" / "evaluation.keys", evaluator / "evaluation.keys")
-    shutil.move(hospital / "request", evaluator / "request")
-    step(
-        "evaluate",
-        EVALUATOR,
-        "fhe",
-        "evaluate",
-        evaluator / "request",
-        "--bundle",
-        evaluator / "bundle",
-        "--evaluation-keys",
-        evaluator / "evaluation.keys",
-        "-o",
-        evaluator / "response",
-        *(("--workers", workers) if workers else ()),
-    )
-    shutil.move(evaluator / "response", hospital / "response")
-    trial = Trial(folder, steps)
-    step(
-        "decrypt",
-        HOSPITAL,
-        "fhe",
-        "decrypt",
-        trial.response,
-        "--keys",
-        hospital / "keys",
-        "-o",
-        trial.prediction,
-        "--noise",
-        0,
-    )
     from histocrypt.pipeline.predict import predict_section
 
+    trial = Trial.begin(folder, workers=workers)
+    trial.set_up(model)
+    options = {"--image": source.get("image"), "--um-per-px": source.get("um_per_px"), "--spots": spots}
+    given = [part for name, value in options.items() if value for part in (name, value)]
+    hospital = trial.folder / HOSPITAL
+    trial.run(HOSPITAL, "encrypt", Path(section).resolve(), "--keys", trial.keys, "-o", hospital / "request", *given)
+    shutil.move(hospital / "request", trial.request)
+    trial.evaluate(trial.request, trial.response)
+    trial.run(HOSPITAL, "decrypt", trial.response, "--keys", trial.keys, "-o", trial.prediction, "--noise", 0)
     started = time.monotonic()
-    said = predict_section(model, section, trial.clear, image=image, um_per_px=um_per_px)
-    steps["clear"] = Step("clear", OWNER, time.monotonic() - started, peak_gib() or 0.0, said)
+    said = predict_section(model, section, trial.clear, **source)
+    trial.steps["clear"] = Step("clear", OWNER, time.monotonic() - started, peak_gib() or 0.0, said)
     return trial
 
 
@@ -259,26 +267,3 @@ def polynomial(model: str | Path, section: str | Path, names: np.ndarray, **sour
 @dataclass(frozen=True)
 class _Described:
     about: dict[str, Any]
-
-
-def run_step(name: str, party: str, arguments: tuple, folder: Path) -> Step:
-    """Run one command in a process of its own; measure its wall time and its largest memory."""
-    command = [sys.executable, "-m", "histocrypt", *map(str, arguments)]
-    log = folder / f"{name}.log"
-    started = time.monotonic()
-    with log.open("wb") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=folder)
-        peak = 0.0
-        while process.poll() is None:  # the commands say one line, which waits in the pipe
-            peak = max(peak, peak_gib(process.pid) or 0.0)
-            time.sleep(0.05)
-        said = process.stdout.read().decode()
-        process.stdout.close()
-    seconds = time.monotonic() - started
-    if process.returncode:
-        lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() or ["no message"]
-        raise InputError(
-            f"the step {name!r} of the {party.replace('_', ' ')} failed: {lines[-1].removeprefix('histocrypt: ')}",
-            file=log,
-        )
-    return Step(name, party, seconds, peak, said.strip())

@@ -1,4 +1,17 @@
-"""How a residual block is laid out in slots, so that its convolutions have the fewest diagonals."""
+"""Residual networks with bootstrapping: compiled to one file a layer, so that memory holds two layers and no more.
+
+A block of the network is four steps, each one model file for the engine:
+
+=====  ==========================================================  =======
+shift  lay copies of the input out shifted (see `shifted`)         6 to 5
+first  3 x 3 convolution, square                                   5 to 3
+sum    3 x 3 convolution and shortcut in one matrix, square        3 to 1
+boot   refresh                                                     1 to 6
+=====  ==========================================================  =======
+
+With ReLUs for activations (`residual.relu`) each square, with the refresh after it, gives way to a file that refreshes
+four times. `plan_block` lays a block out so that its convolutions have the fewest diagonals.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +23,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from histocrypt.encrypted import engine
-from histocrypt.encrypted.packing import steps as split
+from histocrypt.encrypted.packing import best_ratio
 from histocrypt.encrypted.parameters import LEVELS, Parameters
 from histocrypt.encrypted.resnet import residual, shifted
 from histocrypt.encrypted.resnet.residual import Network, Residual
 from histocrypt.encrypted.resnet.shifted import Shifted, cells, rows, spread
 from histocrypt.files import write_json
-
-# ---- block plan
 
 
 def pattern(source: Shifted, period: int, groups: int) -> Shifted:
@@ -71,22 +82,6 @@ def reach(source: Shifted, target: Shifted) -> int:
     return max(1, source.period // target.period)
 
 
-# ---- bootstrapped
-# Residual networks with bootstrapping: compiled to one file a layer, so that memory holds two layers and no more.
-#
-# A block of the network is four steps, each one model file for the engine:
-#
-# =====  ==========================================================  =======
-# shift  lay copies of the input out shifted (see `shifted`)         6 to 5
-# first  3 x 3 convolution, square                                   5 to 3
-# sum    3 x 3 convolution and shortcut in one matrix, square        3 to 1
-# boot   refresh                                                     1 to 6
-# =====  ==========================================================  =======
-#
-# With ReLUs for activations (`minimax`) each square, with the refresh after it, gives way to a file that refreshes four
-# times.
-
-
 @dataclass
 class Step:
     """One file for the engine."""
@@ -135,7 +130,6 @@ class _Writer:
         level: int,
         *,
         square: bool = False,
-        fold: bool = True,
     ) -> None:
         """Write the sum of matrices times earlier outputs, and its square: (input, matrix, layout, groups) each."""
         slots, found, column = self.parameters.slots, {}, 0
@@ -143,20 +137,12 @@ class _Writer:
             for (row, one), diagonals in shifted.diagonals(matrix, source, target, groups).items():
                 found[row, column + one] = diagonals
             column += source.ciphertexts
-        log_ratio, rotations = self._ratio(found)
-        folds = shifted.folds(target) if fold else 0
+        log_ratio, rotations = best_ratio(found, slots, have=self.rotations)
+        folds = shifted.folds(target)
         rotations |= {slots >> (step + 1) for step in range(folds)}
         self.rotations |= rotations
         packed = target.pack(bias, copies=len(target.shifts))
-        blobs = {f"diag_{r}_{c}": (lambda found=found[r, c]: engine.diagonal_blob(found)) for r, c in found}
-        blobs |= {f"bias_{row}": (lambda values=packed[row]: values.tobytes()) for row in range(target.ciphertexts)}
-        config = {
-            "bsgs_ratio": float(1 << log_ratio),
-            "output_rotations": folds,
-            "num_input_cts": column,
-            "num_output_cts": target.ciphertexts,
-        }
-        nodes = [engine.Node("linear", "linear_transform", level, (), config, blobs)]
+        nodes = [engine.linear_node("linear", level, (), found, packed, log_ratio=log_ratio, folds=folds)]
         if square:
             nodes.append(engine.Node("square", "quad", level - 1, ("linear",)))
         engine.write_model(self.folder / f"{name}.orion", self.parameters, nodes, rotations)
@@ -164,20 +150,6 @@ class _Writer:
         diagonals = sum(map(len, found.values()))
         step = Step(name, inputs, diagonals, level, tuple(sorted(rotations)), ciphertexts=target.ciphertexts)
         self.steps.append(step)
-
-    def _ratio(self, blocks: shifted.Blocks) -> tuple[int, set[int]]:
-        """Choose the baby-to-giant ratio; a rotation that needs a new key costs more than one that has a key."""
-
-        def plan(log_ratio: int) -> tuple[float, int, set[int]]:
-            work, rotations = 0.0, set()
-            for found in blocks.values():
-                _, giant, baby = split(list(found), self.parameters.slots, log_ratio)
-                work += len(giant) + 0.5 * len(baby)
-                rotations |= set(giant) | set(baby)
-            return work + len(rotations - self.rotations), log_ratio, rotations - {0}
-
-        _, log_ratio, rotations = min((plan(log_ratio) for log_ratio in range(6)), key=lambda found: found[:2])
-        return log_ratio, rotations
 
     def refresh(self, source: str) -> tuple[str, int]:
         """Write a bootstrapping; return its name and the level of its output."""

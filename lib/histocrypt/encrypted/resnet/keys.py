@@ -5,7 +5,10 @@ them three times over when it serialises them: ten gigabytes. But the key owner 
 keys encrypts it under the key owner's own: so the engine is asked for the few keys that a bootstrapping of 16 slots
 needs, the secret is read out of them, and the engine's ordinary key generator makes the rest, one key at a time.
 
-Like `engine`, this file knows the engine's formats; it fits the same versions.
+Like `engine`, this file knows the engine's formats; it fits the same versions. The engine keeps a polynomial of degree
+N modulo a large prime as its values at the odd powers of a primitive 2N-th root of unity, in bit reversed order, times
+2^64 (Montgomery's form). The root is a power of the prime's smallest generator. All of it is checked against the
+engine's own keys in the tests.
 """
 
 from __future__ import annotations
@@ -23,12 +26,20 @@ from histocrypt.encrypted import engine
 from histocrypt.encrypted.parameters import CIRCUIT_LOGQ
 from histocrypt.files import atomic_path
 
-# ---- residues
-# Polynomials modulo large primes, in the order and form in which the engine stores secret keys.
-#
-# The engine keeps a polynomial of degree N as its values at the odd powers of a primitive 2N-th root of unity, in bit
-# reversed order, times 2^64 (Montgomery's form). The root is a power of the prime's smallest generator. All of it is
-# checked against the engine's own keys in the tests.
+FEW = 4
+"""log2 of the slots of the small bootstrapping: the fewest keys of any with the same chain of primes."""
+ROTATIONS = {
+    10: (
+        -1020, -8, -4, 1, 2, 3, 4, 8, 16, 24, 32, 48, 64, 128, 192, 256, 512, 768, 896, 960, 992, 1008, 1016, 1020,
+        1022, 1024,
+    ),
+    14: (
+        -16376, -16, -8, 1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 192, 256, 384, 512, 768,
+        1024, 1536, 2048, 3072, 4096, 6144, 8192, 10240, 12288, 14336, 15360, 15616, 15872, 16000, 16128, 16256,
+        16320, 16352, 16368, 16376, 16380, 16384,
+    ),
+}  # fmt: skip
+"""log2 of slots, in a ring of four times as many coefficients, to the rotations that its bootstrapping needs."""
 
 
 def multiply(a: np.ndarray, b: np.ndarray | int, prime: int) -> np.ndarray:
@@ -107,93 +118,6 @@ def _root(prime: int, order: int) -> int:
     return pow(generator, (prime - 1) // order, prime)
 
 
-# ---- bootstrapping keys
-
-
-FEW = 4
-"""log2 of the slots of the small bootstrapping: the fewest keys of any with the same chain of primes."""
-ROTATIONS = {
-    10: (
-        -1020,
-        -8,
-        -4,
-        1,
-        2,
-        3,
-        4,
-        8,
-        16,
-        24,
-        32,
-        48,
-        64,
-        128,
-        192,
-        256,
-        512,
-        768,
-        896,
-        960,
-        992,
-        1008,
-        1016,
-        1020,
-        1022,
-        1024,
-    ),
-    14: (
-        -16376,
-        -16,
-        -8,
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        7,
-        8,
-        16,
-        24,
-        32,
-        48,
-        64,
-        80,
-        96,
-        112,
-        128,
-        192,
-        256,
-        384,
-        512,
-        768,
-        1024,
-        1536,
-        2048,
-        3072,
-        4096,
-        6144,
-        8192,
-        10240,
-        12288,
-        14336,
-        15360,
-        15616,
-        15872,
-        16000,
-        16128,
-        16256,
-        16320,
-        16352,
-        16368,
-        16376,
-        16380,
-        16384,
-    ),
-}
-"""log2 of slots, in a ring of four times as many coefficients, to the rotations that its bootstrapping needs."""
-
-
 def write_bootstrapping_keys(owner: engine.KeyOwner, path: Path) -> int:
     """Make the keys of the bootstrapping ring and write them to ``path``; return their size in bytes."""
     parameters = owner.parameters
@@ -229,9 +153,7 @@ def _pieces(owner: engine.KeyOwner, few: BinaryIO) -> Iterator[bytes]:
     if primes[: len(owner.parameters.logq)] != owner.moduli():
         raise RuntimeError("the engine did not choose the same primes for both rings")
     secret = b""
-    for number in range(
-        6
-    ):  # to the ring and back from it in a ring of other kind, real to complex and back, dense, sparse
+    for number in range(6):  # to the ring of other kind and back, real to complex and back, dense, sparse
         flag = few.read(1)
         yield flag
         if flag == b"\x01":

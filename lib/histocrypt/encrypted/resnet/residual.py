@@ -2,6 +2,12 @@
 
 Batch norm is part of the matrices. So is a gain for every activation, found on calibration tiles: a refreshed value
 must be well below one, since the sine that stands for "modulo" is straight near zero only, while noise is absolute.
+
+Activations are squares, or the reference's: a ReLU by a composition of minimax polynomials, three refreshes more than
+a square needs. ``relu(x) = x (1 + sgn x) / 2``, and ``sgn`` is a composition of polynomials of degrees 15, 15 and 27,
+each the minimax approximation of the sign on the range that the one before leaves (Lee et al., 2022, "Minimax
+approximation of sign function by composite polynomial for homomorphic comparison"). Inputs lie in [-1, 1]. Nothing
+needs training for it: it takes the clear network's own weights.
 """
 
 from __future__ import annotations
@@ -21,15 +27,6 @@ from histocrypt.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-# ---- minimax
-# The reference's activation: a ReLU by a composition of minimax polynomials, three refreshes more than a square needs.
-#
-# ``relu(x) = x (1 + sgn x) / 2``, and ``sgn`` is a composition of polynomials of degrees 15, 15 and 27, each the
-# minimax approximation of the sign on the range that the one before leaves (Lee et al., 2022, "Minimax approximation
-# of sign function by composite polynomial for homomorphic comparison"). Inputs lie in [-1, 1]. Nothing needs training
-# for it: it takes the clear network's own weights.
-
-
 DEGREES = (15, 15, 27)
 LOG_ALPHA, LOG_ERROR = 6, 12
 """The sign is right where ``|x| > 2^-6``; each polynomial bears an error of 2^-12 in its input."""
@@ -37,6 +34,8 @@ MARGIN = 2.0
 """The largest value seen on calibration tiles is scaled to 1 / MARGIN."""
 REFRESHES = 1 + len(DEGREES)
 """Of an activation: the input, then after each polynomial."""
+MEAN_SQUARE = 0.25
+"""What the gains bring the mean of every squared value to."""
 LEFT = LEVELS - 1
 """Level of the result: the product takes one."""
 
@@ -67,13 +66,8 @@ def nodes(parameters: Parameters) -> list[Node]:
     """Return the activation as nodes of a graph whose input has level 1 or more; the output has level `LEFT`."""
     made = [Node("refresh0", "bootstrap", 1, (), refresh_config(parameters))]
     for number, polynomial in enumerate(gates()):
-        config = {
-            "coeffs": polynomial.tolist(),
-            "basis": "chebyshev",
-            "prescale": 1.0,
-            "postscale": 1.0,
-            "constant": 0.0,
-        }
+        scales = {"prescale": 1.0, "postscale": 1.0, "constant": 0.0}
+        config = {"coeffs": polynomial.tolist(), "basis": "chebyshev", **scales}
         made.append(Node(f"polynomial{number}", "polynomial", LEVELS, (f"refresh{number}",), config))
         again = Node(f"refresh{number + 1}", "bootstrap", 1, (f"polynomial{number}",), refresh_config(parameters))
         made.append(again)
@@ -91,13 +85,6 @@ def refresh_config(parameters: Parameters) -> dict[str, float | int]:
         "constant": 0.0,
         "slots": 1 << parameters.bootstrapping.log_slots,
     }
-
-
-# ---- residual
-
-
-MEAN_SQUARE = 0.25
-"""What the gains bring the mean of every squared value to."""
 
 
 @dataclass(frozen=True)
@@ -183,13 +170,8 @@ def lower(network: nn.Module, side: int) -> Network:
     squares = hasattr(network, "blocks")
     trunk = network if squares else network.network
     if not squares and not isinstance(trunk.maxpool, nn.AvgPool2d):
-        raise InputError(
-            "a maximum cannot be taken of ciphertexts",
-            field="average_pool",
-            value=False,
-            expected="true",
-            fix="train resnet18 with it",
-        )
+        fix = "train resnet18 with average_pool: true"
+        raise InputError("a maximum cannot be taken of ciphertexts", field="average_pool", value=False, fix=fix)
     layers = trunk.blocks if squares else [*trunk.layer1, *trunk.layer2, *trunk.layer3, *trunk.layer4]
     stem = _convolution(trunk.conv1, trunk.bn1, (3, side, side))
     pool = average_pool(stem.target, 3, stride=2, padding=1)  # type: ignore[arg-type]
@@ -218,7 +200,7 @@ def scaled(one: Affine, before: float, after: float) -> Affine:
 def normalised(network: Network, images: np.ndarray) -> Network:
     """Return the same network with gains inside, found on these images (n, 3, side, side).
 
-    The mean of every squared value is `MEAN_SQUARE`; the largest value whose ReLU is taken is ``1 / minimax.MARGIN``.
+    The mean of every squared value is `MEAN_SQUARE`; the largest value whose ReLU is taken is ``1 / MARGIN``.
     """
     seen: list[np.ndarray] = []
     network(images, seen=seen)

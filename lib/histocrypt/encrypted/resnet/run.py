@@ -1,4 +1,8 @@
-"""What an evaluation with bootstrapping will cost, from what its parts cost when they were measured."""
+"""The evaluator's side of a bootstrapped network: a layer in work, the next ones being encoded, all else on disk.
+
+Every layer's output is written before the next layer starts, so a kill costs one layer. Nothing here can decrypt.
+`estimate` says before any key is made what an evaluation will cost, from what its parts cost when they were measured.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +19,24 @@ from typing import Any
 import numpy as np
 
 from histocrypt.encrypted import engine
+from histocrypt.encrypted.messages import pack_list, unpack_list
 from histocrypt.encrypted.parameters import Parameters
 from histocrypt.encrypted.resnet import residual
 from histocrypt.encrypted.resnet.compile import Compiled
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, read_json, write_text
 
-# ---- resnet run
-# The evaluator's side of a bootstrapped network: a layer in work, the next ones being encoded, all else on disk.
-#
-# Every layer's output is written before the next layer starts, so a kill costs one layer. Nothing here can decrypt.
-
-
 AHEAD_GIB = 3.5
 """What the layer in work and those encoded ahead of it may take together."""
+SECONDS_FIRST = 52.0
+"""First refresh of a process, which sets the engine's circuit up. Seconds are of two cores and the ring of 2^15, as
+``benchmarks/fhe_resnet18.py`` prints them."""
+SECONDS_REFRESH = 14.5
+SECONDS_DIAGONAL = 0.018
+"""Encoding and multiplying, which overlap."""
+SECONDS_POLYNOMIAL = 1.5
+ENGINE_GIB, LOADING_GIB = 7.0, 1.0
+"""Of bootstrapping, and of a layer while it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +51,13 @@ class Timing:
 
 def write_ciphertexts(path: Path, ciphertexts: list[bytes]) -> None:
     """Write ciphertexts to one file, atomically."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        for one in ciphertexts:
-            file.write(struct.pack("<Q", len(one)) + one)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(pack_list(ciphertexts))
 
 
 def read_ciphertexts(path: Path) -> list[bytes]:
-    """Read what `write_ciphertexts` wrote; an `InputError` names a file that was cut."""
-    data, found, at = path.read_bytes(), [], 0
-    while at < len(data):
-        length = struct.unpack_from("<Q", data, at)[0] if at + 8 <= len(data) else len(data)
-        at += 8 + length
-        if at > len(data):
-            raise InputError("ends inside a ciphertext", file=path, fix="delete it; the layer is then evaluated again")
-        found.append(data[at - length : at])
-    return found
+    """Read what `write_ciphertexts` wrote; an `InputError` names a file that was cut, whose layer is to be deleted."""
+    return unpack_list(path.read_bytes(), count=None, file=path)
 
 
 class RotationKeys:
@@ -73,11 +73,8 @@ class RotationKeys:
         with path.open("rb") as file:
             file.seek(min(size, 2 + first))
             if number < 0 or rest or file.read(4) != struct.pack("<I", number):
-                raise InputError(
-                    "are not evaluation keys of these parameters",
-                    file=path,
-                    fix="send the key owner's evaluation keys again",
-                )
+                fix = "send the key owner's evaluation keys again"
+                raise InputError("are not evaluation keys of these parameters", file=path, field="bytes", fix=fix)
             self._first, self._each = 1 + first, first + 24
             self._place = {}
             for one in range(number):
@@ -90,11 +87,8 @@ class RotationKeys:
         elements = sorted({engine.galois_element(rotation, self.parameters) for rotation in rotations})
         missing = [element for element in elements if element not in self._place]
         if missing:
-            raise InputError(
-                f"lack {len(missing)} rotation keys that this network needs",
-                file=self.path,
-                fix="make keys with this network's client part",
-            )
+            problem, fix = f"lack {len(missing)} rotation keys that this network needs", "make keys for this network"
+            raise InputError(problem, file=self.path, field="rotations", value=missing[0], fix=fix)
         found = np.empty(self._first + 5 + len(elements) * self._each, dtype=np.uint8)
         view = memoryview(found)
         with self.path.open("rb") as file:
@@ -119,9 +113,8 @@ class _Tile:
         if not (work / "of.txt").is_file():
             write_text(work / "of.txt", identity)
         elif (work / "of.txt").read_text(encoding="utf-8") != identity:
-            raise InputError(
-                "holds layers of another tile or network", file=work, fix="delete it, or give another folder"
-            )
+            fix = "delete it, or give another folder"
+            raise InputError("holds layers of another tile or network", file=work, field="of.txt", fix=fix)
         done = [number for number, step in enumerate(steps) if self._place[step["name"]].is_file()]
         self.begin = max(done) + 1 if done else 0
         self.output = self._place[steps[-1]["name"]]
@@ -227,20 +220,6 @@ def step_bytes(step: dict[str, Any], parameters: Parameters) -> int:
     limbs = step["level"] + 1 + len(parameters.logp)
     keys = (1 + len(step["rotations"])) * parameters.switching_key_bytes
     return step["diagonals"] * limbs * parameters.limb_bytes + keys
-
-
-# ---- estimate
-
-
-SECONDS_FIRST = 52.0
-"""First refresh of a process, which sets the engine's circuit up. Seconds are of two cores and the ring of 2^15, as
-``benchmarks/fhe_resnet18.py`` prints them."""
-SECONDS_REFRESH = 14.5
-SECONDS_DIAGONAL = 0.018
-"""Encoding and multiplying, which overlap."""
-SECONDS_POLYNOMIAL = 1.5
-ENGINE_GIB, LOADING_GIB = 7.0, 1.0
-"""Of bootstrapping, and of a layer while it is loaded."""
 
 
 @dataclass(frozen=True)
