@@ -104,8 +104,8 @@ def test_sample_leaves_near_empty_spots_out_and_tiles_are_of_its_spots(tmp_path)
 
 
 def test_bad_input_is_one_sentence(samples, tmp_path):
-    with pytest.raises(InputError, match="made: rows are not the spots of the samples"):
+    with pytest.raises(InputError, match="^made: "):
         components("made", np.zeros((3, 2)), samples)
     section = replace(read_path(write_tiny_section(tmp_path)), image=None)
-    with pytest.raises(InputError, match="A: has no image"):
+    with pytest.raises(InputError, match="^A: .*image"):
         sample_tiles(section, sample(section), tile_um=80.0, tile_px=20)

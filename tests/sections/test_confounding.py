@@ -107,7 +107,7 @@ def test_too_little_to_say_is_none_and_bad_input_one_sentence(section, tmp_path)
     assert confounding(the_section, density, min_counts=10**9) is None
     small = read_path(write_tiny_section(tmp_path / "small", n_side=4))
     assert confounding(small, np.zeros(16)) is None
-    with pytest.raises(InputError, match="A: density is not one finite number a spot"):
+    with pytest.raises(InputError, match="^A: density"):
         confounding(the_section, density[:-1])
-    with pytest.raises(InputError, match="lie in one block"):
+    with pytest.raises(InputError, match="^blocks: "):
         explained(density[:, None], density[:, None], np.zeros(len(density), int))

@@ -24,6 +24,9 @@ def test_a_look_holds_no_section_and_no_image(section):
     assert found.spacing.pitch_um == pytest.approx(200)
     assert len(found.sample.names) == 12
     assert set(found.patterns) == set(section.genes)
+    assert list(found.ranks) == sorted(found.patterns, key=found.patterns.get, reverse=True)[: len(found.ranks)]
+    for gene, ranks in found.ranks.items():
+        np.testing.assert_allclose(ranks, overview.gene_ranks(section, gene), rtol=1e-12)
     held = [value for part in (found, found.summary, found.sample) for value in vars(part).values()]
     assert not any(isinstance(value, AnnData | ImageSource) for value in held)
     assert found.summary.thumbnail.nbytes < 1e6
@@ -55,9 +58,21 @@ def test_gene_maps(section):
     ranks = {"A": overview.gene_ranks(section, "GENE4")}
     figure = overview.gene_maps([summary], ranks, name="GENE4")
     assert np.asarray(figure.axes[0].collections[0].get_array()) == pytest.approx(ranks["A"])
-    with pytest.raises(InputError, match="no section measured 'NOBODY'"):
+    with pytest.raises(InputError, match="'NOBODY'") as refused:
         overview.gene_maps([summary], {"A": None}, name="NOBODY")
+    assert refused.value.field == "gene"
     assert len(overview.spot_maps([summary], min_counts=5).axes) == 3
+
+
+def test_a_shown_figure_is_the_saved_one_and_is_closed(section, tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    displayed = []
+    monkeypatch.setattr("IPython.display.display", displayed.append)
+    figure = overview.spot_maps([overview.summarise(section)], min_counts=5)
+    overview.show(figure, tmp_path / "spots.png")
+    assert displayed[0].data == (tmp_path / "spots.png").read_bytes()
+    assert not plt.fignum_exists(figure.number)
 
 
 def test_shares_of_genes_with_one_symbol_are_added(section):

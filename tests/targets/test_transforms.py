@@ -74,5 +74,6 @@ def test_centring_by_section_removes_what_differs_between_sections():
 
 def test_a_file_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "t.json").write_text('{"a": 3}')
-    with pytest.raises(InputError, match="t.json.*target statistics"):
+    with pytest.raises(InputError, match="target statistics") as refused:
         TargetStatistics.load(tmp_path / "t.json")
+    assert refused.value.file == tmp_path / "t.json"

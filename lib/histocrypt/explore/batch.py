@@ -179,7 +179,7 @@ def batch_row(view: Components, *, seed: int = 0) -> dict[str, object]:
     any compact piece of it differs from the next. Labels of patients are shuffled over whole sections, and left out
     where every patient has one section. The silhouette (-1 to 1) is that of sections on the same components.
     """
-    from sklearn.metrics import silhouette_score
+    from sklearn.metrics import pairwise_distances, silhouette_score
 
     rng = np.random.default_rng(seed)
     _, first, of_block = np.unique(view.blocks, return_index=True, return_inverse=True)
@@ -188,9 +188,11 @@ def batch_row(view: Components, *, seed: int = 0) -> dict[str, object]:
     by_section, by_patient = view.sections[first], view.patients[one_spot]
     chosen = np.sort(rng.permutation(len(view.scores))[:_SILHOUETTE_SPOTS])
 
+    apart = pairwise_distances(view.scores[chosen])
+
     def silhouette(labels: np.ndarray) -> float:
         labels = labels[chosen]
-        return float(silhouette_score(view.scores[chosen], labels)) if len(np.unique(labels)) > 1 else float("nan")
+        return float(silhouette_score(apart, labels, metric="precomputed")) if len(set(labels)) > 1 else float("nan")
 
     row: dict[str, object] = {
         "view": view.view,

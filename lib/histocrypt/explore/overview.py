@@ -11,6 +11,8 @@ from histocrypt.errors import InputError
 from histocrypt.sections.section import SectionSize, size_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,6 +28,8 @@ SHARES = 5000
 """Most abundant genes of a section whose shares are kept."""
 CANDIDATES = 300
 """Most abundant genes of a section among which one with a pattern is looked for."""
+CLEAREST = 30
+"""Genes whose maps are kept, so that the section need not be read again for the one that is shown."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Look:
     """Stains as found on the thumbnail."""
     patterns: dict[str, float] = field(repr=False)
     """Gene id -> variance of its smoothed ranks, for the most abundant genes: high where neighbours agree."""
+    ranks: dict[str, np.ndarray] = field(repr=False)
+    """Gene id -> (n_spots,) smoothed ranks, for the `CLEAREST` genes of the clearest patterns."""
 
 
 def look(section: Section, *, min_counts: int = 0, spots: int = 150, seed: int = 0) -> Look:
@@ -112,6 +118,7 @@ def look(section: Section, *, min_counts: int = 0, spots: int = 150, seed: int =
     from histocrypt.tissue.preprocess import spot_diameter_um
 
     summary, stained = summarise(section), haematoxylin(section)
+    patterns, ranks = _patterns(section)
     density, _ = at(over_discs(stained, spot_diameter_um(section)), section.coords)
     return Look(
         summary=summary,
@@ -120,17 +127,20 @@ def look(section: Section, *, min_counts: int = 0, spots: int = 150, seed: int =
         confounding=confounding(section, density, min_counts=min_counts),
         sample=sample(section, spots=spots, min_counts=min_counts, seed=seed),
         stain=stained.statistics,
-        patterns=_patterns(section),
+        patterns=patterns,
+        ranks=ranks,
     )
 
 
-def _patterns(section: Section) -> dict[str, float]:
+def _patterns(section: Section) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     per_gene = np.asarray(section.adata.X.sum(axis=0)).ravel()
     chosen = np.argsort(-per_gene, kind="stable")[:CANDIDATES]
     if section.n_spots < 2 or not len(chosen):
-        return {}
-    spread = _ranks(section, chosen).var(axis=0)
-    return dict(zip(section.genes[chosen].tolist(), spread.tolist(), strict=True))
+        return {}, {}
+    genes, ranks = section.genes[chosen].tolist(), _ranks(section, chosen)
+    spread = ranks.var(axis=0)
+    clearest = np.argsort(-spread, kind="stable")[:CLEAREST].tolist()
+    return dict(zip(genes, spread.tolist(), strict=True)), {genes[place]: ranks[:, place].copy() for place in clearest}
 
 
 def _ranks(section: Section, columns: np.ndarray) -> np.ndarray:
@@ -214,6 +224,16 @@ def table(summaries: list[Summary], *, min_counts: int) -> pd.DataFrame:
         for summary in summaries
     ]
     return pd.DataFrame(rows).set_index("section")
+
+
+def show(figure: Figure, path: Path) -> None:
+    """Save a figure and show the file in a notebook: it is drawn once, not once for each."""
+    import matplotlib.pyplot as plt
+    from IPython.display import Image, display
+
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    display(Image(filename=str(path)))
 
 
 def depth_figure(summaries: list[Summary], *, min_counts: int) -> Figure:
