@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_serializer,
     field_validator,
     model_serializer,
 )
+
+from histocrypt.errors import InputError, unknown_name
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
@@ -314,3 +320,50 @@ class Audit(Part):
     leaky_epochs: Count = Field(1500, description="of the generator that is made to leak, over a dozen tiles")
     decrypted_spots: Count = Field(40, description="of each section, sent through real ciphertexts")
     draws: Count = Field(1000, description="bootstrap draws")
+
+
+def first_problem(
+    error: ValidationError, part: type[Part], *, file: str | Path | None = None, prefix: str = ""
+) -> InputError:
+    """Return the first of a part's mistakes as an error that names the field.
+
+    Parameters
+    ----------
+    error
+        What pydantic says.
+    part
+        The part that was validated.
+    file
+        The file that it is written in.
+    prefix
+        Where the part stands in the file, e.g. ``"models.stem."``.
+    """
+    first = error.errors(include_url=False)[0]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, InputError):
+        return inner if file is None else inner.of_file(file)
+    unions = ("int", "float")  # members of a union stand in the place, too
+    where = [name for name in first["loc"] if "[" not in str(name) and name not in unions] or [""]
+    *parents, last = where
+    owner = (prefix + ".".join(map(str, parents))).rstrip(".") or None
+    field = (prefix + ".".join(map(str, where))).rstrip(".")
+    if first["type"] == "extra_forbidden":
+        return unknown_name("key", str(last), _known_keys(part, parents), file=file, field=owner)
+    if first["type"] == "missing":
+        return InputError("is missing", file=file, field=field, fix="add it to the study file")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    fix = None
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        meant = get_close_matches(first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]), n=1)
+        fix = f"did you mean {meant[0]!r}?" if meant else None
+    return InputError("has a wrong value", file=file, field=field, value=first["input"], expected=message, fix=fix)
+
+
+def _known_keys(part: Any, parents: list[str | int]) -> list[str]:
+    for name in parents:
+        if isinstance(name, int):
+            continue
+        annotation = part.model_fields[name].annotation
+        inner = [one for one in get_args(annotation) if one is not type(None)]
+        part = inner[0] if inner else annotation  # a list of parts, or a part that may be null
+    return [name for name in part.model_fields if name != "folder"]

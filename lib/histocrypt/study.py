@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
@@ -26,6 +26,7 @@ from histocrypt.options import (
     Synthesis,
     Target,
     Training,
+    first_problem,
 )
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.targets.matrix import check_target
@@ -241,7 +242,7 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
-        raise _first_problem(error, file) from error
+        raise first_problem(error, Study, file=file) from error
     for name, options in study.models.items():
         _check_model(name, options, file)
     check_teachers(study, file)
@@ -262,37 +263,13 @@ def _check_model(name: str, options: dict[str, Any], file: str | Path) -> None:
         )
     if name not in MODELS:
         raise unknown_name("model", name, MODELS, file=file, field="models")
-    known = {*Training.model_fields, *MODELS[name].options}
+    own = MODELS[name].options
     for key in options:
-        if key not in known:
+        if key not in Training.model_fields and key not in own.model_fields:
+            known = [*Training.model_fields, *own.model_fields]
             raise unknown_name("option", key, known, file=file, field=f"models.{name}")
-    try:
-        Training(**{key: value for key, value in options.items() if key in Training.model_fields})
-    except ValidationError as error:
-        raise _first_problem(error, file, prefix=f"models.{name}.") from error
-
-
-def _first_problem(error: ValidationError, file: str | Path, *, prefix: str = "") -> InputError:
-    first = error.errors(include_url=False)[0]
-    where = [part for part in first["loc"] if "[" not in str(part)] or [""]  # without the members of a union
-    *parents, last = where
-    field = prefix + ".".join(map(str, where))
-    if first["type"] == "extra_forbidden":
-        return unknown_name(
-            "key", str(last), _known_keys(parents), file=file, field=".".join(map(str, parents)) or None
-        )
-    if first["type"] == "missing":
-        return InputError("is missing", file=file, field=field, fix="add it to the study file")
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return InputError("has a wrong value", file=file, field=field, value=first["input"], expected=message)
-
-
-def _known_keys(parents: list[str | int]) -> list[str]:
-    part: Any = Study
-    for name in parents:
-        if isinstance(name, int):
-            continue
-        annotation = part.model_fields[name].annotation
-        inner = [one for one in get_args(annotation) if one is not type(None)]
-        part = inner[0] if inner else annotation  # a list of parts, or a part that may be null
-    return [name for name in part.model_fields if name != "folder"]
+    for part in (Training, own):
+        try:
+            part(**{key: value for key, value in options.items() if key in part.model_fields})
+        except ValidationError as error:
+            raise first_problem(error, part, file=file, prefix=f"models.{name}.") from error

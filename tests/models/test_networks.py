@@ -106,5 +106,5 @@ PLAIN = [name for name, entry in MODELS.items() if entry.predictor.endswith(":Ne
 def test_registered_networks_declare_their_input_and_options(name):
     network = model_class(name)
     assert network.input_px % getattr(network, "input_multiple", 1) == 0
-    for option in MODELS[name].options:
+    for option in MODELS[name].options.model_fields:
         assert option in network.__init__.__kwdefaults__

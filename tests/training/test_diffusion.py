@@ -10,7 +10,8 @@ from histocrypt.errors import InputError
 from histocrypt.files import read_json
 from histocrypt.pipeline.checkpoints import load_model
 from histocrypt.pipeline.train import train_fold
-from histocrypt.predictors.stem import QUANTILES, DiffusionPlan
+from histocrypt.predictors.registry import checked_options
+from histocrypt.predictors.stem import QUANTILES
 from histocrypt.study import parse_study
 from histocrypt.training import loop
 
@@ -112,17 +113,16 @@ def test_the_model_file_is_checked(study):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"sampler": "euler"}, "unknown sampler 'euler'.*dpm"),
-        ({"samples": 1}, "samples.*out of range"),
-        ({"augmentations": 8}, "augmentations.*0 to 7"),
-        ({"depth": 3}, "unknown option 'depth'.*blocks"),
-    ],
-)
-def test_options_are_checked(options, message):
-    with pytest.raises(InputError, match=f"(?s){message}"):
-        DiffusionPlan.of(options)
+    ("options", "field"),
+    [({"sampler": "dpm+"}, ".sampler"), ({"samples": 1}, ".samples"), ({"augmentations": 8}, ".augmentations"),
+     ({"width": 3.5}, ".width"), ({"depth": 3}, "")],
+)  # fmt: skip
+def test_options_are_checked(options, field):
+    with pytest.raises(InputError) as error:
+        checked_options("stem", options)
+    assert error.value.field == f"models.stem{field}"
+    if field == ".sampler":
+        assert error.value.fix == "did you mean 'dpm++'?"
 
 
 def test_a_width_that_does_not_split_into_heads_is_refused(study):

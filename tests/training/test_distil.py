@@ -13,6 +13,7 @@ from histocrypt.errors import InputError
 from histocrypt.files import read_json
 from histocrypt.models.fhe import Square, watched
 from histocrypt.options import Training
+from histocrypt.pipeline.checkpoints import made_from
 from histocrypt.pipeline.distil import taught
 from histocrypt.pipeline.train import train_fold
 from histocrypt.predictors.network import train_network
@@ -83,13 +84,14 @@ def test_a_student_is_made_again_when_its_teacher_was(small_study, rewrite):
     (first,) = train_fold(study, "fhe_cnn", "fold_a", device="cpu")
     about = read_json(first.folder / "model.json")
     assert about["teacher"]["weights_sha256"] == read_json(teacher.folder / "model.json")["weights"]["sha256"]
-    assert train_fold(study, "fhe_cnn", "fold_a", device="cpu", reuse=True)[0].reused
+    fold = load_folds(study.run.folds)[0]
+    assert about["made_from"] == made_from(study, "fhe_cnn", fold)
 
     rewrite(
         about["train_sections"][0].removeprefix("S_"), pixel_noise=1
     )  # other tiles, the same panel and targets: the study's hashes do not see it
     train_fold(study, "vision_mlp", "fold_a", device="cpu")
-    assert not train_fold(study, "fhe_cnn", "fold_a", device="cpu", reuse=True)[0].reused
+    assert about["made_from"] != made_from(study, "fhe_cnn", fold)
 
 
 def test_the_teacher_and_its_share_matter_and_validation_stays_measured(small_study):

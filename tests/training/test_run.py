@@ -134,17 +134,6 @@ def test_refit_trains_on_validation_too(small_study):
     assert (result.folder / "weights.safetensors").read_bytes() != refit
 
 
-def test_a_finished_fold_is_reused_only_if_nothing_changed(small_study):
-    study = small_study
-    train_fold(study, "colour_ridge", "fold_a")
-    assert train_fold(study, "colour_ridge", "fold_a", reuse=True)[0].reused
-    assert not train_fold(study, "colour_ridge", "fold_a")[0].reused
-    other = changed(study, training={"normalise_by_section": False})
-    assert not train_fold(other, "colour_ridge", "fold_a", reuse=True)[0].reused
-    study.run.prediction("colour_ridge", "fold_a").unlink()
-    assert not train_fold(other, "colour_ridge", "fold_a", reuse=True)[0].reused
-
-
 @pytest.mark.parametrize(
     ("model", "fold", "says"),
     [("resnet", "fold_a", "did you mean 'resnet18'"), ("resnet18", "fold_e", "fold_a, fold_b, fold_c, fold_d")],

@@ -1,4 +1,7 @@
-"""FheCnn: a small convolutional network that is evaluated on encrypted tiles as it is, without any approximation.
+"""Networks that are evaluated on encrypted tiles as they are, without any approximation: sums, weights, squares.
+
+A network is written once, against a namespace of layers: `CLEAR` here, or an encrypted library's own (``orion.nn`` has
+the same names).
 
 An encrypted evaluation pays for levels, one per linear layer and one per square, and for the distinct diagonals of each
 linear layer's matrix. Hence few layers, squares for activations (CryptoNets, Gilad-Bachrach et al. 2016; LoLa, Brutzkus
@@ -18,13 +21,6 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-# ---- polynomial
-# Layers that an encrypted evaluation can follow exactly: sums, products with weights, and squares.
-#
-# A network is written once, against a namespace of layers: `CLEAR` here, or an encrypted library's own (``orion.nn``
-# has the same names).
-
-
 LIMIT = 3.0
 """What enters a square should stay within plus or minus this: the precision of a ciphertext is absolute, and squares of
 squares grow fast."""
@@ -34,6 +30,11 @@ RELU_GAIN, RELU_OFFSET = 0.25, 1.0
 """The square that takes a ReLU's place: of z with a spread of one, ``(z / 4 + 1)^2 = 1 + z / 2 + z^2 / 16`` rises as a
 ReLU does on average. The square nearest to a ReLU bends three times as much; through 17 squares, what bends more leaves
 no bound for a tile that is unlike the training tiles."""
+
+STRIDES = {3: (8,), 5: (8, 2), 7: (4, 2, 2), 9: (4, 2, 2, 2)}
+"""Stride, and kernel, of each convolution by depth."""
+CHANNELS = {3: (256,), 5: (64, 128), 7: (32, 64, 128), 9: (32, 64, 128, 256)}
+"""Output channels of each convolution at width 1."""
 
 
 class Square(nn.Module):
@@ -114,15 +115,6 @@ def watched(network: nn.Module, *, largest: bool = False) -> Iterator[Ranges]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-# ---- fhe cnn
-
-
-STRIDES = {3: (8,), 5: (8, 2), 7: (4, 2, 2), 9: (4, 2, 2, 2)}
-"""Stride, and kernel, of each convolution by depth."""
-CHANNELS = {3: (256,), 5: (64, 128), 7: (32, 64, 128), 9: (32, 64, 128, 256)}
-"""Output channels of each convolution at width 1."""
 
 
 def build_layers(
@@ -206,15 +198,6 @@ class FheCnn(nn.Module):
         return self.layers(images)
 
 
-# ---- fhe resnet
-# FheResNet18: the residual network of privateST with squares for activations.
-#
-# privateST (Scientific Reports) evaluates a ResNet-18 (He et al., 2016) on encrypted tiles: average instead of max
-# pooling, and each ReLU approximated by three polynomials of degrees 15, 15 and 27. A square costs one multiplication
-# and nothing is approximated, but the network must be trained with it. The modules are plain, and named as in
-# torchvision's `resnet18` but for one list of blocks, so that weights can be taken over by name.
-
-
 class Block(nn.Module):
     """Two 3 x 3 convolutions and a shortcut; their sum is normalised, then squared.
 
@@ -245,6 +228,11 @@ class Block(nn.Module):
 
 class FheResNet18(nn.Module):
     """A residual network without any operation that ciphertexts lack.
+
+    privateST (Scientific Reports) evaluates a ResNet-18 (He et al., 2016) on encrypted tiles: average instead of max
+    pooling, and each ReLU approximated by three polynomials of degrees 15, 15 and 27. A square costs one multiplication
+    and nothing is approximated, but the network must be trained with it. The modules are plain, and named as in
+    torchvision's `resnet18` but for one list of blocks, so that weights can be taken over by name.
 
     Parameters
     ----------

@@ -20,9 +20,6 @@ from histocrypt.errors import InputError, unknown_name
 
 from torchvision import models as torchvision_models  # isort: skip
 
-TARGET, AUXILIARY, TUMOUR = "target", "auxiliary", "tumour"
-"""Names of the heads."""
-
 BACKBONES = {"resnet18": "ResNet18_Weights", "resnet50": "ResNet50_Weights"}
 """Encoders that are trained, as torchvision names them and their published weights."""
 
@@ -32,7 +29,6 @@ class Head:
     """One head on the shared encoder."""
 
     name: str
-    """`TARGET`, `AUXILIARY` or `TUMOUR`."""
     kind: Literal["genes", "label"]
     """What it predicts: values, or the logit of a label."""
     outputs: int

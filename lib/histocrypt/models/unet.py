@@ -1,8 +1,8 @@
-"""U-Net: from an image to a level for each pixel.
+"""From an image to a level for each pixel: a U-Net, and a hybrid of a residual network and a transformer.
 
-Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015, with
-padded convolutions (maps keep their side), a norm that looks at one image alone, and upsampling in place of transposed
-convolutions, which leave checkerboards.
+The U-Net is that of Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
+MICCAI 2015, with padded convolutions (maps keep their side), a norm that looks at one image alone, and upsampling in
+place of transposed convolutions, which leave checkerboards.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from torch import nn
 import histocrypt.torchvision_ops  # noqa: F401 - lets torchvision be imported beside a CPU-only torch; must come first
 
 from torchvision.models import resnet18, resnet50  # isort: skip
-
-# ---- unet
-
 
 NORMS = ("group", "instance")
 SLOPE = 0.01  # of every LeakyReLU
@@ -104,25 +101,18 @@ def norm_of(norm: str, channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
-# ---- transunet
-# ViT hybrid: a residual network sees detail, a transformer sees the whole tile, a decoder puts both on the pixels.
-#
-# In the manner of Chen et al., "TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation", 2021
-# (arXiv 2102.04306): the maps of a ResNet are the tokens of a vision transformer (Dosovitskiy et al., ICLR 2021), and
-# what the ResNet saw on the way there joins the decoder by skips. The published size is ``stem="resnet50", stages=3,
-# width=768, layers=12, heads=12, decoder=512``.
-#
-# Parts are named as torchvision names a ResNet's and timm a vision transformer's, so that `adopt` takes either's
-# weights.
-
-
 STEMS = {"resnet18": (resnet18, 1), "resnet50": (resnet50, 4)}
 """How each is built, and how many times wider its blocks' outputs are than their inner layers."""
 STEM_CHANNELS = 64
 
 
 class ViTHybrid(nn.Module):
-    """Levels of every pixel from ResNet maps, attention among them, and a decoder with skips.
+    """A residual network sees detail, a transformer sees the whole tile, a decoder puts both on the pixels.
+
+    In the manner of Chen et al., "TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation", 2021
+    (arXiv 2102.04306): the maps of a ResNet are the tokens of a vision transformer (Dosovitskiy et al., ICLR 2021), and
+    what the ResNet saw on the way there joins the decoder by skips. The published size is ``stem="resnet50", stages=3,
+    width=768, layers=12, heads=12, decoder=512``.
 
     Parameters
     ----------

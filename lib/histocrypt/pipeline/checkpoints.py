@@ -18,10 +18,8 @@ from histocrypt.targets.transforms import TargetStatistics
 
 if TYPE_CHECKING:
     from histocrypt.data.folds import Fold
+    from histocrypt.predictors.base import Predictor
     from histocrypt.study import Study
-
-# ---- artifacts
-
 
 FORMAT, VERSION = "histocrypt model", 1
 REQUIRED = {
@@ -43,6 +41,9 @@ REQUIRED = {
 }
 """What predicting needs, and of which type it is."""
 
+LEARNED_FROM = ("seed", "sections", "demo", "preprocessing", "panel", "target", "folds")
+"""Parts of a study that every trained model depends on."""
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -51,7 +52,7 @@ class TrainedModel:
     folder: Path
     about: dict[str, Any]
     """The content of ``model.json``."""
-    predictor: Any
+    predictor: Predictor
     scaling: TargetStatistics
     """From the loss's units back to the transforms'."""
 
@@ -80,13 +81,7 @@ def save_model(folder: Path, about: dict[str, Any], state: dict[str, Any]) -> No
     weights = folder / "weights.safetensors"
     with atomic_path(weights) as temporary:
         save_file(arrays, temporary)
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        **about,
-        "state": values,
-        "weights": {"sha256": _sha256(weights)},
-    }
+    content = {"format": FORMAT, "version": VERSION, **about, "state": values, "weights": {"sha256": _sha256(weights)}}
     write_json(folder / "model.json", content)
 
 
@@ -130,8 +125,8 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     if about["model"] not in MODELS:
         raise unknown_name("model", about["model"], MODELS, file=file, field="model")
     for option in about["options"]:
-        if option not in MODELS[about["model"]].options:
-            raise unknown_name("option", option, MODELS[about["model"]].options, file=file, field="options")
+        if option not in (known := MODELS[about["model"]].options.model_fields):
+            raise unknown_name("option", option, known, file=file, field="options")
     return about
 
 
@@ -188,14 +183,6 @@ def load_model(folder: str | Path, *, device: Any = None) -> TrainedModel:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---- lineage
-# What a trained model was made from, as a hash: the study's parts, its own settings, the fold's files, its teacher.
-
-
-LEARNED_FROM = ("seed", "sections", "demo", "preprocessing", "panel", "target", "folds")
-"""Parts of a study that every trained model depends on."""
 
 
 def made_from(study: Study, model: str, fold: Fold) -> str:

@@ -15,9 +15,9 @@ from histocrypt.data.spots import Spots
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
-from histocrypt.pipeline.predictions import write_predictions
-from histocrypt.pipeline.views import Views, predict_views, recut
-from histocrypt.predictors.registry import NEEDS_COUNTS
+from histocrypt.pipeline.predictions import add_heads, write_predictions
+from histocrypt.pipeline.views import Views, mapped, predict_views, recut
+from histocrypt.predictors.registry import MODELS, NEEDS_COUNTS
 from histocrypt.sections.image import PatchMosaic
 from histocrypt.targets.matrix import depth, has_counts, names_of, noun
 from histocrypt.targets.panels import Panel
@@ -29,14 +29,13 @@ if TYPE_CHECKING:
     from histocrypt.sections.section import Section
     from histocrypt.tissue.stain import StainStatistics
 
-# ---- predicted
-# One new section predicted: from its image to what every head says of every spot, and the same as CSV files.
-
-
 Kind = Literal["section", "grid", "patches"]
 """What is predicted: a section's own spots, a grid over a slide, or single patches."""
 PIXELS_A_PATCH = 4000
 """Pixels of a patch from which its section's stain is estimated."""
+
+COARSEST = 2.0
+"""A section may have pixels up to this many times coarser than the model's tiles."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +174,6 @@ def _csv_names(adata: Any) -> list[str]:
     return [f"{section}_{barcode}" for section, barcode in pairs]
 
 
-# ---- submission
-# Predictions as a submission: a CSV with one row a spot, in the section's own order.
-
-
 def check_submission(path: Path, dropped: dict[str, int], *, section: str) -> None:
     """Refuse a submission that cannot be whole, before any work.
 
@@ -250,13 +245,6 @@ def write_submission(
                 file=path,
                 fix="look for spot or column names that a CSV cannot hold",
             )
-
-
-# ---- apply
-
-
-COARSEST = 2.0
-"""A section may have pixels up to this many times coarser than the model's tiles."""
 
 
 def predict_section(
@@ -394,10 +382,9 @@ def _set_up(model: TrainedModel, *, average_symmetries: bool | None, batch_size:
     if batch_size is not None:
         if batch_size < 1:
             raise InputError("is not a number of tiles", field="--batch-size", value=batch_size, expected="1 or more")
-        if hasattr(model.predictor, "chunk"):
-            model.predictor.chunk = batch_size
-    if average_symmetries is not None and hasattr(model.predictor, "plan"):
-        model.predictor.plan = replace(model.predictor.plan, average_symmetries=False)
+        model.predictor.chunk = batch_size
+    if average_symmetries is not None:
+        model.predictor.averages_symmetries = False
 
 
 def _sections(
@@ -480,12 +467,9 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
 
 
 def _add_heads(adata: AnnData, heads: dict[str, np.ndarray], model: TrainedModel) -> None:
-    if len(heads) > 1 or hasattr(model.predictor, "predict_heads"):
-        from histocrypt.pipeline.train import add_heads
-
+    if MODELS[model.about["model"]].has_heads:
         add_heads(adata, heads, model.predictor)
-    if hasattr(model.predictor, "add_layers"):
-        model.predictor.add_layers(adata, model.scaling)
+    model.predictor.add_layers(adata, model.scaling)
 
 
 def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:
@@ -576,10 +560,9 @@ def prepare_section(
     reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")
     method, side = about["stain"]["method"], about["geometry"]["input_px"]
     names = spot_names(section.id, cleaned.obs_names.to_numpy().astype(str))
-    tiles = np.memmap(folder / "tiles.bin", dtype=np.uint8, mode="w+", shape=(len(names), side, side, 3))
     with h5py.File(paths["tiles_path"], "r") as file:
-        for rows, chunk in _chunks(file["img"], own, reference, method, side):
-            tiles[rows] = chunk
+        chunks = normalised_chunks(file["img"], source=own, reference=reference, method=method, side=side)
+        tiles = mapped(folder / "tiles.bin", chunks, n=len(names), side=side)
 
     def features(encoder: str) -> np.ndarray:
         with h5py.File(paths["tiles_path"], "r") as file:
@@ -595,12 +578,3 @@ def prepare_section(
         features=features,
     )
     return spots, np.asarray(cleaned.obsm["spatial"]), report
-
-
-def _chunks(img: Any, own: StainStatistics, reference: StainStatistics, method: str, side: int) -> Any:
-    """Yield row slices and normalised tiles of a stored tile data set, a bounded number at a time."""
-    step = 256
-    for start in range(0, len(img), step):
-        rows = slice(start, min(start + step, len(img)))
-        (chunk,) = normalised_chunks(img[rows], source=own, reference=reference, method=method, side=side)
-        yield rows, chunk

@@ -17,11 +17,18 @@ from anndata import AnnData
 
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
+from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from histocrypt.data.spots import Spots
+    from histocrypt.predictors.base import Predictor
     from histocrypt.targets.panels import Panel
     from histocrypt.targets.transforms import TargetStatistics
+
+PROBABILITY = "tumour_probability"
+"""Column of ``obs``: what the head `TUMOUR` says."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +98,12 @@ def write_predictions(
         transform: np.ascontiguousarray(predicted[:, [column[f"{transform}:{gene}"] for gene in panel.genes]])
         for transform in transforms
     }
-    barcodes = [
-        name.removeprefix(f"{section}:") for name, section in zip(spots.names.tolist(), spots.sections, strict=True)
-    ]
-    obs = pd.DataFrame(
-        {"section": spots.sections.astype(str), "patient": spots.patients.astype(str), "barcode": barcodes},
-        index=pd.Index(spots.names.astype(str), name="spot"),
-    )
     var = pd.DataFrame({"symbol": list(panel.symbols)}, index=pd.Index(list(panel.genes), name="gene_id"))
     if panel.matrix is not None and scaling is not None and np.any(scaling.mean):  # not so without any standardisation
         mean = dict(zip(scaling.outputs, scaling.mean.tolist(), strict=True))
         for transform in transforms:
             var[f"training_mean:{transform}"] = [mean[f"{transform}:{gene}"] for gene in panel.genes]
-    adata = AnnData(X=layers[transforms[0]].copy(), obs=obs, var=var, layers=layers)
+    adata = AnnData(X=layers[transforms[0]].copy(), obs=_obs_of(spots), var=var, layers=layers)
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
     about = about if panel.matrix is None else {**about, "matrix": panel.matrix}
     adata.uns["prediction"] = {**about, "transform": transforms[0], "transforms": np.array(transforms, dtype=str)}
@@ -111,6 +111,64 @@ def write_predictions(
         extra(adata)
     with atomic_path(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
+
+
+def _obs_of(spots: Spots) -> pd.DataFrame:
+    import pandas as pd
+
+    pairs = zip(spots.names.tolist(), spots.sections.tolist(), strict=True)
+    barcodes = [name.removeprefix(f"{section}:") for name, section in pairs]
+    return pd.DataFrame(
+        {"section": spots.sections.astype(str), "patient": spots.patients.astype(str), "barcode": barcodes},
+        index=pd.Index(spots.names.astype(str), name="spot"),
+    )
+
+
+def write_heads(path: Path, predictor: Predictor, spots: Spots, *, coords: np.ndarray, about: dict[str, Any]) -> None:
+    """Write ``X`` (spots x every other gene, ln(1 + counts per 10,000)) and ``obs["tumour_probability"]``, atomically.
+
+    Parameters
+    ----------
+    predictor
+        Fitted, with heads.
+    spots
+        Whole sections.
+    coords
+        (n, 2) x, y in full-resolution pixels.
+    about
+        Becomes ``uns["prediction"]``, with what is said of the label.
+    """
+    import pandas as pd
+
+    heads = predictor.predict_heads(spots)
+    var = pd.DataFrame(
+        {"symbol": list(predictor.genes.values()), "head": AUXILIARY},
+        index=pd.Index(list(predictor.genes), name="gene_id", dtype=object),
+    )
+    adata = AnnData(X=heads.get(AUXILIARY, np.zeros((len(spots), 0), np.float32)), obs=_obs_of(spots), var=var)
+    if TUMOUR in heads:
+        adata.obs[PROBABILITY] = heads[TUMOUR][:, 0]
+    adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
+    label = predictor.label_words()
+    adata.uns["prediction"] = {**about, "transform": "log1p_cp10k", **({"label": label} if label else {})}
+    with atomic_path(path) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
+
+
+def add_heads(adata: AnnData, heads: dict[str, np.ndarray], predictor: Predictor) -> None:
+    """Put every head into one prediction of the panel: other genes in ``obsm``, the probability in ``obs``.
+
+    ``obsm["auxiliary"]`` is (n, g) in ln(1 + counts per 10,000), its columns named in ``uns["auxiliary_names"]`` and
+    ``uns["auxiliary_symbols"]``. What reads ordinary predictions sees the panel alone.
+    """
+    adata.var["head"] = TARGET
+    if AUXILIARY in heads:
+        adata.obsm[AUXILIARY] = heads[AUXILIARY]
+        adata.uns[f"{AUXILIARY}_names"] = np.array(list(predictor.genes), dtype=str)
+        adata.uns[f"{AUXILIARY}_symbols"] = np.array(list(predictor.genes.values()), dtype=str)
+    if TUMOUR in heads:
+        adata.obs[PROBABILITY] = heads[TUMOUR][:, 0]
+        adata.uns["prediction"] = {**adata.uns["prediction"], "label": predictor.label_words()}
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:

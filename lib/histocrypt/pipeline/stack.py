@@ -1,7 +1,7 @@
 """Stacks the model families of one fold: a small network learnt from out-of-fold predictions, and a rank average.
 
 Level 1: for each training section of the fold, every family's prediction by a model that saw neither that section nor a
-test patient (`stacking_inner`). Level 2: `StackingMLP`, from all families' predictions to what was measured. It is
+test patient (`stack_inputs`). Level 2: `StackingMLP`, from all families' predictions to what was measured. It is
 stopped on the fold's validation sections, like any network, and then fitted again on all training sections for as many
 epochs. For the test sections its inputs are the families' ordinary predictions of the fold.
 
@@ -29,6 +29,7 @@ from histocrypt.models.stacking_mlp import StackingMLP
 from histocrypt.pipeline.checkpoints import save_model
 from histocrypt.pipeline.predictions import write_predictions
 from histocrypt.pipeline.stack_inputs import InnerFolds, LevelOne, inner_folds, level_one_of_test, level_one_of_training
+from histocrypt.pipeline.train import said_of
 from histocrypt.predictors.registry import NEEDS_COUNTS, STACKS
 from histocrypt.targets.panels import Panel
 from histocrypt.training.loop import Trainer, generator_of, mean_section_pearson
@@ -37,13 +38,6 @@ if TYPE_CHECKING:
     from histocrypt.options import Stacking
     from histocrypt.study import Study
     from histocrypt.targets.transforms import TargetStatistics
-
-# ---- stacking fit
-# Trains the network that stacks: Adam on the squared error, the rate halved where the validation loss stands still.
-#
-# The network is small and its input a table, so a fit takes seconds and is not resumed. The same seed gives the same
-# bits. What was chosen with a validation part (epochs, and the rate of each) can be repeated without one.
-
 
 HALVED_AFTER, LEAST_RATE = 10, 1e-6
 """Epochs without a better validation loss before the rate is halved; it is never lower than this."""
@@ -91,7 +85,10 @@ def fit_stack(
     rates: list[float] | None = None,
     label: str = "stack",
 ) -> Stack:
-    """Train the network that stacks.
+    """Train the network that stacks: Adam on the squared error, the rate halved where the validation loss stands still.
+
+    The network is small and its input a table, so a fit takes seconds and is not resumed. The same seed gives the same
+    bits. What was chosen with a validation part (epochs, and the rate of each) can be repeated without one.
 
     Parameters
     ----------
@@ -164,22 +161,18 @@ def _predict(network: StackingMLP, table: Table) -> np.ndarray:
         return network(given).numpy()
 
 
-# ---- stacking ranks
-# Rank averaging: the mean of the families' ranks, given back in the units of the transform. Nothing is learnt.
-#
-# Across a section's spots, each family ranks the spots for each gene; ranks are averaged over families, and the spot
-# of the k-th smallest average gets the mean of the families' k-th smallest predictions (the reference distribution of
-# quantile normalisation, Bolstad et al. 2003). So the order of spots is the ranks' own, and the values are in units
-# that errors can be computed in. Transforms that are ranks within a spot are averaged as they are: within the spot,
-# as ranks.
-
-
 WITHIN_SPOT = ("rank", "spot_rank")
 """Transforms whose values are ranks over the panel within a spot."""
 
 
 def rank_average(level: LevelOne) -> np.ndarray:
-    """Return (n, n_outputs) float32: the rank average of all families, section by section.
+    """Return (n, n_outputs) float32: the mean of the families' ranks in the transforms' units, section by section.
+
+    Across a section's spots, each family ranks the spots for each gene; ranks are averaged over families, and the spot
+    of the k-th smallest average gets the mean of the families' k-th smallest predictions (the reference distribution of
+    quantile normalisation, Bolstad et al. 2003). So the order of spots is the ranks' own, and the values are in units
+    that errors can be computed in. Transforms that are ranks within a spot are averaged as they are: within the spot,
+    as ranks. Nothing is learnt.
 
     Parameters
     ----------
@@ -216,9 +209,6 @@ def within_spots(families: list[np.ndarray]) -> np.ndarray:
     from scipy.stats import rankdata
 
     return np.mean([rankdata(family, axis=1) for family in families], axis=0)
-
-
-# ---- stacking
 
 
 STACKED, RANKED = STACKS
@@ -340,29 +330,16 @@ def _reliance(stack: Stack, validation: Table) -> dict[str, float]:
 
 
 def _write(study: Study, name: str, fold: str, part: str, level: LevelOne, predicted: np.ndarray, panel: Panel) -> Path:
-    path = study.run.prediction(name, fold, part)
-    n = len(level)
-    spots = Spots(  # a stack sees neither tiles nor depth
-        level.names, level.sections, level.patients, np.empty((n, 0, 0, 3), np.uint8), np.full(n, np.nan), level.outputs
-    )
-    about = {
-        "model": name,
-        "title": STACKS[name].title,
-        "fold": fold,
-        "part": part,
-        "study": study.name,
-        "study_hash": study.hash(),
-        "seed": study.seed,
-        "families": np.array(list(level.families), dtype=str),
-    }
+    path, n = study.run.prediction(name, fold, part), len(level)
+    no_tiles, no_depth = np.empty((n, 0, 0, 3), np.uint8), np.full(n, np.nan)
     write_predictions(
         path,
         predicted,
-        spots=spots,
+        spots=Spots(level.names, level.sections, level.patients, no_tiles, no_depth, level.outputs),
         coords=level.coords,
         panel=panel,
         transforms=list(study.target.transforms),
-        about=about,
+        about={**said_of(study, name, fold, part), "families": np.array(list(level.families), dtype=str)},
     )
     return path
 

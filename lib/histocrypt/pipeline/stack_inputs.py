@@ -5,6 +5,11 @@ A stack learns how far to trust each model family, and it may learn that only wh
 without each part, which it then predicts. An inner fold's target statistics and stain reference come from its own
 training patients. From the outer fold it has the panel, so that all inner models predict the same names, and the
 number of epochs of networks, which the outer fold's validation patient chose. None of that ever saw a test patient.
+
+What a stack sees of a spot is every family's prediction for it, put side by side by name, never by position: for
+training sections those of the inner folds, for test sections those of the outer fold. Before anything is joined, the
+record of every model that predicted is looked at: it must have learnt neither from the section that it predicts nor
+from a patient that the outer fold holds out.
 """
 
 from __future__ import annotations
@@ -33,8 +38,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from histocrypt.study import Study
-
-# ---- stacking inner
 
 
 @dataclass(frozen=True)
@@ -164,14 +167,6 @@ def _epochs(study: Study, model: str, outer: Fold) -> dict[str, Any] | None:
     return trained_about(study, model, outer, why=why)["chosen"]
 
 
-# ---- stacking inputs
-# What a stack sees of a spot: every family's prediction for it, put side by side by name, never by position.
-#
-# For training sections these are the predictions of the inner folds, for test sections those of the outer fold.
-# Before anything is joined, the record of every model that predicted is looked at: it must have learnt neither from
-# the section that it predicts nor from a patient that the outer fold holds out.
-
-
 @dataclass(frozen=True)
 class LevelOne:
     """The families' predictions for the same spots and outputs, in the transforms' units."""
@@ -259,46 +254,30 @@ def joined_by_name(
     InputError
         If a spot is in none or in two of the files, or a panel name or a transform is missing.
     """
-    values = np.full((len(names), len(transforms) * len(panel)), np.nan, dtype=np.float32)
-    known = {name: row for row, name in enumerate(names.tolist())}
-    filled = np.zeros(len(names), dtype=bool)
+    import pandas as pd
+
+    again = "train this model on this fold again"
+    frames: list[pd.DataFrame] = []
     for path, prediction in parts:
-        columns = prediction.var_names.get_indexer(list(panel.genes))
-        missing = [gene for gene, column in zip(panel.genes, columns, strict=True) if column < 0]
+        missing = [gene for gene in panel.genes if gene not in prediction.var_names]
         if missing:
+            raise InputError(f"lacks names of the panel: {some(missing)}", file=path, field="var", fix=again)
+        absent = [transform for transform in transforms if transform not in prediction.layers]
+        if absent:
+            raise InputError(f"lacks the transforms {some(absent)}", file=path, field="layers", fix=again)
+        part = prediction[prediction.obs_names.isin(names), list(panel.genes)]
+        twice = [name for frame in frames for name in frame.index.intersection(part.obs_names)]
+        if twice:
             raise InputError(
-                f"lacks names of the panel: {some(missing)}",
-                file=path,
-                field="var",
-                fix="train this model on this fold again",
+                f"predicts spots that another inner fold predicts, too: {some(twice)}", file=path, field="obs"
             )
-        rows = np.array([known.get(name, -1) for name in prediction.obs_names.tolist()], dtype=int)
-        wanted = rows >= 0
-        if filled[rows[wanted]].any():
-            raise InputError(
-                f"predicts spots that another inner fold predicts, too: {some(names[rows[wanted]])}",
-                file=path,
-                field="obs",
-            )
-        for i, transform in enumerate(transforms):
-            if transform not in prediction.layers:
-                raise InputError(
-                    f"values of the transform {transform!r} are missing",
-                    file=path,
-                    field="layers",
-                    fix="train this model on this fold again",
-                )
-            layer = np.asarray(prediction.layers[transform])[wanted][:, columns]
-            values[rows[wanted], i * len(panel) : (i + 1) * len(panel)] = layer
-        filled[rows[wanted]] = True
-    if not filled.all():
-        raise InputError(
-            f"has no prediction for spots {some(names[~filled])}",
-            file=parts[0][0],
-            field="obs",
-            fix="train this model on this fold again",
-        )
-    return values
+        values = np.hstack([np.asarray(part.layers[transform]) for transform in transforms])
+        frames.append(pd.DataFrame(values, index=part.obs_names))
+    joined = pd.concat(frames).reindex(names)
+    lost = joined.index[joined.isna().any(axis=1)]
+    if len(lost):
+        raise InputError(f"has no prediction for spots {some(lost)}", file=parts[0][0], field="obs", fix=again)
+    return joined.to_numpy(np.float32)
 
 
 def _check_unseen(study: Study, family: str, about: dict, outer: Fold, fold: Fold) -> None:

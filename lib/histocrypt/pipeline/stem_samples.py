@@ -1,4 +1,4 @@
-"""One diffusion model trained by several processes, with the study's own settings.
+"""What a model that draws samples needs beyond the rest: several processes to train it, and the samples in a file.
 
 ```
 torchrun --nproc_per_node 2 -m histocrypt.pipeline.stem_samples studies/demo.yaml stem fold_1
@@ -17,22 +17,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.data.folds import load_fold
-from histocrypt.data.load import load_test, load_training, scaling_of
+from histocrypt.data.folds import FINAL, load_fold
+from histocrypt.data.load import load_test, load_training
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
 from histocrypt.pipeline.checkpoints import load_model
-from histocrypt.pipeline.predictions import write_predictions
-from histocrypt.pipeline.train import coords_of, fit
-from histocrypt.predictors.he2gene import Plan
-from histocrypt.predictors.registry import MODELS, tile_side
+from histocrypt.pipeline.train import chosen_elsewhere, fit, train_one
+from histocrypt.predictors.registry import MODELS, build, tile_side
 from histocrypt.study import load_study
 from histocrypt.training import distributed
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
-
-# ---- diffusion ranks
 
 
 def train_together(study_file: Path, model: str, fold_name: str) -> None:
@@ -43,65 +39,30 @@ def train_together(study_file: Path, model: str, fold_name: str) -> None:
     InputError
         If the model cannot be trained by several processes, or `training.run.train_fold` refuses.
     """
-    from histocrypt.data.folds import FINAL, load_fold
-    from histocrypt.data.load import load_training
-    from histocrypt.pipeline import train
-
     study = load_study(study_file)
-    predictor = MODELS[model].predictor if model in MODELS else ""
-    if not predictor.startswith("histocrypt.predictors.stem"):
+    able = [name for name, entry in MODELS.items() if entry.many_processes]
+    if model not in able:
         raise InputError(
-            "is not trained by several processes", field="model", value=model, expected="a diffusion model: stem"
+            "is not trained by several processes", field="model", value=model, expected=f"one of {', '.join(able)}"
         )
     with distributed.together() as device:
         data = None
         for turn in range(distributed.count()):  # the first fills the cache of features, the others find it there
             if turn == distributed.number():
                 data = load_training(study, load_fold(study.run.folds, fold_name))
-                plan = study.options_of(model)
-                _warm(data, plan)
+                settings, options = study.training_of(model), study.options_of(model)
+                fresh = build(model, data.train.outputs, settings=settings, options=options, device=device)
+                fresh.warm(data.train, data.validation)
             distributed.wait()
-        chosen = train.chosen_elsewhere(study, model) if fold_name == FINAL else None
+        chosen = chosen_elsewhere(study, model) if fold_name == FINAL else None
         if distributed.number() == 0:
-            result = train.train_one(study, model, data, chosen=chosen, device=device)
+            result = train_one(study, model, data, chosen=chosen, device=device)
             many = f"{distributed.count()} processes with equal weights"
             print(f"{result.folder}: {many}, {result.chosen}, {result.seconds:.0f} s")
         else:  # learns the same, writes nothing: only the first has a folder to go on from, hence reads it for all
             folder = study.run.model(model, fold_name)
-            train.fit(study, model, data, chosen=chosen, device=device, folder=folder)
+            fit(study, model, data, chosen=chosen, device=device, folder=folder)
         distributed.wait()
-
-
-def _warm(data: object, options: dict) -> None:
-    from histocrypt.predictors.stem import DiffusionPlan
-
-    plan = DiffusionPlan.of(options)
-    data.train.features(f"{plan.encoder}@{plan.augmentations + 1}")
-    if data.validation is not None:
-        data.validation.features(f"{plan.encoder}@{plan.augmentations + 1}")
-
-
-def main() -> int:
-    """Read the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="histocrypt.pipeline.stem_samples", description=__doc__.split("\n")[0])
-    parser.add_argument("study", type=Path, help="study file")
-    parser.add_argument("model", help="name of a diffusion model, e.g. stem")
-    parser.add_argument("fold", help="name of a fold, or final")
-    given = parser.parse_args()
-    try:
-        train_together(given.study, given.model, given.fold)
-    except InputError as error:
-        print(f"histocrypt: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
-
-
-# ---- diffusion samples
-# The samples behind a prediction, on request: a file of their own, with the names of spots and genes.
 
 
 def write_samples(study: Study, model: str, fold: str, *, device: str | None = None) -> Path:
@@ -122,15 +83,13 @@ def write_samples(study: Study, model: str, fold: str, *, device: str | None = N
     """
     import h5py
 
-    from histocrypt.data.load import load_test, load_training
-
     trained = load_model(study.run.model(model, fold), device=device)
-    if not hasattr(trained.predictor, "samples"):
+    if not MODELS[model].draws_samples:
         raise InputError(
             f"{model} predicts one value, and no samples of it can be drawn",
             field="model",
             value=model,
-            expected="a diffusion model: stem",
+            expected=f"one of {', '.join(name for name, entry in MODELS.items() if entry.draws_samples)}",
         )
     path = study.run.samples(model, fold)
     main = trained.about["transforms"][0]
@@ -148,8 +107,8 @@ def write_samples(study: Study, model: str, fold: str, *, device: str | None = N
     split = load_fold(study.run.folds, fold)
     side = tile_side(model, study.training_of(model))
     spots = load_test(study, load_training(study, split, side=side), side=side)
-    genes = list(trained.predictor.genes)
-    columns = [trained.scaling.outputs.index(f"{main}:{gene}") for gene in genes]
+    columns = [number for number, name in enumerate(trained.scaling.outputs) if name.startswith(f"{main}:")]
+    genes = [trained.scaling.outputs[number].removeprefix(f"{main}:") for number in columns]
     drawn = trained.predictor.samples(spots) * trained.scaling.sd[columns] + trained.scaling.mean[columns]
     text = h5py.string_dtype()
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
@@ -172,65 +131,20 @@ def _said(path: Path) -> dict[str, str] | None:
         return None  # a damaged file is written again
 
 
-# ---- multitask ablation
-# The multi-task model with and without its spatial term, trained alike in all else.
+def main() -> int:
+    """Read the command line; return the exit code."""
+    parser = argparse.ArgumentParser(prog="histocrypt.pipeline.stem_samples", description=__doc__.split("\n")[0])
+    parser.add_argument("study", type=Path, help="study file")
+    parser.add_argument("model", help="name of a diffusion model, e.g. stem")
+    parser.add_argument("fold", help="name of a fold, or final")
+    given = parser.parse_args()
+    try:
+        train_together(given.study, given.model, given.fold)
+    except InputError as error:
+        print(f"histocrypt: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
-MODEL = "he2gene"
-
-
-def fold_with_labels(study: Study, folds: list[str]) -> str:
-    """Return the first fold whose training sections have a label; the first one where none has."""
-    label = Plan.of(study.options_of(MODEL)).where()
-    for name in folds if label is not None else []:
-        fold = load_fold(study.run.folds, name)
-        data = load_training(study, fold, side=tile_side(MODEL, study.training_of(MODEL)))
-        if np.isfinite(data.train.measured.labels(label)).any():
-            return name
-    return folds[0]
-
-
-def ablate(
-    study: Study, fold: str, weights: dict[str, float], folder: Path, *, epochs: int, device: str | None = None
-) -> dict[str, Path]:
-    """Train the model on a fold once for each weight of the spatial term and predict who is held out.
-
-    Parameters
-    ----------
-    study
-        A study with the model, after `training.prepare.prepare_folds`.
-    fold
-        Which fold.
-    weights
-        Name -> weight of the spatial term.
-    folder
-        Where predictions go, ``ablation_<name>.h5ad``.
-    epochs
-        Epochs of every training, at most; fewer where the validation score stops rising.
-    device
-        Torch device; the best one if not given.
-
-    Returns
-    -------
-    name -> prediction file
-    """
-    split = load_fold(study.run.folds, fold)
-    side = tile_side(MODEL, study.training_of(MODEL))
-    data = load_training(study, split, side=side)
-    test, scaling = load_test(study, data, side=side), scaling_of(study, split)
-    written = {}
-    for name, weight in weights.items():
-        options = {**study.models[MODEL], "spatial_weight": weight, "epochs": epochs}
-        changed = study.model_copy(update={"models": {**study.models, MODEL: options}})
-        predictor, _, _ = fit(changed, MODEL, data, device=device)
-        written[name] = folder / f"ablation_{name}.h5ad"
-        write_predictions(
-            written[name],
-            scaling.restore(predictor.predict(test)),
-            spots=test,
-            coords=coords_of(study, test),
-            panel=data.panel,
-            transforms=list(study.target.transforms),
-            about={"model": MODEL, "fold": fold, "part": "test", "spatial_weight": weight},
-        )
-    return written
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What a multi-task model predicts beside the panel, as files: every other gene, and how likely a spot is tumour."""
+"""Trains one model on one fold, predicts who was held out, and writes everything down."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.data.fold_statistics import STAIN, TARGETS, read_clean_section
-from histocrypt.data.folds import FINAL, Fold, load_fold, load_folds, uncounted_sections
+from histocrypt.data.folds import FINAL, load_fold, load_folds, uncounted_sections
 from histocrypt.data.load import FoldData, joined, load_test, load_training, scaled, scaling_of
 from histocrypt.data.spots import Spots
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.files import atomic_path
-from histocrypt.pipeline.checkpoints import made_from, read_about, save_model, teacher_of, trained_about
-from histocrypt.pipeline.predictions import write_predictions
-from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, build, tile_side
+from histocrypt.pipeline.checkpoints import made_from, save_model, teacher_of, trained_about
+from histocrypt.pipeline.predictions import write_heads, write_predictions
+from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS, build, tile_side
 from histocrypt.targets.transforms import TargetStatistics
 
 if TYPE_CHECKING:
@@ -32,92 +31,6 @@ if TYPE_CHECKING:
 
     from histocrypt.options import Training
     from histocrypt.study import Study
-
-# ---- multitask predictions
-
-
-PROBABILITY = "tumour_probability"
-"""Column of ``obs``."""
-
-
-def label_words(predictor: Any) -> dict[str, Any]:
-    """Return where the label came from, for ``uns["prediction"]["label"]``; empty where none was learnt."""
-    label = predictor.plan.where()
-    if label is None or not predictor.has_label:
-        return {}
-    words = {"source": label.source, "proxy": label.is_proxy, "positive": np.array(label.positive, dtype=str)}
-    return words if label.above is None else {**words, "above": label.above}
-
-
-def write_heads(
-    path: Path, predictor: Any, spots: Spots, *, coords: np.ndarray, about: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """Write ``X`` (spots x every other gene, ln(1 + counts per 10,000)) and ``obs["tumour_probability"]``, atomically.
-
-    Parameters
-    ----------
-    predictor
-        A fitted `training.multitask.MultitaskPredictor`.
-    spots
-        Whole sections.
-    coords
-        (n, 2) x, y in full-resolution pixels.
-    about
-        Becomes ``uns["prediction"]``, with what is said of the label.
-
-    Returns
-    -------
-    The heads' predictions by name.
-    """
-    import anndata
-    import pandas as pd
-
-    from histocrypt.models.he2gene import AUXILIARY, TUMOUR  # torchvision takes seconds, and others write here too
-
-    heads = predictor.predict_heads(spots)
-    values = heads.get(AUXILIARY, np.zeros((len(spots), 0), np.float32))
-    barcodes = [
-        name.removeprefix(f"{section}:") for name, section in zip(spots.names.tolist(), spots.sections, strict=True)
-    ]
-    obs = pd.DataFrame(
-        {"section": spots.sections.astype(str), "patient": spots.patients.astype(str), "barcode": barcodes},
-        index=pd.Index(spots.names.astype(str), name="spot"),
-    )
-    if TUMOUR in heads:
-        obs[PROBABILITY] = heads[TUMOUR][:, 0]
-    var = pd.DataFrame(
-        {"symbol": list(predictor.genes.values()), "head": AUXILIARY},
-        index=pd.Index(list(predictor.genes), name="gene_id", dtype=object),
-    )
-    adata = anndata.AnnData(X=values, obs=obs, var=var)
-    adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
-    label = label_words(predictor)
-    adata.uns["prediction"] = {**about, "transform": "log1p_cp10k", **({"label": label} if label else {})}
-    with atomic_path(path) as temporary:
-        adata.write_h5ad(temporary, compression="gzip")
-    return heads
-
-
-def add_heads(adata: AnnData, heads: dict[str, np.ndarray], predictor: Any) -> None:
-    """Put every head into one prediction of the panel: other genes in ``obsm``, the probability in ``obs``.
-
-    ``obsm["auxiliary"]`` is (n, g) in ln(1 + counts per 10,000), its columns named in ``uns["auxiliary_names"]`` and
-    ``uns["auxiliary_symbols"]``. What reads ordinary predictions sees the panel alone.
-    """
-    from histocrypt.models.he2gene import AUXILIARY, TUMOUR
-
-    adata.var["head"] = "target"
-    if AUXILIARY in heads:
-        adata.obsm[AUXILIARY] = heads[AUXILIARY]
-        adata.uns[f"{AUXILIARY}_names"] = np.array(list(predictor.genes), dtype=str)
-        adata.uns[f"{AUXILIARY}_symbols"] = np.array(list(predictor.genes.values()), dtype=str)
-    if TUMOUR in heads:
-        adata.obs[PROBABILITY] = heads[TUMOUR][:, 0]
-        adata.uns["prediction"] = {**adata.uns["prediction"], "label": label_words(predictor)}
-
-
-# ---- run
-# Trains one model on one fold, predicts who was held out, and writes everything down.
 
 
 @dataclass(frozen=True)
@@ -134,13 +47,9 @@ class TrainResult:
     """Mean Pearson's r over outputs within validation sections; None for the fold ``final``."""
     predictions: tuple[Path, ...]
     seconds: float
-    reused: bool = False
-    """Whether a finished model of the same settings was found and left as it was."""
 
 
-def train_fold(
-    study: Study, model: str, fold: str, *, device: str | None = None, reuse: bool = False
-) -> list[TrainResult]:
+def train_fold(study: Study, model: str, fold: str, *, device: str | None = None) -> list[TrainResult]:
     """Train a model on one fold and write ``models/<model>/<fold>/`` and ``predictions/<model>/<fold>.*.h5ad``.
 
     The model is fitted on the training sections and chosen on the validation sections; fitted baselines, and networks
@@ -157,8 +66,6 @@ def train_fold(
         Name of a fold, or ``final``.
     device
         Torch device of networks; the best one if not given.
-    reuse
-        Keep a finished model if it was made from the same settings.
 
     Returns
     -------
@@ -180,10 +87,6 @@ def train_fold(
     loaded: dict[int | None, FoldData] = {}
     results = []
     for name in tqdm(names, desc=f"baselines {fold}", unit="model", disable=len(names) == 1):
-        finished = _finished(study, name, split) if reuse else None
-        if finished is not None:
-            results.append(finished)
-            continue
         side = tile_side(name, study.training_of(name))
         if side not in loaded:
             loaded = {side: load_training(study, split, side=side)}
@@ -303,12 +206,10 @@ def train_one(
         written.append(_predictions(study, model, data, "validation", data.validation, predicted))
     if fold.test_sections:
         test = load_test(study, data, side=tile_side(model, study.training_of(model)))
-        mean, extra = scaling.restore(predictor.predict(test)), None
-        if hasattr(predictor, "add_layers"):  # it predicts a distribution
-            extra = partial(predictor.add_layers, scaling=scaling)
+        mean, extra = scaling.restore(predictor.predict(test)), partial(predictor.add_layers, scaling=scaling)
         written.append(_predictions(study, model, data, "test", test, mean, extra))
-        if hasattr(predictor, "predict_heads"):
-            about = _said_of(study, model, data, "test")
+        if MODELS[model].has_heads:
+            about = said_of(study, model, fold.name, "test")
             write_heads(study.run.heads(model, fold.name), predictor, test, coords=coords_of(study, test), about=about)
     seconds = time.monotonic() - started
     about = describe(study, model, data, chosen=chosen, scaling=scaling)
@@ -372,16 +273,11 @@ def coords_of(study: Study, spots: Spots) -> np.ndarray:
     return np.array([coords[name] for name in spots.names.tolist()])
 
 
-def _said_of(study: Study, model: str, data: FoldData, part: str) -> dict[str, Any]:
-    return {
-        "model": model,
-        "title": MODELS[model].title,
-        "fold": data.fold.name,
-        "part": part,
-        "study": study.name,
-        "study_hash": study.hash(),
-        "seed": study.seed,
-    }
+def said_of(study: Study, model: str, fold: str, part: str) -> dict[str, Any]:
+    """Return what ``uns["prediction"]`` says of every prediction of a run."""
+    title = {**MODELS, **STACKS}[model].title
+    run = {"study": study.name, "study_hash": study.hash(), "seed": study.seed}
+    return {"model": model, "title": title, "fold": fold, "part": part, **run}
 
 
 def _predictions(
@@ -394,7 +290,7 @@ def _predictions(
     extra: Callable[[AnnData], None] | None = None,
 ) -> Path:
     path = study.run.prediction(model, data.fold.name, part)
-    about = _said_of(study, model, data, part)
+    about = said_of(study, model, data.fold.name, part)
     write_predictions(
         path,
         predicted,
@@ -407,24 +303,6 @@ def _predictions(
         extra=extra,
     )
     return path
-
-
-def _finished(study: Study, model: str, fold: Fold) -> TrainResult | None:
-    """Return the result of an earlier run if it is whole and of the same settings."""
-    folder = study.run.model(model, fold.name)
-    if not (folder / "model.json").is_file() or not (folder / "weights.safetensors").is_file():
-        return None
-    try:
-        about = read_about(folder)
-    except InputError:
-        return None
-    parts = [*(["validation"] if fold.validation_sections else []), *(["test"] if fold.test_sections else [])]
-    written = tuple(study.run.prediction(model, fold.name, part) for part in parts)
-    if about.get("made_from") != made_from(study, model, fold) or not all(path.is_file() for path in written):
-        return None
-    return TrainResult(
-        model, fold.name, folder, about["chosen"], about["validation_pcc"], written, about["seconds"], reused=True
-    )
 
 
 def chosen_elsewhere(study: Study, model: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ def predict_views(model: Any, window: Callable[[float], Spots], views: Views) ->
         If symmetries are asked of a model that does not look at tiles but at frozen features.
     """
     predictor = model.predictor
-    if views.symmetries and not looks_at_tiles(model.about["model"], predictor):
+    if views.symmetries and not predictor.sees_tiles:
         raise InputError(
             f"{MODELS[model.about['model']].title} reads frozen features of upright tiles",
             field="--average-symmetries",
@@ -86,22 +86,20 @@ def predict_views(model: Any, window: Callable[[float], Spots], views: Views) ->
         spots = window(factor)
         for view in spots.symmetries() if views.symmetries else (spots,):
             count += 1
-            for name, values in _heads(predictor, view).items():
+            for name, values in predictor.predict_heads(view).items():
                 total[name] = values.astype(np.float64) if name not in total else total[name] + values
     found = {name: (values / count).astype(np.float32) for name, values in total.items()}
     return {**found, "target": model.scaling.restore(found["target"])}
 
 
-def looks_at_tiles(model: str, predictor: Any) -> bool:
-    """Return whether a predictor's input is the tile itself."""
-    plan = getattr(predictor, "plan", None)
-    return MODELS[model].kind == "network" and (plan is None or plan.is_trained)
-
-
-def _heads(predictor: Any, spots: Spots) -> dict[str, np.ndarray]:
-    if hasattr(predictor, "predict_heads"):
-        return predictor.predict_heads(spots)
-    return {"target": np.asarray(predictor.predict(spots), dtype=np.float32)}
+def mapped(file: Path, chunks: Iterable[np.ndarray], *, n: int, side: int) -> np.ndarray:
+    """Return ``n`` tiles that come in chunks as one array, (n, side, side, 3) uint8, which lies in a file."""
+    tiles = np.memmap(file, dtype=np.uint8, mode="w+", shape=(n, side, side, 3))
+    start = 0
+    for chunk in chunks:
+        tiles[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    return tiles
 
 
 def recut(
@@ -128,11 +126,8 @@ def recut(
     cut = iter_tiles(image, coords, um_per_px=um_per_px, tile_um=tile_um, tile_px=stored)
     for row, tile in enumerate(cut):
         raw[row] = tile
-    tiles = np.memmap(file.with_suffix(".normal"), dtype=np.uint8, mode="w+", shape=(n, side, side, 3))
-    start = 0
-    for chunk in normalised_chunks(raw, source=own, reference=reference, method=method, side=side):
-        tiles[start : start + len(chunk)] = chunk
-        start += len(chunk)
+    chunks = normalised_chunks(raw, source=own, reference=reference, method=method, side=side)
+    tiles = mapped(file.with_suffix(".normal"), chunks, n=n, side=side)
 
     def features(encoder: str) -> np.ndarray:
         return section_features(np.asarray(raw), stain=own, method=method, encoder=encoder, names=spots.names)

@@ -1,72 +1,36 @@
-"""Colour-only ridge: what the colours of a tile tell, without any shape or texture.
-
-A model of histology has to beat it; where colour shifts between centres or patients, it shows how far colour leads.
-"""
+"""Predictors fitted in closed form: the yardsticks that every model has to beat, and the head for encryption."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from histocrypt.data.spots import Spots
-from histocrypt.errors import InputError
-
-# ---- fitted
-# What the baselines share: one interface, and a standardisation that a section's own spots give.
-
+from histocrypt.predictors.base import Predictor
 
 LEAST_SHARE = 0.25
 """A section's standard deviation counts as at least this share of the one within training sections."""
+PENALTIES = tuple(float(10.0**power) for power in np.arange(-4, 4.01, 0.5))
+"""Penalties tried, per training spot: the same value means the same shrinkage for any number of spots."""
+NEIGHBOURS = (3, 5, 10, 20, 40, 80, 160)
+"""Values of k that are tried."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SIDE = 48
+"""About as many pixels a side are looked at, evenly spaced: enough for statistics of colour."""
 
 
-class Fitted(ABC):
-    """A predictor that is fitted in closed form, without epochs.
+class Fitted(Predictor):
+    """A predictor that is fitted without epochs.
 
-    Arrays of the fitted state are named, and are used exactly as they are stored: a predictor rebuilt with
-    ``cls(**config)`` and `load_state` gives the same predictions bit by bit.
+    Arrays of the fitted state are named, and are used exactly as they are stored: a predictor rebuilt with the same
+    options and `load_state` gives the same predictions bit by bit.
     """
 
     def __init__(self, *, normalise_by_section: bool = True) -> None:
         self.normalise_by_section = normalise_by_section
         self._state: dict[str, np.ndarray] = {}
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor options, JSON-able."""
-        return {"normalise_by_section": self.normalise_by_section}
-
-    @abstractmethod
-    def fit(
-        self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Fit to the training spots.
-
-        Parameters
-        ----------
-        train
-            Spots with targets.
-        validation
-            Not looked at: hyper-parameters come from inner cross-validation by patient (or section) on ``train``.
-        seed
-            Seed of whatever is random.
-        chosen
-            What an earlier fit chose; given in a refit on more spots, it is used instead of choosing again.
-
-        Returns
-        -------
-        dict
-            What was chosen, JSON-able.
-        """
-
-    @abstractmethod
-    def predict(self, spots: Spots) -> np.ndarray:
-        """Return (n, n_outputs) float32 predictions, in the units and the order of the targets it was fitted to.
-
-        With ``normalise_by_section`` all spots of a section must be given at once: its own spots standardise it.
-        """
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the fitted arrays by name."""
@@ -75,6 +39,172 @@ class Fitted(ABC):
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Take fitted arrays from `state`."""
         self._state = {name: np.ascontiguousarray(array) for name, array in state.items()}
+
+    def _fit_scores(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Keep mean and standard deviation of the training spots' features; return their z-scores."""
+        mean, sd = mean_and_sd(features, sections, by_section=self.normalise_by_section)
+        self._state = {"mean": mean, "sd": sd}
+        return self._scores(features, sections)
+
+    def _scores(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        mean, sd = self._state["mean"], self._state["sd"]
+        return standardise(features, sections, mean, sd, by_section=self.normalise_by_section)
+
+
+class MeanProfile(Fitted):
+    """The mean of each output over the training spots, for every spot: what a constant predictor achieves."""
+
+    def fit(
+        self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Take the mean of each output; there is nothing to choose."""
+        self._state = {"mean": train.targets.mean(axis=0, dtype=np.float64).astype(np.float32)}
+        return {}
+
+    def predict(self, spots: Spots) -> np.ndarray:
+        """Return the training mean for every spot, (n, n_outputs) float32."""
+        return np.tile(self._state["mean"], (len(spots), 1))
+
+
+class DepthOnly(Fitted):
+    """Linear regression of each output on ln(1 + total count of the spot): how much of a score is sequencing depth.
+
+    A yardstick for confounding, not a predictor: it reads the total counts of the very spots that it predicts, which no
+    image gives. Where it scores as well as a model, that model's score may be tissue density alone.
+
+    The slope is the one within training sections, the same whether targets are centred by section or not.
+    ``normalise_by_section`` changes nothing: differences in depth between sections are part of what it measures.
+    """
+
+    def fit(
+        self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Fit one line per output; there is nothing to choose."""
+        depth = np.log1p(np.asarray(train.depth, dtype=np.float64))
+        targets = np.asarray(train.targets, dtype=np.float64)
+        within = np.empty_like(depth)
+        for section in np.unique(train.sections):
+            rows = train.sections == section
+            within[rows] = depth[rows] - depth[rows].mean()
+        spread = within @ within
+        slope = within @ targets / spread if spread > 1e-12 else np.zeros(targets.shape[1])
+        self._state = {
+            "slope": slope.astype(np.float32),
+            "intercept": (targets.mean(axis=0) - depth.mean() * slope).astype(np.float32),
+        }
+        return {}
+
+    def predict(self, spots: Spots) -> np.ndarray:
+        """Return (n, n_outputs) float32 from the spots' own total counts."""
+        depth = np.log1p(np.asarray(spots.depth, dtype=np.float32))
+        return depth[:, None] * self._state["slope"] + self._state["intercept"]
+
+
+class Ridge(Fitted):
+    """Ridge regression on what `_fit_inputs` and `_inputs` make of spots; the penalty by inner cross-validation."""
+
+    def fit(
+        self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Fit; chooses ``penalty``."""
+        inputs = self._fit_inputs(train)
+        penalty = (chosen or {}).get("penalty")
+        coefficient, intercept, penalty = fit_ridge(inputs, train.targets, inner_folds(train), penalty=penalty)
+        self._state |= {"coefficient": coefficient, "intercept": intercept}
+        return {"penalty": penalty}
+
+    def predict(self, spots: Spots) -> np.ndarray:
+        """Return (n, n_outputs) float32."""
+        return self._inputs(spots) @ self._state["coefficient"] + self._state["intercept"]
+
+
+class ColourRidge(Ridge):
+    """Ridge regression on `colour_features`: what the colours of a tile tell, without any shape or texture.
+
+    Where colour shifts between centres or patients, it shows how far colour leads.
+    """
+
+    def _fit_inputs(self, train: Spots) -> np.ndarray:
+        return self._fit_scores(colour_features(train.tiles), train.sections)
+
+    def _inputs(self, spots: Spots) -> np.ndarray:
+        return self._scores(colour_features(spots.tiles), spots.sections)
+
+
+class OnEncoder(Fitted):
+    """What predictors on frozen features share: the encoder, standardisation, principal components."""
+
+    def __init__(
+        self,
+        *,
+        encoder: str = "efficientnet_lite0",  # name in encoders.ENCODERS
+        components: int = 256,  # principal components kept, at most
+        normalise_by_section: bool = True,
+    ) -> None:
+        super().__init__(normalise_by_section=normalise_by_section)
+        self.encoder, self.components = encoder, components
+
+    def _fit_inputs(self, train: Spots) -> np.ndarray:
+        """Fit standardisation and components, without labels; return the training spots' (n, k) components."""
+        scores = self._fit_scores(train.features(self.encoder), train.sections)
+        pca = principal_components(scores, self.components)
+        self._state |= {
+            "centre": pca.mean_.astype(np.float32),
+            "axes": np.ascontiguousarray(pca.components_.T, dtype=np.float32),
+        }
+        return self._projected(scores)
+
+    def _inputs(self, spots: Spots) -> np.ndarray:
+        return self._projected(self._scores(spots.features(self.encoder), spots.sections))
+
+    def _projected(self, scores: np.ndarray) -> np.ndarray:
+        return (scores - self._state["centre"]) @ self._state["axes"]
+
+
+class EncoderRidge(OnEncoder, Ridge):
+    """Ridge regression on principal components of frozen features: the baseline that is hard to beat.
+
+    The recipe of HEST-Benchmark (Jaume et al. 2024), but for the penalty, which is chosen by patient, not fixed.
+    """
+
+
+class FheHead(EncoderRidge):
+    """Frozen-encoder ridge for encrypted evaluation: one level, several spots in a ciphertext.
+
+    The features come from a public encoder, so the key owner can compute them in the clear on its own machine; what the
+    model's owner keeps to itself is the head.
+    """
+
+    def __init__(
+        self, *, encoder: str = "efficientnet_lite0_128", components: int = 256, normalise_by_section: bool = True
+    ) -> None:
+        super().__init__(encoder=encoder, components=components, normalise_by_section=normalise_by_section)
+
+
+class NearestNeighbours(OnEncoder):
+    """Mean target of the k nearest training spots (Euclidean, principal components of frozen features).
+
+    Its state holds the targets of the training spots themselves: whoever has the model file has them, too.
+    """
+
+    def fit(
+        self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Fit; chooses ``neighbours`` by inner cross-validation by patient or section."""
+        components = self._fit_inputs(train)
+        k = (chosen or {}).get("neighbours") or choose_neighbours(components, train.targets, inner_folds(train))
+        self._state |= {
+            "components": components,
+            "targets": np.asarray(train.targets, dtype=np.float32),
+            "neighbours": np.array([min(k, len(train))]),
+        }
+        return {"neighbours": int(k)}
+
+    def predict(self, spots: Spots) -> np.ndarray:
+        """Return (n, n_outputs) float32."""
+        state, k = self._state, int(self._state["neighbours"][0])
+        nearest = _nearest(state["components"], self._inputs(spots), k)
+        return state["targets"][nearest].mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
 def mean_and_sd(features: np.ndarray, sections: np.ndarray, *, by_section: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -134,21 +264,11 @@ def inner_folds(spots: Spots, n: int = 5) -> list[tuple[np.ndarray, np.ndarray]]
     return list(KFold(n_splits=min(n, len(spots))).split(spots.names)) if len(spots) > 1 else []
 
 
-# ---- ridge
-# Ridge regression of many outputs in closed form, with one penalty chosen by inner cross-validation.
-#
-# Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems", Technometrics 12(1), 1970.
-
-
-PENALTIES = tuple(float(10.0**power) for power in np.arange(-4, 4.01, 0.5))
-"""Penalties tried, per training spot: the same value means the same shrinkage for any number of spots."""
-
-
 def ridge(x: np.ndarray, y: np.ndarray, penalties: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Fit ridge regression for several penalties with one singular value decomposition.
 
     Minimises, with an intercept that is not penalised, ``|y - x b - a|^2 + n * penalty * |b|^2``: scikit-learn's
-    ``Ridge(alpha=n * penalty)``.
+    ``Ridge(alpha=n * penalty)`` (Hoerl and Kennard, Technometrics 1970).
 
     Parameters
     ----------
@@ -178,10 +298,7 @@ def ridge(x: np.ndarray, y: np.ndarray, penalties: Sequence[float]) -> tuple[np.
 
 
 def choose_penalty(
-    x: np.ndarray,
-    y: np.ndarray,
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
-    penalties: Sequence[float] = PENALTIES,
+    x: np.ndarray, y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], penalties: Sequence[float] = PENALTIES
 ) -> tuple[float, np.ndarray]:
     """Choose one penalty for all outputs by cross-validation.
 
@@ -192,7 +309,7 @@ def choose_penalty(
     y
         (n, q) outputs; each counts by its share of variance explained, whatever its scale.
     folds
-        (train, held out) index pairs; see `fitted.inner_folds`.
+        (train, held out) index pairs; see `inner_folds`.
     penalties
         Penalties to choose among.
 
@@ -238,36 +355,40 @@ def fit_ridge(
     return coefficients[0].astype(np.float32), intercepts[0].astype(np.float32), penalty
 
 
-# ---- colour ridge
+def choose_neighbours(x: np.ndarray, y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
+    """Choose one number of neighbours for all outputs by cross-validation, as `choose_penalty` does."""
+    least = min((len(known) for known, _ in folds), default=0)
+    tried = [k for k in NEIGHBOURS if k <= least]
+    if not tried:
+        return max(1, least)
+    targets = np.asarray(y, dtype=np.float64)
+    sd = targets.std(axis=0)
+    scaled = targets / np.where(sd > 1e-8, sd, 1.0)
+    errors = np.zeros(len(tried))
+    for known, held_out in folds:
+        nearest = known[_nearest(x[known], x[held_out], tried[-1])]
+        total, done = np.zeros((len(held_out), targets.shape[1])), 0
+        for i, k in enumerate(tried):
+            total += scaled[nearest[:, done:k]].sum(axis=1)
+            done = k
+            errors[i] += np.square(scaled[held_out] - total / k).sum()
+    return tried[int(np.argmin(errors))]
 
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SIDE = 48
-"""About as many pixels a side are looked at, evenly spaced: enough for statistics of colour."""
+def _nearest(known: np.ndarray, asked: np.ndarray, k: int) -> np.ndarray:
+    from sklearn.neighbors import NearestNeighbors
+
+    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(known).kneighbors(asked, return_distance=False)
 
 
-class ColourRidge(Fitted):
-    """Ridge regression on `colour_features`, the penalty chosen by inner cross-validation by patient or section."""
+def principal_components(scores: np.ndarray, most: int) -> Any:
+    """Return scikit-learn's PCA of (n, d) scores, with ``most`` components or as many as there can be."""
+    from sklearn.decomposition import PCA
 
-    def fit(
-        self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Fit; chooses ``penalty``."""
-        features = colour_features(train.tiles)
-        mean, sd = mean_and_sd(features, train.sections, by_section=self.normalise_by_section)
-        scores = standardise(features, train.sections, mean, sd, by_section=self.normalise_by_section)
-        coefficient, intercept, penalty = fit_ridge(
-            scores, train.targets, inner_folds(train), penalty=(chosen or {}).get("penalty")
-        )
-        self._state = {"mean": mean, "sd": sd, "coefficient": coefficient, "intercept": intercept}
-        return {"penalty": penalty}
-
-    def predict(self, spots: Spots) -> np.ndarray:
-        """Return (n, n_outputs) float32."""
-        state = self._state
-        features = colour_features(spots.tiles)
-        scores = standardise(features, spots.sections, state["mean"], state["sd"], by_section=self.normalise_by_section)
-        return scores @ state["coefficient"] + state["intercept"]
+    kept = min(most, len(scores) - 1, scores.shape[1])
+    # Exact solvers only: the randomised one would make the result depend on more than the data.
+    solver = "covariance_eigh" if len(scores) > scores.shape[1] else "full"
+    return PCA(n_components=max(kept, 1), svd_solver=solver).fit(scores.astype(np.float64))
 
 
 def colour_features(tiles: np.ndarray) -> np.ndarray:
@@ -292,217 +413,3 @@ def colour_features(tiles: np.ndarray) -> np.ndarray:
         parts = [channels.mean(axis=1), channels.std(axis=1), *np.quantile(channels, QUANTILES, axis=1)]
         features[start : start + 256] = np.concatenate(parts, axis=-1)
     return features
-
-
-# ---- depth only
-# Sequencing depth only: how much of a score is explained by how many molecules a spot yielded.
-#
-# A yardstick for confounding, not a predictor: it reads the total counts of the very spots that it predicts, which no
-# image gives. Where it scores as well as a model, that model's score may be tissue density alone.
-
-
-class DepthOnly(Fitted):
-    """Linear regression of each output on ln(1 + total count of the spot).
-
-    The slope is the one within training sections, the same whether targets are centred by section or not.
-    ``normalise_by_section`` changes nothing: differences in depth between sections are part of what it measures.
-    """
-
-    def fit(
-        self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Fit one line per output; there is nothing to choose."""
-        depth = np.log1p(np.asarray(train.depth, dtype=np.float64))
-        targets = np.asarray(train.targets, dtype=np.float64)
-        within = np.empty_like(depth)
-        for section in np.unique(train.sections):
-            rows = train.sections == section
-            within[rows] = depth[rows] - depth[rows].mean()
-        spread = within @ within
-        slope = within @ targets / spread if spread > 1e-12 else np.zeros(targets.shape[1])
-        self._state = {
-            "slope": slope.astype(np.float32),
-            "intercept": (targets.mean(axis=0) - depth.mean() * slope).astype(np.float32),
-        }
-        return {}
-
-    def predict(self, spots: Spots) -> np.ndarray:
-        """Return (n, n_outputs) float32 from the spots' own total counts."""
-        depth = np.log1p(np.asarray(spots.depth, dtype=np.float32))
-        return depth[:, None] * self._state["slope"] + self._state["intercept"]
-
-
-# ---- encoder ridge
-# Frozen-encoder ridge: principal components of frozen features, then ridge. The baseline that is hard to beat.
-#
-# The recipe of HEST-Benchmark (Jaume et al. 2024): PCA to 256 components and ridge regression on features of a frozen
-# encoder; here the penalty is chosen by inner cross-validation by patient instead of being fixed.
-
-
-class OnEncoder(Fitted):
-    """What predictors on frozen features share: the encoder, standardisation, principal components."""
-
-    def __init__(
-        self,
-        *,
-        encoder: str = "efficientnet_lite0",  # name in encoders.ENCODERS
-        components: int = 256,  # principal components kept, at most
-        normalise_by_section: bool = True,
-    ) -> None:
-        super().__init__(normalise_by_section=normalise_by_section)
-        if not isinstance(components, int) or components < 1:
-            raise InputError(
-                "is not a number of principal components",
-                field="components",
-                value=components,
-                expected="a whole number from 1",
-            )
-        self.encoder = encoder
-        self.components = components
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Constructor options, JSON-able."""
-        return {**super().config, "encoder": self.encoder, "components": self.components}
-
-    def _fit_components(self, train: Spots) -> np.ndarray:
-        """Fit standardisation and components into the state; return the training spots' (n, k) components."""
-        from sklearn.decomposition import PCA
-
-        features = train.features(self.encoder)
-        mean, sd = mean_and_sd(features, train.sections, by_section=self.normalise_by_section)
-        scores = standardise(features, train.sections, mean, sd, by_section=self.normalise_by_section)
-        kept = min(self.components, len(train) - 1, scores.shape[1])
-        # Exact solvers only: the randomised one would make the result depend on more than the data.
-        solver = "covariance_eigh" if len(scores) > scores.shape[1] else "full"
-        pca = PCA(n_components=max(kept, 1), svd_solver=solver).fit(scores.astype(np.float64))
-        self._state = {
-            "mean": mean,
-            "sd": sd,
-            "centre": pca.mean_.astype(np.float32),
-            "axes": np.ascontiguousarray(pca.components_.T, dtype=np.float32),
-        }
-        return self._project(scores)
-
-    def _project(self, scores: np.ndarray) -> np.ndarray:
-        return (scores - self._state["centre"]) @ self._state["axes"]
-
-    def _components(self, spots: Spots) -> np.ndarray:
-        state = self._state
-        features = spots.features(self.encoder)
-        scores = standardise(features, spots.sections, state["mean"], state["sd"], by_section=self.normalise_by_section)
-        return self._project(scores)
-
-
-class EncoderRidge(OnEncoder):
-    """Ridge regression on principal components of frozen features; one penalty, chosen by inner cross-validation."""
-
-    def fit(
-        self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Fit; chooses ``penalty``. Components are found without labels, once, on all training spots."""
-        components = self._fit_components(train)
-        coefficient, intercept, penalty = fit_ridge(
-            components, train.targets, inner_folds(train), penalty=(chosen or {}).get("penalty")
-        )
-        self._state |= {"coefficient": coefficient, "intercept": intercept}
-        return {"penalty": penalty}
-
-    def predict(self, spots: Spots) -> np.ndarray:
-        """Return (n, n_outputs) float32."""
-        return self._components(spots) @ self._state["coefficient"] + self._state["intercept"]
-
-
-# ---- fhe head
-# FheHead: a linear head on frozen features, of which the encrypted evaluation sees ciphertexts only.
-#
-# The features come from a public encoder, so the key owner can compute them in the clear on its own machine; what the
-# model's owner keeps to itself is the head. It is frozen-encoder ridge, on a smaller encoder that a laptop runs at tens
-# of tiles a second.
-
-
-class FheHead(EncoderRidge):
-    """Frozen-encoder ridge for encrypted evaluation: one level, several spots in a ciphertext."""
-
-    def __init__(
-        self, *, encoder: str = "efficientnet_lite0_128", components: int = 256, normalise_by_section: bool = True
-    ) -> None:
-        super().__init__(encoder=encoder, components=components, normalise_by_section=normalise_by_section)
-
-
-# ---- knn
-# Nearest neighbours on frozen features: the mean of the k training spots that look most alike.
-#
-# Its state holds the targets of the training spots themselves: whoever has the model file has them, too.
-
-
-NEIGHBOURS = (3, 5, 10, 20, 40, 80, 160)
-"""Values of k that are tried."""
-
-
-class NearestNeighbours(OnEncoder):
-    """Mean target of the k nearest training spots (Euclidean, principal components of frozen features)."""
-
-    def fit(
-        self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Fit; chooses ``neighbours`` by inner cross-validation by patient or section."""
-        components = self._fit_components(train)
-        k = (chosen or {}).get("neighbours") or _choose(components, train)
-        self._state |= {
-            "components": components,
-            "targets": np.asarray(train.targets, dtype=np.float32),
-            "neighbours": np.array([min(k, len(train))]),
-        }
-        return {"neighbours": int(k)}
-
-    def predict(self, spots: Spots) -> np.ndarray:
-        """Return (n, n_outputs) float32."""
-        state, k = self._state, int(self._state["neighbours"][0])
-        nearest = _nearest(state["components"], self._components(spots), k)
-        return state["targets"][nearest].mean(axis=1, dtype=np.float64).astype(np.float32)
-
-
-def _choose(components: np.ndarray, train: Spots) -> int:
-    folds = inner_folds(train)
-    least = min((len(known) for known, _ in folds), default=0)
-    tried = [k for k in NEIGHBOURS if k <= least]
-    if not tried:
-        return max(1, least)
-    targets = np.asarray(train.targets, dtype=np.float64)
-    sd = targets.std(axis=0)
-    scaled = targets / np.where(sd > 1e-8, sd, 1.0)
-    errors = np.zeros(len(tried))
-    for known, held_out in folds:
-        nearest = known[_nearest(components[known], components[held_out], tried[-1])]
-        total, done = np.zeros((len(held_out), targets.shape[1])), 0
-        for i, k in enumerate(tried):
-            total += scaled[nearest[:, done:k]].sum(axis=1)
-            done = k
-            errors[i] += np.square(scaled[held_out] - total / k).sum()
-    return tried[int(np.argmin(errors))]
-
-
-def _nearest(known: np.ndarray, asked: np.ndarray, k: int) -> np.ndarray:
-    from sklearn.neighbors import NearestNeighbors
-
-    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(known).kneighbors(asked, return_distance=False)
-
-
-# ---- mean profile
-# Mean profile: every spot gets the training mean. What a predictor that looks at nothing achieves.
-
-
-class MeanProfile(Fitted):
-    """Predict the mean of each output over the training spots. ``normalise_by_section`` changes nothing."""
-
-    def fit(
-        self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Take the mean of each output; there is nothing to choose."""
-        self._state = {"mean": train.targets.mean(axis=0, dtype=np.float64).astype(np.float32)}
-        return {}
-
-    def predict(self, spots: Spots) -> np.ndarray:
-        """Return the training mean for every spot, (n, n_outputs) float32."""
-        return np.tile(self._state["mean"], (len(spots), 1))

@@ -7,7 +7,6 @@ blown up): with equal weights both gene heads start from the same loss.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,23 +16,21 @@ import torch
 from torch import nn
 
 from histocrypt.data.spots import Spots
-from histocrypt.errors import InputError, unknown_name
-from histocrypt.models.he2gene import AUXILIARY, BACKBONES, TARGET, TUMOUR, HE2Gene, Head, take_imagenet
+from histocrypt.errors import InputError
+from histocrypt.models.he2gene import HE2Gene, Head, take_imagenet
+from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR
 from histocrypt.predictors.closed_form import mean_and_sd, standardise
-from histocrypt.predictors.network import CHUNK, NetworkPredictor, resized
-from histocrypt.targets.matrix import Label
+from histocrypt.predictors.network import NetworkPredictor, resized
+from histocrypt.predictors.registry import HE2GeneOptions
 from histocrypt.training.images import Images
 from histocrypt.training.loop import precision
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-# ---- spatial
-# Spots among their neighbours, in training: connected patches of tissue as batches, the spatial term of the loss.
-
-
-NEIGHBOURS = ("label", "predicted", "image")
-"""By what neighbours count: the same label; the same label as predicted; how alike their images are."""
+BLOCK = 32
+"""Tiles that the network sees at once when it predicts, the last ones filled up: a prediction is the same to the bit
+whatever stands beside it."""
 
 
 def spatial_term(predicted: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -123,94 +120,11 @@ def connected_batches(graph: csr_matrix, order: np.ndarray, n_batches: int, *, p
     return np.array_split(np.array(drawn), n_batches)
 
 
-# ---- multitask plan
-# The options of a multi-task model, checked before any work.
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The options of the model, checked."""
-
-    backbone: str = "resnet18"  # resnet18, resnet50, or a frozen encoder by name
-    pretrained: bool = False  # start from ImageNet weights, where torch's cache folder has them
-    hidden: int = 256  # width of the shared layer on a frozen encoder
-    dropout: float = 0.0
-    aux_weight: float = 1.0  # of the other genes; 0: no such head
-    aux_rank: int = 128  # of their head; 0: a full matrix
-    label: str | None = None  # obs:COLUMN, or obsm:MATRIX/COLUMN
-    label_is: tuple[str, ...] = ()  # values that mean tumour
-    label_above: float | None = None  # numbers above this mean tumour
-    tumour_weight: float = 1.0
-    spatial_weight: float = 0.01  # of the spatial term; 0 switches it off
-    neighbours: str = "label"  # label, predicted or image: see training.spatial
-    patch: int = 8  # spots in a connected patch of a batch
-    average_symmetries: bool = False  # predictions are means over the eight symmetries of a tile
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Plan:
-        """Return the options checked; the first bad value is an `InputError` that names it."""
-        given = dict(options)
-        if "label_is" in given:
-            words = given["label_is"]
-            given["label_is"] = tuple(map(str, words if isinstance(words, list | tuple) else [words]))
-        plan = cls(**given)
-        for name, least in (("hidden", 1), ("aux_rank", 0), ("patch", 1)):
-            _check(name, getattr(plan, name), int, least, "a whole number")
-        for name in ("aux_weight", "tumour_weight", "spatial_weight"):
-            _check(name, getattr(plan, name), int | float, 0, "a number")
-        if isinstance(plan.dropout, bool) or not isinstance(plan.dropout, int | float) or not 0 <= plan.dropout < 1:
-            raise InputError(
-                "is not a share", field="models.he2gene.dropout", value=plan.dropout, expected="0 to below 1"
-            )
-        if plan.label is not None and not isinstance(plan.label, str):
-            raise InputError(
-                "does not say where a label is", field="models.he2gene.label", value=plan.label, expected="obs:COLUMN"
-            )
-        for name in ("pretrained", "average_symmetries"):
-            if not isinstance(getattr(plan, name), bool):
-                raise InputError("is neither true nor false", field=f"models.he2gene.{name}", value=getattr(plan, name))
-        if plan.neighbours not in NEIGHBOURS:
-            raise unknown_name("neighbours", str(plan.neighbours), NEIGHBOURS, field="models.he2gene.neighbours")
-        if not plan.is_trained:
-            from histocrypt.encoders.encoders import encoder_of
-
-            encoder_of(plan.backbone)
-            for name in ("pretrained", "average_symmetries"):
-                if getattr(plan, name):
-                    raise InputError(
-                        f"is for a trained encoder, and {plan.backbone} is frozen",
-                        field=f"models.he2gene.{name}",
-                        value=True,
-                    )
-        plan.where()
-        return plan
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether the encoder is trained."""
-        return self.backbone in BACKBONES
-
-    def where(self) -> Label | None:
-        """Return where the label is found, if one is named."""
-        return None if self.label is None else Label(self.label, self.label_is, self.label_above)
-
-
-def _check(name: str, value: object, kind: Any, least: float, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or value < least:
-        raise InputError(
-            "has a wrong value", field=f"models.he2gene.{name}", value=value, expected=f"{what} from {least}"
-        )
-
-
-# ---- multitask lesson
-# What a multi-task network learns from, batch by batch: connected patches of tissue, and a loss with a part a head.
-
-
 @dataclass(frozen=True)
 class Lesson(Images):
     """What batches are drawn from, with all that the heads learn."""
 
-    plan: Plan = Plan()
+    plan: HE2GeneOptions = HE2GeneOptions()
     heads: tuple[Head, ...] = ()
     graph: Any = None
     """(n, n) CSR: neighbours."""
@@ -223,6 +137,15 @@ class Lesson(Images):
     scale: float = 1.0
     labels: torch.Tensor | None = None
     """(n,) float32: 1, 0, NaN where there is none."""
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return all that training depends on: beside the rest, the other genes, labels and neighbours."""
+        parts = super().arrays()
+        if self.labels is not None:
+            parts += [self.labels.numpy(), self.graph.indptr, self.graph.indices]
+        if self.auxiliary is not None:
+            parts += [self.auxiliary.data, self.auxiliary.indices, self.auxiliary.indptr, self.means]
+        return parts
 
     def batch(self, index: np.ndarray, device: torch.device, change: Any = None) -> torch.Tensor:
         """Return standardised images (B, 3, S, S), or frozen features (B, d) as they are."""
@@ -273,20 +196,16 @@ class Lesson(Images):
         return same_label(self.labels[torch.as_tensor(index)].to(embedded.device), edges)
 
 
-# ---- multitask
-
-
-BLOCK = 32
-"""Tiles that the network sees at once when it predicts, the last ones filled up: a prediction is the same to the bit
-whatever stands beside it."""
-
-
 class MultitaskPredictor(NetworkPredictor):
-    """HE2Gene, trained by the loop of all networks. See `Plan` for its options."""
+    """HE2Gene, trained by the loop of all networks. See `HE2GeneOptions`."""
 
     def __init__(self, model: str, outputs: tuple[str, ...], **given: Any) -> None:
         super().__init__(model, outputs, **given)
-        self.plan = Plan.of(self.options)
+        if not self.plan.is_trained:
+            from histocrypt.encoders.encoders import encoder_of
+
+            encoder_of(self.plan.backbone)
+        self.averages_symmetries = self.plan.average_symmetries
         self.genes: dict[str, str] = {}
         """Auxiliary genes, id -> symbol, in the order of their head's outputs."""
         self.means: np.ndarray | None = None
@@ -295,8 +214,11 @@ class MultitaskPredictor(NetworkPredictor):
         self.has_label = False
         self.width = 0
         self._training: Spots | None = None
-        self.chunk = CHUNK
-        """Tiles held at a time in prediction, rounded up to whole blocks."""
+
+    @property
+    def sees_tiles(self) -> bool:
+        """Whether its encoder is trained, not frozen."""
+        return self.plan.is_trained
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -408,22 +330,32 @@ class MultitaskPredictor(NetworkPredictor):
 
     def predict(self, spots: Spots) -> np.ndarray:
         """Return (n, len(outputs)) float32, in the units of the targets; give whole sections."""
-        return self.predict_heads(spots, wanted=(TARGET,))[TARGET]
+        return self._heads_of(spots, [TARGET])[TARGET]
 
-    def predict_heads(self, spots: Spots, *, wanted: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    def predict_heads(self, spots: Spots) -> dict[str, np.ndarray]:
         """Return what the heads say, by name, each (n, outputs) float32; give whole sections.
 
         ``target`` in the units of the targets, ``auxiliary`` as ln(1 + counts per 10,000), ``tumour`` a probability.
-        With ``average_symmetries`` each is the mean over the eight symmetries of the tiles.
+        With ``averages_symmetries`` each is the mean over the eight symmetries of the tiles.
         """
+        return self._heads_of(spots, [head.name for head in self.heads])
+
+    def label_words(self) -> dict[str, Any]:
+        """Return where the label came from; empty where none was learnt."""
+        label = self.plan.where()
+        if label is None or not self.has_label:
+            return {}
+        words = {"source": label.source, "proxy": label.is_proxy, "positive": np.array(label.positive, dtype=str)}
+        return words if label.above is None else {**words, "above": label.above}
+
+    def _heads_of(self, spots: Spots, names: list[str]) -> dict[str, np.ndarray]:
         if self.network is None:
             raise RuntimeError("fit or load_state comes before predict")
-        names = [head.name for head in self.heads if wanted is None or head.name in wanted]
         found: dict[str, np.ndarray] = {}
-        for turned in spots.symmetries() if self.plan.average_symmetries else (spots,):
+        for turned in spots.symmetries() if self.averages_symmetries else (spots,):
             for name, values in self._upright(turned, names).items():
                 found[name] = values if name not in found else found[name] + values
-        views = 8 if self.plan.average_symmetries else 1
+        views = 8 if self.averages_symmetries else 1
         return {name: (values / np.float32(views)) if views > 1 else values for name, values in found.items()}
 
     def _upright(self, spots: Spots, names: list[str]) -> dict[str, np.ndarray]:
@@ -460,11 +392,10 @@ class MultitaskPredictor(NetworkPredictor):
             found[AUXILIARY] = found[AUXILIARY] * np.float32(self.scale) + self.means
         return found
 
-    def state(self) -> dict[str, Any]:
-        """Return all that `predict_heads` needs: named arrays, and numbers."""
+    def _besides(self) -> dict[str, Any]:
         lines = "\n".join(f"{gene}\t{symbol}" for gene, symbol in self.genes.items())
         return {
-            **super().state(),
+            **super()._besides(),
             "auxiliary_genes": np.frombuffer(lines.encode(), dtype=np.uint8),
             "auxiliary_mean": np.zeros(0, np.float32) if self.means is None else self.means,
             "auxiliary_scale": self.scale,
@@ -472,27 +403,16 @@ class MultitaskPredictor(NetworkPredictor):
             "width": self.width,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave; names or shapes that do not fit are an `InputError`."""
+    def _take(self, state: dict[str, Any]) -> None:
         lines = np.asarray(state["auxiliary_genes"], dtype=np.uint8).tobytes().decode()
         self.genes = dict(line.split("\t", 1) for line in lines.split("\n") if line)
         self.means = np.asarray(state["auxiliary_mean"], dtype=np.float32)
         self.scale, self.has_label = float(state["auxiliary_scale"]), bool(state["has_label"])
         self.width = int(state["width"])
         if len(self.means) != len(self.genes):
-            raise InputError("auxiliary genes and their means are not as many", fix="train the model again")
-        super().load_state(state)
+            raise InputError("auxiliary genes and their means differ in number", fix="train the model again")
+        moments = np.asarray(state["pixel_moments"], dtype=np.float32)
+        self.pixel_moments = moments.reshape(2, 3 if self.plan.is_trained else self.width)
 
-    def _moments_of(self, stored: np.ndarray) -> np.ndarray:
-        return np.asarray(stored, dtype=np.float32).reshape(2, 3 if self.plan.is_trained else self.width)
-
-    def _fingerprint(self, stage: str, epochs: int, seed: int, train: Images, validation: Images | None) -> str:
-        """Hash whatever the weights depend on: beside the rest, the other genes, labels and neighbours."""
-        digest = hashlib.sha256(super()._fingerprint(stage, epochs, seed, train, validation).encode())
-        digest.update("\n".join(self.genes).encode())
-        parts = [train.labels.numpy(), train.graph.indptr, train.graph.indices]
-        if train.auxiliary is not None:
-            parts += [train.auxiliary.data, train.auxiliary.indices, train.auxiliary.indptr, train.means]
-        for part in parts:
-            digest.update(np.ascontiguousarray(part).data)
-        return digest.hexdigest()
+    def _fingerprint(self, facts: list[Any], *lessons: Any) -> str:
+        return super()._fingerprint([*facts, list(self.genes)], *lessons)

@@ -1,4 +1,4 @@
-"""Networks behind the interface of the fitted baselines: ``fit``, ``predict``, ``state``, ``load_state``."""
+"""Networks behind the interface of all predictors: trained on images, predicting from images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from histocrypt.errors import InputError
 from histocrypt.machine import choose_device
 from histocrypt.models.fhe import set_share, watched
 from histocrypt.options import Training
-from histocrypt.predictors.registry import model_class
+from histocrypt.predictors.base import Predictor
+from histocrypt.predictors.registry import checked_options, model_class
 from histocrypt.training.images import Images, flip_and_turn, predict, vary_contrast, vary_stain
 from histocrypt.training.loop import Progress, Trainer, generator_of, learning_rate, mean_section_pearson, precision
 
@@ -185,7 +186,7 @@ class PixelMoments:
         return (torch.stack([mean, sd]) / 255).float().numpy()
 
 
-class NetworkPredictor:
+class NetworkPredictor(Predictor):
     """A registered network, trained by `train_network`.
 
     Parameters
@@ -214,13 +215,14 @@ class NetworkPredictor:
         device: str | torch.device | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.model, self.outputs, self.settings, self.options = model, tuple(outputs), settings, dict(options or {})
+        self.model, self.outputs, self.settings = model, tuple(outputs), settings
+        self.plan = checked_options(model, options)
         self.device = choose_device() if device is None else torch.device(device)
         self.folder = folder
         network = model_class(model)
         self.input_px = settings.input_px or network.input_px
         multiple = getattr(network, "input_multiple", 1)
-        if self.input_px % multiple:
+        if self.input_px and self.input_px % multiple:
             raise InputError(
                 f"{model} splits its input and cannot take this side",
                 field=f"models.{model}.input_px",
@@ -230,7 +232,6 @@ class NetworkPredictor:
         self.network: torch.nn.Module | None = None
         self.pixel_moments: np.ndarray | None = None
         """(2, 3): mean and sd of the training pixels; used where inputs are not normalised by section."""
-        self.curves: list[dict] = []
         self.start: torch.nn.Module | None = None
         """A trained network whose weights are taken over before training, where the network knows how."""
 
@@ -238,11 +239,13 @@ class NetworkPredictor:
         network = model_class(self.model)
         side = {"side": self.input_px} if getattr(network, "sized", False) else {}
         try:
-            return network(len(self.outputs), **side, **self.options)
+            return network(len(self.outputs), **side, **self.plan.model_dump())
         except (TypeError, ValueError) as error:
-            raise InputError(
-                f"the network refuses its options ({error})", field=f"models.{self.model}", value=self.options
-            ) from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> InputError:
+        given = self.plan.model_dump(exclude_unset=True)
+        return InputError(f"the network refuses its options ({error})", field=f"models.{self.model}", value=given)
 
     def fit(
         self, train: Spots, validation: Spots | None = None, *, seed: int, chosen: dict[str, Any] | None = None
@@ -256,18 +259,16 @@ class NetworkPredictor:
         epochs = self.settings.epochs
         if validation is None and chosen:
             epochs = max(1, round(chosen["epochs"]))
+        data, judged = self._lessons(train, validation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_of(seed, 0).initial_seed())
             self.network = self._new_network()
-        data = self._images(train, fit=True)
         if self.start is not None:
             self.network.take_over(self.start, data.batch(np.arange(min(CHUNK, len(data))), torch.device("cpu")))
-        judged = None if validation is None else self._images(validation)
-        last = None if self.folder is None else self.folder / "last"
         curves = None if self.folder is None else self.folder / "curves.csv"
         if curves is not None and stage == "refit" and curves.is_file():
             curves = curves.with_name("curves_refit.csv")  # those of the fit say more
-        progress = train_network(
+        progress = self._train(
             self.network,
             data,
             judged,
@@ -275,13 +276,23 @@ class NetworkPredictor:
             epochs=epochs,
             seed=seed,
             device=self.device,
-            fingerprint=self._fingerprint(stage, epochs, seed, data, judged),
-            state_file=last and last / f"{stage}.safetensors",
+            fingerprint=self._fingerprint([stage, epochs, seed], data, judged),
+            state_file=self.folder and self.folder / "last" / f"{stage}.safetensors",
             curves_file=curves,
             label=" ".join(filter(None, (self.model, self.folder and self.folder.name, stage))),
         )
-        self.curves = progress.curves
         return {"epochs": progress.best_epoch}
+
+    _train = staticmethod(train_network)
+
+    def _lessons(self, train: Spots, validation: Spots | None) -> tuple[Any, Any]:
+        """Return what to learn from, and what to be judged by, as `_train` takes them."""
+        return self._images(train, fit=True), None if validation is None else self._images(validation)
+
+    @property
+    def sees_tiles(self) -> bool:
+        """Whether its input is the tile itself."""
+        return True
 
     def predict(self, spots: Spots) -> np.ndarray:
         """Return (n, len(outputs)) float32; memory is bounded where ``spots.tiles`` is memory-mapped.
@@ -315,31 +326,35 @@ class NetworkPredictor:
         images = self._images(replace(spots, targets=None))
         return images.batch(np.arange(len(spots)), torch.device("cpu"))
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Return all that `predict` needs, as named arrays."""
+    def state(self) -> dict[str, Any]:
+        """Return all that `predict` needs: named arrays, and what JSON can hold."""
         weights = {f"network.{key}": value.detach().cpu().numpy() for key, value in self.network.state_dict().items()}
-        return {**weights, "pixel_moments": self.pixel_moments}
+        return {**weights, **self._besides()}
 
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
+    def _besides(self) -> dict[str, Any]:
+        """Return what the state holds besides weights."""
+        return {"pixel_moments": self.pixel_moments}
+
+    def load_state(self, state: dict[str, Any]) -> None:
         """Take what `state` gave; names or shapes that do not fit are an `InputError`."""
-        network = self._new_network()
-        weights = {
-            key.removeprefix("network."): torch.tensor(value)
-            for key, value in state.items()
-            if key.startswith("network.")
-        }
+        named = ((key.removeprefix("network."), value) for key, value in state.items() if key.startswith("network."))
+        weights = {key: torch.tensor(value) for key, value in named}
         try:
+            self._take(state)
+            network = self._new_network()
             network.load_state_dict(weights)
-            self.pixel_moments = self._moments_of(state["pixel_moments"])
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"the weights do not fit {self.model} ({' '.join(str(error).split())[:300]})",
                 fix="train the model again",
             ) from error
         self.network = network.eval()
 
-    def _moments_of(self, stored: np.ndarray) -> np.ndarray:
-        return np.asarray(stored, dtype=np.float32).reshape(2, 3)
+    def _take(self, state: dict[str, Any]) -> None:
+        """Take what `_besides` gave."""
+        self.pixel_moments = np.asarray(state["pixel_moments"], dtype=np.float32).reshape(2, 3)
 
     def _images(self, spots: Spots, *, fit: bool = False) -> Images:
         pixels = resized(spots.tiles, self.input_px)
@@ -378,21 +393,15 @@ class NetworkPredictor:
         learned = None if targets is None else torch.tensor(np.asarray(targets, dtype=np.float32))
         return Images(pixels, mean, sd, np.asarray(sections), learned)
 
-    def _fingerprint(self, stage: str, epochs: int, seed: int, train: Images, validation: Images | None) -> str:
-        """Hash whatever the weights depend on: settings, seed and the very data."""
-        facts = [
-            stage,
-            epochs,
-            seed,
-            self.model,
-            self.options,
-            self.settings.model_dump(),
-            self.outputs,
-            self.device.type,
-        ]
+    def _fingerprint(self, facts: list[Any], *lessons: Any) -> str:
+        """Hash whatever the weights depend on: settings, seed and the very data; not the number of processes."""
+        facts = [*facts, self.model, self._learnt(), self.settings.model_dump(), self.outputs, self.device.type]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for images in (train, validation):
-            if images is not None:
-                for part in (images.pixels, images.mean, images.sd, images.targets):
-                    digest.update(np.ascontiguousarray(part.numpy()).data)
+        for lesson in filter(None, lessons):
+            for array in lesson.arrays():
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    def _learnt(self) -> dict[str, Any]:
+        """Return the options that weights depend on."""
+        return self.plan.model_dump(mode="json")

@@ -1,16 +1,161 @@
-"""The registry of predictors: a name, where its class lives, the options it takes. Imports nothing heavy."""
+"""The registry of predictors: a name, where its class lives, the options it takes. Imports nothing heavy.
+
+A network that the loop trains is its module under `models` and a line here, with a class of its options if it has any.
+A family with a training of its own has a `Predictor` besides.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from histocrypt.errors import InputError, unknown_name
+from histocrypt.options import Part, Training, first_problem
 
 if TYPE_CHECKING:
-    from histocrypt.options import Training
+    from histocrypt.predictors.base import Predictor
+    from histocrypt.targets.matrix import Label
 
-# ---- registry
+Size = Annotated[int, Field(ge=1, le=10**6)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
+Factor = Annotated[float, Field(gt=0)]
+
+
+class Options(Part):
+    """A model's own options, beside the training settings: types are taken at their word, unknown names refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class EncoderOptions(Options):
+    """Of what is fitted on frozen features."""
+
+    encoder: str = Field("efficientnet_lite0", description="frozen encoder, a name in encoders.ENCODERS")
+    components: Annotated[int, Field(ge=1)] = Field(256, description="principal components kept, at most")
+
+
+class FheHeadOptions(EncoderOptions):
+    """Of the encrypted head: an encoder that a laptop runs at tens of tiles a second."""
+
+    encoder: str = Field("efficientnet_lite0_128", description="frozen encoder, a name in encoders.ENCODERS")
+
+
+class VisionMLPOptions(Options):
+    """See `models.vision_mlp.VisionMLP`."""
+
+    width: Factor = Field(1.0, description="multiplies every channel and layer width")
+    dropout: Share = Field(0.1, description="in the projections and the head")
+    branches: Annotated[tuple[Literal["tile", "subtiles", "centre"], ...], Field(min_length=1, strict=False)] = Field(
+        ("tile", "subtiles", "centre"), description="which scales are looked at, in any order"
+    )
+
+    @field_validator("branches")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("each branch once")
+        return value
+
+
+class ResNet18Options(Options):
+    """See `models.resnet18.ResNet18`."""
+
+    average_pool: bool = Field(False, description="an average pool where torchvision has a max pool, for encryption")
+
+
+class FheCnnOptions(Options):
+    """See `models.fhe.FheCnn`."""
+
+    depth: Literal[3, 5, 7, 9] = Field(5, description="multiplicative levels")
+    width: Factor = Field(1.0, description="multiplies the channels of every convolution")
+    pool: Size = Field(1, description="cells a side over which the last tensor is averaged; 1 keeps no place")
+
+
+class FheResNet18Options(Options):
+    """See `models.fhe.FheResNet18`."""
+
+    width: Size = Field(64, description="channels of the first stage; each stage doubles them")
+    blocks: Annotated[tuple[Size, ...], Field(min_length=1, strict=False)] = Field(
+        (2, 2, 2, 2), description="blocks of each stage"
+    )
+
+
+class HE2GeneOptions(Options):
+    """Of the multi-task model, see `predictors.he2gene`."""
+
+    backbone: str = Field("resnet18", description="resnet18 or resnet50, trained; or a frozen encoder by name")
+    pretrained: bool = Field(False, description="start from ImageNet weights, where torch's cache folder has them")
+    hidden: Size = Field(256, description="width of the shared layer on a frozen encoder")
+    dropout: Share = 0.0
+    aux_weight: Weight = Field(1.0, description="of the other genes; 0: no such head")
+    aux_rank: Annotated[int, Field(ge=0)] = Field(128, description="of their head; 0: a full matrix")
+    label: str | None = Field(None, description="obs:COLUMN, or obsm:MATRIX/COLUMN")
+    label_is: tuple[str, ...] = Field((), description="values that mean tumour")
+    label_above: float | None = Field(None, description="numbers above this mean tumour")
+    tumour_weight: Weight = Field(1.0, description="of the label's head")
+    spatial_weight: Weight = Field(0.01, description="of the spatial term; 0 switches it off")
+    neighbours: Literal["label", "predicted", "image"] = Field(
+        "label", description="by what neighbours count: the same label, the same predicted label, how alike they look"
+    )
+    patch: Size = Field(8, description="spots in a connected patch of a batch")
+    average_symmetries: bool = Field(False, description="predictions are means over the eight symmetries of a tile")
+
+    @field_validator("label_is", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> tuple[str, ...]:
+        return tuple(map(str, value if isinstance(value, list | tuple) else [value]))
+
+    @model_validator(mode="after")
+    def _go_together(self) -> HE2GeneOptions:
+        for name in ("pretrained", "average_symmetries"):
+            if getattr(self, name) and not self.is_trained:
+                raise InputError(
+                    f"is for a trained encoder, and {self.backbone} is frozen",
+                    field=f"models.he2gene.{name}",
+                    value=True,
+                )
+        self.where()
+        return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the encoder is trained."""
+        return self.backbone in ("resnet18", "resnet50")
+
+    def where(self) -> Label | None:
+        """Return where the label is found, if one is named."""
+        from histocrypt.targets.matrix import Label
+
+        return None if self.label is None else Label(self.label, self.label_is, self.label_above)
+
+
+class StemOptions(Options):
+    """Of the diffusion model, the published ones where nothing else is said, see `predictors.stem`."""
+
+    encoder: str = Field(
+        "efficientnet_lite0", description="frozen encoder, or several: uni+conch, prepared:<folder>#uni (see data.load)"
+    )
+    augmentations: Annotated[int, Field(ge=0, le=7)] = Field(
+        7, description="turned and mirrored copies of each tile; every epoch draws one of them, or the tile itself"
+    )
+    components: Annotated[int, Field(ge=0)] = Field(
+        0, description="principal components of the features that condition the network; 0: all features, as published"
+    )
+    width: Size = 384
+    blocks: Size = 12
+    heads: Size = 6
+    samples: Annotated[int, Field(ge=2, le=10**6)] = Field(20, description="drawn for each spot")
+    sampler: Literal["ancestral", "ddim", "dpm++"] = Field("dpm++", description="see predictors.stem_diffusion")
+    sampler_steps: Annotated[int, Field(ge=1, le=1000)] = Field(
+        10,
+        description="of 1000; ancestral is meant to take all of them. Ten of dpm++ are the fastest whose scores lie "
+        "within the ancestral sampler's own spread from seed to seed (benchmarks/stem_samplers.py)",
+    )
 
 
 @dataclass(frozen=True)
@@ -23,10 +168,16 @@ class Entry:
     """``network``, ``fitted`` or ``stack``."""
     title: str
     """How tables call it."""
-    options: tuple[str, ...] = ()
-    """Names of the constructor options that a study may set."""
+    options: type[Options] = Options
+    """What a study may set."""
     predictor: str = "histocrypt.predictors.network:NetworkPredictor"
     """Of a network: ``module:Class`` of what trains it and predicts with it."""
+    has_heads: bool = False
+    """Whether it predicts more than the panel, see `Predictor.predict_heads`."""
+    draws_samples: bool = False
+    """Whether it predicts a distribution, see `Predictor.samples`."""
+    many_processes: bool = False
+    """Whether several processes may train it together, see `training.distributed`."""
 
 
 MODELS: dict[str, Entry] = {
@@ -34,69 +185,36 @@ MODELS: dict[str, Entry] = {
     "depth_only": Entry("histocrypt.predictors.closed_form:DepthOnly", "fitted", "Sequencing depth only"),
     "colour_ridge": Entry("histocrypt.predictors.closed_form:ColourRidge", "fitted", "Colour-only ridge"),
     "encoder_ridge": Entry(
-        "histocrypt.predictors.closed_form:EncoderRidge", "fitted", "Frozen-encoder ridge", ("encoder", "components")
+        "histocrypt.predictors.closed_form:EncoderRidge", "fitted", "Frozen-encoder ridge", EncoderOptions
     ),
-    "knn": Entry(
-        "histocrypt.predictors.closed_form:NearestNeighbours", "fitted", "Frozen-encoder kNN", ("encoder", "components")
-    ),
+    "knn": Entry("histocrypt.predictors.closed_form:NearestNeighbours", "fitted", "Frozen-encoder kNN", EncoderOptions),
     "vision_mlp": Entry(
-        "histocrypt.models.vision_mlp:VisionMLP",
-        "network",
-        "VisionMLP (multi-scale CNN)",
-        ("width", "dropout", "branches"),
+        "histocrypt.models.vision_mlp:VisionMLP", "network", "VisionMLP (multi-scale CNN)", VisionMLPOptions
     ),
-    "resnet18": Entry("histocrypt.models.resnet18:ResNet18", "network", "ResNet-18", ("average_pool",)),
-    "fhe_cnn": Entry("histocrypt.models.fhe:FheCnn", "network", "CNN for encryption", ("depth", "width", "pool")),
+    "resnet18": Entry("histocrypt.models.resnet18:ResNet18", "network", "ResNet-18", ResNet18Options),
+    "fhe_cnn": Entry("histocrypt.models.fhe:FheCnn", "network", "CNN for encryption", FheCnnOptions),
     "fhe_resnet18": Entry(
-        "histocrypt.models.fhe:FheResNet18",
-        "network",
-        "ResNet-18 of squares, for encryption",
-        ("width", "blocks"),
+        "histocrypt.models.fhe:FheResNet18", "network", "ResNet-18 of squares, for encryption", FheResNet18Options
     ),
     "he2gene": Entry(
         "histocrypt.models.he2gene:HE2Gene",
         "network",
         "HE2Gene (multi-task)",
-        (
-            "backbone",
-            "pretrained",
-            "hidden",
-            "dropout",
-            "aux_weight",
-            "aux_rank",
-            "label",
-            "label_is",
-            "label_above",
-            "tumour_weight",
-            "spatial_weight",
-            "neighbours",
-            "patch",
-            "average_symmetries",
-        ),
+        HE2GeneOptions,
         "histocrypt.predictors.he2gene:MultitaskPredictor",
+        has_heads=True,
     ),
     "stem": Entry(
         "histocrypt.models.stem:Stem",
         "network",
         "Stem (diffusion)",
-        (
-            "encoder",
-            "augmentations",
-            "components",
-            "width",
-            "blocks",
-            "heads",
-            "samples",
-            "sampler",
-            "sampler_steps",
-        ),
+        StemOptions,
         "histocrypt.predictors.stem:DiffusionPredictor",
+        draws_samples=True,
+        many_processes=True,
     ),
     "fhe_head": Entry(
-        "histocrypt.predictors.closed_form:FheHead",
-        "fitted",
-        "Head for encryption, frozen encoder",
-        ("encoder", "components"),
+        "histocrypt.predictors.closed_form:FheHead", "fitted", "Head for encryption, frozen encoder", FheHeadOptions
     ),
 }
 
@@ -118,16 +236,26 @@ ENCRYPTED = ("fhe_cnn", "fhe_head")
 
 def model_class(name: str) -> type:
     """Return the class of a registered predictor, importing its module now."""
-    from histocrypt.errors import unknown_name
-
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
-    module, attribute = MODELS[name].target.split(":")
-    return getattr(import_module(module), attribute)
+    return _class_of(MODELS[name].target)
 
 
-# ---- predictors
-# Makes a predictor of any registered kind, all behind one interface.
+def _class_of(target: str) -> type:
+    module, name = target.split(":")
+    return getattr(import_module(module), name)
+
+
+def checked_options(model: str, given: dict[str, Any] | None) -> Options:
+    """Return a model's options; an unknown one, or a wrong value, is an `InputError` that names it."""
+    options = MODELS[model].options
+    for name in given or {}:
+        if name not in options.model_fields:
+            raise unknown_name("option", name, options.model_fields, field=f"models.{model}")
+    try:
+        return options(**(given or {}))
+    except ValidationError as error:
+        raise first_problem(error, options, prefix=f"models.{model}.") from error
 
 
 def build(
@@ -138,8 +266,8 @@ def build(
     options: dict[str, Any] | None = None,
     device: Any = None,
     folder: Path | None = None,
-) -> Any:
-    """Return an unfitted predictor with ``fit``, ``predict``, ``state`` and ``load_state``.
+) -> Predictor:
+    """Return an unfitted predictor.
 
     Parameters
     ----------
@@ -153,15 +281,18 @@ def build(
         The model's own options.
     device, folder
         For networks: see `histocrypt.predictors.network.NetworkPredictor`.
-    """
-    from histocrypt.options import Training
 
+    Raises
+    ------
+    InputError
+        If an option is unknown or has a wrong value.
+    """
     settings = Training(**settings) if isinstance(settings, dict) else settings
     if MODELS[model].kind == "network":
-        module, name = MODELS[model].predictor.split(":")
-        predictor = getattr(import_module(module), name)
+        predictor = _class_of(MODELS[model].predictor)
         return predictor(model, outputs, settings=settings, options=options, device=device, folder=folder)
-    return model_class(model)(normalise_by_section=settings.normalise_by_section, **(options or {}))
+    own = checked_options(model, options).model_dump()
+    return model_class(model)(normalise_by_section=settings.normalise_by_section, **own)
 
 
 def tile_side(model: str, settings: Training) -> int | None:

@@ -1,9 +1,20 @@
-"""The loop that trains a diffusion model, on one device or on several: same seed, same bits, also after a kill.
+"""A diffusion model's process, its training on one device or several, and how it draws.
 
-Each spot is seen once an epoch, through one of its views, at one random step of the diffusion. Order, views, steps and
-noise are drawn for the whole batch before it is split among processes, so that their number changes rounding only.
-Early stopping looks at the loss of the averaged weights on the validation spots, at steps and noise that are fixed for
-each spot: cheap, and the same from epoch to epoch.
+The process is that of Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020, with the learned variance of
+Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", ICML 2021. Shapes: B spots, G genes, T values
+a gene.
+
+In training each spot is seen once an epoch, through one of its views, at one random step of the diffusion. Order,
+views, steps and noise are drawn for the whole batch before it is split among processes, so that their number changes
+rounding only. Early stopping looks at the loss of the averaged weights on the validation spots, at steps and noise that
+are fixed for each spot: cheap, and the same from epoch to epoch.
+
+The way back from noise to expression goes by a scheduler of diffusers. Noise is drawn by the name of the spot: equal
+seeds give equal samples, whatever is drawn beside them.
+
+* ``ancestral``: every step of the way back, with its learned variance.
+* ``ddim``: fewer steps, without fresh noise (Song et al., "Denoising Diffusion Implicit Models", ICLR 2021).
+* ``dpm++``: a second-order multistep solver (Lu et al., "DPM-Solver++", 2022).
 """
 
 from __future__ import annotations
@@ -25,15 +36,12 @@ from histocrypt.options import Training
 from histocrypt.training import distributed
 from histocrypt.training.loop import Progress, Trainer, learning_rate, precision
 
-# ---- diffusion process
-# The diffusion itself: how expression is noised step by step, and what a network that undoes it is trained on.
-#
-# Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020; the learned variance of Nichol and Dhariwal,
-# "Improved Denoising Diffusion Probabilistic Models", ICML 2021. Shapes: B spots, G genes, T values a gene.
-
-
 STEPS = 1000
 FIRST_BETA, LAST_BETA = 1e-4, 0.02
+VALIDATION_STEPS = 8
+"""Steps of the diffusion at which each validation spot is judged, spread over all of them."""
+TOKENS = {"cpu": 2**13, "cuda": 2**21}
+"""Genes x samples x spots that the network sees at once."""
 
 
 class Process:
@@ -94,20 +102,6 @@ class Process:
             + gap.square() * (-log_variance).exp()
         )
         return error, bound.mean(dim=(1, 2)) / math.log(2)
-
-
-# ---- diffusion sampling
-# From noise back to expression: the schedulers of diffusers, around a trained `Stem`.
-#
-# * ``ancestral``: every step of the way back, with its learned variance (Ho et al. 2020; Nichol and Dhariwal 2021).
-# * ``ddim``: fewer steps, without fresh noise (Song et al., "Denoising Diffusion Implicit Models", ICLR 2021).
-# * ``dpm++``: a second-order multistep solver (Lu et al., "DPM-Solver++", 2022).
-#
-# Noise is drawn by the name of the spot: equal seeds give equal samples, whatever is drawn beside them.
-
-
-TOKENS = {"cpu": 2**13, "cuda": 2**21}
-"""Genes x samples x spots that the network sees at once."""
 
 
 def draw(
@@ -224,13 +218,6 @@ def scheduler_of(sampler: str) -> Any:
     return DPMSolverMultistepScheduler(**schedule, algorithm_type="dpmsolver++", solver_order=2)
 
 
-# ---- diffusion
-
-
-VALIDATION_STEPS = 8
-"""Steps of the diffusion at which each validation spot is judged, spread over all of them."""
-
-
 @dataclass(frozen=True)
 class Lesson:
     """Spots to learn from, or to be judged by."""
@@ -244,6 +231,11 @@ class Lesson:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return all that training depends on, for a fingerprint."""
+        names = np.frombuffer("\n".join(self.names.tolist()).encode(), dtype=np.uint8)
+        return [names, self.features.numpy(), self.values.numpy()]
 
 
 def train(

@@ -107,6 +107,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def arrays(self) -> list[np.ndarray]:
+        """Return all that training depends on, for a fingerprint."""
+        return [part.numpy() for part in (self.pixels, self.mean, self.sd, self.targets) if part is not None]
+
     def batch(
         self, index: np.ndarray, device: torch.device, change: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> torch.Tensor:
