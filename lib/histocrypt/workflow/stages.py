@@ -106,7 +106,7 @@ def _trained(o: Outline, model: str, fold: str) -> Iterator[Path]:
             yield folder / "curves.csv"
         if fold != FINAL:
             yield from (o.run.prediction(name, fold), o.run.prediction(name, fold, "validation"))
-            if name == "he2gene":
+            if MODELS[name].has_heads:
                 yield o.run.heads(name, fold)
 
 
@@ -145,7 +145,7 @@ def _inner(o: Outline, model: str, fold: str) -> Iterator[Path]:
     for name in o.members(model):
         for part in o.inner(fold) if name in o.study.inner_models else ():
             yield from (o.run.model(name, part) / "model.json", o.run.prediction(name, part))
-            if name == "he2gene":
+            if MODELS[name].has_heads:
                 yield o.run.heads(name, part)
             if name in {o.study.teacher_of(other) for other in o.study.model_names}:
                 yield o.run.model(name, part) / "weights.safetensors"
