@@ -161,12 +161,12 @@ def test_mosaic(jpeg, tmp_path, pixels):
     assert (small[: round(90 * scale)] == 255).all()
 
 
-def test_mosaic_keeps_few_decoded(tmp_path, pixels):
+def test_mosaic_keeps_few_decoded(tmp_path, pixels, monkeypatch):
+    monkeypatch.setattr(images, "KEPT_PATCHES", 2)
     source = open_image(patches_file(tmp_path / "p.h5", pixels, CORNERS, 96, jpeg=True))
-    source._kept = 2
     for index in range(len(CORNERS)):
         source.patch(index)
-    assert len(source._cache) == 2
+    assert source.patch.cache_info().currsize == 2
 
 
 def test_mosaic_hash_ignores_order(tmp_path, pixels):

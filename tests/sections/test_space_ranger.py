@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -19,6 +21,13 @@ from histocrypt.sections.read import find_sections, read_path, read_section
 from histocrypt.study import parse_study
 from histocrypt.tissue.preprocess import preprocess_section
 from histocrypt.tissue.tiles import read_tiles
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch):
+    """Nothing here needs scanpy, whose numba fails where no cache folder can be written."""
+    for name in ("scanpy", "numba"):
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 def read(folder, **given):
@@ -296,7 +305,7 @@ def test_defect_is_one_sentence(name, tmp_path):
         read(folder)
     sentence = str(caught.value)
     assert "\n" not in sentence
-    assert sentence.startswith(str(tmp_path))
+    assert Path(caught.value.file).is_relative_to(tmp_path)
     for word in words:
         assert word in sentence, sentence
 

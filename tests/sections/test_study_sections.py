@@ -142,7 +142,12 @@ def test_check_of_a_study_file(tiny_section, tmp_path):
     assert lines[-1] == "3 sections, 1 unusable"
 
 
-def test_demo_tissue_is_written_once_and_again_when_its_settings_change(tmp_path):
+def test_demo_tissue_is_written_once_and_again_when_its_settings_change(tmp_path, monkeypatch, tiny_section):
+    def write(folder, *, n_sections, spots_per_side, n_genes, seed):
+        names = range(1, n_sections + 1)
+        return [tiny_section(folder, f"S_{k}", f"P_{k}", spots_per_side, n_genes, seed) for k in names]
+
+    monkeypatch.setattr("histocrypt.demo.write.write_demo", write)
     small = {"sections": 2, "spots_per_side": 6, "genes": 40}
     made = study("demo", demo=small)
     found = study_sections(made)

@@ -7,9 +7,9 @@ import io
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 4_000_000_000
 """A whole image beyond this is refused before it is decoded (12 GB in memory): such images belong in a pyramid."""
 MAX_PATCH_PIXELS = 4096 * 4096
+KEPT_PATCHES = 64
+"""Decoded patches that a mosaic keeps."""
 WHITE = 255
 SIGNATURE_SIDE = 256
 TILE_NAME = re.compile(r"^(?P<section>.+)_(?P<x>-?\d+)_(?P<y>-?\d+)$")
@@ -231,8 +233,6 @@ class PatchMosaic(ImageSource):
         Barcodes of the patches' spots, where known.
     size
         Width and height of the whole image, where known; else just large enough for all patches.
-    cache
-        Number of decoded patches that are kept.
     """
 
     def __init__(
@@ -245,7 +245,6 @@ class PatchMosaic(ImageSource):
         barcodes: Sequence[str] | None = None,
         size: tuple[int, int] | None = None,
         um_per_px: float | None = None,
-        cache: int = 64,
     ) -> None:
         self.path = Path(path)
         self.coords = np.asarray(coords, dtype=np.int64)
@@ -254,7 +253,7 @@ class PatchMosaic(ImageSource):
         self.um_per_px = um_per_px
         reach = self.coords.max(axis=0) + self.side
         self.width, self.height = (int(value) for value in (size if size is not None else reach))
-        self._load, self._cache, self._kept = load, OrderedDict(), cache
+        self._load, self.patch = load, lru_cache(KEPT_PATCHES)(self._patch)
 
     @classmethod
     def from_h5(cls, path: str | Path, *, size: tuple[int, int] | None = None, side: int | None = None) -> PatchMosaic:
@@ -352,11 +351,8 @@ class PatchMosaic(ImageSource):
         corners = np.array([np.round(np.asarray(centres[barcode]) - side / 2) for barcode in barcodes], dtype=np.int64)
         return cls(folder, corners, side, lambda index: files[index], barcodes=barcodes, size=size)
 
-    def patch(self, index: int) -> np.ndarray:
-        """Return one patch at full resolution, uint8 (side, side, 3)."""
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
+    def _patch(self, index: int) -> np.ndarray:
+        """Return one patch at full resolution, uint8 (side, side, 3); as `patch`, the last ones are kept."""
         from PIL import Image
 
         patch = _decoded(self._load(index), self._name(index))
@@ -365,11 +361,7 @@ class PatchMosaic(ImageSource):
                 raise InputError(
                     "patch is not square", file=self._name(index), value=f"{patch.shape[1]} x {patch.shape[0]} px"
                 )
-            resized = Image.fromarray(patch).resize((self.side, self.side), Image.Resampling.BICUBIC)
-            patch = np.asarray(resized)
-        self._cache[index] = patch
-        while len(self._cache) > self._kept:
-            self._cache.popitem(last=False)
+            patch = np.asarray(Image.fromarray(patch).resize((self.side, self.side), Image.Resampling.BICUBIC))
         return patch
 
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:

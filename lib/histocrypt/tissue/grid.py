@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.sections.image import PatchMosaic, tiles_in
+from histocrypt.sections.identity import safe_id
+from histocrypt.sections.image import PatchMosaic, opened, tiles_in
 from histocrypt.sections.section import Section
+from histocrypt.tissue.mask import spot_tissue_share
+from histocrypt.tissue.preprocess import find_tissue
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from histocrypt.sections.image import ImageSource
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide"}
@@ -44,13 +48,10 @@ def patch_sections(folder: Path, *, um_per_px: float | None, tile_um: float) -> 
     InputError
         If patches of one section differ in size, two have one place, or they are narrower than the model's tiles.
     """
-    import anndata
-    import pandas as pd
-
     grouped: dict[str, list[tuple[Path, int, int]]] = defaultdict(list)
     for file, (section, x, y) in tiles_in(folder).items():
         grouped[section].append((file, x, y))
-    found = []
+    sections = []
     for name, patches in grouped.items():
         files = {file.stem.removeprefix(f"{name}_"): file for file, _, _ in patches}
         if len(files) < len(patches):
@@ -69,21 +70,13 @@ def patch_sections(folder: Path, *, um_per_px: float | None, tile_um: float) -> 
                 value=um,
                 fix="cut larger patches",
             )
-        adata = anndata.AnnData(
-            np.zeros((len(barcodes), 0), dtype=np.int32),
-            obs=pd.DataFrame(
-                {"array_row": grid[:, 1], "array_col": grid[:, 0]}, index=pd.Index(barcodes, name="barcode")
-            ),
-            obsm={"spatial": centres},
-        )
+        adata = _unmeasured(barcodes, grid, centres)
         source = "given" if um_per_px is not None else "taken to be the width of the model's tiles"
-        found.append(Section(name, "", adata, image, float(um), source, [folder]))
-    return found
+        sections.append(Section(name, "", adata, image, float(um), source, [folder]))
+    return sections
 
 
 def _one_side(patches: list[tuple[Path, int, int]]) -> int:
-    from histocrypt.sections.image import opened
-
     first = None
     for file, _, _ in patches:
         with opened(file) as image:
@@ -122,12 +115,6 @@ def grid_section(
     InputError
         If the resolution is not known, the spacing is not a distance, or there is no tissue or too much of it.
     """
-    import anndata
-    import pandas as pd
-
-    from histocrypt.tissue.mask import spot_tissue_share
-    from histocrypt.tissue.preprocess import find_tissue
-
     own = um_per_px if um_per_px is not None else image.um_per_px
     if own is None:
         raise InputError(
@@ -161,15 +148,23 @@ def grid_section(
             fix="give a smaller distance",
         )
     barcodes = [f"{c}x{r}" for c, r in zip(column[kept], row[kept], strict=True)]
-    adata = anndata.AnnData(
-        np.zeros((len(barcodes), 0), dtype=np.int32),
-        obs=pd.DataFrame({"array_row": row[kept], "array_col": column[kept]}, index=pd.Index(barcodes, name="barcode")),
-        obsm={"spatial": coords[kept]},
-    )
+    adata = _unmeasured(barcodes, np.column_stack([column, row])[kept], coords[kept])
     adata.uns["spatial"] = {"grid": {"metadata": {"spot_diameter_um": spacing_um / 2}}}
-    section = name or re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(image.path).stem).lstrip("._-") or "slide"
+    section = name or safe_id(Path(image.path).stem).lstrip("._-") or "slide"
     source = "given" if um_per_px is not None else "file"
     return Section(section, "", adata, image, float(own), source, [Path(image.path)])
+
+
+def _unmeasured(barcodes: list[str], grid: np.ndarray, coords: np.ndarray) -> AnnData:
+    """Return spots without genes, of (n, 2) places on the array (column, row) and in full-resolution pixels."""
+    import anndata
+    import pandas as pd
+
+    return anndata.AnnData(
+        np.zeros((len(barcodes), 0), dtype=np.int32),
+        obs=pd.DataFrame({"array_row": grid[:, 1], "array_col": grid[:, 0]}, index=pd.Index(barcodes, name="barcode")),
+        obsm={"spatial": coords},
+    )
 
 
 def widest(section: Section) -> float:

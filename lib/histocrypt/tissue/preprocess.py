@@ -18,7 +18,7 @@ from histocrypt.spatial import spot_pitch
 from histocrypt.tissue import stain
 from histocrypt.tissue.alignment import Alignment, align
 from histocrypt.tissue.mask import spot_tissue_share, tissue_mask
-from histocrypt.tissue.tiles import write_tiles
+from histocrypt.tissue.tiles import read_tiles, write_tiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from histocrypt.options import Preprocessing
     from histocrypt.sections.image import ImageSource
     from histocrypt.sections.section import Section
-
-# ---- preprocess
-
 
 MASK_UM_PER_PX = 8.0
 """Resolution of the thumbnail on which tissue is found."""
@@ -62,17 +59,9 @@ class PreprocessReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a later stage may want to know, as plain values (also kept in ``uns["preprocessing"]``)."""
-        return {
-            "um_per_px": self.um_per_px,
-            "um_per_px_source": self.um_per_px_source,
-            "spot_diameter_um": self.spot_diameter_um,
-            "spots_in": self.spots_in,
-            "spots_out": self.spots_out,
-            "dropped": self.dropped,
-            "alignment": self.alignment.to_dict(),
-            "tissue_share": self.tissue_share,
-            "stain_note": self.stain_note,
-        }
+        kept = ("um_per_px", "um_per_px_source", "spot_diameter_um", "spots_in", "spots_out", "dropped", "alignment")
+        values = {name: getattr(self, name) for name in (*kept, "tissue_share", "stain_note")}
+        return values | {"alignment": self.alignment.to_dict()}
 
     def as_row(self) -> dict[str, Any]:
         """Return one row of a table that people read."""
@@ -222,16 +211,13 @@ def sample_tissue_pixels(image: ImageSource, mask: np.ndarray, scale: float, *, 
     centres = (np.column_stack([columns[chosen], rows[chosen]]) + rng.random((_WINDOWS, 2))) / scale
     corners = np.floor(centres - _WINDOW_PX / 2).astype(int)
     offsets = (np.arange(_WINDOW_PX) + 0.5) * scale
-    found = []
+    samples = []
     for x, y in corners[np.lexsort((corners[:, 0], corners[:, 1]))].tolist():  # from top to bottom: kind to pyramids
         inside_x = np.floor(x * scale + offsets).astype(int)
         inside_y = np.floor(y * scale + offsets).astype(int)
-        known = np.ix_(
-            np.clip(inside_y, 0, mask.shape[0] - 1),
-            np.clip(inside_x, 0, mask.shape[1] - 1),
-        )
-        found.append(image.read_region(x, y, _WINDOW_PX, _WINDOW_PX)[mask[known]])
-    return np.concatenate(found)
+        known = np.ix_(np.clip(inside_y, 0, mask.shape[0] - 1), np.clip(inside_x, 0, mask.shape[1] - 1))
+        samples.append(image.read_region(x, y, _WINDOW_PX, _WINDOW_PX)[mask[known]])
+    return np.concatenate(samples)
 
 
 def spot_diameter_um(section: Section) -> float:
@@ -292,9 +278,8 @@ def _clean(
     cleaned.obs.index.name = "barcode"
     cleaned.obsm["spatial_as_given"] = section.coords[kept].astype(np.float64)
     cleaned.obsm["spatial"] = coords[kept]
-    noted = report.to_dict()
-    noted["dropped"] = {reason.replace("/", "-"): count for reason, count in report.dropped.items()}  # HDF5 names
-    cleaned.uns["preprocessing"] = noted
+    dropped = {reason.replace("/", "-"): count for reason, count in report.dropped.items()}  # HDF5 names
+    cleaned.uns["preprocessing"] = {**report.to_dict(), "dropped": dropped}
     return cleaned
 
 
@@ -309,7 +294,6 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     seconds[step] = round(time.perf_counter() - start, 3)
 
 
-# ---- preview
 # Pictures of what preprocessing did to one section; for the notebook, not for general use.
 
 
@@ -327,8 +311,6 @@ def alignment(section: Section, cleaned: Path, *, max_side: int = 700) -> Figure
     """
     import anndata as ad
     import matplotlib.pyplot as plt
-
-    from histocrypt.tissue.mask import tissue_mask
 
     kept = ad.read_h5ad(cleaned, backed="r").obsm["spatial"]
     thumbnail, scale = section.image.thumbnail(max_side)
@@ -351,13 +333,11 @@ def tiles(tiles_path: Path, stain_path: Path, *, method: str, n: int = 8, seed: 
     """Draw ``n`` random tiles as scanned (top) and normalised to the default reference (bottom)."""
     import matplotlib.pyplot as plt
 
-    from histocrypt.tissue.stain import DEFAULT_REFERENCE, StainStatistics, normalise
-    from histocrypt.tissue.tiles import read_tiles
-
     images, names = read_tiles(tiles_path)
     chosen = np.sort(np.random.default_rng(seed).choice(len(names), size=min(n, len(names)), replace=False))
     images = images[chosen]
-    normalised = normalise(images, source=StainStatistics.load(stain_path), reference=DEFAULT_REFERENCE, method=method)
+    source = stain.StainStatistics.load(stain_path)
+    normalised = stain.normalise(images, source=source, reference=stain.DEFAULT_REFERENCE, method=method)
     figure, axes = plt.subplots(2, len(images), figsize=(1.5 * len(images), 3.2), layout="constrained", squeeze=False)
     for row, shown in zip(axes, (images, normalised), strict=True):
         for axis, image in zip(row, shown, strict=True):

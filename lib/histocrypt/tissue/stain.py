@@ -65,15 +65,7 @@ class StainStatistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the statistics as plain JSON values."""
-        return {
-            "method": self.method,
-            "stain_matrix": self.stain_matrix.tolist(),
-            "max_concentrations": self.max_concentrations.tolist(),
-            "lab_mean": self.lab_mean.tolist(),
-            "lab_sd": self.lab_sd.tolist(),
-            "n_pixels": int(self.n_pixels),
-            "note": self.note,
-        }
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], *, file: str | Path | None = None) -> StainStatistics:
