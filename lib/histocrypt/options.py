@@ -37,6 +37,11 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _without_defaults(part: type[Part], content: dict[str, Any], later: tuple[str, ...]) -> dict[str, Any]:
+    """Return the content of a part without those later settings that are at their defaults."""
+    return {key: value for key, value in content.items() if key not in later or value != part.model_fields[key].default}
+
+
 class SectionSource(Part):
     """Where sections come from: one entry may name one section, a folder or a glob of many."""
 
@@ -168,12 +173,7 @@ class Training(Part):
     @model_serializer(mode="wrap")
     def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out later settings that are at their defaults: models trained before these existed stay valid."""
-        content = handler(self)
-        return {
-            key: value
-            for key, value in content.items()
-            if key not in LATER or value != type(self).model_fields[key].default
-        }
+        return _without_defaults(type(self), handler(self), LATER)
 
 
 class Stacking(Part):
@@ -309,6 +309,10 @@ class Synthesis(Part):
         return {name: value for name, value in generator if name in generator.model_fields_set}
 
 
+AUDIT_LATER = ("learned_epochs", "learned_rounds", "noise_draws", "decrypted_sections")
+"""Settings of an audit that did not exist in the first version."""
+
+
 class Audit(Part):
     """What is asked about the patients behind the models of one fold."""
 
@@ -318,8 +322,17 @@ class Audit(Part):
     shadows: Annotated[int, Field(ge=6)] = Field(16, description="shadow models, each of a random half of the patients")
     shadow_epochs: Count = Field(10, description="of each shadow of a segmentation network; at most 8 of these")
     leaky_epochs: Count = Field(1500, description="of the generator that is made to leak, over a dozen tiles")
+    learned_epochs: Count = Field(30, description="of the learned attack on maps")
+    learned_rounds: Count = Field(100, description="trees of the learned attack on predicted expression")
+    noise_draws: Count = Field(4, description="of noise, at each of four levels, by which a generator's loss is taken")
     decrypted_spots: Count = Field(40, description="of each section, sent through real ciphertexts")
+    decrypted_sections: Count | None = Field(None, description="that many of members, and of non-members; None: all")
     draws: Count = Field(1000, description="bootstrap draws")
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later settings that are at their defaults: audits made before these existed stay valid."""
+        return _without_defaults(type(self), handler(self), AUDIT_LATER)
 
 
 def first_problem(

@@ -22,6 +22,8 @@ from histocrypt.audit.card import (
     Card,
     Control,
     Figure,
+    ask_membership,
+    ask_procedure,
     read_card,
     write_card,
 )
@@ -87,9 +89,7 @@ def test_a_card_of_what_was_judged(tmp_path):
     scores = rng.normal(size=200)
     controls = run_controls(scores, member, patients, overfitted=scores + 9 * member, draws=50)
     judged = judge(scores, member, patients, draws=50)
-    question = Asked.of(
-        judged, question="Was it trained on?", access="black box", attack="Loss threshold", controls=controls
-    )
+    question = ask_membership(judged, controls, access="black box", attack="Loss threshold")
     assert (question.figure.value, question.figure.over) == (judged.auc, "patients")
     assert question.n == "100 of 4 patients against 100 of 4 patients"
     assert [control.positive for control in question.controls] == [True, False]
@@ -109,9 +109,9 @@ def test_a_way_of_training_is_asked_by_its_shadows():
     patients = np.repeat([f"P{i}" for i in range(6)], 10)
     inside = halves(patients, 8, seed=0)
     scores = rng.normal(size=inside.shape) + 3 * inside
-    found = as_targets(scores, inside, patients, attack="LiRA", draws=50)
+    found = as_targets(scores, inside, patients, draws=50)
     controls = run_controls(scores[0], inside[0], patients, overfitted=inside[0] + 0.1 * scores[0], draws=50)
-    question = Asked.of_procedure(found, question="Is it told?", access="black box", attack="LiRA", controls=controls)
+    question = ask_procedure(found, controls, access="black box", attack="LiRA")
     assert question.n == "8 trainings on halves of 6 patients"
     assert question.verdict == LEAK
     assert question.notes == list(controls.notes)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from histocrypt.audit.card import LEAK, NOT_FOUND, SIGNS, Asked
+from histocrypt.audit.card import LEAK, NOT_FOUND, SIGNS, ask_memorised
 from histocrypt.audit.memorisation import memorised
 from histocrypt.synthesis.pairs import TISSUE, Pairs
 
@@ -28,11 +28,13 @@ def test_copies_are_told_from_new_images():
     two, copies = images("w", [""], 100, 4, of=train), images("c", [""], 240, 4, of=train)
 
     def ask(synthetic, unseen=others):
+        flat = [pairs.images.reshape(len(pairs), -1) for pairs in (train, held_out)]
+        named = {"records": train.ids, "patients": train.patients, "strangers": held_out.patients, "quantile": 0.05}
         found = [
-            memorised(one, train, held_out, features=lambda pairs: pairs.images.reshape(len(pairs), -1), quantile=0.05)
+            memorised(one.images.reshape(len(one), -1), *flat, ids=one.ids, **named)
             for one in (synthetic, copies, unseen)
         ]
-        return Asked.of_memorised(*found, what="pixels")
+        return ask_memorised(*found, what="pixels")
 
     fresh, leaky = ask(new), ask(copies)
     assert fresh.verdict == NOT_FOUND

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from histocrypt.audit import figures
+from histocrypt.audit.card import Card, ask_membership
 from histocrypt.audit.controls import run_controls
 from histocrypt.audit.membership import Audit, bands, judge
 from histocrypt.evaluation.figures import save
@@ -33,16 +34,15 @@ def test_bands_are_the_curve_and_its_draws(audits):
 
 
 def test_pictures_are_written(audits, tmp_path):
-    judged = {name: judge(one.scores, one.member, one.patients, draws=50) for name, one in audits.items()}
-    one = audits["loss threshold"]
-    leaking = one.scores + 5 * one.member
-    controls = {"loss threshold": run_controls(one.scores, one.member, one.patients, overfitted=leaking, draws=50)}
-    for name, figure in {
-        "roc": figures.roc(audits, draws=50),
-        "histograms": figures.histograms(audits),
-        "forest": figures.forest(judged, controls),
-    }.items():
+    asked = []
+    for name, audit in audits.items():
+        scores, member, patients = audit.scores, audit.member, audit.patients
+        judged = judge(scores, member, patients, draws=50)
+        controls = run_controls(scores, member, patients, overfitted=scores + 5 * member, draws=50)
+        asked.append(ask_membership(judged, controls, access="black box", attack=name))
+    card = Card("knn", "predictor", "Neighbours", "Predicts.", "small", "fold_a", asked, [])
+    for name, figure in {"roc": figures.roc(audits, draws=50), "forest": figures.forest([card])}.items():
         text = save(figure, tmp_path / f"{name}.svg").read_text(encoding="utf-8")
         assert text.startswith("<?xml")
-    constant = Audit(np.zeros(80), np.arange(80) < 40, one.patients[:80], one.group[:80])
-    save(figures.histograms({"constant": constant}), tmp_path / "constant.svg")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["Neighbours: loss threshold", "Neighbours: LiRA"]

@@ -84,7 +84,7 @@ def test_each_shadow_is_attacked_by_what_was_learnt_on_the_others():
 
     def train_one(mask, seed):
         error = np.random.default_rng(seed).normal(size=truth.shape) * np.where(mask, 0.3, 1)[:, None]
-        return lambda: truth + error
+        return truth + error
 
     predicted, inside = shadow_losses(train_one, patients, 6, 0)
     assert predicted.shape == (6, 200, 4)
@@ -97,7 +97,7 @@ def test_each_shadow_is_attacked_by_what_was_learnt_on_the_others():
 
     scores = on_shadows(inputs, inside, train)
     assert asked == [((800, 13), 0.5)] * 3, "neither the attacked shadow nor its complement"
-    assert as_targets(scores, inside, patients, attack="learned", draws=50).auc > 0.8
+    assert as_targets(scores, inside, patients, draws=50).auc > 0.8
 
 
 def test_one_side_is_no_lesson():

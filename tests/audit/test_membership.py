@@ -1,10 +1,8 @@
-import json
-
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from histocrypt.audit.membership import Audit, curves, draw_weights, judge, judge_groups
+from histocrypt.audit.membership import Audit, curves, draw_weights, judge, judge_groups, read_scores, write_scores
 from histocrypt.errors import InputError
 
 
@@ -32,7 +30,21 @@ def test_figures_by_hand():
     assert "say nothing of other patients" in found.notes[0]
     assert all(value is None for value in found.tpr_at.values())
     assert sum("No TPR at" in note for note in found.notes) == 3
-    assert json.loads(json.dumps(found.to_dict()))["tpr_at"] == {"0.001": None, "0.01": None, "0.05": None}
+
+
+def test_scores_are_read_back_exactly(tmp_path):
+    scores, member, patients = people(2, 3, 4)
+    blocks = np.array([f"{name}/0" for name in patients])
+    audits = {
+        "LiRA": Audit(scores, member, patients, np.full(20, "")),
+        "closest record, all": Audit(-scores / 3, member, patients, np.full(20, "Lund"), blocks),
+    }
+    write_scores(tmp_path / "scores" / "knn.csv", audits)
+    again = read_scores(tmp_path / "scores" / "knn.csv")
+    assert list(again) == list(audits)
+    for name, audit in audits.items():
+        for column, values in vars(audit).items():
+            np.testing.assert_array_equal(getattr(again[name], column), values)
 
 
 def test_draws_weigh_as_scikit_learn_does():

@@ -18,12 +18,8 @@ def nearest(x, y):
 
     def train_one(mask, seed):
         known, said = x[mask], y[mask]
-
-        def losses():
-            order = np.argsort(((x[:, None] - known) ** 2).sum(axis=2), axis=1)[:, :3]
-            return ((said[order].mean(axis=1) - y) ** 2).mean(axis=1)
-
-        return losses
+        order = np.argsort(((x[:, None] - known) ** 2).sum(axis=2), axis=1)[:, :3]
+        return ((said[order].mean(axis=1) - y) ** 2).mean(axis=1)
 
     return train_one
 
@@ -31,7 +27,7 @@ def nearest(x, y):
 def mean_only(x, y):
     def train_one(mask, seed):
         noise = np.random.default_rng(seed).normal(0, 0.05, y.shape)
-        return lambda: ((y.mean(axis=0) + noise - y) ** 2).mean(axis=1)
+        return ((y.mean(axis=0) + noise - y) ** 2).mean(axis=1)
 
     return train_one
 
@@ -51,12 +47,11 @@ def test_halves_are_balanced_and_never_come_twice(n, asked, given):
 def test_what_a_procedure_remembers_is_found():
     loss, inside = shadow_losses(nearest(*data()), PATIENTS, 12, 0)
     for attack in ATTACKS:
-        found = as_targets(target_scores(loss, inside, attack=attack), inside, PATIENTS, attack=attack, draws=100)
+        found = as_targets(target_scores(loss, inside, attack=attack), inside, PATIENTS, draws=100)
         assert found.aucs.shape == (12,)
         assert found.interval_over == "patients"
         assert 0.55 < found.interval[0] < found.auc < found.interval[1], attack
         assert found.auc > 0.6
-        assert found.to_dict()["auc"] == found.auc
 
 
 def test_a_procedure_that_ignores_its_records_leaks_nothing():
@@ -65,7 +60,7 @@ def test_a_procedure_that_ignores_its_records_leaks_nothing():
         loss, inside = shadow_losses(mean_only(*data(seed)), PATIENTS, 6, seed)
         for attack in ATTACKS:
             scores = target_scores(loss, inside, attack=attack)
-            found = as_targets(scores, inside, PATIENTS, attack=attack, draws=50)
+            found = as_targets(scores, inside, PATIENTS, draws=50)
             aucs[attack].append(found.auc)
             assert found.interval[0] < 0.5 < found.interval[1] or abs(found.auc - 0.5) < 0.05
     for values in aucs.values():
@@ -79,7 +74,7 @@ def test_what_is_found_is_gone_when_the_patients_names_are_exchanged():
         dealt.interval[0]
         < 0.5
         < dealt.interval[1]
-        < as_targets(target_scores(loss, inside), inside, PATIENTS, attack="LiRA", draws=20).auc
+        < as_targets(target_scores(loss, inside), inside, PATIENTS, draws=20).auc
     )
     assert dealt.p_value == 1 / 41
     assert (dealt.by, dealt.deals) == ("patient", 40)
@@ -94,7 +89,7 @@ def test_a_killed_call_goes_on(tmp_path):
         trained.append(seed)
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return lambda: np.where(mask, 1.0, 2.0) + seed % 7
+        return np.where(mask, 1.0, 2.0) + seed % 7
 
     with pytest.raises(KeyboardInterrupt):
         shadow_losses(train_one, PATIENTS, 4, 0, folder=tmp_path, fingerprint="a")
@@ -112,13 +107,13 @@ def test_a_killed_call_goes_on(tmp_path):
 
 def test_few_patients_are_said(capfd):
     patients = np.repeat(["a", "b", "c", "d"], 10)
-    loss, inside = shadow_losses(lambda mask, seed: lambda: np.where(mask, 1.0, 2.0), patients, 16, 0)
+    loss, inside = shadow_losses(lambda mask, seed: np.where(mask, 1.0, 2.0), patients, 16, 0)
     assert len(loss) == 6
     assert "4 patients have 6 halves" in capfd.readouterr().err
-    found = as_targets(target_scores(loss, inside), inside, patients, attack="LiRA", draws=20)
+    found = as_targets(target_scores(loss, inside), inside, patients, draws=20)
     assert found.auc == 1
     assert "halves of 4 patients" in found.notes[0]
-    said = as_targets(target_scores(loss, inside), inside, patients, attack="LiRA", unit="section", draws=20).notes
+    said = as_targets(target_scores(loss, inside), inside, patients, unit="section", draws=20).notes
     assert "halves of 4 sections" in said[0]
     assert found.interval_over == "records"
 
@@ -129,4 +124,4 @@ def test_defects_are_said():
     with pytest.raises(InputError, match="did you mean 'LiRA'"):
         target_scores(np.ones((2, 2)), np.eye(2, dtype=bool), attack="LiRa")
     with pytest.raises(InputError, match="1 not finite"):
-        shadow_losses(lambda mask, seed: lambda: np.array([1.0, np.nan]), np.array(["a", "b"]), 2, 0)
+        shadow_losses(lambda mask, seed: np.array([1.0, np.nan]), np.array(["a", "b"]), 2, 0)

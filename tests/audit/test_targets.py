@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from tests.training.conftest import make_study, write_section
 
-from histocrypt.audit.subjects import Auditable, audited, group_of, losses, members_of, records, refit
+from histocrypt.audit.subjects import ASKED, Auditable, audited, chosen, group_of, losses, members_of
 from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.data.folds import load_fold
 from histocrypt.errors import InputError
+from histocrypt.options import Audit
 from histocrypt.pipeline.train import train_fold
 from histocrypt.study import Study
 
@@ -36,6 +37,15 @@ def study(tmp_path_factory):
         for model in ("mean_profile", "colour_ridge", "vision_mlp", "fhe_cnn"):
             train_fold(study, model, FOLD, device="cpu")
         yield study
+
+
+def records(study, model, fold, **settings):
+    return Auditable(study, model, fold, **settings).records
+
+
+def refit(attacked, keep, *, seed):
+    """Return the losses of a shadow."""
+    return losses(attacked.spots().targets, attacked.predicted_by_shadow(keep, seed=seed))
 
 
 def test_members_are_the_patients_of_the_fit(study):
@@ -70,17 +80,17 @@ def test_losses_are_of_the_model_that_the_run_wrote(study):
 
 def test_a_shadow_of_the_members_is_the_model_again(study):
     attacked = Auditable(study, "colour_ridge", FOLD)
-    found = attacked.records()
-    again = attacked.refit(found.member, seed=study.seed)
+    found = attacked.records
+    again = refit(attacked, found.member, seed=study.seed)
     np.testing.assert_allclose(again, found.loss, rtol=1e-4)
-    assert not np.allclose(attacked.refit(~found.member, seed=study.seed), again)
+    assert not np.allclose(refit(attacked, ~found.member, seed=study.seed), again)
 
 
 def test_a_network_is_retrained_and_its_files_stay(study):
     weights = study.run.model("vision_mlp", FOLD) / "weights.safetensors"
     before = weights.read_bytes()
     found = records(study, "vision_mlp", FOLD, device="cpu")
-    shadow = refit(study, "vision_mlp", FOLD, ~found.member, seed=1, device="cpu")
+    shadow = refit(Auditable(study, "vision_mlp", FOLD, device="cpu"), ~found.member, seed=1)
     assert shadow.shape == found.loss.shape
     assert not np.allclose(shadow, found.loss)
     assert weights.read_bytes() == before
@@ -97,7 +107,7 @@ def test_a_student_gets_a_shadow_teacher(study):
     for section in set(learnt.sections.tolist()):
         own = learnt.sections == section
         np.testing.assert_allclose(soft[own], expected[own] - expected[own].mean(axis=0), atol=1e-5)
-    assert np.isfinite(attacked.refit(keep, seed=0)).all()
+    assert np.isfinite(refit(attacked, keep, seed=0)).all()
 
 
 def test_what_can_be_audited(study):
@@ -109,6 +119,16 @@ def test_what_can_be_audited(study):
     (home / "samples").mkdir()
     found = audited(study, FOLD, models=["colour_ridge"])
     assert [(thing.kind, thing.name) for thing in found] == [("predictor", "colour_ridge"), ("generator", "generator")]
+    audit = study.model_copy(update={"audit": Audit(shadowed=["colour_ridge"])})
+    everything = audited(study, FOLD)
+    parts = {part: [thing.name for thing in chosen(audit, everything, part)] for part in (*ASKED, "all")}
+    assert parts["shadowed"] == ["colour_ridge"]
+    assert parts["predictors"] == ["mean_profile", "vision_mlp", "fhe_cnn"]
+    assert parts["tiles"] == ["generator"]
+    assert parts["all"] == [thing.name for thing in everything]
+    with pytest.raises(InputError) as error:
+        chosen(audit, everything, "predictor")
+    assert error.value.field == "asked"
 
 
 def by_section(study):
@@ -123,9 +143,9 @@ def by_section(study):
         (lambda study: audited(study, FOLD, models=["resnet81"]), "unknown model of the study"),
         (lambda study: audited(study, FOLD, models=["resnet18"]), "is not trained"),
         (lambda study: records(study, "resnet18", FOLD), "is not trained"),
-        (lambda study: refit(study, "colour_ridge", FOLD, np.ones(3, bool), seed=0), "of every record"),
-        (lambda study: refit(study, "colour_ridge", FOLD, np.zeros(100, bool), seed=0), "of every record"),
-        (lambda study: refit(study, "colour_ridge", FOLD, np.arange(100) < 30, seed=0), "splits a section"),
+        (lambda study: refit(Auditable(study, "colour_ridge", FOLD), np.ones(3, bool), seed=0), "of every record"),
+        (lambda study: refit(Auditable(study, "colour_ridge", FOLD), np.zeros(100, bool), seed=0), "of every record"),
+        (lambda study: refit(Auditable(study, "colour_ridge", FOLD), np.arange(100) < 30, seed=0), "splits a section"),
         (lambda study: audited(by_section(study), FOLD), "test spots are members too"),
     ],
 )
@@ -145,7 +165,7 @@ def test_a_section_may_tell_where_it_comes_from(study):
 
 def test_a_gene_that_the_test_patients_lack_is_left_out(study):
     whole = Auditable(study, "colour_ridge", FOLD)
-    before = whole.records()
+    before = whole.records
     file = study.run.section("S_a")
     kept = file.read_bytes()
     section = anndata.read_h5ad(file)
@@ -153,8 +173,8 @@ def test_a_gene_that_the_test_patients_lack_is_left_out(study):
     try:
         section[:, section.var_names != gene].copy().write_h5ad(file)
         part = Auditable(study, "colour_ridge", FOLD)
-        found = part.records()
-        assert part.refit(found.member, seed=0).shape == found.loss.shape
+        found = part.records
+        assert refit(part, found.member, seed=0).shape == found.loss.shape
     finally:
         file.write_bytes(kept)
     assert part.unmeasured == (gene,)

@@ -6,7 +6,7 @@ from tests.encrypted.serving import refuses
 
 from histocrypt.audit.membership import judge, loss_threshold
 from histocrypt.audit.predictors import decrypted_records
-from histocrypt.audit.subjects import records
+from histocrypt.audit.subjects import Auditable
 from histocrypt.errors import InputError
 from histocrypt.study import load_study
 
@@ -27,7 +27,7 @@ def test_decrypted_outputs_tell_what_clear_ones_tell(study, world, tmp_path):
 
     apart = found.compared()
     assert 0 < apart["max_abs_error"] < 0.02, "noise and the error of real ciphertexts: small, and not nothing"
-    clear = records(study, "fhe_head", fold)
+    clear = Auditable(study, "fhe_head", fold).records
     row = {name: index for index, name in enumerate(clear.names.tolist())}
     same = clear.subset(np.array([row[name] for name in found.clear.names.tolist()]))
     assert same.member.tolist() == found.clear.member.tolist()

@@ -7,7 +7,7 @@ from PIL import Image
 from tests.synthesis.fabricated import SIDE, tiles
 
 from histocrypt.errors import InputError
-from histocrypt.synthesis.pipeline import export
+from histocrypt.synthesis.manifest import export_nnunet as export
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -30,13 +30,13 @@ def lesson_of(privacy: Privacy, *, steps: int = 12) -> PrivateLesson:
     torch.manual_seed(0)
     network = build(PLAN, TISSUE, side=16, colours=3)
     optimiser = torch.optim.SGD(network.parameters(), lr=1.0)
-    return PrivateLesson(Lesson(tiles(), PLAN, network, optimiser, torch.device("cpu")), privacy, steps=steps)
+    return PrivateLesson(Lesson(tiles(), PLAN, torch.device("cpu")), network, optimiser, privacy, steps=steps)
 
 
 def change(lesson: PrivateLesson, rows: np.ndarray) -> torch.Tensor:
-    before = [p.detach().clone() for p in lesson.lesson.network.parameters()]
+    before = [p.detach().clone() for p in lesson.module.parameters()]
     lesson.step(rows, torch.Generator().manual_seed(0))
-    after = lesson.lesson.network.parameters()
+    after = lesson.module.parameters()
     return torch.cat([(a.detach() - b).flatten() for a, b in zip(after, before, strict=True)])
 
 

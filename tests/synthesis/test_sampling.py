@@ -6,7 +6,7 @@ from histocrypt.synthesis import sampling
 from histocrypt.synthesis.generator import Generator, GeneratorPlan, build
 from histocrypt.synthesis.manifest import load_pairs
 from histocrypt.synthesis.pairs import TISSUE
-from histocrypt.synthesis.sampling import sample
+from histocrypt.synthesis.sampling import WayBack, sample
 
 PLAN = GeneratorPlan(width=8, multipliers=(1, 2), blocks=1, steps=100)
 LABELS = np.array(["normal", "tumour", "tumour", "normal", "tumour"])
@@ -32,16 +32,16 @@ def test_a_folder_holds_the_samples_and_a_manifest(untrained, tmp_path):
 
 def test_a_killed_drawing_goes_on_and_a_finished_one_is_read(untrained, tmp_path, monkeypatch):
     undisturbed = sample(untrained, labels=LABELS, seed=4, steps=3)
-    way_back, drawn = sampling._way_back, []
+    draw, drawn = WayBack.draw, []
 
-    def counted(generator, names, *others):
+    def counted(way_back, generator, names, labels):
         if len(drawn) == 1 and not (tmp_path / "killed").exists():
             (tmp_path / "killed").touch()
             raise KeyboardInterrupt
         drawn.append(names.tolist())
-        return way_back(generator, names, *others)
+        return draw(way_back, generator, names, labels)
 
-    monkeypatch.setattr(sampling, "_way_back", counted)
+    monkeypatch.setattr(WayBack, "draw", counted)
     run = {"labels": LABELS, "seed": 4, "steps": 3, "folder": tmp_path / "samples"}
     with pytest.raises(KeyboardInterrupt):
         sample(untrained, **run)

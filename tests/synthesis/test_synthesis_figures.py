@@ -8,8 +8,7 @@ import pytest
 from tests.synthesis.toy_discs import discs
 
 from histocrypt.evaluation.figures import save
-from histocrypt.synthesis import figures, utility
-from histocrypt.synthesis.segmentation import SegmenterPlan
+from histocrypt.synthesis import figures
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -37,12 +36,8 @@ def test_histograms_show_the_cuts(tmp_path):
     save(figure, tmp_path / "filter.svg")
 
 
-def test_bars_show_every_score(tmp_path):
-    real, validation, test = (discs(10, seed, patients=(who,)) for seed, who in enumerate("ABC"))
-    table = utility.utility_table(
-        real, validation, discs(10, 5, patients=("",)), test,
-        epochs=1, seed=0, plan=SegmenterPlan(options={"width": 4, "depth": 1}), draws=20, device="cpu",
-    )  # fmt: skip
+def test_bars_show_every_score(toy_table, tmp_path):
+    table, _ = toy_table
     figure = figures.utility_bars(table)
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [
         "stroma",

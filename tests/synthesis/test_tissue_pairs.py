@@ -83,12 +83,6 @@ def test_pairs_are_named_classed_and_masked_by_rule(made):
     assert np.mean(agreed) > 0.95
 
 
-def test_spots_are_counted(made):
-    counts = tp.spot_counts(made[0], ["A", "B"], label=LABEL)
-    assert counts.loc["A", ["spots", "tumour", "normal", "left out"]].tolist() == [28, 14, 13, 1]
-    assert counts.loc["B", ["spots", "tumour", "normal", "left out"]].tolist() == [28, 0, 0, 28]
-
-
 def test_smaller_masks_are_voted_not_mixed(made):
     large, small = (tp.tissue_pairs(made[0], ["A"], label=LABEL, side=side) for side in (SIDE, SIDE // 2))
     blocks = large.masks.reshape(len(large), SIDE // 2, 2, SIDE // 2, 2).transpose(0, 1, 3, 2, 4)

@@ -24,7 +24,7 @@ KINDS = {
     ".png": ("eda/depth.png", "10_eda"),
     ".csv": ("multitask/signal.csv", "32_multitask"),
     ".svg": ("evaluation/forest.svg", "70_evaluation"),
-    ".html": ("audit/fold_1/privacy_card_fhe_head.html", "62_membership_audit"),
+    ".html": ("audit/fold_1/privacy_card_fhe_head.html", "62_membership_audit__predictors"),
     ".md": ("models/vision_mlp/final/README.md", "70_evaluation"),
 }
 """A file of every kind that can be told to be broken, and the job that makes it."""
@@ -40,8 +40,11 @@ OTHERS = {
     "predictions/stem/fold_2.samples.h5": "34_diffusion",
     "encrypted/fhe_head/S_1/prediction.h5ad": "50_fhe_inference__fhe_head__S_1",
     "encrypted/agreement.json": "50_fhe_inference__fhe_head__S_1",
-    "synthesis/fold_1/generator/generator.safetensors": "60_synthetic_data",
-    "audit/fold_1/shadows/encoder_ridge/shadow_000.safetensors": "62_membership_audit",
+    "synthesis/fold_1/generator/generator.safetensors": "58_generators__joint",
+    "synthesis/fold_1/segmenter_both/weights.safetensors": "60_synthetic_data",
+    "audit/fold_1/shadows/encoder_ridge/shadow_000.safetensors": "62_membership_audit__shadowed",
+    "audit/fold_1/nearest_samples.png": "62_membership_audit__tiles",
+    "audit/fold_1/forest.png": "64_privacy_cards",
     "evaluation/distribution_stem.svg": "34_diffusion",
     "report.html": "70_evaluation",
 }

@@ -1,4 +1,4 @@
-"""The privacy card: one page on one thing, for who decides whether it may be shared.
+"""The privacy card: one page on one subject, for who decides whether it may be shared.
 
 What it is, what was asked and who could ask it, each figure with its interval, the controls beside it, and what it
 does not cover. The verdict follows from the figures by `RULE`, which is printed on the card.
@@ -15,25 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.audit.controls import Controls, run_controls
-from histocrypt.audit.membership import FEWEST_PATIENTS, Audit, Judged, judge_groups
+from histocrypt.audit.membership import FEWEST_PATIENTS, Audit, Judged, judge_groups, write_scores
 from histocrypt.errors import InputError
 from histocrypt.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from histocrypt.audit.memorisation import Memorised
     from histocrypt.audit.shadow import Procedure
-    from histocrypt.audit.subjects import Thing
+    from histocrypt.audit.subjects import Subject
     from histocrypt.study import Study
 
-# ---- card words
-# The words of a privacy card: verdicts and the rule that gives them, who could ask, what a card does not cover.
-
-
-CHANCE = 0.5
+FORMAT, VERSION = "histocrypt privacy card", 1
 LEAST_PLANTED = 0.9
 """Share of planted copies that has to be found."""
 LEAK, SIGNS, UNDECIDED, BELOW, NOT_FOUND = "leak", "signs", "undecided", "below chance", "not found"
-
 WORDS = {
     LEAK: "A leak was found",
     SIGNS: "Signs of a leak, in too few patients to be sure",
@@ -42,7 +37,6 @@ WORDS = {
     NOT_FOUND: "No leak found by these attacks",
 }
 """The verdicts, the gravest first; the card's own is the gravest of its questions."""
-
 RULE = (
     "A leak: the whole interval lies above what guessing gives. Signs: so it does, but it was drawn within patients, "
     "too few to tell membership from what else differs between them. No leak found by these attacks: the interval "
@@ -52,10 +46,9 @@ RULE = (
     "found. No answer means that a thing can be shared without risk."
 )
 """How answers follow from figures; printed on every card."""
-
 SIZES = ((2, 13), (3, 12), (5, 11), (10**9, 10.5))
 """Size of the letters in pixels by the number of questions: six fit on a page."""
-
+WAS_IT = "Was this patient's section among those it was trained on?"
 WHO = {
     "black box": "who may send it tiles and has measured values beside them, such as a client of a service",
     "white box": "who has the trained weights, such as the model's owner or anybody it was handed to",
@@ -63,7 +56,6 @@ WHO = {
     "decrypted outputs": "the key owner, or who is given its decrypted predictions",
 }
 """Who could ask, by what they hold."""
-
 _EVERY = (
     "Attacks that are not listed here, and attackers who know more than is written beside each question.",
     "Patients of other centres or stains, and things trained on other patients: figures are of this one.",
@@ -75,18 +67,18 @@ DOES_NOT_COVER = {
     "generator": (*_EVERY, "What its images show: the card of the synthetic set asks that."),
     "synthetic set": (*_EVERY, "Copies of parts of a tile, or of a patient's rare features, that no distance notices."),
 }
-"""By kind of thing; a card may add to it."""
+"""By kind of subject; a card may add to it."""
 
 
-def patients_of(count: int) -> str:
-    """Return ``1 patient``, ``2 patients``."""
-    return "1 patient" if count == 1 else f"{count} patients"
-
-
-# ---- card
-
-
-FORMAT, VERSION = "histocrypt privacy card", 1
+SYNTHESIS = {
+    "segmenter_real": ("segmenter", "Segmentation, trained on real tiles"),
+    "segmenter_synthetic": ("segmenter", "Segmentation, trained on synthetic tiles"),
+    "generator": ("generator", "Generator of tiles with masks"),
+    "control": ("generator", "Generator of normal tiles"),
+    "samples": ("synthetic set", "Synthetic tiles, as drawn"),
+    "filtered": ("synthetic set", "Synthetic tiles, filtered"),
+}
+"""What ``synthesis/<fold>`` may hold: kind and title by the name of its folder."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,7 @@ class Figure:
     low: float | None
     high: float | None
     measure: str = "AUC"
-    chance: float = CHANCE
+    chance: float = 0.5
     over: str = "patients"
     """What was drawn for the interval: ``patients``, or ``blocks``, ``records`` or ``images`` within them."""
 
@@ -135,7 +127,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Asked:
-    """One question that was asked of the thing, and the answer."""
+    """One question that was asked of the subject, and the answer."""
 
     question: str
     """A sentence, e.g. "Was this patient's section in the training set?"."""
@@ -156,105 +148,87 @@ class Asked:
     def verdict(self) -> str:
         """See `RULE`."""
         failed = {control.positive for control in self.controls if not control.passed}
-        found = self.figure.verdict
-        if False in failed or (True in failed and found not in (LEAK, SIGNS)):
+        verdict = self.figure.verdict
+        if False in failed or (True in failed and verdict not in (LEAK, SIGNS)):
             return UNDECIDED
-        return found
+        return verdict
 
-    @classmethod
-    def of(
-        cls,
-        judged: Judged,
-        *,
-        question: str,
-        access: str,
-        attack: str,
-        controls: Controls,
-        who: str | None = None,
-    ) -> Asked:
-        """Return a question on membership with its figures, as they were judged; ``who`` where `WHO` does not say."""
-        balanced = _number(judged.balanced_accuracy)
-        low, high = judged.balanced_accuracy_interval
-        also = {
-            "Balanced accuracy": f"{balanced} ({_number(low)} to {_number(high)})",
-            "Advantage, at most": _number(judged.advantage),
-        }
-        few = [f"{100 * float(rate):g}" for rate, found in judged.tpr_at.items() if found is None]
-        for rate, found in judged.tpr_at.items():
-            if found is not None:
-                told = "{} ({} to {})".format(*(_number(value) for value in found))
-                also[f"Members found at {100 * float(rate):g} % false alarms"] = told
-        if few:
-            rates = " and ".join(filter(None, (", ".join(few[:-1]), few[-1])))
-            also[f"Members found at {rates} % false alarms"] = "too few non-members to tell"
-        n = (
-            f"{judged.n_members:,} of {patients_of(judged.patients_members)} against "
-            f"{judged.n_non_members:,} of {patients_of(judged.patients_non_members)}"
-        )
-        if controls.negative.p_value is not None:
-            also["Patients dealt out anew"] = f"p = {controls.negative.p_value:.2g}"
-        figure = Figure(judged.auc, *judged.auc_interval, over=judged.interval_over)
-        notes = [note for note in (*judged.notes, *controls.notes) if not note.startswith("No TPR")]  # said above
-        return cls(question, who or WHO[access], access, attack, figure, n, both(controls), also, notes)
+    @property
+    def positive(self) -> Control:
+        """The control with a planted leak."""
+        return next(control for control in self.controls if control.positive)
 
-    @classmethod
-    def of_procedure(
-        cls, found: Procedure, *, question: str, access: str, attack: str, controls: Controls, who: str | None = None
-    ) -> Asked:
-        """Return a question on a way of training, asked of shadow models in turn; see `of`."""
-        figure = Figure(found.auc, *found.interval, over=found.interval_over)
-        n = f"{len(found.aucs)} trainings on halves of {patients_of(found.patients)}"
-        also = {"Single trainings": f"AUC {_number(float(min(found.aucs)))} to {_number(float(max(found.aucs)))}"}
-        notes = [*(note for note in found.notes if not note.startswith(n)), *controls.notes]
-        return cls(question, who or WHO[access], access, attack, figure, n, both(controls), also, notes)
+    @property
+    def negative(self) -> Control:
+        """The control without any leak."""
+        return next(control for control in self.controls if not control.positive)
 
-    @classmethod
-    def of_memorised(
-        cls, found: Memorised, planted: Memorised, unseen: Memorised, *, what: str, access: str = "synthetic set"
-    ) -> Asked:
-        """Return the question whether synthetic images are copies.
 
-        Parameters
-        ----------
-        found
-            Of the audited set.
-        planted
-            Of copies of training images: the positive control.
-        unseen
-            Of real images of other patients than the threshold was set on: the negative control.
-        what
-            Which features the nearness is in, e.g. ``the reconstruction network's features``.
-        """
-        share, low, high = found.share_patients, *found.share_patients_interval
-        copied = f"{_number(share)} ({_number(low)} to {_number(high)}), by chance {_number(found.expected_patients)}"
-        other = _share(unseen)
-        controls = [
-            Control(
-                name="planted copies",
-                positive=True,
-                figure=_share(planted),
-                expected=f"a share of at least {LEAST_PLANTED}",
-                passed=planted.share_samples >= LEAST_PLANTED,
-            ),
-            Control(
-                name="real images of other patients",
-                positive=False,
-                figure=other,
-                expected="no more than chance",
-                passed=other.verdict == NOT_FOUND,
-            ),
-        ]
-        return cls(
-            question="Are synthetic images copies of training images?",
-            who=WHO[access],
-            access=access,
-            attack=f"Share nearer to a training image than another patient's tissue is, in {what}",
-            figure=_share(found),
-            n=f"{len(found.nearest):,} images against {patients_of(found.patients)}",
-            controls=controls,
-            also={"Training patients so copied": copied},
-            notes=list(found.notes),
-        )
+def ask_membership(judged: Judged, controls: Controls, *, access: str, attack: str) -> Asked:
+    """Return a question on membership with its figures, as they were judged."""
+    also = {
+        "Balanced accuracy": _with_span(judged.balanced_accuracy, *judged.balanced_accuracy_interval),
+        "Advantage, at most": _number(judged.advantage),
+    }
+    for rate, found in judged.tpr_at.items():
+        if found is not None:
+            also[f"Members found at {100 * float(rate):g} % false alarms"] = _with_span(*found)
+    few = [f"{100 * float(rate):g}" for rate, found in judged.tpr_at.items() if found is None]
+    if few:
+        rates = " and ".join(filter(None, (", ".join(few[:-1]), few[-1])))
+        also[f"Members found at {rates} % false alarms"] = "too few non-members to tell"
+    n = (
+        f"{judged.n_members:,} of {patients_of(judged.patients_members)} against "
+        f"{judged.n_non_members:,} of {patients_of(judged.patients_non_members)}"
+    )
+    if controls.negative.p_value is not None:
+        also["Patients dealt out anew"] = f"p = {controls.negative.p_value:.2g}"
+    figure = Figure(judged.auc, *judged.auc_interval, over=judged.interval_over)
+    notes = [note for note in (*judged.notes, *controls.notes) if not note.startswith("No TPR")]  # said above
+    return Asked(WAS_IT, WHO[access], access, attack, figure, n, both(controls), also, notes)
+
+
+def ask_procedure(found: Procedure, controls: Controls, *, access: str, attack: str) -> Asked:
+    """Return a question on a way of training, asked of shadow models in turn."""
+    figure = Figure(found.auc, *found.interval, over=found.interval_over)
+    n = f"{len(found.aucs)} trainings on halves of {patients_of(found.patients)}"
+    also = {"Single trainings": f"AUC {_number(float(min(found.aucs)))} to {_number(float(max(found.aucs)))}"}
+    notes = [*(note for note in found.notes if not note.startswith(n)), *controls.notes]
+    question = "If this training were repeated, would it tell who took part?"
+    return Asked(question, WHO[access], access, attack, figure, n, both(controls), also, notes)
+
+
+def ask_memorised(found: Memorised, planted: Memorised, unseen: Memorised, *, what: str) -> Asked:
+    """Return the question whether synthetic images are copies.
+
+    Parameters
+    ----------
+    found
+        Of the audited set.
+    planted
+        Of copies of training images: the positive control.
+    unseen
+        Of real images of other patients than the threshold was set on: the negative control.
+    what
+        Which features the nearness is in, e.g. ``the reconstruction network's features``.
+    """
+    copied = _with_span(found.share_patients, *found.share_patients_interval)
+    other, expected = _share(unseen), f"a share of at least {LEAST_PLANTED}"
+    controls = [
+        Control("planted copies", True, _share(planted), expected, planted.share_samples >= LEAST_PLANTED),  # noqa: FBT003
+        Control("real images of other patients", False, other, "no more than chance", other.verdict == NOT_FOUND),  # noqa: FBT003
+    ]
+    return Asked(
+        question="Are synthetic images copies of training images?",
+        who=WHO["synthetic set"],
+        access="synthetic set",
+        attack=f"Share nearer to a training image than another patient's tissue is, in {what}",
+        figure=_share(found),
+        n=f"{len(found.nearest):,} images against {patients_of(found.patients)}",
+        controls=controls,
+        also={"Training patients so copied": f"{copied}, by chance {_number(found.expected_patients)}"},
+        notes=list(found.notes),
+    )
 
 
 def _share(found: Memorised) -> Figure:
@@ -277,21 +251,11 @@ def both(controls: Controls) -> list[Control]:
     """Return the two controls of an attack as a card shows them."""
     positive, negative = controls.positive, controls.negative
     planted = Figure(positive.auc, *positive.auc_interval, over=positive.interval_over)
+    dealt = Figure(negative.auc, *negative.interval)
+    permuted = f"membership permuted by {negative.by}"
     return [
-        Control(
-            name="overfitted on purpose",
-            positive=True,
-            figure=planted,
-            expected="an AUC of at least 0.9",
-            passed=controls.positive_passed,
-        ),
-        Control(
-            name=f"membership permuted by {negative.by}",
-            positive=False,
-            figure=Figure(negative.auc, *negative.interval),
-            expected="an interval that contains 0.5",
-            passed=controls.negative_passed,
-        ),
+        Control("overfitted on purpose", True, planted, "an AUC of at least 0.9", controls.positive_passed),  # noqa: FBT003
+        Control(permuted, False, dealt, "an interval that contains 0.5", controls.negative_passed),  # noqa: FBT003
     ]
 
 
@@ -306,7 +270,7 @@ class Card:
     """
 
     thing: str
-    """Its name in the run folder."""
+    """The subject's name in the run folder."""
     kind: str
     """``predictor``, ``segmenter``, ``generator`` or ``synthetic set``."""
     title: str
@@ -324,20 +288,13 @@ class Card:
         where = {"file": self.thing, "field": "questions"}
         if not self.questions:
             raise InputError("nothing was asked, so there is nothing to say", **where)
-        for asked in self.questions:
-            if not asked.controls:
-                raise InputError(
-                    "a figure without a control says nothing",
-                    **where,
-                    value=asked.attack,
-                    fix="run a positive and a negative control beside it",
-                )
+        bare = next((asked.attack for asked in self.questions if not asked.controls), None)
+        if bare is not None:
+            fix = "run a positive and a negative control beside it"
+            raise InputError("a figure without a control says nothing", **where, value=bare, fix=fix)
         if self.kind == "synthetic set" and all(asked.figure.measure == "AUC" for asked in self.questions):
-            raise InputError(
-                "a synthetic set comes with a figure on memorisation",
-                **where,
-                expected="a share of samples or patients that were copied",
-            )
+            expected = "a share of samples or patients that were copied"
+            raise InputError("a synthetic set comes with a figure on memorisation", **where, expected=expected)
 
     @property
     def verdict(self) -> str:
@@ -347,9 +304,106 @@ class Card:
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, verdicts included, as JSON can hold it."""
         content = asdict(self)
-        for asked, one in zip(self.questions, content["questions"], strict=True):
-            one["verdict"] = asked.verdict
+        for asked, said in zip(self.questions, content["questions"], strict=True):
+            said["verdict"] = asked.verdict
         return {"format": FORMAT, "version": VERSION, **content, "verdict": self.verdict, "rule": RULE}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row for each question, for tables and the report."""
+        return [
+            {
+                "kind": self.kind,
+                "thing": self.thing,
+                "title": self.title,
+                "attack": asked.attack,
+                "access": asked.access,
+                "measure": asked.figure.measure,
+                "value": asked.figure.value,
+                "low": asked.figure.low,
+                "high": asked.figure.high,
+                "chance": asked.figure.chance,
+                "interval_over": asked.figure.over,
+                "n": asked.n,
+                "verdict": asked.verdict,
+                "positive_control": asked.positive.figure.value,
+                "positive_passed": asked.positive.passed,
+                "negative_low": asked.negative.figure.low,
+                "negative_high": asked.negative.figure.high,
+                "negative_passed": asked.negative.passed,
+            }
+            for asked in self.questions
+        ]
+
+
+@dataclass
+class Found:
+    """What was found out about one subject: every attack with its figures and controls."""
+
+    subject: Subject
+    what: str
+    """A sentence: what it is, and whose tissue it was learned from."""
+    audits: dict[str, Audit] = field(default_factory=dict)
+    controls: dict[str, Controls] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def attack(
+        self,
+        name: str,
+        audit: Audit,
+        overfitted: np.ndarray,
+        *,
+        rows: np.ndarray | None = None,
+        access: str,
+        draws: int,
+        seed: int,
+    ) -> None:
+        """Judge one attack, group by group, and its controls.
+
+        Parameters
+        ----------
+        overfitted
+            (n,) scores of the same attack on a model of the same records that was made to leak; or (k,) of some
+            records, where such a model is too costly for all.
+        rows
+            (k,) indices: which these are.
+        access
+            What the attacker holds; a key of `WHO`.
+        """
+        self.audits[name] = audit
+        unit = {"blocks": audit.blocks, "draws": draws, "seed": seed}
+        controls = run_controls(audit.scores, audit.member, audit.patients, overfitted=overfitted, rows=rows, **unit)
+        self.controls[name] = controls
+        for group, judged in judge_groups(audit, draws=draws, seed=seed).items():
+            attack = name if group == "same" else f"{name}: {group}"
+            self.asked.append(ask_membership(judged, controls, access=access, attack=attack))
+
+    def card(self, study: Study) -> Card:
+        """Return the privacy card."""
+        return Card(
+            thing=self.subject.name,
+            kind=self.subject.kind,
+            title=self.subject.title,
+            what=self.what,
+            study=study.title or study.name,
+            fold=self.subject.fold,
+            questions=self.asked,
+            does_not_cover=list(DOES_NOT_COVER[self.subject.kind]),
+            notes=self.notes,
+            date=datetime.now(UTC).date().isoformat(),
+        )
+
+    def write(self, study: Study, folder: Path) -> Card:
+        """Write the privacy card and, as ``scores/<subject>.csv``, the scores of every attack; return the card."""
+        write_scores(folder / "scores" / f"{self.subject.name}.csv", self.audits)
+        card = self.card(study)
+        write_card(card_path(folder, self.subject.name), card)
+        return card
+
+
+def card_path(folder: Path, subject: str) -> Path:
+    """Return where the card of a subject lies in an audit's folder."""
+    return folder / f"privacy_card_{subject}.html"
 
 
 def write_card(path: str | Path, card: Card) -> Path:
@@ -365,25 +419,24 @@ def write_card(path: str | Path, card: Card) -> Path:
     path = Path(path)
     if path.suffix != ".html":
         raise InputError("a card is a page", file=path, expected="a name that ends in .html, e.g. privacy_card.html")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("privacy_card.html").render(
-        card=card,
-        notes=list(dict.fromkeys([*card.notes, *(note for asked in card.questions for note in asked.notes)])),
-        size=next(px for most, px in SIZES if len(card.questions) <= most),
-        words=WORDS,
-        who=WHO,
-        rule=RULE,
-        leak=LEAK,
-        number=_number,
-        span=_span,
-        x=_place,
-        least=_least,
+    loader = FileSystemLoader(Path(__file__).parent)
+    settings = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    page = (
+        Environment(loader=loader, **settings)
+        .get_template("privacy_card.html")
+        .render(
+            card=card,
+            notes=list(dict.fromkeys([*card.notes, *(note for asked in card.questions for note in asked.notes)])),
+            size=next(px for most, px in SIZES if len(card.questions) <= most),
+            words=WORDS,
+            who=WHO,
+            rule=RULE,
+            leak=LEAK,
+            number=_number,
+            span=_span,
+            x=_place,
+            least=_least,
+        )
     )
     write_json(path.with_suffix(".json"), card.to_dict())
     write_text(path, page)
@@ -399,15 +452,11 @@ def read_card(path: str | Path) -> Card:
         If it is no card, of another version, or its verdicts do not follow from its figures.
     """
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
-        raise InputError(
-            "is not a privacy card, or of another version",
-            file=path,
-            expected=f"the JSON that {write_card.__name__} writes",
-        )
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+        expected = f"the JSON that {write_card.__name__} writes"
+        raise InputError("is not a privacy card, or of another version", file=path, expected=expected)
     try:
-        questions = [_asked(one) for one in content["questions"]]
-        card = Card(**{**_known(Card, content), "questions": questions})
+        card = Card(**{**_known(Card, content), "questions": [_asked(asked) for asked in content["questions"]]})
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"lacks a part of a privacy card ({' '.join(str(error).split())})", file=path) from error
     if card.to_dict() != content:
@@ -421,8 +470,24 @@ def read_card(path: str | Path) -> Card:
     return card
 
 
+def read_cards(study: Study, folder: Path) -> dict[str, Card]:
+    """Return the cards of an audit's folder by subject: predictors in the study's order, then what is made of tiles.
+
+    Raises
+    ------
+    InputError
+        If there is none at all, or one is not what `write_card` writes.
+    """
+    predictors = study.model_names if study.audit.models == "all" else study.audit.models
+    paths = {name: card_path(folder, name).with_suffix(".json") for name in (*predictors, *SYNTHESIS)}
+    cards = {name: read_card(path) for name, path in paths.items() if path.is_file()}
+    if not cards:
+        raise InputError("nothing was audited", file=folder, fix="run 62_membership_audit")
+    return cards
+
+
 def _asked(content: dict[str, Any]) -> Asked:
-    controls = [Control(**{**one, "figure": Figure(**one["figure"])}) for one in content["controls"]]
+    controls = [Control(**{**control, "figure": Figure(**control["figure"])}) for control in content["controls"]]
     return Asked(**{**_known(Asked, content), "figure": Figure(**content["figure"]), "controls": controls})
 
 
@@ -430,11 +495,20 @@ def _known(kind: type, content: dict[str, Any]) -> dict[str, Any]:
     return {one.name: content[one.name] for one in fields(kind)}
 
 
+def patients_of(count: int) -> str:
+    """Return ``1 patient``, ``2 patients``."""
+    return "1 patient" if count == 1 else f"{count} patients"
+
+
 def _number(value: float | None) -> str:
     """Return a number for readers; what is nearly 1 is not shown as 1."""
     if value is None:
         return "\u2013"
     return f"{value:.3f}" if 0.99 <= value < 0.9995 else f"{value:.2f}".replace("-", "\u2212")
+
+
+def _with_span(value: float, low: float, high: float) -> str:
+    return f"{_number(value)} ({_number(low)} to {_number(high)})"
 
 
 def _span(figure: Figure) -> str:
@@ -450,106 +524,3 @@ def _place(value: float, figure: Figure) -> float:
     """Return where a value lies on an axis of width 100 that ends at 1."""
     least = _least(figure)
     return round(100 * min(max((value - least) / (1 - least), 0.0), 1.0), 1)
-
-
-# ---- found
-# What was found out about one thing: every attack with its figures and controls, and the card that says it.
-
-
-WAS_IT = "Was this patient's section among those it was trained on?"
-
-
-@dataclass
-class Found:
-    """Attacks on one thing, by name."""
-
-    thing: Thing
-    what: str
-    """A sentence: what it is, and whose tissue it was learned from."""
-    audits: dict[str, Audit] = field(default_factory=dict)
-    judged: dict[str, Judged | Procedure] = field(default_factory=dict)
-    controls: dict[str, Controls] = field(default_factory=dict)
-    asked: list[Asked] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def attack(
-        self,
-        name: str,
-        audit: Audit,
-        overfitted: np.ndarray,
-        *,
-        access: str,
-        draws: int,
-        seed: int,
-        words: str = WAS_IT,
-    ) -> None:
-        """Judge one attack, group by group, and its controls.
-
-        Parameters
-        ----------
-        overfitted
-            (n,) scores of the same attack on a model of the same records that was made to leak; or scores of some
-            records, and which these are, where such a model is too costly for all.
-        access
-            What the attacker holds; a key of `card.WHO`.
-        """
-        self.audits[name] = audit
-        unit = {"blocks": audit.blocks, "draws": draws, "seed": seed}
-        leaky, rows = overfitted if isinstance(overfitted, tuple) else (overfitted, None)
-        controls = run_controls(audit.scores, audit.member, audit.patients, overfitted=leaky, rows=rows, **unit)
-        self.controls[name] = controls
-        for group, judged in judge_groups(audit, draws=draws, seed=seed).items():
-            row = name if group == "same" else f"{name}: {group}"
-            self.judged[row] = judged
-            self.asked.append(Asked.of(judged, question=WAS_IT, access=access, attack=row, controls=controls))
-
-    def procedure(self, name: str, found: Procedure, *, controls: Controls, access: str = "black box") -> None:
-        """Note an attack on the training repeated on random halves of the patients."""
-        self.judged[name] = found
-        question = "If this training were repeated, would it tell who took part?"
-        self.asked.append(Asked.of_procedure(found, question=question, access=access, attack=name, controls=controls))
-
-    def card(self, study: Study) -> Card:
-        """Return the privacy card."""
-        return Card(
-            thing=self.thing.name,
-            kind=self.thing.kind,
-            title=self.thing.title,
-            what=self.what,
-            study=study.title or study.name,
-            fold=self.thing.fold,
-            questions=self.asked,
-            does_not_cover=list(DOES_NOT_COVER[self.thing.kind]),
-            notes=self.notes,
-            date=datetime.now(UTC).date().isoformat(),
-        )
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one row for each question, for tables and the report."""
-        rows = []
-        for asked in self.asked:
-            positive = next(one for one in asked.controls if one.positive)
-            negative = next(one for one in asked.controls if not one.positive)
-            rows.append(
-                {
-                    "kind": self.thing.kind,
-                    "thing": self.thing.name,
-                    "title": self.thing.title,
-                    "attack": asked.attack,
-                    "access": asked.access,
-                    "measure": asked.figure.measure,
-                    "value": asked.figure.value,
-                    "low": asked.figure.low,
-                    "high": asked.figure.high,
-                    "chance": asked.figure.chance,
-                    "interval_over": asked.figure.over,
-                    "n": asked.n,
-                    "verdict": asked.verdict,
-                    "positive_control": positive.figure.value,
-                    "positive_passed": positive.passed,
-                    "negative_low": negative.figure.low,
-                    "negative_high": negative.figure.high,
-                    "negative_passed": negative.passed,
-                }
-            )
-        return rows

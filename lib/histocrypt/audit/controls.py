@@ -6,14 +6,14 @@ deals membership out anew and judges the same scores again. Neither raises anyth
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from math import comb
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from histocrypt.audit.membership import FEWEST_PATIENTS, Judged, curves, divisible, judge
+from histocrypt.audit.membership import FEWEST_PATIENTS, Judged, auc, divisible, judge
 from histocrypt.errors import unknown_name
 
 LEAST_AUC = 0.9
@@ -55,17 +55,6 @@ class Controls:
     def passed(self) -> bool:
         """Whether both did."""
         return self.positive_passed and self.negative_passed
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON can hold it."""
-        return {
-            "positive": self.positive.to_dict(),
-            "negative": asdict(self.negative),
-            "positive_passed": self.positive_passed,
-            "negative_passed": self.negative_passed,
-            "passed": self.passed,
-            "notes": self.notes,
-        }
 
 
 def run_controls(
@@ -149,10 +138,10 @@ def shuffled(
         known = None if blocks is None else divisible(patients, np.asarray(blocks))
         unit = np.unique(np.arange(len(member)) if known is None else known, return_inverse=True)[1]
         dealt = [_half_of_each(person, unit.ravel(), rng) for _ in range(deals)]
-    aucs = np.array([_auc(scores, each) for each in dealt])
+    aucs = np.array([auc(scores, members)[0] for members in dealt])
     p_value = None
     if by_patient:
-        at_least = int((aucs >= _auc(scores, member) - 1e-12).sum())
+        at_least = int((aucs >= auc(scores, member)[0] - 1e-12).sum())
         # The list of all ways holds the real one; drawn ones need it added.
         p_value = at_least / len(aucs) if listed else (at_least + 1) / (len(aucs) + 1)
     low, high = np.quantile(aucs, [0.025, 0.975])
@@ -203,6 +192,8 @@ def _network(x: np.ndarray, y: np.ndarray, member: np.ndarray, seed: int) -> np.
     import torch
     from sklearn.decomposition import PCA
 
+    from histocrypt.training.loop import Trainer
+
     if x.shape[1] > COMPONENTS:
         x = (
             PCA(min(COMPONENTS, member.sum() - 1), svd_solver="randomized", random_state=seed)
@@ -217,11 +208,15 @@ def _network(x: np.ndarray, y: np.ndarray, member: np.ndarray, seed: int) -> np.
         )
     every = torch.tensor(x, dtype=torch.float32)
     known, said = every[torch.tensor(member)], torch.tensor(y[member], dtype=torch.float32)
-    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    for _ in range(STEPS):
-        optimiser.zero_grad()
-        torch.nn.functional.mse_loss(network(known), said).backward()
-        optimiser.step()
+    Trainer(
+        network=network,
+        optimiser=torch.optim.Adam(network.parameters(), lr=LEARNING_RATE),
+        device=torch.device("cpu"),
+        batches=lambda *_: range(STEPS),
+        loss=lambda *_: torch.nn.functional.mse_loss(network(known), said),
+        steps=STEPS,
+        epochs=1,
+    ).fit()
     with torch.no_grad():
         return network(every).double().numpy()
 
@@ -249,8 +244,3 @@ def _half_of_each(person: np.ndarray, unit: np.ndarray, rng: np.random.Generator
         half = rng.permutation(own)[: (len(own) + int(rng.integers(2))) // 2]
         chosen |= (person == one) & np.isin(unit, half)
     return chosen
-
-
-def _auc(scores: np.ndarray, member: np.ndarray) -> float:
-    fpr, tpr = curves(scores, member)
-    return float(np.trapezoid(tpr, fpr, axis=1)[0])

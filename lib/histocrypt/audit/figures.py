@@ -1,25 +1,55 @@
-"""Pictures of an audit. Very specific, not for general use; `evaluation.figures.save` writes them.
+"""Pictures of an audit, and what is said of all its subjects together. Very specific, not for general use.
 
 Each line or row has a name beside it; no picture relies on colour alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.audit.membership import FALSE_POSITIVES, Audit, Judged, bands
-from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, style
+from histocrypt.audit.card import WAS_IT, Card, card_path, read_cards
+from histocrypt.audit.membership import FALSE_POSITIVES, Audit, bands, read_scores
+from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, save, style
+from histocrypt.files import write_json
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
-    from histocrypt.audit.controls import Controls
-    from histocrypt.audit.shadow import Procedure
+    from histocrypt.study import Study
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+
+
+def write_summary(study: Study, fold: str, folder: Path) -> tuple[pd.DataFrame, Figure, Figure]:
+    """Put what was found of every subject together: write ``summary.json``, ``forest.png`` and ``roc.png``.
+
+    The ROC curves are those of the subject that most attacks were tried on.
+
+    Returns
+    -------
+    One row for each question, and both pictures.
+
+    Raises
+    ------
+    InputError
+        If no subject has a card yet.
+    """
+    import pandas as pd
+
+    cards = read_cards(study, folder)
+    table = pd.DataFrame([row for card in cards.values() for row in card.rows()])
+    audits = max((read_scores(folder / "scores" / f"{name}.csv") for name in cards), key=len)
+    pictures = forest(cards.values()), roc(audits)
+    for name, picture in zip(("forest", "roc"), pictures, strict=True):
+        save(picture, folder / f"{name}.png")
+    pages = {name: card_path(folder, name).name for name in cards}
+    write_json(folder / "summary.json", {"fold": fold, "rows": table.to_dict("records"), "cards": pages})
+    return table, *pictures
 
 
 def roc(audits: Mapping[str, Audit], *, draws: int = 400, seed: int = 0) -> Figure:
@@ -44,83 +74,38 @@ def roc(audits: Mapping[str, Audit], *, draws: int = 400, seed: int = 0) -> Figu
             value, low, high = bands(audit, grid, draws=draws, seed=seed)
             axes.fill_between(grid, np.maximum(low, start), np.maximum(high, start), color=colour, alpha=0.13, lw=0)
             axes.plot(grid, np.where(value > 0, value, np.nan), color=colour, ls=dash, lw=1.6, label=name)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlim(start, 1)
-        axes.set_ylim(start, 1.05)
+        axes.set(xscale="log", yscale="log", xlim=(start, 1), ylim=(start, 1.05))
         limit = min(1.0, FALSE_POSITIVES / fewest)
         axes.axvspan(start, limit, color=LINE, alpha=0.6, lw=0, zorder=0)
-        axes.text(
-            np.sqrt(start * limit),
-            1.1,
-            f"fewer than {FALSE_POSITIVES} non-members",
-            ha="center",
-            va="bottom",
-            fontsize=7.5,
-            color=MUTED,
-        )
-        axes.set_xlabel("non-members taken for members (FPR)")
-        axes.set_ylabel("members found (TPR)")
+        said, look = f"fewer than {FALSE_POSITIVES} non-members", {"fontsize": 7.5, "color": MUTED}
+        axes.text(np.sqrt(start * limit), 1.1, said, ha="center", va="bottom", **look)
+        axes.set(xlabel="non-members taken for members (FPR)", ylabel="members found (TPR)")
         axes.legend(loc="lower right", fontsize=8)
     return figure
 
 
-def histograms(audits: Mapping[str, Audit]) -> Figure:
-    """Draw, attack by attack, the scores of members (filled) and non-members (outline)."""
-    with style():
-        columns = 2 if len(audits) == 4 else min(3, len(audits))
-        rows = -(-len(audits) // columns)
-        figure, axes = canvas(rows, columns, figsize=(3.2 * columns, 2.3 * rows), squeeze=False)
-        for axis in axes.ravel()[len(audits) :]:
-            axis.set_axis_off()
-        for axis, (name, audit) in zip(axes.ravel(), audits.items(), strict=False):
-            low, high = np.quantile(audit.scores, [0.005, 0.995])
-            edges = np.linspace(low, high if high > low else low + 1, 31)
-            shown = np.clip(audit.scores, edges[0], edges[-1])  # the rare beyond are in the outer bars
-            sides = [(audit.member, "members"), (~audit.member, "non-members")]
-            for side, label in sides:
-                look = {"color": CYCLE[1], "alpha": 0.45} if label == "members" else {"color": INK, "lw": 1.3}
-                kind = "stepfilled" if label == "members" else "step"
-                weights = np.full(int(side.sum()), 1 / side.sum())
-                axis.hist(
-                    shown[side], bins=edges, weights=weights, histtype=kind, label=f"{side.sum():,} {label}", **look
-                )
-            axis.set_title(name)
-            axis.set_yticks([])
-            axis.spines["left"].set_visible(False)
-            axis.legend(fontsize=7.5)
-            axis.margins(y=0.25)
-        figure.supxlabel("score of the attack: higher, more likely a member", fontsize=9)
-    return figure
+def forest(cards: Iterable[Card]) -> Figure:
+    """Draw the AUCs of privacy cards with their intervals, one row each, and in the same row its controls.
 
-
-def forest(judged: Mapping[str, Judged | Procedure], controls: Mapping[str, Controls] | None = None) -> Figure:
-    """Draw AUCs with their intervals, one row each, and in the same row its controls.
-
-    Parameters
-    ----------
-    judged
-        By the row's name.
-    controls
-        By the row's name; a diamond is the model made to leak (it must reach 0.9), a grey bar is where shuffled
-        membership lies (it must hold 0.5).
+    A diamond is the model made to leak (it must reach 0.9), a grey bar is where shuffled membership lies (it must hold
+    0.5); both are those of the attack itself, and stand in its row alone.
     """
-    controls = controls or {}
+    rows = [(card, asked) for card in cards for asked in card.questions if asked.figure.measure == "AUC"]
     with style():
-        figure, axes = canvas(figsize=(6.8, (1.1 if controls else 0.75) + 0.27 * len(judged)))
+        figure, axes = canvas(figsize=(6.8, 1.1 + 0.27 * len(rows)))
         lowest = 0.3
-        for place, (name, found) in enumerate(judged.items()):
-            low, high = found.auc_interval if isinstance(found, Judged) else found.interval
-            if name in controls:
-                planted, dealt = controls[name].positive.auc, controls[name].negative.interval
+        for place, (_, asked) in enumerate(rows):
+            value, low, high = asked.figure.value, asked.figure.low, asked.figure.high
+            if asked.question == WAS_IT and ": " not in asked.attack:
+                planted, dealt = asked.positive.figure.value, (asked.negative.figure.low, asked.negative.figure.high)
                 axes.plot(dealt, [place, place], color=LINE, lw=7, solid_capstyle="butt", label="membership shuffled")
                 axes.plot(planted, place, "D", color=CYCLE[1], markersize=4.5, clip_on=False, label="made to leak")
                 lowest = min(lowest, planted - 0.02, dealt[0] - 0.02)
             axes.plot([low, high], [place, place], color=CYCLE[0], lw=1.6, solid_capstyle="butt")
-            axes.plot(found.auc, place, "o", color=CYCLE[0], markersize=5.5, clip_on=False, label="found")
+            axes.plot(value, place, "o", color=CYCLE[0], markersize=5.5, clip_on=False, label="found")
             lowest = min(lowest, low - 0.02)
             axes.annotate(
-                f"{found.auc:.2f} ({low:.2f} to {high:.2f})",
+                f"{value:.2f} ({low:.2f} to {high:.2f})",
                 (1, place),
                 (10, 0),
                 xycoords=("axes fraction", "data"),
@@ -129,13 +114,10 @@ def forest(judged: Mapping[str, Judged | Procedure], controls: Mapping[str, Cont
                 fontsize=8,
             )
         axes.axvline(0.5, color=INK, lw=0.9)
-        if controls:
-            axes.axvline(0.9, color=CYCLE[1], lw=0.8, ls=":")
-            named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-            figure.legend(named.values(), named.keys(), ncols=3, fontsize=8.5, loc="outside lower center")
-        axes.set_yticks(range(len(judged)), list(judged))
+        axes.axvline(0.9, color=CYCLE[1], lw=0.8, ls=":")
+        named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(named.values(), named.keys(), ncols=3, fontsize=8.5, loc="outside lower center")
+        axes.set_yticks(range(len(rows)), [f"{card.title}: {asked.attack}" for card, asked in rows])
         axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(judged) - 0.4, -0.6)
-        axes.set_xlim(lowest, 1.01)
-        axes.set_xlabel("AUC (line: 0.5, a guess)")
+        axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(lowest, 1.01), xlabel="AUC (line: 0.5, a guess)")
     return figure

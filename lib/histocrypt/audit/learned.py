@@ -11,13 +11,16 @@ whole-set statistics (even a mean profile) can tell such an attacker which patie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from histocrypt.errors import InputError
+from histocrypt.training.loop import Trainer
 
 GRID = 3
 """Crops a side when a case is scored: nine, evenly spread."""
@@ -77,7 +80,7 @@ def value_inputs(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 class MapAttack:
     """A trained attack on maps."""
 
-    network: Any
+    network: nn.Module
     crop: int
     """Side of its crops in pixels."""
 
@@ -91,8 +94,6 @@ class MapAttack:
         cases
             (n,) names; maps of one case share the mean of their scores. None: each map is a case.
         """
-        import torch
-
         side = inputs.shape[2:]
         places = [np.unique(np.linspace(0, length - self.crop, GRID).round().astype(int)) for length in side]
         total = np.zeros(len(inputs))
@@ -131,42 +132,43 @@ def train_map_attack(
     InputError
         If there is only one side, or the crop is larger than the maps.
     """
-    import torch
-    from tqdm.auto import tqdm
-
     _both(member)
     height, width = inputs.shape[2:]
     crop = min(height, width) // 2 if crop is None else crop
     if not 8 <= crop <= min(height, width):
         raise InputError("no crop of this side", field="crop", value=crop, expected=f"8 to {min(height, width)}")
+    labels = torch.tensor(np.asarray(member, dtype=np.float32))
+    positive = torch.tensor(float((~member).sum() / member.sum()))  # both sides weigh the same
+    rng = np.random.default_rng([seed, 6])
+
+    def batches(*_: Any) -> Iterator[np.ndarray]:
+        order = rng.permutation(len(inputs))
+        return (order[start : start + BATCH] for start in range(0, len(order), BATCH))
+
+    def loss(rows: np.ndarray, _: None) -> torch.Tensor:
+        top, left = rng.integers(height - crop + 1), rng.integers(width - crop + 1)
+        maps = inputs[rows, :, top : top + crop, left : left + crop]
+        maps = maps[..., ::-1] if rng.random() < 0.5 else maps
+        logits = network(torch.tensor(np.ascontiguousarray(maps)))[:, 0]
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels[rows], pos_weight=positive)
+
     with torch.random.fork_rng(devices=[]):  # dropout draws while training
         torch.manual_seed(seed)
         network = _network(inputs.shape[1])
-        rng = np.random.default_rng([seed, 6])
-        optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
-        labels = torch.tensor(np.asarray(member, dtype=np.float32))
-        positive = float((~member).sum() / member.sum())  # both sides weigh the same
-        network.train()
-        for _ in tqdm(range(epochs), desc="attack on maps", unit="epoch"):
-            order = rng.permutation(len(inputs))
-            for start in range(0, len(order), BATCH):
-                rows = order[start : start + BATCH]
-                top, left = rng.integers(height - crop + 1), rng.integers(width - crop + 1)
-                maps = inputs[rows, :, top : top + crop, left : left + crop]
-                maps = maps[..., ::-1] if rng.random() < 0.5 else maps
-                logits = network(torch.tensor(np.ascontiguousarray(maps)))[:, 0]
-                loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                    logits, labels[rows], pos_weight=torch.tensor(positive)
-                )
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-    return MapAttack(network.eval(), crop)
+        Trainer(
+            network=network,
+            optimiser=torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE),
+            device=torch.device("cpu"),
+            batches=batches,
+            loss=loss,
+            steps=-(-len(inputs) // BATCH),
+            epochs=epochs,
+            label="attack on maps",
+        ).fit()
+    return MapAttack(network, crop)
 
 
-def _network(channels: int) -> Any:
-    from torch import nn
-
+def _network(channels: int) -> nn.Module:
     layers, width = [], channels
     for wider in (WIDTH, 2 * WIDTH, 4 * WIDTH):
         layers += [nn.Conv2d(width, wider, 3, stride=2, padding=1), nn.GroupNorm(4, wider), nn.ReLU()]

@@ -1,29 +1,26 @@
-"""Judges a membership attack: how well its scores tell who was trained on from who was not.
+"""Membership attacks that need losses alone, and how well an attack's scores tell who was trained on from who was not.
 
 A score is a number for each record; higher means "more likely a member". What is judged is always the same: the area
 under the ROC curve, the balanced accuracy of a threshold that was found on other patients, and the share of members
-found at a small false positive rate, the figure that Carlini et al. (IEEE S&P 2022, "Membership inference attacks from
-first principles") ask for. Records of a patient resemble one another, so intervals come from drawing patients, and
-records within them, the members' and the non-members' apart.
+found at a small false positive rate. Records of a patient resemble one another, so intervals come from drawing
+patients, and records within them, the members' and the non-members' apart.
+
+Loss threshold: Yeom et al., "Privacy risk in machine learning", CSF 2018. Calibration by reference models: Watson et
+al., "On the importance of difficulty calibration in membership inference attacks", ICLR 2022. LiRA and the rates asked
+for: Carlini et al., "Membership inference attacks from first principles", IEEE S&P 2022.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
-
-# ---- attacks
-# Attacks that need losses alone. Each returns one score a record; higher means "more likely a member".
-#
-# Loss threshold: Yeom et al., "Privacy risk in machine learning", CSF 2018. Calibration by reference models: Watson et
-# al., "On the importance of difficulty calibration in membership inference attacks", ICLR 2022. LiRA: Carlini et al.,
-# "Membership inference attacks from first principles", IEEE S&P 2022.
-
+from histocrypt.files import write_text
 
 SMALLEST_LOSS = 1e-8
 """A smaller loss counts as this: a label that was learnt by heart must not become infinite evidence."""
@@ -33,6 +30,19 @@ SHADOWS_FOR_OWN_VARIANCE = 16
 """With fewer shadows in or out, the records share one variance (Carlini et al. do so below about 64 in all)."""
 LEAST_GAIN = 0.1
 """In standard deviations from model to model: how much surer of a record a model is at least held to be that saw it."""
+
+RATES = (0.001, 0.01, 0.05)
+"""False positive rates at which the true positive rate is asked for."""
+FALSE_POSITIVES = 10
+"""A rate is spoken of only where at least so many non-members lie beyond its threshold."""
+FEWEST_PATIENTS = 3
+"""With fewer on a side, drawing patients says nothing, and only what lies within them is drawn."""
+FEW_PATIENTS = 10
+"""With fewer on a side, an interval from drawing patients is known to be too narrow (test_membership.py)."""
+HALVINGS = 10
+"""Ways of dealing the patients into two halves, over which the balanced accuracy is averaged."""
+CHUNK = 4_000_000
+"""Weights held at once while drawing."""
 
 Scale = Literal["squared", "cross_entropy", "as_is"]
 
@@ -176,23 +186,6 @@ def _need(there: np.ndarray, what: str) -> None:
         )
 
 
-# ---- membership
-
-
-RATES = (0.001, 0.01, 0.05)
-"""False positive rates at which the true positive rate is asked for."""
-FALSE_POSITIVES = 10
-"""A rate is spoken of only where at least so many non-members lie beyond its threshold."""
-FEWEST_PATIENTS = 3
-"""With fewer on a side, drawing patients says nothing, and only what lies within them is drawn."""
-FEW_PATIENTS = 10
-"""With fewer on a side, an interval from drawing patients is known to be too narrow (test_membership.py)."""
-HALVINGS = 10
-"""Ways of dealing the patients into two halves, over which the balanced accuracy is averaged."""
-CHUNK = 4_000_000
-"""Weights held at once while drawing."""
-
-
 @dataclass(frozen=True)
 class Audit:
     """One attack on one thing, record by record."""
@@ -207,6 +200,33 @@ class Audit:
     """(n,) str, e.g. the centre; ``""`` where it is not known."""
     blocks: np.ndarray | None = None
     """(n,) str, e.g. squares of tissue, drawn whole within a patient; None: records are drawn one by one."""
+
+
+def write_scores(path: Path, audits: dict[str, Audit]) -> None:
+    """Write every attack's scores as one CSV, a row for each record: what ROC curves are drawn from."""
+    import pandas as pd
+
+    columns = ("member", "patients", "group", "blocks", "scores")
+    tables = [
+        pd.DataFrame({"attack": name, **{column: getattr(audit, column) for column in columns}})
+        for name, audit in audits.items()
+    ]
+    write_text(path, pd.concat(tables).to_csv(index=False))
+
+
+def read_scores(path: Path) -> dict[str, Audit]:
+    """Return what `write_scores` wrote, by the name of the attack."""
+    import pandas as pd
+
+    words = dict.fromkeys(("attack", "patients", "group", "blocks"), str)
+    table = pd.read_csv(path, dtype=words, keep_default_na=False, float_precision="round_trip")
+
+    def audit(own: pd.DataFrame) -> Audit:
+        patients, group, blocks = (own[name].to_numpy(dtype=str) for name in ("patients", "group", "blocks"))
+        member, scores = own["member"].to_numpy(dtype=bool), own["scores"].to_numpy(dtype=np.float64)
+        return Audit(scores, member, patients, group, blocks if (blocks != "").all() else None)
+
+    return {str(name): audit(own) for name, own in table.groupby("attack", sort=False)}
 
 
 @dataclass(frozen=True)
@@ -232,10 +252,6 @@ class Judged:
     """What was drawn for the intervals: ``patients``, ``blocks`` or ``records``."""
     notes: list[str]
     """What a reader has to know about the figures."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON can hold it; rates become strings."""
-        return {**asdict(self), "tpr_at": {f"{rate:g}": found for rate, found in self.tpr_at.items()}}
 
 
 def judge(
@@ -300,7 +316,7 @@ def judge(
     drawn: dict[Any, list[np.ndarray]] = {"auc": [], "accuracy": [], **{rate: [] for rate in allowed}}
     for weights in draw_weights(member, patients, blocks, by_patient=by_patient, draws=draws, rng=rng):
         fpr, tpr = curves(scores, member, weights)
-        drawn["auc"].append(_area(fpr, tpr))
+        drawn["auc"].append(np.trapezoid(tpr, fpr, axis=1))
         halves = [(weights[:, side] @ right[side]) / weights[:, side].sum(axis=1) for side in (member, ~member)]
         drawn["accuracy"].append((halves[0] + halves[1]) / 2)
         for rate in allowed:
@@ -418,6 +434,12 @@ def curves(scores: np.ndarray, member: np.ndarray, weights: np.ndarray | None = 
     return rates[0], rates[1]
 
 
+def auc(scores: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return the area under the ROC curve, (draws,); arguments as of `curves`."""
+    fpr, tpr = curves(scores, member, weights)
+    return np.trapezoid(tpr, fpr, axis=1)
+
+
 def draw_weights(
     member: np.ndarray,
     patients: np.ndarray,
@@ -446,10 +468,6 @@ def draw_weights(
                 n = len(distinct)
                 weights[:, rows] = rng.multinomial(times[:, column] * n, np.full(n, 1 / n))[:, unit.ravel()]
         yield weights
-
-
-def _area(fpr: np.ndarray, tpr: np.ndarray) -> np.ndarray:
-    return ((tpr[:, 1:] + tpr[:, :-1]) * np.diff(fpr, axis=1)).sum(axis=1) / 2
 
 
 def _found_at(fpr: np.ndarray, tpr: np.ndarray, rate: float) -> np.ndarray:

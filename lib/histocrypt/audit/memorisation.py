@@ -1,7 +1,12 @@
-"""Memorisation: how many synthetic images lie nearer to a training record than another patient's tissue does.
+"""What generators and drawn sets give away: noise known too well, records that lie too close, and copies.
 
-The threshold is a low quantile of the distances from held-out images to the training images, so that by chance alone
-that share of images counts as copies: it is shown beside the share found. What is measured is nearness in the features
+The loss of the noise in a record, and the distance to the nearest synthetic record, are one number a record; with the
+sign turned they are membership scores (`audit.membership` reads a high score as "more likely a member"). The first
+needs the generator itself, the second synthetic records alone.
+
+Memorisation is how many synthetic images lie nearer to a training record than another patient's tissue does. The
+threshold is a low quantile of the distances from held-out images to the training images, so that by chance alone that
+share of images counts as copies: it is shown beside the share found. What is measured is nearness in the features
 given; a generator that learnt a patient's stain, and no image, is nearer too. That is why the nearest pairs are shown.
 """
 
@@ -14,8 +19,8 @@ import numpy as np
 import torch
 
 from histocrypt.errors import InputError
-from histocrypt.synthesis.filtering import Features, check_apart, distances
-from histocrypt.synthesis.generator import noised, seeded
+from histocrypt.synthesis.filtering import check_apart, distances
+from histocrypt.synthesis.generator import class_numbers, noised, seeded, signals_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,13 +28,6 @@ if TYPE_CHECKING:
 
     from histocrypt.synthesis.generator import Generator
     from histocrypt.synthesis.pairs import Pairs
-
-# ---- generator attacks
-# Attacks on generators: the noise of a record that is known too well, and synthetic records that lie too close.
-#
-# Both give one number a record; with the sign turned (`audit.membership` reads a high score as "more likely a member")
-# they are scores. The first needs the generator itself, the second synthetic records alone.
-
 
 LEVELS = (0.9, 0.7, 0.5, 0.3)
 """Shares of signal at which losses are asked for: in much noise all records are alike, in little all are easy."""
@@ -62,7 +60,8 @@ def denoising_loss(
         If the pairs do not suit the generator, or a level is out of range.
     """
     _check(generator, pairs, levels, draws)
-    signals, classes = generator.signals(pairs), generator.known_classes(pairs.labels).to(generator.device)
+    signals = signals_of(pairs, generator.plan)
+    classes = class_numbers(pairs.labels, generator.scheme).to(generator.device)
     total = np.zeros(len(pairs))
     chance = [seeded(seed, name) for name in pairs.ids.tolist()]
     with torch.inference_mode():
@@ -116,12 +115,6 @@ def _check(generator: Generator, pairs: Pairs, levels: tuple[float, ...], draws:
         raise InputError("levels must lie between 0 and 1, and draws be at least one", value=(tuple(levels), draws))
 
 
-# ---- memorisation
-
-
-DRAWS = 1000
-
-
 @dataclass(frozen=True)
 class Memorised:
     """What was found."""
@@ -147,24 +140,32 @@ class Memorised:
 
 
 def memorised(
-    synthetic: Pairs,
-    train: Pairs,
-    held_out: Pairs,
+    drawn: np.ndarray,
+    train: np.ndarray,
+    held_out: np.ndarray,
     *,
-    features: Features,
+    ids: np.ndarray,
+    records: np.ndarray,
+    patients: np.ndarray,
+    strangers: np.ndarray,
     quantile: float = 0.05,
-    draws: int = DRAWS,
+    draws: int = 1000,
     seed: int = 0,
 ) -> Memorised:
-    """Compare synthetic images with the records they were learnt from.
+    """Compare synthetic images with the records they were learnt from, by features that tell how near two images are.
 
     Parameters
     ----------
-    synthetic, train, held_out
-        Images drawn, those learnt from, and real ones of other patients. Where tiles of a section overlap, pass those
-        that `tissue_pairs.apart` chooses.
-    features
-        From n images to (n, d), such as `Reconstruction.features`.
+    drawn, train, held_out
+        (m, d), (n, d) and (k, d) features, such as `Reconstruction.features`, of synthetic images, of those learnt
+        from, and of real ones of other patients. Where tiles of a section overlap, pass those that
+        `tissue_pairs.apart` chooses.
+    ids
+        (m,) names of the synthetic images.
+    records, patients
+        (n,) names of the training images, and whose they are.
+    strangers
+        (k,) whose the held-out images are.
     quantile
         Of the held-out distances.
     draws, seed
@@ -178,38 +179,35 @@ def memorised(
     import pandas as pd
     from scipy.stats import binomtest
 
-    for name, part in (("synthetic", synthetic), ("training", train), ("held-out", held_out)):
+    for name, part in (("synthetic", drawn), ("training", train), ("held-out", held_out)):
         if not len(part):
             raise InputError(f"there is no {name} image to compare")
     if not 0 < quantile < 1:
         raise InputError("is no share", field="quantile", value=quantile, expected="between 0 and 1")
-    if (train.patients == "").any():
-        raise InputError(
-            "a training image has no patient, and memorisation is counted by patient",
-            value=str(train.ids[train.patients == ""][0]),
-        )
-    check_apart(train, held_out)
-    known = features(train)
-    unseen, unseen_index = distances(features(held_out), known)
+    if (patients == "").any():
+        nobody = str(records[patients == ""][0])
+        raise InputError("a training image has no patient, and memorisation is counted by patient", value=nobody)
+    check_apart(patients, strangers)
+    unseen, unseen_index = distances(held_out, train)
     limit = float(np.quantile(unseen, quantile))
-    distance, index = distances(features(synthetic), known)
-    copied, owner = distance < limit, train.patients[index]
-    names = np.unique(train.patients)
+    distance, index = distances(drawn, train)
+    copied, owner = distance < limit, patients[index]
+    names = np.unique(patients)
     counts = np.array([(copied & (owner == name)).sum() for name in names])
-    n, rng = len(synthetic), np.random.default_rng(seed)
+    n, rng = len(drawn), np.random.default_rng(seed)
     weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     low, high = np.quantile(np.clip(weights @ counts / n, 0, 1), [0.025, 0.975])
     reached = int((counts > 0).sum())
     exact = binomtest(reached, len(names)).proportion_ci(0.95, method="exact")
     chance = [
-        len(np.unique(train.patients[unseen_index[drawn]][unseen[drawn] < limit])) / len(names)
-        for drawn in (rng.integers(len(unseen), size=n) for _ in range(min(draws, 200)))
+        len(np.unique(patients[unseen_index[rows]][unseen[rows] < limit])) / len(names)
+        for rows in (rng.integers(len(unseen), size=n) for _ in range(min(draws, 200)))
     ]
     table = pd.DataFrame(
-        {"distance": distance, "record": train.ids[index], "patient": owner, "copied": copied},
-        index=pd.Index(synthetic.ids, name="id"),
+        {"distance": distance, "record": records[index], "patient": owner, "copied": copied},
+        index=pd.Index(ids, name="id"),
     ).sort_values("distance", kind="stable")
-    outside = len(set(held_out.patients.tolist()))
+    outside = len(np.unique(strangers))
     return Memorised(
         share_samples=float(copied.mean()),
         share_samples_interval=(float(low), float(high)),

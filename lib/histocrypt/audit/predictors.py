@@ -1,4 +1,4 @@
-"""What encrypted inference changes for the patients behind a model, and what it does not.
+"""Asks predictors about the patients behind them, in the clear and through outputs that a key owner decrypts.
 
 Encryption hides a slide from the evaluator. It does not change what a prediction tells the one who decrypts it: the
 attack on decrypted outputs stands here beside the same attack on the model in the clear. Decrypted values come from
@@ -7,37 +7,149 @@ real ciphertexts, evaluated in a process that has no secret key; of sections tha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.audit.card import Found, patients_of
+from histocrypt.audit.card import Found, ask_procedure, patients_of
 from histocrypt.audit.controls import overfitted_losses
 from histocrypt.audit.learned import on_shadows, train_value_attack, value_inputs
 from histocrypt.audit.membership import Audit, calibrated, in_and_out, lira, loss_threshold
 from histocrypt.audit.shadow import as_targets, dealt_anew, shadow_losses, target_scores
-from histocrypt.audit.subjects import Auditable, Records, blocks_of, group_of, losses
-from histocrypt.encrypted.claims import who_learns_what  # noqa: F401 - said in the notebook of audits
+from histocrypt.audit.subjects import Auditable, Records, SharedSpots, losses
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.predictors.registry import ENCRYPTED
 
 if TYPE_CHECKING:
-    from histocrypt.audit.subjects import Thing
+    from histocrypt.audit.subjects import Subject
     from histocrypt.encrypted.key_owner import Prepared
     from histocrypt.encrypted.trial import Trial
     from histocrypt.study import Study
-    from histocrypt.targets.panels import Panel
-    from histocrypt.targets.transforms import TargetStatistics
 
-# ---- encrypted view
+FEATURES = "efficientnet_lite0"
+"""What the model that is made to leak sees."""
+FEWEST_TO_HALVE = 4
+"""Patients; of fewer, sections are dealt to the shadow models instead, and their other sections may be inside."""
+
+
+class Leaky:
+    """The models that are made to leak: one for all predictors of the same members and targets."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, ...], np.ndarray] = {}
+
+    def losses(self, able: Auditable, seed: int) -> np.ndarray:
+        """Return (n,) losses of a model of the same members that was made to leak."""
+        records, features = able.records, able.spots().features(FEATURES)
+        key = (records.member.tobytes(), records.truth.tobytes(), features.tobytes())
+        if key not in self._known:
+            self._known[key] = overfitted_losses(features, records.truth, records.member, seed=seed)
+        return self._known[key]
+
+
+def audit_predictors(study: Study, subjects: Iterable[Subject], *, folder: Path) -> dict[str, Found]:
+    """Attack trained predictors: by their losses, and, those that the study names, with the help of shadow models.
+
+    Parameters
+    ----------
+    study
+        A study that was run; its part `audit` says how many shadows, of which models.
+    subjects
+        Predictors of `subjects.audited`.
+    folder
+        Where finished shadows are kept, so that an interrupted audit goes on.
+
+    Returns
+    -------
+    dict
+        By the predictor's name.
+    """
+    leaky, shared, found = Leaky(), SharedSpots(), {}
+    options = {"access": "black box", "draws": study.audit.draws, "seed": study.seed}
+    for subject in subjects:
+        able = Auditable(study, subject.name, subject.fold, shared=shared)
+        records, planted = able.records, leaky.losses(able, study.seed)
+        found[subject.name] = one = Found(subject, _what(records, subject))
+        one.attack("loss threshold", _audit(records, loss_threshold(records.loss)), loss_threshold(planted), **options)
+        if subject.name in study.audit.shadowed:
+            _with_shadows(able, planted, one, folder / subject.name)
+    return found
+
+
+def _with_shadows(able: Auditable, leaky: np.ndarray, found: Found, folder: Path) -> None:
+    """Add what an attacker finds who can train such models on patients of their own."""
+    study, records = able.study, able.records
+    settings, truth = study.audit, records.truth
+    by_section = len(np.unique(records.patients)) < FEWEST_TO_HALVE
+    units, unit = (records.sections, "section") if by_section else (records.patients, "patient")
+    predicted, inside = shadow_losses(
+        lambda mask, seed: able.predicted_by_shadow(mask, seed=seed),
+        units,
+        settings.shadows,
+        study.seed,
+        folder=folder,
+        fingerprint=f"{study.hash()} {able.model} {able.fold.name}",
+        label=f"shadows of {able.model}",
+    )
+    loss = np.stack([losses(truth, one) for one in predicted])
+    loss_in, loss_out = in_and_out(loss, inside)
+    options = {"access": "black box", "draws": settings.draws, "seed": study.seed}
+    for name, attacked in {
+        "calibrated": lambda own: calibrated(own, loss_out),
+        "LiRA": lambda own: lira(own, loss_in, loss_out),
+    }.items():
+        found.attack(name, _audit(records, attacked(records.loss)), attacked(leaky), **options)
+    dealt = dealt_anew(loss, inside, units, unit=unit, seed=study.seed)
+    passed = dealt.interval[0] <= 0.5 <= dealt.interval[1]
+    controls = replace(found.controls["LiRA"], negative=dealt, negative_passed=passed)
+    inputs = np.stack([value_inputs(truth, one) for one in predicted])
+    attack = partial(train_value_attack, rounds=settings.learned_rounds)
+    for name, scores in {
+        "LiRA": target_scores(loss, inside),
+        "learned attack": on_shadows(inputs, inside, attack),
+    }.items():
+        procedure = as_targets(
+            scores, inside, units, unit=unit, blocks=records.blocks, draws=settings.draws, seed=study.seed
+        )
+        asked = f"{name}, training repeated"
+        found.asked.append(ask_procedure(procedure, controls, access="black box", attack=asked))
+
+
+def audit_decrypted(study: Study, found: Found, *, folder: Path) -> dict[str, float]:
+    """Attack the outputs that a key owner decrypts, and add it to what was found of the model in the clear.
+
+    Real ciphertexts, in processes of their own; see `decrypted_records`.
+
+    Returns
+    -------
+    dict
+        How far decrypted and clear outputs are apart.
+    """
+    some = {"spots": study.audit.decrypted_spots, "sections": study.audit.decrypted_sections}
+    pair = decrypted_records(study, found.subject.name, found.subject.fold, folder=folder, **some)
+    leaky = loss_threshold(Leaky().losses(pair.able, study.seed)[pair.rows])
+    audit = _audit(pair.encrypted, loss_threshold(pair.encrypted.loss))
+    options = {"access": "decrypted outputs", "draws": study.audit.draws, "seed": study.seed}
+    found.attack("loss threshold, decrypted", audit, leaky, **options)
+    found.notes.append(
+        f"Decrypted: {len(pair.encrypted)} spots through real ciphertexts of {pair.about['security_bits']} bits; their "
+        f"outputs differ from the clear ones by at most {pair.compared()['max_abs_error']:.2g} standard deviations."
+    )
+    return pair.compared() | pair.about
 
 
 @dataclass(frozen=True)
 class Decrypted:
     """The same spots as the key owner decrypts them, and as the model predicts them in the clear."""
 
+    able: Auditable
+    """The model, and the spots of all its members and non-members."""
+    rows: np.ndarray
+    """(n,) which of its records these are."""
     encrypted: Records
     clear: Records
     about: dict[str, Any]
@@ -61,6 +173,7 @@ def decrypted_records(
     *,
     folder: Path,
     spots: int | None = None,
+    sections: int | None = None,
     noise: float | None = None,
     workers: int | None = None,
 ) -> Decrypted:
@@ -81,6 +194,8 @@ def decrypted_records(
         Emptied first.
     spots
         Of each section, evenly spaced in the order of its file; all if not given.
+    sections
+        Of members, and as many of non-members; all if not given.
     noise
         As for `histocrypt fhe decrypt`, whose default is taken if not given.
     workers
@@ -100,24 +215,29 @@ def decrypted_records(
     if model not in ENCRYPTED:
         raise unknown_name("model", model, ENCRYPTED, field="model")
     able, trained = Auditable(study, model, fold, device="cpu"), study.run.model(model, fold)
-    sides, units = able.sides, {"panel": able.panel, "scaling": able.scaling}
     files = {one.id: one for one in study_sections(study)}
     noise = NOISE if noise is None else noise
     trial = Trial.begin(folder, workers=workers)
-    parts, seconds = {"encrypted": [], "clear": []}, 0.0
+    names, values, seconds = [], {"encrypted": [], "clear": []}, 0.0
+    chosen = [*able.sides.members[:sections], *able.sides.non_members[:sections]]
     try:
         trial.set_up(trained)
-        for name in (*sides.members, *sides.non_members):
+        for name in chosen:
             source = {"image": files[name].image, "um_per_px": files[name].um_per_px}
             prepared = _some(trial.bundle.client, study, name, files[name].path, spots, source)
             decrypted, took = _send(trial, prepared, noise=noise)
             clear = trial.folder / OWNER / f"{name}.h5ad"
             predict_section(trained, files[name].path, clear, **source)
             seconds += took
+            names.append(prepared.names)
             for kind, path in (("encrypted", decrypted), ("clear", clear)):
-                parts[kind].append(_records(study, name, path, prepared.names, member=name in sides.members, **units))
+                values[kind].append(_predicted(able, path, prepared.names))
     finally:
         trial.clean()
+    row = {name: index for index, name in enumerate(able.records.names.tolist())}
+    rows = np.array([row[name] for name in np.concatenate(names).tolist()])
+    known = able.records.subset(rows)
+    both = {kind: replace(known, prediction=np.concatenate(parts)) for kind, parts in values.items()}
     about = {
         "model": model,
         "fold": fold,
@@ -125,9 +245,9 @@ def decrypted_records(
         "security_bits": SECURITY_BITS,
         "seconds": round(seconds, 1),
         "spots_per_section": spots,
-        "sections": len(parts["clear"]),
+        "sections": len(chosen),
     }
-    return Decrypted(Records.join(parts["encrypted"]), Records.join(parts["clear"]), about)
+    return Decrypted(able, rows, **both, about=about)
 
 
 def _send(trial: Trial, prepared: Prepared, *, noise: float) -> tuple[Path, float]:
@@ -159,152 +279,26 @@ def _some(client: Any, study: Study, name: str, path: Path, spots: int | None, s
     return prepared.only(known[evenly(len(known), spots)])
 
 
-def _records(
-    study: Study, name: str, path: Path, spots: np.ndarray, *, member: bool, panel: Panel, scaling: TargetStatistics
-) -> Records:
-    """Put a prediction file beside what was measured, by name, in the units of the loss."""
-    from histocrypt.data.fold_statistics import read_clean_section, section_targets
+def _predicted(able: Auditable, path: Path, spots: np.ndarray) -> np.ndarray:
+    """Return what a prediction file says of some spots, by name, in the units of the loss; (n, outputs) float32."""
     from histocrypt.pipeline.predictions import read_prediction
 
-    section, predicted = read_clean_section(study.run.section(name)), read_prediction(path)
-    targets = section_targets(section, panel, study.target.transforms, section=name)
-    whole = np.full(len(targets), name) if study.target.centre_by_section else None
-    row = {f"{name}:{spot}": index for index, spot in enumerate(section.obs_names)}
+    predicted = read_prediction(path)
     at = predicted.obs_names.get_indexer(spots)
     if (at < 0).any():
         raise InputError("a spot that was asked for is not predicted", file=path, value=str(spots[at < 0][0]))
-    predicted = predicted[at, list(panel.genes)]
-    values = np.concatenate([np.asarray(predicted.layers[one]) for one in study.target.transforms], axis=1)
-    blocks = blocks_of(section, name, study.evaluation.block_um)
-    rows = [row[spot] for spot in spots.tolist()]
-    return Records(
-        names=spots,
-        patients=section.obs["patient"].to_numpy().astype(str)[rows],
-        sections=np.full(len(spots), name),
-        group=np.full(len(spots), group_of(section)),
-        blocks=np.array([blocks[spot] for spot in spots.tolist()]),
-        member=np.full(len(spots), member),
-        outputs=scaling.outputs,
-        truth=scaling.standardise(targets, sections=whole)[rows].astype(np.float32),
-        prediction=((values - scaling.mean) / scaling.sd).astype(np.float32),
-    )
-
-
-# ---- of predictor
-# Asks a trained predictor, and the decrypted outputs of one, about the patients behind it.
-
-
-FEATURES = "efficientnet_lite0"
-"""What the model that is made to leak sees."""
-FEWEST_TO_HALVE = 4
-"""Patients; of fewer, sections are dealt to the shadow models instead, and their other sections may be inside."""
-
-
-def audit_predictor(study: Study, thing: Thing, *, folder: Path) -> Found:
-    """Attack a trained predictor: by its losses, and, where the study names it, with the help of shadow models.
-
-    Parameters
-    ----------
-    study
-        A study that was run; its part `audit` says how many shadows, of which models.
-    thing
-        A predictor of `targets.audited`.
-    folder
-        Where finished shadows are kept, so that an interrupted audit goes on.
-    """
-    able = Auditable(study, thing.name, thing.fold)
-    records = able.records()
-    found = Found(thing, _what(records, thing))
-    leaky = _leaky(able, records, study.seed)
-    options = {"access": "black box", "draws": study.audit.draws, "seed": study.seed}
-    found.attack("loss threshold", _audit(records, loss_threshold(records.loss)), loss_threshold(leaky), **options)
-    if thing.name in study.audit.shadowed:
-        _with_shadows(study, able, records, leaky, found, folder / thing.name)
-    return found
-
-
-def _with_shadows(
-    study: Study, able: Auditable, records: Records, leaky: np.ndarray, found: Found, folder: Path
-) -> None:
-    """Add what an attacker finds who can train such models on patients of their own."""
-    settings, truth = study.audit, records.truth
-    by_section = len(np.unique(records.patients)) < FEWEST_TO_HALVE
-    units, unit = (records.sections, "section") if by_section else (records.patients, "patient")
-
-    def train_one(mask: np.ndarray, seed: int):
-        return lambda: able.predicted_by_shadow(mask, seed=seed)
-
-    predicted, inside = shadow_losses(
-        train_one,
-        units,
-        settings.shadows,
-        study.seed,
-        folder=folder,
-        fingerprint=f"{study.hash()} {able.model} {able.fold.name}",
-        label=f"shadows of {able.model}",
-    )
-    loss = np.stack([losses(truth, one) for one in predicted])
-    loss_in, loss_out = in_and_out(loss, inside)
-    options = {"access": "black box", "draws": settings.draws, "seed": study.seed}
-    for name, attacked in {
-        "calibrated": lambda own: calibrated(own, loss_out),
-        "LiRA": lambda own: lira(own, loss_in, loss_out),
-    }.items():
-        found.attack(name, _audit(records, attacked(records.loss)), attacked(leaky), **options)
-    chosen = {"unit": unit, "blocks": records.blocks, "draws": settings.draws, "seed": study.seed}
-    dealt = dealt_anew(loss, inside, units, unit=unit, seed=study.seed)
-    passed = dealt.interval[0] <= 0.5 <= dealt.interval[1]
-    controls = replace(found.controls["LiRA"], negative=dealt, negative_passed=passed)
-    procedure = as_targets(target_scores(loss, inside), inside, units, attack="LiRA", **chosen)
-    found.procedure("LiRA, training repeated", procedure, controls=controls)
-    inputs = np.stack([value_inputs(truth, one) for one in predicted])
-    learned = as_targets(on_shadows(inputs, inside, train_value_attack), inside, units, attack="learned", **chosen)
-    found.procedure("learned attack, training repeated", learned, controls=controls)
-
-
-def audit_decrypted(study: Study, thing: Thing, found: Found, *, folder: Path, spots: int | None) -> dict[str, float]:
-    """Attack the outputs that a key owner decrypts, and add it to what was found of the model in the clear.
-
-    Real ciphertexts, in processes of their own; see `encrypted_view.decrypted_records`.
-
-    Returns
-    -------
-    dict
-        How far decrypted and clear outputs are apart.
-    """
-    pair = decrypted_records(study, thing.name, thing.fold, folder=folder, spots=spots)
-    able = Auditable(study, thing.name, thing.fold)
-    records = able.records()
-    row = {name: index for index, name in enumerate(records.names.tolist())}
-    rows = np.array([row[name] for name in pair.encrypted.names.tolist()])
-    leaky = loss_threshold(_leaky(able, records, study.seed)[rows])
-    options = {"draws": study.audit.draws, "seed": study.seed}
-    found.attack(
-        "loss threshold, decrypted",
-        _audit(pair.encrypted, loss_threshold(pair.encrypted.loss)),
-        leaky,
-        access="decrypted outputs",
-        **options,
-    )
-    found.notes.append(
-        f"Decrypted: {len(pair.encrypted)} spots through real ciphertexts of {pair.about['security_bits']} bits; their "
-        f"outputs differ from the clear ones by at most {pair.compared()['max_abs_error']:.2g} standard deviations."
-    )
-    return pair.compared() | pair.about
-
-
-def _leaky(able: Auditable, records: Records, seed: int) -> np.ndarray:
-    """Return (n,) losses of a model of the same members that was made to leak."""
-    return overfitted_losses(able.spots().features(FEATURES), records.truth, records.member, seed=seed)
+    predicted = predicted[at, list(able.panel.genes)]
+    values = np.concatenate([np.asarray(predicted.layers[name]) for name in able.study.target.transforms], axis=1)
+    return ((values - able.scaling.mean) / able.scaling.sd).astype(np.float32)
 
 
 def _audit(records: Records, scores: np.ndarray) -> Audit:
     return Audit(scores, records.member, records.patients, records.group, records.blocks)
 
 
-def _what(records: Records, thing: Thing) -> str:
+def _what(records: Records, subject: Subject) -> str:
     people = len(np.unique(records.patients[records.member]))
     return (
-        f"{thing.title}: predicts expression from tiles; fitted on {int(records.member.sum()):,} spots of "
+        f"{subject.title}: predicts expression from tiles; fitted on {int(records.member.sum()):,} spots of "
         f"{patients_of(people)}, the members; the non-members are the patients that the fold holds out."
     )

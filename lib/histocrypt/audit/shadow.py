@@ -1,8 +1,8 @@
 """Shadow models: the audited training repeated on random halves of the patients, so that membership is known.
 
-Their losses calibrate an attack on one given model (`attacks.lira`). They also say what the *training procedure* leaks:
-each shadow in turn is attacked with the help of the others (`as_targets`). Members and non-members are then random
-halves of the same patients, alike in everything but membership.
+Their losses calibrate an attack on one given model (`membership.lira`). They also say what the *training procedure*
+leaks: each shadow in turn is attacked with the help of the others (`as_targets`). Members and non-members are then
+random halves of the same patients, alike in everything but membership.
 
 Who could do so holds tiles and truth of all audited patients and can repeat the training: the strongest attacker that
 is asked for here. Where a study has too few patients, sections can stand in for them (give sections as ``patients``,
@@ -25,8 +25,8 @@ import numpy as np
 from histocrypt.audit.controls import Shuffled
 from histocrypt.audit.membership import (
     FEWEST_PATIENTS,
+    auc,
     calibrated,
-    curves,
     divisible,
     draw_weights,
     in_and_out,
@@ -36,8 +36,8 @@ from histocrypt.audit.membership import (
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import atomic_path
 
-TrainOne = Callable[[np.ndarray, int], Callable[[], np.ndarray]]
-"""Trains on the records of a (n,) bool mask with a seed; returns what gives the (n,) losses of all records."""
+TrainOne = Callable[[np.ndarray, int], np.ndarray]
+"""Trains on the records of a (n,) bool mask with a seed; returns the (n,) losses of all records."""
 MOST_TO_LIST = 5000
 """So many halves are listed and shuffled; beyond, halves are drawn until new ones are found."""
 ATTACKS = ("loss threshold", "calibrated", "LiRA")
@@ -99,8 +99,8 @@ def shadow_losses(
     Parameters
     ----------
     train_one
-        Called with a (n,) bool mask of the records to train on and a seed; returns a function that gives (n,) losses,
-        or (n, ...) predictions where an attack is to learn from those (`learned.on_shadows`).
+        Called with a (n,) bool mask of the records to train on and a seed; returns (n,) losses, or (n, ...)
+        predictions where an attack is to learn from those (`learned.on_shadows`).
     patients
         (n,) str, patient of each record.
     n_shadows
@@ -136,7 +136,7 @@ def shadow_losses(
         found = None if file is None else _kept(file, mask, facts)
         if found is None:
             own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
-            found = np.asarray(train_one(mask, own_seed)(), dtype=np.float64)
+            found = np.asarray(train_one(mask, own_seed), dtype=np.float64)
             if found.shape[:1] != mask.shape or not np.isfinite(found).all():
                 raise InputError(
                     f"a shadow model gave {found.shape} losses, {int((~np.isfinite(found)).sum())} not finite",
@@ -176,7 +176,6 @@ def _kept(file: Path, mask: np.ndarray, facts: str) -> np.ndarray | None:
 class Procedure:
     """What attacks on the shadows, each in turn, say of the training procedure."""
 
-    attack: str
     aucs: np.ndarray
     """(shadows,) of each attacked shadow."""
     auc: float
@@ -188,11 +187,6 @@ class Procedure:
     patients: int
     """How many patients (or sections) were dealt into halves."""
     notes: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON can hold it."""
-        found = {"attack": self.attack, "auc": self.auc, "interval": list(self.interval), "aucs": self.aucs.tolist()}
-        return found | {"interval_over": self.interval_over, "patients": self.patients, "notes": self.notes}
 
 
 def target_scores(loss: np.ndarray, inside: np.ndarray, *, attack: str = "LiRA", **options: Any) -> np.ndarray:
@@ -208,7 +202,7 @@ def target_scores(loss: np.ndarray, inside: np.ndarray, *, attack: str = "LiRA",
     attack
         One of `ATTACKS`.
     options
-        For `attacks.lira`.
+        For `membership.lira`.
 
     Returns
     -------
@@ -252,14 +246,14 @@ def dealt_anew(
     """
     names, person = np.unique(np.asarray(patients).astype(str), return_inverse=True)
     first = np.array([np.flatnonzero(person == one)[0] for one in range(len(names))])
-    once, rng = np.ones((1, len(person))), np.random.default_rng([seed, 6])
+    rng = np.random.default_rng([seed, 6])
 
-    def auc(members: np.ndarray) -> float:
+    def mean_auc(members: np.ndarray) -> float:
         scores = target_scores(loss, members)
-        return float(np.mean([_auc(score, own, once)[0] for score, own in zip(scores, members, strict=True)]))
+        return float(np.mean([auc(score, own)[0] for score, own in zip(scores, members, strict=True)]))
 
-    real = auc(inside)
-    aucs = np.array([auc(inside[:, first][:, rng.permutation(len(names))][:, person]) for _ in range(deals)])
+    real = mean_auc(inside)
+    aucs = np.array([mean_auc(inside[:, first][:, rng.permutation(len(names))][:, person]) for _ in range(deals)])
     low, high = np.quantile(aucs, [0.025, 0.975])
     p_value = (int((aucs >= real - 1e-12).sum()) + 1) / (deals + 1)
     return Shuffled(float(aucs.mean()), (float(low), float(high)), p_value, deals, unit)
@@ -270,7 +264,6 @@ def as_targets(
     inside: np.ndarray,
     patients: np.ndarray,
     *,
-    attack: str,
     unit: str = "patient",
     blocks: np.ndarray | None = None,
     draws: int = 1000,
@@ -286,8 +279,6 @@ def as_targets(
         (shadows, n) bool.
     patients
         (n,) str.
-    attack
-        Its name, for tables.
     unit
         What ``patients`` are, for the notes: ``patient`` or ``section``.
     blocks
@@ -307,18 +298,12 @@ def as_targets(
         drawn = np.full((len(scores), len(weights)), np.nan)
         for number, (score, member) in enumerate(zip(scores, inside, strict=True)):
             there = (weights[:, member].sum(axis=1) > 0) & (weights[:, ~member].sum(axis=1) > 0)
-            drawn[number, there] = _auc(score, member, weights[there])
+            drawn[number, there] = auc(score, member, weights[there])
         means.append(np.nanmean(drawn[:, np.isfinite(drawn).any(axis=0)], axis=0))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    once = np.ones((1, len(patients)))
-    aucs = np.array([_auc(score, member, once)[0] for score, member in zip(scores, inside, strict=True)])
+    aucs = np.array([auc(score, member)[0] for score, member in zip(scores, inside, strict=True)])
     notes = [f"{len(scores)} trainings on halves of {people} {unit}s."]
     over = f"{unit}s" if by_patient else "records" if blocks is None else "blocks"
     if not by_patient:
         notes.append(f"Too few {unit}s to draw: the interval is over {over} of these {unit}s.")
-    return Procedure(attack, aucs, float(aucs.mean()), (float(low), float(high)), over, people, notes)
-
-
-def _auc(scores: np.ndarray, member: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    fpr, tpr = curves(scores, member, weights)
-    return np.trapezoid(tpr, fpr, axis=1)
+    return Procedure(aucs, float(aucs.mean()), (float(low), float(high)), over, people, notes)

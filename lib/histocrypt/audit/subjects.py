@@ -1,13 +1,20 @@
-"""Spots of members and non-members, what was measured of them and what a model makes of them."""
+"""What of a study can be audited, and the spots of members and non-members with what a predictor makes of them.
+
+An auditor holds more than anybody else: the measured values of held-out patients are read here on purpose, to tell a
+model's members from non-members. They flow into audit figures alone; nothing here writes a model, and shadow models
+are thrown away.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histocrypt.audit.card import SYNTHESIS
 from histocrypt.data.fold_statistics import PANEL, read_clean_section
 from histocrypt.data.folds import BY_SECTION, FINAL, load_fold
 from histocrypt.data.load import load_spots
@@ -27,11 +34,12 @@ if TYPE_CHECKING:
     from histocrypt.data.spots import Spots
     from histocrypt.study import Study
 
-# ---- records
-
-
 CENTRES = ("centre", "center", "site", "dataset")
 """Where a section may say where it comes from, in ``obs`` or ``uns``; the first found counts."""
+ASKED = ("predictors", "shadowed", "tiles")
+"""Predictors that are attacked as they are; those that are also retrained as shadow models; what was made of tiles."""
+RANKS = {"rank", "spot_rank"}
+"""Transforms whose values depend on the whole panel."""
 
 
 @dataclass(frozen=True)
@@ -104,30 +112,8 @@ def blocks_of(section: AnnData, name: str, block_um: float) -> dict[str, str]:
     return {f"{name}:{spot}": f"{name}:{label}" for spot, label in zip(section.obs_names, labels, strict=True)}
 
 
-# ---- targets
-# What of a study can be audited, and how well each model does on the spots that it was fitted on and on others.
-#
-# An auditor holds more than anybody else: the measured values of held-out patients are read here on purpose, to tell a
-# model's members from non-members. They flow into audit figures alone; nothing here writes a model, and shadow models
-# are thrown away.
-
-
-SYNTHESIS = {
-    "segmenter_real": ("segmenter", "Segmentation, trained on real tiles"),
-    "segmenter_synthetic": ("segmenter", "Segmentation, trained on synthetic tiles"),
-    "generator": ("generator", "Generator of tiles with masks"),
-    "control": ("generator", "Generator of normal tiles"),
-    "samples": ("synthetic set", "Synthetic tiles, as drawn"),
-    "filtered": ("synthetic set", "Synthetic tiles, filtered"),
-}
-"""What ``synthesis/<fold>`` may hold: kind and title by the name of its folder."""
-
-RANKS = {"rank", "spot_rank"}
-"""Transforms whose values depend on the whole panel."""
-
-
 @dataclass(frozen=True)
-class Thing:
+class Subject:
     """Something that was learned from patients."""
 
     kind: str
@@ -139,7 +125,7 @@ class Thing:
     folder: Path
 
 
-def audited(study: Study, fold: str, *, models: list[str] | str = "all") -> list[Thing]:
+def audited(study: Study, fold: str, *, models: list[str] | str = "all") -> list[Subject]:
     """Return what of a fold was trained and can be audited: predictors, then what ``synthesis/<fold>`` holds.
 
     Stacks are not among them: they combine predictions and never see a spot's tile.
@@ -168,12 +154,25 @@ def audited(study: Study, fold: str, *, models: list[str] | str = "all") -> list
         folder = study.run.model(name, fold)
         if (folder / "model.json").is_file() or models != "all":
             trained_about(study, name, split, why=f"{name} is to be audited")
-            found.append(Thing("predictor", name, MODELS[name].title, fold, folder))
+            found.append(Subject("predictor", name, MODELS[name].title, fold, folder))
     home = study.run.synthesis(fold)
     for name, (kind, title) in SYNTHESIS.items():
         if (home / name).is_dir() and any((home / name).iterdir()):
-            found.append(Thing(kind, name, title, fold, home / name))
+            found.append(Subject(kind, name, title, fold, home / name))
     return found
+
+
+def chosen(study: Study, subjects: list[Subject], asked: str) -> list[Subject]:
+    """Return the subjects of one part of an audit, which is a job of its own: see `ASKED`; or ``all``."""
+    if asked not in ("all", *ASKED):
+        raise unknown_name("part of an audit", asked, ("all", *ASKED), field="asked")
+
+    def part_of(subject: Subject) -> str:
+        if subject.kind != "predictor":
+            return "tiles"
+        return "shadowed" if subject.name in study.audit.shadowed else "predictors"
+
+    return [subject for subject in subjects if asked in ("all", part_of(subject))]
 
 
 @dataclass(frozen=True)
@@ -208,8 +207,37 @@ def members_of(study: Study, model: str, fold: str) -> Members:
     return Members(members, split.test_sections, () if refitted else validated)
 
 
+class SharedSpots:
+    """The spots that were loaded last, for predictors of one fold that take the same tiles of the same sections."""
+
+    KEPT = 2
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[Any, ...], Spots] = {}
+
+    def load(self, study: Study, fold: Fold, sections: tuple[str, ...], panel: Panel, side: int | None) -> Spots:
+        """Return spots with targets, as `data.load.load_spots` does."""
+        key = (fold.name, sections, panel.genes, side)
+        if key not in self._last:
+            while len(self._last) >= self.KEPT:
+                self._last.pop(next(iter(self._last)))
+            self._last[key] = load_spots(study, fold, sections, panel=panel, with_targets=True, side=side)
+        return self._last[key]
+
+
+@lru_cache(maxsize=256)
+def _facts(
+    path: Path, name: str, matrix: str | None, block_um: float, _changed: int
+) -> tuple[set, str, dict[str, str]]:
+    """Return what a cleaned section measures, its group, and the square of tissue of each spot, by the spot's name."""
+    section = read_clean_section(path)
+    return set(names_of(section, matrix, section=name)), group_of(section), blocks_of(section, name, block_um)
+
+
 class Auditable:
     """A predictor of one fold with the spots of its members and non-members; reads them once.
+
+    The test patients' measured values are read; see the top of this file. See `members_of` for who is left out.
 
     Parameters
     ----------
@@ -221,19 +249,26 @@ class Auditable:
         A fold that holds patients out.
     device
         Torch device of networks; the best one if not given.
+    shared
+        Spots that other predictors loaded.
+
+    Raises
+    ------
+    InputError
+        If the fold holds nobody out, the model is not trained or was under other settings, an artifact is missing, or
+        no gene of the panel was measured in every section.
     """
 
-    def __init__(self, study: Study, model: str, fold: str, *, device: str | None = None) -> None:
-        self.study, self.model, self.device = study, model, device
+    def __init__(
+        self, study: Study, model: str, fold: str, *, device: str | None = None, shared: SharedSpots | None = None
+    ) -> None:
+        self.study, self.model, self.device, self._shared = study, model, device, shared or SharedSpots()
         self.sides = members_of(study, model, fold)
         self.fold = _split(study, fold)
         self.trained = load_model(study.run.model(model, fold), device=device)
         whole = Panel.load(study.run.fold(fold) / PANEL)
-        lacking: set[str] = set()
-        for name in self.sections:
-            lacking |= set(whole.genes) - set(
-                names_of(read_clean_section(study.run.section(name)), whole.matrix, section=name)
-            )
+        self._matrix = whole.matrix
+        lacking = set(whole.genes) - set.intersection(*(self._facts(name)[0] for name in self.sections))
         self.unmeasured = tuple(gene for gene in whole.genes if gene in lacking)
         """Panel genes that a section of the test patients lacks: no truth, hence no loss; they are left out."""
         if lacking and RANKS & set(study.target.transforms):
@@ -242,44 +277,41 @@ class Auditable:
                 field="target.transforms",
                 expected="a panel that every section measures",
             )
-        kept = [gene not in lacking for gene in whole.genes]
-        if not any(kept):
+        kept = np.array([gene not in lacking for gene in whole.genes])
+        if not kept.any():
             raise InputError("no gene of the panel was measured in every section", field="fold", value=fold)
-        self.panel = replace(
-            whole,
-            genes=tuple(np.array(whole.genes)[kept].tolist()),
-            symbols=tuple(np.array(whole.symbols)[kept].tolist()),
-            scores=(),
-        )
-        outputs = output_names(study.target.transforms, self.panel.genes)
-        scaling = self.trained.scaling
+        genes, symbols = (tuple(np.array(names)[kept].tolist()) for names in (whole.genes, whole.symbols))
+        self.panel = replace(whole, genes=genes, symbols=symbols, scores=())
+        outputs, scaling = output_names(study.target.transforms, genes), self.trained.scaling
         self._columns = np.array([scaling.outputs.index(output) for output in outputs])
         self.scaling = TargetStatistics(outputs, scaling.mean[self._columns], scaling.sd[self._columns])
-        self._spots: dict[int | None, Spots] = {}
 
     @property
     def sections(self) -> tuple[str, ...]:
         """Sections of all records, in their order."""
         return (*self.sides.members, *self.sides.non_members)
 
+    def _facts(self, section: str) -> tuple[set, str, dict[str, str]]:
+        path, study = self.study.run.section(section), self.study
+        changed = path.stat().st_mtime_ns if path.is_file() else 0
+        return _facts(path, section, self._matrix, study.evaluation.block_um, changed)
+
     def spots(self, model: str | None = None) -> Spots:
         """Return all spots with standardised targets, tiles as a model (this one, if none is named) takes them."""
         name = model or self.model
         side = tile_side(name, self.study.training_of(name))
-        if side not in self._spots:
-            found = load_spots(self.study, self.fold, self.sections, panel=self.panel, with_targets=True, side=side)
-            sections = found.sections if self.study.target.centre_by_section else None
-            self._spots[side] = replace(found, targets=self.scaling.standardise(found.targets, sections=sections))
-        return self._spots[side]
+        spots = self._shared.load(self.study, self.fold, self.sections, self.panel, side)
+        sections = spots.sections if self.study.target.centre_by_section else None
+        return replace(spots, targets=self.scaling.standardise(spots.targets, sections=sections))
 
+    @cached_property
     def records(self) -> Records:
-        """Return what the trained model makes of every spot."""
+        """What the trained model makes of every spot."""
         spots = self.spots()
-        cleaned = {name: read_clean_section(self.study.run.section(name)) for name in self.sections}
-        groups = {name: group_of(section) for name, section in cleaned.items()}
-        blocks: dict[str, str] = {}
-        for name, section in cleaned.items():
-            blocks |= blocks_of(section, name, self.study.evaluation.block_um)
+        groups, blocks = {}, {}
+        for name in self.sections:
+            _, groups[name], own = self._facts(name)
+            blocks |= own
         return Records(
             names=spots.names,
             patients=spots.patients,
@@ -292,12 +324,12 @@ class Auditable:
             prediction=np.asarray(self.trained.predictor.predict(spots)[:, self._columns], np.float32),
         )
 
-    def refit(self, keep: np.ndarray, *, seed: int) -> np.ndarray:
-        """Train a shadow of the model on some of the records; return its loss on every record.
+    def predicted_by_shadow(self, keep: np.ndarray, *, seed: int) -> np.ndarray:
+        """Train a shadow of the model on some of the records; return (n, outputs) what it predicts of every record.
 
-        Units (panel, standardisation, stain reference) are the fold's own. What is fitted in closed form chooses its
-        settings anew; a network trains for as many epochs as the attacked one. A model with a teacher gets a shadow
-        teacher of the same records. Nothing is written.
+        Units (panel, standardisation, stain reference) are the fold's own, as of `Records.truth`. What is fitted in
+        closed form chooses its settings anew; a network trains for as many epochs as the attacked one. A model with a
+        teacher gets a shadow teacher of the same records. Nothing is written.
 
         Parameters
         ----------
@@ -306,20 +338,12 @@ class Auditable:
         seed
             Of whatever is random.
 
-        Returns
-        -------
-        (n,) float64
-
         Raises
         ------
         InputError
             If ``keep`` is empty or of another length, or splits a section; or the model takes over another one's
             weights.
         """
-        return losses(self.spots().targets, self.predicted_by_shadow(keep, seed=seed))
-
-    def predicted_by_shadow(self, keep: np.ndarray, *, seed: int) -> np.ndarray:
-        """Train a shadow as `refit` does; return (n, outputs) what it predicts, in the units of `Records.truth`."""
         return self._shadow(self.model, self._checked(keep), seed).predict(self.spots())
 
     def _shadow(self, model: str, keep: np.ndarray, seed: int) -> Any:
@@ -375,24 +399,6 @@ class Auditable:
                     expected="whole patients or sections",
                 )
         return keep
-
-
-def records(study: Study, model: str, fold: str, *, device: str | None = None) -> Records:
-    """Return a trained predictor's members (patients it was fitted on) and non-members (the fold's test patients).
-
-    The test patients' measured values are read; see the module's docstring. See `members_of` for who is left out.
-
-    Raises
-    ------
-    InputError
-        If the fold holds nobody out, the model is not trained or was under other settings, or an artifact is missing.
-    """
-    return Auditable(study, model, fold, device=device).records()
-
-
-def refit(study: Study, model: str, fold: str, keep: np.ndarray, *, seed: int, device: str | None = None) -> np.ndarray:
-    """Return the loss of every record under a shadow model; for many shadows hold an `Auditable`, which reads once."""
-    return Auditable(study, model, fold, device=device).refit(keep, seed=seed)
 
 
 def _split(study: Study, fold: str) -> Fold:

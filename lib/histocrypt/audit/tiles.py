@@ -7,33 +7,34 @@ what is asked about.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.audit.card import Asked, Found, patients_of
+from histocrypt.audit.card import Found, ask_memorised, patients_of
 from histocrypt.audit.controls import copied_features, overfitted_losses
-from histocrypt.audit.learned import map_inputs, train_map_attack
+from histocrypt.audit.learned import MapAttack, map_inputs, train_map_attack
 from histocrypt.audit.membership import Audit, loss_threshold
 from histocrypt.audit.memorisation import Memorised, closest_record, denoising_loss, memorised
 from histocrypt.audit.shadow import shadow_losses
-from histocrypt.errors import InputError, unknown_name
+from histocrypt.errors import InputError
+from histocrypt.options import GeneratorPlan
 from histocrypt.synthesis.filtering import Reconstruction, load_reconstruction
-from histocrypt.synthesis.generator import Generator, GeneratorPlan, load_generator, train_generator
+from histocrypt.synthesis.generator import Generator, load_generator, train_generator
 from histocrypt.synthesis.manifest import load_pairs
 from histocrypt.synthesis.pairs import TISSUE, Pairs
 from histocrypt.synthesis.pipeline import PARTS, blocks_of
+from histocrypt.synthesis.segmentation import load_segmenter, train_segmenter
 from histocrypt.synthesis.tissue_pairs import apart
 
 if TYPE_CHECKING:
-    from histocrypt.audit.subjects import Thing
+    from histocrypt.audit.subjects import Subject
     from histocrypt.data.folds import Fold
     from histocrypt.study import Study
-
-# ---- of synthesis
-
 
 LEAKY_TILES = 12
 """Tiles of each side that a generator is made to know by heart for its positive control."""
@@ -51,176 +52,42 @@ LEAKY = GeneratorPlan(
     guidance_dropout=0.0,
     augment=False,
 )
+MOST_SHADOWS = 8
+"""Of segmentation networks: they are slow."""
 
 
+@dataclass(frozen=True)
 class RealTiles:
-    """Members' and non-members' real tiles, named, with patients and squares of tissue.
+    """Members' and non-members' real tiles, named, with patients and squares of tissue."""
 
-    Parameters
-    ----------
-    train, test
-        Of patients that the audited thing saw, and that it did not.
-    blocks
-        (n_train + n_test,) str; None: tiles are drawn one by one.
-    """
+    all: Pairs
+    member: np.ndarray
+    """(n,) bool: of patients that the audited subject saw."""
+    blocks: np.ndarray | None = None
+    """(n,) str; None: tiles are drawn one by one."""
 
-    def __init__(self, train: Pairs, test: Pairs, *, blocks: np.ndarray | None = None) -> None:
-        self.train, self.test, self.all = train, test, Pairs.join([train, test])
-        self.member, self.blocks = np.arange(len(self.all)) < len(train), blocks
+    @classmethod
+    def of(cls, train: Pairs, test: Pairs, *, blocks: np.ndarray | None = None) -> RealTiles:
+        """Return both sides together, members first."""
+        return cls(Pairs.join([train, test]), np.arange(len(train) + len(test)) < len(train), blocks)
+
+    @property
+    def train(self) -> Pairs:
+        """The members."""
+        return self.all.subset(self.member)
+
+    @property
+    def test(self) -> Pairs:
+        """The non-members."""
+        return self.all.subset(~self.member)
+
+    def only(self, keep: np.ndarray) -> RealTiles:
+        """Return the tiles of a boolean mask."""
+        return RealTiles(self.all.subset(keep), self.member[keep], None if self.blocks is None else self.blocks[keep])
 
     def audit(self, scores: np.ndarray) -> Audit:
         """Return scores, one for each tile, beside who is a member."""
-        group = np.full(len(self.all), "")
-        return Audit(scores, self.member, self.all.patients, group, self.blocks)
-
-
-def audit_segmenter(study: Study, thing: Thing, tiles: RealTiles, *, folder: Path) -> Found:
-    """Attack a segmentation network by its losses, and as DiffGuard does by a network that reads (truth, prediction).
-
-    Parameters
-    ----------
-    thing
-        A segmenter of `targets.audited`.
-    folder
-        Where the shadows' maps are kept.
-    """
-    from histocrypt.synthesis.segmentation import load_segmenter, train_segmenter
-
-    found, real = Found(thing, _what(thing, tiles)), tiles.all
-    network, levels = load_segmenter(thing.folder), len(real.scheme.levels)
-    options = {"access": "black box", "draws": study.audit.draws, "seed": study.seed}
-    loss = _pixel_loss(real, network.probabilities(real))
-    flat = real.images.reshape(len(real), -1), real.masks.reshape(len(real), -1)
-    leaky = overfitted_losses(*flat, tiles.member, seed=study.seed)
-    found.attack("loss threshold", tiles.audit(loss_threshold(loss)), loss_threshold(leaky), **options)
-
-    def train_one(mask: np.ndarray, seed: int):
-        shadow = train_segmenter(
-            real.subset(mask), None, network=study.synthesis.network, epochs=study.audit.shadow_epochs, seed=seed
-        )
-        return lambda: shadow.predict(real)
-
-    maps, inside = shadow_losses(
-        train_one,
-        real.patients,
-        min(study.audit.shadows, 8),
-        study.seed,
-        folder=folder / thing.name,
-        fingerprint=f"{study.hash('seed', 'synthesis')} {study.audit.shadow_epochs}",
-        label="shadow segmenters",
-    )
-    by_heart = np.stack([_nearest_mask(real, mask) for mask in [*inside, tiles.member]])
-
-    def attacked(shadows: np.ndarray, released: np.ndarray) -> np.ndarray:
-        inputs = np.concatenate([map_inputs(real.masks, one.astype(np.uint8), levels=levels) for one in shadows])
-        attack = train_map_attack(inputs, inside.ravel(), seed=study.seed)
-        return attack.scores(map_inputs(real.masks, released, levels=levels))
-
-    scores = attacked(maps, network.predict(real))
-    found.attack("learned on maps", tiles.audit(scores), attacked(by_heart[:-1], by_heart[-1]), **options)
-    return found
-
-
-def audit_generator(study: Study, thing: Thing, tiles: RealTiles, *, folder: Path) -> Found:
-    """Attack a generator by how well it tells the noise in a tile; who holds its weights could.
-
-    Parameters
-    ----------
-    thing
-        A generator of `targets.audited`.
-    folder
-        Where the generator is kept that is made to know `LEAKY_TILES` by heart: the positive control.
-    """
-    generator = load_generator(thing.folder)
-    if generator.plan.kind == "control":
-        keep = tiles.all.labels == tiles.all.scheme.control
-        n = int(keep[: len(tiles.train)].sum())
-        blocks = None if tiles.blocks is None else tiles.blocks[keep]
-        rows = tiles.all.subset(keep)
-        tiles = RealTiles(rows.subset(np.arange(n)), rows.subset(np.arange(n, len(rows))), blocks=blocks)
-    found = Found(thing, _what(thing, tiles))
-    scores = -denoising_loss(generator, tiles.all, seed=study.seed)
-    overfitted, some = _leaky_generator(
-        generator, tiles, folder / f"leaky_{thing.name}", study.audit.leaky_epochs, study.seed
-    )
-    options = {"draws": study.audit.draws, "seed": study.seed}
-    found.attack("denoising loss", tiles.audit(scores), (overfitted, some), access="white box", **options)
-    return found
-
-
-def audit_synthetic(
-    study: Study, thing: Thing, drawn: Pairs, tiles: RealTiles, held_out: Pairs, *, judge_by: Reconstruction
-) -> tuple[Found, Memorised]:
-    """Ask a set of drawn tiles whom it gives away: nearness as an attack, and how much is copied.
-
-    Parameters
-    ----------
-    drawn
-        The set.
-    tiles
-        Thinned out: no two tiles of a section share pixels.
-    held_out
-        Real tiles of the validation patient, thinned out: how near strangers come.
-    judge_by
-        What distances are taken with.
-    """
-    found = Found(thing, _what(thing, tiles) + f" {len(drawn)} tiles.")
-    features, options = judge_by.features(tiles.all), {"draws": study.audit.draws, "seed": study.seed}
-    scores = -closest_record(judge_by.features(drawn), features)
-    overfitted = -closest_record(copied_features(features, tiles.member, seed=study.seed), features)
-    found.attack("closest record", tiles.audit(scores), overfitted, access="synthetic set", **options)
-    nearness = {"features": judge_by.features, "quantile": study.synthesis.novelty_quantile or 0.05, "seed": study.seed}
-    copies = replace(tiles.train, ids=np.array([f"copy:{name}" for name in tiles.train.ids.tolist()]))
-    told, planted, unseen = (
-        memorised(pairs, tiles.train, held_out, **nearness) for pairs in (drawn, copies, tiles.test)
-    )
-    found.asked.append(Asked.of_memorised(told, planted, unseen, what="the reconstruction network's features"))
-    if thing.name == "filtered":
-        found.notes.append("The filter took the same features: of what it left, nearness in them says little.")
-    return found, told
-
-
-def _leaky_generator(
-    generator: Generator, tiles: RealTiles, folder: Path, epochs: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores of some tiles under a generator that knows the members among them by heart, and which those are."""
-    rng = np.random.default_rng([seed, 9])
-    sides = [rng.permutation(np.flatnonzero(side))[:LEAKY_TILES] for side in (tiles.member, ~tiles.member)]
-    plan = replace(LEAKY, kind=generator.plan.kind)
-    known = train_generator(tiles.all.subset(sides[0]), plan, folder=folder, epochs=epochs, seed=seed)
-    rows = np.concatenate(sides)
-    seen = np.isin(tiles.all.labels[rows], known.classes)  # of a class that was not among them it knows nothing
-    return -denoising_loss(known, tiles.all.subset(rows[seen]), seed=seed), rows[seen]
-
-
-def _pixel_loss(real: Pairs, probabilities: np.ndarray) -> np.ndarray:
-    """Return (n,) mean cross-entropies over the pixels."""
-    told = np.take_along_axis(probabilities, real.masks[:, None].astype(np.int64), axis=1)[:, 0]
-    return -np.log(np.maximum(told, 1e-12)).mean(axis=(1, 2))
-
-
-def _nearest_mask(real: Pairs, inside: np.ndarray) -> np.ndarray:
-    """Return each tile's mask as a model knows it that has learnt nothing but its own tiles by heart."""
-    from sklearn.neighbors import NearestNeighbors
-
-    pixels = real.images.reshape(len(real), -1).astype(np.float32)
-    nearest = NearestNeighbors(n_neighbors=1).fit(pixels[inside]).kneighbors(pixels, return_distance=False)[:, 0]
-    return real.masks[inside][nearest]
-
-
-def _what(thing: Thing, tiles: RealTiles) -> str:
-    people = [len(np.unique(side.patients)) for side in (tiles.train, tiles.test)]
-    return (
-        f"{thing.title}: learned from tiles of {patients_of(people[0])}, the members; non-members are "
-        f"{patients_of(people[1])} that the fold holds out."
-    )
-
-
-# ---- of tiles
-# The tiles of a fold as an audit needs them, and which question goes to which thing that was made of them.
-
-
-SETS = ("samples", "filtered")
+        return Audit(scores, self.member, self.all.patients, np.full(len(self.all), ""), self.blocks)
 
 
 @dataclass(frozen=True)
@@ -238,6 +105,12 @@ class Tiles:
     reconstruction: Reconstruction
     """What distances are taken with."""
 
+    @cached_property
+    def features(self) -> dict[str, np.ndarray]:
+        """What the reconstruction network makes of the real tiles that are apart, and of the held-out ones."""
+        real = {"all": self.apart.all, "train": self.apart.train, "test": self.apart.test, "held_out": self.held_out}
+        return {name: self.reconstruction.features(pairs) for name, pairs in real.items()}
+
 
 def load(study: Study, fold: Fold) -> Tiles:
     """Read what `60_synthetic_data` left.
@@ -254,27 +127,207 @@ def load(study: Study, fold: Fold) -> Tiles:
             file=home,
             fix="run 60_synthetic_data, with synthesis.fold equal to audit.fold",
         )
-    real = {name: load_pairs(home / "real" / name, scheme=TISSUE, side=side) for name in PARTS}
-    thin = {name: pairs.subset(apart(study, pairs)) for name, pairs in real.items()}
-    drawn = {"filtered": load_pairs(home / "filtered", scheme=TISSUE, side=side)}
-    kinds = sorted((home / "samples").glob("*/manifest.json"))
-    drawn["samples"] = Pairs.join([load_pairs(file, scheme=TISSUE, side=side) for file in kinds])
+
+    def read(path: Path) -> Pairs:
+        return load_pairs(path, scheme=TISSUE, side=side)
 
     def sides(pairs: dict[str, Pairs]) -> RealTiles:
         blocks = np.concatenate([blocks_of(study, pairs[name]) for name in ("train", "test")])
-        return RealTiles(pairs["train"], pairs["test"], blocks=blocks)
+        return RealTiles.of(pairs["train"], pairs["test"], blocks=blocks)
 
+    real = {name: read(home / "real" / name) for name in PARTS}
+    thin = {name: pairs.subset(apart(study, pairs)) for name, pairs in real.items()}
+    kinds = sorted((home / "samples").glob("*/manifest.json"))
+    drawn = {"samples": Pairs.join([read(file) for file in kinds]), "filtered": read(home / "filtered")}
     return Tiles(sides(real), sides(thin), thin["validation"], drawn, load_reconstruction(home / "reconstruction"))
 
 
-def ask(study: Study, thing: Thing, tiles: Tiles, *, folder: Path) -> tuple[Found, Memorised | None]:
-    """Ask a thing that was made of tiles what can be asked of its kind; the second is of drawn sets alone."""
-    if thing.kind == "segmenter":
-        return audit_segmenter(study, thing, tiles.real, folder=folder), None
-    if thing.kind == "generator":
-        return audit_generator(study, thing, tiles.real, folder=folder), None
-    if thing.name not in SETS:
-        raise unknown_name("set of tiles", thing.name, SETS)
-    return audit_synthetic(
-        study, thing, tiles.drawn[thing.name], tiles.apart, tiles.held_out, judge_by=tiles.reconstruction
+def audit_tiles(
+    study: Study, subjects: Iterable[Subject], tiles: Tiles, *, folder: Path
+) -> tuple[dict[str, Found], dict[str, Memorised]]:
+    """Ask every subject that was made of tiles what can be asked of its kind.
+
+    Parameters
+    ----------
+    subjects
+        Segmenters, generators and synthetic sets of `subjects.audited`.
+    folder
+        Where shadows and generators that were made to leak are kept.
+
+    Returns
+    -------
+    What was found, by the subject's name; and how much of each drawn set is copied.
+    """
+    shadows, found, copied = ShadowSegmenters(study, tiles.real, folder / "segmenters"), {}, {}
+    for subject in subjects:
+        name = subject.name
+        if subject.kind == "segmenter":
+            found[name] = audit_segmenter(study, subject, shadows)
+        elif subject.kind == "generator":
+            found[name] = audit_generator(study, subject, tiles.real, folder=folder)
+        else:
+            found[name], copied[name] = audit_set(study, subject, tiles)
+    return found, copied
+
+
+class ShadowSegmenters:
+    """What attacks on segmentation networks learn from: the same for every network of the same real tiles.
+
+    Parameters
+    ----------
+    tiles
+        All real tiles of members and non-members.
+    folder
+        Where the shadows' maps are kept.
+    """
+
+    def __init__(self, study: Study, tiles: RealTiles, folder: Path) -> None:
+        self.study, self.tiles, self.folder = study, tiles, folder
+
+    @cached_property
+    def leaky(self) -> np.ndarray:
+        """(n,) losses of a model of pixels that was made to leak."""
+        real = self.tiles.all
+        flat = real.images.reshape(len(real), -1), real.masks.reshape(len(real), -1)
+        return overfitted_losses(*flat, self.tiles.member, seed=self.study.seed)
+
+    @cached_property
+    def _shadows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted masks (shadows, n, side, side), and (shadows, n) who was inside."""
+        study, real = self.study, self.tiles.all
+        epochs = study.audit.shadow_epochs
+
+        def train_one(mask: np.ndarray, seed: int) -> np.ndarray:
+            network = study.synthesis.network
+            return train_segmenter(real.subset(mask), None, network=network, epochs=epochs, seed=seed).predict(real)
+
+        return shadow_losses(
+            train_one,
+            real.patients,
+            min(study.audit.shadows, MOST_SHADOWS),
+            study.seed,
+            folder=self.folder,
+            fingerprint=f"{study.hash('seed', 'synthesis')} {epochs}",
+            label="shadow segmenters",
+        )
+
+    @cached_property
+    def attack(self) -> MapAttack:
+        """The learned attack, trained on the shadows."""
+        return self._trained(self._shadows[0])
+
+    @cached_property
+    def planted(self) -> np.ndarray:
+        """(n,) scores of the same attack where shadows and model know nothing but their own tiles, by heart."""
+        inside = self._shadows[1]
+        *shadows, leaky = (_nearest_mask(self.tiles.all, mask) for mask in [*inside, self.tiles.member])
+        return self._trained(np.stack(shadows)).scores(self.inputs(leaky))
+
+    def inputs(self, maps: np.ndarray) -> np.ndarray:
+        """Return what the attack sees of predicted masks (n, side, side)."""
+        real = self.tiles.all
+        return map_inputs(real.masks, maps.astype(np.uint8), levels=len(real.scheme.levels))
+
+    def _trained(self, shadows: np.ndarray) -> MapAttack:
+        inputs = np.concatenate([self.inputs(maps) for maps in shadows])
+        inside, settings = self._shadows[1].ravel(), self.study.audit
+        return train_map_attack(inputs, inside, epochs=settings.learned_epochs, seed=self.study.seed)
+
+
+def audit_segmenter(study: Study, subject: Subject, shadows: ShadowSegmenters) -> Found:
+    """Attack a segmentation network by its losses and, as DiffGuard does, by a network that reads truth and maps."""
+    tiles = shadows.tiles
+    found, network = Found(subject, _what(subject, tiles)), load_segmenter(subject.folder)
+    options = {"access": "black box", "draws": study.audit.draws, "seed": study.seed}
+    loss = _pixel_loss(tiles.all, network.probabilities(tiles.all))
+    found.attack("loss threshold", tiles.audit(loss_threshold(loss)), loss_threshold(shadows.leaky), **options)
+    scores = shadows.attack.scores(shadows.inputs(network.predict(tiles.all)))
+    found.attack("learned on maps", tiles.audit(scores), shadows.planted, **options)
+    return found
+
+
+def audit_generator(study: Study, subject: Subject, tiles: RealTiles, *, folder: Path) -> Found:
+    """Attack a generator by how well it tells the noise in a tile; who holds its weights could.
+
+    Parameters
+    ----------
+    folder
+        Where the generator is kept that is made to know `LEAKY_TILES` by heart: the positive control.
+    """
+    generator, seed = load_generator(subject.folder), study.seed
+    noise = {"draws": study.audit.noise_draws, "seed": seed}
+    if generator.plan.kind == "control":
+        tiles = tiles.only(tiles.all.labels == tiles.all.scheme.control)
+    found = Found(subject, _what(subject, tiles))
+    scores = -denoising_loss(generator, tiles.all, **noise)
+    known, rows = _leaky_generator(generator, tiles, folder / f"leaky_{subject.name}", study.audit.leaky_epochs, seed)
+    leaky = -denoising_loss(known, tiles.all.subset(rows), **noise)
+    options = {"access": "white box", "draws": study.audit.draws, "seed": seed}
+    found.attack("denoising loss", tiles.audit(scores), leaky, rows=rows, **options)
+    return found
+
+
+def audit_set(study: Study, subject: Subject, tiles: Tiles) -> tuple[Found, Memorised]:
+    """Ask a set of drawn tiles whom it gives away: nearness as an attack, and how much is copied."""
+    pairs, real, features, seed = tiles.drawn[subject.name], tiles.apart, tiles.features, study.seed
+    found, drawn = Found(subject, f"{_what(subject, real)} {len(pairs)} tiles."), tiles.reconstruction.features(pairs)
+    scores = -closest_record(drawn, features["all"])
+    planted = -closest_record(copied_features(features["all"], real.member, seed=seed), features["all"])
+    options = {"access": "synthetic set", "draws": study.audit.draws, "seed": seed}
+    found.attack("closest record", real.audit(scores), planted, **options)
+
+    def copied(features_of: np.ndarray, ids: np.ndarray) -> Memorised:
+        return memorised(
+            features_of,
+            features["train"],
+            features["held_out"],
+            ids=ids,
+            records=real.train.ids,
+            patients=real.train.patients,
+            strangers=tiles.held_out.patients,
+            quantile=study.synthesis.novelty_quantile or 0.05,
+            seed=seed,
+        )
+
+    told = copied(drawn, pairs.ids)
+    planted, unseen = copied(features["train"], real.train.ids), copied(features["test"], real.test.ids)
+    found.asked.append(ask_memorised(told, planted, unseen, what="the reconstruction network's features"))
+    if subject.name == "filtered":
+        found.notes.append("The filter took the same features: of what it left, nearness in them says little.")
+    return found, told
+
+
+def _leaky_generator(
+    generator: Generator, tiles: RealTiles, folder: Path, epochs: int, seed: int
+) -> tuple[Generator, np.ndarray]:
+    """Return a generator that knows some members by heart, and the rows of these and of as many others."""
+    rng = np.random.default_rng([seed, 9])
+    sides = [rng.permutation(np.flatnonzero(side))[:LEAKY_TILES] for side in (tiles.member, ~tiles.member)]
+    plan = LEAKY.model_copy(update={"kind": generator.plan.kind})
+    known = train_generator(tiles.all.subset(sides[0]), plan, folder=folder, epochs=epochs, seed=seed)
+    rows = np.concatenate(sides)
+    seen = np.isin(tiles.all.labels[rows], known.classes)  # of a class that was not among them it knows nothing
+    return known, rows[seen]
+
+
+def _pixel_loss(real: Pairs, probabilities: np.ndarray) -> np.ndarray:
+    """Return (n,) mean cross-entropies over the pixels."""
+    told = np.take_along_axis(probabilities, real.masks[:, None].astype(np.int64), axis=1)[:, 0]
+    return -np.log(np.maximum(told, 1e-12)).mean(axis=(1, 2))
+
+
+def _nearest_mask(real: Pairs, inside: np.ndarray) -> np.ndarray:
+    """Return each tile's mask as a model knows it that has learnt nothing but its own tiles by heart."""
+    from sklearn.neighbors import NearestNeighbors
+
+    pixels = real.images.reshape(len(real), -1).astype(np.float32)
+    nearest = NearestNeighbors(n_neighbors=1).fit(pixels[inside]).kneighbors(pixels, return_distance=False)[:, 0]
+    return real.masks[inside][nearest]
+
+
+def _what(subject: Subject, tiles: RealTiles) -> str:
+    members, others = (len(np.unique(tiles.all.patients[side])) for side in (tiles.member, ~tiles.member))
+    return (
+        f"{subject.title}: learned from tiles of {patients_of(members)}, the members; non-members are "
+        f"{patients_of(others)} that the fold holds out."
     )

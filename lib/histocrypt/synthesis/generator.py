@@ -1,9 +1,12 @@
-"""Generators of synthetic images: what they are made of, and how they are trained.
+"""Generators of synthetic images: how images are noised, what a generator is, and how it is trained.
 
 Two, as published (Zhou et al., npj Digital Medicine 2024): ``joint`` makes an image and its mask at once; ``control``
 makes images of the class that has nothing to outline. Beyond the published ones, both know the class, and forget it in
 a share of the steps, so that sampling can be guided (Ho and Salimans 2022); weights are averaged over steps; and
 training that was killed goes on, and ends in the same bits as if undisturbed (on a CPU; see `training.loop`).
+
+The noise schedule is the published one: 2000 variances from 1e-6 to 0.01, linear, learnt over continuous noise levels:
+the share of signal is drawn between those of two neighbouring steps. How images are drawn says `synthesis.sampling`.
 
 A folder holds ``generator.safetensors`` and ``generator.json``, which is all that sampling needs; ``curves.csv``; and,
 for the owner of the images alone, ``members.json`` (what was learned from) and ``training.safetensors`` (to go on).
@@ -14,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,60 +24,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from histocrypt.errors import InputError, unknown_name
+from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.machine import choose_device
 from histocrypt.models.diffguard import DiffGuard
 from histocrypt.options import GeneratorPlan
 from histocrypt.synthesis.pairs import Pairs, Scheme
 from histocrypt.training.images import flip_and_turn
-from histocrypt.training.loop import (
-    Progress,
-    averaged,
-    generator_of,
-    keep,
-    learning_rate,
-    precision,
-    resume,
-    write_curves,
-)
+from histocrypt.training.loop import Trainer, generator_of, learning_rate, precision
 
 if TYPE_CHECKING:
     from histocrypt.synthesis.private import Privacy
 
 WHERE = "synthesis.generator"
-
-
-# ---- noise
-# How images are noised, and the schedulers that find the way back.
-#
-# The schedule is the published one: 2000 variances from 1e-6 to 0.01, linear, learnt over continuous noise levels: the
-# share of signal is drawn between those of two neighbouring steps. The way back takes fewer steps of the same schedule
-# (the published one takes 1000 of another).
-#
-# * ``ancestral``: fresh noise at every step (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020).
-# * ``ddim``: fewer steps, none (Song et al., "Denoising Diffusion Implicit Models", ICLR 2021).
-# * ``dpm++``: a second-order multistep solver (Lu et al., "DPM-Solver++", 2022).
-
-
 FIRST_BETA, LAST_BETA = 1e-6, 0.01
-SAMPLERS = ("ancestral", "ddim", "dpm++")
 
 
-def schedule(steps: int) -> torch.Tensor:
-    """Return the share of the signal's variance left after 0, 1, ... ``steps`` steps, (steps + 1,) float32.
+def betas(steps: int) -> torch.Tensor:
+    """Return the variances of ``steps`` steps, float64.
 
     The published schedule has 2000 steps; another number keeps its ends, the variances scaled so that as much noise
     is left at the last.
     """
+    return torch.linspace(FIRST_BETA, LAST_BETA, steps, dtype=torch.float64) * (2000 / steps)
+
+
+def schedule(steps: int) -> torch.Tensor:
+    """Return the share of the signal's variance left after 0, 1, ... ``steps`` steps, (steps + 1,) float32."""
     kept = torch.cumprod(1 - betas(steps), 0)
     return torch.cat([torch.ones(1, dtype=torch.float64), kept]).float()
-
-
-def betas(steps: int) -> torch.Tensor:
-    """Return the variances of ``steps`` steps, float64."""
-    return torch.linspace(FIRST_BETA, LAST_BETA, steps, dtype=torch.float64) * (2000 / steps)
 
 
 def draw_kept(n: int, kept: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
@@ -106,42 +85,10 @@ def as_noise(objective: str, said: torch.Tensor, noisy: torch.Tensor, kept: torc
     return said if objective == "noise" else kept.sqrt() * said + (1 - kept).sqrt() * noisy
 
 
-def within_range(noise: torch.Tensor, noisy: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Return the noise (B, C, S, S) whose clean image lies in [-1, 1], given the share of signal, one number."""
-    signal, spread = kept.sqrt().item(), (1 - kept).sqrt().item()
-    clean = ((noisy - spread * noise) / signal).clamp(-1, 1)
-    return (noisy - signal * clean) / spread
-
-
 def seeded(seed: int, name: str) -> torch.Generator:
     """Return a CPU generator that depends on the seed and a record's name alone."""
     digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def scheduler_of(sampler: str, steps: int) -> Any:
-    """Return the scheduler of diffusers with the schedule of ``steps`` steps; clipping is `within_range`'s."""
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-
-    own = {"num_train_timesteps": steps, "trained_betas": betas(steps).numpy().astype(np.float32)}
-    if sampler == "ancestral":
-        return DDPMScheduler(**own, variance_type="fixed_small", clip_sample=False, timestep_spacing="trailing")
-    if sampler == "ddim":
-        return DDIMScheduler(**own, clip_sample=False, timestep_spacing="trailing")
-    if sampler == "dpm++":
-        return DPMSolverMultistepScheduler(
-            **own, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
-        )
-    raise unknown_name("sampler", sampler, SAMPLERS)
-
-
-# ---- generator
-
-
-KEEP_SECONDS = 10
-"""Between two writings of the state: a kill costs no more, and epochs of a dozen tiles do not wait for the disk."""
 
 
 @dataclass(frozen=True)
@@ -171,19 +118,16 @@ class Generator:
             said = self.network(noisy, kept, classes)
         return as_noise(self.plan.objective, said.float(), noisy, kept)
 
-    def signals(self, pairs: Pairs) -> torch.Tensor:
-        """Return pairs as the network knows them, (n, C, side, side) float32 in [-1, 1]."""
-        return signals_of(pairs, self.plan)
-
-    def known_classes(self, labels: np.ndarray) -> torch.Tensor:
-        """Return (n,) numbers of the classes, for the network."""
-        return torch.tensor([self.scheme.classes.index(label) for label in labels.tolist()], dtype=torch.long)
-
 
 def signals_of(pairs: Pairs, plan: GeneratorPlan) -> torch.Tensor:
     """Return image, and mask where the plan is joint, (n, C, side, side) float32 in [-1, 1]."""
     images, masks = pairs.signals()
     return torch.from_numpy(images if plan.kind == "control" else np.concatenate([images, masks], axis=1))
+
+
+def class_numbers(labels: np.ndarray, scheme: Scheme) -> torch.Tensor:
+    """Return (n,) numbers of the classes, as the network knows them."""
+    return torch.tensor([scheme.classes.index(label) for label in labels.tolist()], dtype=torch.long)
 
 
 def learned_from(pairs: Pairs, plan: GeneratorPlan) -> Pairs:
@@ -251,8 +195,6 @@ def train_generator(
     InputError
         If there are too few images, the side does not suit the plan, or training diverges.
     """
-    from tqdm.auto import tqdm
-
     folder, device = Path(folder), choose_device() if device is None else torch.device(device)
     pairs = learned_from(pairs, plan)
     side, colours = pairs.images.shape[1], pairs.images.shape[3]
@@ -264,52 +206,32 @@ def train_generator(
         torch.manual_seed(generator_of(seed).initial_seed())
         network = build(plan, pairs.scheme, side=side, colours=colours).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    average = averaged(network, plan.ema).to(device) if plan.ema else None
-    lesson = Lesson(pairs, plan, network, optimiser, device)
-    n_batches = max(1, round(len(lesson.order(generator_of(seed))) / plan.batch))
+    lesson = Lesson(pairs, plan, device)
+    steps = max(1, round(len(lesson.order(generator_of(seed))) / plan.batch))
+    taught: dict[str, Any] = {"loss": lambda rows, chance: lesson.errors(network, rows, chance).mean()}
     if privacy is not None:
         from histocrypt.synthesis.private import PrivateLesson
 
-        n_batches = max(1, round(len(pairs) / plan.batch))
-        lesson = PrivateLesson(lesson, privacy, steps=epochs * n_batches)
-        optimiser = lesson.optimiser
-    parts = {"network": network, "average": average, "optimiser": optimiser, "best": {}}
-    state_file, label = folder / "training.safetensors", f"{plan.kind} generator"
-    progress = (resume(state_file, fingerprint, parts, label) if state_file.is_file() else None) or Progress()
-    kept = time.monotonic()
-    bar = tqdm(total=epochs * n_batches, initial=progress.epoch * n_batches, desc=label, unit="step", mininterval=1)
-    while progress.epoch < epochs:
-        started, total = time.monotonic(), 0.0
-        chance = generator_of(seed, progress.epoch + 1)
-        network.train()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(generator_of(seed, progress.epoch + 1, 1).initial_seed())  # dropout
-            for number, rows in enumerate(lesson.batches(n_batches, chance)):
-                rate = learning_rate(progress.epoch * n_batches + number, epochs * n_batches, plan.learning_rate)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                total += lesson.step(rows, chance) / n_batches
-                if average is not None:
-                    average.update_parameters(network)
-                bar.update()
-        if not math.isfinite(total):
-            raise InputError(
-                "training diverged: the loss is no longer a number",
-                field=f"{WHERE}.learning_rate",
-                value=plan.learning_rate,
-                fix="lower it",
-            )
-        progress.epoch += 1
-        seconds = round(time.monotonic() - started, 3)
-        progress.curves.append(
-            {"epoch": progress.epoch, "train_loss": total, "learning_rate": rate, "seconds": seconds}
-        )
-        bar.set_postfix(loss=f"{total:.4f}")
-        if time.monotonic() - kept >= KEEP_SECONDS or progress.epoch == epochs:
-            write_curves(folder / "curves.csv", progress.curves)
-            keep(state_file, fingerprint, parts, progress)
-            kept = time.monotonic()
-    bar.close()
+        steps = max(1, round(len(pairs) / plan.batch))
+        lesson = PrivateLesson(lesson, network, optimiser, privacy, steps=epochs * steps)
+        optimiser, taught = lesson.optimiser, {"step": lesson.step}
+    Trainer(
+        network=network,
+        optimiser=optimiser,
+        device=device,
+        batches=lambda _, chance: lesson.batches(steps, chance),
+        steps=steps,
+        epochs=epochs,
+        **taught,
+        rate=lambda step: learning_rate(step, epochs * steps, plan.learning_rate),
+        seed=seed,
+        ema=plan.ema,
+        state_file=folder / "training.safetensors",
+        curves_file=folder / "curves.csv",
+        fingerprint=fingerprint,
+        label=f"{plan.kind} generator",
+        setting=f"{WHERE}.learning_rate",
+    ).fit()
     record = {
         "fingerprint": fingerprint,
         "plan": dict(plan),
@@ -322,28 +244,18 @@ def train_generator(
         "patients": len(set(pairs.patients.tolist())),
         "privacy": None if privacy is None else lesson.statement(pairs.patients),
     }
-    members = {"ids": pairs.ids.tolist(), "patients": pairs.patients.tolist()}
-    write_json(folder / "members.json", members)
-    _save(average.module if average is not None else network, folder / "generator.safetensors")
+    write_json(folder / "members.json", {"ids": pairs.ids.tolist(), "patients": pairs.patients.tolist()})
+    _save(network, folder / "generator.safetensors")
     write_json(finished, record)
     return load_generator(folder, device=device)
 
 
 class Lesson:
-    """One step of training after another, on images that stay as bytes until they are needed."""
+    """What each step of training learns from, as bytes until it is needed."""
 
-    def __init__(
-        self,
-        pairs: Pairs,
-        plan: GeneratorPlan,
-        network: torch.nn.Module,
-        optimiser: torch.optim.Optimizer,
-        device: torch.device,
-    ) -> None:
-        self.pairs, self.plan, self.network, self.optimiser, self.device = pairs, plan, network, optimiser, device
-        self.kept = schedule(plan.steps)
-        names = list(pairs.scheme.classes)
-        self.classes = torch.tensor([names.index(label) for label in pairs.labels.tolist()], dtype=torch.long)
+    def __init__(self, pairs: Pairs, plan: GeneratorPlan, device: torch.device) -> None:
+        self.pairs, self.plan, self.device = pairs, plan, device
+        self.kept, self.classes = schedule(plan.steps), class_numbers(pairs.labels, pairs.scheme)
 
     def order(self, chance: torch.Generator) -> np.ndarray:
         """Return the rows of one epoch in random order, every class as often as the largest if balanced."""
@@ -377,14 +289,6 @@ class Lesson:
         wanted = target(self.plan.objective, clean, kept, noise)
         return (said.float() - wanted).square().mean(dim=(1, 2, 3))
 
-    def step(self, rows: np.ndarray, chance: torch.Generator) -> float:
-        """Take one step and return the loss."""
-        loss = self.errors(self.network, rows, chance).mean()
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
-        return loss.item()
-
 
 def load_generator(folder: Path, *, device: str | torch.device | None = None) -> Generator:
     """Return the generator of a folder; one that is missing or unreadable is an `InputError`."""
@@ -395,20 +299,16 @@ def load_generator(folder: Path, *, device: str | torch.device | None = None) ->
     record = read_json(folder / "generator.json")
     weights = folder / "generator.safetensors"
     try:
-        plan, scheme = GeneratorPlan(**record["plan"]), Scheme(**{k: _tuple(v) for k, v in record["scheme"].items()})
+        plan, scheme = GeneratorPlan(**record["plan"]), Scheme.of(record["scheme"])
         network = build(plan, scheme, side=record["side"], colours=record["colours"])
         network.load_state_dict(load_file(weights))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValidationError) as error:
         raise InputError("does not describe a generator", file=folder / "generator.json", value=str(error)) from error
     except (SafetensorError, OSError, RuntimeError) as error:
         raise InputError(
             "does not hold the weights that generator.json describes", file=weights, fix="train the generator again"
         ) from error
     return Generator(network.to(device).eval(), plan, scheme, record["side"], record["colours"], record, device)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _save(network: torch.nn.Module, path: Path) -> None:

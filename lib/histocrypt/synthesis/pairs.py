@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from histocrypt.errors import InputError
-
-# ---- scheme
-# The words of a set of images with masks: which classes there are, and what the levels of a mask mean.
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,11 @@ class Scheme:
             raise InputError(
                 "is not among the classes", field="control", value=self.control, expected=", ".join(self.classes)
             )
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Scheme:
+        """Return the scheme of a description that was read from JSON."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
 
     def encode(self, mask: np.ndarray) -> np.ndarray:
         """Return levels (..., h, w) integers as one grey map, float32 from -1 (level 0) to 1 (the last level)."""
@@ -71,11 +74,6 @@ CHEST = Scheme(
 )
 """Axial slices of the chest, as in DiffGuard (npj Digital Medicine 2024, doi 10.1038/s41746-024-01290-7)."""
 
-SCHEMES = {"tissue": TISSUE, "chest": CHEST}
-
-
-# ---- pairs
-
 
 @dataclass(frozen=True)
 class Pairs:
@@ -98,6 +96,11 @@ class Pairs:
     def __len__(self) -> int:
         """Return n."""
         return len(self.ids)
+
+    @property
+    def sections(self) -> np.ndarray:
+        """(n,) str: what stands before the colon of an id, of real tiles their section."""
+        return np.array([name.split(":", 1)[0] for name in self.ids.tolist()], dtype=str)
 
     def subset(self, keep: np.ndarray) -> Pairs:
         """Return the rows chosen by a boolean mask or by indices."""

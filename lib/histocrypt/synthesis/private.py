@@ -61,7 +61,15 @@ class Privacy:
 class PrivateLesson:
     """Training steps with clipped and noised gradients, in place of those of a `Lesson`."""
 
-    def __init__(self, lesson: Lesson, privacy: Privacy, *, steps: int) -> None:
+    def __init__(
+        self,
+        lesson: Lesson,
+        network: torch.nn.Module,
+        optimiser: torch.optim.Optimizer,
+        privacy: Privacy,
+        *,
+        steps: int,
+    ) -> None:
         """Prepare; ``steps`` is the number of the whole training, which the noise is chosen for.
 
         Raises
@@ -97,9 +105,9 @@ class PrivateLesson:
                 accountant="rdp",
                 epsilon_tolerance=privacy.epsilon / 1000,
             )
-        self.module = GradSampleModule(lesson.network, loss_reduction="sum")
+        self.module = GradSampleModule(network, loss_reduction="sum")
         self.optimiser = DPOptimizer(
-            lesson.optimiser,
+            optimiser,
             noise_multiplier=self.noise,
             max_grad_norm=privacy.clip,
             expected_batch_size=self.rate * n,

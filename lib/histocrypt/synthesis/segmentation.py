@@ -1,7 +1,13 @@
-"""Segmentation: networks that learn masks from images, real or synthetic.
+"""Segmentation: networks that learn masks from images, real or synthetic, and how well masks agree with true ones.
 
-A trained network is a folder: ``segmenter.json`` says how it came about, ``weights.safetensors`` holds it. The loop is
-`synthesis.segmentation_loop`, the score `synthesis.dice`.
+A trained network is a folder: ``segmenter.json`` says how it came about, ``weights.safetensors`` holds it. The loss is
+half cross-entropy, half 1 - Dice: Dice of the probabilities, pooled over the batch, the mean over levels that the batch
+has. Order, flips and dropout are drawn from generators seeded by (seed, epoch).
+
+Dice of a level is 2 |truth and prediction| / (|truth| + |prediction|), pixels pooled over all images of a patient; then
+the mean over patients. A level that is neither in a patient's truth nor in its prediction is left out there: nothing
+was asked, and nothing is counted as right. Records without a mask are left out. Mean Dice is the mean over levels but
+background of these means.
 """
 
 from __future__ import annotations
@@ -11,8 +17,7 @@ import json
 import math
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,23 +28,18 @@ import torch
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation.bootstrap import draw_weights
 from histocrypt.files import atomic_path, read_json, write_json
+from histocrypt.machine import choose_device
 from histocrypt.synthesis.pairs import Scheme
 from histocrypt.training.images import flip_and_turn
-from histocrypt.training.loop import Progress, generator_of, keep, learning_rate, precision, resume
+from histocrypt.training.loop import Trainer, generator_of, learning_rate, precision
 
 if TYPE_CHECKING:
     from histocrypt.synthesis.pairs import Pairs
 
-# ---- dice
-# How well predicted masks agree with true ones: Dice of each level, with an interval.
-#
-# Dice of a level is 2 |truth and prediction| / (|truth| + |prediction|), pixels pooled over all images of a patient;
-# then the mean over patients. A level that is neither in a patient's truth nor in its prediction is left out there:
-# nothing was asked, and nothing is counted as right. Records without a mask are left out.
-#
-# Mean Dice is the mean over levels but background of these means.
-
-
+NETWORKS = ("unet", "vit_hybrid")
+FORMAT, VERSION = "histocrypt segmenter", 1
+AT_ONCE = 256
+"""Images whose probabilities are in memory at once."""
 BACKGROUND = 0
 
 
@@ -125,81 +125,6 @@ def patient_draws(
     return found
 
 
-# ---- pretrained
-# A pretrained start for a segmentation network, from a local file that the user names.
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What a file of weights gave."""
-
-    taken: int
-    """Tensors that were taken over ..."""
-    of: int
-    """... of as many as the network has."""
-    unused: int
-    """Tensors of the file that the network has no place for."""
-
-    def __str__(self) -> str:
-        return f"{self.taken} of {self.of} tensors taken over, {self.unused} of the file not used"
-
-
-def take_weights(network: torch.nn.Module, file: str | Path) -> Taken:
-    """Put the weights of a ``.safetensors`` file into a network, by name; the others stay as they were drawn.
-
-    A network with a method ``adopt`` says under which other names it knows weights (`models.transunet`).
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, has nothing that the network knows, or a tensor of another shape.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"weights cannot be read ({' '.join(str(error).split())})", file=file, expected="a .safetensors file"
-        ) from error
-    own = network.state_dict()
-    known = network.adopt(weights) if hasattr(network, "adopt") else {k: v for k, v in weights.items() if k in own}
-    if not known:
-        raise InputError(
-            "holds no tensor that this network knows",
-            file=file,
-            value=next(iter(weights), None),
-            expected=f"names such as {next(iter(own))}",
-        )
-    for name, value in known.items():
-        if value.shape != own[name].shape:
-            raise InputError(
-                "has another shape than in this network",
-                file=file,
-                field=name,
-                value=tuple(value.shape),
-                expected=str(tuple(own[name].shape)),
-                fix="set the network's options as the file's",
-            )
-    network.load_state_dict(known, strict=False)
-    return Taken(len(known), len(own), len(weights) - len(known))
-
-
-# ---- segmentation
-
-
-NETWORKS = ("unet", "vit_hybrid")
-FULL_SIZE: dict[str, dict[str, Any]] = {
-    "unet": {"width": 64, "depth": 4},
-    "vit_hybrid": {"stem": "resnet50", "stages": 3, "width": 768, "layers": 12, "heads": 12, "decoder": 512},
-}
-"""Options of the published sizes, for a GPU and 256 px; without options the networks are small enough for a CPU."""
-AT_ONCE = 256
-"""Images whose probabilities are in memory at once."""
-FORMAT, VERSION = "histocrypt segmenter", 1
-
-
 @dataclass(frozen=True)
 class SegmenterPlan:
     """How a segmentation network is trained."""
@@ -226,17 +151,15 @@ class Segmenter:
 
     def probabilities(self, pairs: Pairs) -> np.ndarray:
         """Return (n, levels, side, side) float32; they sum to 1 over levels."""
-        import torch
-
         self._check(pairs)
         side = pairs.images.shape[1]
-        found = np.empty((len(pairs), len(self.scheme.levels), side, side), dtype=np.float32)
+        probabilities = np.empty((len(pairs), len(self.scheme.levels), side, side), dtype=np.float32)
         step = self.about["plan"]["batch"]
         with torch.inference_mode():
             for start in range(0, len(pairs), step):
                 images = torch.from_numpy(pairs.subset(slice(start, start + step)).signals()[0]).to(self.device)
-                found[start : start + step] = self.network(images).float().softmax(dim=1).cpu().numpy()
-        return found
+                probabilities[start : start + step] = self.network(images).float().softmax(dim=1).cpu().numpy()
+        return probabilities
 
     def predict(self, pairs: Pairs) -> np.ndarray:
         """Return the most probable level of each pixel, (n, side, side) uint8. True masks are not looked at."""
@@ -245,16 +168,6 @@ class Segmenter:
             for start in range(0, len(pairs), AT_ONCE)
         ]
         return np.concatenate([np.empty((0, *pairs.masks.shape[1:]), np.uint8), *parts])
-
-    def losses(self, pairs: Pairs) -> np.ndarray:
-        """Return the mean cross-entropy of each image's pixels, (n,) float64; NaN where there is no mask."""
-        found, rows = np.full(len(pairs), np.nan), np.flatnonzero(pairs.has_mask)
-        for start in range(0, len(rows), AT_ONCE):
-            own = rows[start : start + AT_ONCE]
-            some = pairs.subset(own)
-            chosen = np.take_along_axis(self.probabilities(some), some.masks[:, None].astype(np.intp), axis=1)
-            found[own] = -np.log(np.maximum(chosen, 1e-12)).mean(axis=(1, 2, 3), dtype=np.float64)
-        return found
 
     def _check(self, pairs: Pairs) -> None:
         if pairs.scheme != self.scheme:
@@ -299,7 +212,7 @@ def train_segmenter(
         Where the trained network (``segmenter.json``, ``weights.safetensors``), ``curves.csv`` and the state are kept.
         A finished training with the same settings and data is not done again, an interrupted one goes on.
     weights
-        A ``.safetensors`` file to start from, see `synthesis.pretrained`.
+        A ``.safetensors`` file to start from, see `take_weights`.
 
     Raises
     ------
@@ -307,11 +220,6 @@ def train_segmenter(
         If there are fewer than two masks, the network refuses its options, a file of weights does not fit, or the loss
         is no longer a number.
     """
-    import torch
-
-    from histocrypt.machine import choose_device
-    from histocrypt.training.loop import generator_of
-
     plan = plan or SegmenterPlan()
     pairs = pairs.subset(pairs.has_mask)
     if len(pairs) < 2:
@@ -344,26 +252,50 @@ def train_segmenter(
         done = read_json(folder / "segmenter.json")
         if isinstance(done, dict) and all(done.get(key) == value for key, value in asked.items()):
             return load_segmenter(folder, device=device)
+    fingerprint = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_of(seed, 0).initial_seed())
         built = build_network(network, asked["scheme"]["levels"], asked["side"], asked["channels"], plan.options)
-    found = {}
     if weights is not None:
-        found["taken"] = str(take_weights(built, weights))
-        print(f"{network}: {found['taken']}", file=sys.stderr)
-    segmenter = Segmenter(built, {**asked, **found}, pairs.scheme, device=device)
+        asked["taken"] = str(take_weights(built, weights))
+        print(f"{network}: {asked['taken']}", file=sys.stderr)
+    segmenter = Segmenter(built, asked, pairs.scheme, device=device)
 
-    def judge() -> float:
+    def judge(_: torch.nn.Module) -> tuple[float, dict[str, float]]:
+        built.eval()  # as it will predict: batch norms keep what they have, nothing is dropped
         counts = pixel_counts(validation.masks, segmenter.predict(validation), len(pairs.scheme.levels))
-        return float(mean_dice(score(counts, validation.patients)))
+        dice_now = float(mean_dice(score(counts, validation.patients)))
+        return dice_now, {"validation_dice": dice_now}
 
-    fingerprint = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-    settings = {"epochs": epochs, "seed": seed, "device": device, "fingerprint": fingerprint, "folder": folder}
-    label = " ".join(filter(None, (network, folder and folder.name)))
-    progress = train(built, pairs, judge if validation is not None else None, plan, **settings, label=label)
+    def loss(batch: tuple[torch.Tensor, torch.Tensor], _: Any) -> torch.Tensor:
+        images, masks = batch
+        with precision(device):
+            logits = built(images.to(device))
+        return segmentation_loss(logits.float(), masks.to(device))
+
+    steps = plan.steps or max(1, math.ceil(len(pairs) / plan.batch))
+    progress = Trainer(
+        network=built,
+        optimiser=torch.optim.AdamW(built.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay),
+        device=device,
+        batches=lambda _, chance: _batches(pairs, steps, plan.batch, chance),
+        steps=steps,
+        epochs=epochs,
+        loss=loss,
+        rate=lambda step: learning_rate(step, epochs * steps, plan.learning_rate),
+        seed=seed,
+        judge=judge if validation is not None else None,
+        patience=plan.patience if validation is not None else None,
+        scores=("validation_dice",),
+        state_file=None if folder is None else folder / "last" / "state.safetensors",
+        curves_file=None if folder is None else folder / "curves.csv",
+        fingerprint=fingerprint,
+        label=" ".join(filter(None, (network, folder and folder.name))),
+        setting="learning_rate",
+    ).fit()
     segmenter.about |= {
         "best_epoch": progress.best_epoch,
-        "steps": progress.epoch * steps_an_epoch(plan, len(pairs)),
+        "steps": progress.epoch * steps,
         "validation_dice": progress.best_score if validation is not None else None,
     }
     if folder is not None:
@@ -372,9 +304,75 @@ def train_segmenter(
     return segmenter
 
 
+def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Return half cross-entropy, half 1 - Dice of logits (B, L, S, S) against masks (B, S, S) of levels, int64."""
+    entropy = torch.nn.functional.cross_entropy(logits, masks)
+    probability = logits.float().softmax(dim=1)
+    truth = torch.nn.functional.one_hot(masks, logits.shape[1]).movedim(-1, 1).to(probability)
+    both, true, found = ((part.sum(dim=(0, 2, 3))) for part in (probability * truth, truth, probability))
+    there = true > 0  # a level that the batch lacks is the cross-entropy's business alone
+    return 0.5 * entropy + 0.5 * (1 - (2 * both[there] / (true + found)[there]).mean())
+
+
+def _batches(
+    pairs: Pairs, n_steps: int, batch: int, chance: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield images (B, C, S, S) float32 and masks (B, S, S) int64, each pair flipped and turned alike."""
+    rounds = math.ceil(n_steps * batch / len(pairs))
+    order = torch.cat([torch.randperm(len(pairs), generator=chance) for _ in range(rounds)]).numpy()
+    size = min(batch, max(2, math.ceil(len(order) / n_steps)))
+    for number in range(n_steps):
+        own = pairs.subset(order[np.arange(number * size, (number + 1) * size) % len(order)])
+        images, masks = torch.from_numpy(own.signals()[0]), torch.from_numpy(own.masks.astype(np.float32))
+        both = flip_and_turn(torch.cat([images, masks[:, None]], dim=1), chance)
+        yield both[:, :-1].contiguous(), both[:, -1].long()
+
+
+def take_weights(network: torch.nn.Module, file: str | Path) -> str:
+    """Put the weights of a ``.safetensors`` file into a network, by name; return in words how many were taken.
+
+    The others stay as they were drawn. A network with a method ``adopt`` says under which other names it knows weights
+    (`models.unet.ViTHybrid`).
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, has nothing that the network knows, or a tensor of another shape.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        reason, expected = " ".join(str(error).split()), "a .safetensors file"
+        raise InputError(f"weights cannot be read ({reason})", file=file, expected=expected) from error
+    own = network.state_dict()
+    known = network.adopt(weights) if hasattr(network, "adopt") else {k: v for k, v in weights.items() if k in own}
+    if not known:
+        raise InputError(
+            "holds no tensor that this network knows",
+            file=file,
+            value=next(iter(weights), None),
+            expected=f"names such as {next(iter(own))}",
+        )
+    for name, value in known.items():
+        if value.shape != own[name].shape:
+            raise InputError(
+                "has another shape than in this network",
+                file=file,
+                field=name,
+                value=tuple(value.shape),
+                expected=str(tuple(own[name].shape)),
+                fix="set the network's options as the file's",
+            )
+    network.load_state_dict(known, strict=False)
+    return f"{len(known)} of {len(own)} tensors taken over, {len(weights) - len(known)} of the file not used"
+
+
 def build_network(name: str, levels: list[str], side: int, channels: int, options: dict[str, Any]) -> torch.nn.Module:
     """Return an untrained network by name; options that it refuses are an `InputError`."""
-    from histocrypt.models.unet import UNet
+    from histocrypt.models.unet import UNet, ViTHybrid
 
     if name not in NETWORKS:
         raise unknown_name("network", name, NETWORKS)
@@ -382,8 +380,6 @@ def build_network(name: str, levels: list[str], side: int, channels: int, option
         if name == "unet":
             network = UNet(len(levels), channels=channels, **options)
         else:
-            from histocrypt.models.unet import ViTHybrid
-
             network = ViTHybrid(len(levels), channels=channels, side=side, **options)
     except (TypeError, ValueError) as error:
         raise InputError(f"the network refuses its options ({error})", field=name, value=options) from error
@@ -416,11 +412,8 @@ def load_segmenter(folder: str | Path, *, device: str | torch.device | None = No
     InputError
         If either file is missing, of another version, or does not belong to the other.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
-
-    from histocrypt.machine import choose_device
 
     folder, again = Path(folder), "train the network again"
     about = read_json(folder / "segmenter.json")
@@ -429,7 +422,7 @@ def load_segmenter(folder: str | Path, *, device: str | torch.device | None = No
             "does not describe a segmentation network of this version", file=folder / "segmenter.json", fix=again
         )
     try:
-        scheme = Scheme(**{key: tuple(v) if isinstance(v, list) else v for key, v in about["scheme"].items()})
+        scheme = Scheme.of(about["scheme"])
         stored = (folder / "weights.safetensors").read_bytes()
         options = about["plan"]["options"]
         network = build_network(about["network"], scheme.levels, about["side"], about["channels"], options)
@@ -454,122 +447,3 @@ def digest(pairs: Pairs) -> str:
         found.update(f"{array.shape}".encode())
         found.update(np.ascontiguousarray(array))
     return found.hexdigest()
-
-
-# ---- segmentation loop
-# The loop that trains a segmentation network: same seed, same bits on a CPU, also after a kill.
-#
-# The loss is half cross-entropy, half 1 - Dice: Dice of the probabilities, pooled over the batch, the mean over levels
-# that the batch has (`synthesis.dice` says how predictions are judged). Order, flips and dropout are drawn from
-# generators seeded by (seed, epoch), and the state after each epoch is kept in one file.
-
-
-def steps_an_epoch(plan: SegmenterPlan, n_images: int) -> int:
-    """Return the number of batches of an epoch."""
-    return plan.steps or max(1, math.ceil(n_images / plan.batch))
-
-
-def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Return half cross-entropy, half 1 - Dice of logits (B, L, S, S) against masks (B, S, S) of levels, int64."""
-    entropy = torch.nn.functional.cross_entropy(logits, masks)
-    probability = logits.float().softmax(dim=1)
-    truth = torch.nn.functional.one_hot(masks, logits.shape[1]).movedim(-1, 1).to(probability)
-    both, true, found = ((part.sum(dim=(0, 2, 3))) for part in (probability * truth, truth, probability))
-    there = true > 0  # a level that the batch lacks is the cross-entropy's business alone
-    return 0.5 * entropy + 0.5 * (1 - (2 * both[there] / (true + found)[there]).mean())
-
-
-def train(
-    network: torch.nn.Module,
-    pairs: Pairs,
-    judge: Callable[[], float] | None,
-    plan: SegmenterPlan,
-    *,
-    epochs: int,
-    seed: int,
-    device: torch.device,
-    fingerprint: str,
-    folder: Path | None,
-    label: str,
-) -> Progress:
-    """Train a network in place and leave it with the weights of its best epoch.
-
-    Parameters
-    ----------
-    judge
-        Returns the score of the network as it is; None: the last epoch is the best.
-    fingerprint
-        Whatever the result depends on, hashed; a state written under another one is not resumed.
-    folder
-        Where ``last/state.safetensors`` and ``curves.csv`` are written; None writes nothing.
-    """
-    import pandas as pd
-    from tqdm.auto import tqdm
-
-    from histocrypt.files import atomic_path
-
-    network.to(device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    best = {key: value.detach().clone() for key, value in network.state_dict().items()}
-    parts = {"network": network, "average": None, "optimiser": optimiser, "best": best}
-    state = None if folder is None else folder / "last" / "state.safetensors"
-    progress = (state is not None and state.is_file() and resume(state, fingerprint, parts, label)) or Progress()
-    n_steps = steps_an_epoch(plan, len(pairs))
-    bar = tqdm(total=epochs * n_steps, initial=progress.epoch * n_steps, desc=label, unit="step", mininterval=1)
-    while progress.epoch < epochs and (judge is None or progress.epoch - progress.best_epoch < plan.patience):
-        started, epoch, total = time.monotonic(), progress.epoch + 1, 0.0
-        network.train()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(generator_of(seed, epoch, 1).initial_seed())  # dropout
-            for number, (images, masks) in enumerate(_batches(pairs, n_steps, plan.batch, seed, epoch)):
-                rate = learning_rate((epoch - 1) * n_steps + number, epochs * n_steps, plan.learning_rate)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                with precision(device):
-                    logits = network(images.to(device))
-                loss = segmentation_loss(logits.float(), masks.to(device))
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-                total += loss.item() / n_steps
-                bar.update()
-        if not math.isfinite(total):
-            raise InputError(
-                "training diverged: the loss is no longer a number",
-                field="learning_rate",
-                value=plan.learning_rate,
-                fix="lower it",
-            )
-        network.eval()  # as it will predict: batch norms keep what they have, nothing is dropped
-        score = None if judge is None else judge()
-        if score is None or score > progress.best_score:
-            progress.best_epoch, progress.best_score = epoch, score or 0.0
-            for key, value in network.state_dict().items():
-                best[key].copy_(value)
-        seconds = round(time.monotonic() - started, 3)
-        row = {"epoch": epoch, "train_loss": total, "validation_dice": score, "learning_rate": rate}
-        progress.curves.append({**row, "seconds": seconds})
-        progress.epoch = epoch
-        if folder is not None:
-            with atomic_path(folder / "curves.csv") as temporary:
-                pd.DataFrame(progress.curves).to_csv(temporary, index=False)
-            keep(state, fingerprint, parts, progress)
-    bar.close()
-    network.load_state_dict(best)
-    network.eval()
-    return progress
-
-
-def _batches(
-    pairs: Pairs, n_steps: int, batch: int, seed: int, epoch: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield images (B, C, S, S) float32 and masks (B, S, S) int64, each pair flipped and turned alike."""
-    chance = generator_of(seed, epoch)
-    rounds = math.ceil(n_steps * batch / len(pairs))
-    order = torch.cat([torch.randperm(len(pairs), generator=chance) for _ in range(rounds)]).numpy()
-    size = min(batch, max(2, math.ceil(len(order) / n_steps)))
-    for number in range(n_steps):
-        own = pairs.subset(order[np.arange(number * size, (number + 1) * size) % len(order)])
-        images, masks = torch.from_numpy(own.signals()[0]), torch.from_numpy(own.masks.astype(np.float32))
-        both = flip_and_turn(torch.cat([images, masks[:, None]], dim=1), chance)
-        yield both[:, :-1].contiguous(), both[:, -1].long()

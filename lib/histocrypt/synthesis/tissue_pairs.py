@@ -1,6 +1,6 @@
 """From the tiles of a study to images with masks: class by a label of the spot, mask by rule.
 
-A mask's levels are those of `scheme.TISSUE`. They are **not a pathologist's outlines**: nuclei are what holds much
+A mask's levels are those of `pairs.TISSUE`. They are **not a pathologist's outlines**: nuclei are what holds much
 haematoxylin, whatever it is; the tumour region is as coarse as the spots, and as true as their label, which may be a
 proxy (`Label.is_proxy`); stroma is all tissue that is neither, blood and tinted lumens among it. Touching nuclei are
 one piece.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histocrypt.data.fold_statistics import read_clean_section
 from histocrypt.errors import InputError
 from histocrypt.synthesis.manifest import resized
 from histocrypt.synthesis.pairs import TISSUE, Pairs
@@ -21,14 +22,10 @@ from histocrypt.tissue.stain import INCIDENT_LIGHT, StainStatistics, estimate
 from histocrypt.tissue.tiles import read_tiles
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from histocrypt.study import Study
     from histocrypt.targets.matrix import Label
-
-# ---- tissue pairs
-
 
 BACKGROUND, STROMA, NUCLEI, TUMOUR = range(4)
 SMOOTH_UM = 1.0
@@ -47,7 +44,7 @@ _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / INCIDENT_LIGHT)
 def tissue_pairs(study: Study, sections: Sequence[str], *, label: Label, side: int) -> Pairs:
     """Return the labelled spots of some sections as images with masks.
 
-    Spots without a label are left out (`spot_counts` counts them). Colours are as scanned.
+    Spots without a label are left out. Colours are as scanned.
 
     Parameters
     ----------
@@ -81,36 +78,15 @@ def tissue_pairs(study: Study, sections: Sequence[str], *, label: Label, side: i
     return Pairs.join(parts)
 
 
-def spot_counts(study: Study, sections: Sequence[str], *, label: Label) -> pd.DataFrame:
-    """Return by section: patient, spots, tumour, normal, and those left out for want of a label."""
-    import pandas as pd
-
-    rows = []
-    for section in sections:
-        adata = _cleaned(study, section)
-        found = label.of(adata, section=section)
-        rows.append(
-            {
-                "section": section,
-                "patient": str(adata.obs["patient"].iloc[0]),
-                "spots": len(found),
-                "tumour": int((found == 1).sum()),
-                "normal": int((found == 0).sum()),
-                "left out": int(np.isnan(found).sum()),
-            }
-        )
-    return pd.DataFrame(rows).set_index("section")
-
-
 def apart(study: Study, pairs: Pairs) -> np.ndarray:
     """Return (n,) bool: tiles chosen such that no two of a section overlap, in the order given, first come first kept.
 
     Neighbouring spots' tiles may share pixels. A tile that shares pixels with a training tile is no second witness.
     """
     kept = np.zeros(len(pairs), dtype=bool)
-    owners = np.array([name.split(":", 1)[0] for name in pairs.ids.tolist()])
-    for section in np.unique(owners).tolist():
-        rows = np.flatnonzero(owners == section)
+    sections = pairs.sections
+    for section in np.unique(sections).tolist():
+        rows = np.flatnonzero(sections == section)
         corners, side, stored = _corners(study.run.tiles(section))
         place = dict(zip(stored.tolist(), corners, strict=True))
         chosen: list[np.ndarray] = []
@@ -188,8 +164,32 @@ def section_levels(tiles: np.ndarray, *, stain: StainStatistics, um_per_px: floa
     return light, max(0.0, float(threshold_otsu(stained)))
 
 
+def tissue_rule(um_per_px: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the rule for drawn tiles of H&E without tumour: (n, s, s, 3) uint8 to masks (n, s, s) uint8 of `TISSUE`.
+
+    Their generator makes pictures alone, so what is outlined in them is found by rule. As `tissue_pairs` does with a
+    section, but with stains estimated from all given tiles together, as drawn tiles have no section, and without
+    removing specks, which at a few micrometres a pixel are nuclei.
+
+    Parameters
+    ----------
+    um_per_px
+        Micrometres per pixel of the tiles.
+    """
+
+    def masks(images: np.ndarray) -> np.ndarray:
+        stain = estimate(images.reshape(-1, 3))
+        light, threshold = section_levels(images, stain=stain, um_per_px=um_per_px)
+        found = np.full(images.shape[:3], STROMA, dtype=np.uint8)
+        found[haematoxylin(images, stain=stain, um_per_px=um_per_px) > threshold] = NUCLEI
+        found[images.min(axis=3) > light * np.exp(-LEAST_STAIN_OD)] = BACKGROUND
+        return found
+
+    return masks
+
+
 def _section(study: Study, section: str, label: Label, side: int) -> Pairs:
-    adata = _cleaned(study, section)
+    adata = read_clean_section(study.run.section(section))
     found = label.of(adata, section=section)
     known = np.isfinite(found)
     names = adata.obs_names.to_numpy(dtype=str)[known]
@@ -266,36 +266,3 @@ def _corners(path: Path) -> tuple[np.ndarray, float, np.ndarray]:
             return np.asarray(file["coords"]), float(file.attrs["tile_um"] / file.attrs["um_per_px"]), names
     except (OSError, KeyError) as error:
         raise InputError(f"tiles cannot be read ({error})", file=path, fix="run preprocessing again") from error
-
-
-def _cleaned(study: Study, section: str) -> AnnData:
-    from histocrypt.data.fold_statistics import read_clean_section
-
-    return read_clean_section(study.run.section(section))
-
-
-# ---- control rule
-# Masks of drawn control tiles: their generator makes pictures alone, so what is outlined in them is found by rule.
-
-
-def tissue_rule(um_per_px: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the rule for tiles of H&E without tumour: (n, s, s, 3) uint8 to masks (n, s, s) uint8 of `scheme.TISSUE`.
-
-    As `tissue_pairs` does with a section, but with stains estimated from all given tiles together, as drawn tiles have
-    no section, and without removing specks, which at a few micrometres a pixel are nuclei.
-
-    Parameters
-    ----------
-    um_per_px
-        Micrometres per pixel of the tiles.
-    """
-
-    def masks(images: np.ndarray) -> np.ndarray:
-        stain = estimate(images.reshape(-1, 3))
-        light, threshold = section_levels(images, stain=stain, um_per_px=um_per_px)
-        found = np.full(images.shape[:3], STROMA, dtype=np.uint8)
-        found[haematoxylin(images, stain=stain, um_per_px=um_per_px) > threshold] = NUCLEI
-        found[images.min(axis=3) > light * np.exp(-LEAST_STAIN_OD)] = BACKGROUND
-        return found
-
-    return masks

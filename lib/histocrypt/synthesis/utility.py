@@ -5,13 +5,20 @@ longer improves); a classifier of labels stands on the same frozen features. Ear
 same *real* validation images in all three rows, which are of patients of the training side: "trained on synthetic"
 means that no real image changed a weight, not that none was looked at.
 
-How rows are scored and what their intervals say: `synthesis.utility_scores`.
+Beside them stands colour alone, the yardstick of a house where masks are made by rule from colour: a network that a
+table of colours equals has not learned shape.
+
+All scores are taken within each test patient, then averaged over patients; where a score cannot be had of a patient
+(one class only, a level that is nowhere), the patient is left out of it. Intervals are bootstraps over blocks (or
+images) within each test patient, all rows on the same draws: they speak of other tissue **of these patients**, not of
+new ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +36,20 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from histocrypt.synthesis.pairs import Pairs
-    from histocrypt.synthesis.segmentation import SegmenterPlan
 
-# ---- label baselines
-# What stands beside segmentation networks, and the classifier of labels: nothing that has to be trained for long.
-#
-# Colour alone is the yardstick of a house where masks are made by rule from colour: a network that a table of colours
-# equals has not learned shape.
-
-
+ENCODER = "efficientnet_lite0_128"
+TITLES = {
+    "real": "Trained on real",
+    "synthetic": "Trained on synthetic",
+    "both": "Trained on both",
+    "colour_only": "Colour only, real",
+    "colour_synthetic": "Colour only, synthetic",
+    "majority": "Majority, real",
+}
+BASELINES = {"colour_only": "real", "colour_synthetic": "synthetic", "majority": "real"}
+"""And which images each is fitted on."""
+COMPARED = ("mean_dice", "balanced_accuracy", "auc")
+"""Scores that are also given as differences from the row ``real``, on the same draws."""
 SHADES = 32
 """Shades of each channel that the table of colours tells apart."""
 PIXELS = 60_000
@@ -151,15 +163,6 @@ def fit_classifier(
     return max((fitted(penalty) for penalty in PENALTIES), key=score)
 
 
-# ---- utility scores
-# Scores of masks and labels on test images, and their intervals.
-#
-# All scores are taken within each test patient, then averaged over patients; where a score cannot be had of a patient
-# (one class only, a level that is nowhere), the patient is left out of it. Intervals are bootstraps over blocks (or
-# images) within each test patient, all rows on the same draws: they speak of other tissue **of these patients**, not of
-# new ones.
-
-
 def judge(
     masks: Mapping[str, np.ndarray],
     probabilities: Mapping[str, np.ndarray],
@@ -234,7 +237,8 @@ def macro_auc(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -
     for column in np.unique(truth):
         # Weighted Mann-Whitney: for each positive, the weight of negatives below it and half of those beside it.
         rank = rankdata(probability[:, column], method="dense") - 1
-        yes, no = (np.bincount(rank, weights * part, minlength=rank.max() + 1) for part in _sides(truth, column))
+        sides = (truth == column, truth != column)
+        yes, no = (np.bincount(rank, weights * side, minlength=rank.max() + 1) for side in sides)
         areas.append((yes * (np.cumsum(no) - no / 2)).sum() / (yes.sum() * no.sum()))
     return float(np.mean(areas[:1] if probability.shape[1] == 2 else areas))  # of two classes both areas are the same
 
@@ -242,10 +246,6 @@ def macro_auc(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -
 def _unscorable(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> bool:
     lost = np.bincount(truth, weights)[np.unique(truth)] == 0
     return bool(np.isnan(probability).any() or len(lost) < 2 or lost.any())
-
-
-def _sides(truth: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray]:
-    return truth == column, truth != column
 
 
 def _by_patient(
@@ -264,24 +264,6 @@ def _by_patient(
     return float(segmentation.over_patients(np.array(whole))), segmentation.over_patients(np.array(each))
 
 
-# ---- utility
-
-
-ENCODER = "efficientnet_lite0_128"
-TITLES = {
-    "real": "Trained on real",
-    "synthetic": "Trained on synthetic",
-    "both": "Trained on both",
-    "colour_only": "Colour only, real",
-    "colour_synthetic": "Colour only, synthetic",
-    "majority": "Majority, real",
-}
-BASELINES = {"colour_only": "real", "colour_synthetic": "synthetic", "majority": "real"}
-"""And which images each is fitted on."""
-COMPARED = ("mean_dice", "balanced_accuracy", "auc")
-"""Scores that are also given as differences from the row ``real``, on the same draws."""
-
-
 def utility_table(
     real: Pairs,
     validation: Pairs,
@@ -291,8 +273,7 @@ def utility_table(
     epochs: int,
     seed: int,
     network: str = "unet",
-    plan: SegmenterPlan | None = None,
-    weights: Path | None = None,
+    plan: segmentation.SegmenterPlan | None = None,
     encoder: str = ENCODER,
     blocks: np.ndarray | None = None,
     draws: int = 500,
@@ -307,7 +288,7 @@ def utility_table(
         Of patients that are all different.
     epochs
         Passes over the real images; the other sets get as many steps.
-    network, plan, weights
+    network, plan
         As in `segmentation.train_segmenter`.
     encoder
         Frozen encoder below the classifier of labels.
@@ -333,23 +314,19 @@ def utility_table(
     """
     import pandas as pd
 
-    from histocrypt.synthesis.segmentation import SegmenterPlan, steps_an_epoch, train_segmenter
-
     _check(real, validation, synthetic, test)
     sets = {"real": real, "synthetic": synthetic, "both": type(real).join([real, synthetic])}
-    plan = plan or SegmenterPlan()
-    n_masks = int(real.has_mask.sum())
-    plan = SegmenterPlan(**{**vars(plan), "steps": steps_an_epoch(plan, n_masks)})
+    plan = plan or segmentation.SegmenterPlan()
+    plan = replace(plan, steps=max(1, math.ceil(real.has_mask.sum() / plan.batch)))
     masks, rows = {}, {}
     for name, pairs in sets.items():
-        segmenter = train_segmenter(
+        segmenter = segmentation.train_segmenter(
             pairs,
             validation,
             network=network,
             epochs=epochs,
             seed=seed,
             plan=plan,
-            weights=weights,
             device=device,
             folder=None if folder is None else Path(folder) / f"segmenter_{name}",
         )
@@ -422,25 +399,6 @@ def _with_intervals(
     return found
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as it is read: a row each, scores with their intervals as text."""
-    import pandas as pd
-
-    names = [name for name in table.columns if f"{name}_low" in table.columns]
-
-    def text(row: pd.Series, name: str) -> str:
-        value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-        if not np.isfinite(value):
-            return "not defined"
-        sign = "+" if name.endswith("_vs_real") else ""
-        return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-
-    found = pd.DataFrame({"row": table["title"], "images": table["images"]})
-    for name in names:
-        found[title_of(name)] = [text(row, name) for _, row in table.iterrows()]
-    return found.set_index("row")
-
-
 def title_of(score: str) -> str:
     """Return how a column of scores is called."""
     if score.startswith("dice_"):
@@ -452,35 +410,19 @@ def title_of(score: str) -> str:
 
 def write_utility(path: Path, table: pd.DataFrame, notes: Mapping[str, Any]) -> None:
     """Write the table with what it rests on as JSON; NaN becomes null."""
-    rows = [
-        {"trained_on": name, **{key: _plain(value) for key, value in row.items()}} for name, row in table.iterrows()
-    ]
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, str) or value is None:
+            return value
+        return float(value) if np.isfinite(value) else None
+
+    rows = [{"trained_on": name} | {key: plain(value) for key, value in row.items()} for name, row in table.iterrows()]
     said = {
         "scores": "within each test patient, then the mean over patients; levels and classes that are absent left out",
         "intervals": "95 %, bootstrap within these patients; nothing is said about new ones",
         "training": "as many steps on each set; early stopping and penalties on the same real validation images",
     }
     write_json(path, {**notes, **said, "rows": rows})
-
-
-def read_utility(path: str | Path) -> pd.DataFrame:
-    """Return the table of ``utility.json``, as `utility_table` did."""
-    import pandas as pd
-
-    from histocrypt.files import read_json
-
-    content = read_json(path)
-    if not isinstance(content, dict) or "rows" not in content:
-        raise InputError("is no table of usefulness", file=path, fix="run 60_synthetic_data again")
-    table = pd.DataFrame(content["rows"]).set_index("trained_on")
-    numbers = [name for name in table.columns if name not in ("title", "role")]
-    return table.astype(dict.fromkeys(numbers, float))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, str) or value is None:
-        return value
-    return float(value) if np.isfinite(value) else None
 
 
 def spatial_blocks(ids: np.ndarray, sections: Mapping[str, AnnData], *, block_um: float) -> np.ndarray:

@@ -83,7 +83,7 @@ class Total:
 Cost = tuple[float, float, bool]
 """Memory in GiB, seconds on one core, and whether threads make it faster."""
 Formula = Callable[["Study", Total, str], Cost]
-"""What a job of a stage costs, from the study, the sections that it reads together, and its model."""
+"""What a job of a stage costs, from the study, the sections that it reads together, and its model or part."""
 
 
 def needs(
@@ -214,19 +214,34 @@ def encrypted(study: Study, total: Total, model: str) -> Cost:
     return BASE_GIB + memory, 40 + spots * a_spot, True
 
 
-def synthesis(study: Study, total: Total, _: str) -> Cost:
+def generators(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: squares of tissue as floats, for as many epochs as there are."""
     part = study.synthesis
     pixels = total.spots * part.side**2
-    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 60 + pixels * part.epochs * 1.2e-5, False
+    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 40 + pixels * part.epochs * 6e-6, False
 
 
-def audit(study: Study, total: Total, _: str) -> Cost:
-    """Return a job's cost: every attacked model, and its shadows."""
+def synthesis(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: squares of tissue as floats, judged and segmented for as many epochs as there are."""
+    part = study.synthesis
+    pixels = total.spots * part.side**2
+    epochs = part.reconstruction_epochs + 3 * part.segmentation_epochs
+    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 40 + pixels * epochs * 2e-6, False
+
+
+def audit(study: Study, total: Total, asked: str) -> Cost:
+    """Return a job's cost: attacked models, or those with their shadows, or the shadows of segmentation networks."""
     part = study.audit
     attacked = len(study.model_names if part.models == "all" else part.models)
-    work = 60 + total.spots * 0.02 * (attacked + part.shadows * len(part.shadowed))
-    return BASE_GIB + 1.0 + _gib(total.spots * 1280 * 4 * 3), work, False
+    work = {"predictors": 0.02 * attacked, "shadowed": 0.02 * part.shadows * len(part.shadowed)}
+    if study.synthesis:
+        work["tiles"] = study.synthesis.side**2 * 2e-6 * part.shadows * (part.shadow_epochs + part.learned_epochs)
+    return BASE_GIB + 1.0 + _gib(total.spots * 1280 * 4 * 3), 60 + total.spots * work[asked], False
+
+
+def privacy_cards(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: two pictures and a table."""
+    return BASE_GIB, 15.0 + len(study.model_names) * study.audit.draws * total.spots * 1e-7, False
 
 
 def evaluate(study: Study, total: Total, _: str) -> Cost:

@@ -22,7 +22,7 @@ from histocrypt.sections.section import SectionSize
 from histocrypt.study import Study
 from histocrypt.workflow import resources
 
-SET_BY_WORKFLOW = {"study", "section", "model", "fold", "unfinished"}
+SET_BY_WORKFLOW = {"study", "section", "model", "fold", "unfinished", "generator", "asked"}
 """Notebook parameters that the workflow itself fills in."""
 APART = ("00_data",)
 """Notebooks that no run executes: a person opens them before there is anything to run."""
@@ -185,20 +185,81 @@ def _encrypted_leaves(o: Outline, model: str, section: str) -> Iterator[Path]:
         yield o.run.encrypted / "agreement.json"  # which every job writes, of all that there are
 
 
-def _synthesis(o: Outline) -> list[Path]:
-    names = ("summary.json", "utility.json", "filtered.csv", "tiles.png", "filter.png", "utility.png")
+def _synthetic(o: Outline, *names: str) -> list[Path]:
     return [o.run.synthesis(o.fold_of("synthesis")) / name for name in names]
 
 
-def _audit_reads(o: Outline) -> Iterator[Path]:
-    """Yield the attacked models of one fold, and what was made of synthetic tiles."""
-    attacked = o.study.model_names if o.study.audit.models == "all" else o.study.audit.models
-    for family in o.families(attacked):
+GENERATORS = {"joint": "generator", "control": "control"}
+"""Where a generator lies, by its kind."""
+
+
+def _generator_jobs(o: Outline) -> list[Values]:
+    own = o.study.synthesis
+    return [{"generator": kind} for kind in GENERATORS if own and (kind == "joint" or own.normal_from == "control")]
+
+
+def _generator(o: Outline, generator: str) -> list[Path]:
+    """Return what a finished training leaves; what it goes on from is not among it."""
+    names = ("generator.safetensors", "generator.json", "curves.csv", "members.json")
+    return _synthetic(o, *(f"{GENERATORS[generator]}/{name}" for name in names))
+
+
+def _synthesis_leaves(o: Outline) -> list[Path]:
+    networks = [f"segmenter_{name}" for name in ("real", "synthetic", "both")]
+    return _synthetic(o, "real", "filtered", "reconstruction", *networks, "nnunet")
+
+
+def _attacked(o: Outline) -> list[str]:
+    asked = o.study.audit.models if o.study.audit else []
+    return [name for name in o.members("baselines") + o.own if asked == "all" or name in asked]
+
+
+def _audited(o: Outline) -> dict[str, list[str]]:
+    """Return the subjects of each part of an audit that has some; what is made of tiles where they are of its fold."""
+    if not o.study.audit:
+        return {}
+    shadowed = o.study.audit.shadowed
+    parts = {
+        "predictors": [name for name in _attacked(o) if name not in shadowed],
+        "shadowed": [name for name in _attacked(o) if name in shadowed],
+        "tiles": [],
+    }
+    if o.study.synthesis and o.fold_of("synthesis") == o.fold_of("audit"):
+        drawn = [GENERATORS[values["generator"]] for values in _generator_jobs(o)]
+        parts["tiles"] = ["segmenter_real", "segmenter_synthetic", *drawn, "samples", "filtered"]
+    return {part: subjects for part, subjects in parts.items() if subjects}
+
+
+def _audit_reads(o: Outline, asked: str) -> Iterator[Path]:
+    """Yield the attacked models of one fold, or what was made of synthetic tiles."""
+    if asked == "tiles":
+        yield from o.made("58_generators")
+        yield from o.made("60_synthetic_data")
+        return
+    for family in o.families(_audited(o)[asked]):
         yield from o.made("30_training", model=family, fold=o.fold_of("audit"))
-    yield from o.made("60_synthetic_data")
 
 
-def _audit(o: Outline) -> list[Path]:
+def _audit(o: Outline, asked: str) -> Iterator[Path]:
+    home = o.run.audit(o.fold_of("audit"))
+    for subject in _audited(o)[asked]:
+        yield from (home / f"privacy_card_{subject}.{kind}" for kind in ("html", "json"))
+        yield home / "scores" / f"{subject}.csv"
+
+
+def _audit_leaves(o: Outline, asked: str) -> Iterator[Path]:
+    home, subjects = o.run.audit(o.fold_of("audit")), _audited(o)[asked]
+    if asked == "tiles":
+        yield home / "shadows" / "segmenters"
+        yield from (home / f"nearest_{name}.png" for name in ("samples", "filtered"))
+        yield from (home / "shadows" / f"leaky_{name}" for name in subjects if name in GENERATORS.values())
+        return
+    yield from (home / "shadows" / name for name in subjects)
+    if any(name in subjects for name in [name for name in _attacked(o) if name in ENCRYPTED][-1:]):
+        yield home / "decrypted"
+
+
+def _cards(o: Outline) -> list[Path]:
     return [o.run.audit(o.fold_of("audit")) / name for name in ("summary.json", "forest.png", "roc.png")]
 
 
@@ -214,7 +275,7 @@ def _evaluation_reads(o: Outline, *, unfinished: bool = False) -> Iterator[Path]
         return
     for notebook in ("30_training", "32_multitask", "34_diffusion", "40_stacking"):
         yield from o.made(notebook)
-    for notebook in ("50_fhe_inference", "60_synthetic_data", "62_membership_audit"):
+    for notebook in ("50_fhe_inference", "60_synthetic_data", "64_privacy_cards"):
         yield from o.made(notebook)
 
 
@@ -326,24 +387,44 @@ STAGES = {
             threads="all",
         ),
         Stage(
+            "58_generators",
+            "generators",
+            resources.generators,
+            jobs=_generator_jobs,
+            reads=lambda o, generator: o.made("22_folds"),
+            makes=_generator,
+            depends=lambda o, generator: o.study.hash("seed", "synthesis"),
+            leaves=lambda o, generator: _synthetic(o, GENERATORS[generator], f"samples/{generator}"),
+        ),
+        Stage(
             "60_synthetic_data",
             "synthesis",
             resources.synthesis,
             jobs=lambda o: [{}] if o.study.synthesis else [],
-            reads=lambda o: o.made("22_folds"),
-            makes=_synthesis,
+            reads=lambda o: [*o.made("22_folds"), *o.made("58_generators")],
+            makes=lambda o: _synthetic(
+                o, "summary.json", "utility.json", "filtered.csv", "tiles.png", "filter.png", "utility.png"
+            ),
             depends=lambda o: o.study.hash("seed", "synthesis"),
-            leaves=lambda o: [o.run.synthesis(o.fold_of("synthesis"))],
+            leaves=_synthesis_leaves,
         ),
         Stage(
             "62_membership_audit",
             "audit",
             resources.audit,
-            jobs=lambda o: [{}] if o.study.audit else [],
+            jobs=lambda o: [{"asked": part} for part in _audited(o)],
             reads=_audit_reads,
             makes=_audit,
-            depends=lambda o: o.study.hash("seed", "audit"),
-            leaves=lambda o: [o.run.audit(o.fold_of("audit"))],
+            depends=lambda o, asked: o.study.hash("seed", "audit"),
+            leaves=_audit_leaves,
+        ),
+        Stage(
+            "64_privacy_cards",
+            "privacy_cards",
+            resources.privacy_cards,
+            jobs=lambda o: [{}] if o.study.audit else [],
+            reads=lambda o: o.made("62_membership_audit"),
+            makes=_cards,
         ),
         Stage(
             "70_evaluation",
@@ -424,7 +505,7 @@ class Job:
         """Return the memory, time, threads and GPUs to ask for."""
         sizes, section = self.outline.sizes, self.values.get("section")
         read = [sizes[section]] if section else list(sizes.values())
-        model = self.values.get("model", "")
+        model = self.values.get("model", self.values.get("asked", ""))
         return resources.needs(self.stage.needs, self.outline.study, read, model=model, threads=threads, gpus=gpus)
 
 
