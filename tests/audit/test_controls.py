@@ -31,7 +31,6 @@ def test_both_controls_pass_and_are_written_down():
     innocent = loss_threshold(np.random.default_rng(0).exponential(size=len(member)))
     overfitted = loss_threshold(overfitted_losses(x, y, member))
     found = run_controls(innocent, member, patients, overfitted=overfitted, draws=200)
-    assert found.passed
     assert found.positive_passed
     assert found.negative_passed
     assert found.positive.auc_interval[0] > 0.9
@@ -48,7 +47,6 @@ def test_a_control_that_fails_says_so_and_raises_nothing():
     found = run_controls(noise, member, patients, overfitted=noise, draws=50)
     assert not found.positive_passed
     assert found.negative_passed
-    assert not found.passed
 
 
 def test_a_real_leak_has_a_small_p_value_and_different_patients_have_not():

@@ -25,6 +25,13 @@ def test_grid_shows_each_class_with_and_without_masks(tmp_path, channels):
     assert save(figure, tmp_path / "grid.png").stat().st_size > 1000
 
 
+def test_losses_are_drawn_by_generator(tmp_path):
+    losses = {kind: pd.Series([1.0, 0.5, 0.3], index=[1, 2, 3]) for kind in ("joint", "control")}
+    figure = figures.loss_curves(losses)
+    assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["joint", "control"]
+    save(figure, tmp_path / "losses.svg")
+
+
 def test_histograms_show_the_cuts(tmp_path):
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"error": rng.random(50), "distance": rng.random(50)})

@@ -45,16 +45,17 @@ class Controls:
     positive: Judged
     """The attack on the model that was made to leak."""
     negative: Shuffled
-    positive_passed: bool
-    """AUC of at least `LEAST_AUC`."""
-    negative_passed: bool
-    """The interval contains 0.5."""
     notes: list[str]
 
     @property
-    def passed(self) -> bool:
-        """Whether both did."""
-        return self.positive_passed and self.negative_passed
+    def positive_passed(self) -> bool:
+        """Whether the AUC is at least `LEAST_AUC`."""
+        return self.positive.auc >= LEAST_AUC
+
+    @property
+    def negative_passed(self) -> bool:
+        """Whether the interval contains 0.5."""
+        return self.negative.interval[0] <= 0.5 <= self.negative.interval[1]
 
 
 def run_controls(
@@ -98,13 +99,7 @@ def run_controls(
             f"Membership was dealt out in all {negative.deals} ways that these patients allow: no p-value below "
             f"{1 / negative.deals:.2g} can be found."
         )
-    return Controls(
-        positive,
-        negative,
-        positive_passed=positive.auc >= LEAST_AUC,
-        negative_passed=negative.interval[0] <= 0.5 <= negative.interval[1],
-        notes=notes,
-    )
+    return Controls(positive, negative, notes)
 
 
 def shuffled(

@@ -2,7 +2,7 @@
 
 For maps it is the attack of DiffGuard (npj Digital Medicine 2024, doi 10.1038/s41746-024-01290-7), smaller: a
 convolutional network reads crops of the truth and of the predicted map, both one-hot, and the scores of nine crops are
-averaged over the case, so that a record counts once. For expression a boosted classifier reads truth, prediction and
+averaged. For expression a boosted classifier reads truth, prediction and
 error of every output.
 
 The shadows may hold the very patients that are audited: what is asked then is what an insider could learn. A model of
@@ -84,16 +84,8 @@ class MapAttack:
     crop: int
     """Side of its crops in pixels."""
 
-    def scores(self, inputs: np.ndarray, cases: np.ndarray | None = None) -> np.ndarray:
-        """Return one score a map, higher: more likely a member.
-
-        Parameters
-        ----------
-        inputs
-            (n, channels, h, w) from `map_inputs`.
-        cases
-            (n,) names; maps of one case share the mean of their scores. None: each map is a case.
-        """
+    def scores(self, inputs: np.ndarray) -> np.ndarray:
+        """Return one score for each of (n, channels, h, w) maps of `map_inputs`, higher: more likely a member."""
         side = inputs.shape[2:]
         places = [np.unique(np.linspace(0, length - self.crop, GRID).round().astype(int)) for length in side]
         total = np.zeros(len(inputs))
@@ -105,8 +97,7 @@ class MapAttack:
                     for start in range(0, len(crops), 4 * BATCH):
                         batch = torch.tensor(np.ascontiguousarray(crops[start : start + 4 * BATCH]))
                         total[start : start + 4 * BATCH] += self.network(batch)[:, 0].double().numpy()
-        total /= len(places[0]) * len(places[1])
-        return total if cases is None else _by_case(total, cases)
+        return total / (len(places[0]) * len(places[1]))
 
 
 def train_map_attack(
@@ -182,10 +173,9 @@ class ValueAttack:
 
     classifier: Any
 
-    def scores(self, inputs: np.ndarray, cases: np.ndarray | None = None) -> np.ndarray:
-        """Return (n,) log odds; rows of one case (None: each row is one) share their mean."""
-        found = self.classifier.decision_function(inputs)
-        return found if cases is None else _by_case(found, cases)
+    def scores(self, inputs: np.ndarray) -> np.ndarray:
+        """Return (n,) log odds."""
+        return self.classifier.decision_function(inputs)
 
 
 def train_value_attack(inputs: np.ndarray, member: np.ndarray, *, rounds: int = 100, seed: int = 0) -> ValueAttack:
@@ -242,12 +232,6 @@ def on_shadows(
         for number in (first, first + 1):
             scores[number] = attack.scores(inputs[number])
     return scores
-
-
-def _by_case(scores: np.ndarray, cases: np.ndarray) -> np.ndarray:
-    _, case = np.unique(cases, return_inverse=True)
-    case = case.ravel()
-    return (np.bincount(case, weights=scores) / np.bincount(case))[case]
 
 
 def _both(member: np.ndarray) -> None:

@@ -104,8 +104,7 @@ def _with_shadows(able: Auditable, leaky: np.ndarray, found: Found, folder: Path
     }.items():
         found.attack(name, _audit(records, attacked(records.loss)), attacked(leaky), **options)
     dealt = dealt_anew(loss, inside, units, unit=unit, seed=study.seed)
-    passed = dealt.interval[0] <= 0.5 <= dealt.interval[1]
-    controls = replace(found.controls["LiRA"], negative=dealt, negative_passed=passed)
+    controls = replace(found.controls["LiRA"], negative=dealt)
     inputs = np.stack([value_inputs(truth, one) for one in predicted])
     attack = partial(train_value_attack, rounds=settings.learned_rounds)
     for name, scores in {

@@ -24,8 +24,10 @@ LEVELS = ("#D55E00", "#F0E442", "#56B4E9", "#009E73", "#CC79A7", "#E69F00")
 """Colours of levels 2, 3, ...: those of what lies in the tissue. Background and tissue itself stay as they are."""
 
 
-def tile_grid(rows: Mapping[str, Pairs], *, each: int = 5, seed: int = 0, overlay: bool = True) -> Figure:
+def tile_grid(rows: Mapping[str, Pairs], *, each: int = 5, seed: int = 0) -> Figure:
     """Draw tiles: a row for each set (e.g. ``real``, ``synthetic``), a block of columns for each class.
+
+    Each row is followed by the same tiles with their masks outlined.
 
     Parameters
     ----------
@@ -33,15 +35,12 @@ def tile_grid(rows: Mapping[str, Pairs], *, each: int = 5, seed: int = 0, overla
         Sets of one scheme, by title.
     each
         Tiles of a class, drawn at random; fewer where there are fewer.
-    overlay
-        Whether each row is followed by the same tiles with their masks outlined.
     """
     rng = np.random.default_rng(seed)
     scheme = next(iter(rows.values())).scheme
-    variants = (False, True) if overlay else (False,)
     block = each + 1  # an empty column parts the classes
     ratios = ([1.0] * each + [0.25]) * len(scheme.classes)
-    shape = (len(rows) * len(variants), block * len(scheme.classes) - 1)
+    shape = (2 * len(rows), block * len(scheme.classes) - 1)
     with style():
         figure, axes = canvas(
             *shape, figsize=(7.4, 0.75 + 6.6 / sum(ratios) * shape[0]), squeeze=False, width_ratios=ratios[:-1]
@@ -50,19 +49,19 @@ def tile_grid(rows: Mapping[str, Pairs], *, each: int = 5, seed: int = 0, overla
         for one in axes.flat:
             one.set_axis_off()
         for number, (title, pairs) in enumerate(rows.items()):
-            first = axes[number * len(variants), 0]
+            first = axes[2 * number, 0]
             first.text(-0.1, 0.5, f" {title}", transform=first.transAxes, ha="right", va="center", fontsize=9)
             for place, name in enumerate(scheme.classes):
                 chosen = rng.permutation(np.flatnonzero(pairs.labels == name))[:each]
                 for column, row in enumerate(chosen.tolist()):
-                    for variant, with_mask in enumerate(variants):
-                        one = axes[number * len(variants) + variant, place * block + column]
+                    for with_mask in (False, True):
+                        one = axes[2 * number + with_mask, place * block + column]
                         one.imshow(colours(pairs.images[row : row + 1])[0], interpolation="nearest")
                         if with_mask and pairs.has_mask[row]:
                             _outline(one, pairs.masks[row], len(scheme.levels))
         for place, name in enumerate(scheme.classes):
             axes[0, place * block].set_title(name, fontsize=9, pad=5)
-        if overlay and len(scheme.levels) > 2:
+        if len(scheme.levels) > 2:
             _legend(figure, scheme.levels)
     return figure
 
@@ -90,6 +89,17 @@ def _legend(figure: Figure, levels: tuple[str, ...]) -> None:
     figure.legend(
         handles=handles, ncols=len(handles) if len(handles) <= 4 else 3, fontsize=8, loc="outside lower center"
     )
+
+
+def loss_curves(losses: Mapping[str, pd.Series]) -> Figure:
+    """Draw the training loss of each generator, by its name, over the epochs that index it."""
+    with style():
+        figure, axes = canvas(figsize=(5.2, 2.6))
+        for (name, loss), dash in zip(losses.items(), ("-", "--"), strict=False):
+            axes.plot(loss.index, loss, dash, color=SYNTHETIC, lw=1.6, label=name)
+        axes.set(yscale="log", xlabel="epoch", ylabel="error, training tiles")
+        axes.legend(fontsize=8.5)
+    return figure
 
 
 def filter_histograms(table: pd.DataFrame, summary: Mapping[str, Any], held_out: Mapping[str, np.ndarray]) -> Figure:
