@@ -191,7 +191,7 @@ class Trainer:
                     kept = time.monotonic()
                     pause = (kept - begun) / KEEPING
                 distributed.wait()
-        if progress.epoch and not progress.best_epoch:
+        if self.patience is not None and progress.epoch and not progress.best_epoch:
             raise self._diverged("no epoch gave numbers on the validation part")
         self.network.load_state_dict(best or self.judged.state_dict())
         distributed.check_equal(self.network)
