@@ -137,13 +137,14 @@ def spacing(section: str, coords_um: np.ndarray) -> Spacing:
 def touching(coords: np.ndarray, *, reach: float = REACH) -> csr_matrix:
     """Return which spots lie within ``reach`` pitches of one another: (n, n) CSR of 0 and 1, no spot with itself."""
     from scipy.sparse import csr_matrix
-    from sklearn.neighbors import NearestNeighbors
+    from scipy.spatial import cKDTree
 
     coords = np.asarray(coords, dtype=np.float64)
     if len(coords) < 2:
         return csr_matrix((len(coords), len(coords)))
-    radius = reach * spot_pitch(coords)
-    return NearestNeighbors(radius=radius).fit(coords).radius_neighbors_graph(mode="connectivity").tocsr()
+    pairs = cKDTree(coords).query_pairs(reach * spot_pitch(coords), output_type="ndarray")
+    edges = np.concatenate([pairs, pairs[:, ::-1]]).T
+    return csr_matrix((np.ones(edges.shape[1]), edges), shape=(len(coords), len(coords)))
 
 
 def section_edges(adata: AnnData) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation import wording
-from histocrypt.evaluation.figures import backdrop
+from histocrypt.evaluation.maps import backdrop
 from histocrypt.evaluation.scores import title_of
 from histocrypt.report import page as report
 from histocrypt.report.cards import write_cards

@@ -1,4 +1,7 @@
-"""Pictures of an encrypted inference: a tile on its way, agreement with the clear model, and where the time goes."""
+"""Pictures of what only some models have: encrypted inference, distributions, genes beyond the panel.
+
+Very specific, not for general use.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.evaluation import figures
-from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, backdrop, canvas, style
+from histocrypt.evaluation import maps
+from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, style
 from histocrypt.evaluation.he2gene import CP10K
 from histocrypt.evaluation.scores import read_folds, title_of
 from histocrypt.evaluation.stem import read_samples
@@ -23,9 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from histocrypt.study import Study
-
-# ---- agreement figures
-
 
 STAGES = {
     "compile": "compile (model owner, once)",
@@ -121,10 +121,6 @@ def cost(content: Mapping[str, Any]) -> Figure:
     return figure
 
 
-# ---- distribution figures
-# Pictures of predicted distributions. Very specific, not for general use.
-
-
 def variation_curves(study: Study, model: str, *, beside: str = "encoder_ridge") -> Figure:
     """Draw how much each gene varies over spots: measured, and as the model's mean, single draws and a regression say.
 
@@ -197,38 +193,27 @@ def marker_maps(study: Study, model: str, genes: list[str], *, fold: str, sectio
     known = {**{name: i for i, name in enumerate(pair.symbols)}, **{name: i for i, name in enumerate(pair.genes)}}
     columns = [known[gene] for gene in genes if gene in known]
     drawn, spacing = samples.of(pair), spot_pitch(pair.coords)
-    low, high = figures.window(pair.coords, spacing)
+    low, high = maps.window(pair.coords, spacing)
     um = float(as_mapping(clean.uns.get("preprocessing")).get("um_per_px", 1.0))
     with style():
         figure, axes = canvas(len(columns), 4, figsize=(7.4, 1.75 * len(columns) + 0.3), squeeze=False)
         for row, column in zip(axes, columns, strict=True):
             true, mean = pair.true[main][:, column], pair.predicted[main][:, column]
-            least, most, _ = figures.colour_limits(true, mean)
-            shown = [true, mean, drawn[:, 0, column], drawn[:, :, column].std(axis=1, ddof=1)]
-            for k, (one, value) in enumerate(zip(row, shown, strict=True)):
-                unsure = k == 3
-                spots = figures.spots(
-                    one,
-                    pair.coords,
-                    value,
-                    diameter=figures.TOUCHING * spacing,
-                    cmap="cividis" if unsure else figures.VALUES,
-                )
-                spots.set_clim(*((0, value.max()) if unsure else (least, most)))
-                figures.frame(one, low, high)
-                if k >= 2:
-                    bar = figure.colorbar(spots, ax=one, shrink=0.75, pad=0.02, aspect=18)
-                    bar.outline.set_visible(False)
-                    bar.ax.tick_params(labelsize=7, length=2)
+            least, most, _ = maps.colour_limits(true, mean)
+            look = {"diameter": maps.TOUCHING * spacing, "limits": (least, most)}
+            spread = drawn[:, :, column].std(axis=1, ddof=1)
+            maps.spot_map(row[0], pair.coords, true, bar=False, **look)
+            maps.spot_map(row[1], pair.coords, mean, bar=False, **look)
+            maps.spot_map(row[2], pair.coords, drawn[:, 0, column], **look)
+            look |= {"limits": (0, spread.max()), "cmap": "cividis"}
+            maps.spot_map(row[3], pair.coords, spread, **look)
+            for one in row:
+                maps.frame(one, low, high)
             row[0].set_ylabel(f"{pair.symbols[column]}", fontsize=9)
-            figures.scale_bar(row[0], low, high, um)
+            maps.scale_bar(row[0], low, high, um)
         for one, name in zip(axes[0], ("measured", "mean of the draws", "one draw", "sd of the draws"), strict=True):
             one.set_title(name, fontsize=9)
     return figure
-
-
-# ---- multitask figures
-# Pictures of what a multi-task model says beyond the panel. Very specific, not for general use.
 
 
 BINS = np.linspace(-1, 1, 61)
@@ -246,8 +231,9 @@ def signal(table: pd.DataFrame, *, level: float) -> Figure:
         for axis, patient in zip(axes.ravel(), patients, strict=False):
             own = table[table["patient"] == patient]
             good = own["q"] <= level
-            axis.hist(own["pearson"], bins=BINS, color="#c9d3d8", label="all")
-            axis.hist(own.loc[good, "pearson"], bins=BINS, color=CYCLE[0], label="better than chance")
+            axis.hist(own["pearson"], bins=BINS, histtype="stepfilled", color="#c9d3d8", label="all")
+            better = own.loc[good, "pearson"]
+            axis.hist(better, bins=BINS, histtype="stepfilled", color=CYCLE[0], label="better than chance")
             axis.axvline(0, color=MUTED, lw=0.8)
             axis.set_title(f"{patient}: {int(good.sum()):,} of {len(own):,}")
             reach = max(0.3, float(own["pearson"].abs().max()) * 1.05)
@@ -295,7 +281,7 @@ def panel_marker_maps(
         r = float(ranked.set_index("gene").loc[gene, "pearson"])
         values = {"true": one.true[CP10K][:, column], "predicted": one.predicted[CP10K][:, column]}
         panels.append({"title": f"{one.symbols[column]}\nr = {r:.2f}", **values})
-    image, scale = backdrop(section, tiles)
+    image, scale = maps.backdrop(section, tiles)
     um = float(as_mapping(section.uns.get("preprocessing")).get("um_per_px", 1.0))
     coords = one.coords * scale
-    return figures.side_by_side(panels, coords, um_per_unit=um / scale, spacing=spot_pitch(coords), image=image)
+    return maps.side_by_side(panels, coords, um_per_unit=um / scale, spacing=spot_pitch(coords), image=image)

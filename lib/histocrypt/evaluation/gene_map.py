@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.evaluation import figures
+from histocrypt.evaluation import maps
 from histocrypt.evaluation.figures import canvas, save, style
 from histocrypt.pipeline.predictions import read_h5ad, symbols_of
 from histocrypt.spatial import spot_pitch
@@ -130,22 +130,15 @@ def draw(
     """
     coords = coords * scale
     spacing = spot_pitch(coords)
-    low, high = figures.window(coords, spacing)
+    low, high = maps.window(coords, spacing)
     aspect = float((high[1] - low[1]) / (high[0] - low[0]))
     with style():
         figure, axes = canvas(figsize=(6.4, 5.4 * min(max(aspect, 0.4), 2.0) + 0.4))
-        if image is not None:
-            axes.imshow(image, alpha=0.6, interpolation="bilinear")
-        drawn = figures.spots(
-            axes, coords, values, diameter=figures.TOUCHING * spacing, cmap=figures.VALUES, alpha=0.85
-        )
-        least, most, _ = figures.colour_limits(values, values)
-        drawn.set_clim(least, most)
-        bar = figure.colorbar(drawn, ax=axes, shrink=0.7, pad=0.02, aspect=22)
-        bar.outline.set_visible(False)
+        diameter = maps.TOUCHING * spacing
+        bar = maps.spot_map(axes, coords, values, diameter=diameter, alpha=0.85, image=image, opacity=0.6)
         bar.set_label(unit)
-        figures.frame(axes, low, high)
+        maps.frame(axes, low, high)
         if um_per_px is not None:
-            figures.scale_bar(axes, low, high, float(um_per_px) / scale)
+            maps.scale_bar(axes, low, high, float(um_per_px) / scale)
         axes.set_title(title)
     return figure

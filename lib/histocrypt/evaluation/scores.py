@@ -260,7 +260,7 @@ def read_folds(study: Study) -> list[dict[str, Any]]:
     folds = [fold for fold in read_json(run.folds)["folds"] if fold["test_sections"]]
     parts = ("train_sections", "validation_sections", "test_sections")
     patients = {
-        name: _patient(run, name) for name in sorted({one for fold in folds for part in parts for one in fold[part]})
+        name: patient_of(run, name) for name in sorted({one for fold in folds for part in parts for one in fold[part]})
     }
     for fold in folds:
         learnt_from = {*fold["train_sections"], *fold["validation_sections"]}
@@ -277,7 +277,8 @@ def read_folds(study: Study) -> list[dict[str, Any]]:
     return folds
 
 
-def _patient(run: RunFolder, section: str) -> str:
+def patient_of(run: RunFolder, section: str) -> str:
+    """Return the patient of a cleaned section, reading no more of it."""
     import h5py
     from anndata.io import read_elem
 

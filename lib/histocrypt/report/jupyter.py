@@ -118,7 +118,7 @@ def labelled(kind: str, label: str, *, width: str = "auto", **settings: Any) -> 
 
 def opacity_slider() -> Widget:
     """Return the control of how strongly the H&E shows under the spots, 0 to 1."""
-    from histocrypt.evaluation.figures import FADED
+    from histocrypt.evaluation.maps import FADED
 
     settings = {"value": FADED, "min": 0.0, "max": 1.0, "step": 0.05, "continuous_update": False}
     return labelled("FloatSlider", "H&E under spots", width="24em", **settings)
@@ -355,25 +355,20 @@ def draw(
     opacity
         Of the H&E under the spots, 0 to 1.
     """
-    from histocrypt.evaluation import figures
+    from histocrypt.evaluation import maps
     from histocrypt.evaluation.figures import canvas, style
     from histocrypt.tissue.preprocess import spot_diameter_um
 
     coords = section.coords * scale
     spacing = spot_pitch(coords)
-    low, high = figures.window(coords, spacing)
-    diameter = figures.TOUCHING * spacing if touching else spot_diameter_um(section) / section.um_per_px * scale
+    low, high = maps.window(coords, spacing)
+    diameter = maps.TOUCHING * spacing if touching else spot_diameter_um(section) / section.um_per_px * scale
     with style():
-        height = 0.4 + 3.5 * (high[1] - low[1]) / (high[0] - low[0])
-        figure, axes = canvas(1, 2, figsize=(8.0, height))
-        for axis, shown, name in zip(axes, (1.0, opacity), ("H&E", title), strict=True):
-            axis.imshow(thumbnail, alpha=shown, interpolation="bilinear")
-            figures.frame(axis, low, high)
+        figure, axes = canvas(1, 2, figsize=(8.0, 0.4 + 3.5 * (high[1] - low[1]) / (high[0] - low[0])))
+        axes[0].imshow(thumbnail, interpolation="bilinear")
+        maps.spot_map(axes[1], coords, values, diameter=diameter, image=thumbnail, opacity=opacity)
+        for axis, name in zip(axes, ("H&E", title), strict=True):
+            maps.frame(axis, low, high)
             axis.set_title(name, fontsize=10)
-        drawn = figures.spots(axes[1], coords, values, diameter=diameter, cmap=figures.VALUES)
-        least, most, _ = figures.colour_limits(values, values)
-        drawn.set_clim(least, most)
-        bar = figure.colorbar(drawn, ax=axes[1], shrink=0.75, pad=0.02, aspect=18)
-        bar.outline.set_visible(False)
-        figures.scale_bar(axes[0], low, high, section.um_per_px / scale)
+        maps.scale_bar(axes[0], low, high, section.um_per_px / scale)
     return figure

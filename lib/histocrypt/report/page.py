@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt import paths
-from histocrypt.evaluation import figures, wording
-from histocrypt.evaluation.figures import backdrop, embed
+from histocrypt.evaluation import figures, maps, wording
+from histocrypt.evaluation.figures import embed
 from histocrypt.evaluation.metrics import METRICS
 from histocrypt.evaluation.scores import (
     CEILING,
@@ -397,8 +397,8 @@ def _pictures(
         name: None if figure is None else embed(figures.save(figure, run.evaluation / f"{name}.svg"))
         for name, figure in drawn.items()
     }
-    maps, about = _maps(study, scores, best, sections)
-    return addresses | {"maps": embed(figures.save(maps, run.evaluation / "maps.png")), "maps_about": about}
+    shown, about = _maps(study, scores, best, sections)
+    return addresses | {"maps": embed(figures.save(shown, run.evaluation / "maps.png")), "maps_about": about}
 
 
 def training_curves(study: Study, folds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -434,11 +434,11 @@ def _maps(study: Study, scores: Scores, best: str, sections: Mapping[str, AnnDat
         title = f"{pair.symbols[column]} ({label})\nr = {number(table.loc[gene, 'pearson'], 2)}"
         true, predicted = pair.true[main][:, column], pair.predicted[main][:, column]
         panels.append({"title": title, "true": true, "predicted": predicted})
-    image, scale = backdrop(section, study.run.tiles(name))
+    image, scale = maps.backdrop(section, study.run.tiles(name))
     um_per_px = float(as_mapping(section.uns.get("preprocessing")).get("um_per_px", 1.0))
     coords = pair.coords * scale
     spacing = spot_pitch(coords)
-    figure = figures.side_by_side(panels, coords, um_per_unit=um_per_px / scale, spacing=spacing, image=image)
+    figure = maps.side_by_side(panels, coords, um_per_unit=um_per_px / scale, spacing=spacing, image=image)
     return figure, f"Section {name} of patient {typical['patient']}, predicted by {title_of(best)}"
 
 

@@ -17,7 +17,7 @@ from histocrypt.evaluation import wording
 from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.evaluation.figures import INK, LINE, MUTED, ROLE, canvas, embed, save, style
 from histocrypt.evaluation.he2gene import load_summary, read_heads
-from histocrypt.evaluation.scores import title_of
+from histocrypt.evaluation.scores import patient_of, title_of
 from histocrypt.evaluation.stem import MEASURES, load_distributions
 from histocrypt.files import read_json
 from histocrypt.predictors.registry import ENCRYPTED, STACKS
@@ -138,7 +138,7 @@ def beyond_panel(
     best = max(said["signal"], key=lambda line: line["better"])
     if best["better"]:
         own = table[table["patient"] == best["patient"]]
-        fold, name = _where(folds, sections, best["patient"])
+        fold, name = _where(study, folds, best["patient"])
         heads = read_heads(study.run.heads(MULTITASK, fold))
         drawn["auxiliary"] = figures.panel_marker_maps(heads, sections[name], name, study.run.tiles(name), own)
     scored = [one for one in said["tumour"] if "auc" in one]
@@ -154,11 +154,11 @@ def beyond_panel(
     return content, drawn
 
 
-def _where(folds: list[dict[str, Any]], sections: Mapping[str, AnnData], patient: str) -> tuple[str, str]:
+def _where(study: Study, folds: list[dict[str, Any]], patient: str) -> tuple[str, str]:
     """Return the fold that holds a patient out, and the first of the patient's sections."""
     for fold in folds:
         for name in fold["test_sections"]:
-            if str(sections[name].obs["patient"].iloc[0]) == patient:
+            if patient_of(study.run, name) == patient:
                 return fold["name"], name
     raise InputError(
         "was scored, but no fold holds this patient out", field=patient, fix="run notebook 32_multitask again"

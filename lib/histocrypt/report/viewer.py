@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.evaluation import figures, wording
+from histocrypt.evaluation import maps, wording
 from histocrypt.evaluation.figures import embed_bytes
 from histocrypt.evaluation.scores import title_of
 from histocrypt.pipeline.predictions import some
@@ -149,8 +149,8 @@ def viewer_content(study: Study, scores: Scores, model: str) -> dict[str, Any]:
         ],
         "noun": content["noun"],
         "units": wording.TRANSFORM_WORDS.get(view.transform, view.transform),
-        "colours": {"values": stops(figures.VALUES), "residuals": stops(figures.RESIDUALS)},
-        "touching": figures.TOUCHING,
+        "colours": {"values": stops(maps.VALUES), "residuals": stops(maps.RESIDUALS)},
+        "touching": maps.TOUCHING,
         "steps": STEPS,
         "start": start,
         "sections": [_section(every, choice, name) for name in sorted(choice.sections)],
@@ -211,8 +211,8 @@ def _section(every: Views, choice: Choice, section: str) -> dict[str, Any]:
     xy = {name: at for view in by_model.values() for name, at in zip(view.barcodes, view.coords, strict=True)}
     coords = np.array(list(xy.values())) if xy else np.zeros((1, 2))
     tissue, pitch = every.tissue(section), spot_pitch(coords)
-    low, high = figures.window(coords, pitch)
-    bar = figures.bar_length((high[0] - low[0]) * tissue.um_per_unit)
+    low, high = maps.window(coords, pitch)
+    bar = maps.bar_length((high[0] - low[0]) * tissue.um_per_unit)
     return {
         "id": section,
         "patient": next((view.patient for view in by_model.values()), ""),
@@ -222,7 +222,7 @@ def _section(every: Views, choice: Choice, section: str) -> dict[str, Any]:
         "window": np.round([*low, *high], 1).tolist(),
         "pitch": round(pitch, 2),
         "diameter": round(tissue.diameter, 2) if tissue.diameter else None,
-        "bar": {"length": round(bar / tissue.um_per_unit, 2), "label": figures.length_words(bar)},
+        "bar": {"length": round(bar / tissue.um_per_unit, 2), "label": maps.length_words(bar)},
         "picture": _jpeg(tissue.picture),
         "genes": {gene: {"missing": missing[gene], **_gene(seen[gene], list(xy))} for gene in choice.genes},
     }
@@ -242,7 +242,7 @@ def _gene(seen: dict[str, views.View], spots: list[str]) -> dict[str, Any]:
         true[rows], predicted[rows] = view.true, view.predicted
         by_model[model] = {
             "predicted": _packed(predicted, low, high),
-            "limits": [round(value, 4) for value in figures.colour_limits(view.true, view.predicted)],
+            "limits": [round(value, 4) for value in maps.colour_limits(view.true, view.predicted)],
             "r": wording.number(view.pearson),
             "notes": " ".join(view.notes),
             "absent": np.setdiff1d(np.arange(len(spots)), rows).tolist(),

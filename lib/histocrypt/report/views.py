@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.evaluation import figures, wording
-from histocrypt.evaluation.figures import backdrop
+from histocrypt.evaluation import maps, wording
+from histocrypt.evaluation.maps import backdrop
 from histocrypt.evaluation.metrics import is_constant, pearson
 from histocrypt.evaluation.scores import read_folds, title_of
-from histocrypt.pipeline.predictions import Joined, as_mapping, join, read_h5ad, read_prediction, symbols_of
+from histocrypt.pipeline.predictions import Joined, PredictionFile, as_mapping, join, read_h5ad, symbols_of
 from histocrypt.spatial import spot_pitch
 from histocrypt.targets.matrix import noun
 
@@ -99,10 +99,11 @@ class Views:
                 file=study.run.root / "predictions",
                 fix="train the study first",
             )
-        # Two of each: a person compares two models, or two sections, back and forth.
+        # Two of each: a person compares two models, or two sections, back and forth. Of files, names alone are kept.
         self.section = lru_cache(maxsize=2)(self._section)
-        self.prediction = lru_cache(maxsize=2)(self._prediction)
+        self.prediction = lru_cache(maxsize=2 * len(self.models))(self._prediction)
         self.joined = lru_cache(maxsize=2)(self._joined)
+        self.pearson = lru_cache(maxsize=2)(self._pearson)
         self.tissue = lru_cache(maxsize=2)(self._tissue)
 
     @property
@@ -144,22 +145,27 @@ class Views:
             raise unknown_name("held-out section", section, self.fold_of, field="section")
         return read_h5ad(self.study.run.section(section), what="cleaned section", fix="run the study again")
 
-    def _prediction(self, model: str, fold: str) -> AnnData:
+    def _prediction(self, model: str, fold: str) -> PredictionFile:
         if model not in self.models:
             raise unknown_name("model", model, self.models, field="model")
-        return read_prediction(self.study.run.prediction(model, fold), fix="train this model on this fold first")
+        return PredictionFile(self.study.run.prediction(model, fold), fix="train this model on this fold first")
 
     def _joined(self, model: str, section: str, transform: str) -> Joined:
         if transform not in self.transforms:
             raise unknown_name("transform", transform, self.transforms, field="transform")
         annotated = self.section(section)
-        prediction = self.prediction(model, self.fold_of[section])
-        if not (prediction.obs["section"].astype(str) == section).any():
+        prediction = self.prediction(model, self.fold_of[section]).of(section)
+        if not prediction.n_obs:
             raise InputError(
                 f"{title_of(model)} has no prediction of section {section}",
                 fix="pick another model or section, or predict this fold again",
             )
         return join(prediction, annotated, section, transforms=[transform])
+
+    def _pearson(self, model: str, section: str, transform: str) -> np.ndarray:
+        """Return (g,) correlations of the joined genes."""
+        both = self.joined(model, section, transform)
+        return pearson(both.true[transform], both.predicted[transform])
 
     def _tissue(self, section: str) -> Tissue:
         annotated = self.section(section)
@@ -202,7 +208,7 @@ class Views:
             coords=both.coords * tissue.scale,
             true=true,
             predicted=predicted,
-            pearson=float(pearson(true[:, None], predicted[:, None])[0]),
+            pearson=float(self.pearson(model, section, transform)[column[0]]),
             notes=notes_on(true, predicted, unpredicted=len(both.unpredicted_spots)),
             tissue=tissue,
         )
@@ -239,7 +245,7 @@ def notes_on(true: np.ndarray, predicted: np.ndarray, *, unpredicted: int) -> tu
     return tuple(notes)
 
 
-def draw(view: View, *, touching: bool = False, opacity: float = figures.FADED) -> Figure:
+def draw(view: View, *, touching: bool = False, opacity: float = maps.FADED) -> Figure:
     """Draw the H&E, measured, predicted and residual values side by side.
 
     Parameters
@@ -252,7 +258,7 @@ def draw(view: View, *, touching: bool = False, opacity: float = figures.FADED) 
         Of the picture under the spots, 0 to 1.
     """
     title = f"{view.symbol}\nr = {wording.number(view.pearson, 2)}"
-    return figures.side_by_side(
+    return maps.side_by_side(
         [{"title": title, "true": view.true, "predicted": view.predicted}],
         view.coords,
         um_per_unit=view.tissue.um_per_unit,

@@ -1,0 +1,232 @@
+"""Spots on their tissue: measured, predicted and residual values side by side, over a picture of the section.
+
+For the report, the viewers and single genes. Values are drawn in viridis, residuals in purple and orange: both can be
+told apart by colour-blind readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.evaluation.figures import INK, MUTED, canvas, style
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LONGEST_SIDE = 640
+VALUES, RESIDUALS = "viridis", "PuOr_r"
+TOUCHING = 0.92  # of the spot pitch: spots drawn as large as they can be without overlapping
+FADED = 0.35
+
+
+def backdrop(section: AnnData, tiles: Path) -> tuple[np.ndarray | None, float]:
+    """Return a picture of the section and its scale.
+
+    Parameters
+    ----------
+    section
+        A cleaned section; ``uns["spatial"]`` may hold a small image.
+    tiles
+        Its tile file, which may be absent.
+
+    Returns
+    -------
+    (h, w, 3) uint8 and picture pixels per full-resolution pixel; (None, 1.0) where there is no picture.
+    """
+    found = _stored(section)
+    if found is None and Path(tiles).is_file():
+        found = _from_tiles(tiles)
+    if found is None:
+        return None, 1.0
+    image, scale = found
+    step = max(1, max(image.shape[:2]) // LONGEST_SIDE)
+    return np.ascontiguousarray(image[::step, ::step]), scale / step
+
+
+def _stored(section: AnnData) -> tuple[np.ndarray, float] | None:
+    libraries = section.uns.get("spatial")
+    for library in libraries.values() if isinstance(libraries, Mapping) else ():
+        if not isinstance(library, Mapping):
+            continue
+        for name in ("hires", "lowres", "downscaled_fullres"):
+            image = library.get("images", {}).get(name)
+            scale = library.get("scalefactors", {}).get(f"tissue_{name}_scalef")
+            if image is None or scale is None or np.ndim(image) != 3:
+                continue
+            image = np.asarray(image)[..., :3]
+            if image.dtype != np.uint8:
+                image = np.clip(image * (255 if image.max() <= 1 else 1), 0, 255).astype(np.uint8)
+            return image, float(scale)
+    return None
+
+
+def _from_tiles(path: Path) -> tuple[np.ndarray, float]:
+    import h5py
+
+    with h5py.File(path) as file:
+        coords = np.asarray(file["coords"], dtype=np.float64)
+        side_px = float(file.attrs["tile_um"]) / float(file.attrs["um_per_px"])
+        scale = LONGEST_SIDE / float((coords.max(axis=0) + side_px).max())
+        side = max(1, round(side_px * scale))
+        width, height = np.ceil((coords.max(axis=0) + side_px) * scale).astype(int) + 1
+        canvas = np.full((height, width, 3), 255, dtype=np.uint8)
+        rows = np.linspace(0, file["img"].shape[1] - 1, side).astype(int)
+        for tile, (x, y) in zip(file["img"], np.round(coords * scale).astype(int), strict=True):
+            top, left = max(y, 0), max(x, 0)
+            piece = tile[rows][:, rows][top - y :, left - x :][: height - top, : width - left]
+            canvas[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
+    return canvas, scale
+
+
+def side_by_side(
+    panels: list[dict[str, Any]],
+    coords: np.ndarray,
+    *,
+    um_per_unit: float,
+    spacing: float,
+    image: np.ndarray | None,
+    diameter: float | None = None,
+    opacity: float = FADED,
+) -> Figure:
+    """Draw the section's picture beside measured, predicted and residual maps of a few genes.
+
+    Parameters
+    ----------
+    panels
+        One a gene: ``title``, ``true`` (n,), ``predicted`` (n,).
+    coords
+        (n, 2) x, y in picture pixels (or full-resolution pixels where there is no picture).
+    um_per_unit
+        Micrometres per unit of ``coords``.
+    spacing
+        Distance between neighbouring spots, in units of ``coords``.
+    image
+        (h, w, 3) uint8 picture, or None.
+    diameter
+        Diameter of a spot, in units of ``coords``; None draws them so large that they nearly touch.
+    opacity
+        Of the picture under the spots, 0 to 1.
+    """
+    low, high = window(coords, spacing)
+    aspect = (high[1] - low[1]) / (high[0] - low[0])
+    width = 7.4 / (3 if image is None else 4)
+    with style():
+        columns = 3 + (image is not None)
+        figure, axes = canvas(
+            len(panels), columns, figsize=(7.4, len(panels) * (width * aspect * 0.8 + 0.12) + 0.3), squeeze=False
+        )
+        for row, panel in zip(axes, panels, strict=True):
+            true, predicted = panel["true"], panel["predicted"]
+            least, most, reach = colour_limits(true, predicted)
+            look = {"diameter": diameter or TOUCHING * spacing, "image": image, "opacity": opacity}
+            if image is not None:
+                row[0].imshow(image, interpolation="bilinear")
+            spot_map(row[-3], coords, true, limits=(least, most), bar=False, **look)
+            spot_map(row[-2], coords, predicted, limits=(least, most), **look)
+            spot_map(row[-1], coords, predicted - true, limits=(-reach, reach), cmap=RESIDUALS, **look)
+            for one in row:
+                frame(one, low, high)
+            row[0].set_ylabel(panel["title"], fontsize=9)
+            scale_bar(row[0], low, high, um_per_unit)
+        names = ["H&E"] * (image is not None) + ["measured", "predicted", "predicted − measured"]
+        for one, name in zip(axes[0], names, strict=True):
+            one.set_title(name, fontsize=9)
+    return figure
+
+
+def spot_map(
+    axes: Axes,
+    coords: np.ndarray,
+    values: np.ndarray,
+    *,
+    diameter: float,
+    limits: tuple[float, float] | None = None,
+    cmap: str = VALUES,
+    alpha: float = 1.0,
+    image: np.ndarray | None = None,
+    opacity: float = FADED,
+    bar: bool = True,
+) -> Any:
+    """Draw (n,) ``values`` as discs of ``diameter`` at (n, 2) ``coords``, over a faded picture, with a colour bar.
+
+    ``limits`` of the colours are those of the values if not given. Returns the bar, or None without one.
+    """
+    from matplotlib.collections import EllipseCollection
+
+    if image is not None:
+        axes.imshow(image, alpha=opacity, interpolation="bilinear")
+    size = np.full(len(coords), diameter)
+    discs = EllipseCollection(
+        size,
+        size,
+        np.zeros(len(coords)),
+        units="x",
+        offsets=coords,
+        offset_transform=axes.transData,
+        array=values,
+        cmap=cmap,
+        alpha=alpha,
+        linewidths=0.2,
+        edgecolors=MUTED,
+    )
+    axes.add_collection(discs)
+    discs.set_clim(*(limits or colour_limits(values, values)[:2]))
+    if not bar:
+        return None
+    drawn = axes.figure.colorbar(discs, ax=axes, shrink=0.75, pad=0.02, aspect=18)
+    drawn.outline.set_visible(False)
+    drawn.ax.tick_params(labelsize=7, length=2)
+    return drawn
+
+
+def window(coords: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners (x, y) of what is shown: all spots and a little around them."""
+    return coords.min(axis=0) - 1.2 * spacing, coords.max(axis=0) + 1.2 * spacing
+
+
+def frame(axes: Axes, low: np.ndarray, high: np.ndarray) -> None:
+    """Show ``low`` to ``high`` with y downwards, without ticks or frame."""
+    axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal", xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def colour_limits(true: np.ndarray, predicted: np.ndarray) -> tuple[float, float, float]:
+    """Return least, most and reach: one scale for measured and predicted values, and +-reach for their difference.
+
+    2 % of the values at each end are clipped, so that one odd spot does not wash out the others; where that leaves
+    nothing (a gene that is zero nearly everywhere), nothing is clipped.
+    """
+    both = np.concatenate([true, predicted])
+    least, most = np.quantile(both, [0.02, 0.98])
+    if least == most:
+        least, most = both.min(), both.max()
+    away = np.abs(predicted - true)
+    reach = np.quantile(away, 0.98) or away.max() or 1.0
+    return float(least), float(most if most > least else least + 1.0), float(reach)
+
+
+def scale_bar(axes: Axes, low: np.ndarray, high: np.ndarray, um_per_unit: float) -> None:
+    """Draw a bar of a round length in the lower left corner of what is shown, ``low`` to ``high`` (x, y)."""
+    length = bar_length((high[0] - low[0]) * um_per_unit)
+    x0, y = low[0] + 0.04 * (high[0] - low[0]), high[1] - 0.03 * (high[1] - low[1])
+    x1 = x0 + length / um_per_unit
+    axes.plot([x0, x1], [y, y], color=INK, lw=2.5, solid_capstyle="butt")
+    middle = ((x0 + x1) / 2, y)
+    axes.annotate(length_words(length), middle, (0, 3), textcoords="offset points", ha="center", fontsize=7.5)
+
+
+def bar_length(extent_um: float) -> int:
+    """Return the length of a scale bar, micrometres: round, and at most a third of what is shown."""
+    return max(step for step in (10, 50, 100, 200, 500, 1000, 2000, 5000) if step <= max(extent_um / 3, 10))
+
+
+def length_words(length_um: int) -> str:
+    """Return ``500 µm`` or ``2 mm``."""
+    return f"{length_um} µm" if length_um < 1000 else f"{length_um // 1000} mm"
