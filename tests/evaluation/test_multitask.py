@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from histocrypt.evaluation.he2gene import (
     LEAST_OVERLAP,
     Pair,
+    area_of_draws,
     array_or_nearest,
     gene_signal,
     shifted_correlations,
@@ -174,3 +175,18 @@ def test_the_report_shows_what_the_summary_says_and_asks_for_it_where_it_is_miss
     with pytest.raises(InputError) as refused:
         beyond_panel(study, {}, [])
     assert refused.value.file == study.run.multitask
+
+
+def test_the_area_in_every_draw_is_that_of_repeated_spots():
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(5)
+    labels, yes, score = rng.integers(0, 4, 60), rng.random(60) < 0.4, rng.integers(0, 8, 60) / 7
+    yes[labels == 3] = False
+    weights = np.vstack([rng.multinomial(4, [0.25] * 4, size=20), [0, 0, 0, 4]]).astype(float)
+    areas = area_of_draws(yes, score, labels, weights)
+    assert np.isnan(areas[-1])
+    for area, weight in zip(areas[:-1], weights, strict=False):
+        one = weight[labels]
+        if one[yes].sum() and one[~yes].sum():
+            assert area == pytest.approx(roc_auc_score(yes, score, sample_weight=one))

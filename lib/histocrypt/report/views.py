@@ -101,7 +101,7 @@ class Views:
             )
         # Two of each: a person compares two models, or two sections, back and forth. Of files, names alone are kept.
         self.section = lru_cache(maxsize=2)(self._section)
-        self.prediction = lru_cache(maxsize=2 * len(self.models))(self._prediction)
+        self.prediction = lru_cache(maxsize=64)(self._prediction)
         self.joined = lru_cache(maxsize=2)(self._joined)
         self.pearson = lru_cache(maxsize=2)(self._pearson)
         self.tissue = lru_cache(maxsize=2)(self._tissue)
