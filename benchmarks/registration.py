@@ -63,10 +63,10 @@ def main() -> None:
         for seed in arguments.seeds:
             for path in write_demo(Path(folder) / str(seed), seed=seed):
                 section, stained = opened(path)
-                found = registration(section, stained)
-                kind = "demo, shifted" if any(found.planted_um) else "demo, in place"
-                said.setdefault(kind, Counter())[found.verdict] += 1
-                errors.append(float(np.hypot(*np.subtract(found.best_um, found.planted_um))))
+                checked = registration(section, stained)
+                kind = "demo, shifted" if any(checked.planted_um) else "demo, in place"
+                said.setdefault(kind, Counter())[checked.verdict] += 1
+                errors.append(float(np.hypot(*np.subtract(checked.best_um, checked.planted_um))))
                 sections.append((section, stained))
     for path in sorted(paths.data().glob("*.h5ad")):
         section, stained = opened(path)

@@ -73,13 +73,13 @@ def test_counts_that_have_nothing_to_do_with_the_image_give_cannot_tell(demo, st
     from scipy.spatial.distance import cdist
 
     section, verdicts = demo[0], []
-    for seed in range(20):
+    for seed in range(10):
         noise = np.random.default_rng(seed).standard_normal(section.n_spots)
         if smooth:
             noise = np.exp(-((cdist(section.coords, section.coords) / smooth) ** 2)) @ noise
         other = with_counts(section, np.exp(8 + 0.4 * noise / noise.std()))
         verdicts.append(registration(other, stained[0]).verdict)
-    assert verdicts.count("cannot tell") >= 18
+    assert verdicts.count("cannot tell") >= 9
 
 
 def test_patches_cut_around_spots_cannot_be_shifted(demo, tmp_path):

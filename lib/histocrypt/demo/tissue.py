@@ -1,4 +1,9 @@
-"""Nuclei of the demo tissue: where they lie and how they are drawn."""
+"""The picture of the demo tissue: a section of simulated H&E, drawn in optical density.
+
+Regions come from smooth random fields, nuclei from jittered lattices thinned by region, colour from the Beer-Lambert
+law with stain vectors that differ between patients and, strongly, between two centres. Tumour and immune regions are
+tuned to hold about as much haematoxylin as each other: size and chromatin of their nuclei tell them apart, not colour.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,24 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-# ---- demo nuclei
+REGIONS = ("tumour", "immune", "stroma", "normal", "fat", "background")
+TUMOUR, IMMUNE, STROMA, NORMAL, FAT, BACKGROUND = range(6)
+SHARES = np.array([0.36, 0.16, 0.30, 0.12, 0.06])  # of the tissue, before each patient's own variation
+COARSE = 8  # smooth fields are drawn on a grid this many times coarser than the picture
+
+# Unit optical-density vectors (haematoxylin, eosin) and overall intensities of the two centres.
+CENTRES = {
+    "north": (((0.62, 0.71, 0.33), (0.12, 0.93, 0.34)), (1.20, 0.80)),
+    "south": (((0.50, 0.75, 0.43), (0.20, 0.82, 0.53)), (0.88, 1.20)),
+}
+
+# kind: long half-axis (px), its log-sd, axis ratio from, to, haematoxylin, rim, clumping of chromatin, nucleolus
+LOOKS = {
+    "tumour": (5.4, 0.25, 0.66, 0.98, 0.54, 0.40, 0.20, 0.85),
+    "immune": (3.0, 0.09, 0.86, 1.00, 0.86, 0.05, 0.16, 0.0),
+    "spindle": (7.0, 0.22, 0.20, 0.33, 0.82, 0.05, 0.12, 0.0),
+    "gland": (4.2, 0.10, 0.66, 0.86, 0.80, 0.16, 0.12, 0.0),
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +71,87 @@ class Nuclei:
     def take(self, where: np.ndarray) -> Nuclei:
         """Return those at ``where``."""
         return Nuclei(*(getattr(self, f.name)[where] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """One drawn section.
+
+    Parameters
+    ----------
+    rgb
+        (side, side, 3) uint8 picture.
+    labels
+        (side, side) uint8, index into `REGIONS`.
+    nuclei
+        All nuclei drawn, in pixels (1 px = 1 µm).
+    grade
+        (side, side) float32 smooth gradient of grade, mean 0 and sd about 1: it swells nuclei and coarsens chromatin.
+    stain
+        (2, 3) unit optical-density vectors of haematoxylin and eosin.
+    intensity
+        (2,) amounts of the two stains.
+    centre
+        Which of `CENTRES` stained it.
+    """
+
+    rgb: np.ndarray
+    labels: np.ndarray
+    nuclei: Nuclei
+    grade: np.ndarray
+    stain: np.ndarray
+    intensity: np.ndarray
+    centre: str
+
+
+def draw_tissue(extent: int, margin: int, *, index: int, rng: np.random.Generator) -> Tissue:
+    """Draw a section.
+
+    Parameters
+    ----------
+    extent
+        Side of the spot array in pixels; the tissue about fills it.
+    margin
+        Pixels of glass on each side of the array.
+    index
+        Number of the patient from 0: even ones come from one centre, odd ones from the other.
+    rng
+        Source of everything random.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    side = extent + 2 * margin
+    labels, grade = _regions(side, extent, rng)
+    stain, intensity, centre = _stain(index, rng)
+
+    chromatin = gaussian_filter(rng.standard_normal((side, side), dtype=np.float32), 0.9)
+    chromatin /= chromatin.std()
+    fibres, along = _fibres(side, rng)
+    # Thickness of the section and uptake of each stain vary from place to place and mean nothing.
+    uneven = [
+        np.exp(enlarge(amount * smooth_field(side, 110, rng), side) + both)
+        for both in [enlarge(0.12 * smooth_field(side, 110, rng), side)]
+        for amount in (0.15, 0.19)
+    ]
+
+    haematoxylin, eosin = _ground(labels, fibres, chromatin)
+    lumina, gland_nuclei = _glands(labels, haematoxylin, eosin, grade, rng)
+    nuclei = _place_nuclei(labels, lumina, along, grade, rng).join(gland_nuclei)
+    _cell_borders(labels, nuclei, haematoxylin, eosin)
+    _fat(labels, haematoxylin, eosin, rng)
+
+    dark, cover = stamp(nuclei, chromatin, side)
+    haematoxylin = haematoxylin * (1 - cover) + dark
+    eosin *= 1 - 0.7 * cover
+    density = np.stack(
+        [gaussian_filter(a * b, 0.7) for a, b in zip((haematoxylin, eosin), uneven, strict=True)], axis=-1
+    )
+    density = density.reshape(-1, 2) @ (stain * intensity[:, None]).astype(np.float32)
+    white = np.asarray([245, 244, 246], np.float32) + rng.uniform(-3, 3, 3).astype(np.float32)
+    rgb = white * np.exp(-density)
+    rgb += 1.6 * rng.standard_normal(rgb.shape, dtype=np.float32)
+    rgb = np.clip(np.rint(rgb), 0, 255).astype(np.uint8).reshape(side, side, 3)
+    return Tissue(rgb, labels, nuclei, grade, stain, intensity, centre)
 
 
 def jittered_lattice(side: int, spacing: float, rng: np.random.Generator, *, jitter: float) -> np.ndarray:
@@ -126,58 +229,6 @@ def stamp(nuclei: Nuclei, chromatin: np.ndarray, side: int) -> tuple[np.ndarray,
     return dark, cover
 
 
-# ---- demo tissue
-# The picture of the demo tissue: a section of simulated H&E, drawn in optical density.
-#
-# Regions come from smooth random fields, nuclei from jittered lattices thinned by region, colour from the
-# Beer-Lambert law with stain vectors that differ between patients and, strongly, between two centres. Tumour and
-# immune regions are tuned to hold about as much haematoxylin as each other: size and chromatin of their nuclei tell
-# them apart, not colour.
-
-
-REGIONS = ("tumour", "immune", "stroma", "normal", "fat", "background")
-TUMOUR, IMMUNE, STROMA, NORMAL, FAT, BACKGROUND = range(6)
-SHARES = np.array([0.36, 0.16, 0.30, 0.12, 0.06])  # of the tissue, before each patient's own variation
-COARSE = 8  # smooth fields are drawn on a grid this many times coarser than the picture
-
-# Unit optical-density vectors (haematoxylin, eosin) and overall intensities of the two centres.
-CENTRES = {
-    "north": (((0.62, 0.71, 0.33), (0.12, 0.93, 0.34)), (1.20, 0.80)),
-    "south": (((0.50, 0.75, 0.43), (0.20, 0.82, 0.53)), (0.88, 1.20)),
-}
-
-
-@dataclass(frozen=True)
-class Tissue:
-    """One drawn section.
-
-    Parameters
-    ----------
-    rgb
-        (side, side, 3) uint8 picture.
-    labels
-        (side, side) uint8, index into `REGIONS`.
-    nuclei
-        All nuclei drawn, in pixels (1 px = 1 µm).
-    grade
-        (side, side) float32 smooth gradient of grade, mean 0 and sd about 1: it swells nuclei and coarsens chromatin.
-    stain
-        (2, 3) unit optical-density vectors of haematoxylin and eosin.
-    intensity
-        (2,) amounts of the two stains.
-    centre
-        Which of `CENTRES` stained it.
-    """
-
-    rgb: np.ndarray
-    labels: np.ndarray
-    nuclei: Nuclei
-    grade: np.ndarray
-    stain: np.ndarray
-    intensity: np.ndarray
-    centre: str
-
-
 def smooth_field(side: int, length: float, rng: np.random.Generator) -> np.ndarray:
     """Return a (side / COARSE)² float32 Gaussian random field, mean 0, sd 1, correlated over about ``length`` px."""
     from scipy.ndimage import gaussian_filter
@@ -194,56 +245,6 @@ def enlarge(field: np.ndarray, side: int) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(Image.fromarray(field.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR))
-
-
-def draw_tissue(extent: int, margin: int, *, index: int, rng: np.random.Generator) -> Tissue:
-    """Draw a section.
-
-    Parameters
-    ----------
-    extent
-        Side of the spot array in pixels; the tissue about fills it.
-    margin
-        Pixels of glass on each side of the array.
-    index
-        Number of the patient from 0: even ones come from one centre, odd ones from the other.
-    rng
-        Source of everything random.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    side = extent + 2 * margin
-    labels, grade = _regions(side, extent, rng)
-    stain, intensity, centre = _stain(index, rng)
-
-    chromatin = gaussian_filter(rng.standard_normal((side, side), dtype=np.float32), 0.9)
-    chromatin /= chromatin.std()
-    fibres, along = _fibres(side, rng)
-    # Thickness of the section and uptake of each stain vary from place to place and mean nothing.
-    uneven = [
-        np.exp(enlarge(amount * smooth_field(side, 110, rng), side) + both)
-        for both in [enlarge(0.12 * smooth_field(side, 110, rng), side)]
-        for amount in (0.15, 0.19)
-    ]
-
-    haematoxylin, eosin = _ground(labels, fibres, chromatin)
-    lumina, gland_nuclei = _glands(labels, haematoxylin, eosin, grade, rng)
-    nuclei = _place_nuclei(labels, lumina, along, grade, rng).join(gland_nuclei)
-    _cell_borders(labels, nuclei, haematoxylin, eosin)
-    _fat(labels, haematoxylin, eosin, rng)
-
-    dark, cover = stamp(nuclei, chromatin, side)
-    haematoxylin = haematoxylin * (1 - cover) + dark
-    eosin *= 1 - 0.7 * cover
-    density = np.stack(
-        [gaussian_filter(a * b, 0.7) for a, b in zip((haematoxylin, eosin), uneven, strict=True)], axis=-1
-    )
-    density = density.reshape(-1, 2) @ (stain * intensity[:, None]).astype(np.float32)
-    white = np.asarray([245, 244, 246], np.float32) + rng.uniform(-3, 3, 3).astype(np.float32)
-    rgb = white * np.exp(-density)
-    rgb += 1.6 * rng.standard_normal(rgb.shape, dtype=np.float32)
-    rgb = np.clip(np.rint(rgb), 0, 255).astype(np.uint8).reshape(side, side, 3)
-    return Tissue(rgb, labels, nuclei, grade, stain, intensity, centre)
 
 
 def _stain(index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
@@ -277,8 +278,8 @@ def _regions(side: int, extent: int, rng: np.random.Generator) -> tuple[np.ndarr
     within = scores[:, inside > 0]
     for _ in range(25):
         top = (within + offset[:, None]).argmax(0)
-        found = np.bincount(top, minlength=5) / top.size
-        offset += 0.4 * np.clip(np.log((wanted + 1e-3) / (found + 1e-3)), -1, 1)
+        shares = np.bincount(top, minlength=5) / top.size
+        offset += 0.4 * np.clip(np.log((wanted + 1e-3) / (shares + 1e-3)), -1, 1)
     layers = np.stack([enlarge(s + o, side) for s, o in zip(scores, offset, strict=True)])
     labels = layers.argmax(0).astype(np.uint8)
     ragged = 4 * enlarge(rng.standard_normal((small, small), dtype=np.float32), side)
@@ -391,15 +392,6 @@ def _place_nuclei(
         angle = along[row, column] if kind == "spindle" else rng.uniform(0, np.pi, len(points))
         every = every.join(_nuclei(points, kind, angle, grade, rng))
     return every
-
-
-# kind: long half-axis (px), its log-sd, axis ratio from, to, haematoxylin, rim, clumping of chromatin, nucleolus
-LOOKS = {
-    "tumour": (5.4, 0.25, 0.66, 0.98, 0.54, 0.40, 0.20, 0.85),
-    "immune": (3.0, 0.09, 0.86, 1.00, 0.86, 0.05, 0.16, 0.0),
-    "spindle": (7.0, 0.22, 0.20, 0.33, 0.82, 0.05, 0.12, 0.0),
-    "gland": (4.2, 0.10, 0.66, 0.86, 0.80, 0.16, 0.12, 0.0),
-}
 
 
 def _nuclei(points: np.ndarray, kind: str, angle: np.ndarray, grade: np.ndarray, rng: np.random.Generator) -> Nuclei:

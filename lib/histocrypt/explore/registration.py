@@ -29,13 +29,6 @@ if TYPE_CHECKING:
     from histocrypt.sections.section import Section
     from histocrypt.tissue.stain import StainStatistics
 
-# ---- haematoxylin
-# How much haematoxylin lies where: a coarse map of a section, unmixed with the section's own stain vectors.
-#
-# Haematoxylin stains nuclei, so its local amount is a stand-in for how densely cells lie. The map is made from a
-# thumbnail and only serves to look at a section; nothing is trained on it.
-
-
 UM_PER_PX = 2.5
 """Fine enough to part a nucleus from its surroundings; a section of 6.5 mm has 2600 px a side."""
 MAX_SIDE = 4096
@@ -44,10 +37,29 @@ _PIXELS = 200_000
 _STRIP = 256
 _BRIGHTEST = 99.9  # percentile that counts as full: dust and folds are darker than any nucleus
 
+SURROUNDINGS = 2.5
+"""In pitches: a spot is compared with the mean of those around it, up to here."""
+SEARCH = 1.5
+"""Largest shift tried, in pitches."""
+STEPS = 12
+"""Shifts tried along each half axis."""
+WITHIN = 0.5
+"""In pitches: shifts closer than this are the same place, since a spot's own disc is as wide."""
+AGREEMENT = 0.9
+"""Share of the bootstrap draws that must agree before anything is claimed."""
+LEAST_SPOTS = 30
+LEAST_COVERED = 0.5
+"""Share of the spots that must have pixels at every shift tried; else fewer shifts are tried."""
+BLOCK = 3.0
+"""Side of a bootstrap block, in pitches."""
+_MOST_SPOTS = 4000
+
+Verdict = Literal["registered", "perhaps shifted", "cannot tell"]
+
 
 @dataclass(frozen=True)
 class Haematoxylin:
-    """The map of one section."""
+    """How much haematoxylin lies where, a stand-in for how densely cells lie: a coarse map, only to look at."""
 
     amount: np.ndarray
     """(h, w) float32 from 0 (none) to 1 (as much as the darkest nuclei hold)."""
@@ -129,29 +141,6 @@ def _known(section: Section, shape: tuple[int, int], scale: float) -> np.ndarray
         right, bottom = np.maximum(np.floor((corner + section.image.side) * scale), 0).astype(int)
         known[top:bottom, left:right] = True
     return known
-
-
-# ---- registration
-
-
-SURROUNDINGS = 2.5
-"""In pitches: a spot is compared with the mean of those around it, up to here."""
-SEARCH = 1.5
-"""Largest shift tried, in pitches."""
-STEPS = 12
-"""Shifts tried along each half axis."""
-WITHIN = 0.5
-"""In pitches: shifts closer than this are the same place, since a spot's own disc is as wide."""
-AGREEMENT = 0.9
-"""Share of the bootstrap draws that must agree before anything is claimed."""
-LEAST_SPOTS = 30
-LEAST_COVERED = 0.5
-"""Share of the spots that must have pixels at every shift tried; else fewer shifts are tried."""
-BLOCK = 3.0
-"""Side of a bootstrap block, in pitches."""
-_MOST_SPOTS = 4000
-
-Verdict = Literal["registered", "perhaps shifted", "cannot tell"]
 
 
 @dataclass(frozen=True)
@@ -237,22 +226,23 @@ def registration(section: Section, stained: Haematoxylin, *, draws: int = 400, s
     drawn = _drawn(ranks, depth_ranks, weights)
 
     best = int(spearman.argmax())
-    found = shifts[drawn.argmax(axis=1)]
-    low, high = np.quantile(found, [0.025, 0.975], axis=0)
-    near_none = float((np.hypot(*found.T) <= WITHIN * pitch).mean())
-    near_best = float((np.hypot(*(found - shifts[best]).T) <= WITHIN * pitch).mean())
+    drawn_best = shifts[drawn.argmax(axis=1)]
+    low, high = np.quantile(drawn_best, [0.025, 0.975], axis=0)
+    near_none = float((np.hypot(*drawn_best.T) <= WITHIN * pitch).mean())
+    near_best = float((np.hypot(*(drawn_best - shifts[best]).T) <= WITHIN * pitch).mean())
     gain = float(np.quantile(drawn[:, best] - drawn[:, 0], 0.025))
     at_limit = np.hypot(*shifts[best]) > reach - SEARCH * pitch / STEPS
     verdict, sentence = _judge(shifts[best], near_none, near_best, gain, pitch, reach, at_limit=at_limit)
+    at_best, low_um, high_um = (tuple(map(float, pair)) for pair in (shifts[best], low, high))
     return Registration(
         section.id,
         verdict,
         sentence,
         shifts,
         spearman,
-        _pair(shifts[best]),
-        _pair(low),
-        _pair(high),
+        at_best,
+        low_um,
+        high_um,
         pitch,
         float(reach),
         len(ranks),
@@ -331,10 +321,6 @@ def _drawn(ranks: np.ndarray, depth: np.ndarray, weights: np.ndarray) -> np.ndar
     return together / np.sqrt(np.maximum(variance * depth_variance, 1e-12))
 
 
-def _pair(values: np.ndarray) -> tuple[float, float]:
-    return (float(values[0]), float(values[1]))
-
-
 def _planted(section: Section) -> tuple[float, float] | None:
     from histocrypt.demo.write import planted
 
@@ -347,29 +333,19 @@ def _planted(section: Section) -> tuple[float, float] | None:
 def _untold(
     section: str, why: str, *, planted: tuple[float, float] | None, reach: float = 0.0, pitch: float = float("nan")
 ) -> Registration:
-    nothing = (float("nan"), float("nan"))
+    no_shift, unknown, nothing = np.zeros((1, 2)), np.full(1, np.nan), (float("nan"), float("nan"))
+    verdict, sentence = "cannot tell", f"cannot tell: {why}"
     return Registration(
-        section,
-        "cannot tell",
-        f"cannot tell: {why}",
-        np.zeros((1, 2)),
-        np.full(1, np.nan),
-        nothing,
-        nothing,
-        nothing,
-        pitch,
-        reach,
-        0,
-        planted,
+        section, verdict, sentence, no_shift, unknown, nothing, nothing, nothing, pitch, reach, 0, planted
     )
 
 
-def registration_table(found: list[Registration]) -> pd.DataFrame:
+def registration_table(checked: list[Registration]) -> pd.DataFrame:
     """Return one row a section: the verdict, the best shift with its interval, and what was planted where known."""
     import pandas as pd
 
     rows = []
-    for one in found:
+    for one in checked:
         known = np.isfinite(one.best_um[0])
         row = {
             "section": one.section,
@@ -382,26 +358,26 @@ def registration_table(found: list[Registration]) -> pd.DataFrame:
             "tried up to µm": round(one.reach_um),
             "spots": one.spots,
         }
-        if any(other.planted_um is not None for other in found):
+        if any(other.planted_um is not None for other in checked):
             row["right shift (planted)"] = "{:.0f}, {:.0f}".format(*one.planted_um) if one.planted_um else ""
         rows.append(row)
     return pd.DataFrame(rows).set_index("section")
 
 
-def registration_figure(found: list[Registration], *, columns: int = 4) -> Figure:
+def registration_figure(checked: list[Registration], *, columns: int = 4) -> Figure:
     """Draw the correlation by shift, one map a section; the plus is where the spots are, the ring the best shift."""
     from textwrap import fill
 
     import matplotlib.pyplot as plt
 
-    columns = min(columns, len(found))
-    rows = -(-len(found) // columns)
+    columns = min(columns, len(checked))
+    rows = -(-len(checked) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.1 * rows), layout="constrained", squeeze=False)
-    top = max((float(np.nanmax(one.spearman)) for one in found if np.isfinite(one.spearman).any()), default=1.0)
+    top = max((float(np.nanmax(one.spearman)) for one in checked if np.isfinite(one.spearman).any()), default=1.0)
     drawn = None
-    for axis in axes.ravel()[len(found) :]:
+    for axis in axes.ravel()[len(checked) :]:
         axis.set_axis_off()
-    for axis, one in zip(axes.ravel(), found, strict=False):
+    for axis, one in zip(axes.ravel(), checked, strict=False):
         axis.set_title(f"{one.section}: {one.verdict}", fontsize=9)
         if not np.isfinite(one.best_um[0]):
             axis.set(xticks=[], yticks=[], box_aspect=1)
@@ -424,7 +400,7 @@ def registration_figure(found: list[Registration], *, columns: int = 4) -> Figur
         axis.tick_params(labelsize=7)
     if drawn is not None:
         figure.colorbar(drawn, ax=axes, shrink=0.6, label="Spearman's correlation", extend="min")
-    black = ", black cross: the planted truth" if any(one.planted_um is not None for one in found) else ""
+    black = ", black cross: the planted truth" if any(one.planted_um is not None for one in checked) else ""
     figure.supxlabel(
         f"spots moved by x, y µm; plus: as given, ring: best, dotted: its 95 % interval{black}", fontsize=9
     )
