@@ -1,5 +1,8 @@
 """Spots: tiles joined by barcode, targets by gene, features found again by content."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import anndata
 import h5py
 import numpy as np
@@ -94,6 +97,21 @@ def test_features_are_computed_once_and_not_for_each_fold(small_study, rewrite, 
     changed = load(small_study, ["S_b"]).features("efficientnet_lite0")
     assert len(computed) == 4
     assert not np.array_equal(changed, first[:25])
+
+
+def test_jobs_side_by_side_compute_a_section_once(small_study, monkeypatch):
+    computed = []
+
+    def encode(tiles, encoder, **more):
+        computed.append(len(tiles))
+        time.sleep(0.3)
+        return np.full((len(tiles), 7), 0.5, dtype=np.float32)
+
+    monkeypatch.setattr(encoders, "encode", encode)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: load(small_study, ["S_b"]).features("efficientnet_lite0"), range(2)))
+    assert computed == [25]
+    assert np.array_equal(*both)
 
 
 def test_a_damaged_cache_file_is_computed_again(small_study, capsys):

@@ -58,7 +58,7 @@ def load_spots(
     Parameters
     ----------
     study
-        The study, after `training.prepare.prepare_folds`.
+        The study, after `data.fold_statistics.prepare_folds`.
     fold
         The fold, or its name: its stain reference is what tiles are normalised to.
     sections

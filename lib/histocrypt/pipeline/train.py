@@ -59,7 +59,7 @@ def train_fold(study: Study, model: str, fold: str, *, device: str | None = None
     Parameters
     ----------
     study
-        The study, after `training.prepare.prepare_folds`.
+        The study, after `data.fold_statistics.prepare_folds`.
     model
         Name in the registry, or ``baselines`` for all of `BASELINES`.
     fold

@@ -35,7 +35,7 @@ BOUND = 20.0
 def resized(tiles: np.ndarray, side: int) -> torch.Tensor:
     """Return tiles (n, S, S, 3) uint8 as (n, 3, side, side) uint8, bilinear with antialiasing; chunk by chunk.
 
-    Many of them lie in a file that is mapped into memory, as the tiles themselves do: see `training.spots.room`.
+    Many of them lie in a file that is mapped into memory, as the tiles themselves do: see `data.load.room`.
     """
     images = torch.from_numpy(room((len(tiles), 3, side, side)))
     for start in range(0, len(tiles), CHUNK):
