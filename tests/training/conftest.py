@@ -1,5 +1,7 @@
 """A small study as preprocessing leaves it: four patients, one section each, tiles whose colour carries a signal."""
 
+import shutil
+
 import anndata
 import h5py
 import numpy as np
@@ -65,21 +67,31 @@ def make_study(**changes):
     return parse_study({**content, **changes})
 
 
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """The outputs folder of the prepared study, made once; tests change copies of it."""
+    from histocrypt.data.fold_statistics import prepare_folds
+
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCRYPT_OUTPUTS", str(folder))
+        study = make_study()
+        for patient in "abcd":
+            write_section(study.run, patient)
+        prepare_folds(study)
+    return folder
+
+
 @pytest.fixture
-def small_study(tmp_path, monkeypatch):
+def small_study(prepared, tmp_path, monkeypatch):
     """A prepared study of four patients a, b, c, d in a folder of its own, on one thread."""
     import torch
 
-    from histocrypt.data.fold_statistics import prepare_folds
-
     monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path / "outputs"))
+    shutil.copytree(prepared, tmp_path / "outputs")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    study = make_study()
-    for patient in "abcd":
-        write_section(study.run, patient)
-    prepare_folds(study)
-    yield study
+    yield make_study()
     torch.set_num_threads(threads)
 
 

@@ -161,6 +161,7 @@ def test_files_hold_genes_in_the_order_of_their_names_and_load_again(annotated):
 
 
 def test_held_out_labels_and_counts_change_no_weight(annotated, rewrite):
+    annotated = with_model(annotated, backbone="efficientnet_lite0_128", hidden=16)
     train_fold(annotated, "he2gene", "fold_a", device="cpu")
     folder = annotated.run.model("he2gene", "fold_a")
     before = (folder / "weights.safetensors").read_bytes()

@@ -115,10 +115,10 @@ def test_final_uses_the_median_of_the_folds_and_says_what_is_missing(small_study
 
 
 def test_a_network_final_trains_for_the_chosen_epochs(small_study):
-    study = changed(small_study, training={"epochs": 2})
+    study = changed(small_study, training={"epochs": 2}, models={"fhe_cnn": {"input_px": 32, "width": 0.25}})
     for fold in "abcd":
-        train_fold(study, "vision_mlp", f"fold_{fold}", device="cpu")
-    (final,) = train_fold(study, "vision_mlp", "final", device="cpu")
+        train_fold(study, "fhe_cnn", f"fold_{fold}", device="cpu")
+    (final,) = train_fold(study, "fhe_cnn", "final", device="cpu")
     assert len((final.folder / "curves.csv").read_text().splitlines()) == 1 + final.chosen["epochs"]
 
 
