@@ -90,20 +90,6 @@ def colour_mask(train: Pairs, test: Pairs, *, seed: int) -> np.ndarray:
     return table[tuple(np.moveaxis(colours(test.images) // (256 // SHADES), -1, 0))]
 
 
-def encoder_features(pairs: Pairs, encoder: str) -> np.ndarray:
-    """Return features of a frozen encoder (`histocrypt.encoders.encoders`), (n, d) float32."""
-    from histocrypt.encoders.encoders import encode
-
-    return encode(np.ascontiguousarray(colours(pairs.images)), encoder, progress=False)
-
-
-def colour_statistics(pairs: Pairs) -> np.ndarray:
-    """Return statistics of colour without any shape or texture, (n, 42) float32 (`models.colour_ridge`)."""
-    from histocrypt.predictors.closed_form import colour_features
-
-    return colour_features(np.ascontiguousarray(colours(pairs.images)))
-
-
 @dataclass(frozen=True)
 class Classifier:
     """A logistic regression on standardised features."""
@@ -362,13 +348,18 @@ def label_probabilities(
 ) -> dict[str, np.ndarray]:
     """Return probabilities of the test images' classes, (n, classes), for each training set and baseline.
 
-    They are NaN for a set that has images of one class only: a filter may have left no other.
+    They are NaN for a set that has images of one class only: a filter may have left no other. Training sets are told by
+    a frozen encoder's features, baselines by statistics of colour without any shape or texture.
     """
+    from histocrypt.encoders.encoders import encode
+    from histocrypt.predictors.closed_form import colour_features
+
     classes = test.scheme.classes
     looked_at = {"real": sets["real"], "synthetic": sets["synthetic"], "validation": validation, "test": test}
-    encoded = {name: encoder_features(pairs, encoder) for name, pairs in looked_at.items()}
+    images = {name: np.ascontiguousarray(colours(pairs.images)) for name, pairs in looked_at.items()}
+    encoded = {name: encode(pixels, encoder, progress=False) for name, pixels in images.items()}
     encoded["both"] = np.concatenate([encoded["real"], encoded["synthetic"]])
-    coloured = {name: colour_statistics(pairs) for name, pairs in looked_at.items()}
+    coloured = {name: colour_features(pixels) for name, pixels in images.items()}
 
     def learned(name: str, features: Mapping[str, np.ndarray]) -> np.ndarray:
         labels = sets[name].labels
