@@ -75,3 +75,9 @@ def unknown_name(what: str, name: str, known: Iterable[str], **where: object) ->
     close = get_close_matches(name, known, n=1)
     fix = f"did you mean {close[0]!r}?" if close else None
     return InputError(f"unknown {what} {name!r}", expected="one of " + ", ".join(known), fix=fix, **where)
+
+
+def unreadable(problem: str, error: Exception, **where: object) -> InputError:
+    """Return the error for a file that a library cannot read; most often its copy broke off."""
+    detail = " ".join(str(error).split())[:160] or type(error).__name__
+    return InputError(f"{problem}, it may be truncated ({detail})", fix="copy it again from its source", **where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -35,11 +35,14 @@ class Part(BaseModel):
     """A part of a study: unknown keys are errors, values cannot change once loaded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    later: ClassVar[tuple[str, ...]] = ()
+    """Keys that the first version did not have."""
 
-
-def _without_defaults(part: type[Part], content: dict[str, Any], later: tuple[str, ...]) -> dict[str, Any]:
-    """Return the content of a part without those later settings that are at their defaults."""
-    return {key: value for key, value in content.items() if key not in later or value != part.model_fields[key].default}
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later keys that are at their defaults: hashes of what was finished before these existed stay."""
+        unset = {key for key in self.later if getattr(self, key) == type(self).model_fields[key].default}
+        return {key: value for key, value in handler(self).items() if key not in unset}
 
 
 class SectionSource(Part):
@@ -101,6 +104,7 @@ class PanelChoice(Part):
 class Target(Part):
     """What is predicted about each gene. The first transform is the main one; models learn all of them at once."""
 
+    later = ("matrix",)
     matrix: str | None = Field(
         None, description="named matrix to predict, e.g. obsm:celltype_prop_major; None: the counts in X"
     )
@@ -111,11 +115,6 @@ class Target(Part):
     centre_by_section: bool = Field(
         True, description="learn differences within a section: subtract each training section's own mean in the loss"
     )
-
-    @model_serializer(mode="wrap")
-    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the matrix out where there is none: studies finished before it existed stay valid."""
-        return {key: value for key, value in handler(self).items() if key != "matrix" or value is not None}
 
 
 class Folds(Part):
@@ -128,13 +127,10 @@ class Folds(Part):
     n: Annotated[int, Field(ge=2)] | None = Field(None, description="number of folds of group_k_fold")
 
 
-LATER = ("teacher", "distil", "range_penalty", "replace_over", "augment_contrast")
-"""Settings of training that did not exist in the first version."""
-
-
 class Training(Part):
     """How networks are trained; any model may override any of these."""
 
+    later = ("teacher", "distil", "range_penalty", "replace_over", "augment_contrast")
     epochs: Count = 40
     batch_size: Count = 32
     learning_rate: Positive = 1e-3
@@ -170,11 +166,6 @@ class Training(Part):
         0.1, description="weight of the penalty on what enters a square beyond +-3; only networks with squares heed it"
     )
 
-    @model_serializer(mode="wrap")
-    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out later settings that are at their defaults: models trained before these existed stay valid."""
-        return _without_defaults(type(self), handler(self), LATER)
-
 
 class Stacking(Part):
     """How the models' predictions are put together: one input for each model family, nested by patient."""
@@ -194,20 +185,17 @@ class Stacking(Part):
 class Evaluation(Part):
     """How scores are made."""
 
+    later = ("markers",)
     bootstrap: Count = Field(1000, description="bootstrap draws")
     block_um: Positive = Field(1000.0, description="side of the spatial blocks that are drawn, micrometres")
     k: list[Count] = Field([10, 50], description="k of PCC-k")
     markers: list[str] = Field([], description="names (symbol or id) that the report's viewer shows in any case")
 
-    @model_serializer(mode="wrap")
-    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the markers out where none are named: studies finished before they could be stay valid."""
-        return {key: value for key, value in handler(self).items() if key != "markers" or value}
-
 
 class Encrypted(Part):
     """How much of a study is predicted on ciphertexts, beside the same in the clear."""
 
+    later = ("spots",)
     sections: Count = Field(
         1,
         description="held-out sections that each network predicts, a job each: one of every fold first",
@@ -215,11 +203,6 @@ class Encrypted(Part):
     spots: Annotated[int, Field(ge=3)] | Literal["all"] = Field(
         "all", description="of each section, evenly spread in the order of its file"
     )
-
-    @model_serializer(mode="wrap")
-    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the spots out where all are: studies finished before fewer could be stay valid."""
-        return {key: value for key, value in handler(self).items() if key != "spots" or value != "all"}
 
 
 def _as_written(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -309,13 +292,10 @@ class Synthesis(Part):
         return {name: value for name, value in generator if name in generator.model_fields_set}
 
 
-AUDIT_LATER = ("learned_epochs", "learned_rounds", "noise_draws", "decrypted_sections")
-"""Settings of an audit that did not exist in the first version."""
-
-
 class Audit(Part):
     """What is asked about the patients behind the models of one fold."""
 
+    later = ("learned_epochs", "learned_rounds", "noise_draws", "decrypted_sections")
     fold: str | None = Field(None, description="fold whose models are attacked; None: the first")
     models: list[str] | Literal["all"] = Field("all", description="predictors that are attacked, by name")
     shadowed: list[str] = Field(["encoder_ridge"], description="of these, the ones retrained as shadow models")
@@ -328,11 +308,6 @@ class Audit(Part):
     decrypted_spots: Count = Field(40, description="of each section, sent through real ciphertexts")
     decrypted_sections: Count | None = Field(None, description="that many of members, and of non-members; None: all")
     draws: Count = Field(1000, description="bootstrap draws")
-
-    @model_serializer(mode="wrap")
-    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out later settings that are at their defaults: audits made before these existed stay valid."""
-        return _without_defaults(type(self), handler(self), AUDIT_LATER)
 
 
 def first_problem(

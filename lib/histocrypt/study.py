@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import Field, ValidationError
 
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
@@ -31,97 +31,11 @@ from histocrypt.options import (
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.targets.matrix import check_target
 
-# ---- study checks
-# What no single value of a study can tell: whether its models, their teachers and its stack go together.
-
-
-def check_teachers(study: Study, file: str | Path) -> None:
-    """Refuse a teacher that the study does not train, a model that has nothing to learn with, and circles."""
-    if study.training.teacher is not None:
-        raise InputError(
-            "a teacher is one model's, since no model can teach itself",
-            file=file,
-            field="training.teacher",
-            fix="move it to the model under `models`",
-        )
-    for name in study.models:
-        teacher, seen = study.teacher_of(name), [name]
-        where = {"file": file, "field": f"models.{name}.teacher"}
-        if teacher is not None and MODELS[name].kind != "network":
-            raise InputError("is fitted in closed form and takes no teacher", **where, value=teacher, fix="remove it")
-        while teacher is not None:
-            if teacher not in study.model_names:
-                raise unknown_name("teacher", teacher, study.model_names, **where)
-            if teacher in seen:
-                raise InputError("a model is, by way of its teachers, its own teacher", **where, value=teacher)
-            seen.append(teacher)
-            teacher = study.teacher_of(teacher)
-
-
-def check_stacking(study: Study, file: str | Path) -> None:
-    """Refuse families that the study does not train, that need measured counts, or that are too few."""
-    if study.stacking is None:
-        return
-    where = {"file": file, "field": "stacking.families"}
-    named = [] if study.stacking.families == "all" else study.stacking.families
-    for name in named:
-        if name == NEEDS_COUNTS:
-            raise InputError(
-                f"{name} needs the measured counts of the spots that it predicts, and cannot take part in a stack",
-                **where,
-                fix="remove it",
-            )
-        if name not in study.model_names:
-            raise unknown_name("model", name, study.model_names, **where)
-        if named.count(name) > 1:
-            raise InputError("a model takes part once", **where, value=name)
-    if len(study.families) < 2:
-        raise InputError("a stack needs two models", **where, value=named, expected="two names or more, or all")
-
-
-def check_synthesis(study: Study, file: str | Path) -> None:
-    """Refuse a label that does not say where it is found, and tiles that the generator cannot halve."""
-    from histocrypt.targets.matrix import Label
-
-    part = study.synthesis
-    if part is None:
-        return
-    try:
-        Label(part.label, tuple(part.label_is), part.label_above, field="synthesis.label")
-    except InputError as error:
-        raise error.of_file(file) from error
-    plan = part.generator
-    if part.side % plan.least_side:
-        raise InputError(
-            f"tiles do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}",
-            file=file,
-            field="synthesis.side",
-            value=part.side,
-            expected=f"a multiple of {plan.least_side}",
-        )
-
-
-def check_audit(study: Study, file: str | Path) -> None:
-    """Refuse models that the study does not train, and shadows of what is not attacked."""
-    part = study.audit
-    if part is None:
-        return
-    attacked = study.model_names if part.models == "all" else part.models
-    for field, names, known in (
-        ("audit.models", attacked, study.model_names),
-        ("audit.shadowed", part.shadowed, attacked),
-    ):
-        for name in names:
-            if name not in known:
-                raise unknown_name("model", name, known, file=file, field=field)
-
-
-# ---- study
-
 
 class Study(Part):
     """Everything a run depends on."""
 
+    later = ("stacking", "synthesis", "audit")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     title: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -174,12 +88,6 @@ class Study(Part):
     def scored_names(self) -> list[str]:
         """Everything that makes predictions: the models, then what is stacked from them."""
         return [*self.model_names, *(STACKS if self.stacking is not None else ())]
-
-    @model_serializer(mode="wrap")
-    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a later part that is not used: studies finished before it existed stay valid."""
-        later = ("stacking", "synthesis", "audit")
-        return {key: value for key, value in handler(self).items() if key not in later or value is not None}
 
     def training_of(self, model: str) -> Training:
         """Return the training settings of a model, with the model's own overrides."""
@@ -245,11 +153,11 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
         raise first_problem(error, Study, file=file) from error
     for name, options in study.models.items():
         _check_model(name, options, file)
-    check_teachers(study, file)
+    _check_teachers(study, file)
     check_target(study.target, study.panel, file)
-    check_stacking(study, file)
-    check_synthesis(study, file)
-    check_audit(study, file)
+    _check_stacking(study, file)
+    _check_synthesis(study, file)
+    _check_audit(study, file)
     return study
 
 
@@ -273,3 +181,87 @@ def _check_model(name: str, options: dict[str, Any], file: str | Path) -> None:
             part(**{key: value for key, value in options.items() if key in part.model_fields})
         except ValidationError as error:
             raise first_problem(error, part, file=file, prefix=f"models.{name}.") from error
+
+
+# What no single value of a study can tell: whether its models, their teachers and its stack go together.
+
+
+def _check_teachers(study: Study, file: str | Path) -> None:
+    """Refuse a teacher that the study does not train, a model that has nothing to learn with, and circles."""
+    if study.training.teacher is not None:
+        raise InputError(
+            "a teacher is one model's, since no model can teach itself",
+            file=file,
+            field="training.teacher",
+            fix="move it to the model under `models`",
+        )
+    for name in study.models:
+        teacher, seen = study.teacher_of(name), [name]
+        where = {"file": file, "field": f"models.{name}.teacher"}
+        if teacher is not None and MODELS[name].kind != "network":
+            raise InputError("is fitted in closed form and takes no teacher", **where, value=teacher, fix="remove it")
+        while teacher is not None:
+            if teacher not in study.model_names:
+                raise unknown_name("teacher", teacher, study.model_names, **where)
+            if teacher in seen:
+                raise InputError("a model is, by way of its teachers, its own teacher", **where, value=teacher)
+            seen.append(teacher)
+            teacher = study.teacher_of(teacher)
+
+
+def _check_stacking(study: Study, file: str | Path) -> None:
+    """Refuse families that the study does not train, that need measured counts, or that are too few."""
+    if study.stacking is None:
+        return
+    where = {"file": file, "field": "stacking.families"}
+    named = [] if study.stacking.families == "all" else study.stacking.families
+    for name in named:
+        if name == NEEDS_COUNTS:
+            raise InputError(
+                f"{name} needs the measured counts of the spots that it predicts, and cannot take part in a stack",
+                **where,
+                fix="remove it",
+            )
+        if name not in study.model_names:
+            raise unknown_name("model", name, study.model_names, **where)
+        if named.count(name) > 1:
+            raise InputError("a model takes part once", **where, value=name)
+    if len(study.families) < 2:
+        raise InputError("a stack needs two models", **where, value=named, expected="two names or more, or all")
+
+
+def _check_synthesis(study: Study, file: str | Path) -> None:
+    """Refuse a label that does not say where it is found, and tiles that the generator cannot halve."""
+    from histocrypt.targets.matrix import Label
+
+    part = study.synthesis
+    if part is None:
+        return
+    try:
+        Label(part.label, tuple(part.label_is), part.label_above, field="synthesis.label")
+    except InputError as error:
+        raise error.of_file(file) from error
+    plan = part.generator
+    if part.side % plan.least_side:
+        raise InputError(
+            f"tiles do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}",
+            file=file,
+            field="synthesis.side",
+            value=part.side,
+            expected=f"a multiple of {plan.least_side}",
+        )
+
+
+def _check_audit(study: Study, file: str | Path) -> None:
+    """Refuse models that the study does not train, and shadows of what is not attacked."""
+    part = study.audit
+    if part is None:
+        return
+    attacked = study.model_names if part.models == "all" else part.models
+    for field, names, known in (
+        ("audit.models", attacked, study.model_names),
+        ("audit.shadowed", part.shadowed, attacked),
+    ):
+        for name in names:
+            if name not in known:
+                raise unknown_name("model", name, known, file=file, field=field)

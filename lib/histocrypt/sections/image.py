@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.errors import InputError
+from histocrypt.errors import InputError, unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -206,11 +206,7 @@ class SlideImage(ImageSource):
         try:
             yield
         except (openslide.OpenSlideError, OSError) as error:
-            raise InputError(
-                f"slide cannot be read, it may be truncated ({error})",
-                file=self.path,
-                fix="copy it again from its source",
-            ) from error
+            raise unreadable("slide cannot be read", error, file=self.path) from error
 
 
 class PatchMosaic(ImageSource):
@@ -286,11 +282,7 @@ class PatchMosaic(ImageSource):
                 expected="coords, barcode, and img or jpeg",
             ) from error
         except OSError as error:
-            raise InputError(
-                f"patches file cannot be read, it may be truncated ({error})",
-                file=path,
-                fix="copy it again from its source",
-            ) from error
+            raise unreadable("patches file cannot be read", error, file=path) from error
         count = len(pixels)
         for field, length in (("coords", len(coords)), ("barcode", count if barcodes is None else len(barcodes))):
             if length != count:
@@ -531,9 +523,7 @@ def opened(file: object, *, name: str | Path | None = None, max_pixels: int = MA
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"image cannot be decoded, it may be truncated ({error})", file=name, fix="copy it again from its source"
-        ) from error
+        raise unreadable("image cannot be decoded", error, file=name) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 

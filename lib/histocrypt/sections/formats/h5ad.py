@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.errors import InputError
+from histocrypt.errors import InputError, unreadable
 from histocrypt.sections.identity import one_value
 from histocrypt.sections.image import ImageSource, PatchMosaic, open_image, tiles_in
 from histocrypt.sections.section import Format, Loaded, SectionFiles
@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".tif", ".tiff", ".jpg", ".jpeg", ".
 """What may lie beside a section file under its stem, in the order of preference."""
 
 
-def unreadable() -> tuple[type[Exception], ...]:
+def h5_errors() -> tuple[type[Exception], ...]:
     """Return what h5py and anndata raise on damaged files, and on those of a format they do not know."""
     from anndata._io.specs.registry import IORegistryError
 
@@ -52,7 +52,7 @@ def _peeked(path: Path) -> SectionFiles:
                     values = {str(read_elem(file["uns"][name]))}
                 if len(values - {"nan", "None", ""}) == 1:
                     known[name] = next(iter(values - {"nan", "None", ""}))
-    except unreadable():  # said properly when the section is read
+    except h5_errors():  # said properly when the section is read
         known = {}
     return SectionFiles(known.get("section", path.stem), "h5ad", path, patient=known.get("patient"))
 
@@ -98,13 +98,8 @@ def read_anndata(path: Path) -> AnnData:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # e.g. names that are not unique: said properly by the validation
             return anndata.read_h5ad(path)
-    except unreadable() as error:
-        detail = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(
-            f"section cannot be read as .h5ad, it may be truncated ({detail})",
-            file=path,
-            fix="copy it again from its source",
-        ) from error
+    except h5_errors() as error:
+        raise unreadable("section cannot be read as .h5ad", error, file=path) from error
 
 
 def library_metadata(adata: AnnData, section: str) -> tuple[dict[str, Any], str]:

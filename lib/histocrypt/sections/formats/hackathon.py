@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.errors import InputError, unknown_name
+from histocrypt.errors import InputError, unknown_name, unreadable
 from histocrypt.sections.image import MAX_PIXELS, ImageSource
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 
@@ -177,12 +177,7 @@ class ArrayImage(ImageSource):
         try:
             pixels = self._pixels[rows, columns]
         except OSError as error:
-            raise InputError(
-                f"image cannot be read, it may be truncated ({error})",
-                file=self.path,
-                field=self.name,
-                fix="copy it again from its source",
-            ) from error
+            raise unreadable("image cannot be read", error, file=self.path, field=self.name) from error
         if pixels.dtype == np.uint8:
             return pixels
         low, high = float(pixels.min()), float(pixels.max())  # NaN if any pixel is
@@ -201,11 +196,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except OSError as error:
-        raise InputError(
-            f"cannot be read as HDF5, it may be truncated ({' '.join(str(error).split())[:160]})",
-            file=path,
-            fix="copy it again from its source",
-        ) from error
+        raise unreadable("cannot be read as HDF5", error, file=path) from error
 
 
 def _node(file: h5py.File, name: str, path: Path, *, optional: bool = False) -> Any:

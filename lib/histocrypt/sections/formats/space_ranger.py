@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.errors import InputError
+from histocrypt.errors import InputError, unreadable
 from histocrypt.files import read_json
-from histocrypt.sections.formats.h5ad import unreadable
+from histocrypt.sections.formats.h5ad import h5_errors
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import ImageSource, ScaledImage, open_image
 from histocrypt.sections.resolution import VISIUM_PITCH_UM, guess
@@ -37,7 +37,6 @@ SMALL_IMAGES = (("hires", "tissue_hires_image.png"), ("lowres", "tissue_lowres_i
 HD = re.compile(r"^square_\d+um$")
 SAME_SIZE = 0.01
 """Largest relative difference in size of two pictures of one slide: small images are rounded to whole pixels."""
-AGAIN = "copy it again from its source"
 
 
 # Which files there are, as far as names tell.
@@ -229,11 +228,8 @@ def _read_h5(path: Path) -> AnnData:
             values = (group["data"][:], group["indices"][:], group["indptr"][:])
             counts = csr_matrix(values, shape=(len(names), len(ids)))
             counts.check_format()
-    except unreadable() as error:
-        detail = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(
-            f"is not a readable 10x count matrix, it may be truncated ({detail})", file=path, fix=AGAIN
-        ) from error
+    except h5_errors() as error:
+        raise unreadable("is not a readable 10x count matrix", error, file=path) from error
     return _expression(counts, names, ids, symbols, kinds)
 
 
@@ -248,11 +244,7 @@ def _read_mtx(folder: Path) -> tuple[AnnData, list[Path]]:
     try:
         counts = csr_matrix(mmread(matrix).T)
     except (OSError, ValueError, EOFError, OverflowError) as error:
-        raise InputError(
-            f"is not a readable matrix, it may be truncated ({' '.join(str(error).split())[:160]})",
-            file=matrix,
-            fix=AGAIN,
-        ) from error
+        raise unreadable("is not a readable matrix", error, file=matrix) from error
     if counts.shape != (len(names), len(rows)):
         raise InputError(
             f"has {counts.shape[0]} spots and {counts.shape[1]} genes, where the tables beside it name {len(names)} "
@@ -295,7 +287,7 @@ def _lines(path: Path) -> list[str]:
         with opened as file:
             return [line.rstrip("\r\n") for line in file if line.strip()]
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read, it may be truncated ({error})", file=path, fix=AGAIN) from error
+        raise unreadable("cannot be read", error, file=path) from error
 
 
 # Where spots lie.
@@ -364,7 +356,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, engine="pyarrow")
     except (OSError, ValueError) as error:
-        raise InputError(f"is not readable as parquet ({error})", file=path, fix=AGAIN) from error
+        raise unreadable("is not readable as parquet", error, file=path) from error
 
 
 def _join(adata: AnnData, positions: pd.DataFrame, path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from histocrypt.errors import InputError
+from histocrypt.errors import InputError, unreadable
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import TILE_NAME, ImageSource, PatchMosaic, open_image, tiles_in
 from histocrypt.sections.resolution import ST_PITCH_UM
@@ -145,7 +145,7 @@ def _npz(path: Path) -> np.lib.npyio.NpzFile:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"spot cannot be read, it may be truncated ({error})", file=path) from error
+        raise unreadable("spot cannot be read", error, file=path) from error
 
 
 def _array(spot: np.lib.npyio.NpzFile, field: str, path: Path) -> np.ndarray:
@@ -161,7 +161,7 @@ def _array(spot: np.lib.npyio.NpzFile, field: str, path: Path) -> np.ndarray:
                 field=field,
                 fix="save it again as numbers or as text",
             ) from error
-        raise InputError(f"field cannot be read, it may be truncated ({error})", file=path, field=field) from error
+        raise unreadable("field cannot be read", error, file=path, field=field) from error
 
 
 def _scalar(spot: np.lib.npyio.NpzFile, field: str, path: Path) -> str:
