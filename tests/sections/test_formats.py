@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+from importlib import import_module
+from pathlib import Path
 
 import anndata
 import h5py
@@ -12,10 +14,26 @@ import tifffile
 from PIL import Image
 
 from histocrypt.errors import InputError
-from histocrypt.options import SectionSource
+from histocrypt.options import FORMATS, SectionSource
+from histocrypt.sections import formats
 from histocrypt.sections.formats.hest import hest_gene_list, hest_splits
 from histocrypt.sections.image import PatchMosaic, SlideImage
 from histocrypt.sections.read import find_sections, read_path, read_section
+from histocrypt.sections.section import Format
+from histocrypt.study import parse_study
+
+
+def test_every_format_is_listed_and_refused_by_another_name(tmp_path):
+    """To add a format is to add its module, and its name to the list."""
+    assert {path.stem for path in Path(formats.__path__[0]).glob("[!_]*.py")} == set(FORMATS)
+    for name in FORMATS:
+        assert isinstance(import_module(f"histocrypt.sections.formats.{name}").FORMAT, Format)
+        with pytest.raises(InputError, match="folder holds no section") as caught:
+            sections_of(tmp_path, format=name)
+        assert caught.value.file == tmp_path
+    with pytest.raises(InputError) as caught:
+        parse_study({"name": "s", "sections": [{"path": "a", "format": "zarr"}]})
+    assert caught.value.field == "sections.0.format"
 
 
 def sections_of(path, **given):
