@@ -73,3 +73,15 @@ def test_bad_sections_are_found_by_the_plan(tmp_path, tiny_section):
     assert said.returncode == 2
     assert "B.h5ad" in said.stderr
     assert "Traceback" not in said.stderr
+
+
+def test_ids_that_look_like_numbers_or_hold_a_separator_are_jobs_of_their_own(tmp_path, tiny_section):
+    ids = ["151673", "1e5", "p__1", "None"]
+    files = [tiny_section(tmp_path, name, patient=f"P{number}") for number, name in enumerate(ids)]
+    sections = [{"path": str(file), "id": name} for file, name in zip(files, ids, strict=True)]
+    (tmp_path / "odd.yaml").write_text(yaml.safe_dump({"name": "odd", "sections": sections}))
+    said = histocrypt(
+        "run", tmp_path / "odd.yaml", "--dry-run", "--until", "20_preprocessing", outputs=tmp_path / "out"
+    )
+    assert said.returncode == 0, said.stderr
+    assert planned_jobs(said.stdout) == {"10_eda": 1, "20_preprocessing": 4}
