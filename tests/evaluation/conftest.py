@@ -175,6 +175,17 @@ def scored_once(made, tmp_path_factory):
         return outputs, study, score_study(study)
 
 
+@pytest.fixture(scope="session")
+def page(scored_once, tmp_path_factory):
+    """The report of the scored study, as it was written first: a file of its own."""
+    from histocrypt.report.page import write_report
+
+    outputs, study, _ = scored_once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCRYPT_OUTPUTS", str(outputs))
+        return shutil.copy(write_report(study), tmp_path_factory.mktemp("page") / "report.html")
+
+
 @pytest.fixture
 def scored(scored_once, monkeypatch):
     """The made study and its scores, its run folder in place: (study, scores)."""

@@ -15,44 +15,41 @@ from histocrypt.report.page import planted_row, write_report
 
 
 @pytest.fixture(scope="module")
-def page(scored_once):
-    outputs, study, _ = scored_once
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HISTOCRYPT_OUTPUTS", str(outputs))
-        return write_report(study).read_text(encoding="utf-8")
+def text(page):
+    return page.read_text(encoding="utf-8")
 
 
-def test_the_report_holds_every_model_with_its_numbers(scored, page):
+def test_the_report_holds_every_model_with_its_numbers(scored, text):
     for _, row in scored[1].summary.iterrows():
-        assert row["title"] in page
-        assert wording.number(row["pearson"]) in page
-        assert wording.number(row["mse"]) in page
-    assert "does not beat colour-only ridge" in page
-    assert "PCC-5" in page
-    assert "chosen on" in page
-    assert "published" in page
-    assert "B_3 (2)" in page  # unscored genes
-    assert scored[0].hash() in page
+        assert row["title"] in text
+        assert wording.number(row["pearson"]) in text
+        assert wording.number(row["mse"]) in text
+    assert "does not beat colour-only ridge" in text
+    assert "PCC-5" in text
+    assert "chosen on" in text
+    assert "published" in text
+    assert "B_3 (2)" in text  # unscored genes
+    assert scored[0].hash() in text
 
 
-def test_the_report_needs_nothing_but_itself(page):
-    assert len(page) < 5e6
-    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", page, flags=re.DOTALL)
+def test_the_report_needs_nothing_but_itself(text):
+    assert len(text) < 5e6
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", text, flags=re.DOTALL)
     assert [about for about, _ in scripts] == [' type="application/json" id="viewer-data"', ""]
     assert scripts[1][1] == (Path(report.__file__).parent / "viewer.js").read_text(encoding="utf-8")
     assert not re.search(r"https?:|fetch|XMLHttp|WebSocket|import|innerHTML|eval|Function\(", scripts[1][1])
-    page = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
-    sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
+    text = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", text)
     assert sources
     assert all(source.startswith(("data:image/", "#")) for source in sources)
-    assert "<script" not in page
-    assert "@import" not in page
+    assert "<script" not in text
+    assert "@import" not in text
     anchors = {source[1:] for source in sources if source.startswith("#")}
-    assert anchors <= set(re.findall(r'id="([^"]+)"', page))
+    assert anchors <= set(re.findall(r'id="([^"]+)"', text))
 
 
-def test_a_nasty_title_is_escaped(page):
-    assert "Made &#34;data&#34; &lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in page
+def test_a_nasty_title_is_escaped(text):
+    assert "Made &#34;data&#34; &lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
 
 
 def test_the_report_asks_for_scores_first(fresh):

@@ -57,10 +57,9 @@ def test_a_model_counts_once_all_folds_are_predicted_and_a_page_never_shrinks(fr
     assert run.report.stat().st_mtime_ns == written
 
 
-def test_a_finished_page_says_nothing_of_what_is_to_come(scored, monkeypatch):
-    study, _ = scored
-    assert UNDONE not in write_report(study, unfinished=True).read_text(encoding="utf-8")
-    assert read_json(study.run.evaluation / "covers.json")["coming"] == []
+def test_a_finished_page_says_nothing_of_what_is_to_come(page, scored):
+    assert UNDONE not in page.read_text(encoding="utf-8")
+    assert read_json(scored[0].run.evaluation / "covers.json")["coming"] == []
 
 
 def test_no_early_score_stands_without_every_baseline(fresh):

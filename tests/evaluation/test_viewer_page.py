@@ -28,14 +28,6 @@ def content(scored_once):
         return viewer_content(study, scores, "vision_mlp")
 
 
-@pytest.fixture(scope="module")
-def page(scored_once):
-    outputs, study, _ = scored_once
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HISTOCRYPT_OUTPUTS", str(outputs))
-        return write_report(study)
-
-
 @pytest.fixture
 def changed(scored_once, tmp_path, monkeypatch):
     """The scored study in a folder of one's own, to change after it was scored: (study, scores)."""

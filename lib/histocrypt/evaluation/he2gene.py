@@ -1,4 +1,12 @@
-"""What a multi-task model says beyond the panel, scored on held-out patients: genes with signal, tumour, smoothing."""
+"""What a multi-task model says beyond the panel, scored on held-out patients: genes with signal, tumour, smoothing.
+
+A gene has signal where it is predicted better than chance. Permuting single spots would break the pattern of the tissue
+and call every smooth prediction significant. Here the predicted map is moved as a whole over the measured one: every
+shift of the array, wrapped round at its rim, of the map as it is and mirrored both ways. Each gene keeps its own
+pattern and prediction keeps its own; only their places part. Tissue does not fill its array: spots that meet no spot
+after a shift are left out of it, and shifts that keep fewer than half of the spots are not used. Correlations at all
+shifts at once are cross-correlations, by Fourier transform.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +20,7 @@ from histocrypt.evaluation import metrics
 from histocrypt.evaluation.bootstrap import draw_weights, interval
 from histocrypt.evaluation.metrics import is_constant, pearson
 from histocrypt.files import read_json
-from histocrypt.pipeline.predictions import Joined, as_mapping, join, read_h5ad, read_prediction
+from histocrypt.pipeline.predictions import as_mapping, join, read_h5ad, read_prediction
 from histocrypt.spatial import array_of, spot_pitch, squares, touching
 from histocrypt.targets.matrix import Label
 
@@ -24,17 +32,7 @@ if TYPE_CHECKING:
 
     from histocrypt.paths import RunFolder
 
-# ---- signal
-# Which genes are predicted better than chance, where neighbouring spots resemble one another.
-#
-# Permuting single spots would break the pattern of the tissue and call every smooth prediction significant. Here the
-# predicted map is moved as a whole over the measured one: every shift of the array, wrapped round at its rim, of the
-# map as it is and mirrored both ways. Each gene keeps its own pattern and prediction keeps its own; only their places
-# part. Tissue does not fill its array: spots that meet no spot after a shift are left out of it, and shifts that keep
-# fewer than half of the spots are not used. Correlations at all shifts at once are cross-correlations, by Fourier
-# transform.
-
-
+CP10K = "log1p_cp10k"
 LEAST_OVERLAP = 0.5
 """Share of a section's spots that a shift has to keep."""
 CHUNK = 256
@@ -180,14 +178,8 @@ def array_or_nearest(section: object) -> np.ndarray:
     return np.rint((coords - coords.min(axis=0)) / spot_pitch(coords))[:, ::-1].astype(np.int64)
 
 
-# ---- multitask
-
-
-CP10K = "log1p_cp10k"
-
-
 def read_heads(path: Path) -> AnnData:
-    """Read what a multi-task model predicts beside the panel, so that `truth.join` takes it as a prediction."""
+    """Read what a multi-task model predicts beside the panel, so that `join` takes it as a prediction."""
     heads = read_h5ad(path, what="file of auxiliary predictions", fix="train the model again")
     heads.layers[CP10K] = heads.X
     heads.uns["prediction"] = {**heads.uns["prediction"], "transforms": [CP10K]}
@@ -206,43 +198,31 @@ def auxiliary_signal(
     sections
         Cleaned sections by id: those that ``heads`` predicts.
     draws, seed
-        See `signal.gene_signal`.
+        See `gene_signal`.
 
     Returns
     -------
-    Columns of `signal.gene_signal`, and ``patient``, ``symbol``, ``sections``.
+    Columns of `gene_signal`, and ``patient``, ``symbol``, ``sections``.
     """
     import pandas as pd
 
     tables = []
-    for patient, named in by_patient(heads).items():
+    known = heads.obs[["patient", "section"]].astype(str).drop_duplicates()
+    for patient, named in known.groupby("patient", sort=False)["section"]:
         joined = [join(heads, sections[name], name, transforms=[CP10K]) for name in named]
-        shared = [gene for gene in joined[0].genes if all(gene in set(one.genes) for one in joined[1:])]
+        shared = joined[0].genes[np.all([np.isin(joined[0].genes, pair.genes) for pair in joined], axis=0)]
         pairs = []
-        for one in joined:
-            columns = pd.Index(one.genes).get_indexer(shared)
-            rows = sections[one.section].obs_names.get_indexer(_barcodes(one))
-            grid = array_or_nearest(sections[one.section])[rows]
-            pairs.append(Pair(one.section, one.true[CP10K][:, columns], one.predicted[CP10K][:, columns], grid))
-        table = gene_signal(pairs, np.array(shared, dtype=str), draws=draws, seed=seed)
+        for pair in joined:
+            columns = pd.Index(pair.genes).get_indexer(shared)
+            barcodes = [name.removeprefix(f"{pair.section}:") for name in pair.spots]
+            grid = array_or_nearest(sections[pair.section])[sections[pair.section].obs_names.get_indexer(barcodes)]
+            pairs.append(Pair(pair.section, pair.true[CP10K][:, columns], pair.predicted[CP10K][:, columns], grid))
+        table = gene_signal(pairs, shared, draws=draws, seed=seed)
         symbols = dict(zip(joined[0].genes, joined[0].symbols, strict=True))
         table.insert(0, "patient", patient)
         table.insert(2, "symbol", [symbols[gene] for gene in table["gene"]])
         tables.append(table.assign(sections=len(named)))
     return pd.concat(tables, ignore_index=True)
-
-
-def by_patient(heads: AnnData) -> dict[str, list[str]]:
-    """Return the sections of each patient that a file predicts."""
-    found: dict[str, list[str]] = {}
-    pairs = heads.obs[["patient", "section"]].astype(str).drop_duplicates()
-    for patient, section in pairs.itertuples(index=False):
-        found.setdefault(patient, []).append(section)
-    return found
-
-
-def _barcodes(one: Joined) -> list[str]:
-    return [name.removeprefix(f"{one.section}:") for name in one.spots]
 
 
 def tumour_score(

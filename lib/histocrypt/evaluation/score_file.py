@@ -129,7 +129,8 @@ def _notes(pair: Any, constant: np.ndarray, dropped: dict[str, int], genes: str)
 def render(result: ScoreResult, *, as_json: bool = False) -> str:
     """Return the scores as a table, or as JSON with every gene."""
     if as_json:
-        return json.dumps(_plain(result.__dict__), indent=2, ensure_ascii=False, allow_nan=False)
+        plain = json.loads(json.dumps(result.__dict__), parse_constant=lambda _: None)  # NaN is no JSON
+        return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
     one = noun(result.matrix)
     heads = [(metric.title, max(11, len(metric.title) + 2)) for metric in METRICS.values()]
     lines = [
@@ -163,11 +164,3 @@ def _within_line(transform: str, found: dict[str, float]) -> str:
     beside = f"{profile:.3f} by the training mean alone" if np.isfinite(profile) else "the training mean is not known"
     gone = f", {found['undefined']} constant spots left out" if found["undefined"] else ""
     return f"Within spots ({transform}): Spearman {found['mean']:.3f}; {beside} ({found['spots']} spots{gone})"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,4 +1,8 @@
-"""Controls above one picture. The picture is an ordinary output of the cell, so it is there without any controls."""
+"""Viewers for JupyterLab: controls above one picture.
+
+The picture is an ordinary output of the cell, so it is there without any controls. `view_results` shows predictions of
+held-out sections, `view_sections` raw sections, for looking; nothing is chosen by either.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +25,18 @@ if TYPE_CHECKING:
     from histocrypt.sections.section import Section, SectionFiles
     from histocrypt.study import Study
 
-# ---- board
-
-
 DPI = 120
+STORED = "stored"
+"""Values as they are in the file."""
+OF_COUNTS = {
+    "log1p_cp10k": "depth-normalised, ln(1 + counts per 10 000)",
+    "log1p": "raw, ln(1 + count)",
+    "log2p1": "raw, log2(1 + count)",
+    STORED: "raw counts",
+}
+OF_MATRIX = {"proportion": "proportion", "spot_rank": "rank within the spot", STORED: "as stored"}
+SUGGESTIONS = 300
+MAX_SIDE = 900
 HINT = "Controls appear here where this notebook runs in JupyterLab; the picture below is the first view."
 
 
@@ -134,10 +146,6 @@ def gene_box(names: list[str], value: str, *, label: str = "Gene") -> Widget:
     return labelled("Combobox", label, options=names, value=value, ensure_option=False, continuous_update=False)
 
 
-# ---- results
-# Measured, predicted and residual values beside the H&E: pick model, section, gene and transform.
-
-
 def view_results(study: Study, *, model: str = "", section: str = "", gene: str = "", transform: str = "") -> Board:
     """Return the viewer of a study's predictions of held-out sections; ``show()`` displays it.
 
@@ -181,23 +189,6 @@ def view_results(study: Study, *, model: str = "", section: str = "", gene: str 
         return draw(seen, touching=touching, opacity=opacity), sentence(seen)
 
     return Board(controls, view)
-
-
-# ---- sections
-# Raw sections: pick section, gene and transform, and see them over the H&E. For looking; nothing is chosen by it.
-
-
-STORED = "stored"
-"""Values as they are in the file."""
-OF_COUNTS = {
-    "log1p_cp10k": "depth-normalised, ln(1 + counts per 10 000)",
-    "log1p": "raw, ln(1 + count)",
-    "log2p1": "raw, log2(1 + count)",
-    STORED: "raw counts",
-}
-OF_MATRIX = {"proportion": "proportion", "spot_rank": "rank within the spot", STORED: "as stored"}
-SUGGESTIONS = 300
-MAX_SIDE = 900
 
 
 def view_sections(

@@ -19,9 +19,9 @@ from histocrypt import paths
 from histocrypt.evaluation import figures, maps, wording
 from histocrypt.evaluation.figures import embed
 from histocrypt.evaluation.metrics import METRICS
+from histocrypt.evaluation.pool import POOLED
 from histocrypt.evaluation.scores import (
     CEILING,
-    POOLED,
     WITHIN,
     Scores,
     covering,

@@ -1,4 +1,9 @@
-"""Which sections and genes travel inside the report: few enough for a page, spread over good and bad ones by rule."""
+"""The viewer of the report: a few sections and genes of every model, small enough to travel inside the page.
+
+What is embedded is chosen by rule, and the page says by which: sections and genes spread evenly from the best
+predicted to the worst, and the genes that the study names (``evaluation.markers``). Values travel as 16-bit steps of
+each gene's range in each section, spots as discs over one small JPEG of the section.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +32,8 @@ if TYPE_CHECKING:
     from histocrypt.report.views import Views
     from histocrypt.study import Study
 
-# ---- viewer choice
-
-
+STEPS = 2**16 - 1
+JPEG_QUALITY = 72
 SECTIONS, GENES, FEWEST_GENES = 6, 24, 3
 BUDGET = 2_500_000
 """Characters of the page that values and spots may take; pictures of tissue come on top, some 50 kB each."""
@@ -106,18 +110,6 @@ def _markers(views: Views) -> tuple[list[str], list[str]]:
         except InputError:
             unknown.append(given)
     return list(dict.fromkeys(found)), unknown
-
-
-# ---- viewer page
-# The viewer of the report: a few sections and genes of every model, small enough to travel inside the page.
-#
-# What is embedded is chosen by rule, and the page says by which: sections and genes spread evenly from the best
-# predicted to the worst, and the genes that the study names (``evaluation.markers``). Values travel as 16-bit steps
-# of each gene's range in each section, spots as discs over one small JPEG of the section.
-
-
-STEPS = 2**16 - 1
-JPEG_QUALITY = 72
 
 
 def viewer_content(study: Study, scores: Scores, model: str) -> dict[str, Any]:
