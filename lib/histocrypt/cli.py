@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from histocrypt.download.fetch import download
+from histocrypt import __version__
 from histocrypt.encrypted import commands as fhe
 from histocrypt.errors import InputError
 
@@ -16,11 +16,65 @@ app = typer.Typer(
     help="Private prediction of spatial gene expression from H&E histology.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # rich costs as much as all the rest, and cuts long options at 80 columns
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 app.add_typer(fhe.app, name="fhe")
-app.command()(download)
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001  typer calls it so
+    if asked:
+        typer.echo(f"histocrypt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def download(
+    source: Annotated[
+        str | None, typer.Argument(help="her2st, hbcis, hest or visium; without it, all are listed.")
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Sections; without any, their names are listed.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder; default HISTOCRYPT_DATA/<source>.")] = None,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Accept a licence that forbids silent use (HEST).")
+    ] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="Leave out whole-slide images where a smaller image serves.")
+    ] = False,
+    token_file: Annotated[Path | None, typer.Option(help="File with a Hugging Face token; else HF_TOKEN.")] = None,
+    mirror: Annotated[str | None, typer.Option(help="Fetch from <address>/<role> instead of the hosts.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds without a byte before trying again.")] = 60.0,
+) -> None:
+    """Fetch public sections: resumable, checksummed, licence and citation shown."""
+    from histocrypt.download.fetch import download_by_name
+
+    try:
+        download_by_name(
+            source,
+            names or [],
+            to,
+            accepted=accept_licence,
+            small=small,
+            token_file=token_file,
+            mirror=mirror,
+            timeout_s=timeout,
+            say=typer.echo,
+        )
+    except KeyboardInterrupt:  # here, since typer would end without a word
+        typer.echo("histocrypt: interrupted; what came is kept, the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()

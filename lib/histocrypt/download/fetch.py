@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
 
-import typer
-
+from histocrypt import paths
 from histocrypt.download import sources
-from histocrypt.download.catalogue import SOURCES, Source, accept
+from histocrypt.download.catalogue import SOURCES, Source, about, accept, source_named
 from histocrypt.download.transfer import Fetched, Web, fetch, left_to_fetch, need_space
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.options import DEMO, SectionSource
@@ -23,36 +21,26 @@ from histocrypt.study import Study
 # ---- commands
 
 
-def download(
-    source: Annotated[
-        str | None, typer.Argument(help="her2st, hbcis, hest or visium; without it, all are listed.")
-    ] = None,
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Sections; without any, their names are listed.")
-    ] = None,
-    to: Annotated[Path | None, typer.Option(help="Folder; default HISTOCRYPT_DATA/<source>.")] = None,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Accept a licence that forbids silent use (HEST).")
-    ] = False,
-    small: Annotated[
-        bool, typer.Option("--small", help="Leave out whole-slide images where a smaller image serves.")
-    ] = False,
-    token_file: Annotated[Path | None, typer.Option(help="File with a Hugging Face token; else HF_TOKEN.")] = None,
-    mirror: Annotated[str | None, typer.Option(help="Fetch from <address>/<role> instead of the hosts.")] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds without a byte before trying again.")] = 60.0,
+def download_by_name(
+    source: str | None,
+    names: list[str],
+    to: Path | None,
+    *,
+    accepted: bool,
+    small: bool,
+    token_file: Path | None,
+    mirror: str | None,
+    timeout_s: float,
+    say: Callable[[str], None],
 ) -> None:
-    """Fetch public sections: resumable, checksummed, licence and citation shown."""
-    from histocrypt import paths
-    from histocrypt.download.catalogue import SOURCES, about, accept, source_named
-    from histocrypt.download.transfer import Web
-
+    """Do what ``histocrypt download`` was asked for: list data sets, list sections of one, or fetch some."""
     if source is None:
-        typer.echo("\n\n".join(about(known) for known in SOURCES.values()))
+        say("\n\n".join(about(known) for known in SOURCES.values()))
         return
     chosen = source_named(source).mirrored(mirror)
-    typer.echo(about(chosen))
+    say(about(chosen))
     if names:
-        accept(chosen, accepted=accept_licence)
+        accept(chosen, accepted=accepted)
     token = read_token(token_file) if chosen.gated else None
     if names and chosen.gated and token is None:
         raise InputError(
@@ -60,38 +48,28 @@ def download(
             file=chosen.homepage,
             fix="accept its terms there, then set HF_TOKEN or --token-file",
         )
-    with Web(token=token, token_host=next(iter(chosen.hosts.values())), read_s=timeout) as web:
+    with Web(token=token, token_host=next(iter(chosen.hosts.values())), read_s=timeout_s) as web:
         if not names:
-            typer.echo("\n" + "\n".join(chosen.names or section_names(chosen, web)))
+            say("\n" + "\n".join(chosen.names or section_names(chosen, web)))
             return
         folder = to if to is not None else paths.data() / chosen.name
-        try:
-            found = download_sections(
-                chosen, names, folder, web=web, accepted=accept_licence, small=small, say=typer.echo
-            )
-        except KeyboardInterrupt:  # here, since typer would end without a word
-            typer.echo("histocrypt: interrupted; what came is kept, the same command goes on from there", err=True)
-            raise typer.Exit(130) from None
-    typer.echo(
-        "\nIn a study:\nsections:\n"
-        + "\n".join(study_entry(chosen.name, section.name, section.path) for section in found)
-    )
+        sections = download_sections(chosen, names, folder, web=web, accepted=accepted, small=small, say=say)
+    entries = "\n".join(study_entry(chosen.name, section.name, section.path) for section in sections)
+    say(f"\nIn a study:\nsections:\n{entries}")
 
 
 def study_entry(source: str, name: str, path: Path) -> str:
     """Return the lines of a study that name a fetched section; sections of one block have one patient."""
-    from histocrypt.download.sources import block_of
-
     lines = [f"  - path: {path.absolute()}"]
     if source == "visium":  # Space Ranger knows no patients
-        lines.append(f"    patient: {block_of(name)}      # as far as the name tells: correct it if you know better")
+        lines.append(
+            f"    patient: {sources.block_of(name)}      # as far as the name tells: correct it if you know better"
+        )
     return "\n".join(lines)
 
 
 def read_token(file: Path | None) -> str | None:
     """Return the user's Hugging Face token from a file, else from where the hub's own tools keep it; never shown."""
-    from histocrypt import paths
-
     if file is None:
         return paths.hugging_face_token()
     try:
