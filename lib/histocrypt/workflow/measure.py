@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ SHARE = 0.02
 """Sampling may take this share of a core; where a look takes long, looks become rarer."""
 NO_KERNEL = ("Kernel didn't respond", "Kernel died before replying")
 """What Jupyter says of a kernel that hangs or dies as it starts, as one does now and then where many start at once."""
+
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+UNUSED = ("rfc3987_syntax", "rfc3987", "pyarrow", "pyarrow.fs")
+"""What papermill and what it stands on would import and never use here; the first alone takes over a second."""
 
 
 class Family:
@@ -172,8 +178,53 @@ def _values(arguments: list[str]) -> dict[str, str]:
 
 def main(log: str, module: str, *arguments: str) -> None:
     """Run a module as a program, measured."""
+    if module not in sys.modules:  # in a preloaded process it is there, and the notebook's kernel is a fork of it
+        for unused in UNUSED:
+            sys.modules.setdefault(unused, None)
+    if module == "papermill":
+        _follow_cells(Path(log))
     sys.argv = [module, *arguments]
     measured(Path(log), _values(list(arguments)), lambda: _run(module))
+
+
+def cell_beside(log: Path) -> Path:
+    """Return where a running job says which cell it is at: number, number of cells, last heading."""
+    return log.with_suffix(".cell")
+
+
+def _follow_cells(log: Path) -> None:
+    """Have papermill say which cell it is at, and drop what shows no more once a notebook is closed."""
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **settings: Any) -> Any:
+            cells, start = nb_man.nb.cells, nb_man.cell_start
+            titles = [_heading(cell) for cell in cells]
+
+            def said(cell: Any, cell_index: int, **more: Any) -> None:
+                title = next(filter(None, reversed(titles[: cell_index + 1])), "")
+                with suppress(OSError):
+                    cell_beside(log).write_text(f"{cell_index + 1} {len(cells)} {title}", encoding="utf-8")
+                start(cell, cell_index, **more)
+
+            nb_man.cell_start = said
+            try:
+                return super().execute_managed_notebook(nb_man, kernel_name, **settings)
+            finally:
+                cell_beside(log).unlink(missing_ok=True)
+                for cell in cells:  # progress bars and their like stand still at what they first showed
+                    if cell.cell_type == "code":
+                        cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+                nb_man.nb.metadata.pop("widgets", None)
+
+    for name in (None, "nbclient"):
+        papermill_engines.register(name, Engine)
+
+
+def _heading(cell: Any) -> str:
+    lines = cell.source.splitlines() if cell.cell_type == "markdown" else []
+    return next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
 
 
 def _run(module: str) -> None:
@@ -188,4 +239,9 @@ def _run(module: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from histocrypt.workflow.preloaded import ask
+
+    code = ask("histocrypt.workflow.measure", sys.argv[1:])
+    if code is None:
+        main(*sys.argv[1:])
+    sys.exit(code)

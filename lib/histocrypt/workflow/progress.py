@@ -1,35 +1,35 @@
-"""Reads what Snakemake says while it runs: which notebook starts, which has ended, which has failed for good."""
+"""What is known of a run while it goes on, from the events of Snakemake, and why a job failed, from what it printed."""
 
 from __future__ import annotations
 
 import errno
+import json
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.study import Study
 
-# ---- progress
+MARK = "\x01"
+"""Begins a line of `snakemake_logger_plugin_histocrypt`; all others come from programs that Snakemake starts."""
 
-
-_LOG = re.compile(r"^\s+log: (\S+)")
-_JOB = re.compile(r"^\s+jobid: (\d+)")
-_SUBMITTED = re.compile(r"^Job (\d+) has been submitted with SLURM jobid (\d+) \(log: (.+)\)")
-_FINISHED = re.compile(r"^Finished jobid: (\d+)")
-_STEPS = re.compile(r"^(\d+) of (\d+) steps")
-_MESSAGE = re.compile(r"^\s+message: .*SLURM status is: '(\w+)'")
-_REFUSED = re.compile(r"^\s+message: SLURM sbatch failed\. The error message was '(.*?)'?\.?$")
-_FAILED = re.compile(r"^\s+log: (.+?)(?:, (.+))?\s+\(check log file")
+# What Snakemake and its SLURM executor tell in words only.
+_SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+) \(log: (.+)\)")
+_AGAIN = re.compile(r"Trying to restart job (\d+)\.")
+_STATUS = re.compile(r"SLURM status is: '(\w+)'")
+_REFUSED = re.compile(r"SLURM sbatch failed\. The error message was '(.*?)'?\.?(?:$|For further)", re.MULTILINE)
 _MEMORY = re.compile(r"^slurmstepd.* error: .*(?:exceeded memory limit|oom[-_]kill)", re.MULTILINE | re.IGNORECASE)
-_RESOURCES = re.compile(r"^\s+resources: (?:.*, )?mem_mb=(\d+)")
-_AGAIN = re.compile(r"^Trying to restart job (\d+)\.")
+
+LATE = 0.95
+"""A job that takes longer than was expected of it counts as done by this much."""
 
 
 @dataclass
@@ -46,66 +46,122 @@ class Failure:
 
 
 @dataclass
+class Job:
+    """A notebook that runs, or waits on a cluster."""
+
+    name: str
+    """As people read it."""
+    log: Path | None = None
+    memory_mb: int = 0
+    expected_s: float = 0.0
+    began: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been running."""
+        return time.monotonic() - self.began
+
+
+@dataclass
 class Progress:
     """What is known of a run so far."""
 
-    failed: dict[str, Failure] = field(default_factory=dict)
+    expected: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that jobs are expected to take, by the names of their logs."""
+    total: int = 0
+    """Notebooks that this run is to execute."""
+    done: int = 0
+    failed: dict[int, Failure] = field(default_factory=dict)
     """By Snakemake's number of the job."""
-    started: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Name and time of the jobs that have not ended, by the same number."""
+    running: dict[int, Job] = field(default_factory=dict)
+    """By the same number, longest first."""
     anything: bool = False
     """Whether there was anything to do."""
-    memory_mb: dict[str, int] = field(default_factory=dict)
-    """What jobs asked for, by the same number."""
-    _name: str = ""
-    _job: str = ""
-    _slurm: str = ""
-    _refused: str = ""
-    _steps: str = ""
+    _began: float = field(default_factory=lambda: time.monotonic())
+    _targets: int = 0
+    _measured: list[tuple[float, float]] = field(default_factory=list)
+    """Seconds expected and taken, of each job that has ended."""
+    _waiting: set[str] = field(default_factory=set)
 
-    def read(self, line: str) -> str:
-        """Take in one line of Snakemake's output and return what to tell the user; mostly nothing."""
-        if match := _FAILED.match(line):
-            ended = _ended(self._slurm, Path((match[2] or match[1]).split(", ")[-1]))
-            self.failed[self._job] = Failure(Path(match[1]), ended, self._refused, self.memory_mb.get(self._job, 0))
-            self._slurm = self._refused = ""
-        elif match := _LOG.match(line):
-            self._name = Path(match[1]).stem
-        elif match := _JOB.match(line):
-            self._job = match[1]
-            if self._name:
-                name, self._name = self._name, ""
-                return self._starts(readable(name), "...")
-        elif match := _RESOURCES.match(line):
-            self.memory_mb[self._job] = int(match[1])
-        elif match := _SUBMITTED.match(line):
-            # Executors differ in whether they also name the notebook's own log, as a run on this machine does.
-            self._job = match[1]
-            if match[1] not in self.started:
-                return self._starts(_submitted(Path(match[3])), f"submitted, SLURM job {match[2]}")
-        elif match := _MESSAGE.match(line):
-            self._slurm = match[1]
-        elif match := _REFUSED.match(line):
-            self._refused = match[1]
-        elif match := _AGAIN.match(line):
-            failure = self.failed.pop(match[1], None)
-            name, _ = self.started.pop(match[1], ("", 0.0))
-            if failure and not name:
-                name = readable(failure.log.stem)
-            why = f" ({failure.slurm})" if failure and failure.slurm else ""
-            return f"{name} failed{why}; tried once more, with twice the memory and time" if name else ""
-        elif match := _FINISHED.match(line):
-            name, began = self.started.pop(match[1], ("", 0.0))
-            if name:
-                return f"{name} done in {time.monotonic() - began:.0f} s{self._steps}"
-        elif match := _STEPS.match(line):
-            self._steps = f"  ({match[1]} of {match[2]} steps)"
+    def take(self, event: Mapping[str, Any]) -> str:
+        """Take in one event and return what to tell the user; mostly nothing."""
+        match event["event"]:
+            case "run_info":
+                stats = {name: count for name, count in event["stats"].items() if name not in ("all", "total")}
+                self._waiting = {*stats}
+                self._targets = event["stats"].get("total", 0) - sum(stats.values())
+                self.total = max(self.total, sum(stats.values()))
+            case "progress":
+                self.total = max(self.total, event["total"] - self._targets)
+            case "job_info" if event["log"]:
+                log, asked = Path(event["log"][0]), event["resources"]
+                memory, expected = asked.get("mem_mb"), asked.get("expected_s")
+                self._start(
+                    event["job"],
+                    Job(
+                        readable(log.stem),
+                        log,
+                        memory if isinstance(memory, int) else 0,
+                        self.expected.get(log.stem) or (expected if isinstance(expected, int) else 0),
+                    ),
+                )
+            case "job_finished" if job := self.running.pop(event["job"], None):
+                self.done += 1
+                self.failed.pop(event["job"], None)
+                self._measured.append((job.expected_s, job.seconds))
+                return f"{job.name} done in {job.seconds:.0f} s  ({self.done} of {max(self.total, self.done)})"
+            case "job_error" if event["log"]:
+                return self._fail(event["job"], *map(Path, event["log"]), message=event["message"])
+            case None if match := _SUBMITTED.match(event["text"]):
+                number, slurm, log = int(match[1]), match[2], Path(match[3])
+                if number not in self.running:  # its executor tells no more of it
+                    self._start(number, Job(_submitted(log)))
+                    return f"{self.running[number].name} submitted, SLURM job {slurm}"
+            case None if match := _AGAIN.match(event["text"]):
+                if failure := self.failed.pop(int(match[1]), None):
+                    return f"{readable(failure.log.stem)} is tried once more, with twice the memory and time"
         return ""
 
-    def _starts(self, name: str, how: str) -> str:
-        self.started[self._job] = (name, time.monotonic())
+    def _start(self, number: int, job: Job) -> None:
+        self.running[number] = job
         self.anything = True
-        return f"{name} {how}"
+        if job.log:
+            self._waiting.discard(job.log.stem)
+
+    def _fail(self, number: int, log: Path, *more: Path, message: str) -> str:
+        job = self.running.pop(number, None)
+        status, refused = _STATUS.search(message), _REFUSED.search(message)
+        slurm = _ended(status[1], more[-1] if more else log) if status else ""
+        self.failed[number] = Failure(log, slurm, refused[1] if refused else "", job.memory_mb if job else 0)
+        return f"{readable(log.stem)} failed{f' ({slurm})' if slurm else ''}"
+
+    def left(self) -> tuple[float, float] | None:
+        """Return the share of the work that is done, and the seconds that are left; None while nothing is known.
+
+        What was expected of jobs is scaled by what those that have ended took, and as many jobs are taken to run side
+        by side as did so far.
+        """
+        expected, took = (sum(column) for column in zip(*self._measured, strict=True)) if self._measured else (0, 0)
+        rate = took / expected if expected else 1.0
+        known = [self.expected[name] for name in self._waiting if name in self.expected]
+        mean = expected / len(self._measured) if self._measured else 0.0
+        rest = sum(known) + mean * max(0, self.total - self.done - len(self.running) - len(known))
+        if not rest and not self.running:
+            return None
+        spent = took + sum(job.seconds for job in self.running.values())
+        rest = rate * rest + sum(
+            max(rate * job.expected_s - job.seconds, (1 - LATE) * rate * job.expected_s)
+            for job in self.running.values()
+        )
+        side_by_side = max(1.0, spent / max(1.0, time.monotonic() - self._began))
+        return spent / (spent + rest) if rest else LATE, rest / side_by_side
+
+
+def parse(line: str) -> dict[str, Any]:
+    """Return the event in a line of Snakemake's output; a line of another program is a text."""
+    if line.startswith(MARK):
+        return json.loads(line.removeprefix(MARK))
+    return {"event": None, "text": line.removesuffix("\n")}
 
 
 def readable(job: str) -> str:

@@ -90,8 +90,10 @@ def run_study(
             )
             # Nobody else runs this study (we hold its lock): a Snakemake lock can only be left over from a kill.
             shutil.rmtree(study.run.root / ".snakemake" / "locks", ignore_errors=True)
+            threads, gpus = command.profile.threads, command.profile.gpus
+            expected = {job.name: job.asks(threads=threads, gpus=gpus).seconds for job in outline.jobs}
             return recorded(
-                lambda: watch(line, study, lock, cluster),
+                lambda: watch(line, study, lock, cluster, expected=expected),
                 study,
                 profile=command.profile.folder,
                 until=until,

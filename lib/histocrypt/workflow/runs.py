@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import read_json
+from histocrypt.workflow.progress import readable
 from histocrypt.workflow.record import Record, Run, added_up, belonging, read_record
 
 if TYPE_CHECKING:
@@ -251,11 +252,6 @@ def outcome(run: Run) -> str:
     failed = ", ".join(readable(job) for job in run.failed[:2]) + (" ..." if len(run.failed) > 2 else "")
     ended = f"{run.outcome}: {failed}" if failed else run.outcome
     return f"{ended}, until {run.until}" if run.until and run.outcome == "finished" else ended
-
-
-def readable(job: str) -> str:
-    """Return the name of a job for people."""
-    return job.replace("__", " ")
 
 
 def commit(git: dict[str, Any]) -> str:

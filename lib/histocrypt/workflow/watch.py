@@ -1,18 +1,19 @@
-"""Follows a run: a line as each notebook starts and ends, and one sentence for each that failed."""
+"""Follows a run: how far it is, and one sentence for each notebook that failed."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
@@ -20,7 +21,10 @@ from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.study import Study
 from histocrypt.workflow.cluster import Cluster
-from histocrypt.workflow.progress import Failure, Progress, full_disk, mistake, readable, reason, refused
+from histocrypt.workflow.measure import cell_beside
+from histocrypt.workflow.preloaded import Preloaded
+from histocrypt.workflow.progress import Failure, Job, Progress, full_disk, mistake, parse, readable, reason, refused
+from histocrypt.workflow.runs import duration
 
 LOOK_S = 30
 """How often a cluster is asked for jobs that will never start."""
@@ -28,6 +32,9 @@ GRACE_S = 5.0
 """How long what is to end is waited for, each time it is asked."""
 ASKED = 6
 """How often it is asked before it is ended by force."""
+REDRAWN_S, TOLD_S = 0.5, 60.0
+"""How often the line in a terminal is rewritten, and how often one is printed elsewhere."""
+CLEAR = "\x1b[2K"
 SLURM_ENDS = {
     "OUT_OF_MEMORY": "it took more memory than it had asked for, twice as much the second time, and SLURM ended it",
     "TIMEOUT": "it took more time than it had asked for, twice as much the second time, and SLURM ended it",
@@ -39,44 +46,71 @@ SLURM_ENDS = {
 """Why a job ended that was ended from outside; a notebook's log knows nothing of it."""
 
 
-def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | None = None) -> int:
-    """Run Snakemake, print one line as each notebook starts and ends, and explain a failure."""
-    began, clock = time.monotonic(), time.time()
-    progress = Progress()
+def watch(
+    command: list[str],
+    study: Study,
+    lock: IO[str],
+    cluster: Cluster | None = None,
+    *,
+    expected: Mapping[str, float] | None = None,
+) -> int:
+    """Run Snakemake, show how far it is, explain a failure, and return the exit code.
+
+    Parameters
+    ----------
+    command
+        Snakemake's.
+    study
+        What is run.
+    lock
+        The study's open lock file, which Snakemake inherits: the study stays locked until both have ended.
+    cluster
+        Where jobs go, if not to this machine.
+    expected
+        Seconds that jobs are expected to take, by name.
+    """
+    clock = time.time()
+    progress = Progress(expected or {})
     log_path, last = study.run.logs / "snakemake.log", deque(maxlen=15)
-    stuck = _stuck_told(cluster, began) if cluster else nullcontext()
-    # Unbuffered: nothing is kept back that a full disk would refuse at the end.
-    with log_path.open("wb", buffering=0) as log, stuck, _ended_as_by_ctrl_c():
-        # The child inherits the lock: if this process is killed outright, the study stays locked until Snakemake ends.
+    command = [*command[:3], "--logger=histocrypt", *command[3:]]
+    environment = cluster.environment() if cluster else dict(os.environ)
+    with (
+        Teller(progress) as teller,
+        nullcontext() if cluster else Preloaded() as preloaded,
+        # Unbuffered: nothing is kept back that a full disk would refuse at the end.
+        log_path.open("wb", buffering=0) as log,
+        _stuck_told(cluster, teller) if cluster else nullcontext(),
+        _ended_as_by_ctrl_c(),
+    ):
         process = subprocess.Popen(
             command,
             cwd=paths.repository(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            pass_fds=[lock.fileno()],
+            pass_fds=[lock.fileno(), *(preloaded.held if preloaded else ())],
             start_new_session=True,
-            env=cluster.environment() if cluster else None,
+            env=environment | (preloaded.environment if preloaded else {}),
         )
         try:
             for line in process.stdout:
-                last.append(line)
+                event = parse(line)
+                last.append(event["text"] + "\n")
                 with suppress(OSError):  # a full disk is said at the end
-                    log.write(line.encode())
-                if news := progress.read(line):
-                    _say(began, news)
+                    log.write(last[-1].encode())
+                teller.take(event)
             code = process.wait()
         except KeyboardInterrupt:
-            _say(began, "interrupted: jobs are being stopped")
-            stop(process, asked=1 if cluster else ASKED)
+            teller.say("interrupted: jobs are being stopped")
+            stop(process, asked=1 if cluster else ASKED, beside=preloaded.pid if preloaded else None)
             if cluster:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 try:
                     cluster.cancel()
                 except InputError as error:
-                    _say(began, f"interrupted, but jobs may still run: {error.problem}; the same command ends them")
+                    teller.say(f"interrupted, but jobs may still run: {error.problem}; the same command ends them")
                     return 130
-            _say(began, "interrupted: jobs stopped; what was finished is kept, the same command goes on from there")
+            teller.say("interrupted: jobs stopped; what was finished is kept, the same command goes on from there")
             return 130
     if code:
         failures = list(progress.failed.values())
@@ -90,11 +124,90 @@ def watch(command: list[str], study: Study, lock: IO[str], cluster: Cluster | No
         _explain(failures, study)
         return 2 if any(mistake(failure.log) for failure in failures) else 1
     if not progress.anything:
-        _say(began, "nothing to do: every artifact is newer than what it is made from")
+        teller.say("nothing to do: every artifact is newer than what it is made from")
     report = study.run.report
     if report.is_file() and (not progress.anything or report.stat().st_mtime >= clock):  # an older one is of other runs
-        _say(began, f"report: {report}")
+        teller.say(f"report: {report}")
     return 0
+
+
+class Teller:
+    """Tells how far a run is: one line rewritten in place in a terminal, else a line a minute and one for each job."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._began, self._lock = progress, time.monotonic(), threading.Lock()
+        self._live, self._ended = sys.stdout.isatty(), threading.Event()
+        self._said = float("-inf")
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
+
+    def __enter__(self) -> Teller:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        with self._lock:
+            self._clear()
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take in an event, and tell what is new."""
+        with self._lock:
+            news = self._progress.take(event)
+            if news and not (self._live and event["event"] == "job_finished"):
+                self._print(news)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        with self._lock:
+            self._print(text)
+
+    def _go_on(self) -> None:
+        while not self._ended.wait(REDRAWN_S):
+            with self._lock:
+                if self._live or time.monotonic() - self._said >= TOLD_S:
+                    self._tell()
+
+    def _tell(self) -> None:
+        if not self._progress.running:
+            return
+        self._said = time.monotonic()
+        if self._live:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{CLEAR}{self._line()[:width]}", end="", flush=True)
+        else:
+            print(self._line(), flush=True)
+
+    def _line(self) -> str:
+        progress = self._progress
+        first, *others = progress.running.values()
+        parts = [first.name + _cell(first) + (f", and {len(others)} more" if others else "")]
+        parts.append(f"{progress.done} of {max(progress.total, progress.done + len(progress.running))} done")
+        if left := progress.left():
+            parts.append(f"{left[0]:.0%}")
+            parts.append(f"{duration(left[1])} left" if progress.done else f"about {duration(left[1])}")
+        return f"{self._time()} {' | '.join(parts)}"
+
+    def _print(self, text: str) -> None:
+        self._clear()
+        print(f"{self._time()} {text}", flush=True)
+
+    def _clear(self) -> None:
+        if self._live:
+            print(f"\r{CLEAR}", end="", flush=True)
+
+    def _time(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        return f"[{minutes:02d}:{seconds:02d}]"
+
+
+def _cell(job: Job) -> str:
+    """Return which cell a job is at, as far as it says so."""
+    try:
+        number, of, title = cell_beside(job.log).read_text(encoding="utf-8").split(" ", 2)
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return f", cell {number} of {of}" + (f" ({title})" if title else "")
 
 
 @contextmanager
@@ -117,7 +230,7 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def _stuck_told(cluster: Cluster, began: float) -> Iterator[None]:
+def _stuck_told(cluster: Cluster, teller: Teller) -> Iterator[None]:
     """Tell of jobs that the cluster will never start; Snakemake waits for them for ever, without a word."""
     ended = threading.Event()
 
@@ -128,7 +241,7 @@ def _stuck_told(cluster: Cluster, began: float) -> Iterator[None]:
                 if job not in told:
                     told.add(job)
                     why = f"asks for what the cluster will not give (SLURM job {job}: {why})"
-                    _say(began, f"{name} {why}; see docs/slurm.md")
+                    teller.say(f"{name} {why}; see docs/slurm.md")
 
     threading.Thread(target=look, daemon=True).start()
     try:
@@ -137,7 +250,7 @@ def _stuck_told(cluster: Cluster, began: float) -> Iterator[None]:
         ended.set()
 
 
-def stop(process: subprocess.Popen, *, asked: int = ASKED) -> None:
+def stop(process: subprocess.Popen, *, asked: int = ASKED, beside: int | None = None) -> None:
     """Stop Snakemake and all that it started here: as by Ctrl-C, more than once, and in the end by force.
 
     A Ctrl-C can be lost. asyncio, which Snakemake and papermill rest on, drops one that comes just as a task ends, and
@@ -150,18 +263,22 @@ def stop(process: subprocess.Popen, *, asked: int = ASKED) -> None:
         Snakemake, the leader of its process group.
     asked
         How often to ask before force; each time it has `GRACE_S` seconds. A second Ctrl-C ends the waiting.
+    beside
+        The preloaded process, whose forks are jobs, too.
     """
     below = set()
     with suppress(KeyboardInterrupt):
         for _ in range(asked):
             if process.poll() is not None:
                 break
-            below |= _below(process.pid)  # kernels have groups of their own, and are orphans once their job has ended
+            below |= _below(process.pid) | _below(
+                beside
+            )  # kernels have groups of their own, and are orphans once their job has ended
             os.killpg(process.pid, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=GRACE_S)
         psutil.wait_procs(below, timeout=GRACE_S)
-    below |= _below(process.pid)
+    below |= _below(process.pid) | _below(beside)
     process.kill()  # first, or it would start others
     for one in below:
         with suppress(psutil.NoSuchProcess):
@@ -169,16 +286,11 @@ def stop(process: subprocess.Popen, *, asked: int = ASKED) -> None:
     process.wait()
 
 
-def _below(pid: int) -> set[psutil.Process]:
+def _below(pid: int | None) -> set[psutil.Process]:
     """Return all processes below one; none if it has ended."""
     with suppress(psutil.NoSuchProcess):
-        return set(psutil.Process(pid).children(recursive=True))
+        return set(psutil.Process(pid).children(recursive=True)) if pid else set()
     return set()
-
-
-def _say(began: float, text: str) -> None:
-    minutes, seconds = divmod(int(time.monotonic() - began), 60)
-    print(f"[{minutes:02d}:{seconds:02d}] {text}", flush=True)
 
 
 def _explain(failures: list[Failure], study: Study) -> None:

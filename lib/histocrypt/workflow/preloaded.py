@@ -1,0 +1,256 @@
+"""A process that has imported everything, and forks itself for each job of one thread.
+
+Imports cost a job some six seconds of CPU, more than many notebooks take for their work. `watch` starts this process
+beside Snakemake (`Preloaded`); `measure` asks it for a fork (`ask`), which runs the job in place of a new interpreter,
+with the environment, folder and output of who asked. Where there is none, or a job is given several threads (libraries
+read their number as they load), jobs start as everywhere.
+
+No thread runs here and no GPU is touched, so a fork is as good as a new process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+VARIABLE = "HISTOCRYPT_PRELOADED"
+"""Holds the socket at which forks are asked for."""
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "NUMBA", "OPENBLAS")}
+BACKEND = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "TQDM_DISABLE": "1"}
+"""What a kernel sets before it imports anything; here the imports come first."""
+MODULES = (
+    "tqdm.auto",  # before IPython: in text, which is turned off
+    "histocrypt.torchvision_ops",
+    *("torch.nn.functional", "torch.optim", "torch.utils.data", "torchvision.models", "torchvision.transforms.v2"),
+    *("anndata", "h5py", "pandas", "safetensors.torch", "PIL.Image", "scipy.spatial", "scipy.stats", "scipy.ndimage"),
+    *("sklearn.linear_model", "sklearn.neighbors", "sklearn.metrics", "sklearn.decomposition", "sklearn.cluster"),
+    *("skimage.color", "skimage.filters", "skimage.measure", "skimage.morphology", "skimage.transform"),
+    *("matplotlib.pyplot", "ipykernel.kernelapp", "ipykernel.ipkernel", "papermill.cli"),
+)
+
+
+class Preloaded:
+    """The process, from where it is entered to where it is left; jobs find it by `environment`."""
+
+    def __init__(self) -> None:
+        self.pid: int | None = None
+        self.environment: dict[str, str] = {}
+
+    def __enter__(self) -> Preloaded:
+        from histocrypt.machine import gpus
+
+        if sys.platform == "linux" and not gpus():  # no library forks well on macOS, and no CUDA anywhere
+            self._folder = tempfile.TemporaryDirectory(prefix="histocrypt-")
+            path = Path(self._folder.name) / "socket"
+            inside, self._outside = os.pipe()
+            command = [sys.executable, "-m", "histocrypt.workflow.preloaded", str(path), str(inside)]
+            environment = {**os.environ, **ONE_THREAD, **BACKEND}
+            self._process = subprocess.Popen(
+                command, env=environment, pass_fds=[inside], stdin=subprocess.DEVNULL, start_new_session=True
+            )
+            os.close(inside)
+            self.pid, self.environment = self._process.pid, {VARIABLE: str(path)}
+        return self
+
+    @property
+    def held(self) -> list[int]:
+        """The file that Snakemake must inherit: this process ends when it and its heirs have closed it."""
+        return [self._outside] if self.pid else []
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.pid:
+            os.close(self._outside)
+            self._process.kill()
+            self._process.wait()
+            self._folder.cleanup()
+
+
+def ask(module: str, arguments: list[str]) -> int | None:
+    """Have a fork run ``module`` with these arguments and return its exit code; None where no fork can be had.
+
+    It prints to where this process prints. Ctrl-C is passed on to it, and it does not outlive this process.
+    """
+    path = os.environ.get(VARIABLE)
+    if not path or any(os.environ.get(name, "1") != "1" for name in ONE_THREAD):
+        return None
+    with socket.socket(socket.AF_UNIX) as line:
+        try:
+            line.connect(path)
+            job = {"module": module, "arguments": arguments, "environment": dict(os.environ), "folder": str(Path.cwd())}
+            socket.send_fds(line, [b"J"], [1, 2])
+            line.sendall(json.dumps(job).encode() + b"\n")
+            said = line.makefile()
+            pid = int(said.readline())
+        except (OSError, ValueError):
+            return None
+        signal.signal(signal.SIGINT, lambda *_: os.kill(pid, signal.SIGINT))
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+        code = said.readline()
+    return int(code) if code else 128 + signal.SIGKILL
+
+
+def _serve(path: str, alive: int) -> Callable[[], int] | None:
+    """Wait for those who ask, and fork; return in the fork what it is to do, and None when nobody can ask any more."""
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(path)
+        door.listen(64)
+        _import_all()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no job is waited for here: each tells its own end
+        while alive not in (ready := select.select([door, alive], [], [])[0]):
+            line, _ = door.accept() if door in ready else (None, None)
+            if os.fork() == 0:
+                os.close(alive)
+                return lambda: _job(line)
+            line.close()
+    return None
+
+
+def _import_all() -> None:
+    root = Path(__file__).parents[1]
+    ours = (
+        "histocrypt." + ".".join(file.relative_to(root).with_suffix("").parts) for file in sorted(root.rglob("*.py"))
+    )
+    for name in (*MODULES, *(name for name in ours if "__" not in name and "cli" not in name)):
+        with suppress(ImportError):  # whoever needs it says so
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy what is shared
+
+
+def _job(line: socket.socket) -> int:
+    """Become the process that somebody asked for, and tell them how it ended."""
+    import numpy as np
+
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _, descriptors, _, _ = socket.recv_fds(line, 1, 2)
+    job = json.loads(line.makefile().readline())
+    for number, descriptor in enumerate(descriptors, start=1):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(job["environment"])
+    os.chdir(job["folder"])
+    random.seed()
+    np.random.seed()  # noqa: NPY002  a fork would go on with the state of its parent
+    _fork_kernels()
+    line.sendall(f"{os.getpid()}\n".encode())
+    threading.Thread(target=_end_with, args=(line,), daemon=True).start()
+    sys.argv = [job["module"], *job["arguments"]]
+    code = _ended(lambda: importlib.import_module(job["module"]).main(*job["arguments"]))
+    with suppress(OSError):
+        line.sendall(f"{code}\n".encode())
+    return code
+
+
+def _ended(work: Callable[[], object]) -> int:
+    """Do work as the last thing of a process, and return the exit code that it would have."""
+    try:
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as error:  # noqa: BLE001  what an interpreter does at its end
+        traceback.print_exc()
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _end_with(line: socket.socket) -> None:
+    """End this process and all below it when who asked for it is gone."""
+    import psutil
+
+    with suppress(OSError):
+        line.recv(1)
+    for process in [*psutil.Process().children(recursive=True), psutil.Process()]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+class _Kernel:
+    """A forked kernel, as jupyter_client handles one that it started."""
+
+    stdin = stdout = stderr = None
+    returncode: int | None = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def poll(self, *, flags: int = os.WNOHANG) -> int | None:
+        if self.returncode is None:
+            with suppress(ChildProcessError):
+                pid, status = os.waitpid(self.pid, flags)
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self) -> int | None:
+        return self.poll(flags=0)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+def _fork_kernels() -> None:
+    """Let jupyter_client fork this process where it would start this Python as a kernel."""
+    from jupyter_client.provisioning import local_provisioner
+
+    start = local_provisioner.launch_kernel
+
+    def launch(command: list[str], **settings: object) -> object:
+        program, *arguments = command
+        if program != sys.executable or arguments[:2] != ["-m", "ipykernel_launcher"]:
+            return start(command, **settings)
+        if (pid := os.fork()) == 0:
+            os.setpgid(0, 0)
+            os._exit(_ended(lambda: _kernel(arguments[2:], settings.get("env"), settings.get("cwd"))))
+        with suppress(PermissionError):
+            os.setpgid(pid, pid)  # here, too: who signals the kernel's group must not meet ours
+        return _Kernel(pid)
+
+    local_provisioner.launch_kernel = launch
+
+
+def _kernel(arguments: list[str], environment: dict[str, str] | None, folder: str | None) -> None:
+    import asyncio
+
+    from ipykernel.kernelapp import IPKernelApp
+
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.update(environment or {})
+    os.chdir(folder or ".")
+    sys.path[0] = ""
+    asyncio.set_event_loop(asyncio.new_event_loop())
+
+    IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
+
+
+if __name__ == "__main__":
+    if work := _serve(sys.argv[1], int(sys.argv[2])):
+        os._exit(work())
