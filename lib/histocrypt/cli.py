@@ -11,6 +11,7 @@ import typer
 from histocrypt import __version__
 from histocrypt.encrypted import commands as fhe
 from histocrypt.errors import InputError
+from histocrypt.paths import use_writable_caches
 
 app = typer.Typer(
     help="Private prediction of spatial gene expression from H&E histology.",
@@ -246,6 +247,7 @@ def _joined_parameters(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Entry point: user mistakes become one sentence and exit code 2."""
     try:
+        use_writable_caches()
         arguments = sys.argv[1:]
         if arguments[:2] in (["fhe", "evaluate"], ["fhe", "serve"]) and len(arguments) > 2:
             from histocrypt.encrypted.engine import restart_to_collect_early

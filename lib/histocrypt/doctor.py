@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from histocrypt import __version__, paths
+from histocrypt.machine import usable_cores
 
 SET_UP = "bash install_host.sh"
 TIMEOUT_S = 180
@@ -66,7 +67,7 @@ PROBES: dict[str, tuple[str, str]] = {
         f"{SET_UP}; the library itself comes with the package openslide-bin",
     ),
     "section files": (
-        "import anndata, h5py, scanpy; print('anndata', anndata.__version__ + ', scanpy', scanpy.__version__)",
+        "import anndata, h5py; print('anndata', anndata.__version__ + ', h5py', h5py.__version__)",
         SET_UP,
     ),
     "encoder weights": (
@@ -92,7 +93,7 @@ def examine() -> list[Finding]:
     -------
     Findings in a fixed order; an import that fails is one of them and never an exception.
     """
-    with ThreadPoolExecutor(max_workers=min(4, _cores())) as pool:
+    with ThreadPoolExecutor(max_workers=min(4, usable_cores())) as pool:
         probes = [pool.submit(_probe, name, code, mend) for name, (code, mend) in PROBES.items()]
         quick = [_shielded(look) for look in (_python, _package, _locked, _kernel)]
         machine = [_shielded(look) for look in (_processor, _memory, _disk, _data)]
@@ -195,13 +196,8 @@ def _kernel() -> Finding:
     return Finding(name, f"histocrypt, {spec.parent}")
 
 
-def _cores() -> int:
-    # macOS has no affinity; elsewhere it is what a scheduler or a container left to this process.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _processor() -> Finding:
-    return Finding("cores", f"{_cores()} of {os.cpu_count()} usable, {platform.system()} {platform.machine()}")
+    return Finding("cores", f"{usable_cores()} of {os.cpu_count()} usable, {platform.system()} {platform.machine()}")
 
 
 def _memory() -> Finding:
@@ -255,8 +251,7 @@ def _slurm() -> Finding:
     try:
         plugin = version("snakemake-executor-plugin-slurm")
     except PackageNotFoundError:
-        mend = f"{sys.executable} -m pip install snakemake-executor-plugin-slurm==2.8.0"
-        return Finding(name, "sbatch is here, snakemake-executor-plugin-slurm is not", "absent", mend)
+        return Finding(name, "sbatch is here, snakemake-executor-plugin-slurm is not", "absent", SET_UP)
     return Finding(name, f"sbatch, snakemake-executor-plugin-slurm {plugin}")
 
 

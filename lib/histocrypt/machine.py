@@ -17,9 +17,6 @@ from histocrypt import paths
 if TYPE_CHECKING:
     import torch
 
-# ---- device
-# The one place that chooses the device.
-
 
 def choose_device() -> torch.device:
     """Return the best device present: CUDA, then Apple MPS, then CPU."""
@@ -32,8 +29,9 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
-# ---- memory
-# The largest memory a process has held.
+def usable_cores() -> int:
+    """Return the number of cores this process may use: what a scheduler or a container left to it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # none on macOS
 
 
 def peak_gib(process: int | None = None) -> float | None:
@@ -58,9 +56,6 @@ def peak_gib(process: int | None = None) -> float | None:
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-# ---- machine
 
 
 PACKAGES = (
@@ -131,10 +126,9 @@ def machine() -> dict[str, Any]:
     """Return the processor, cores, memory in GiB, GPUs and operating system of this machine."""
     import psutil
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "processor": processor(),
-        "cores": usable,
+        "cores": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -10,7 +10,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +49,27 @@ def resolve(path: str, folder: str | Path | None = None) -> Path:
         return data() / path.removeprefix("data:")
     own = Path(path).expanduser()
     return own if folder is None else Path(os.path.normpath(Path(folder) / own))
+
+
+def use_writable_caches() -> None:
+    """Lead the caches of numba, matplotlib and fontconfig to a temporary folder where the usual ones cannot be written.
+
+    They fail, or warn, on a read-only installation whose user has no home. Child processes inherit the setting.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  Path raises without a home
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        writable = os.access(home, os.W_OK)
+    except OSError:
+        writable = False
+    if writable:
+        return
+    folder = tempfile.mkdtemp(prefix="histocrypt-cache-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ.setdefault("MPLCONFIGDIR", folder)
+    os.environ["XDG_CACHE_HOME"] = folder
+    if not os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("NUMBA_CACHE_DIR", folder)
 
 
 def threads(default: int | None = None) -> int:

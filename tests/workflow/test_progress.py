@@ -13,7 +13,8 @@ STARTED = {"event": "job_info", "job": 7, "log": [LOG], "resources": {"mem_mb": 
 FINISHED = {"event": "job_finished", "job": 7, "text": ""}
 SUBMITTED = {
     "event": None,
-    "text": "Job 7 has been submitted with SLURM jobid 12 (log: /run/logs/slurm/rule_30_training__resnet18__fold_1/12.log).",
+    "text": "Job 7 has been submitted with SLURM jobid 12"
+    " (log: /run/logs/slurm/rule_30_training__resnet18__fold_1/12.log).",
 }
 FAILED = {
     "event": "job_error",

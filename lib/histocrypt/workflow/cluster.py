@@ -21,7 +21,7 @@ from pathlib import Path
 from histocrypt.errors import InputError
 from histocrypt.study import Study
 from histocrypt.workflow.command import Profile
-from histocrypt.workflow.progress import job_of_rule
+from histocrypt.workflow.progress import readable
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "sinfo", "scontrol")
 REMEMBERED_S = 240
@@ -103,7 +103,7 @@ class Cluster:
         for line in said.stdout.splitlines():
             job, name, why, what = [*line.split("|", 3), "", "", ""][:4]
             if name.startswith(f"{self.prefix}_") and NEVER.fullmatch(why):
-                found[job] = (job_of_rule(*what.removeprefix("rule_").partition("_wildcards_")[::2]), why)
+                found[job] = (readable(what.removeprefix("rule_")), why)
         return found
 
     def cancel(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 
 from histocrypt import paths
 from histocrypt.errors import InputError
+from histocrypt.machine import usable_cores
 from histocrypt.study import Study
 
 
@@ -70,11 +70,6 @@ def _found(given: Path) -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     raise InputError("profile has no config.yaml", file=given, fix="workflow/profiles/local is an example")
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _number(content: dict, name: str, default: int, file: Path) -> int:

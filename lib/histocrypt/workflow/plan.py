@@ -12,8 +12,9 @@ from pathlib import Path
 
 from histocrypt import paths
 from histocrypt.errors import InputError
+from histocrypt.machine import usable_cores
 from histocrypt.workflow.artifacts import same_under_new_rules
-from histocrypt.workflow.command import Command, usable_cores
+from histocrypt.workflow.command import Command
 from histocrypt.workflow.resources import disk_bytes
 from histocrypt.workflow.stages import Outline
 

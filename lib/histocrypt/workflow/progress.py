@@ -28,6 +28,20 @@ _STATUS = re.compile(r"SLURM status is: '(\w+)'")
 _REFUSED = re.compile(r"SLURM sbatch failed\. The error message was '(.*?)'?\.?(?:$|For further)", re.MULTILINE)
 _MEMORY = re.compile(r"^slurmstepd.* error: .*(?:exceeded memory limit|oom[-_]kill)", re.MULTILINE | re.IGNORECASE)
 
+# What jobs print.
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|disk is full|file write failed", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"^(?:\w+\.)*(?:MemoryError|OutOfMemoryError|_ArrayMemoryError)\b|DefaultCPUAllocator: can't allocate|oom[-_]kill"
+    r"|Cannot allocate memory|CUDA out of memory",
+    re.MULTILINE,
+)
+_DEAD = re.compile(r"DeadKernelError|Kernel died|^Killed$|\bKilled\b.*papermill", re.MULTILINE)
+_RAISED = re.compile(r"^(?P<name>(?:\w+\.)*\w+)\s+Traceback \(most recent call last\)$", re.MULTILINE)
+_INPUT = re.compile(r"^(?:histocrypt\.errors\.)?InputError: (.+)$", re.MULTILINE)
+_REFUSED_INPUT = re.compile(r"^ +(?:histocrypt\.errors\.)?InputError: (.+)$", re.MULTILINE)
+
+FULL = 2**20
+"""With less than this left, bytes, a disk is full: a notebook could not be written."""
 LATE = 0.95
 """A job that takes longer than was expected of it counts as done by this much."""
 
@@ -113,9 +127,10 @@ class Progress:
             case "job_error" if event["log"]:
                 return self._fail(event["job"], *map(Path, event["log"]), message=event["message"])
             case None if match := _SUBMITTED.match(event["text"]):
-                number, slurm, log = int(match[1]), match[2], Path(match[3])
+                number, slurm = int(match[1]), match[2]
                 if number not in self.running:  # its executor tells no more of it
-                    self._start(number, Job(_submitted(log)))
+                    name, log = _submitted(Path(match[3]))
+                    self._start(number, Job(readable(name), log, 0, self.expected.get(name, 0)))
                     return f"{self.running[number].name} submitted, SLURM job {slurm}"
             case None if match := _AGAIN.match(event["text"]):
                 if failure := self.failed.pop(int(match[1]), None):
@@ -177,39 +192,11 @@ def _ended(slurm: str, log: Path) -> str:
     return slurm
 
 
-def _submitted(log: Path) -> str:
-    """Return a job's name from the path of SLURM's log: ``rule_train/resnet18_fold_1/17.log``."""
-    parts = log.parts
-    at = next((index for index, part in enumerate(parts) if part.startswith("rule_")), None)
-    if at is None:
-        return log.stem
-    return job_of_rule(parts[at].removeprefix("rule_"), *parts[at + 1 : -1])
-
-
-def job_of_rule(rule: str, *wildcards: str) -> str:
-    """Return the name of a rule's job as people read it: its notebook, and what it is run for."""
-    return " ".join([readable(rule), *filter(None, wildcards)])
-
-
-# ---- reasons
-# Why a job failed, in one sentence, from what it printed and from how things stand.
-
-
-FULL = 2**20
-"""With less than this left, bytes, a disk is full: a notebook could not be written."""
-_FULL = re.compile(
-    r"No space left on device|Disk quota exceeded|disk is full|file write failed",
-    re.IGNORECASE,
-)
-_OUT_OF_MEMORY = re.compile(
-    r"^(?:\w+\.)*(?:MemoryError|OutOfMemoryError|_ArrayMemoryError)\b|DefaultCPUAllocator: can't allocate|oom[-_]kill"
-    r"|Cannot allocate memory|CUDA out of memory",
-    re.MULTILINE,
-)
-_DEAD = re.compile(r"DeadKernelError|Kernel died|^Killed$|\bKilled\b.*papermill", re.MULTILINE)
-_RAISED = re.compile(r"^(?P<name>(?:\w+\.)*\w+)\s+Traceback \(most recent call last\)$", re.MULTILINE)
-_INPUT = re.compile(r"^(?:histocrypt\.errors\.)?InputError: (.+)$", re.MULTILINE)
-_REFUSED_INPUT = re.compile(r"^ +(?:histocrypt\.errors\.)?InputError: (.+)$", re.MULTILINE)
+def _submitted(log: Path) -> tuple[str, Path]:
+    """Return a job and its own log from the path of SLURM's: ``logs/slurm/rule_20_preprocessing__S_1/17.log``."""
+    folder = next((parent for parent in log.parents if parent.name.startswith("rule_")), log)
+    job = folder.name.removeprefix("rule_")
+    return job, folder.parents[1] / f"{job}.log"
 
 
 def reason(log: Path, study: Study, *, memory_mb: int = 0) -> str:
