@@ -21,6 +21,13 @@ def test_import_loads_nothing_heavy(module):
     assert loaded == ""
 
 
+def test_help_and_version_start_at_once():
+    loaded = fresh(
+        "import sys, histocrypt.cli; print(*sorted({'httpx', 'numpy', 'pydantic', 'rich'} & set(sys.modules)))"
+    )
+    assert loaded == ""
+
+
 def test_torchvision_works_after_the_cure():
     code = (
         "import histocrypt.torchvision_ops, torch, torchvision\n"

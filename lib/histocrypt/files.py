@@ -1,4 +1,4 @@
-"""Atomic writes: a file is there whole, or not at all."""
+"""Atomic writes: a file is there whole, or not at all; and checksums, as hosts publish them or as written here."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from histocrypt.errors import InputError
-
-# ---- atomic
-
 
 PARTIAL = re.compile(r"^\..+?\.(?:(?P<host>[^.]+)\.)?(?P<pid>\d+)\.partial")
 """Names of files that are being written: by which process of which machine."""
@@ -57,18 +54,12 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; an unreadable one is an `InputError` that names it."""
-    from histocrypt.errors import InputError
-
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=path) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"is not readable as JSON ({error})", file=path) from error
-
-
-# ---- checksum
-# Checksums as hosts publish them, and those written here where a host publishes none.
 
 
 BLOCK = 2**20

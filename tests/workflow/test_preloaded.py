@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux 
 def ready():
     """The process, and the environment of who may ask it."""
     with Preloaded() as process:
+        process.start()
         if process.pid is None:
             pytest.skip("there is a GPU")
         yield process, {**os.environ, **process.environment, **ONE_THREAD}

@@ -1,13 +1,16 @@
-"""A run that is asked to stop ends, with all that it started, even where the first Ctrl-C is lost."""
+"""A run tells how far it is, and ends when it is asked to, with all that it started, even where a Ctrl-C is lost."""
 
+import io
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
 
 from histocrypt.workflow import watch
+from histocrypt.workflow.progress import Progress
 
 LOSES_ONE = """
 import signal, time
@@ -60,3 +63,31 @@ def test_an_ended_process_is_no_mistake(started):
     assert process.wait() == 0
     watch.stop(process)
     assert process.returncode == 0
+
+
+class Terminal(io.StringIO):
+    """What is printed to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_one_line_tells_notebook_cell_share_and_time_left(tmp_path, monkeypatch, terminal):
+    monkeypatch.setattr(sys, "stdout", Terminal() if terminal else io.StringIO())
+    monkeypatch.setattr(watch, "REDRAWN_S", 0.05)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "30_training__m__final.cell").write_text("5 9 What it learned")
+    job = {"event": "job_info", "job": 1, "log": [str(tmp_path / "30_training__m__final.log")], "resources": {}}
+    with watch.Teller(Progress({"30_training__m__final": 60.0, "72_viewer": 60.0})) as teller:
+        teller.take({"event": "run_info", "stats": {"30_training__m__final": 1, "72_viewer": 1, "total": 2}})
+        teller.take(job)
+        time.sleep(0.3)
+        teller.take({"event": "job_finished", "job": 1})
+        teller.say("the end")
+    said = sys.stdout.getvalue()
+    line = "[00:00] 30_training m final, cell 5 of 9 (What it learned) | 0 of 2 done | 0% | about 2 min"
+    assert (said.count(line) > 1) is terminal, "rewritten in place, or told once a minute"
+    assert line in said
+    assert ("30_training m final done in 0 s  (1 of 2)" in said) is not terminal
+    assert said.endswith(f"[00:00] the end\n\r{watch.CLEAR}" if terminal else "[00:00] the end\n")

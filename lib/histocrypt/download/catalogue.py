@@ -5,91 +5,13 @@ Addresses are those publicly known. The code that uses them is tested against a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-
+from histocrypt.download.sources import HER2ST_SECTIONS, VISIUM_VERSIONS, Hbcis, Her2st, Hest, Source, Visium
 from histocrypt.errors import InputError, unknown_name
-
-
-@dataclass(frozen=True)
-class Source:
-    """One data set that can be fetched."""
-
-    name: str
-    title: str
-    homepage: str
-    hosts: Mapping[str, str]
-    """What its files are asked from, by role; each without a slash at the end."""
-    licence: str
-    licence_url: str
-    citation: str
-    terms: str = ""
-    """Why the licence must be accepted by hand; empty where attribution is all that it asks."""
-    gated: bool = False
-    """Whether the host asks for the user's own access token."""
-    names: tuple[str, ...] = ()
-    """What may be asked for; empty where only the host knows."""
-    example: str = ""
-    note: str = ""
-
-    def mirrored(self, address: str | None) -> Source:
-        """Return the source with every host replaced by ``<address>/<role>``; as it is where ``address`` is None."""
-        if address is None:
-            return self
-        return replace(self, hosts={role: f"{address.rstrip('/')}/{role}" for role in self.hosts})
-
-
-HER2ST_COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
-"""The state of the authors' repository that is fetched; its file list carries a checksum for each file."""
-
-_HER2ST = tuple(
-    f"{patient}{number}"
-    for patient, last in zip("ABCDEFGH", (6, 6, 6, 6, 3, 3, 3, 3), strict=True)
-    for number in range(1, last + 1)
-)
-
-_SPACE_RANGER_1_1 = (
-    "V1_Adult_Mouse_Brain",
-    "V1_Adult_Mouse_Brain_Coronal_Section_1",
-    "V1_Adult_Mouse_Brain_Coronal_Section_2",
-    "V1_Breast_Cancer_Block_A_Section_1",
-    "V1_Breast_Cancer_Block_A_Section_2",
-    "V1_Human_Brain_Section_1",
-    "V1_Human_Brain_Section_2",
-    "V1_Human_Heart",
-    "V1_Human_Lymph_Node",
-    "V1_Mouse_Brain_Sagittal_Anterior",
-    "V1_Mouse_Brain_Sagittal_Anterior_Section_2",
-    "V1_Mouse_Brain_Sagittal_Posterior",
-    "V1_Mouse_Brain_Sagittal_Posterior_Section_2",
-    "V1_Mouse_Kidney",
-)
-_SPACE_RANGER_1_2 = (
-    "Parent_Visium_Human_BreastCancer",
-    "Parent_Visium_Human_Cerebellum",
-    "Parent_Visium_Human_ColorectalCancer",
-    "Parent_Visium_Human_Glioblastoma",
-    "Parent_Visium_Human_OvarianCancer",
-    "Parent_Visium_Human_SpinalCord",
-    "Targeted_Visium_Human_BreastCancer_Immunology",
-    "Targeted_Visium_Human_Cerebellum_Neuroscience",
-    "Targeted_Visium_Human_ColorectalCancer_GeneSignature",
-    "Targeted_Visium_Human_Glioblastoma_Pan_Cancer",
-    "Targeted_Visium_Human_OvarianCancer_Immunology",
-    "Targeted_Visium_Human_OvarianCancer_Pan_Cancer",
-    "Targeted_Visium_Human_SpinalCord_Neuroscience",
-)
-VISIUM_VERSIONS = {
-    **dict.fromkeys(_SPACE_RANGER_1_1, "1.1.0"),
-    **dict.fromkeys(_SPACE_RANGER_1_2, "1.2.0"),
-    "Visium_FFPE_Human_Breast_Cancer": "1.3.0",
-}
-"""Version of Space Ranger, which is part of the address, by name."""
 
 SOURCES = {
     source.name: source
     for source in (
-        Source(
+        Her2st(
             "her2st",
             "HER2-positive breast tumours: 36 sections of 8 patients, ST arrays",
             homepage="https://github.com/almaan/her2st",
@@ -102,11 +24,11 @@ SOURCES = {
             citation="Andersson A. et al., Spatial deconvolution of HER2-positive breast cancer delineates "
             "tumor-associated cell type interactions, Nat Commun 12:6012 (2021), doi:10.1038/s41467-021-26271-2; "
             "archived at zenodo.org/records/4751624",
-            names=_HER2ST,
+            names=HER2ST_SECTIONS,
             example="C2",
             note="from the authors' repository, as the archive's zip files are encrypted; genes are named by symbol.",
         ),
-        Source(
+        Hbcis(
             "hbcis",
             "Human breast cancer in situ: 68 sections of 23 patients, ST arrays",
             homepage="https://data.mendeley.com/datasets/29ntw7sh4r/5",
@@ -117,7 +39,7 @@ SOURCES = {
             "learning, Nat Biomed Eng 4:827 (2020), doi:10.1038/s41551-020-0578-x; data: doi:10.17632/29ntw7sh4r.5",
             example="BC23209_C1",
         ),
-        Source(
+        Visium(
             "visium",
             "10x Genomics' public Visium sections",
             homepage="https://www.10xgenomics.com/datasets",
@@ -129,7 +51,7 @@ SOURCES = {
             example="V1_Breast_Cancer_Block_A_Section_1",
             note="no checksum is published: the first download's is written beside each file.",
         ),
-        Source(
+        Hest(
             "hest",
             "HEST-1k: 1229 sections of many organs and technologies",
             homepage="https://huggingface.co/datasets/MahmoodLab/hest",

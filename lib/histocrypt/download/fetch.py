@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from histocrypt import paths
-from histocrypt.download import sources
-from histocrypt.download.catalogue import SOURCES, Source, about, accept, source_named
+from histocrypt.download.catalogue import SOURCES, about, accept, source_named
+from histocrypt.download.sources import Source, block_of
 from histocrypt.download.transfer import Fetched, Web, fetch, left_to_fetch, need_space
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.options import DEMO, SectionSource
@@ -17,8 +16,6 @@ from histocrypt.sections.identity import SAFE_ID
 from histocrypt.sections.read import find_sections, watched
 from histocrypt.sections.section import SectionFiles
 from histocrypt.study import Study
-
-# ---- commands
 
 
 def download_by_name(
@@ -50,7 +47,7 @@ def download_by_name(
         )
     with Web(token=token, token_host=next(iter(chosen.hosts.values())), read_s=timeout_s) as web:
         if not names:
-            say("\n" + "\n".join(chosen.names or section_names(chosen, web)))
+            say("\n" + "\n".join(chosen.names or chosen.sections(web)))
             return
         folder = to if to is not None else paths.data() / chosen.name
         sections = download_sections(chosen, names, folder, web=web, accepted=accepted, small=small, say=say)
@@ -62,9 +59,7 @@ def study_entry(source: str, name: str, path: Path) -> str:
     """Return the lines of a study that name a fetched section; sections of one block have one patient."""
     lines = [f"  - path: {path.absolute()}"]
     if source == "visium":  # Space Ranger knows no patients
-        lines.append(
-            f"    patient: {sources.block_of(name)}      # as far as the name tells: correct it if you know better"
-        )
+        lines.append(f"    patient: {block_of(name)}      # as far as the name tells: correct it if you know better")
     return "\n".join(lines)
 
 
@@ -81,12 +76,6 @@ def read_token(file: Path | None) -> str | None:
     return token
 
 
-# ---- fetching
-# From names to sections on disk: what a source must do, in order, for each of its sections.
-
-
-MODULES: dict[str, ModuleType] = {"her2st": sources, "hbcis": sources, "visium": sources, "hest": sources}
-"""Each has ``names(source, web)``, ``files(source, web, name, small=)`` and ``finish(source, folder, name)``."""
 NEAR = 12
 """How many names a message lists where there are too many for all."""
 
@@ -99,11 +88,6 @@ class Section:
     path: Path
     """What a study names, and `histocrypt check`."""
     files: list[Fetched]
-
-
-def section_names(source: Source, web: Web) -> list[str]:
-    """Return what may be asked for; asks the host where the catalogue does not know."""
-    return MODULES[source.name].names(source, web)
 
 
 def download_sections(
@@ -124,7 +108,7 @@ def download_sections(
     source
         Where from; `Source.mirrored` for another address.
     names
-        Sections, as `section_names` returns them.
+        Sections, as `Source.sections` returns them.
     folder
         Where to; made if needed.
     web
@@ -143,14 +127,14 @@ def download_sections(
         cannot be fetched.
     """
     accept(source, accepted=accepted)
-    module, names = MODULES[source.name], list(dict.fromkeys(names))
-    known = section_names(source, web)
+    names = list(dict.fromkeys(names))
+    known = source.sections(web)
     for name in names:
         if name not in known:
             raise _unknown(source, name, known)
         if not SAFE_ID.match(name):  # a listing may hold anything
             raise InputError("name of the section cannot be that of a file", file=source.homepage, value=name)
-    listed = {name: module.files(source, web, name, small=small) for name in names}
+    listed = {name: source.files(web, name, small=small) for name in names}
     needed = sum(left_to_fetch(file, folder) for files in listed.values() for file in files)
     need_space(folder, needed, ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))
     found = []
@@ -160,7 +144,7 @@ def download_sections(
             result = fetch(web, file, folder, progress=progress)
             say(f"{result.how:8} {result.path}  ({result.path.stat().st_size:,} bytes; checked: {result.checked})")
             fetched.append(result)
-        found.append(Section(name, module.finish(source, folder, name), fetched))
+        found.append(Section(name, source.finish(folder, name), fetched))
     return found
 
 
@@ -178,7 +162,6 @@ def _unknown(source: Source, name: str, known: list[str]) -> InputError:
     )
 
 
-# ---- local
 # What is here already: sections in a folder, and those that a study asks for. Only names are read, no counts.
 
 

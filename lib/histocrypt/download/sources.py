@@ -1,4 +1,4 @@
-"""HBCIS from Mendeley Data: listed with a SHA-256 for each file; its metadata.csv says which belong together."""
+"""Where each data set's sections come from: which files its host lists, and how they become what the readers know."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import csv
 import gzip
 import re
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.download.catalogue import HER2ST_COMMIT, VISIUM_VERSIONS, Source
 from histocrypt.download.transfer import RemoteFile, Web, fetch, shown, unpack
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
@@ -20,11 +21,304 @@ from histocrypt.sections.image import open_image
 if TYPE_CHECKING:
     import pandas as pd
 
-# ---- st tables
-# Published tables of an ST array section - counts, spots, one image - become one `.h5ad` beside its image.
-
-
 DAMAGED = (OSError, EOFError, UnicodeDecodeError, ValueError)
+MOVED = "the host may have changed: see the data set's page"
+HER2ST_COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
+"""The state of the authors' repository that is fetched; its file list carries a checksum for each file."""
+
+HER2ST_SECTIONS = tuple(
+    f"{patient}{number}"
+    for patient, last in zip("ABCDEFGH", (6, 6, 6, 6, 3, 3, 3, 3), strict=True)
+    for number in range(1, last + 1)
+)
+COUNTS, SPOTS, IMAGES = "data/ST-cnts", "data/ST-spotfiles", "data/ST-imgs"
+VERSION, METADATA = 5, "metadata.csv"
+COLUMNS = ("type", "patient", "replicate", "histology_image", "spot_coordinates", "count_matrix")
+REPOSITORY = "datasets/MahmoodLab/hest"
+NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="next"')
+MAX_PAGES = 50
+_SPACE_RANGER_1_1 = (
+    "V1_Adult_Mouse_Brain",
+    "V1_Adult_Mouse_Brain_Coronal_Section_1",
+    "V1_Adult_Mouse_Brain_Coronal_Section_2",
+    "V1_Breast_Cancer_Block_A_Section_1",
+    "V1_Breast_Cancer_Block_A_Section_2",
+    "V1_Human_Brain_Section_1",
+    "V1_Human_Brain_Section_2",
+    "V1_Human_Heart",
+    "V1_Human_Lymph_Node",
+    "V1_Mouse_Brain_Sagittal_Anterior",
+    "V1_Mouse_Brain_Sagittal_Anterior_Section_2",
+    "V1_Mouse_Brain_Sagittal_Posterior",
+    "V1_Mouse_Brain_Sagittal_Posterior_Section_2",
+    "V1_Mouse_Kidney",
+)
+_SPACE_RANGER_1_2 = (
+    "Parent_Visium_Human_BreastCancer",
+    "Parent_Visium_Human_Cerebellum",
+    "Parent_Visium_Human_ColorectalCancer",
+    "Parent_Visium_Human_Glioblastoma",
+    "Parent_Visium_Human_OvarianCancer",
+    "Parent_Visium_Human_SpinalCord",
+    "Targeted_Visium_Human_BreastCancer_Immunology",
+    "Targeted_Visium_Human_Cerebellum_Neuroscience",
+    "Targeted_Visium_Human_ColorectalCancer_GeneSignature",
+    "Targeted_Visium_Human_Glioblastoma_Pan_Cancer",
+    "Targeted_Visium_Human_OvarianCancer_Immunology",
+    "Targeted_Visium_Human_OvarianCancer_Pan_Cancer",
+    "Targeted_Visium_Human_SpinalCord_Neuroscience",
+)
+VISIUM_VERSIONS = {
+    **dict.fromkeys(_SPACE_RANGER_1_1, "1.1.0"),
+    **dict.fromkeys(_SPACE_RANGER_1_2, "1.2.0"),
+    "Visium_FFPE_Human_Breast_Cancer": "1.3.0",
+}
+"""Version of Space Ranger, which is part of the address, by name."""
+NOT_THE_BLOCK = re.compile(r"^(Parent|Targeted)_|_(Immunology|Neuroscience|Pan_Cancer|GeneSignature)$|_Section_\d+$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set that can be fetched."""
+
+    name: str
+    title: str
+    homepage: str
+    hosts: Mapping[str, str]
+    """What its files are asked from, by role; each without a slash at the end."""
+    licence: str
+    licence_url: str
+    citation: str
+    terms: str = ""
+    """Why the licence must be accepted by hand; empty where attribution is all that it asks."""
+    gated: bool = False
+    """Whether the host asks for the user's own access token."""
+    names: tuple[str, ...] = ()
+    """What may be asked for; empty where only the host knows."""
+    example: str = ""
+    note: str = ""
+
+    def mirrored(self, address: str | None) -> Source:
+        """Return the source with every host replaced by ``<address>/<role>``; as it is where ``address`` is None."""
+        if address is None:
+            return self
+        return replace(self, hosts={role: f"{address.rstrip('/')}/{role}" for role in self.hosts})
+
+    def sections(self, web: Web) -> list[str]:
+        """Return the names of what may be asked for; asks the host where the catalogue does not know."""
+        return list(self.names)
+
+    def files(self, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
+        """Return the files of a section; ``small`` leaves out whole-slide images where something smaller serves."""
+        raise NotImplementedError
+
+    def finish(self, folder: Path, name: str) -> Path:
+        """Make of a section's files what the readers know, and return what a study names."""
+        raise NotImplementedError
+
+
+class Her2st(Source):
+    """HER2ST from its authors' repository: listed by GitHub, checked by the names that git gives contents."""
+
+    def files(self, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
+        """Return counts, spots and image of a section; there is no smaller image."""
+        url = f"{self.hosts['api']}/git/trees/{HER2ST_COMMIT}?recursive=1"
+        content, _ = web.json(url)
+        try:
+            listed = {item["path"]: item for item in content["tree"] if item["type"] == "blob"}
+            images = [path for path in listed if _is_image(path, name)]
+            wanted = {
+                f"raw/{name}.tsv.gz": listed[f"{COUNTS}/{name}.tsv.gz"],
+                f"raw/{name}_selection.tsv": listed[f"{SPOTS}/{name}_selection.tsv"],
+                f"HER2ST_{name}.jpg": listed[images[0]] if len(images) == 1 else {},
+            }
+            return [
+                RemoteFile(
+                    f"{self.hosts['raw']}/{HER2ST_COMMIT}/{item['path']}", path, int(item["size"]), f"git:{item['sha']}"
+                )
+                for path, item in wanted.items()
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"listing does not hold section {name} as expected ({error})",
+                file=url,
+                fix="the repository may have moved: see its page",
+            ) from error
+
+    def finish(self, folder: Path, name: str) -> Path:
+        """Write the section file."""
+        return write_section(
+            folder / "raw" / f"{name}.tsv.gz",
+            read_selection(folder / "raw" / f"{name}_selection.tsv"),
+            folder / f"HER2ST_{name}.jpg",
+            folder / f"HER2ST_{name}.h5ad",
+            section=f"HER2ST_{name}",
+            patient=f"HER2ST_{name[0]}",
+            source=self,
+        )
+
+
+def _is_image(path: str, name: str) -> bool:
+    parts = PurePosixPath(path)
+    return parts.parent.as_posix() == f"{IMAGES}/{name[0]}/{name}" and parts.suffix.lower() in {".jpg", ".jpeg"}
+
+
+class Hbcis(Source):
+    """HBCIS from Mendeley Data: listed with a SHA-256 for each file; its metadata.csv says which belong together."""
+
+    def sections(self, web: Web) -> list[str]:
+        """Return the section names: ``<patient>_<replicate>``."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = fetch(web, _file(_listing(self, web), METADATA, METADATA), Path(folder), progress=False).path
+            return sorted(_sections(path))
+
+    def files(self, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
+        """Return metadata, counts, spots and image of a section; there is no smaller image."""
+        listing = _listing(self, web)
+        metadata = _file(listing, METADATA, f"raw/{METADATA}")
+        with tempfile.TemporaryDirectory() as folder:
+            row = _sections(fetch(web, metadata, Path(folder), progress=False).path)[name]
+        return [
+            metadata,
+            _file(listing, row["count_matrix"], f"raw/{name}.counts.tsv.gz"),
+            _file(listing, row["spot_coordinates"], f"raw/{name}.spots.csv.gz"),
+            _file(listing, row["histology_image"], f"HBCIS_{name}.jpg"),
+        ]
+
+    def finish(self, folder: Path, name: str) -> Path:
+        """Write the section file."""
+        row = _sections(folder / "raw" / METADATA)[name]
+        return write_section(
+            folder / "raw" / f"{name}.counts.tsv.gz",
+            read_coordinates(folder / "raw" / f"{name}.spots.csv.gz"),
+            folder / f"HBCIS_{name}.jpg",
+            folder / f"HBCIS_{name}.h5ad",
+            section=f"HBCIS_{name}",
+            patient=f"HBCIS_{row['patient']}",
+            subtype=row["type"],
+            source=self,
+        )
+
+
+def _listing(source: Source, web: Web) -> dict[str, RemoteFile]:
+    """Return every file of the data set, by name."""
+    url = f"{source.hosts['api']}/files?folder_id=root&version={VERSION}"
+    content, _ = web.json(url)
+    try:
+        return {
+            item["filename"]: RemoteFile(
+                item["content_details"]["download_url"],
+                item["filename"],
+                int(item["content_details"]["size"]),
+                f"sha256:{item['content_details']['sha256_hash']}",
+            )
+            for item in content
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"listing is not of the expected form ({error})",
+            file=shown(url),
+            fix=MOVED,
+        ) from error
+
+
+def _file(listing: dict[str, RemoteFile], name: str, path: str) -> RemoteFile:
+    if name not in listing:
+        raise InputError(f"file {name!r} is not in the data set's listing", fix=MOVED)
+    known = listing[name]
+    return RemoteFile(known.url, path, known.size, known.digest)
+
+
+def _sections(path: Path) -> dict[str, dict[str, str]]:
+    """Return the rows of metadata.csv by ``<patient>_<replicate>``."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    for column in COLUMNS:
+        if not rows or column not in rows[0]:
+            raise InputError("column is missing", file=path, field=column, expected=", ".join(COLUMNS))
+    return {f"{row['patient']}_{row['replicate']}": row for row in rows}
+
+
+class Hest(Source):
+    """HEST-1k from the Hugging Face hub, section by section, with the user's own token."""
+
+    def sections(self, web: Web) -> list[str]:
+        """Return the ids of all sections, as the hub lists them."""
+        url = f"{self.hosts['hub']}/api/{REPOSITORY}/tree/main/st"
+        found: list[str] = []
+        for _ in range(MAX_PAGES):
+            content, headers = web.json(url)
+            found += [Path(item["path"]).stem for item in _items(content, url) if item["path"].endswith(".h5ad")]
+            following = NEXT.search(headers.get("Link", ""))
+            if following is None:
+                return sorted(found)
+            url = following[1]
+        return sorted(found)
+
+    def files(self, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
+        """Return counts, metadata and patches of a section, and its whole slide unless ``small``.
+
+        Large files are checked by SHA-256, others by the name that git gives their content.
+        """
+        wanted = [f"st/{name}.h5ad", f"metadata/{name}.json", f"patches/{name}.h5"]
+        if not small:
+            wanted.append(f"wsis/{name}.tif")
+        url = f"{self.hosts['hub']}/api/{REPOSITORY}/paths-info/main"
+        content, _ = web.json(url, method="POST", data={"paths": wanted, "expand": False})
+        known = {item["path"]: item for item in _items(content, url)}
+        if f"st/{name}.h5ad" not in known:
+            raise InputError(f"the hub does not list section {name}", file=self.homepage)
+        found = []
+        for path in wanted:
+            if path not in known:  # a section may lack its patches, or its slide
+                continue
+            large = known[path].get("lfs") or {}
+            digest = f"sha256:{large['oid']}" if "oid" in large else f"git:{known[path]['oid']}"
+            address = f"{self.hosts['hub']}/{REPOSITORY}/resolve/main/{path}"
+            found.append(RemoteFile(address, path, int(large.get("size", known[path]["size"])), digest))
+        return found
+
+    def finish(self, folder: Path, name: str) -> Path:
+        """Return the section file: HEST's own layout is read as it is."""
+        return folder / "st" / f"{name}.h5ad"
+
+
+def _items(content: object, url: str) -> list[dict]:
+    if not isinstance(content, list) or not all(isinstance(item, dict) and "path" in item for item in content):
+        raise InputError(
+            "listing is not of the expected form",
+            file=shown(url),
+            fix=MOVED,
+        )
+    return content
+
+
+class Visium(Source):
+    """Public Visium sections of 10x Genomics, each a folder in Space Ranger's own layout."""
+
+    def files(self, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
+        """Return counts, the archive of ``spatial/``, and the full-resolution image unless ``small``."""
+        base = f"{self.hosts['samples']}/{VISIUM_VERSIONS[name]}/{name}/{name}"
+        wanted = {"filtered_feature_bc_matrix.h5": "filtered_feature_bc_matrix.h5", "spatial.tar.gz": "spatial.tar.gz"}
+        if not small:
+            wanted["image.tif"] = "image.tif"
+        return [
+            RemoteFile(f"{base}_{there}", f"{name}/{here}", size=web.size(f"{base}_{there}"))
+            for here, there in wanted.items()
+        ]
+
+    def finish(self, folder: Path, name: str) -> Path:
+        """Unpack ``spatial/``."""
+        unpack(folder / name / "spatial.tar.gz", folder / name / "spatial")
+        return folder / name
+
+
+def block_of(name: str) -> str:
+    """Return the tissue block of a section, as far as its name tells: without gene panel and section number."""
+    return NOT_THE_BLOCK.sub("", name)
+
+
+# Published tables of an ST array section - counts, spots, one image - become one `.h5ad` beside its image.
 
 
 def read_selection(path: Path) -> pd.DataFrame:
@@ -183,241 +477,3 @@ def _spots(path: Path, column: pd.Series, row: pd.Series, x: pd.Series, y: pd.Se
     return pd.DataFrame(
         {"array_col": index[:, 0], "array_row": index[:, 1], "x": numbers[:, 2], "y": numbers[:, 3]}, index=names
     )
-
-
-# ---- hbcis
-
-
-VERSION = 5
-METADATA = "metadata.csv"
-COLUMNS = ("type", "patient", "replicate", "histology_image", "spot_coordinates", "count_matrix")
-
-
-def hbcis_names(source: Source, web: Web) -> list[str]:
-    """Return the section names: ``<patient>_<replicate>``."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = fetch(web, _file(_listing(source, web), METADATA, METADATA), Path(folder), progress=False).path
-        return sorted(_sections(path))
-
-
-def hbcis_files(source: Source, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
-    """Return metadata, counts, spots and image of a section; there is no smaller image."""
-    listing = _listing(source, web)
-    metadata = _file(listing, METADATA, f"raw/{METADATA}")
-    with tempfile.TemporaryDirectory() as folder:
-        row = _sections(fetch(web, metadata, Path(folder), progress=False).path)[name]
-    return [
-        metadata,
-        _file(listing, row["count_matrix"], f"raw/{name}.counts.tsv.gz"),
-        _file(listing, row["spot_coordinates"], f"raw/{name}.spots.csv.gz"),
-        _file(listing, row["histology_image"], f"HBCIS_{name}.jpg"),
-    ]
-
-
-def hbcis_finish(source: Source, folder: Path, name: str) -> Path:
-    """Write the section file."""
-    row = _sections(folder / "raw" / METADATA)[name]
-    return write_section(
-        folder / "raw" / f"{name}.counts.tsv.gz",
-        read_coordinates(folder / "raw" / f"{name}.spots.csv.gz"),
-        folder / f"HBCIS_{name}.jpg",
-        folder / f"HBCIS_{name}.h5ad",
-        section=f"HBCIS_{name}",
-        patient=f"HBCIS_{row['patient']}",
-        subtype=row["type"],
-        source=source,
-    )
-
-
-def _listing(source: Source, web: Web) -> dict[str, RemoteFile]:
-    """Return every file of the data set, by name."""
-    url = f"{source.hosts['api']}/files?folder_id=root&version={VERSION}"
-    content, _ = web.json(url)
-    try:
-        return {
-            item["filename"]: RemoteFile(
-                item["content_details"]["download_url"],
-                item["filename"],
-                int(item["content_details"]["size"]),
-                f"sha256:{item['content_details']['sha256_hash']}",
-            )
-            for item in content
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"listing is not of the expected form ({error})",
-            file=shown(url),
-            fix="the host may have changed: see the data set's page",
-        ) from error
-
-
-def _file(listing: dict[str, RemoteFile], name: str, path: str) -> RemoteFile:
-    if name not in listing:
-        raise InputError(
-            f"file {name!r} is not in the data set's listing", fix="the host may have changed: see the data set's page"
-        )
-    known = listing[name]
-    return RemoteFile(known.url, path, known.size, known.digest)
-
-
-def _sections(path: Path) -> dict[str, dict[str, str]]:
-    """Return the rows of metadata.csv by ``<patient>_<replicate>``."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    for column in COLUMNS:
-        if not rows or column not in rows[0]:
-            raise InputError("column is missing", file=path, field=column, expected=", ".join(COLUMNS))
-    return {f"{row['patient']}_{row['replicate']}": row for row in rows}
-
-
-# ---- her2st
-# HER2ST from its authors' repository: listed by GitHub, each file checked by the name that git gives its content.
-
-
-COUNTS, SPOTS, IMAGES = "data/ST-cnts", "data/ST-spotfiles", "data/ST-imgs"
-
-
-def her2st_names(source: Source, web: Web) -> list[str]:
-    """Return the section names."""
-    return list(source.names)
-
-
-def her2st_files(source: Source, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
-    """Return counts, spots and image of a section; there is no smaller image."""
-    url = f"{source.hosts['api']}/git/trees/{HER2ST_COMMIT}?recursive=1"
-    content, _ = web.json(url)
-    try:
-        listed = {item["path"]: item for item in content["tree"] if item["type"] == "blob"}
-        images = [path for path in listed if _is_image(path, name)]
-        wanted = {
-            f"raw/{name}.tsv.gz": listed[f"{COUNTS}/{name}.tsv.gz"],
-            f"raw/{name}_selection.tsv": listed[f"{SPOTS}/{name}_selection.tsv"],
-            f"HER2ST_{name}.jpg": listed[images[0]] if len(images) == 1 else {},
-        }
-        return [
-            RemoteFile(
-                f"{source.hosts['raw']}/{HER2ST_COMMIT}/{item['path']}", path, int(item["size"]), f"git:{item['sha']}"
-            )
-            for path, item in wanted.items()
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"listing does not hold section {name} as expected ({error})",
-            file=url,
-            fix="the repository may have moved: see its page",
-        ) from error
-
-
-def her2st_finish(source: Source, folder: Path, name: str) -> Path:
-    """Write the section file."""
-    return write_section(
-        folder / "raw" / f"{name}.tsv.gz",
-        read_selection(folder / "raw" / f"{name}_selection.tsv"),
-        folder / f"HER2ST_{name}.jpg",
-        folder / f"HER2ST_{name}.h5ad",
-        section=f"HER2ST_{name}",
-        patient=f"HER2ST_{name[0]}",
-        source=source,
-    )
-
-
-def _is_image(path: str, name: str) -> bool:
-    parts = PurePosixPath(path)
-    return parts.parent.as_posix() == f"{IMAGES}/{name[0]}/{name}" and parts.suffix.lower() in {".jpg", ".jpeg"}
-
-
-# ---- hest
-# HEST-1k from the Hugging Face hub, section by section, with the user's own token.
-
-
-REPOSITORY = "datasets/MahmoodLab/hest"
-NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="next"')
-MAX_PAGES = 50
-
-
-def hest_names(source: Source, web: Web) -> list[str]:
-    """Return the ids of all sections, as the hub lists them."""
-    url = f"{source.hosts['hub']}/api/{REPOSITORY}/tree/main/st"
-    found: list[str] = []
-    for _ in range(MAX_PAGES):
-        content, headers = web.json(url)
-        found += [Path(item["path"]).stem for item in _items(content, url) if item["path"].endswith(".h5ad")]
-        following = NEXT.search(headers.get("Link", ""))
-        if following is None:
-            return sorted(found)
-        url = following[1]
-    return sorted(found)
-
-
-def hest_files(source: Source, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
-    """Return counts, metadata and patches of a section, and its whole slide unless ``small``.
-
-    Large files are checked by SHA-256, others by the name that git gives their content.
-    """
-    wanted = [f"st/{name}.h5ad", f"metadata/{name}.json", f"patches/{name}.h5"]
-    if not small:
-        wanted.append(f"wsis/{name}.tif")
-    url = f"{source.hosts['hub']}/api/{REPOSITORY}/paths-info/main"
-    content, _ = web.json(url, method="POST", data={"paths": wanted, "expand": False})
-    known = {item["path"]: item for item in _items(content, url)}
-    if f"st/{name}.h5ad" not in known:
-        raise InputError(f"the hub does not list section {name}", file=source.homepage)
-    found = []
-    for path in wanted:
-        if path not in known:  # a section may lack its patches, or its slide
-            continue
-        large = known[path].get("lfs") or {}
-        digest = f"sha256:{large['oid']}" if "oid" in large else f"git:{known[path]['oid']}"
-        address = f"{source.hosts['hub']}/{REPOSITORY}/resolve/main/{path}"
-        found.append(RemoteFile(address, path, int(large.get("size", known[path]["size"])), digest))
-    return found
-
-
-def hest_finish(source: Source, folder: Path, name: str) -> Path:
-    """Return the section file: HEST's own layout is read as it is."""
-    return folder / "st" / f"{name}.h5ad"
-
-
-def _items(content: object, url: str) -> list[dict]:
-    if not isinstance(content, list) or not all(isinstance(item, dict) and "path" in item for item in content):
-        raise InputError(
-            "listing is not of the expected form",
-            file=shown(url),
-            fix="the host may have changed: see the data set's page",
-        )
-    return content
-
-
-# ---- visium
-# Public Visium sections of 10x Genomics, as a folder in Space Ranger's own layout.
-
-
-NOT_THE_BLOCK = re.compile(r"^(Parent|Targeted)_|_(Immunology|Neuroscience|Pan_Cancer|GeneSignature)$|_Section_\d+$")
-
-
-def block_of(name: str) -> str:
-    """Return the tissue block of a section, as far as its name tells: without gene panel and section number."""
-    return NOT_THE_BLOCK.sub("", name)
-
-
-def visium_names(source: Source, web: Web) -> list[str]:
-    """Return the section names."""
-    return list(source.names)
-
-
-def visium_files(source: Source, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
-    """Return counts, the archive of ``spatial/``, and the full-resolution image unless ``small``."""
-    base = f"{source.hosts['samples']}/{VISIUM_VERSIONS[name]}/{name}/{name}"
-    wanted = {"filtered_feature_bc_matrix.h5": "filtered_feature_bc_matrix.h5", "spatial.tar.gz": "spatial.tar.gz"}
-    if not small:
-        wanted["image.tif"] = "image.tif"
-    return [
-        RemoteFile(f"{base}_{there}", f"{name}/{here}", size=web.size(f"{base}_{there}"))
-        for here, there in wanted.items()
-    ]
-
-
-def visium_finish(source: Source, folder: Path, name: str) -> Path:
-    """Unpack ``spatial/``."""
-    unpack(folder / name / "spatial.tar.gz", folder / name / "spatial")
-    return folder / name

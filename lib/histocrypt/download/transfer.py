@@ -25,10 +25,6 @@ from tqdm.auto import tqdm
 from histocrypt.errors import InputError
 from histocrypt.files import matches, record, recorded, write_json
 
-# ---- web
-# HTTPS requests that stay where they may go, and sentences for what a server does wrong.
-
-
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 """Answers that may be different a moment later."""
@@ -226,15 +222,10 @@ def _origin(address: httpx.URL) -> tuple[str, str, int | None]:
 
 
 def _parsed(body: bytes) -> Any:
-    import json
-
     try:
         return json.loads(body)
     except ValueError as error:
         raise Interrupted("the listing is cut off or no JSON") from error
-
-
-# ---- transfer
 
 
 SPARE_BYTES = 64 * 2**20
@@ -533,10 +524,6 @@ def _size(count: int) -> str:
         if count >= divisor:
             return f"{count / divisor:.1f} {unit}"
     return f"{count} bytes"
-
-
-# ---- archive
-# Archives of others, unpacked where they belong and nowhere else.
 
 
 MAX_FILES = 10_000

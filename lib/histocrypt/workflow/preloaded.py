@@ -25,7 +25,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -46,39 +46,51 @@ MODULES = (
 
 
 class Preloaded:
-    """The process, from where it is entered to where it is left; jobs find it by `environment`."""
+    """The process, from `start` to where this is left; jobs find it by `environment`, and wait until it is ready."""
 
     def __init__(self) -> None:
         self.pid: int | None = None
         self.environment: dict[str, str] = {}
+        self.held: list[int] = []
+        """What Snakemake must inherit: the process ends when it and its heirs have closed it."""
+        self._end = ExitStack()
 
     def __enter__(self) -> Preloaded:
         from histocrypt.machine import gpus
 
-        if sys.platform == "linux" and not gpus():  # no library forks well on macOS, and no CUDA anywhere
-            self._folder = tempfile.TemporaryDirectory(prefix="histocrypt-")
-            path = Path(self._folder.name) / "socket"
-            inside, self._outside = os.pipe()
-            command = [sys.executable, "-m", "histocrypt.workflow.preloaded", str(path), str(inside)]
-            environment = {**os.environ, **ONE_THREAD, **BACKEND}
-            self._process = subprocess.Popen(
-                command, env=environment, pass_fds=[inside], stdin=subprocess.DEVNULL, start_new_session=True
-            )
-            os.close(inside)
-            self.pid, self.environment = self._process.pid, {VARIABLE: str(path)}
+        if sys.platform != "linux" or gpus():  # no library forks well on macOS, and no CUDA anywhere
+            return self
+        path = Path(self._end.enter_context(tempfile.TemporaryDirectory(prefix="histocrypt-"))) / "socket"
+        self._door = self._end.enter_context(socket.socket(socket.AF_UNIX))
+        self._door.bind(str(path))
+        self._door.listen(64)
+        self._alive, outside = os.pipe()
+        self._end.callback(os.close, outside)
+        self.environment, self.held = {VARIABLE: str(path)}, [outside]
         return self
 
-    @property
-    def held(self) -> list[int]:
-        """The file that Snakemake must inherit: this process ends when it and its heirs have closed it."""
-        return [self._outside] if self.pid else []
+    def start(self) -> None:
+        """Start the process, unless it is there; nobody needs it where there is nothing to do."""
+        if self.pid or not self.held:
+            return
+        inherited = [self._door.fileno(), self._alive]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "histocrypt.workflow.preloaded", *map(str, inherited)],
+            env={**os.environ, **ONE_THREAD, **BACKEND},
+            pass_fds=inherited,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.pid = process.pid
+        self._door.close()  # where the process dies, whoever waits at its door is told so
+        os.close(self._alive)
+        self._end.callback(process.wait)
+        self._end.callback(process.kill)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.pid:
-            os.close(self._outside)
-            self._process.kill()
-            self._process.wait()
-            self._folder.cleanup()
+        if self.held and not self.pid:
+            os.close(self._alive)
+        self._end.close()
 
 
 def ask(module: str, arguments: list[str]) -> int | None:
@@ -99,25 +111,28 @@ def ask(module: str, arguments: list[str]) -> int | None:
             pid = int(said.readline())
         except (OSError, ValueError):
             return None
-        signal.signal(signal.SIGINT, lambda *_: os.kill(pid, signal.SIGINT))
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+
+        def pass_on(number: int, _: object) -> None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+        signal.signal(signal.SIGINT, pass_on)
+        signal.signal(signal.SIGTERM, pass_on)
         code = said.readline()
     return int(code) if code else 128 + signal.SIGKILL
 
 
-def _serve(path: str, alive: int) -> Callable[[], int] | None:
+def _serve(door: socket.socket, alive: int) -> Callable[[], int] | None:
     """Wait for those who ask, and fork; return in the fork what it is to do, and None when nobody can ask any more."""
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(path)
-        door.listen(64)
-        _import_all()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no job is waited for here: each tells its own end
-        while alive not in (ready := select.select([door, alive], [], [])[0]):
-            line, _ = door.accept() if door in ready else (None, None)
-            if os.fork() == 0:
-                os.close(alive)
-                return lambda: _job(line)
-            line.close()
+    _import_all()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no job is waited for here: each tells its own end
+    while alive not in select.select([door, alive], [], [])[0]:
+        line, _ = door.accept()
+        if os.fork() == 0:
+            door.close()
+            os.close(alive)
+            return lambda: _job(line)
+        line.close()
     return None
 
 
@@ -149,7 +164,7 @@ def _job(line: socket.socket) -> int:
     os.chdir(job["folder"])
     random.seed()
     np.random.seed()  # noqa: NPY002  a fork would go on with the state of its parent
-    _fork_kernels()
+    _fork_kernels(line)
     line.sendall(f"{os.getpid()}\n".encode())
     threading.Thread(target=_end_with, args=(line,), daemon=True).start()
     sys.argv = [job["module"], *job["arguments"]]
@@ -215,7 +230,7 @@ class _Kernel:
         self.send_signal(signal.SIGTERM)
 
 
-def _fork_kernels() -> None:
+def _fork_kernels(line: socket.socket) -> None:
     """Let jupyter_client fork this process where it would start this Python as a kernel."""
     from jupyter_client.provisioning import local_provisioner
 
@@ -226,6 +241,7 @@ def _fork_kernels() -> None:
         if program != sys.executable or arguments[:2] != ["-m", "ipykernel_launcher"]:
             return start(command, **settings)
         if (pid := os.fork()) == 0:
+            os.close(line.detach())  # who asked is to see the end of the job, not of its kernel
             os.setpgid(0, 0)
             os._exit(_ended(lambda: _kernel(arguments[2:], settings.get("env"), settings.get("cwd"))))
         with suppress(PermissionError):
@@ -252,5 +268,5 @@ def _kernel(arguments: list[str], environment: dict[str, str] | None, folder: st
 
 
 if __name__ == "__main__":
-    if work := _serve(sys.argv[1], int(sys.argv[2])):
+    if work := _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])):
         os._exit(work())

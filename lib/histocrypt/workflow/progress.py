@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,8 @@ class Progress:
 def parse(line: str) -> dict[str, Any]:
     """Return the event in a line of Snakemake's output; a line of another program is a text."""
     if line.startswith(MARK):
-        return json.loads(line.removeprefix(MARK))
+        with suppress(ValueError):  # cut off, as Snakemake was killed
+            return json.loads(line.removeprefix(MARK))
     return {"event": None, "text": line.removesuffix("\n")}
 
 

@@ -30,10 +30,6 @@ from histocrypt.study import Study
 if TYPE_CHECKING:
     import pandas as pd
 
-# ---- stage records
-# What the jobs of a run folder took: the records that `measure` left, read, chosen and added up.
-
-
 Outcome = Literal["running", "finished", "failed", "interrupted"]
 
 
@@ -111,9 +107,6 @@ def added_up(stages: Iterable[Stage]) -> pd.DataFrame:
     table = table.assign(model=table["model"].fillna(""), jobs=1, slowest=table["seconds"])
     sums = {"jobs": "sum", "seconds": "sum", "cpu_seconds": "sum", "slowest": "max", "peak_gib": "max"}
     return table.groupby(["notebook", "model"], sort=False).agg(sums).reset_index()
-
-
-# ---- record
 
 
 HISTORY_KEPT = 50
@@ -324,10 +317,6 @@ def _write(run: paths.RunFolder, record: Record) -> None:
 def _now() -> datetime:
     now = datetime.now(UTC)
     return now.replace(microsecond=now.microsecond // 1000 * 1000)
-
-
-# ---- other code
-# Finished stages that were made by other code than is here now: kept, and said.
 
 
 CODE = ("lib", "notebooks", "workflow")

@@ -1,4 +1,4 @@
-"""``histocrypt runs``: the runs there are, and one of them in full. Two of them side by side are in `compare`."""
+"""``histocrypt runs``: the runs there are, one of them in full, or two of them side by side."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from histocrypt.study import Study
 
-# ---- runs
-
 
 COLOUR = "colour_ridge"
 NONE = "-"
+SHOWN = 60
+"""Longer values are cut."""
 
 
 @dataclass(frozen=True)
@@ -305,12 +305,7 @@ def study_of(root: Path) -> dict[str, Any]:
     return content
 
 
-# ---- compare
-# ``histocrypt runs A B``: what differs between two runs, and whether it shows in scores, time and memory.
-
-
-SHOWN = 60
-"""Longer values are cut."""
+# Two runs side by side: what differs, and whether it shows in scores, time and memory.
 
 
 def compare_runs(first: str, second: str) -> str:

@@ -73,10 +73,9 @@ def watch(
     progress = Progress(expected or {})
     log_path, last = study.run.logs / "snakemake.log", deque(maxlen=15)
     command = [*command[:3], "--logger=histocrypt", *command[3:]]
-    environment = cluster.environment() if cluster else dict(os.environ)
     with (
         Teller(progress) as teller,
-        nullcontext() if cluster else Preloaded() as preloaded,
+        Preloaded() as preloaded,
         # Unbuffered: nothing is kept back that a full disk would refuse at the end.
         log_path.open("wb", buffering=0) as log,
         _stuck_told(cluster, teller) if cluster else nullcontext(),
@@ -88,9 +87,9 @@ def watch(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            pass_fds=[lock.fileno(), *(preloaded.held if preloaded else ())],
+            pass_fds=[lock.fileno(), *preloaded.held],
             start_new_session=True,
-            env=environment | (preloaded.environment if preloaded else {}),
+            env=cluster.environment() if cluster else {**os.environ, **preloaded.environment},
         )
         try:
             for line in process.stdout:
@@ -98,11 +97,13 @@ def watch(
                 last.append(event["text"] + "\n")
                 with suppress(OSError):  # a full disk is said at the end
                     log.write(last[-1].encode())
+                if event["event"] == "run_info" and not cluster:
+                    preloaded.start()
                 teller.take(event)
             code = process.wait()
         except KeyboardInterrupt:
             teller.say("interrupted: jobs are being stopped")
-            stop(process, asked=1 if cluster else ASKED, beside=preloaded.pid if preloaded else None)
+            stop(process, asked=1 if cluster else ASKED, beside=preloaded.pid)
             if cluster:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 try:
