@@ -223,7 +223,7 @@ def test_inside_a_job_of_its_own(slurm, tmp_path):
     ours = profile(tmp_path / "p", **{"max-threads": 1})
     said = tmp_path / "said.log"
     command = f"histocrypt run {study} --profile {ours} --until 20_preprocessing"
-    submit = ["sbatch", "--wait", "--mem=900", f"--output={said}", "--wrap", command]
+    submit = ["sbatch", "--wait", "--mem=2000", f"--output={said}", "--wrap", command]
     ended = subprocess.run(submit, env=slurm.environment(tmp_path), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, said.read_text()
     assert len(list(tmp_path.glob("inner/notebooks/20_preprocessing__*.ipynb"))) == 3
