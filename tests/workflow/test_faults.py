@@ -143,7 +143,7 @@ def test_a_full_disk_is_one_sentence_and_with_room_the_run_finishes_the_same(tin
     outputs, resize = little_disk
     study = write_study(outputs, "tiny", **TINY)
     run, kept, fulls = outputs / "tiny", {}, 0
-    for mebibytes in (2, 10, 14, 18, 200):
+    for mebibytes in (2, 14, 200):
         resize(mebibytes)
         finished = histocrypt("run", study, "--cores", "1", outputs=outputs)
         assert all(path.stat().st_mtime_ns == modified for path, modified in kept.items()), "what was finished is kept"

@@ -154,6 +154,7 @@ def _job(line: socket.socket) -> int:
 
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _, descriptors, _, _ = socket.recv_fds(line, 1, 2)
     job = json.loads(line.makefile().readline())
     for number, descriptor in enumerate(descriptors, start=1):
