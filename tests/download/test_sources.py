@@ -19,8 +19,8 @@ from tests.space_ranger import write_space_ranger
 from typer.testing import CliRunner
 
 from histocrypt.cli import app, main
-from histocrypt.download.catalogue import HER2ST_COMMIT, SOURCES, VISIUM_VERSIONS
-from histocrypt.download.sources import block_of
+from histocrypt.download.catalogue import SOURCES
+from histocrypt.download.sources import HER2ST_COMMIT, VISIUM_VERSIONS, block_of
 from histocrypt.errors import InputError
 from histocrypt.sections.read import find_sections, read_section
 from histocrypt.study import parse_study
