@@ -30,7 +30,7 @@ from pathlib import Path
 from types import TracebackType
 
 VARIABLE = "HISTOCRYPT_PRELOADED"
-"""Holds the socket at which forks are asked for."""
+"""Holds the socket at which forks are asked for; ``0``, set by the user, means that there are to be none."""
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "NUMBA", "OPENBLAS")}
 BACKEND = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "TQDM_DISABLE": "1"}
 """What a kernel sets before it imports anything; here the imports come first."""
@@ -58,7 +58,9 @@ class Preloaded:
     def __enter__(self) -> Preloaded:
         from histocrypt.machine import gpus
 
-        if sys.platform != "linux" or gpus():  # no library forks well on macOS, and no CUDA anywhere
+        if (
+            sys.platform != "linux" or os.environ.get(VARIABLE) == "0" or gpus()
+        ):  # no library forks well on macOS, and no CUDA anywhere
             return self
         path = Path(self._end.enter_context(tempfile.TemporaryDirectory(prefix="histocrypt-"))) / "socket"
         self._door = self._end.enter_context(socket.socket(socket.AF_UNIX))
