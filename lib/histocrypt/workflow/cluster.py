@@ -224,9 +224,10 @@ def _check_partitions(asked: dict[str, str], file: Path) -> None:
                     expected="one of " + ", ".join(known),
                 )
     if not any(name.endswith("*") for name in listed) and "default-resources: slurm_partition" not in asked:
-        msg = "this cluster has no default partition"
         expected = "slurm_partition to be one of " + ", ".join(known)
-        raise InputError(msg, file=file, field="default-resources", expected=expected)
+        raise InputError(
+            "this cluster has no default partition", file=file, field="default-resources", expected=expected
+        )
 
 
 def _check_accounts(asked: dict[str, str], file: Path) -> None:
@@ -237,9 +238,13 @@ def _check_accounts(asked: dict[str, str], file: Path) -> None:
     known = sorted(set(said.stdout.split()))
     for place, name in asked.items():
         if said.returncode or not known:
-            msg = "this cluster does not tell which accounts there are"
-            fix = "leave slurm_account out where the cluster asks for none"
-            raise InputError(msg, file=file, field=place, value=name, fix=fix)
+            raise InputError(
+                "this cluster does not tell which accounts there are",
+                file=file,
+                field=place,
+                value=name,
+                fix="leave slurm_account out where the cluster asks for none",
+            )
         if name.lower() not in known:
             raise InputError(
                 f"{user} has no such account on this cluster",
@@ -258,7 +263,9 @@ def _status(file: Path) -> str:
     found = re.search(r"^MinJobAge\s*=\s*(\d+)", config, flags=re.MULTILINE)
     seconds = int(found[1]) if found else REMEMBERED_S
     if seconds < REMEMBERED_S:
-        msg = f"this cluster keeps no accounts and forgets a job {seconds} s after its end"
-        fix = f"ask who runs it for accounting, or for MinJobAge={REMEMBERED_S} or more"
-        raise InputError(msg, file=file, fix=fix)
+        raise InputError(
+            f"this cluster keeps no accounts and forgets a job {seconds} s after its end",
+            file=file,
+            fix=f"ask who runs it for accounting, or for MinJobAge={REMEMBERED_S} or more",
+        )
     return "squeue"

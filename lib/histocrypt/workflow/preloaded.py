@@ -58,9 +58,8 @@ class Preloaded:
     def __enter__(self) -> Preloaded:
         from histocrypt.machine import gpus
 
-        if (
-            sys.platform != "linux" or os.environ.get(VARIABLE) == "0" or gpus()
-        ):  # no library forks well on macOS, and no CUDA anywhere
+        # Libraries do not fork well on macOS, and CUDA nowhere.
+        if sys.platform != "linux" or os.environ.get(VARIABLE) == "0" or gpus():
             return self
         path = Path(self._end.enter_context(tempfile.TemporaryDirectory(prefix="histocrypt-"))) / "socket"
         self._door = self._end.enter_context(socket.socket(socket.AF_UNIX))
