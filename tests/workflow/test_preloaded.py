@@ -65,7 +65,8 @@ def test_a_forked_job_has_the_environment_and_output_of_who_asked(start, ready, 
     record = json.loads((tmp_path / "logs" / "stages" / "some.json").read_text())
     assert record["outcome"] == "finished"
     assert record["cpu_seconds"] < 3, "imports are not paid again"
-    assert not psutil.Process(ready[0].pid).children(), "nothing is left"
+    left = psutil.Process(ready[0].pid).children(recursive=True)
+    assert not psutil.wait_procs(left, timeout=10)[1], "nothing is left"
 
 
 def test_a_job_that_fails_has_its_exit_code(start, tmp_path):
