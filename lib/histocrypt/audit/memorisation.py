@@ -20,7 +20,8 @@ import torch
 
 from histocrypt.errors import InputError
 from histocrypt.synthesis.filtering import check_apart, distances
-from histocrypt.synthesis.generator import class_numbers, noised, seeded, signals_of
+from histocrypt.synthesis.generator import class_numbers, noised, signals_of
+from histocrypt.training.loop import seeded
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,7 +22,7 @@ from histocrypt.options import Training
 from histocrypt.predictors.base import Predictor
 from histocrypt.predictors.registry import checked_options, model_class
 from histocrypt.training.images import Images, flip_and_turn, predict, vary_contrast, vary_stain
-from histocrypt.training.loop import Progress, Trainer, generator_of, learning_rate, mean_section_pearson, precision
+from histocrypt.training.loop import Progress, Trainer, generator_of, mean_section_pearson, precision
 
 CHUNK = 256
 """Tiles that are resized or predicted at once."""
@@ -53,18 +53,13 @@ def train_network(
     validation: Images | None,
     *,
     settings: Training,
-    epochs: int,
-    seed: int,
     device: torch.device,
-    fingerprint: str = "",
-    state_file: Path | None = None,
-    curves_file: Path | None = None,
-    label: str = "training",
+    **how: Any,
 ) -> Progress:
     """Train a network on images and leave it with its averaged weights at the best epoch.
 
     With a validation set, training stops when the score has not improved for ``settings.patience`` epochs. Without one,
-    it runs for exactly ``epochs`` epochs, along the same schedule, and the last epoch is the best.
+    it runs for exactly ``epochs``, along the same schedule, and the last epoch is the best.
 
     Parameters
     ----------
@@ -74,10 +69,8 @@ def train_network(
         With targets.
     settings
         The schedule always spans ``settings.epochs``.
-    epochs
-        Number of epochs, at most.
-    fingerprint, state_file, curves_file
-        See `Trainer`.
+    how
+        ``epochs``, ``seed``, and what else a `Trainer` is told.
 
     Raises
     ------
@@ -121,27 +114,18 @@ def train_network(
             return None, {}
         return score, {"validation_loss": error, "validation_pcc": score}
 
-    trainer = Trainer(
-        network=network,
-        optimiser=torch.optim.AdamW(
-            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        ),
+    trainer = Trainer.of(
+        network,
+        settings,
+        steps=n_batches,
+        validated=validation is not None,
         device=device,
         batches=batches,
-        steps=n_batches,
-        epochs=epochs,
         loss=loss,
         size=len,
-        rate=lambda step: learning_rate(step, settings.epochs * n_batches, settings.learning_rate),
-        seed=seed,
         judge=judge,
-        patience=None if validation is None else settings.patience,
         warm=moving,
-        ema=settings.ema,
-        state_file=state_file,
-        curves_file=curves_file,
-        fingerprint=fingerprint,
-        label=label,
+        **how,
     )
     return trainer.fit()
 

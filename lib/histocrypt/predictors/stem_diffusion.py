@@ -19,11 +19,9 @@ seeds give equal samples, whatever is drawn beside them.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +32,7 @@ from histocrypt.errors import InputError
 from histocrypt.models.stem import Stem
 from histocrypt.options import Training
 from histocrypt.training import distributed
-from histocrypt.training.loop import Progress, Trainer, learning_rate, precision
+from histocrypt.training.loop import Progress, Trainer, precision, seeded
 
 STEPS = 1000
 FIRST_BETA, LAST_BETA = 1e-4, 0.02
@@ -149,18 +147,12 @@ def draw(
     with torch.inference_mode():
         for start in range(0, len(names), batch):
             rows = slice(start, start + batch)
-            chance = [generator(seed, name) for name in np.asarray(names[rows]).tolist()]
+            chance = [seeded(seed, name) for name in np.asarray(names[rows]).tolist()]
             found = _way_back(network, features[rows].to(device), chance, samples, sampler, steps)
             drawn[rows] = found.reshape(-1, samples, genes, values).cpu().numpy()
             if progress is not None:
                 progress(len(chance))
     return drawn
-
-
-def generator(seed: int, name: str) -> torch.Generator:
-    """Return a CPU generator that depends on the seed and the spot's name alone."""
-    digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def _way_back(
@@ -244,13 +236,9 @@ def train(
     validation: Lesson | None,
     *,
     settings: Training,
-    epochs: int,
     seed: int,
     device: torch.device,
-    fingerprint: str = "",
-    state_file: Path | None = None,
-    curves_file: Path | None = None,
-    label: str = "stem",
+    **how: Any,
 ) -> Progress:
     """Train a network and leave it with its averaged weights at the best epoch.
 
@@ -262,8 +250,8 @@ def train(
         Without the latter, training runs for exactly ``epochs`` epochs and the last is the best.
     settings
         The schedule always spans ``settings.epochs``; ``batch_size`` is that of all processes together.
-    fingerprint, state_file, curves_file
-        See `Trainer`; the first process writes them.
+    how
+        ``epochs``, and what else a `Trainer` is told; the first process writes its files.
 
     Raises
     ------
@@ -287,27 +275,18 @@ def train(
         error = judge(averaged, validation, process, seed)
         return -error, {"validation_loss": error}
 
-    trainer = Trainer(
-        network=network,
-        optimiser=torch.optim.AdamW(
-            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        ),
+    return Trainer.of(
+        network,
+        settings,
+        steps=n_batches,
+        validated=validation is not None,
         device=device,
         batches=lambda _, chance: _batches(data, n_batches, chance),
-        steps=n_batches,
-        epochs=epochs,
         loss=loss,
-        rate=lambda step: learning_rate(step, settings.epochs * n_batches, settings.learning_rate),
         seed=seed,
         judge=None if validation is None else judged,
-        patience=None if validation is None else settings.patience,
-        ema=settings.ema,
-        state_file=state_file,
-        curves_file=curves_file,
-        fingerprint=fingerprint,
-        label=label,
-    )
-    return trainer.fit()
+        **how,
+    ).fit()
 
 
 def _batches(data: Lesson, n_batches: int, chance: torch.Generator) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -349,7 +328,7 @@ def judge(network: Stem, validation: Lesson, process: Process, seed: int) -> flo
             rows = slice(start, start + chunk)
             values = validation.values[rows]
             shape = (VALIDATION_STEPS, *values.shape[1:])
-            drawn = [torch.randn(shape, generator=generator(seed, str(name))) for name in validation.names[rows]]
+            drawn = [torch.randn(shape, generator=seeded(seed, str(name))) for name in validation.names[rows]]
             noise = torch.cat(drawn)  # (B x steps, G, T): a spot's steps lie together
             repeat = {"repeats": VALIDATION_STEPS, "dim": 0}
             features = validation.features[rows, 0].repeat_interleave(**repeat)

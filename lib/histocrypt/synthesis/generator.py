@@ -85,12 +85,6 @@ def as_noise(objective: str, said: torch.Tensor, noisy: torch.Tensor, kept: torc
     return said if objective == "noise" else kept.sqrt() * said + (1 - kept).sqrt() * noisy
 
 
-def seeded(seed: int, name: str) -> torch.Generator:
-    """Return a CPU generator that depends on the seed and a record's name alone."""
-    digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
 @dataclass(frozen=True)
 class Generator:
     """A trained generator."""

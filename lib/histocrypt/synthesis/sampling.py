@@ -24,8 +24,9 @@ import torch
 
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import atomic_path, read_json, write_json
-from histocrypt.synthesis.generator import Generator, betas, class_numbers, seeded
+from histocrypt.synthesis.generator import Generator, betas, class_numbers
 from histocrypt.synthesis.pairs import Pairs, Scheme
+from histocrypt.training.loop import seeded
 
 SAMPLERS = ("ancestral", "ddim", "dpm++")
 BATCH = {"cpu": 32, "cuda": 256}

@@ -8,6 +8,7 @@ one (on the CPU; GPUs add their own rounding).
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -26,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, write_text
+from histocrypt.options import Training
 from histocrypt.training import distributed
 
 WARM_UP = 0.05
@@ -129,6 +131,23 @@ class Trainer:
         if self.seed is None and self.state_file is not None:
             raise ValueError("a training whose epochs have no seed cannot be resumed")
         self.average = averaged(self.network, self.ema).to(self.device) if self.ema else None
+
+    @classmethod
+    def of(cls, network: nn.Module, settings: Training, *, steps: int, validated: bool, **others: Any) -> Trainer:
+        """Return the trainer that a study's training settings ask for; ``others`` are the fields that they do not say.
+
+        AdamW along a schedule that spans ``settings.epochs``; early stopping where the judge has validation data.
+        """
+        rate, decay = settings.learning_rate, settings.weight_decay
+        return cls(
+            network=network,
+            optimiser=torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay),
+            steps=steps,
+            rate=lambda step: learning_rate(step, settings.epochs * steps, rate),
+            patience=settings.patience if validated else None,
+            ema=settings.ema,
+            **others,
+        )
 
     @property
     def judged(self) -> nn.Module:
@@ -245,6 +264,12 @@ def generator_of(seed: int, *parts: int) -> torch.Generator:
     """Return a CPU generator whose stream depends on all the given numbers and nothing else."""
     state = np.random.SeedSequence([seed, *parts]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
+
+
+def seeded(seed: int, name: str) -> torch.Generator:
+    """Return a CPU generator that depends on the seed and the name of a spot or record alone."""
+    digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
