@@ -1,11 +1,14 @@
 import json
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
 import pytest
 
 from histocrypt.errors import InputError
+from histocrypt.evaluation.metrics import METRICS
 from histocrypt.evaluation.score_file import render, score_files
+from histocrypt.evaluation.wording import METRIC_WORDS, score_table
 
 
 def test_a_section_gets_the_scores_that_the_study_gave_it(scored):
@@ -73,3 +76,13 @@ def test_json_has_no_nan(scored, tmp_path):
     assert np.isnan(result.per_gene["log1p"]["ENSG00007"]["pearson"])
     assert "NaN" not in render(result, as_json=True)
     assert any("do not vary" in note and "GENE007" in note for note in result.notes)
+
+
+def test_a_metric_that_is_registered_is_scored_and_shown_everywhere(scored, monkeypatch):
+    assert set(METRIC_WORDS) == set(METRICS), "every metric has its line in the glossary, and no other"
+    study, scores = scored
+    monkeypatch.setitem(METRICS, "bias", replace(METRICS["mse"], name="bias", title="Bias"))
+    result = score_files(study.run.prediction("vision_mlp", "fold_B"), str(study.run.section("B_3")))
+    assert "bias" in result.means["log1p"]
+    assert "Bias" in render(result)
+    assert "Spearman" in score_table(scores, "log1p")
