@@ -12,7 +12,7 @@ from histocrypt.errors import InputError
 from histocrypt.files import read_json, write_json
 from histocrypt.pipeline.checkpoints import load_model
 from histocrypt.pipeline.train import train_fold
-from histocrypt.predictors.registry import BASELINES
+from histocrypt.predictors.registry import BASELINES, MODELS, Entry
 from histocrypt.study import parse_study
 from histocrypt.targets.panels import Panel
 
@@ -60,6 +60,26 @@ def test_a_loaded_model_predicts_the_same_bits(small_study):
         predicted = model.predict(load_test(study, data, side=36))
         written = anndata.read_h5ad(study.run.prediction(name, "fold_a"))
         np.testing.assert_array_equal(np.hstack([written.layers[t] for t in study.target.transforms]), predicted)
+
+
+def test_a_plain_network_is_a_module_and_a_line_of_the_registry(small_study, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Mine(nn.Sequential):\n"
+        "    input_px = 24\n"
+        "    def __init__(self, n_outputs):\n"
+        "        super().__init__(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, n_outputs))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(MODELS, "mine", Entry("mine:Mine", "network", "Mine"))
+    content = small_study.model_dump(mode="json")
+    study = parse_study({**content, "models": {"mine": {"epochs": 1}}})
+    (result,) = train_fold(study, "mine", "fold_a", device="cpu")
+    assert load_model(result.folder, device="cpu").about["title"] == "Mine"
+    assert study.run.prediction("mine", "fold_a").is_file()
+    with pytest.raises(InputError) as error:
+        parse_study({**content, "models": {"mine": {"epoch": 1}}})
+    assert (error.value.field, error.value.fix) == ("models.mine", "did you mean 'epochs'?")
 
 
 def test_all_baselines_beat_nothing_and_are_in_the_transforms_units(small_study):
