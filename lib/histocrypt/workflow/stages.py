@@ -81,8 +81,11 @@ def _preprocessed(o: Outline, section: str) -> list[Path]:
 def _folds(o: Outline) -> Iterator[Path]:
     yield o.run.folds
     for fold in (*o.folds, FINAL):
-        for name in ("panel.json", "target_stats.json", "stain_reference.json"):
-            yield o.run.fold(fold) / name
+        yield from _of_fold(o, fold)
+
+
+def _of_fold(o: Outline, fold: str) -> list[Path]:
+    return [o.run.fold(fold) / name for name in ("panel.json", "target_stats.json", "stain_reference.json")]
 
 
 def _training_jobs(o: Outline) -> list[Values]:
@@ -91,7 +94,7 @@ def _training_jobs(o: Outline) -> list[Values]:
 
 def _training_reads(o: Outline, model: str, fold: str) -> Iterator[Path]:
     """Yield the folds, the same fold of a teacher, and for the final model every fold, which chose for it."""
-    yield from o.made("22_folds")
+    yield from (o.run.folds, *_of_fold(o, fold))
     if teacher := o.teacher(model):
         yield from o.made("30_training", model=teacher, fold=fold)
     for other in o.folds if fold == FINAL else ():
