@@ -200,7 +200,9 @@ class Trainer:
                 seconds = distributed.agreed(round(time.monotonic() - started, 3))
                 progress.curves.append({**row, "learning_rate": rate, "seconds": seconds})
                 progress.epoch = epoch
-                bar.set_postfix(loss=f"{loss:.3f}", **({} if score is None else {"score": f"{score:.3f}"}))
+                bar.set_postfix(
+                    refresh=False, loss=f"{loss:.3f}", **({} if score is None else {"score": f"{score:.3f}"})
+                )
                 if first and (time.monotonic() - kept >= pause or self._is_done(progress)):
                     begun = time.monotonic()
                     if self.curves_file is not None:
