@@ -20,8 +20,7 @@ from tqdm.auto import tqdm
 
 from histocrypt.data.fold_statistics import read_clean_section
 from histocrypt.data.folds import FINAL, Fold, load_folds
-from histocrypt.data.load import load_test, load_training, scaling_of
-from histocrypt.data.spots import Spots
+from histocrypt.data.load import Spots, load_test, load_training, scaling_of
 from histocrypt.errors import InputError
 from histocrypt.pipeline.train import fit
 from histocrypt.predictors.registry import MODELS, tile_side

@@ -21,8 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from histocrypt.data.folds import FINAL, Fold, load_folds
-from histocrypt.data.load import FoldData, load_test, load_training, scaling_of
-from histocrypt.data.spots import Spots
+from histocrypt.data.load import FoldData, Spots, load_test, load_training, scaling_of
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
 from histocrypt.models.fhe import watched

@@ -45,8 +45,7 @@ def train(folder: Path, *, rank: int, px: int, input_px: int, panel: int, batch:
     """Train for one epoch on what lies in ``folder`` and return what it took."""
     import time
 
-    from histocrypt.data.measured import Measured
-    from histocrypt.data.spots import Spots
+    from histocrypt.data.load import Measured, Spots
     from histocrypt.machine import peak_gib
     from histocrypt.options import Training
     from histocrypt.predictors.he2gene import MultitaskPredictor

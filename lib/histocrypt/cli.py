@@ -200,7 +200,7 @@ def draw_map(
     section: Annotated[str | None, typer.Option(help="Section, where the file holds several.")] = None,
 ) -> None:
     """Draw a predicted gene over the tissue, with a scale bar."""
-    from histocrypt.evaluation.gene_map import write_map
+    from histocrypt.evaluation.maps import write_map
 
     typer.echo(write_map(prediction, gene, output, section=section))
 

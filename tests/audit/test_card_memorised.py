@@ -4,7 +4,7 @@ import numpy as np
 
 from histocrypt.audit.card import LEAK, NOT_FOUND, SIGNS, ask_memorised
 from histocrypt.audit.memorisation import memorised
-from histocrypt.synthesis.pairs import TISSUE, Pairs
+from histocrypt.synthesis.manifest import TISSUE, Pairs
 
 
 def images(prefix, patients, each, seed, *, of=None):

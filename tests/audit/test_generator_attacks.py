@@ -7,7 +7,7 @@ from histocrypt.audit.memorisation import closest_record, denoising_loss
 from histocrypt.audit.tiles import LEAKY
 from histocrypt.errors import InputError
 from histocrypt.synthesis.generator import Generator, build, train_generator
-from histocrypt.synthesis.pairs import TISSUE, Pairs
+from histocrypt.synthesis.manifest import TISSUE, Pairs
 from histocrypt.synthesis.sampling import sample
 
 

@@ -5,7 +5,7 @@ from tests.synthesis.fabricated import synthetic, tiles
 from histocrypt.audit.memorisation import memorised as by_features
 from histocrypt.audit.memorisation import nearest_figure
 from histocrypt.errors import InputError
-from histocrypt.synthesis.pairs import Pairs
+from histocrypt.synthesis.manifest import Pairs
 
 
 def colours(pairs):

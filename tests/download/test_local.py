@@ -11,8 +11,7 @@ from tests.conftest import write_tiny_section
 from tests.space_ranger import write_space_ranger
 
 from histocrypt import paths
-from histocrypt.download.catalogue import SOURCES
-from histocrypt.download.fetch import catalogue_rows, local_rows, study_rows
+from histocrypt.download.fetch import SOURCES, catalogue_rows, local_rows, study_rows
 from histocrypt.errors import InputError
 from histocrypt.files import check_sums
 from histocrypt.study import parse_study

@@ -19,7 +19,7 @@ from tests.space_ranger import write_space_ranger
 from typer.testing import CliRunner
 
 from histocrypt.cli import app, main
-from histocrypt.download.catalogue import SOURCES
+from histocrypt.download.fetch import SOURCES
 from histocrypt.download.sources import HER2ST_COMMIT, VISIUM_VERSIONS, block_of
 from histocrypt.errors import InputError
 from histocrypt.sections.read import find_sections, read_section

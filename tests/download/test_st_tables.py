@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histocrypt.download.catalogue import SOURCES
+from histocrypt.download.fetch import SOURCES
 from histocrypt.download.sources import read_coordinates, read_selection, write_section
 from histocrypt.errors import InputError
 from histocrypt.options import SectionSource

@@ -12,11 +12,11 @@ from tests.encrypted.serving import refused, refuses, serving, wait_for
 
 from histocrypt.encrypted import server as endpoints
 from histocrypt.encrypted import sessions
-from histocrypt.encrypted.access import read_tokens
 from histocrypt.encrypted.bundle import load_bundle
 from histocrypt.encrypted.client import Server, send_section
 from histocrypt.encrypted.compile import compile_model
 from histocrypt.encrypted.key_owner import Keys
+from histocrypt.encrypted.messages import read_tokens
 from histocrypt.encrypted.server import serve
 from histocrypt.errors import InputError
 from histocrypt.pipeline.predict import predict_section

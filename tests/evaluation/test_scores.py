@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import pearsonr
 
 from histocrypt.errors import InputError
-from histocrypt.evaluation.pool import POOLED
+from histocrypt.evaluation.metrics import POOLED
 from histocrypt.evaluation.scores import load_scores, read_folds, score_study
 from histocrypt.evaluation.wording import answer, verdict
 from histocrypt.files import read_json, write_json

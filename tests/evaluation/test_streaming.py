@@ -8,7 +8,7 @@ import pytest
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation import figures, wording
-from histocrypt.evaluation import pool as pooled
+from histocrypt.evaluation import metrics as pooled
 from histocrypt.evaluation.bootstrap import Draws
 from histocrypt.evaluation.scores import score_study
 from histocrypt.pipeline.predictions import Joined, PredictionFile, read_prediction

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load, save
 from sklearn.linear_model import Ridge
 
-from histocrypt.data.spots import Spots
+from histocrypt.data.load import Spots
 from histocrypt.predictors.closed_form import (
     ColourRidge,
     DepthOnly,

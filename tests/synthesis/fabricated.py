@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from histocrypt.synthesis.pairs import TISSUE, Pairs
+from histocrypt.synthesis.manifest import TISSUE, Pairs
 
 SIDE = 24
 

@@ -8,7 +8,7 @@ from histocrypt.errors import InputError
 from histocrypt.synthesis import filtering
 from histocrypt.synthesis import filtering as novelty
 from histocrypt.synthesis.filtering import train_reconstruction
-from histocrypt.synthesis.pairs import Pairs
+from histocrypt.synthesis.manifest import Pairs
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from histocrypt.synthesis.generator import (
     target,
     train_generator,
 )
-from histocrypt.synthesis.pairs import CHEST, TISSUE, Pairs, Scheme
+from histocrypt.synthesis.manifest import CHEST, TISSUE, Pairs, Scheme
 from histocrypt.synthesis.sampling import class_of_mask, sample, within_range
 from histocrypt.training import loop
 

@@ -5,8 +5,16 @@ import pytest
 from PIL import Image
 
 from histocrypt.errors import InputError
-from histocrypt.synthesis.manifest import Record, load_pairs, read_manifest, save_pairs, write_manifest
-from histocrypt.synthesis.pairs import CHEST, TISSUE, Pairs
+from histocrypt.synthesis.manifest import (
+    CHEST,
+    TISSUE,
+    Pairs,
+    Record,
+    load_pairs,
+    read_manifest,
+    save_pairs,
+    write_manifest,
+)
 
 
 def some_pairs(*, n=5, side=8, channels=3, scheme=TISSUE, seed=0):

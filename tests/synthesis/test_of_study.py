@@ -6,8 +6,7 @@ import yaml
 
 from histocrypt.errors import InputError
 from histocrypt.study import parse_study
-from histocrypt.synthesis.manifest import load_pairs
-from histocrypt.synthesis.pairs import TISSUE
+from histocrypt.synthesis.manifest import TISSUE, load_pairs
 from histocrypt.synthesis.pipeline import blocks_of, draw_synthetic, fold_of, real_pairs, train_generators
 
 

@@ -5,9 +5,17 @@ import pytest
 import torch
 
 from histocrypt.errors import InputError
-from histocrypt.synthesis.generator import GeneratorPlan, Lesson, build, load_generator, train_generator
-from histocrypt.synthesis.pairs import TISSUE, Pairs
-from histocrypt.synthesis.private import Privacy, PrivateLesson, epsilon_of_group
+from histocrypt.synthesis.generator import (
+    GeneratorPlan,
+    Lesson,
+    Privacy,
+    PrivateLesson,
+    build,
+    epsilon_of_group,
+    load_generator,
+    train_generator,
+)
+from histocrypt.synthesis.manifest import TISSUE, Pairs
 
 PLAN = GeneratorPlan(width=8, multipliers=(1, 2), blocks=1, objective="velocity", steps=100, dropout=0.0, batch=8)
 N = 24

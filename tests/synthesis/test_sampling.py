@@ -4,8 +4,7 @@ import torch
 
 from histocrypt.synthesis import sampling
 from histocrypt.synthesis.generator import Generator, GeneratorPlan, build
-from histocrypt.synthesis.manifest import load_pairs
-from histocrypt.synthesis.pairs import TISSUE
+from histocrypt.synthesis.manifest import TISSUE, load_pairs
 from histocrypt.synthesis.sampling import WayBack, sample
 
 PLAN = GeneratorPlan(width=8, multipliers=(1, 2), blocks=1, steps=100)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from histocrypt.synthesis.pairs import TISSUE, Pairs
+from histocrypt.synthesis.manifest import TISSUE, Pairs
 
 
 def discs(n, seed, *, side=24, channels=3, patients=("P1",), noise=12.0):

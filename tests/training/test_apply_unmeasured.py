@@ -10,7 +10,7 @@ from tests.training.conftest import make_study, write_section
 
 from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.errors import InputError
-from histocrypt.evaluation.gene_map import write_map
+from histocrypt.evaluation.maps import write_map
 from histocrypt.pipeline.predict import predict_section
 from histocrypt.pipeline.train import train_fold
 

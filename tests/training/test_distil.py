@@ -14,8 +14,7 @@ from histocrypt.files import read_json
 from histocrypt.models.fhe import Square, watched
 from histocrypt.options import Training
 from histocrypt.pipeline.checkpoints import made_from
-from histocrypt.pipeline.distil import taught
-from histocrypt.pipeline.train import train_fold
+from histocrypt.pipeline.train import taught, train_fold
 from histocrypt.predictors.network import train_network
 from histocrypt.study import load_study, parse_study
 from histocrypt.training import loop

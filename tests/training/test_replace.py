@@ -10,8 +10,7 @@ from torch import nn
 from histocrypt.data.folds import load_folds
 from histocrypt.errors import InputError
 from histocrypt.models.fhe import RELU_GAIN, RELU_OFFSET, Square
-from histocrypt.pipeline.distil import start_of
-from histocrypt.pipeline.train import train_fold
+from histocrypt.pipeline.train import start_of, train_fold
 from histocrypt.predictors.network import NetworkPredictor, settle, train_network
 from histocrypt.training.images import vary_contrast
 

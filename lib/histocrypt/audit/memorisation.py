@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from histocrypt.synthesis.generator import Generator
-    from histocrypt.synthesis.pairs import Pairs
+    from histocrypt.synthesis.manifest import Pairs
 
 LEVELS = (0.9, 0.7, 0.5, 0.3)
 """Shares of signal at which losses are asked for: in much noise all records are alike, in little all are easy."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from histocrypt.data.folds import Fold
-    from histocrypt.data.spots import Spots
+    from histocrypt.data.load import Spots
     from histocrypt.study import Study
 
 CENTRES = ("centre", "center", "site", "dataset")
@@ -370,7 +370,7 @@ class Auditable:
         return predictor
 
     def _taught(self, name: str, teacher: Any, share: float, keep: np.ndarray, learnt: Spots) -> np.ndarray:
-        from histocrypt.pipeline.distil import views
+        from histocrypt.pipeline.train import views
 
         seen = self.spots(name).subset(keep)
         soft = views(teacher, seen) if MODELS[name].kind == "network" else np.array(teacher.predict(seen))

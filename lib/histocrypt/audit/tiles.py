@@ -25,8 +25,7 @@ from histocrypt.errors import InputError
 from histocrypt.options import GeneratorPlan
 from histocrypt.synthesis.filtering import Reconstruction, load_reconstruction
 from histocrypt.synthesis.generator import Generator, load_generator, train_generator
-from histocrypt.synthesis.manifest import load_pairs
-from histocrypt.synthesis.pairs import TISSUE, Pairs
+from histocrypt.synthesis.manifest import TISSUE, Pairs, load_pairs
 from histocrypt.synthesis.pipeline import PARTS, blocks_of
 from histocrypt.synthesis.segmentation import load_segmenter, train_segmenter
 from histocrypt.synthesis.tissue_pairs import apart

@@ -12,27 +12,190 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histocrypt import paths
 from histocrypt.data.fold_statistics import PANEL, STAIN, TARGETS, read_clean_section, section_targets
 from histocrypt.data.folds import Fold
-from histocrypt.data.measured import Measured
-from histocrypt.data.spots import Spots
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
+from histocrypt.spatial import graph_of, section_edges
+from histocrypt.targets.matrix import depth, has_counts
 from histocrypt.targets.panels import Panel
 from histocrypt.targets.transforms import TargetStatistics, output_names
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
     from histocrypt.study import Study
+    from histocrypt.targets.matrix import Label
     from histocrypt.tissue.stain import StainStatistics
+
+# ---- spots
+# What a predictor sees: spots with their tiles, and, in training, their targets.
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Spots of one or several sections, in one order throughout.
+
+    Arrays carry names: ``names[i]`` is ``"<section>:<barcode>"`` and ``outputs[j]`` names column ``j`` of ``targets``
+    (``"<transform>:<gene id>"``).
+    """
+
+    names: np.ndarray
+    """(n,) str."""
+    sections: np.ndarray
+    """(n,) str, section id of each spot."""
+    patients: np.ndarray
+    """(n,) str, patient id of each spot."""
+    tiles: np.ndarray
+    """(n, side, side, 3) uint8, stain-normalised; may be memory-mapped."""
+    depth: np.ndarray
+    """(n,) float, total counts. Only the depth-only baseline may read it."""
+    outputs: tuple[str, ...]
+    """Names of the predicted columns."""
+    targets: np.ndarray | None = None
+    """(n, len(outputs)) float32, or None where there is nothing to learn from."""
+    features: Callable[[str], np.ndarray] | None = field(default=None, repr=False)
+    """Frozen-encoder features by encoder name: (n, d) float32, computed once and cached."""
+    measured: Any = field(default=None, repr=False)
+    """What else was measured of training spots, read on demand (`data.measured.Measured`); None for spots
+    without targets."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, index: np.ndarray) -> Spots:
+        """Return the spots chosen by a boolean mask or integer index."""
+        index = np.flatnonzero(index) if index.dtype == bool else index
+        features = self.features
+        return replace(
+            self,
+            names=self.names[index],
+            sections=self.sections[index],
+            patients=self.patients[index],
+            tiles=self.tiles[index],
+            depth=self.depth[index],
+            targets=None if self.targets is None else self.targets[index],
+            features=None if features is None else (lambda encoder: features(encoder)[index]),
+            measured=None if self.measured is None else self.measured.subset(index),
+        )
+
+    def symmetries(self) -> Iterator[Spots]:
+        """Yield the spots with their tiles in each of the eight symmetries of the square, upright first."""
+        for turned in (self.tiles, np.swapaxes(self.tiles, 1, 2)):
+            for tiles in (turned, turned[:, ::-1], turned[:, :, ::-1], turned[:, ::-1, ::-1]):
+                yield replace(self, tiles=tiles)
+
+
+# ---- measured
+# What a multi-task model learns beside the panel: every other gene (sparse), labels, and who lies beside whom.
+
+
+UNCOUNTED = ("obs", "var", "obsm", "uns")
+"""Parts of a section's file that are small: all but its counts."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of the spots of training sections; files are read when asked, one at a time."""
+
+    files: tuple[tuple[str, Path], ...]
+    """Section ids and their cleaned sections, in the order of the spots."""
+    rows: np.ndarray | None = None
+    """(n,) which of all their spots, in order; None: all."""
+    centred: bool = True
+    """Whether each section's own mean is subtracted from what is learnt (``target.centre_by_section``)."""
+
+    def subset(self, index: np.ndarray) -> Measured:
+        """Return what was measured of some of the spots."""
+        return replace(self, rows=np.asarray(index) if self.rows is None else self.rows[index])
+
+    def joined(self, other: Measured) -> Measured:
+        """Return what was measured of these spots, then of the other's."""
+        files = self.files + other.files
+        if self.rows is None and other.rows is None:
+            return replace(self, files=files)
+        sizes = [sum(read_clean_section(path, parts=["obs"]).n_obs for _, path in part.files) for part in (self, other)]
+        first, second = (
+            np.arange(size) if part.rows is None else part.rows for part, size in zip((self, other), sizes, strict=True)
+        )
+        return replace(self, files=files, rows=np.concatenate([first, second + sizes[0]]))
+
+    def genes(self) -> dict[str, str]:
+        """Return the genes that all sections measure, id -> symbol, in the order of the first; none without counts."""
+        shared: dict[str, str] | None = None
+        for _, path in self.files:
+            adata = read_clean_section(path, parts=UNCOUNTED)
+            if not has_counts(adata):
+                return {}
+            symbols = adata.var["symbol"] if "symbol" in adata.var else adata.var_names
+            own = dict(zip(adata.var_names.astype(str), map(str, symbols), strict=True))
+            shared = own if shared is None else {gene: name for gene, name in shared.items() if gene in own}
+        return shared or {}
+
+    def expression(self, genes: list[str]) -> csr_matrix:
+        """Return ln(1 + counts per 10,000) of ``genes``, (n, g) CSR float32; a spot without counts is zero."""
+        from scipy.sparse import csr_matrix
+
+        parts = []
+        for _, path in self.files:
+            adata = read_clean_section(path)
+            totals = depth(adata)
+            counts = csr_matrix(adata.X)
+            columns = adata.var_names.get_indexer(genes)
+            if len(genes) < adata.n_vars or (columns != np.arange(adata.n_vars)).any():
+                counts = counts[:, columns]
+            counts = counts.astype(np.float32)
+            scale = 1e4 / np.where(totals > 0, totals, np.inf)
+            counts.data *= np.repeat(scale, np.diff(counts.indptr)).astype(np.float32)
+            np.log1p(counts.data, out=counts.data)
+            parts.append(counts)
+        values = _stacked(parts)
+        return values if self.rows is None else values[self.rows]
+
+    def labels(self, label: Label) -> np.ndarray:
+        """Return (n,) float32 labels: 1, 0, NaN where there is none."""
+        values = np.concatenate(
+            [label.of(read_clean_section(path, parts=UNCOUNTED), section=section) for section, path in self.files]
+        )
+        return values if self.rows is None else values[self.rows]
+
+    def graph(self) -> csr_matrix:
+        """Return which spots are neighbours, (n, n) CSR; none across sections."""
+        adatas = [read_clean_section(path, parts=UNCOUNTED) for _, path in self.files]
+        graph = graph_of([section_edges(adata) for adata in adatas], [adata.n_obs for adata in adatas])
+        return graph if self.rows is None else graph[self.rows][:, self.rows].tocsr()
+
+
+def _stacked(parts: list[csr_matrix]) -> csr_matrix:
+    """Return the rows of all parts in one matrix; the parts are used up, so that memory is not needed twice."""
+    from scipy.sparse import csr_matrix
+
+    shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
+    starts = np.cumsum([0, *(part.nnz for part in parts)])
+    rows = [part.indptr[1:].astype(np.int64) + start for part, start in zip(parts, starts, strict=False)]
+    joined = {}
+    for name in ("data", "indices"):
+        joined[name] = np.concatenate([getattr(part, name) for part in parts])
+        for part in parts:
+            setattr(part, name, np.empty(0, joined[name].dtype))
+    values = csr_matrix(shape, dtype=np.float32)
+    kind = np.int32 if starts[-1] < np.iinfo(np.int32).max else np.int64
+    values.data, values.indices = joined["data"], joined["indices"].astype(kind, copy=False)
+    values.indptr = np.concatenate([[0], *rows]).astype(kind)
+    return values
+
+
+# ---- load
+
 
 VIEWS = 8
 """The tile as it is, and its seven turned and mirrored copies."""

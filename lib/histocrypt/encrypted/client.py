@@ -24,9 +24,9 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from histocrypt.encrypted import messages
-from histocrypt.encrypted.access import is_loopback, read_tokens
 from histocrypt.encrypted.bundle import Client, parse_client
 from histocrypt.encrypted.key_owner import NOISE, Answers, Keys, Request, check_output, keygen, prepare, write_result
+from histocrypt.encrypted.messages import is_loopback, read_tokens
 from histocrypt.errors import InputError
 from histocrypt.files import write_json
 

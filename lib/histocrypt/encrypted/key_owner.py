@@ -311,7 +311,7 @@ def check_output(output: str | Path) -> Path:
 
 def write_result(output: Path, values: np.ndarray, request: Request, *, noise: float = NOISE) -> str:
     """Write decrypted values as predictions, with noise added; see `decrypt_response`."""
-    from histocrypt.data.spots import Spots
+    from histocrypt.data.load import Spots
     from histocrypt.pipeline.predictions import write_predictions
     from histocrypt.targets.panels import Panel
 

@@ -36,9 +36,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from histocrypt.encrypted import engine
-from histocrypt.encrypted.access import check_certificate, is_loopback, read_tokens
 from histocrypt.encrypted.bundle import Bundle, load_bundle
 from histocrypt.encrypted.evaluator import workers_for
+from histocrypt.encrypted.messages import check_certificate, is_loopback, read_tokens
 from histocrypt.encrypted.sessions import Limits, Refused, Store
 from histocrypt.errors import InputError
 from histocrypt.files import read_json

@@ -23,8 +23,7 @@ from histocrypt.data.folds import BY_SECTION
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
 from histocrypt.evaluation.bootstrap import Draws
-from histocrypt.evaluation.metrics import METRICS
-from histocrypt.evaluation.pool import POOLED, Pool
+from histocrypt.evaluation.metrics import METRICS, POOLED, Pool
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.paths import RunFolder
 from histocrypt.pipeline.predictions import Joined, PredictionFile, as_mapping, join, read_h5ad, some

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from histocrypt.data.load import normalised_chunks, section_features, spot_names
-from histocrypt.data.spots import Spots
+from histocrypt.data.load import Spots, normalised_chunks, section_features, spot_names
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model

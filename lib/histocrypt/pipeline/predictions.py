@@ -22,7 +22,7 @@ from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR
 if TYPE_CHECKING:
     import pandas as pd
 
-    from histocrypt.data.spots import Spots
+    from histocrypt.data.load import Spots
     from histocrypt.predictors.base import Predictor
     from histocrypt.targets.panels import Panel
     from histocrypt.targets.transforms import TargetStatistics

@@ -21,8 +21,7 @@ import torch
 from torch import nn
 
 from histocrypt.data.fold_statistics import PANEL, read_clean_section, section_targets
-from histocrypt.data.load import scaling_of
-from histocrypt.data.spots import Spots
+from histocrypt.data.load import Spots, scaling_of
 from histocrypt.errors import InputError
 from histocrypt.files import write_json
 from histocrypt.models.stacking_mlp import StackingMLP

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.data.load import normalised_chunks, section_features
-from histocrypt.data.spots import Spots
+from histocrypt.data.load import Spots, normalised_chunks, section_features
 from histocrypt.errors import InputError
 from histocrypt.predictors.registry import MODELS
 

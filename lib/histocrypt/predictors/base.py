@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.data.spots import Spots
+from histocrypt.data.load import Spots
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from histocrypt.data.spots import Spots
+from histocrypt.data.load import Spots
 from histocrypt.predictors.base import Predictor
 
 LEAST_SHARE = 0.25

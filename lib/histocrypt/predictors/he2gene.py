@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from histocrypt.data.spots import Spots
+from histocrypt.data.load import Spots
 from histocrypt.errors import InputError
 from histocrypt.models.he2gene import HE2Gene, Head, take_imagenet
 from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from histocrypt.data.load import room
-from histocrypt.data.spots import Spots
+from histocrypt.data.load import Spots, room
 from histocrypt.errors import InputError
 from histocrypt.machine import choose_device
 from histocrypt.models.fhe import set_share, watched

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from histocrypt.data.spots import Spots
+from histocrypt.data.load import Spots
 from histocrypt.models.stem import Stem
 from histocrypt.predictors import stem_diffusion
 from histocrypt.predictors.closed_form import LEAST_SHARE, mean_and_sd, principal_components

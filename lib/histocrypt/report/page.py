@@ -18,8 +18,7 @@ import numpy as np
 from histocrypt import paths
 from histocrypt.evaluation import figures, maps, wording
 from histocrypt.evaluation.figures import embed
-from histocrypt.evaluation.metrics import METRICS
-from histocrypt.evaluation.pool import POOLED
+from histocrypt.evaluation.metrics import METRICS, POOLED
 from histocrypt.evaluation.scores import (
     CEILING,
     WITHIN,

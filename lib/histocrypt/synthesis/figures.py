@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from histocrypt.synthesis.pairs import Pairs
+    from histocrypt.synthesis.manifest import Pairs
 
 REAL, SYNTHETIC, BOTH = CYCLE[0], CYCLE[1], CYCLE[2]
 LOOK = {"real": (REAL, "o"), "synthetic": (SYNTHETIC, "s"), "both": (BOTH, "D")}

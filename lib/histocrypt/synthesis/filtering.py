@@ -28,7 +28,7 @@ from torch import nn
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.machine import choose_device
-from histocrypt.synthesis.pairs import Pairs
+from histocrypt.synthesis.manifest import Pairs
 from histocrypt.training.loop import Trainer
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 from histocrypt.data.folds import BY_SECTION, FINAL, Fold, chosen_fold, load_fold, load_folds
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.synthesis.generator import Generator, train_generator
-from histocrypt.synthesis.pairs import Pairs
+from histocrypt.synthesis.manifest import Pairs
 from histocrypt.synthesis.sampling import sample
 from histocrypt.synthesis.tissue_pairs import tissue_pairs, tissue_rule
 from histocrypt.targets.matrix import Label
@@ -84,7 +84,7 @@ def train_generators(study: Study, train: Pairs, folder: Path, *, kind: str = "a
     """
     part, privacy = study.synthesis, None
     if part.epsilon is not None:
-        from histocrypt.synthesis.private import Privacy
+        from histocrypt.synthesis.generator import Privacy
 
         # A normal tile is learned from by each generator: what is promised is the sum.
         n = len(generator_kinds(study))

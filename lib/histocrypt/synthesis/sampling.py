@@ -25,7 +25,7 @@ import torch
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.synthesis.generator import Generator, betas, class_numbers
-from histocrypt.synthesis.pairs import Pairs, Scheme
+from histocrypt.synthesis.manifest import Pairs, Scheme
 from histocrypt.training.loop import seeded
 
 SAMPLERS = ("ancestral", "ddim", "dpm++")

@@ -29,12 +29,12 @@ from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation.bootstrap import draw_weights
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.machine import choose_device
-from histocrypt.synthesis.pairs import Scheme
+from histocrypt.synthesis.manifest import Scheme
 from histocrypt.training.images import flip_and_turn
 from histocrypt.training.loop import Trainer, generator_of, learning_rate, precision
 
 if TYPE_CHECKING:
-    from histocrypt.synthesis.pairs import Pairs
+    from histocrypt.synthesis.manifest import Pairs
 
 NETWORKS = ("unet", "vit_hybrid")
 FORMAT, VERSION = "histocrypt segmenter", 1

@@ -16,8 +16,7 @@ import numpy as np
 
 from histocrypt.data.fold_statistics import read_clean_section
 from histocrypt.errors import InputError
-from histocrypt.synthesis.manifest import resized
-from histocrypt.synthesis.pairs import TISSUE, Pairs
+from histocrypt.synthesis.manifest import TISSUE, Pairs, resized
 from histocrypt.tissue.stain import INCIDENT_LIGHT, StainStatistics, estimate
 from histocrypt.tissue.tiles import read_tiles
 

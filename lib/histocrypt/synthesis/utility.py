@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
 
-    from histocrypt.synthesis.pairs import Pairs
+    from histocrypt.synthesis.manifest import Pairs
 
 ENCODER = "efficientnet_lite0_128"
 TITLES = {
