@@ -66,7 +66,7 @@ class Spots:
     features: Callable[[str], np.ndarray] | None = field(default=None, repr=False)
     """Frozen-encoder features by encoder name: (n, d) float32, computed once and cached."""
     measured: Any = field(default=None, repr=False)
-    """What else was measured of training spots, read on demand (`data.measured.Measured`); None for spots
+    """What else was measured of training spots, read on demand (`Measured`); None for spots
     without targets."""
 
     def __len__(self) -> int:

@@ -184,7 +184,7 @@ def train_generator(
     device
         None: the best one present.
     privacy
-        Differential privacy (see `synthesis.private`): classes are then not balanced, and training does not repeat.
+        Differential privacy (see `Privacy`): classes are then not balanced, and training does not repeat.
 
     Raises
     ------
