@@ -66,7 +66,7 @@ def test_the_report_shows_what_the_stages_before_it_took(small_run, outputs):
     section = page[page.index('<h2 id="run">') : page.index('<h2 id="provenance">')]
     assert "30_training, VisionMLP (multi-scale CNN)" in section
     assert read_record(outputs / "small").versions["torch"] in section
-    assert "70_evaluation" not in section
+    assert "72_viewer" not in section
 
 
 def test_the_list_shows_every_run_with_its_best_predictor(outputs):

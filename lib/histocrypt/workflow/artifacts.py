@@ -76,7 +76,8 @@ def intact(outline: Outline, *, dry_run: bool = False, spare: Collection[Path] =
         yield found
         return
     for one in found:
-        one.path.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # a file stands where its folder was: the job will say so
+            one.path.unlink(missing_ok=True)
         one.job.executed.unlink(missing_ok=True)
     remove_leftovers(run)
     files = _artifacts(run, spare)

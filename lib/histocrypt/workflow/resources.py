@@ -230,13 +230,17 @@ def synthesis(study: Study, total: Total, _: str) -> Cost:
 
 
 def audit(study: Study, total: Total, asked: str) -> Cost:
-    """Return a job's cost: attacked models, or those with their shadows, or the shadows of segmentation networks."""
+    """Return a job's cost: attacked models, those with their shadows, the shadows of segmentation networks, or all."""
     part = study.audit
     attacked = len(study.model_names if part.models == "all" else part.models)
     work = {"predictors": 0.02 * attacked, "shadowed": 0.02 * part.shadows * len(part.shadowed)}
     if study.synthesis:
         work["tiles"] = study.synthesis.side**2 * 2e-6 * part.shadows * (part.shadow_epochs + part.learned_epochs)
-    return BASE_GIB + 1.0 + _gib(total.spots * 1280 * 4 * 3), 60 + total.spots * work[asked], False
+    return (
+        BASE_GIB + 1.0 + _gib(total.spots * 1280 * 4 * 3),
+        60 + total.spots * work.get(asked, sum(work.values())),
+        False,
+    )
 
 
 def privacy_cards(study: Study, total: Total, _: str) -> Cost:
