@@ -41,6 +41,12 @@ def test_a_run_leaves_report_models_and_executed_notebooks(small_run):
         assert (run / "models" / model / "final" / "weights.safetensors").is_file()
 
 
+def test_no_progress_bar_stands_still_in_an_executed_notebook(small_run):
+    notebooks = list((small_run / "small" / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) > 30
+    assert not [path.name for path in notebooks if re.search(r"\d%\||widget-view", path.read_text(encoding="utf-8"))]
+
+
 def test_a_finished_run_has_nothing_to_do(small_run):
     again = histocrypt("run", small_run / "small.yaml", "--cores", "2", outputs=small_run)
     assert again.returncode == 0

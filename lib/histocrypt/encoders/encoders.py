@@ -174,9 +174,10 @@ def encode(
     network = _network(encoder).to(where, memory_format=torch.channels_last)
     batch = 16 if where.type == "cpu" else 256  # 16: the activations of the first layers still fit a core's cache
     features = np.empty((len(tiles), entry.width), dtype=np.float32)
+    quiet = {} if progress else {"disable": True}  # else as the environment says
     with (
         torch.inference_mode(),
-        tqdm(total=len(tiles), desc=encoder, unit="tile", leave=False, disable=not progress) as bar,
+        tqdm(total=len(tiles), desc=encoder, unit="tile", leave=False, **quiet) as bar,
     ):
         for start in range(0, len(tiles), batch):
             chunk = torch.from_numpy(np.array(tiles[start : start + batch])).to(where).permute(0, 3, 1, 2)

@@ -176,7 +176,7 @@ def train_fold(study: Study, model: str, fold: str, *, device: str | None = None
     names = _applicable(study, names)
     loaded: dict[int | None, FoldData] = {}
     results = []
-    for name in tqdm(names, desc=f"baselines {fold}", unit="model", disable=len(names) == 1):
+    for name in tqdm(names, desc=f"baselines {fold}", unit="model", **({"disable": True} if len(names) == 1 else {})):
         side = tile_side(name, study.training_of(name))
         if side not in loaded:
             loaded = {side: load_training(study, split, side=side)}

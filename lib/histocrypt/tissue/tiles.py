@@ -92,9 +92,10 @@ def write_tiles(
     names = np.array([str(barcode).encode() for barcode in barcodes])
     tiles = iter_tiles(image, coords_px, um_per_px=um_per_px, tile_um=tile_um, tile_px=tile_px)
     shape = (len(names), tile_px, tile_px, 3)
+    bar = {} if progress else {"disable": True}  # else as the environment says
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         img = file.create_dataset("img", shape, dtype=np.uint8, chunks=(1, *shape[1:]))
-        for index, tile in enumerate(tqdm(tiles, total=len(names), desc="tiles", unit="tile", disable=not progress)):
+        for index, tile in enumerate(tqdm(tiles, total=len(names), desc="tiles", unit="tile", **bar)):
             img[index] = tile
         file["barcode"] = names[:, None]
         file["coords"] = corners

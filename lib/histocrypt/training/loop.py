@@ -180,7 +180,7 @@ class Trainer:
             desc=self.label,
             unit="step",
             mininterval=1,
-            disable=self.label is None or not first,
+            **({"disable": True} if self.label is None or not first else {}),  # else as the environment says
         ) as bar:
             while not self._is_done(progress):
                 started = time.monotonic()
