@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -167,29 +168,38 @@ def finish(outputs, study, *arguments):
 
 
 def test_a_notebook_that_raises_is_named_with_its_error_and_once_mended_the_run_finishes(small_run, copied):
-    """What nobody foresaw: a file stands where the notebook wants a folder."""
-    run = copied / "small"
-    (run / "folds").rename(run / "folds.away")
-    (run / "folds").write_text("not a folder")
-    (run / "notebooks" / "22_folds.ipynb").unlink()
-    failed = histocrypt("run", copied / "small.yaml", "--cores", "2", "--until", "22_folds", outputs=copied)
+    """What nobody foresaw: a file stands where the notebook wants a folder of its own."""
+    run, job = copied / "small", "30_training__vision_mlp__fold_1"
+    state, executed = run / "models" / "vision_mlp" / "fold_1" / "last", run / "notebooks" / f"{job}.ipynb"
+    state.write_text("not a folder")
+    executed.unlink()
+    failed = histocrypt("run", copied / "small.yaml", "--cores", "2", "--until", "30_training", outputs=copied)
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     said = failed.stderr.splitlines()
-    assert said[0].startswith("histocrypt: 22_folds failed: ")
-    assert str(run / "folds") in said[0]
+    assert said[0].startswith("histocrypt: 30_training vision_mlp fold_1 failed: ")
+    assert str(state) in said[0]
     assert "Error: [Errno" in said[0]
-    log, stopped = run / "logs" / "22_folds.log", run / "logs" / "22_folds.log.ipynb"
+    log, stopped = run / "logs" / f"{job}.log", run / "logs" / f"{job}.log.ipynb"
     assert said[1].split() == f"log: {log}; the notebook as it stopped: {stopped}".split()
     assert len(said) == 3
     assert stopped.is_file()
-    assert not (run / "notebooks" / "22_folds.ipynb").exists()
+    assert not executed.exists()
 
-    (run / "folds").unlink()
-    (run / "folds.away").rename(run / "folds")
-    finish(copied, copied / "small.yaml", "--until", "22_folds")
-    for path in (small_run / "small" / "folds").glob("*/*.json"):
-        assert filecmp.cmp(path, run / path.relative_to(small_run / "small"), shallow=False), path
+    state.unlink()
+    finish(copied, copied / "small.yaml", "--until", "30_training")
+    weights = Path("small") / "models" / "vision_mlp" / "fold_1" / "weights.safetensors"
+    assert filecmp.cmp(small_run / weights, copied / weights, shallow=False)
+
+
+def test_a_file_where_a_folder_belongs_is_one_sentence(copied):
+    run = copied / "small"
+    (run / "folds").rename(run / "folds.away")
+    (run / "folds").write_text("not a folder")
+    refused = histocrypt("run", copied / "small.yaml", "--cores", "2", outputs=copied)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert str(run / "folds") in refused.stderr
 
 
 @pytest.mark.slow

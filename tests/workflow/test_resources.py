@@ -21,7 +21,7 @@ LARGE = SectionSize(spots=5_000, genes=20_000, values=10_000_000, decoded_mpx=40
 
 @pytest.fixture(scope="module")
 def demo():
-    return load_study(paths.repository() / "studies" / "demo.yaml")
+    return load_study(paths.repository() / "studies" / "demo_full.yaml")
 
 
 def needs(stage, *arguments, **how):

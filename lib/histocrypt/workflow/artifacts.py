@@ -66,8 +66,16 @@ def intact(outline: Outline, *, dry_run: bool = False, spare: Collection[Path] =
     ------
     list of Found
         What is to be made again.
+
+    Raises
+    ------
+    InputError
+        If a file stands where a folder belongs.
     """
     run, spare = outline.run, {Path(path).resolve() for path in spare}
+    for folder in {parent for path in outline.makers for parent in path.parents if run.root in parent.parents}:
+        if folder.is_file():
+            raise InputError("is a file where the run keeps a folder", file=folder, fix="move it away")
     known, files = _remembered(run), _artifacts(run, spare)
     found = [*_broken(outline, files, known), *_gone(outline, files, known)]
     for sentence in sentences(run, found):
@@ -76,8 +84,7 @@ def intact(outline: Outline, *, dry_run: bool = False, spare: Collection[Path] =
         yield found
         return
     for one in found:
-        with suppress(NotADirectoryError):  # a file stands where its folder was: the job will say so
-            one.path.unlink(missing_ok=True)
+        one.path.unlink(missing_ok=True)
         one.job.executed.unlink(missing_ok=True)
     remove_leftovers(run)
     files = _artifacts(run, spare)
