@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 BASE_GIB = 1.2
 """A notebook with torch and scanpy loaded, and nothing else."""
-START_S = 15.0
+START_S = 10.0
 """Starting papermill and its kernel, and imports."""
-ENCODE_S = 0.06
+ENCODE_S = 0.03
 """A tile through a frozen encoder of the default size, stain-normalised."""
 TILE_S = {"vision_mlp": (0.012, 2.5e-6), "fhe_cnn": (0.0008, 0.0)}
 """Seconds of one training step per tile: a part of its own, and one per pixel of the input."""
@@ -166,7 +166,7 @@ def train(study: Study, total: Total, model: str) -> Cost:
     if model in ("baselines", "fhe_head"):
         return (
             BASE_GIB + features + _table(study, total, 6) + _tiles(study, total),
-            total.spots * ENCODE_S / 2 + 15,
+            total.spots * ENCODE_S / 2 + 5,
             False,
         )
     options = study.training_of(model)
@@ -190,7 +190,7 @@ def multitask(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: all genes of all spots, and random shifts of their maps."""
     return (
         BASE_GIB + _gib(total.spots * total.largest.genes * 4 * 2),
-        60 + total.spots * total.largest.genes * 8e-6,
+        15 + total.spots * total.largest.genes * 8e-6,
         False,
     )
 
@@ -198,12 +198,12 @@ def multitask(study: Study, total: Total, _: str) -> Cost:
 def diffusion(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: samples of every spot."""
     drawn = study.options_of("stem").get("samples", 20)
-    return BASE_GIB + _table(study, total, 2 + drawn), total.spots * drawn * 0.02, False
+    return BASE_GIB + _table(study, total, 2 + drawn), total.spots * drawn * 0.006, False
 
 
 def stack(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: the predictions of every family."""
-    return BASE_GIB + _table(study, total, 3 + len(study.families)), 20 + total.spots * 0.01, False
+    return BASE_GIB + _table(study, total, 3 + len(study.families)), 6 + total.spots * 0.01, False
 
 
 def encrypted(study: Study, total: Total, model: str) -> Cost:
@@ -211,14 +211,14 @@ def encrypted(study: Study, total: Total, model: str) -> Cost:
     memory, a_spot = (1.0, 0.05) if model == "fhe_head" else (5.0, 0.6)
     asked = study.encrypted.spots
     spots = total.spots if asked == "all" else min(asked, total.spots)
-    return BASE_GIB + memory, 40 + spots * a_spot, True
+    return BASE_GIB + memory, 15 + spots * a_spot, True
 
 
 def generators(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: squares of tissue as floats, for as many epochs as there are."""
     part = study.synthesis
     pixels = total.spots * part.side**2
-    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 40 + pixels * part.epochs * 6e-6, False
+    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 15 + pixels * part.epochs * 6e-6, False
 
 
 def synthesis(study: Study, total: Total, _: str) -> Cost:
@@ -226,7 +226,7 @@ def synthesis(study: Study, total: Total, _: str) -> Cost:
     part = study.synthesis
     pixels = total.spots * part.side**2
     epochs = part.reconstruction_epochs + 3 * part.segmentation_epochs
-    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 40 + pixels * epochs * 2e-6, False
+    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 25 + pixels * epochs * 2e-6, False
 
 
 def audit(study: Study, total: Total, asked: str) -> Cost:
@@ -235,29 +235,29 @@ def audit(study: Study, total: Total, asked: str) -> Cost:
     attacked = len(study.model_names if part.models == "all" else part.models)
     work = {"predictors": 0.02 * attacked, "shadowed": 0.02 * part.shadows * len(part.shadowed)}
     if study.synthesis:
-        work["tiles"] = study.synthesis.side**2 * 2e-6 * part.shadows * (part.shadow_epochs + part.learned_epochs)
+        work["tiles"] = study.synthesis.side**2 * 1e-6 * part.shadows * (part.shadow_epochs + part.learned_epochs)
     return (
         BASE_GIB + 1.0 + _gib(total.spots * 1280 * 4 * 3),
-        60 + total.spots * work.get(asked, sum(work.values())),
+        15 + total.spots * work.get(asked, sum(work.values())),
         False,
     )
 
 
 def privacy_cards(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: two pictures and a table."""
-    return BASE_GIB, 15.0 + len(study.model_names) * study.audit.draws * total.spots * 1e-7, False
+    return BASE_GIB, 5.0 + len(study.model_names) * study.audit.draws * total.spots * 1e-7, False
 
 
 def evaluate(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: all predictions of a panel, and its bootstrap."""
     models = len(study.model_names) + (len(STACKS) if study.stacking else 0)
-    work = 20 + total.spots * _panel(study, total) * models * (4e-6 + 1e-8 * study.evaluation.bootstrap)
+    work = 10 + total.spots * _panel(study, total) * models * (4e-6 + 1e-8 * study.evaluation.bootstrap)
     return BASE_GIB + 0.5 + _gib(total.largest.values * 16), work, False
 
 
 def view(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: one section as it is."""
-    return BASE_GIB + _read(total), 10.0, False
+    return BASE_GIB + _read(total), 5.0, False
 
 
 def disk_bytes(study: Study, sizes: Sequence[SectionSize], folds: int) -> int:
