@@ -145,7 +145,7 @@ def test_the_next_run_finishes_and_keeps_what_was_done(night):
 
 
 def test_what_comes_out_equals_a_run_without_slurm(night, here):
-    benchmark = runpy.run_path(str(paths.repository() / "benchmarks" / "slurm_demo.py"))
+    benchmark = runpy.run_path(str(paths.repository() / "benchmarks" / "compare_runs.py"))
     assert benchmark["differences"](night["outputs"] / "small", here) == []
     assert len(list(here.glob("models/*/*/weights.safetensors"))) > 20
     assert list(here.glob("predictions/**/*.h5ad"))
