@@ -6,6 +6,7 @@ import csv
 import gzip
 import re
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -78,7 +79,7 @@ NOT_THE_BLOCK = re.compile(r"^(Parent|Targeted)_|_(Immunology|Neuroscience|Pan_C
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(ABC):
     """One data set that can be fetched."""
 
     name: str
@@ -108,13 +109,13 @@ class Source:
         """Return the names of what may be asked for; asks the host where the catalogue does not know."""
         return list(self.names)
 
+    @abstractmethod
     def files(self, web: Web, name: str, *, small: bool) -> list[RemoteFile]:
         """Return the files of a section; ``small`` leaves out whole-slide images where something smaller serves."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, folder: Path, name: str) -> Path:
         """Make of a section's files what the readers know, and return what a study names."""
-        raise NotImplementedError
 
 
 class Her2st(Source):

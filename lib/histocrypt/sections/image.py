@@ -32,7 +32,7 @@ TILE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
 class ImageSource(ABC):
-    """Pixels of one section, addressed in full resolution; a kind of image adds `_inside` and `thumbnail`."""
+    """Pixels of one section, addressed in full resolution; a kind of image adds `read_region` and `thumbnail`."""
 
     path: Path
     width: int
@@ -48,6 +48,7 @@ class ImageSource(ABC):
         """Millions of pixels that reading a window holds in memory beyond the window; 0 where it reads no more."""
         return 0.0
 
+    @abstractmethod
     def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return a window, uint8 (height, width, 3), white outside the image.
 
@@ -58,16 +59,6 @@ class ImageSource(ABC):
         width, height
             Size in full-resolution pixels.
         """
-        canvas = np.full((height, width, 3), WHITE, dtype=np.uint8)
-        x0, y0 = min(max(x, 0), self.width), min(max(y, 0), self.height)
-        x1, y1 = max(x0, min(x + width, self.width)), max(y0, min(y + height, self.height))
-        if x1 > x0 and y1 > y0:
-            canvas[y0 - y : y1 - y, x0 - x : x1 - x] = self._inside(x0, y0, x1, y1)
-        return canvas
-
-    def _inside(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """Return a window that lies in the image, uint8 (y1 - y0, x1 - x0, 3)."""
-        raise NotImplementedError
 
     @abstractmethod
     def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
@@ -101,7 +92,24 @@ class ImageSource(ABC):
         return max(1, round(self.width * scale)), max(1, round(self.height * scale)), scale
 
 
-class WholeImage(ImageSource):
+class ScannedImage(ImageSource):
+    """An image with pixels all over; a kind of it adds `_inside` and `thumbnail`."""
+
+    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Return a window; see `ImageSource.read_region`."""
+        canvas = np.full((height, width, 3), WHITE, dtype=np.uint8)
+        x0, y0 = min(max(x, 0), self.width), min(max(y, 0), self.height)
+        x1, y1 = max(x0, min(x + width, self.width)), max(y0, min(y + height, self.height))
+        if x1 > x0 and y1 > y0:
+            canvas[y0 - y : y1 - y, x0 - x : x1 - x] = self._inside(x0, y0, x1, y1)
+        return canvas
+
+    @abstractmethod
+    def _inside(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        """Return a window that lies in the image, uint8 (y1 - y0, x1 - x0, 3)."""
+
+
+class WholeImage(ScannedImage):
     """A JPEG, PNG or plain TIFF, decoded whole, once, when first asked for pixels.
 
     A JPEG's thumbnail is decoded at reduced size (PIL's draft mode), without the whole image in memory.
@@ -149,7 +157,7 @@ class WholeImage(ImageSource):
         return np.asarray(small), scale
 
 
-class SlideImage(ImageSource):
+class SlideImage(ScannedImage):
     """A slide pyramid (SVS, NDPI, MRXS, tiled TIFF, ...), read through openslide, never whole."""
 
     def __init__(self, path: str | Path) -> None:

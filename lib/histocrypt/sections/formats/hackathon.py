@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name, unreadable
-from histocrypt.sections.image import MAX_PIXELS, ImageSource
+from histocrypt.sections.image import MAX_PIXELS, ScannedImage
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def load_hackathon(files: SectionFiles) -> Loaded:
     return Loaded(adata, image, files.patient, [path], notes=notes, uncounted=True)
 
 
-class ArrayImage(ImageSource):
+class ArrayImage(ScannedImage):
     """A data set (height, width, 3) of floats from 0 to 1, or of uint8.
 
     Parameters
