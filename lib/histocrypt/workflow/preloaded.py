@@ -5,7 +5,8 @@ beside Snakemake (`Preloaded`); `measure` asks it for a fork (`ask`), which runs
 with the environment, folder and output of who asked. Where there is none, or a job is given several threads (libraries
 read their number as they load), jobs start as everywhere.
 
-No thread runs here and no GPU is touched, so a fork is as good as a new process.
+No thread runs here whose locks a fork could hang at (where a library starts one, this process ends, and jobs start as
+everywhere), and no GPU is touched: a fork is as good as a new process.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ VARIABLE = "HISTOCRYPT_PRELOADED"
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "NUMBA", "OPENBLAS")}
 BACKEND = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "TQDM_DISABLE": "1"}
 """What a kernel sets before it imports anything; here the imports come first."""
+FORKS_WELL = {"jemalloc_bg_thd"}
+"""Threads that a fork may lack: that of pyarrow's allocator, which starts its own anew."""
 MODULES = (
     "tqdm.auto",  # before IPython: in text, which is turned off
     "histocrypt.torchvision_ops",
@@ -126,6 +129,8 @@ def ask(module: str, arguments: list[str]) -> int | None:
 def _serve(door: socket.socket, alive: int) -> Callable[[], int] | None:
     """Wait for those who ask, and fork; return in the fork what it is to do, and None when nobody can ask any more."""
     _import_all()
+    if any(thread not in FORKS_WELL for thread in _threads()):
+        return None
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no job is waited for here: each tells its own end
     while alive not in select.select([door, alive], [], [])[0]:
         line, _ = door.accept()
@@ -135,6 +140,12 @@ def _serve(door: socket.socket, alive: int) -> Callable[[], int] | None:
             return lambda: _job(line)
         line.close()
     return None
+
+
+def _threads() -> list[str]:
+    """Return the names of this process's threads but for the main one."""
+    tasks = (task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid()))
+    return [(task / "comm").read_text().strip() for task in tasks]
 
 
 def _import_all() -> None:
