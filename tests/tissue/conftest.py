@@ -9,11 +9,11 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_matrix
 
-from histocrypt.sections.image import ImageSource, PatchMosaic, WholeImage
+from histocrypt.sections.image import PatchMosaic, ScannedImage, WholeImage
 from histocrypt.sections.section import Section
 
 
-class ArrayImage(ImageSource):
+class ArrayImage(ScannedImage):
     """An image that is an array; it remembers how many pixels were asked for at once."""
 
     def __init__(self, pixels: np.ndarray) -> None:

@@ -103,10 +103,9 @@ def sample_tiles(section: Section, drawn: Sample, *, tile_um: float, tile_px: in
     """
     from histocrypt.tissue.tiles import iter_tiles
 
-    if section.image is None:
-        raise InputError("has no image", field=section.id, fix="name it with `image:` in the study")
+    image = section.picture()
     tiles = np.empty((len(drawn.rows), tile_px, tile_px, 3), dtype=np.uint8)
-    windows = iter_tiles(section.image, drawn.coords_px, um_per_px=section.um_per_px, tile_um=tile_um, tile_px=tile_px)
+    windows = iter_tiles(image, drawn.coords_px, um_per_px=section.um_per_px, tile_um=tile_um, tile_px=tile_px)
     for index, tile in enumerate(windows):
         tiles[index] = tile
     section.image.release()  # a study's sections must not pile up in memory

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from histocrypt.errors import InputError
 from histocrypt.spatial import spot_pitch, squares, touching
 from histocrypt.tissue import stain
 from histocrypt.tissue.mask import disc_share, sample, tissue_mask
@@ -91,11 +90,10 @@ def haematoxylin(section: Section, *, um_per_px: float = UM_PER_PX) -> Haematoxy
     InputError
         If the section has no image.
     """
-    if section.image is None:
-        raise InputError("has no image", field=section.id, fix="name it with `image:` in the study")
-    longest = max(section.image.width, section.image.height)
+    image = section.picture()
+    longest = max(image.width, image.height)
     side = int(np.clip(longest * section.um_per_px / um_per_px, 64, MAX_SIDE))
-    thumbnail, scale = section.image.thumbnail(min(side, longest))
+    thumbnail, scale = image.thumbnail(min(side, longest))
     coarse = thumbnail[::_COARSER, ::_COARSER]
     tissue = coarse[tissue_mask(coarse, um_per_px=_COARSER * section.um_per_px / scale)]
     chosen = np.random.default_rng(0).permutation(len(tissue))[:_PIXELS]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histocrypt.errors import InputError
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -112,6 +114,23 @@ class Section:
     """Reason -> number of spots that the reader dropped."""
     notes: list[str] = field(default_factory=list)
     """Sentences worth a reader's attention that do not forbid the use of the section."""
+
+    @property
+    def file(self) -> Path | None:
+        """The file that was read first; None where the section comes from none."""
+        return self.files[0] if self.files else None
+
+    def picture(self) -> ImageSource:
+        """Return the image.
+
+        Raises
+        ------
+        InputError
+            If the section has none.
+        """
+        if self.image is None:
+            raise InputError("has no image", file=self.file, field=self.id, fix="name it with `image:` in the study")
+        return self.image
 
     @property
     def coords(self) -> np.ndarray:

@@ -116,12 +116,8 @@ def preprocess_section(
     InputError
         If the section has no image, its image shows no tissue, or no spot remains.
     """
-    if section.image is None:
-        raise InputError(
-            "has no image", file=_file(section), field=section.id, fix="name it with `image:` in the study"
-        )
     seconds: dict[str, float] = {}
-    um_per_px, image = section.um_per_px, section.image
+    um_per_px, image = section.um_per_px, section.picture()
     diameter_um = spot_diameter_um(section)
     with _timed(seconds, "image and mask"):
         mask, scale = find_tissue(image, um_per_px=um_per_px)
@@ -151,7 +147,7 @@ def preprocess_section(
             counted = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
             raise InputError(
                 f"no spot of {section.id} remains ({counted})",
-                file=_file(section),
+                file=section.file,
                 fix="check image and coordinates, or lower preprocessing.min_tissue and preprocessing.min_counts",
             )
     with _timed(seconds, "stain"):
@@ -281,10 +277,6 @@ def _clean(
     dropped = {reason.replace("/", "-"): count for reason, count in report.dropped.items()}  # HDF5 names
     cleaned.uns["preprocessing"] = {**report.to_dict(), "dropped": dropped}
     return cleaned
-
-
-def _file(section: Section) -> Path | None:
-    return section.files[0] if section.files else None
 
 
 @contextmanager
