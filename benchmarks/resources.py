@@ -14,19 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from histocrypt.errors import InputError
-from histocrypt.files import read_json
-from histocrypt.sections.section import SectionSize
-from histocrypt.study import Study, load_study
-from histocrypt.workflow.resources import Needs, needs
-from histocrypt.workflow.stages import STAGES
-
-
-def asked(study: Study, record: dict, sizes: dict[str, SectionSize]) -> Needs:
-    """Return what the job of a record would ask for with the threads that it had."""
-    section = record.get("section")
-    read = [sizes[section]] if section else list(sizes.values())
-    formula = STAGES[record["notebook"]].needs
-    return needs(formula, study, read, model=record.get("model") or "", threads=int(record.get("threads") or 1))
+from histocrypt.study import load_study
+from histocrypt.workflow.stages import Outline
 
 
 def main() -> None:
@@ -34,21 +23,21 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     try:
         study = load_study(parser.parse_args().study)
-        rows = read_json(study.run.survey)["sections"]
-    except InputError as error:
+        outline = Outline.read(study, study.run.survey)
+    except (InputError, OSError) as error:
         print(f"resources: {error}", file=sys.stderr)
         sys.exit(2)
-    sizes = {row["section"]: SectionSize(**row["size"]) for row in rows}
     found = []
-    for file in sorted((study.run.logs / "stages").glob("*.json")):
-        record = json.loads(file.read_text())
-        if record["outcome"] != "finished":
+    for job in outline.jobs:
+        file = study.run.stages / f"{job.name}.json"
+        record = json.loads(file.read_text()) if file.is_file() else {}
+        if record.get("outcome") != "finished":
             continue
-        need = asked(study, record, sizes)
+        need = job.asks(threads=int(record.get("threads") or 1))
         found.append(
             {
-                "notebook": record["notebook"],
-                "model": record.get("model") or "",
+                "notebook": job.stage.notebook,
+                "model or part": next((job.values[key] for key in ("model", "asked") if key in job.values), ""),
                 "asked GiB": need.memory_gib,
                 "took GiB": record["peak_gib"],
                 "expected CPU s": need.seconds * need.threads,
@@ -56,8 +45,8 @@ def main() -> None:
             }
         )
     if not found:
-        raise SystemExit(f"no finished job is recorded in {study.run.logs / 'stages'}")
-    table = pd.DataFrame(found).groupby(["notebook", "model"]).max()
+        raise SystemExit(f"no finished job is recorded in {study.run.stages}")
+    table = pd.DataFrame(found).groupby(["notebook", "model or part"]).max()
     table.insert(2, "memory ratio", table["asked GiB"] / table["took GiB"])
     table["CPU ratio"] = table["expected CPU s"] / table["took CPU s"]
     print(table.round(2).to_string())

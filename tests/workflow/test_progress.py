@@ -104,6 +104,17 @@ def test_time_left_is_what_was_expected_scaled_by_what_was_measured(monkeypatch)
     share, left = progress.left()
     assert share == pytest.approx(40 / 80)
     assert left == pytest.approx(40 / (40 / 30)), "two run side by side by now"
+    now = 40.0
+    progress.take({"event": "job_finished", "job": 2})
+    assert progress.left()[1] == pytest.approx(20), "the last job alone runs to its end, however many ran before"
+
+
+def test_the_first_estimate_knows_how_many_jobs_run_side_by_side():
+    progress = Progress({"a": 10.0, "b": 10.0, "c": 20.0})
+    progress.take({"event": "run_info", "stats": {"a": 1, "b": 1, "c": 1, "total": 3}})
+    for number, name in enumerate("ab"):
+        progress.take({"event": "job_info", "resources": {}, "job": number, "log": [f"{name}.log"]})
+    assert progress.left()[1] == pytest.approx(20, abs=0.1)
 
 
 def test_snakemake_finds_the_plugin_and_says_what_is_read(tmp_path):

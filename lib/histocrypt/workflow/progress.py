@@ -153,23 +153,24 @@ class Progress:
     def left(self) -> tuple[float, float] | None:
         """Return the share of the work that is done, and the seconds that are left; None while nothing is known.
 
-        What was expected of jobs is scaled by what those that have ended took, and as many jobs are taken to run side
-        by side as did so far.
+        What was expected of jobs is scaled by what those that have ended took. As many are taken to run side by side as
+        did so far, at first as many as run now; but one that runs is waited for to its own end.
         """
         expected, took = (sum(column) for column in zip(*self._measured, strict=True)) if self._measured else (0, 0)
         rate = took / expected if expected else 1.0
         known = [self.expected[name] for name in self._waiting if name in self.expected]
         mean = expected / len(self._measured) if self._measured else 0.0
-        rest = sum(known) + mean * max(0, self.total - self.done - len(self.running) - len(known))
-        if not rest and not self.running:
-            return None
-        spent = took + sum(job.seconds for job in self.running.values())
-        rest = rate * rest + sum(
+        waiting = rate * (sum(known) + mean * max(0, self.total - self.done - len(self.running) - len(known)))
+        running = [
             max(rate * job.expected_s - job.seconds, (1 - LATE) * rate * job.expected_s)
             for job in self.running.values()
-        )
-        side_by_side = max(1.0, spent / max(1.0, time.monotonic() - self._began))
-        return spent / (spent + rest) if rest else LATE, rest / side_by_side
+        ]
+        if not waiting and not running:
+            return None
+        rest = waiting + sum(running)
+        spent = took + sum(job.seconds for job in self.running.values())
+        so_far = spent / max(1.0, time.monotonic() - self._began) if self._measured else len(running)
+        return spent / (spent + rest) if rest else LATE, max(rest / max(1.0, so_far), *running, 0.0)
 
 
 def parse(line: str) -> dict[str, Any]:

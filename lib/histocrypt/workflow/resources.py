@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from histocrypt.predictors.registry import MODELS, STACKS
+from histocrypt.predictors.registry import STACKS, HE2GeneOptions, StemOptions, checked_options
 from histocrypt.sections.section import SectionSize
 
 if TYPE_CHECKING:
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 BASE_GIB = 1.2
 """A notebook with torch and scanpy loaded, and nothing else."""
-START_S = 10.0
-"""Starting papermill and its kernel, and imports."""
-ENCODE_S = 0.03
-"""A tile through a frozen encoder of the default size, stain-normalised."""
-TILE_S = {"vision_mlp": (0.012, 2.5e-6), "fhe_cnn": (0.0008, 0.0)}
-"""Seconds of one training step per tile: a part of its own, and one per pixel of the input."""
+START_S = 6.0
+"""Starting papermill and its kernel, and imports; a fork of a preloaded process needs a second."""
+ENCODE_S = {"baselines": 0.025, "fhe_head": 0.01}
+"""A tile through the frozen encoder, of what is first to need its features."""
+TILE_S = {"vision_mlp": (0.01, 15e-6), "fhe_cnn": (0.0012, 0.0)}
+"""Seconds of one training step per tile at the usual width: a part of its own, and one per pixel of the input."""
 RESNET_S = (0.002, 4e-6)
 """The same for every network that is not named there; those on frozen features are far below it."""
-ON_FEATURES_S = 0.001
-"""The same for networks that stand on frozen features."""
+WIDER = 1.5
+"""The power of a network's width that its cost grows with."""
 INPUT_PX = 96
 """Input side of a network whose study names none: the largest that one takes by itself."""
 GPU_SPEED = 40
@@ -145,7 +145,7 @@ def _panel(study: Study, total: Total) -> int:
 
 def eda(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: one section in memory at a time."""
-    return BASE_GIB + _read(total), total.sections * 5.0 + total.spots * 2e-3, False
+    return BASE_GIB + _read(total), total.sections * 4 + total.spots * 2e-3 + total.values * 2e-6, False
 
 
 def preprocess(study: Study, total: Total, _: str) -> Cost:
@@ -161,49 +161,62 @@ def folds(study: Study, total: Total, _: str) -> Cost:
 
 
 def train(study: Study, total: Total, model: str) -> Cost:
-    """Return a job's cost: features or pixels of all spots, for as many epochs as there may be."""
-    features = _gib(total.spots * 1280 * 4 * 2)
-    if model in ("baselines", "fhe_head"):
-        return (
-            BASE_GIB + features + _table(study, total, 6) + _tiles(study, total),
-            total.spots * ENCODE_S / 2 + 5,
-            False,
-        )
-    options = study.training_of(model)
-    if MODELS[model].predictor != "histocrypt.predictors.network:NetworkPredictor":  # on frozen features
-        genes = total.largest.genes if model == "he2gene" else _panel(study, total)
-        memory = BASE_GIB + features + _gib(total.spots * genes * 4) + _tiles(study, total)
-        return memory, total.spots * (ENCODE_S + options.epochs * ON_FEATURES_S), True
-    own, a_pixel = TILE_S.get(model, RESNET_S)
-    side = options.input_px or INPUT_PX
-    memory = BASE_GIB + 0.5 + _table(study, total, 3) + _gib(total.spots * side**2 * 3)
-    return memory, total.spots * options.epochs * (own + a_pixel * side**2) * (2 if options.refit else 1), True
+    """Return a job's cost: that of fitting, and features of all spots where it may be the first to need them."""
+    memory, work, wide = _fit(study, total, model)
+    return memory, work + total.spots * ENCODE_S.get(model, 0.0), wide
 
 
 def train_inner(study: Study, total: Total, model: str) -> Cost:
-    """Return a job's cost: as many trainings as there are inner folds."""
-    memory, work, wide = train(study, total, model)
+    """Return a job's cost: as many trainings as there are inner folds; features are there."""
+    memory, work, wide = _fit(study, total, model)
     return memory, work * (study.stacking.inner_folds if study.stacking else 1), wide
+
+
+def _fit(study: Study, total: Total, model: str) -> Cost:
+    """Return what it costs to fit a model to features or pixels of all spots, for as many epochs as there may be."""
+    features = _gib(total.spots * 1280 * 4 * 2)
+    if model in ENCODE_S:
+        return BASE_GIB + features + _table(study, total, 6) + _tiles(study, total), 3 + total.spots * 0.002, False
+    training, options = study.training_of(model), checked_options(model, study.options_of(model))
+    on_features = {"he2gene": _he2gene_s, "stem": _stem_s}.get(model)
+    if on_features and not getattr(options, "is_trained", False):
+        genes = total.largest.genes if model == "he2gene" else _panel(study, total)
+        memory = BASE_GIB + features + _gib(total.spots * genes * 4) + _tiles(study, total)
+        return memory, total.spots * on_features(options, training.epochs, genes), True
+    side, (own, a_pixel) = training.input_px or INPUT_PX, TILE_S.get(model, RESNET_S)
+    usual = type(options).model_fields.get("width")
+    width = options.width / usual.default if usual else 1.0
+    memory = BASE_GIB + 0.5 + _table(study, total, 3) + _gib(total.spots * side**2 * 3)
+    work = total.spots * training.epochs * (own + a_pixel * side**2) * width**WIDER
+    return memory, work * (2 if training.refit else 1), True
+
+
+def _he2gene_s(options: HE2GeneOptions, epochs: int, genes: int) -> float:
+    """Return the seconds of a spot in the multi-task model, on features that there are."""
+    return epochs * (4e-4 + 5e-8 * genes)
+
+
+def _stem_s(options: StemOptions, epochs: int, genes: int) -> float:
+    """Return the seconds of a spot in the diffusion model, which alone has features of turned tiles."""
+    return epochs * 5e-4 * options.blocks + options.augmentations * ENCODE_S["baselines"]
 
 
 def multitask(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: all genes of all spots, and random shifts of their maps."""
-    return (
-        BASE_GIB + _gib(total.spots * total.largest.genes * 4 * 2),
-        15 + total.spots * total.largest.genes * 8e-6,
-        False,
-    )
+    matrix = total.spots * total.largest.genes
+    return BASE_GIB + _gib(matrix * 4 * 2), 8 + matrix * 1.5e-6, False
 
 
 def diffusion(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: samples of every spot."""
-    drawn = study.options_of("stem").get("samples", 20)
-    return BASE_GIB + _table(study, total, 2 + drawn), total.spots * drawn * 0.006, False
+    options = checked_options("stem", study.options_of("stem"))
+    steps = options.samples * options.sampler_steps * options.blocks
+    return BASE_GIB + _table(study, total, 2 + options.samples), 3 + total.spots * steps * 1.5e-4, False
 
 
 def stack(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: the predictions of every family."""
-    return BASE_GIB + _table(study, total, 3 + len(study.families)), 6 + total.spots * 0.01, False
+    return BASE_GIB + _table(study, total, 3 + len(study.families)), 3 + total.spots * 0.004, False
 
 
 def encrypted(study: Study, total: Total, model: str) -> Cost:
@@ -216,9 +229,10 @@ def encrypted(study: Study, total: Total, model: str) -> Cost:
 
 def generators(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: squares of tissue as floats, for as many epochs as there are."""
-    part = study.synthesis
+    part, network = study.synthesis, study.synthesis.generator
     pixels = total.spots * part.side**2
-    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 15 + pixels * part.epochs * 6e-6, False
+    work = pixels / network.patch**2 * part.epochs * network.width * 6e-7
+    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 8 + work, False
 
 
 def synthesis(study: Study, total: Total, _: str) -> Cost:
@@ -226,38 +240,39 @@ def synthesis(study: Study, total: Total, _: str) -> Cost:
     part = study.synthesis
     pixels = total.spots * part.side**2
     epochs = part.reconstruction_epochs + 3 * part.segmentation_epochs
-    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 25 + pixels * epochs * 2e-6, False
+    return BASE_GIB + 1.0 + _gib(pixels * 4 * 8), 10 + pixels * epochs * 2.5e-6, False
 
 
 def audit(study: Study, total: Total, asked: str) -> Cost:
     """Return a job's cost: attacked models, those with their shadows, the shadows of segmentation networks, or all."""
     part = study.audit
     attacked = len(study.model_names if part.models == "all" else part.models)
-    work = {"predictors": 0.02 * attacked, "shadowed": 0.02 * part.shadows * len(part.shadowed)}
+    work = {"predictors": 0.0015 * attacked, "shadowed": 0.003 * part.shadows * len(part.shadowed)}
     if study.synthesis:
-        work["tiles"] = study.synthesis.side**2 * 1e-6 * part.shadows * (part.shadow_epochs + part.learned_epochs)
+        epochs = part.shadow_epochs + part.learned_epochs
+        work["tiles"] = study.synthesis.side**2 * 2.5e-6 * part.shadows * epochs
     return (
         BASE_GIB + 1.0 + _gib(total.spots * 1280 * 4 * 3),
-        15 + total.spots * work.get(asked, sum(work.values())),
+        8 + total.spots * work.get(asked, sum(work.values())),
         False,
     )
 
 
 def privacy_cards(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: two pictures and a table."""
-    return BASE_GIB, 5.0 + len(study.model_names) * study.audit.draws * total.spots * 1e-7, False
+    return BASE_GIB, 2.0 + len(study.model_names) * study.audit.draws * total.spots * 1e-7, False
 
 
 def evaluate(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: all predictions of a panel, and its bootstrap."""
     models = len(study.model_names) + (len(STACKS) if study.stacking else 0)
-    work = 10 + total.spots * _panel(study, total) * models * (4e-6 + 1e-8 * study.evaluation.bootstrap)
+    work = 6 + total.spots * _panel(study, total) * models * (4e-6 + 1e-8 * study.evaluation.bootstrap)
     return BASE_GIB + 0.5 + _gib(total.largest.values * 16), work, False
 
 
 def view(study: Study, total: Total, _: str) -> Cost:
     """Return a job's cost: one section as it is."""
-    return BASE_GIB + _read(total), 5.0, False
+    return BASE_GIB + _read(total), 1.0, False
 
 
 def disk_bytes(study: Study, sizes: Sequence[SectionSize], folds: int) -> int:
