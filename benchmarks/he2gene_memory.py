@@ -55,12 +55,12 @@ def train(folder: Path, *, rank: int, px: int, input_px: int, panel: int, batch:
     genes = list(measured.genes())
     targets = measured.expression(genes[:panel]).toarray()
     n = len(targets)
-    rng = np.random.default_rng(0)
+    tiles = np.random.default_rng(0).integers(0, 255, (n, px, px, 3), dtype=np.uint8)
     sections = np.repeat([name for name, _ in files], n // len(files))
     spots = Spots(
         names=np.array([f"s{index}" for index in range(n)]), sections=sections, patients=sections,
-        tiles=rng.integers(0, 255, (n, px, px, 3), dtype=np.uint8), depth=np.ones(n),
-        outputs=tuple(f"log1p_cp10k:{gene}" for gene in genes[:panel]), targets=targets, measured=measured,
+        depth=np.ones(n), outputs=tuple(f"log1p_cp10k:{gene}" for gene in genes[:panel]), targets=targets,
+        pixels=lambda: tiles, measured=measured,
     )  # fmt: skip
     settings = Training(epochs=1, batch_size=batch, input_px=input_px, augment_stain=0)
     options = {"aux_rank": rank, "label": "obs:tumour"}

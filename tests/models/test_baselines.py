@@ -47,10 +47,10 @@ def make_spots(sections, *, seed=0, n=60, shift=0.0, targets=True):
         names=np.array(names),
         sections=section_of,
         patients=np.array([section.split("_")[0] for section in section_of]),
-        tiles=tiles,
         depth=depth,
         outputs=OUTPUTS,
         targets=values.astype(np.float32) if targets else None,
+        pixels=lambda: tiles,
         features=lambda encoder: features,
     )
 

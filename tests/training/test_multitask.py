@@ -132,9 +132,8 @@ def test_symmetric_averaging_really_switches(annotated):
     averaged = predictor.predict(train)
     assert not np.allclose(plain, averaged)
     turned = train.tiles.swapaxes(1, 2)[:, ::-1].copy()
-    from dataclasses import replace
 
-    assert np.allclose(predictor.predict(replace(train, tiles=turned)), averaged, atol=1e-4)
+    assert np.allclose(predictor.predict(train.with_tiles(turned)), averaged, atol=1e-4)
 
 
 def test_one_tile_at_a_time_gives_the_same_bits(annotated):

@@ -1,8 +1,8 @@
-"""From a run's artifacts to what a predictor sees: normalised tiles, targets, and frozen features, cached by content.
+"""What a predictor sees of a run: spots with normalised tiles, targets and frozen features, joined by name.
 
 A name says which features are wanted: ``a``, ``a+b`` (two encoders side by side), ``a+b@4`` (the first four of the
 eight views of each tile); ``prepared:<folder>#<encoder>`` reads embeddings that were made elsewhere: see
-`encoders.precomputed`.
+`encoders.precomputed`. Features are cached by content.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,8 +38,14 @@ if TYPE_CHECKING:
     from histocrypt.targets.matrix import Label
     from histocrypt.tissue.stain import StainStatistics
 
-# ---- spots
-# What a predictor sees: spots with their tiles, and, in training, their targets.
+VIEWS = 8
+"""The tile as it is, and its seven turned and mirrored copies."""
+IN_MEMORY = 2**30
+"""Tiles of more bytes than this are memory-mapped in the cache folder."""
+CHUNK = 256
+"""Tiles that are normalised and resized at a time."""
+UNCOUNTED = ("obs", "var", "obsm", "uns")
+"""Parts of a section's file that are small: all but its counts."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +62,23 @@ class Spots:
     """(n,) str, section id of each spot."""
     patients: np.ndarray
     """(n,) str, patient id of each spot."""
-    tiles: np.ndarray
-    """(n, side, side, 3) uint8, stain-normalised; may be memory-mapped."""
     depth: np.ndarray
     """(n,) float, total counts. Only the depth-only baseline may read it."""
     outputs: tuple[str, ...]
     """Names of the predicted columns."""
     targets: np.ndarray | None = None
     """(n, len(outputs)) float32, or None where there is nothing to learn from."""
+    pixels: Callable[[], np.ndarray] | None = field(default=None, repr=False)
+    """Gives `tiles`: they are read and normalised when first asked for, since much learns from features alone."""
     features: Callable[[str], np.ndarray] | None = field(default=None, repr=False)
     """Frozen-encoder features by encoder name: (n, d) float32, computed once and cached."""
-    measured: Any = field(default=None, repr=False)
-    """What else was measured of training spots, read on demand (`Measured`); None for spots
-    without targets."""
+    measured: Measured | None = field(default=None, repr=False)
+    """What else was measured of training spots, read on demand; None for spots without targets."""
+
+    @property
+    def tiles(self) -> np.ndarray:
+        """Tiles, (n, side, side, 3) uint8, stain-normalised; may be memory-mapped."""
+        return self.pixels()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -75,32 +86,24 @@ class Spots:
     def subset(self, index: np.ndarray) -> Spots:
         """Return the spots chosen by a boolean mask or integer index."""
         index = np.flatnonzero(index) if index.dtype == bool else index
-        features = self.features
         return replace(
             self,
-            names=self.names[index],
-            sections=self.sections[index],
-            patients=self.patients[index],
-            tiles=self.tiles[index],
-            depth=self.depth[index],
+            **{name: getattr(self, name)[index] for name in ("names", "sections", "patients", "depth")},
             targets=None if self.targets is None else self.targets[index],
-            features=None if features is None else (lambda encoder: features(encoder)[index]),
+            pixels=None if self.pixels is None else cache(lambda: self.tiles[index]),
+            features=None if self.features is None else (lambda encoder: self.features(encoder)[index]),
             measured=None if self.measured is None else self.measured.subset(index),
         )
+
+    def with_tiles(self, tiles: np.ndarray) -> Spots:
+        """Return the spots with other tiles."""
+        return replace(self, pixels=lambda: tiles)
 
     def symmetries(self) -> Iterator[Spots]:
         """Yield the spots with their tiles in each of the eight symmetries of the square, upright first."""
         for turned in (self.tiles, np.swapaxes(self.tiles, 1, 2)):
             for tiles in (turned, turned[:, ::-1], turned[:, :, ::-1], turned[:, ::-1, ::-1]):
-                yield replace(self, tiles=tiles)
-
-
-# ---- measured
-# What a multi-task model learns beside the panel: every other gene (sparse), labels, and who lies beside whom.
-
-
-UNCOUNTED = ("obs", "var", "obsm", "uns")
-"""Parts of a section's file that are small: all but its counts."""
+                yield self.with_tiles(tiles)
 
 
 @dataclass(frozen=True)
@@ -175,36 +178,30 @@ class Measured:
         return graph if self.rows is None else graph[self.rows][:, self.rows].tocsr()
 
 
-def _stacked(parts: list[csr_matrix]) -> csr_matrix:
-    """Return the rows of all parts in one matrix; the parts are used up, so that memory is not needed twice."""
-    from scipy.sparse import csr_matrix
+@dataclass(frozen=True)
+class FoldData:
+    """One fold's spots, targets in the transforms' units. The test part has no targets at all."""
 
-    shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
-    starts = np.cumsum([0, *(part.nnz for part in parts)])
-    rows = [part.indptr[1:].astype(np.int64) + start for part, start in zip(parts, starts, strict=False)]
-    joined = {}
-    for name in ("data", "indices"):
-        joined[name] = np.concatenate([getattr(part, name) for part in parts])
-        for part in parts:
-            setattr(part, name, np.empty(0, joined[name].dtype))
-    values = csr_matrix(shape, dtype=np.float32)
-    kind = np.int32 if starts[-1] < np.iinfo(np.int32).max else np.int64
-    values.data, values.indices = joined["data"], joined["indices"].astype(kind, copy=False)
-    values.indptr = np.concatenate([[0], *rows]).astype(kind)
-    return values
+    fold: Fold
+    panel: Panel
+    train: Spots
+    validation: Spots | None
+    test: Spots | None
 
 
-# ---- load
+def load_training(study: Study, fold: Fold, *, side: int | None = None) -> FoldData:
+    """Load the training and validation spots of a fold; its test sections are not opened."""
+    panel = Panel.load(study.run.fold(fold.name) / PANEL)
+
+    def part(sections: tuple[str, ...]) -> Spots | None:
+        return load_spots(study, fold, sections, panel=panel, with_targets=True, side=side) if sections else None
+
+    return FoldData(fold, panel, part(fold.train_sections), part(fold.validation_sections), None)
 
 
-VIEWS = 8
-"""The tile as it is, and its seven turned and mirrored copies."""
-
-IN_MEMORY = 2**30
-"""Tiles of more bytes than this are memory-mapped in the cache folder."""
-
-CHUNK = 256
-"""Tiles that are normalised and resized at a time."""
+def load_test(study: Study, data: FoldData, *, side: int | None = None, with_targets: bool = False) -> Spots:
+    """Load the spots of a fold's test sections, without targets unless asked for them."""
+    return load_spots(study, data.fold, data.fold.test_sections, panel=data.panel, with_targets=with_targets, side=side)
 
 
 def load_spots(
@@ -237,75 +234,104 @@ def load_spots(
     Returns
     -------
     Spots
-        ``tiles`` in the stain of the fold's reference; ``features`` from tiles in one fixed published stain, the same
-        for all folds (see `section_features`), computed on first use and cached by content.
+        ``tiles`` in the stain of the fold's reference, made on first use; ``features`` from tiles in one fixed
+        published stain, the same for all folds (see `section_features`), computed on first use and cached by content.
 
     Raises
     ------
     InputError
-        If an artifact is missing, tiles and spots do not match, or a section with targets lacks a gene of the panel.
+        If an artifact is missing, or a section with targets lacks a gene of the panel; on first use, if a spot has no
+        tile.
     """
     from histocrypt.tissue.stain import StainStatistics
     from histocrypt.tissue.tiles import read_tiles
 
-    run, sections = study.run, list(sections)
-    method = study.preprocessing.stain
+    run, sections, method = study.run, list(sections), study.preprocessing.stain
     reference = StainStatistics.load(run.fold(fold if isinstance(fold, str) else fold.name) / STAIN)
+    stains = [StainStatistics.load(run.stain(section)) for section in sections]
     every_barcode, patients, depths, learned = [], [], [], []
     for section in sections:  # one at a time: the counts of all sections together would not fit
-        adata = read_clean_section(run.section(section))
+        adata = read_clean_section(run.section(section), parts=() if with_targets else ["obs"])
         every_barcode.append(adata.obs_names.to_numpy().astype(str))
         patients.append(adata.obs["patient"].to_numpy().astype(str))
         depths.append(adata.obs["total_counts"].to_numpy(dtype=np.float64))
         if with_targets:
             learned.append(section_targets(adata, panel, study.target.transforms, section=section))
-    stains = [StainStatistics.load(run.stain(section)) for section in sections]
-
-    tiles: np.ndarray | None = None
-    start, total = 0, sum(map(len, every_barcode))
-    for section, barcodes, stain in zip(sections, every_barcode, stains, strict=True):
-        raw = read_tiles(run.tiles(section), barcodes)[0]
-        for chunk in normalised_chunks(raw, source=stain, reference=reference, method=method, side=side):
-            if tiles is None:
-                tiles = room((total, *chunk.shape[1:]))
-            tiles[start : start + len(chunk)] = chunk
-            start += len(chunk)
-    if tiles is None:
+    total = sum(map(len, every_barcode))
+    if not total:
         raise InputError("no spot is left", field="sections", value=sections)
 
-    known: dict[str, np.ndarray] = {}
+    def raw() -> Iterator[np.ndarray]:
+        for section, barcodes in zip(sections, every_barcode, strict=True):
+            yield read_tiles(run.tiles(section), barcodes)[0]
 
+    @cache
+    def pixels() -> np.ndarray:
+        tiles, start = None, 0
+        for own, stain in zip(raw(), stains, strict=True):
+            for chunk in normalised_chunks(own, source=stain, reference=reference, method=method, side=side):
+                tiles = room((total, *chunk.shape[1:])) if tiles is None else tiles
+                tiles[start : start + len(chunk)] = chunk
+                start += len(chunk)
+        return tiles
+
+    @cache
     def features(encoder: str) -> np.ndarray:
-        if encoder not in known:
-            known[encoder] = np.concatenate(
-                [
-                    section_features(
-                        read_tiles(run.tiles(section), barcodes)[0],
-                        stain=stain,
-                        method=method,
-                        encoder=encoder,
-                        names=spot_names(section, barcodes),
-                    )
-                    for section, barcodes, stain in zip(sections, every_barcode, stains, strict=True)
-                ]
-            )
-        return known[encoder]
+        each = zip(sections, every_barcode, raw(), stains, strict=True)
+        return np.concatenate(
+            [
+                section_features(own, stain=stain, method=method, encoder=encoder, names=spot_names(section, barcodes))
+                for section, barcodes, own, stain in each
+            ]
+        )
 
-    targets = measured = None
+    measured = None
     if with_targets:
         files = tuple((section, run.section(section)) for section in sections)
         measured = Measured(files, centred=study.target.centre_by_section)
-        targets = np.concatenate(learned)
     return Spots(
         names=np.concatenate([spot_names(*pair) for pair in zip(sections, every_barcode, strict=True)]),
         sections=np.repeat(np.array(sections, dtype=object).astype(str), list(map(len, every_barcode))),
         patients=np.concatenate(patients),
-        tiles=tiles,
         depth=np.concatenate(depths),
         outputs=output_names(study.target.transforms, panel.genes),
-        targets=targets,
+        targets=np.concatenate(learned) if with_targets else None,
+        pixels=pixels,
         features=features,
         measured=measured,
+    )
+
+
+def scaling_of(study: Study, fold: Fold) -> TargetStatistics:
+    """Return what puts targets into the loss's units; neutral where the study does not standardise."""
+    measured = TargetStatistics.load(study.run.fold(fold.name) / TARGETS)
+    if study.target.standardise:
+        return measured
+    mean = measured.mean if study.target.centre_by_section else np.zeros_like(measured.mean)
+    return TargetStatistics(measured.outputs, mean, np.ones_like(measured.sd))
+
+
+def scaled(study: Study, scaling: TargetStatistics, spots: Spots | None) -> Spots | None:
+    """Return spots with their targets as the loss sees them."""
+    if spots is None:
+        return None
+    if spots.outputs != scaling.outputs:
+        raise InputError(
+            "target statistics are of other outputs than the spots", field=TARGETS, fix="run preprocessing again"
+        )
+    sections = spots.sections if study.target.centre_by_section else None
+    return replace(spots, targets=scaling.standardise(spots.targets, sections=sections))
+
+
+def joined(first: Spots, second: Spots) -> Spots:
+    """Return the spots of both, first's before second's."""
+    fields = ("names", "sections", "patients", "depth", "targets")
+    return replace(
+        first,
+        **{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in fields},
+        pixels=cache(lambda: np.concatenate([first.tiles, second.tiles])),
+        features=lambda encoder: np.concatenate([first.features(encoder), second.features(encoder)]),
+        measured=first.measured.joined(second.measured),
     )
 
 
@@ -335,6 +361,15 @@ def normalised_chunks(
         yield normalise(chunk, source=source, reference=reference, method=method)
 
 
+def room(shape: tuple[int, ...]) -> np.ndarray:
+    """Return an empty uint8 array; a large one lies in an unnamed file of the cache folder, gone with the array."""
+    if int(np.prod(shape, dtype=np.int64)) <= IN_MEMORY:
+        return np.empty(shape, dtype=np.uint8)
+    paths.cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=paths.cache()) as file:
+        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
+
+
 def section_features(
     tiles: np.ndarray, *, stain: StainStatistics, method: str, encoder: str, names: np.ndarray
 ) -> np.ndarray:
@@ -358,21 +393,36 @@ def section_features(
     method
         ``macenko``, ``reinhard`` or ``none``.
     encoder
-        Name of an encoder, or of several joined: see `condition_features`.
+        Name of an encoder, or of several joined, or of views: see above. Every view of every encoder has a file of its
+        own in the cache: a calculation that was stopped goes on with the view that it was at.
     names
         (n,) names of the spots; stored beside the features and checked when these are read.
 
     Returns
     -------
-    (n, d) float32
+    (n, d) float32, or (n, views, d) where views are asked for
     """
+    from histocrypt.encoders.precomputed import PREPARED, prepared_features
+
+    encoders, views = parts_of(encoder)
+
+    def views_of(name: str) -> np.ndarray:
+        """Return (n, views, d)."""
+        if name.startswith(PREPARED):
+            return prepared_features(name, names=names, views=views or 1)
+        seen = (turned(np.asarray(tiles), view) if view else tiles for view in range(views or 1))
+        return np.stack([_encoded(own, stain=stain, method=method, encoder=name, names=names) for own in seen], axis=1)
+
+    together = np.concatenate([views_of(name) for name in encoders], axis=-1)
+    return together if views else together[:, 0]
+
+
+def _encoded(tiles: np.ndarray, *, stain: StainStatistics, method: str, encoder: str, names: np.ndarray) -> np.ndarray:
+    """Return one encoder's features of one section, (n, d), from the cache where they are there."""
     from tqdm.auto import tqdm
 
     from histocrypt.encoders.encoders import encode, encoder_of
     from histocrypt.tissue.stain import DEFAULT_REFERENCE
-
-    if is_condition(encoder):
-        return condition_features(tiles, stain=stain, method=method, encoder=encoder, names=names)
 
     def normal(part: np.ndarray) -> Iterable[np.ndarray]:
         return normalised_chunks(part, source=stain, reference=DEFAULT_REFERENCE, method=method)
@@ -396,16 +446,6 @@ def section_features(
                 cached = np.concatenate([encode(chunk, encoder, progress=False) for chunk in bar])
                 _write_features(path, names, cached, encoder)
     return cached
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold back who else would write this file; where the file system knows no locks, nobody is held back."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".lock_{path.name[0]}").open("w") as lock:  # a few files for all
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def parts_of(name: str) -> tuple[list[str], int | None]:
@@ -434,54 +474,10 @@ def parts_of(name: str) -> tuple[list[str], int | None]:
     return encoders, int(views)
 
 
-def is_condition(name: str) -> bool:
-    """Return whether a name asks for more than one registered encoder's features of the tiles as they are."""
-    return any(mark in name for mark in ("+", "@", "#"))
-
-
 def turned(tiles: np.ndarray, view: int) -> np.ndarray:
     """Return tiles (n, S, S, 3) seen the ``view``-th way: 0 as they are, 1-3 quarter turns, 4-7 those mirrored."""
     mirrored = tiles[:, :, ::-1] if view >= 4 else tiles
     return np.rot90(mirrored, view % 4, axes=(1, 2))
-
-
-def condition_features(
-    tiles: np.ndarray, *, stain: StainStatistics, method: str, encoder: str, names: np.ndarray
-) -> np.ndarray:
-    """Return the features that a name asks for, of one section.
-
-    Every view of every encoder has a file of its own in the cache (`section_features`), with the names
-    of its spots: a calculation that was stopped goes on with the view that it was at.
-
-    Parameters
-    ----------
-    tiles
-        (n, S, S, 3) uint8, raw colours.
-    stain, method, names
-        As `section_features` takes them.
-    encoder
-        See above.
-
-    Returns
-    -------
-    (n, d) float32, or (n, views, d) where views are asked for
-    """
-    from histocrypt.encoders.precomputed import PREPARED, prepared_features
-
-    encoders, views = parts_of(encoder)
-
-    def views_of(name: str) -> np.ndarray:
-        """Return (n, views, d)."""
-        if name.startswith(PREPARED):
-            return prepared_features(name, names=names, views=views or 1)
-        seen = []
-        for view in range(views or 1):
-            pixels = tiles if view == 0 else turned(np.asarray(tiles), view)
-            seen.append(section_features(pixels, stain=stain, method=method, encoder=name, names=names))
-        return np.stack(seen, axis=1)
-
-    together = np.concatenate([views_of(name) for name in encoders], axis=-1)
-    return together if views else together[:, 0]
 
 
 def _read_features(path: Path, names: np.ndarray, *, quietly: bool = False) -> np.ndarray | None:
@@ -508,79 +504,34 @@ def _write_features(path: Path, names: np.ndarray, features: np.ndarray, encoder
         file.attrs["encoder"] = encoder
 
 
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold back who else would write this file; where the file system knows no locks, nobody is held back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".lock_{path.name[0]}").open("w") as lock:  # a few files for all
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _plain(value: object) -> object:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def room(shape: tuple[int, ...]) -> np.ndarray:
-    """Return an empty uint8 array; a large one lies in an unnamed file of the cache folder, gone with the array."""
-    if int(np.prod(shape, dtype=np.int64)) <= IN_MEMORY:
-        return np.empty(shape, dtype=np.uint8)
-    paths.cache().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=paths.cache()) as file:
-        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
+def _stacked(parts: list[csr_matrix]) -> csr_matrix:
+    """Return the rows of all parts in one matrix; the parts are used up, so that memory is not needed twice."""
+    from scipy.sparse import csr_matrix
 
-
-@dataclass(frozen=True)
-class FoldData:
-    """One fold's spots, targets in the transforms' units. The test part has no targets at all."""
-
-    fold: Fold
-    panel: Panel
-    train: Spots
-    validation: Spots | None
-    test: Spots | None
-
-
-def load_training(study: Study, fold: Fold, *, side: int | None = None) -> FoldData:
-    """Load the training and validation spots of a fold; its test sections are not opened."""
-    panel = Panel.load(study.run.fold(fold.name) / PANEL)
-
-    def part(sections: tuple[str, ...]) -> Spots | None:
-        return load_spots(study, fold, sections, panel=panel, with_targets=True, side=side) if sections else None
-
-    return FoldData(fold, panel, part(fold.train_sections), part(fold.validation_sections), None)
-
-
-def load_test(study: Study, data: FoldData, *, side: int | None = None, with_targets: bool = False) -> Spots:
-    """Load the spots of a fold's test sections, without targets unless asked for them."""
-    return load_spots(study, data.fold, data.fold.test_sections, panel=data.panel, with_targets=with_targets, side=side)
-
-
-def scaling_of(study: Study, fold: Fold) -> TargetStatistics:
-    """Return what puts targets into the loss's units; neutral where the study does not standardise."""
-    found = TargetStatistics.load(study.run.fold(fold.name) / TARGETS)
-    if study.target.standardise:
-        return found
-    mean = found.mean if study.target.centre_by_section else np.zeros_like(found.mean)
-    return TargetStatistics(found.outputs, mean, np.ones_like(found.sd))
-
-
-def scaled(study: Study, scaling: TargetStatistics, spots: Spots | None) -> Spots | None:
-    """Return spots with their targets as the loss sees them."""
-    if spots is None:
-        return None
-    if spots.outputs != scaling.outputs:
-        raise InputError(
-            "target statistics are of other outputs than the spots", field=TARGETS, fix="run preprocessing again"
-        )
-    sections = spots.sections if study.target.centre_by_section else None
-    return replace(spots, targets=scaling.standardise(spots.targets, sections=sections))
-
-
-def joined(first: Spots, second: Spots) -> Spots:
-    """Return the spots of both, first's before second's."""
-
-    def both(name: str) -> np.ndarray:
-        return np.concatenate([getattr(first, name), getattr(second, name)])
-
-    fields = ("names", "sections", "patients", "tiles", "depth", "targets")
-    features = None
-    if first.features and second.features:
-
-        def features(encoder: str) -> np.ndarray:
-            return np.concatenate([first.features(encoder), second.features(encoder)])
-
-    known = first.measured is not None and second.measured is not None
-    measured = first.measured.joined(second.measured) if known else None
-    return replace(first, **{name: both(name) for name in fields}, features=features, measured=measured)
+    shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
+    starts = np.cumsum([0, *(part.nnz for part in parts)])
+    rows = [part.indptr[1:].astype(np.int64) + start for part, start in zip(parts, starts, strict=False)]
+    joined = {}
+    for name in ("data", "indices"):
+        joined[name] = np.concatenate([getattr(part, name) for part in parts])
+        for part in parts:
+            setattr(part, name, np.empty(0, joined[name].dtype))
+    values = csr_matrix(shape, dtype=np.float32)
+    kind = np.int32 if starts[-1] < np.iinfo(np.int32).max else np.int64
+    values.data, values.indices = joined["data"], joined["indices"].astype(kind, copy=False)
+    values.indptr = np.concatenate([[0], *rows]).astype(kind)
+    return values

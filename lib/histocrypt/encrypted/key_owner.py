@@ -324,7 +324,6 @@ def write_result(output: Path, values: np.ndarray, request: Request, *, noise: f
         names=names,
         sections=np.full(len(names), note["section"]),
         patients=np.full(len(names), note["patient"]),
-        tiles=np.empty((len(names), 0, 0, 3), np.uint8),
         depth=np.zeros(len(names)),
         outputs=tuple(about["outputs"]),
     )

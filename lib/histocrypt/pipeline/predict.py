@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,7 +61,7 @@ class PredictedPart:
             return np.concatenate([getattr(part.spots, name) for part in parts])
 
         named = {name: all_of(name) for name in ("names", "sections", "patients", "depth")}
-        spots = replace(parts[0].spots, **named, tiles=np.empty((0, 1, 1, 3), np.uint8), features=None)
+        spots = replace(parts[0].spots, **named, pixels=None, features=None)
         heads = {name: np.concatenate([part.heads[name] for part in parts]) for name in parts[0].heads}
         return cls(spots, np.concatenate([part.coords for part in parts]), heads)
 
@@ -122,7 +123,6 @@ def _bare(section: Section, outputs: tuple[str, ...]) -> Spots:
         names=spot_names(section.id, section.adata.obs_names.to_numpy().astype(str)),
         sections=np.full(n, section.id),
         patients=np.full(n, section.patient or "", dtype=object).astype(str),
-        tiles=np.empty((n, 1, 1, 3), np.uint8),
         depth=np.full(n, np.nan),
         outputs=outputs,
     )
@@ -559,9 +559,12 @@ def prepare_section(
     reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")
     method, side = about["stain"]["method"], about["geometry"]["input_px"]
     names = spot_names(section.id, cleaned.obs_names.to_numpy().astype(str))
-    with h5py.File(paths["tiles_path"], "r") as file:
-        chunks = normalised_chunks(file["img"], source=own, reference=reference, method=method, side=side)
-        tiles = mapped(folder / "tiles.bin", chunks, n=len(names), side=side)
+
+    @cache
+    def pixels() -> np.ndarray:
+        with h5py.File(paths["tiles_path"], "r") as file:
+            chunks = normalised_chunks(file["img"], source=own, reference=reference, method=method, side=side)
+            return mapped(folder / "tiles.bin", chunks, n=len(names), side=side)
 
     def features(encoder: str) -> np.ndarray:
         with h5py.File(paths["tiles_path"], "r") as file:
@@ -571,9 +574,9 @@ def prepare_section(
         names=names,
         sections=np.full(len(names), section.id),
         patients=np.full(len(names), section.patient or ""),
-        tiles=tiles,
         depth=depth(cleaned),
         outputs=outputs,
+        pixels=pixels,
         features=features,
     )
     return spots, np.asarray(cleaned.obsm["spatial"]), report

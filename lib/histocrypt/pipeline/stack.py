@@ -329,12 +329,11 @@ def _reliance(stack: Stack, validation: Table) -> dict[str, float]:
 
 
 def _write(study: Study, name: str, fold: str, part: str, level: LevelOne, predicted: np.ndarray, panel: Panel) -> Path:
-    path, n = study.run.prediction(name, fold, part), len(level)
-    no_tiles, no_depth = np.empty((n, 0, 0, 3), np.uint8), np.full(n, np.nan)
+    path, no_depth = study.run.prediction(name, fold, part), np.full(len(level), np.nan)
     write_predictions(
         path,
         predicted,
-        spots=Spots(level.names, level.sections, level.patients, no_tiles, no_depth, level.outputs),
+        spots=Spots(level.names, level.sections, level.patients, no_depth, level.outputs),
         coords=level.coords,
         panel=panel,
         transforms=list(study.target.transforms),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,10 +126,13 @@ def recut(
     cut = iter_tiles(image, coords, um_per_px=um_per_px, tile_um=tile_um, tile_px=stored)
     for row, tile in enumerate(cut):
         raw[row] = tile
-    chunks = normalised_chunks(raw, source=own, reference=reference, method=method, side=side)
-    tiles = mapped(file.with_suffix(".normal"), chunks, n=n, side=side)
+
+    @cache
+    def pixels() -> np.ndarray:
+        chunks = normalised_chunks(raw, source=own, reference=reference, method=method, side=side)
+        return mapped(file.with_suffix(".normal"), chunks, n=n, side=side)
 
     def features(encoder: str) -> np.ndarray:
         return section_features(np.asarray(raw), stain=own, method=method, encoder=encoder, names=spots.names)
 
-    return replace(spots, tiles=tiles, features=features)
+    return replace(spots, pixels=pixels, features=features)
