@@ -21,6 +21,7 @@ from histocrypt.data.load import load_spots
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.pipeline.checkpoints import load_model, trained_about
 from histocrypt.pipeline.predictions import as_mapping
+from histocrypt.pipeline.train import mixed_targets
 from histocrypt.predictors.registry import MODELS, build, tile_side
 from histocrypt.spatial import squares
 from histocrypt.targets.matrix import names_of
@@ -357,8 +358,9 @@ class Auditable:
             )
         learnt = self.spots(model).subset(keep)
         if settings.teacher is not None:
-            teacher = self._shadow(settings.teacher, keep, seed)
-            learnt = replace(learnt, targets=self._taught(settings.teacher, teacher, settings.distil, keep, learnt))
+            teacher, seen = self._shadow(settings.teacher, keep, seed), self.spots(settings.teacher).subset(keep)
+            mixed = mixed_targets(self.study, settings.teacher, teacher, settings.distil, seen, learnt.targets)
+            learnt = replace(learnt, targets=mixed)
         predictor = build(
             model, learnt.outputs, settings=settings, options=self.study.options_of(model), device=self.device
         )
@@ -368,17 +370,6 @@ class Auditable:
             chosen = trained_about(self.study, model, self.fold, why=why)["chosen"]
         predictor.fit(learnt, None, seed=seed, chosen=chosen)
         return predictor
-
-    def _taught(self, name: str, teacher: Any, share: float, keep: np.ndarray, learnt: Spots) -> np.ndarray:
-        from histocrypt.pipeline.train import views
-
-        seen = self.spots(name).subset(keep)
-        soft = views(teacher, seen) if MODELS[name].kind == "network" else np.array(teacher.predict(seen))
-        if self.study.target.centre_by_section:  # as the measured targets are
-            for section in np.unique(seen.sections):
-                own = seen.sections == section
-                soft[own] -= soft[own].mean(axis=0)
-        return ((1 - share) * learnt.targets + share * soft).astype(np.float32)
 
     def _checked(self, keep: np.ndarray) -> np.ndarray:
         keep, sections = np.asarray(keep), self.spots().sections

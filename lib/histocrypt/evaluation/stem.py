@@ -71,7 +71,7 @@ COMPARED = [name for name, one in MEASURES.items() if one.better != "neither" an
 
 @dataclass(frozen=True)
 class Samples:
-    """Draws of one fold's test spots, as `training.diffusion_samples.write_samples` wrote them."""
+    """Draws of one fold's test spots, as `pipeline.stem_samples.write_samples` wrote them."""
 
     spots: np.ndarray
     genes: np.ndarray

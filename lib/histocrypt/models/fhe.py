@@ -24,8 +24,6 @@ from torch import nn
 LIMIT = 3.0
 """What enters a square should stay within plus or minus this: the precision of a ciphertext is absolute, and squares of
 squares grow fast."""
-
-
 RELU_GAIN, RELU_OFFSET = 0.25, 1.0
 """The square that takes a ReLU's place: of z with a spread of one, ``(z / 4 + 1)^2 = 1 + z / 2 + z^2 / 16`` rises as a
 ReLU does on average. The square nearest to a ReLU bends three times as much; through 17 squares, what bends more leaves

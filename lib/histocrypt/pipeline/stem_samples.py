@@ -18,20 +18,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.data.folds import FINAL, load_fold
-from histocrypt.data.load import load_test, load_training, scaling_of
+from histocrypt.data.load import load_test, load_training
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
 from histocrypt.pipeline.checkpoints import load_model
-from histocrypt.pipeline.predictions import write_predictions
-from histocrypt.pipeline.train import chosen_elsewhere, coords_of, fit, train_one
-from histocrypt.predictors.registry import MODELS, build, checked_options, tile_side
+from histocrypt.pipeline.train import chosen_elsewhere, fit, train_one
+from histocrypt.predictors.registry import MODELS, build, tile_side
 from histocrypt.study import load_study
 from histocrypt.training import distributed
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
-
-# ---- stem samples
 
 
 def train_together(study_file: Path, model: str, fold_name: str) -> None:
@@ -40,7 +37,7 @@ def train_together(study_file: Path, model: str, fold_name: str) -> None:
     Raises
     ------
     InputError
-        If the model cannot be trained by several processes, or `training.run.train_fold` refuses.
+        If the model cannot be trained by several processes, or `pipeline.train.train_fold` refuses.
     """
     study = load_study(study_file)
     able = [name for name, entry in MODELS.items() if entry.many_processes]
@@ -151,67 +148,3 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-# ---- ablation
-# The multi-task model with and without its spatial term, trained alike in all else.
-
-
-MODEL = "he2gene"
-
-
-def fold_with_labels(study: Study, folds: list[str]) -> str:
-    """Return the first fold whose training sections have a label; the first one where none has."""
-    label = checked_options(MODEL, study.options_of(MODEL)).where()
-    for name in folds if label is not None else []:
-        fold = load_fold(study.run.folds, name)
-        data = load_training(study, fold, side=tile_side(MODEL, study.training_of(MODEL)))
-        if np.isfinite(data.train.measured.labels(label)).any():
-            return name
-    return folds[0]
-
-
-def ablate(
-    study: Study, fold: str, weights: dict[str, float], folder: Path, *, epochs: int, device: str | None = None
-) -> dict[str, Path]:
-    """Train the model on a fold once for each weight of the spatial term and predict who is held out.
-
-    Parameters
-    ----------
-    study
-        A study with the model, after `training.prepare.prepare_folds`.
-    fold
-        Which fold.
-    weights
-        Name -> weight of the spatial term.
-    folder
-        Where predictions go, ``ablation_<name>.h5ad``.
-    epochs
-        Epochs of every training, at most; fewer where the validation score stops rising.
-    device
-        Torch device; the best one if not given.
-
-    Returns
-    -------
-    name -> prediction file
-    """
-    split = load_fold(study.run.folds, fold)
-    side = tile_side(MODEL, study.training_of(MODEL))
-    data = load_training(study, split, side=side)
-    test, scaling = load_test(study, data, side=side), scaling_of(study, split)
-    written = {}
-    for name, weight in weights.items():
-        options = {**study.models[MODEL], "spatial_weight": weight, "epochs": epochs}
-        changed = study.model_copy(update={"models": {**study.models, MODEL: options}})
-        predictor, _, _ = fit(changed, MODEL, data, device=device)
-        written[name] = folder / f"ablation_{name}.h5ad"
-        write_predictions(
-            written[name],
-            scaling.restore(predictor.predict(test)),
-            spots=test,
-            coords=coords_of(study, test),
-            panel=data.panel,
-            transforms=list(study.target.transforms),
-            about={"model": MODEL, "fold": fold, "part": "test", "spatial_weight": weight},
-        )
-    return written

@@ -1,4 +1,11 @@
-"""Trains one model on one fold, predicts who was held out, and writes everything down."""
+"""Trains one model on one fold, predicts who was held out, and writes everything down.
+
+A network may learn from another model of its own fold as well as from what was measured (distillation, Hinton et al.
+2015): what was measured of a tile is noisy, a teacher's prediction is a smooth version of it. With a squared error,
+learning from both at once is learning from their weighted mean, so the loop need not know. The teacher was trained on
+the fold's training patients, like the student; the test patient stays unseen by both. Validation spots keep their
+measured targets, which decide when to stop.
+"""
 
 from __future__ import annotations
 
@@ -31,96 +38,9 @@ if TYPE_CHECKING:
 
     from histocrypt.data.folds import Fold
     from histocrypt.options import Training
+    from histocrypt.predictors.base import Predictor
     from histocrypt.study import Study
     from histocrypt.targets.panels import Panel
-
-# ---- distil
-# Distillation: a network learns from another model of its own fold as well as from what was measured.
-#
-# What was measured of a tile is noisy; a teacher's prediction is a smooth version of it (Hinton et al. 2015). With a
-# squared error, learning from both at once is learning from their weighted mean, so the loop need not know.
-#
-# The teacher of a fold was trained on that fold's training patients, like the student; the test patient stays unseen by
-# both. Validation spots keep their measured targets, which decide when to stop.
-
-
-def taught(
-    study: Study, teacher: str, share: float, spots: Spots, *, fold: Fold, panel: Panel, device: str | None = None
-) -> Spots:
-    """Return training spots whose targets are mixed with a teacher's predictions.
-
-    Parameters
-    ----------
-    study
-        The study; the fold's model of ``teacher`` is read from its run folder.
-    teacher
-        Name of a model of the study.
-    share
-        Of the teacher's predictions in the targets, 0 to 1.
-    spots
-        Whole sections of the fold's training patients, with targets as the loss sees them.
-    fold, panel
-        The fold and its panel.
-    device
-        Torch device of the teacher, where it is a network.
-
-    Raises
-    ------
-    InputError
-        If the teacher is not trained on this fold, was trained under other settings, or predicts other outputs.
-    """
-    teacher_of(study, teacher, fold)
-    model = load_model(study.run.model(teacher, fold.name), device=device)
-    side = tile_side(teacher, study.training_of(teacher))
-    sections = list(dict.fromkeys(spots.sections.tolist()))
-    if set(sections) - set(fold.training_sections):
-        raise InputError(
-            "a teacher teaches on training sections only",
-            field="sections",
-            value=sorted(set(sections) - set(fold.training_sections)),
-        )
-    seen = load_spots(study, fold, sections, panel=panel, with_targets=False, side=side)
-    if model.scaling.outputs != spots.outputs or not np.array_equal(seen.names, spots.names):
-        raise InputError(
-            "the teacher predicts other outputs or spots than those to be learnt",
-            file=model.folder,
-            fix=f"train {teacher} again",
-        )
-    soft = views(model.predictor, seen) if MODELS[teacher].kind == "network" else model.predictor.predict(seen)
-    if study.target.centre_by_section:  # as the measured targets are
-        for section in sections:
-            own = seen.sections == section
-            soft[own] -= soft[own].mean(axis=0)
-    mixed = (1 - share) * spots.targets + share * soft
-    return replace(spots, targets=mixed.astype(np.float32))
-
-
-def start_of(study: Study, model: str, fold: Fold) -> nn.Module:
-    """Return the network whose weights a model starts from while its ReLUs give way to squares: its teacher's.
-
-    Raises
-    ------
-    InputError
-        If the model has no teacher, or cannot take over weights.
-    """
-    teacher = study.teacher_of(model)
-    if teacher is None or MODELS[teacher].kind != "network" or not hasattr(model_class(model), "take_over"):
-        msg = "ReLUs can give way to squares where a network starts from a trained one of the same form"
-        expected = "fhe_resnet18 with the teacher resnet18"
-        raise InputError(msg, field=f"models.{model}.replace_over", value=teacher, expected=expected)
-    teacher_of(study, teacher, fold)
-    return load_model(study.run.model(teacher, fold.name), device="cpu").predictor.network
-
-
-def views(predictor: object, spots: Spots) -> np.ndarray:
-    """Return a network's predictions averaged over the eight symmetries of each tile, (n, k) float32."""
-    total = 0
-    for view in spots.symmetries():
-        total = total + predictor.predict(view) / 8
-    return total
-
-
-# ---- train
 
 
 @dataclass(frozen=True)
@@ -233,7 +153,6 @@ def fit(
     def lesson(part: Spots) -> Spots:
         if settings.teacher is None:
             return part
-
         return taught(study, settings.teacher, settings.distil, part, fold=data.fold, panel=data.panel, device=device)
 
     def new() -> Any:
@@ -254,6 +173,87 @@ def fit(
         predictor = new()
         predictor.fit(joined(learnt, lesson(validation)), None, seed=seed, chosen=chosen)
     return predictor, chosen, predicted
+
+
+def taught(
+    study: Study, teacher: str, share: float, spots: Spots, *, fold: Fold, panel: Panel, device: str | None = None
+) -> Spots:
+    """Return training spots whose targets are mixed with a teacher's predictions.
+
+    Parameters
+    ----------
+    study
+        The study; the fold's model of ``teacher`` is read from its run folder.
+    teacher
+        Name of a model of the study.
+    share
+        Of the teacher's predictions in the targets, 0 to 1.
+    spots
+        Whole sections of the fold's training patients, with targets as the loss sees them.
+    fold, panel
+        The fold and its panel.
+    device
+        Torch device of the teacher, where it is a network.
+
+    Raises
+    ------
+    InputError
+        If the teacher is not trained on this fold, was trained under other settings, or predicts other outputs.
+    """
+    teacher_of(study, teacher, fold)
+    model = load_model(study.run.model(teacher, fold.name), device=device)
+    sections = list(dict.fromkeys(spots.sections.tolist()))
+    if unlearnt := sorted(set(sections) - set(fold.training_sections)):
+        raise InputError("a teacher teaches on training sections only", field="sections", value=unlearnt)
+    side = tile_side(teacher, study.training_of(teacher))
+    seen = load_spots(study, fold, sections, panel=panel, with_targets=False, side=side)
+    if model.scaling.outputs != spots.outputs or not np.array_equal(seen.names, spots.names):
+        raise InputError(
+            "the teacher predicts other outputs or spots than those to be learnt",
+            file=model.folder,
+            fix=f"train {teacher} again",
+        )
+    return replace(spots, targets=mixed_targets(study, teacher, model.predictor, share, seen, spots.targets))
+
+
+def mixed_targets(
+    study: Study, teacher: str, predictor: Predictor, share: float, seen: Spots, targets: np.ndarray
+) -> np.ndarray:
+    """Return (n, k) float32 targets mixed with what a fitted teacher predicts of the same spots, ``seen`` as it does.
+
+    A network's predictions are averaged over the eight symmetries of each tile.
+    """
+    soft: Any = 0
+    if MODELS[teacher].kind == "network":
+        for view in seen.symmetries():
+            soft = soft + predictor.predict(view) / 8
+    else:
+        soft = predictor.predict(seen)
+    if study.target.centre_by_section:  # as the measured targets are
+        for section in np.unique(seen.sections):
+            own = seen.sections == section
+            soft[own] -= soft[own].mean(axis=0)
+    return ((1 - share) * targets + share * soft).astype(np.float32)
+
+
+def start_of(study: Study, model: str, fold: Fold) -> nn.Module:
+    """Return the network whose weights a model starts from while its ReLUs give way to squares: its teacher's.
+
+    Raises
+    ------
+    InputError
+        If the model has no teacher, or cannot take over weights.
+    """
+    teacher = study.teacher_of(model)
+    if teacher is None or MODELS[teacher].kind != "network" or not hasattr(model_class(model), "take_over"):
+        raise InputError(
+            "ReLUs can give way to squares where a network starts from a trained one of the same form",
+            field=f"models.{model}.replace_over",
+            value=teacher,
+            expected="fhe_resnet18 with the teacher resnet18",
+        )
+    teacher_of(study, teacher, fold)
+    return load_model(study.run.model(teacher, fold.name), device="cpu").predictor.network
 
 
 def train_one(
@@ -279,9 +279,9 @@ def train_one(
     started = time.monotonic()
     fold, folder = data.fold, study.run.model(model, data.fold.name)
     folder.mkdir(parents=True, exist_ok=True)
-    stale = [*(folder / name for name in ("model.json", "curves.csv", "curves_refit.csv"))]
-    stale.append(study.run.heads(model, fold.name))
-    for path in [*stale, *(study.run.prediction(model, fold.name, part) for part in ("validation", "test"))]:
+    stale = [folder / name for name in ("model.json", "curves.csv", "curves_refit.csv")]
+    stale += [study.run.prediction(model, fold.name, part) for part in ("validation", "test")]
+    for path in [*stale, study.run.heads(model, fold.name)]:
         path.unlink(missing_ok=True)
 
     predictor, chosen, predicted = fit(study, model, data, chosen=chosen, device=device, folder=folder)
@@ -354,7 +354,7 @@ def coords_of(study: Study, spots: Spots) -> np.ndarray:
     """Return (n, 2) x, y of spots in full-resolution pixels, by name."""
     coords = {}
     for section in dict.fromkeys(spots.sections.tolist()):
-        clean = read_clean_section(study.run.section(section))
+        clean = read_clean_section(study.run.section(section), parts=("obs", "obsm"))
         for barcode, xy in zip(clean.obs_names, np.asarray(clean.obsm["spatial"]), strict=True):
             coords[f"{section}:{barcode}"] = xy
     return np.array([coords[name] for name in spots.names.tolist()])

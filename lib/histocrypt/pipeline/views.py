@@ -58,7 +58,7 @@ def predict_views(model: Any, window: Callable[[float], Spots], views: Views) ->
     Parameters
     ----------
     model
-        A `training.artifacts.TrainedModel`.
+        A `pipeline.checkpoints.TrainedModel`.
     window
         Gives whole sections of spots with tiles of so many tile widths.
     views

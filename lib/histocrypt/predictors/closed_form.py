@@ -224,12 +224,12 @@ def mean_and_sd(features: np.ndarray, sections: np.ndarray, *, by_section: bool)
 def standardise(
     features: np.ndarray, sections: np.ndarray, mean: np.ndarray, sd: np.ndarray, *, by_section: bool
 ) -> np.ndarray:
-    """Return (n, d) float32 z-scores of features.
+    """Return float32 z-scores of features, of their shape.
 
     Parameters
     ----------
     features
-        (n, d).
+        (n, d), or (n, V, d) of several views of each spot, of which the first is the spot itself.
     sections
         (n,) section of each spot.
     mean, sd
@@ -245,7 +245,8 @@ def standardise(
     for section in np.unique(sections):
         rows = sections == section
         own = features[rows].astype(np.float64)
-        scores[rows] = (own - own.mean(axis=0)) / np.maximum(own.std(axis=0), LEAST_SHARE * sd)
+        upright = own if own.ndim == 2 else own[:, 0]
+        scores[rows] = (own - upright.mean(axis=0)) / np.maximum(upright.std(axis=0), LEAST_SHARE * sd)
     return scores
 
 

@@ -170,23 +170,7 @@ class PixelMoments:
 
 
 class NetworkPredictor(Predictor):
-    """A registered network, trained by `train_network`.
-
-    Parameters
-    ----------
-    model
-        Name in the registry.
-    outputs
-        Names of the predicted columns.
-    settings
-        Training settings.
-    options
-        The network's own options.
-    device
-        None: the best one present.
-    folder
-        Where ``curves.csv`` and, while training, ``last/`` are written; None writes nothing.
-    """
+    """A registered network, trained by `train_network`; parameters as of `registry.build`."""
 
     def __init__(
         self,

@@ -279,8 +279,10 @@ def build(
         Training settings; fitted baselines heed ``normalise_by_section`` only.
     options
         The model's own options.
-    device, folder
-        For networks: see `histocrypt.predictors.network.NetworkPredictor`.
+    device
+        Of networks; None: the best one present.
+    folder
+        Where a network writes ``curves.csv`` and, while training, ``last/``; None writes nothing.
 
     Raises
     ------

@@ -11,7 +11,7 @@ import torch
 from histocrypt.data.load import Spots
 from histocrypt.models.stem import Stem
 from histocrypt.predictors import stem_diffusion
-from histocrypt.predictors.closed_form import LEAST_SHARE, mean_and_sd, principal_components
+from histocrypt.predictors.closed_form import mean_and_sd, principal_components, standardise
 from histocrypt.predictors.network import NetworkPredictor
 from histocrypt.training import distributed
 
@@ -27,7 +27,7 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 
 
 class DiffusionPredictor(NetworkPredictor):
-    """A conditional diffusion model on frozen features. See `StemOptions`, and `NetworkPredictor` for the parameters.
+    """A conditional diffusion model on frozen features. See `StemOptions`.
 
     ``outputs`` are named transform by transform. Tiles are seen through frozen features, so that ``input_px`` and the
     random changes of images do not count.
@@ -177,15 +177,8 @@ class DiffusionPredictor(NetworkPredictor):
 
     def _conditions(self, features: np.ndarray, sections: np.ndarray) -> torch.Tensor:
         """Return what conditions the network, (n, V, D), of features (n, V, d) whose first view is the tile itself."""
-        state, scores = self._state, np.empty(features.shape, dtype=np.float32)
-        if self.settings.normalise_by_section:
-            for section in np.unique(sections):
-                rows = sections == section
-                own = features[rows, 0].astype(np.float64)
-                spread = np.maximum(own.std(axis=0), LEAST_SHARE * state["sd"])
-                scores[rows] = (features[rows] - own.mean(axis=0)) / spread
-        else:
-            scores = ((features - state["mean"]) / state["sd"]).astype(np.float32)
+        state, by_section = self._state, self.settings.normalise_by_section
+        scores = standardise(features, sections, state["mean"], state["sd"], by_section=by_section)
         if "axes" in state:
             scores = (scores - state["centre"]) @ state["axes"]
         return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))

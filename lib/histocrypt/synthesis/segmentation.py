@@ -130,7 +130,7 @@ class SegmenterPlan:
     """How a segmentation network is trained."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    """Of the network, see `models.unet.UNet` and `models.transunet.ViTHybrid`."""
+    """Of the network, see `models.unet.UNet` and `models.unet.ViTHybrid`."""
     batch: int = 16
     learning_rate: float = 2e-3
     """The highest; it rises shortly, then falls as half a cosine."""

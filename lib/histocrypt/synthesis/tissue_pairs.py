@@ -1,6 +1,6 @@
 """From the tiles of a study to images with masks: class by a label of the spot, mask by rule.
 
-A mask's levels are those of `pairs.TISSUE`. They are **not a pathologist's outlines**: nuclei are what holds much
+A mask's levels are those of `manifest.TISSUE`. They are **not a pathologist's outlines**: nuclei are what holds much
 haematoxylin, whatever it is; the tumour region is as coarse as the spots, and as true as their label, which may be a
 proxy (`Label.is_proxy`); stroma is all tissue that is neither, blood and tinted lumens among it. Touching nuclei are
 one piece.
