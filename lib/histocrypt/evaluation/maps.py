@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# ---- maps
-
-
-LONGEST_SIDE = 640
+LONGEST_SIDE, GENE_MAP_LONGEST_SIDE = 640, 1400
+"""Pixels of the picture under side-by-side maps, and under the map of a single gene."""
 VALUES, RESIDUALS = "viridis", "PuOr_r"
 TOUCHING = 0.92  # of the spot pitch: spots drawn as large as they can be without overlapping
 FADED = 0.35
+TUMOUR = "tumour"
+UNITS = {"log1p_cp10k": "ln(1 + counts per 10,000)", "log1p": "ln(1 + counts)", "log2p1": "log2(1 + counts)"}
 
 
 def backdrop(section: AnnData, tiles: Path) -> tuple[np.ndarray | None, float]:
@@ -237,15 +237,6 @@ def bar_length(extent_um: float) -> int:
 def length_words(length_um: int) -> str:
     """Return ``500 µm`` or ``2 mm``."""
     return f"{length_um} µm" if length_um < 1000 else f"{length_um // 1000} mm"
-
-
-# ---- gene map
-# One predicted gene over its tissue, as a picture.
-
-
-TUMOUR = "tumour"
-GENE_MAP_LONGEST_SIDE = 1400
-UNITS = {"log1p_cp10k": "ln(1 + counts per 10,000)", "log1p": "ln(1 + counts)", "log2p1": "log2(1 + counts)"}
 
 
 def write_map(path: str | Path, gene: str, output: str | Path | None = None, *, section: str | None = None) -> str:

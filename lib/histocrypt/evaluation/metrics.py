@@ -8,6 +8,10 @@ every function gives (g,) float64. Two rules hold everywhere, so that no score h
 
 A function under `metric` is in `METRICS`, from which every table of scores is made, and has a line in the glossary
 (`wording.METRIC_WORDS`). Functions of samples take (n, K, g), K draws for each spot.
+
+A rank needs all values of a gene, those of every section. `Pool` sets the values of each section aside in an unnamed
+file of the cache folder, gene by gene, and reads a few genes at a time: memory grows with the spots of one gene, not
+with all that was predicted.
 """
 
 from __future__ import annotations
@@ -27,10 +31,11 @@ from histocrypt.pipeline.predictions import Joined
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-# ---- metrics
-
-
 RELATIVE_SPREAD_OF_A_CONSTANT = 1e-6  # float32 rounding of one value written many times
+POOLED = "pooled"
+"""The section under which scores of all test spots together stand."""
+AT_ONCE = 2**20
+"""Values (spots x genes) of all sections that a `Pool` has in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -290,19 +295,6 @@ def correlation_error(true: np.ndarray, predicted: np.ndarray) -> float:
     return float(difference[np.triu_indices(known.sum(), 1)].mean())
 
 
-# ---- pool
-# All test spots together: scores that need every spot of a gene at once, without holding every gene at once.
-#
-# A rank needs all values of a gene. Values of each section are set aside in an unnamed file of the cache folder, gene
-# by gene, and come back a few genes at a time: memory grows with the spots of one gene, not with all that was
-# predicted.
-
-
-POOLED = "pooled"
-AT_ONCE = 2**20
-"""Values (spots x genes) of all sections that are in memory at a time."""
-
-
 @dataclass(frozen=True)
 class _Block:
     """Where the values of one section lie in the pool's file: genes x spots."""
@@ -315,7 +307,7 @@ class _Block:
 
 
 class Pool:
-    """Measured and predicted values of every section, transform and model; use as a context manager."""
+    """Measured and predicted values of every section, transform and model, on disk; use as a context manager."""
 
     def __init__(self) -> None:
         paths.cache().mkdir(parents=True, exist_ok=True)
