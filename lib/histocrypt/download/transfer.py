@@ -1,7 +1,7 @@
 """One file over an unreliable line: resumed where it broke, checked at its end, there whole or not at all.
 
 HEST comes this way too. `hf_hub_download` of huggingface_hub 2.4.0 starts anew after a kill, as each call writes a file
-of a random name (`file_download.py`, 2004-2046). Its `http_get` loses up to 10 MiB at each break, and never ends
+of a random name (`file_download.py`, 2004-2046). Its `http_get` loses up to 10 MiB at each break, and gives up
 where the line breaks sooner (459). Its listing sends the token to any host that a page names as the next, and sets no
 time limit (`_pagination.py`, 41-50).
 """
