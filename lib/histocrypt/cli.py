@@ -91,12 +91,13 @@ def doctor() -> None:
 @app.command()
 def check(
     files: Annotated[list[str], typer.Argument(metavar="PATH...", help="Section files or folders, or a study file.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Check sections and print one table; exit 2 where one cannot be used."""
+    """Check sections: one table, and what was read from where; exit 2 where one cannot be used."""
     from histocrypt.explore.survey import check_sections, render
 
     table = check_sections(files)
-    typer.echo(render(table))
+    typer.echo(render(table, as_json=json))
     raise typer.Exit(2 if any(row.unusable for row in table) else 0)
 
 

@@ -1,6 +1,7 @@
 """A plan says what a run then does."""
 
 import re
+import shutil
 
 import pytest
 import yaml
@@ -63,6 +64,15 @@ def test_a_plan_says_why(small_run, tmp_path):
     said = histocrypt("run", changed, "--dry-run", outputs=small_run)
     assert re.search(r"^22_folds .* settings changed$", said.stdout, flags=re.MULTILINE)
     assert re.search(r"^30_training .* follows$", said.stdout, flags=re.MULTILINE)
+
+
+def test_a_run_folder_that_was_moved_still_knows_its_settings(small_run, tmp_path):
+    shutil.copytree(small_run / "small", tmp_path / "small", symlinks=True)
+    same = histocrypt("run", small_run / "small.yaml", "--dry-run", outputs=tmp_path)
+    assert "nothing to do" in same.stdout, same.stdout + same.stderr
+    changed = write_study(tmp_path, "small", models=MODELS, **WINGS, panel={"size": 11})
+    said = histocrypt("run", changed, "--dry-run", outputs=tmp_path)
+    assert re.search(r"^22_folds .* settings changed$", said.stdout, flags=re.MULTILINE)
 
 
 def test_bad_sections_are_found_by_the_plan(tmp_path, tiny_section):

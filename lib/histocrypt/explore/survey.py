@@ -150,6 +150,8 @@ class CheckRow:
     """Micrometres per full-resolution pixel and where it is from."""
     problems: list[str] = field(default_factory=list)
     """Sentences: first what forbids the use, then what was dropped or assumed."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where in the files each of `sections.section.ORIGINS` was read."""
     unusable: bool = False
 
 
@@ -178,8 +180,10 @@ def check_sections(paths: list[str]) -> list[CheckRow]:
     return rows
 
 
-def render(rows: list[CheckRow]) -> str:
-    """Return the rows as aligned plain text; a section with several problems takes several lines."""
+def render(rows: list[CheckRow], *, as_json: bool = False) -> str:
+    """Return the rows as aligned plain text, a line for each problem, then what was read from where."""
+    if as_json:
+        return json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
     lines = [HEADER]
     for row in rows:
         cells = (
@@ -198,7 +202,13 @@ def render(rows: list[CheckRow]) -> str:
         "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]).rstrip()
         for line in lines
     )
-    return f"{table}\n{len(rows)} sections, {sum(row.unusable for row in rows)} unusable"
+    told = [
+        f"\n{row.section}" + "".join(f"\n  {name:<11}{row.origins[name]}" for name in row.origins)
+        for row in rows
+        if row.origins
+    ]
+    summary = f"{len(rows)} sections, {sum(row.unusable for row in rows)} unusable"
+    return "\n".join([table, summary, *(["\nread from", *told] if told else [])])
 
 
 def _listed(path: str) -> Iterator[SectionFiles | CheckRow]:
@@ -227,5 +237,6 @@ def _checked(files: SectionFiles) -> tuple[CheckRow, Fingerprint]:
         f"{section.image.width} x {section.image.height}",
         f"{section.um_per_px:.4f} ({section.um_per_px_source})",
         problems=list(section.notes),
+        origins=section.origins,
     )
     return row, own

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from histocrypt.sections.image import ImageSource
 
 
+ORIGINS = ("section", "patient", "counts", "genes", "spots", "image", "resolution")
+"""What is said of a section: where it was read, so that a person sees a wrong guess at once."""
+
+
 @dataclass(frozen=True)
 class SectionFiles:
     """Where one section lies, before it is read. Cheap to make: only names are read."""
@@ -57,6 +61,8 @@ class Loaded:
     image_note: str = ""
     """Why there is no image, where there is none."""
     notes: list[str] = field(default_factory=list)
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where in the files each of `ORIGINS` was read, in words; what has no entry was read in the only way there is."""
     uncounted: bool = False
     """The format has no counts: ``adata`` has no genes, and a named matrix in ``obsm`` is what can be learnt."""
 
@@ -114,6 +120,8 @@ class Section:
     """Reason -> number of spots that the reader dropped."""
     notes: list[str] = field(default_factory=list)
     """Sentences worth a reader's attention that do not forbid the use of the section."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where in the files each of `ORIGINS` was read, in words."""
 
     @property
     def file(self) -> Path | None:

@@ -9,7 +9,7 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.sections.identity import check_id, missing_patient, near_name
 from histocrypt.sections.resolution import resolve
-from histocrypt.sections.section import Section
+from histocrypt.sections.section import ORIGINS, Section
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,7 +104,21 @@ def validated(
     um_per_px, source, note = resolve(loaded, given=files.um_per_px, file=file)
     if note:
         notes.append(f"{file}: {note}.")
-    return Section(files.id, patient or "", adata, image, um_per_px, source, list(loaded.files), dropped, notes)
+    origins = {"resolution": {"given": "as given", "file": loaded.um_field}.get(source, note), **loaded.origins}
+    if files.patient and files.patient != loaded.patient:
+        origins["patient"] = "as given"
+    return Section(
+        files.id,
+        patient or "",
+        adata,
+        image,
+        um_per_px,
+        source,
+        list(loaded.files),
+        dropped=dropped,
+        notes=notes,
+        origins={name: origins[name] for name in ORIGINS if origins.get(name)},
+    )
 
 
 def _without_genes(adata: AnnData) -> AnnData:

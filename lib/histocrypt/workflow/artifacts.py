@@ -7,6 +7,7 @@ is not opened again.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -186,6 +187,42 @@ def same_under_new_rules(run: RunFolder, study: dict[str, Any]) -> bool:
         return False
 
 
+def moved_from(run: RunFolder) -> str | None:
+    """Return where a run folder was when it was last run; None where it is there still, or nobody knows."""
+    try:
+        before = json.loads(run.seen.read_text(encoding="utf-8"))["root"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None if before == str(run.root) else before
+
+
+def follow(run: RunFolder, before: str, notes: Path) -> None:
+    """Write what Snakemake noted of a run folder's jobs when it lay elsewhere as if it had always lain here.
+
+    It finds the settings that a file was made with by the path of the file, in base64: in a folder that was moved or
+    copied it would see no change of settings, and leave old results under new ones.
+
+    Parameters
+    ----------
+    run
+        The folder, where it is now.
+    before
+        Where it was.
+    notes
+        Folder to write the notes to.
+    """
+    old, longest = run.root / ".snakemake" / "metadata", os.pathconf(run.root, "PC_NAME_MAX") - 1
+    here, there = (json.dumps(f"{root}/")[1:-1] for root in (run.root, before))
+    for file in [path for path in old.rglob("*") if path.is_file()]:
+        coded = "".join(part.removeprefix("@") for part in file.relative_to(old).parts)
+        made = base64.urlsafe_b64decode(coded).decode().replace(f"{before}/", f"{run.root}/", 1)
+        coded = base64.urlsafe_b64encode(made.encode()).decode()
+        *folders, name = (coded[start : start + longest] for start in range(0, len(coded), longest))
+        path = notes.joinpath(*(f"@{folder}" for folder in folders), name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(file.read_text(encoding="utf-8").replace(there, here), encoding="utf-8")
+
+
 def remove_leftovers(run: RunFolder) -> list[Path]:
     """Remove what killed processes were writing, and return it; what a living process writes stays."""
     gone = []
@@ -224,7 +261,7 @@ def _remembered(run: RunFolder) -> Stamps:
 
 def _remember(run: RunFolder, files: Stamps, *, whole: set[str]) -> None:
     content = {name: [*stamp, int(name in whole)] for name, stamp in sorted(files.items())}
-    write_json(run.seen, {"version": VERSION, "files": content})
+    write_json(run.seen, {"version": VERSION, "root": str(run.root), "files": content})
 
 
 # Whether a file is whole, told from little of it: a copy that stopped, a full disk and a kill leave half files.

@@ -13,7 +13,7 @@ from pathlib import Path
 from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.machine import usable_cores
-from histocrypt.workflow.artifacts import same_under_new_rules
+from histocrypt.workflow.artifacts import follow, moved_from, same_under_new_rules
 from histocrypt.workflow.command import Command
 from histocrypt.workflow.resources import disk_bytes
 from histocrypt.workflow.stages import Outline
@@ -78,9 +78,14 @@ def plan(command: Command, outline: Outline, broken: Iterable[str] = ()) -> Plan
     with tempfile.TemporaryDirectory() as folder:
         survey = outline.write(Path(folder) / "survey.json")
         (Path(folder) / ".snakemake").mkdir()
+        own, before = Path(folder) / ".snakemake", moved_from(outline.run)
         for name in ("metadata", "incomplete"):  # Snakemake, even when it plans, keeps its books where it is
-            if (books / name).is_dir() and not same_under_new_rules(outline.run, study.model_dump(mode="json")):
-                (Path(folder) / ".snakemake" / name).symlink_to(books / name)
+            if not (books / name).is_dir() or same_under_new_rules(outline.run, study.model_dump(mode="json")):
+                continue
+            if before and name == "metadata":
+                follow(outline.run, before, own / name)
+            else:
+                (own / name).symlink_to(books / name)
         # A dry run takes itself for local and would hold all jobs to one core, had it no number.
         width = () if command.profile.local else ("--cores", str(command.profile.threads))
         wanted = {job.name: job for job in outline.upto(command.until)}

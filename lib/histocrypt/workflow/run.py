@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from histocrypt.explore.survey import input_files, survey
 from histocrypt.files import read_json, write_json
 from histocrypt.paths import RunFolder
 from histocrypt.study import Study, load_study
-from histocrypt.workflow.artifacts import intact, same_under_new_rules, tissue_flaw
+from histocrypt.workflow.artifacts import follow, intact, moved_from, same_under_new_rules, tissue_flaw
 from histocrypt.workflow.cluster import Cluster, cancel_left
 from histocrypt.workflow.command import Command, Profile
 from histocrypt.workflow.plan import plan, told
@@ -77,8 +78,14 @@ def run_study(
         if left := cancel_left(study):
             print(f"histocrypt: jobs of a run that was killed were still on the cluster; cancelled: {left}")
         outline = _outline(study)
+        notes = study.run.root / ".snakemake" / "metadata"
         if same_under_new_rules(study.run, study.model_dump(mode="json")):
-            shutil.rmtree(study.run.root / ".snakemake" / "metadata", ignore_errors=True)
+            shutil.rmtree(notes, ignore_errors=True)
+        elif before := moved_from(study.run):
+            with tempfile.TemporaryDirectory(dir=study.run.root) as folder:
+                follow(study.run, before, Path(folder) / "metadata")
+                shutil.rmtree(notes, ignore_errors=True)
+                (Path(folder) / "metadata").rename(notes)
         with intact(outline, spare=files):
             if other := notice(study.run):
                 print(f"histocrypt: {other}")

@@ -85,6 +85,12 @@ def load_h5ad(files: SectionFiles) -> Loaded:
         pitch_um=float(pitch) if _is_number(pitch) else None,
         technology=str(adata.uns.get("technology") or ""),
         image_note=note,
+        origins={
+            "counts": "X",
+            "genes": "var_names",
+            "spots": "obsm['spatial']",
+            "image": str(path) if path is not None else "",
+        },
     )
 
 
