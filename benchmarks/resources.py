@@ -15,7 +15,7 @@ import pandas as pd
 
 from histocrypt.errors import InputError
 from histocrypt.study import load_study
-from histocrypt.workflow.stages import Outline
+from histocrypt.workflow.outline import Outline
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from histocrypt.files import partial_path
 from histocrypt.paths import RunFolder
 from histocrypt.study import load_study
 from histocrypt.workflow.artifacts import intact, maker_of, tissue_flaw
-from histocrypt.workflow.stages import Outline
+from histocrypt.workflow.outline import Outline
 
 KINDS = {
     ".h5ad": ("predictions/knn/fold_2/inner_1.test.h5ad", "38_inner_training__baselines__fold_2"),

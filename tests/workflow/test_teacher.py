@@ -4,7 +4,7 @@ from tests.small_study import SMALL
 
 from histocrypt.data.folds import FINAL
 from histocrypt.study import parse_study
-from histocrypt.workflow.stages import Outline
+from histocrypt.workflow.outline import Outline
 
 ROWS = [
     {"section": f"S_{k}", "patient": f"P_{k}", "size": {"spots": 9, "genes": 60}, "files": [], "read_as": {}}

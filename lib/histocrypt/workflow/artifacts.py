@@ -23,7 +23,7 @@ from typing import Any
 from histocrypt.errors import InputError
 from histocrypt.files import PARTIAL, read_json, write_json
 from histocrypt.paths import RunFolder
-from histocrypt.workflow.stages import Job, Outline
+from histocrypt.workflow.outline import Job, Outline
 
 NOT_DEMANDED = {"parties", "decrypted", "shadows", "last", "nnunet", "members.json", "training.safetensors"}
 """Folders and files that may go: keys, ciphertexts, who was a member, states of trainings, what nothing reads."""

@@ -15,8 +15,8 @@ from histocrypt.errors import InputError
 from histocrypt.machine import usable_cores
 from histocrypt.workflow.artifacts import follow, moved_from, same_under_new_rules
 from histocrypt.workflow.command import Command
+from histocrypt.workflow.outline import Outline
 from histocrypt.workflow.resources import disk_bytes
-from histocrypt.workflow.stages import Outline
 
 REASONS = {
     "Missing output files": "not made yet",

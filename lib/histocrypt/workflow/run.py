@@ -19,10 +19,11 @@ from histocrypt.study import Study, load_study
 from histocrypt.workflow.artifacts import follow, intact, moved_from, same_under_new_rules, tissue_flaw
 from histocrypt.workflow.cluster import Cluster, cancel_left
 from histocrypt.workflow.command import Command, Profile
+from histocrypt.workflow.outline import Outline
 from histocrypt.workflow.plan import plan, told
 from histocrypt.workflow.progress import said_when_full
 from histocrypt.workflow.record import notice, recorded
-from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, Outline, known_parameters
+from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, known_parameters
 from histocrypt.workflow.watch import watch
 
 
