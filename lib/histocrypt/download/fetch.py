@@ -16,12 +16,6 @@ from histocrypt.sections.read import find_sections, watched
 from histocrypt.sections.section import SectionFiles
 from histocrypt.study import Study
 
-# ---- catalogue
-# The one list of what can be downloaded: addresses, licences, citations, names.
-#
-# Addresses are those publicly known. The code that uses them is tested against a local server only.
-
-
 SOURCES = {
     source.name: source
     for source in (
@@ -81,7 +75,12 @@ SOURCES = {
         ),
     )
 }
-"""What can be downloaded, by the name used on the command line."""
+"""What can be downloaded, by the name used on the command line: the one list of addresses, licences and citations.
+
+Addresses are those publicly known. The code that uses them is tested against a local server only.
+"""
+NEAR = 12
+"""How many names a message lists where there are too many for all."""
 
 
 def source_named(name: str) -> Source:
@@ -110,9 +109,6 @@ def about(source: Source) -> str:
         f"  cite      {source.citation}",
     ]
     return "\n".join([*lines, *([f"  note      {source.note}"] if source.note else [])])
-
-
-# ---- fetch
 
 
 def download_by_name(
@@ -171,10 +167,6 @@ def read_token(file: Path | None) -> str | None:
     if not token or not token.isascii() or len(token.split()) != 1:
         raise InputError("file does not hold one token", file=file, expected="the token alone, on one line")
     return token
-
-
-NEAR = 12
-"""How many names a message lists where there are too many for all."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ The engine takes every length it reads on trust: a wrong one makes it ask for te
 full, and ends the process with everybody's sessions. Under given parameters the form of a ciphertext or key is fixed
 but for its coefficients, so `check_ciphertext` and `check_evaluation_keys` compare every length with the only value
 that it can have before native code parses anything.
+
+Beside the messages stands who may send them: tokens, loopback addresses, certificates.
 """
 
 from __future__ import annotations
@@ -34,11 +36,21 @@ from histocrypt.encrypted.parameters import Parameters
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
 
-# ---- access
-# Who may talk to whom: tokens, loopback addresses, certificates.
-
-
+MAGIC = b"HISTOCRYPT\x00\x01"
+START = len(MAGIC) + 4
+"""Where the header begins: after the magic bytes and its own length."""
+LONGEST_HEADER = 4096
+MEANING = {
+    "kind": "is another kind of message",
+    "bytes": "was cut short or has bytes too many",
+    "client": "was made for another compiled model or other parameters",
+    "key": "was made under another key",
+    "request": "belongs to another request",
+    "index": "is out of its place",
+}
+"""Field of a header to what a wrong one means."""
 SHORTEST_TOKEN = 20
+"""Characters of a secret."""
 
 
 def read_tokens(path: Path, *, make: bool = False) -> list[str]:
@@ -92,24 +104,6 @@ def check_certificate(certificate: Path | None, private_key: Path | None) -> Non
         problem, wanted = f"cannot be used for TLS ({error.strerror or error})", "a PEM certificate and its key"
         file = certificate or private_key
         raise InputError(problem, file=file, field="certificate", expected=wanted) from error
-
-
-# ---- messages
-
-
-MAGIC = b"HISTOCRYPT\x00\x01"
-START = len(MAGIC) + 4
-"""Where the header begins: after the magic bytes and its own length."""
-LONGEST_HEADER = 4096
-MEANING = {
-    "kind": "is another kind of message",
-    "bytes": "was cut short or has bytes too many",
-    "client": "was made for another compiled model or other parameters",
-    "key": "was made under another key",
-    "request": "belongs to another request",
-    "index": "is out of its place",
-}
-"""Field of a header to what a wrong one means."""
 
 
 def pack(kind: str, payload: bytes, **header: Any) -> bytes:

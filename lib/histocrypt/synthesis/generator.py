@@ -37,11 +37,12 @@ from histocrypt.synthesis.manifest import Pairs, Scheme
 from histocrypt.training.images import flip_and_turn
 from histocrypt.training.loop import Trainer, generator_of, learning_rate, precision
 
-# ---- generator
-
-
 WHERE = "synthesis.generator"
 FIRST_BETA, LAST_BETA = 1e-6, 0.01
+GROUPS = (1, 2, 4, 8, 16, 32)
+"""Sizes of groups that a statement of privacy lists beside the largest patient's."""
+AT_ONCE = 16
+"""Tiles whose gradients are held at once in private training: a copy of the network's weights each."""
 
 
 def betas(steps: int) -> torch.Tensor:
@@ -324,7 +325,6 @@ def _fingerprint(pairs: Pairs, plan: GeneratorPlan, **others: Any) -> str:
     return digest.hexdigest()
 
 
-# ---- private
 # Differentially private training of a generator: DP-SGD by opacus, and what its (epsilon, delta) says.
 #
 # Abadi et al., "Deep Learning with Differential Privacy", CCS 2016. In every step each tile is drawn by a coin of its
@@ -337,13 +337,6 @@ def _fingerprint(pairs: Pairs, plan: GeneratorPlan, **others: Any) -> str:
 #
 # Coins and noise come from the operating system and are kept nowhere: who knows them can subtract them. A private
 # training therefore does not repeat. The generator behind the noise is torch's, not a cryptographic one.
-
-
-GROUPS = (1, 2, 4, 8, 16, 32)
-"""Sizes of groups that a statement lists beside the largest patient's."""
-
-AT_ONCE = 16
-"""Tiles whose gradients are held at once: a copy of the network's weights each."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,17 @@ import numpy as np
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import atomic_path, read_json, write_json
 
-# ---- pairs
-# Images with masks, labels and patients in memory: what generators, filters and segmentation learn from.
+NAME = "manifest.json"
+REQUIRED = ("id", "label", "image_path", "mask_path")
+OPTIONAL = ("patient", "MIA_label")
+"""``MIA_label`` stands in manifests of the reference's shadow data; here who is a member is said by patient instead."""
+SUFFIXES = (".png", ".npy")
+WINDOW_HU = (400.0, 0.0)
+"""Width and level of the window through which Hounsfield units become grey levels, as in DiffGuard."""
+OFF_LEVEL = 0.02
+"""How far, in shares of a step, a grey level of floats may lie off its level: rounding, no more."""
+CHANNELS = {1: ("grey",), 3: ("R", "G", "B")}
+"""Names of the channels that nnU-Net is told, by their number."""
 
 
 @dataclass(frozen=True)
@@ -141,22 +150,6 @@ class Pairs:
         """Return images (n, channels, side, side) and masks (n, 1, side, side), both float32 in [-1, 1]."""
         images = np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)).astype(np.float32) / 127.5 - 1
         return images, self.scheme.encode(self.masks)[:, None]
-
-
-# ---- manifest
-
-
-NAME = "manifest.json"
-REQUIRED = ("id", "label", "image_path", "mask_path")
-OPTIONAL = ("patient", "MIA_label")
-"""``MIA_label`` stands in manifests of the reference's shadow data; here who is a member is said by patient instead."""
-SUFFIXES = (".png", ".npy")
-WINDOW_HU = (400.0, 0.0)
-"""Width and level of the window through which Hounsfield units become grey levels, as in DiffGuard."""
-OFF_LEVEL = 0.02
-"""How far, in shares of a step, a grey level of floats may lie off its level: rounding, no more."""
-CHANNELS = {1: ("grey",), 3: ("R", "G", "B")}
-"""Names of the channels that nnU-Net is told, by their number."""
 
 
 @dataclass(frozen=True)
