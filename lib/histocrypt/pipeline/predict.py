@@ -21,7 +21,7 @@ from histocrypt.predictors.registry import MODELS, NEEDS_COUNTS
 from histocrypt.sections.image import PatchMosaic
 from histocrypt.targets.matrix import depth, has_counts, names_of, noun
 from histocrypt.targets.panels import Panel
-from histocrypt.tissue.grid import grid_section, is_image, is_patch_folder, patch_sections, widest
+from histocrypt.tissue.grid import grid_section, is_patch_folder, patch_sections, widest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -390,7 +390,7 @@ def _sections(
     about: dict[str, Any], path: Path, *, image: Any, um_per_px: float | None, spacing_um: float | None
 ) -> list[Section]:
     """Return what is to be predicted: one section, a grid over a slide, or the sections of a folder of patches."""
-    from histocrypt.sections.image import open_image
+    from histocrypt.sections.image import is_image, open_image
     from histocrypt.sections.read import read_path
 
     tile_um = about["geometry"]["tile_um"]
@@ -413,6 +413,7 @@ def _sections(
                 fix="say with --spacing how far apart predictions are wanted, in µm",
             )
         slide = open_image(path)
+        slide.verify()
         return [grid_section(slide, spacing_um=spacing_um, um_per_px=um_per_px, min_tissue=least)]
     section = read_path(path, image=image, um_per_px=um_per_px, for_prediction=True)
     if spacing_um is None:

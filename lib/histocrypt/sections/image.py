@@ -1,112 +1,54 @@
-"""Lazy access to the pixels of a section: whole images, slide pyramids, and mosaics of patches."""
+"""The one door to the pixels of a section: whole images, slides, mosaics of patches, and which of them a file is."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import re
-import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from histocrypt.errors import InputError, unreadable
+from histocrypt.sections.pixels import (
+    WHITE,
+    ImageSource,
+    ScannedImage,
+    TurnedImage,
+    as_rgb,
+    check_colours,
+    opened,
+)
+from histocrypt.sections.slide import CziImage, SlideImage, ZarrImage, is_ome_zarr
+from histocrypt.sections.tiff import TiffImage, is_tiff
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-MAX_PIXELS = 4_000_000_000
-"""A whole image beyond this is refused before it is decoded (12 GB in memory): such images belong in a pyramid."""
 MAX_PATCH_PIXELS = 4096 * 4096
 KEPT_PATCHES = 64
 """Decoded patches that a mosaic keeps."""
-WHITE = 255
-SIGNATURE_SIDE = 256
+DECODED_WHOLE = 64_000_000
+"""Pixels up to which a plain TIFF is decoded whole, as that is quicker."""
+SLIDE_CODECS = (1, 5, 7, 8, 32773, 32946)
+"""Compressions of tiled TIFF that openslide decodes: none, LZW, JPEG, deflate, PackBits."""
 TILE_NAME = re.compile(r"^(?P<section>.+)_(?P<x>-?\d+)_(?P<y>-?\d+)$")
 TILE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-
-
-class ImageSource(ABC):
-    """Pixels of one section, addressed in full resolution; a kind of image adds `read_region` and `thumbnail`."""
-
-    path: Path
-    width: int
-    height: int
-    um_per_px: float | None = None
-    """Micrometres per pixel, where the file states it."""
-    side: int | None = None
-    """Side of the squares around spots that alone have pixels; None: the whole section was scanned."""
-    _decoded: np.ndarray | None = None
-
-    @property
-    def decoded_mpx(self) -> float:
-        """Millions of pixels that reading a window holds in memory beyond the window; 0 where it reads no more."""
-        return 0.0
-
-    @abstractmethod
-    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return a window, uint8 (height, width, 3), white outside the image.
-
-        Parameters
-        ----------
-        x, y
-            Top-left corner, full-resolution pixels; may be negative.
-        width, height
-            Size in full-resolution pixels.
-        """
-
-    @abstractmethod
-    def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
-        """Return the whole image, its longer side at most ``max_side``.
-
-        Returns
-        -------
-        uint8 (h, w, 3), and the scale: thumbnail pixels per full-resolution pixel.
-        """
-
-    def covers(self, coords: np.ndarray) -> np.ndarray:
-        """Return which points, float (n, 2) x, y in full-resolution pixels, have pixels: bool (n,)."""
-        x, y = np.asarray(coords, dtype=float).T
-        return (x >= 0) & (y >= 0) & (x < self.width) & (y < self.height)
-
-    def verify(self) -> None:
-        """Raise `InputError` where the pixels cannot be decoded."""
-        self.thumbnail(SIGNATURE_SIDE)
-
-    def content_hash(self) -> str:
-        """Return a hash of what the image shows: the same for a copy under another name or in another lossless file."""
-        thumbnail, _ = self.thumbnail(SIGNATURE_SIDE)
-        return hashlib.sha256(f"{self.width}x{self.height}".encode() + thumbnail.tobytes()).hexdigest()
-
-    def release(self) -> None:
-        """Forget the decoded pixels, if any are kept; they are decoded again when asked for."""
-        self._decoded = None
-
-    def _thumbnail_size(self, max_side: int) -> tuple[int, int, float]:
-        scale = min(1.0, max_side / max(self.width, self.height))
-        return max(1, round(self.width * scale)), max(1, round(self.height * scale)), scale
-
-
-class ScannedImage(ImageSource):
-    """An image with pixels all over; a kind of it adds `_inside` and `thumbnail`."""
-
-    def read_region(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return a window; see `ImageSource.read_region`."""
-        canvas = np.full((height, width, 3), WHITE, dtype=np.uint8)
-        x0, y0 = min(max(x, 0), self.width), min(max(y, 0), self.height)
-        x1, y1 = max(x0, min(x + width, self.width)), max(y0, min(y + height, self.height))
-        if x1 > x0 and y1 > y0:
-            canvas[y0 - y : y1 - y, x0 - x : x1 - x] = self._inside(x0, y0, x1, y1)
-        return canvas
-
-    @abstractmethod
-    def _inside(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """Return a window that lies in the image, uint8 (y1 - y0, x1 - x0, 3)."""
+IMAGE_SUFFIXES = (
+    *(".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"),
+    *(".ome.tif", ".ome.tiff", ".ome.btf", ".ome.zarr", ".tif", ".tiff", ".btf", ".tf2", ".tf8", ".qptiff"),
+    *(".jpg", ".jpeg", ".png", ".jp2", ".j2k", ".jpf", ".webp", ".bmp"),
+)
+"""How images are called, whatever the case of the letters: those of scanners first, then by what they can hold."""
+DISGUISES = (
+    (b"\x1f\x8b", "is compressed by gzip, not an image", "unpack it (gunzip)"),
+    (b"PK\x03\x04", "is a zip archive, not an image", "unpack it"),
+    (b"%PDF", "is a PDF, not an image", "give the image itself"),
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the image", "fetch the image (git lfs pull)"),
+    (b"\x89HDF\r\n", "is HDF5, not an image", "name patches .h5"),
+    (b"<", "is a web page or other text, not an image", "download it again, signed in where that is asked for"),
+    (b"{", "is text, not an image", "download it again, signed in where that is asked for"),
+)
+"""First bytes of what is often called like an image; what it is; what to do."""
 
 
 class WholeImage(ScannedImage):
@@ -120,7 +62,8 @@ class WholeImage(ScannedImage):
         with opened(self.path) as image:
             self.width, self.height = image.size
             self._format = image.format
-            self.um_per_px = _tiff_um_per_px(image)
+            self.orientation = _orientation(image)
+            self.notes = _profile(image)
 
     @property
     def decoded_mpx(self) -> float:
@@ -155,66 +98,6 @@ class WholeImage(ScannedImage):
         else:
             small = Image.fromarray(self.pixels).resize((width, height), Image.Resampling.HAMMING)
         return np.asarray(small), scale
-
-
-class SlideImage(ScannedImage):
-    """A slide pyramid (SVS, NDPI, MRXS, tiled TIFF, ...), read through openslide, never whole."""
-
-    def __init__(self, path: str | Path) -> None:
-        import openslide
-
-        self.path = Path(path)
-        with self._readable():
-            self._slide = openslide.OpenSlide(str(path))
-        self.width, self.height = self._slide.dimensions
-        mpp = self._slide.properties.get("openslide.mpp-x")
-        self.um_per_px = _plausible(float(mpp)) if mpp else None
-
-    def _inside(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        return np.asarray(self._level_region(0, x0, y0, x1 - x0, y1 - y0))
-
-    def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
-        """Return the whole slide, block by block, its longer side at most ``max_side``, and the scale."""
-        from PIL import Image
-
-        width, height, scale = self._thumbnail_size(max_side)
-        level = self._slide.get_best_level_for_downsample(1 / scale)
-        level_width, level_height = self._slide.level_dimensions[level]
-        step = max(1, int(2048 * width / level_width))  # so that a block of the level has about 2048 px a side
-        out = np.empty((height, width, 3), dtype=np.uint8)
-        for top in range(0, height, step):
-            for left in range(0, width, step):
-                right, bottom = min(left + step, width), min(top + step, height)
-                x0, x1 = left * level_width / width, right * level_width / width
-                y0, y1 = top * level_height / height, bottom * level_height / height
-                fx, fy = int(x0), int(y0)
-                block = self._level_region(
-                    level, fx, fy, min(int(np.ceil(x1)), level_width) - fx, min(int(np.ceil(y1)), level_height) - fy
-                )
-                box = (x0 - fx, y0 - fy, min(x1 - fx, block.width), min(y1 - fy, block.height))
-                size = (right - left, bottom - top)
-                out[top:bottom, left:right] = np.asarray(block.resize(size, Image.Resampling.HAMMING, box=box))
-        return out, scale
-
-    def _level_region(self, level: int, x: int, y: int, width: int, height: int) -> Image:
-        """Return a window of a level (x, y in the level's own pixels) as RGB, white where the slide has no pixels."""
-        from PIL import Image
-
-        downsample = self._slide.level_downsamples[level]
-        with self._readable():
-            region = self._slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
-        ground = Image.new("RGB", region.size, (WHITE, WHITE, WHITE))
-        ground.paste(region, mask=region.getchannel("A"))
-        return ground
-
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        import openslide
-
-        try:
-            yield
-        except (openslide.OpenSlideError, OSError) as error:
-            raise unreadable("slide cannot be read", error, file=self.path) from error
 
 
 class PatchMosaic(ImageSource):
@@ -418,9 +301,12 @@ class PatchMosaic(ImageSource):
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
     def verify(self) -> None:
-        """Raise `InputError` where a patch cannot be decoded."""
-        for index in range(len(self.coords)):
-            _decoded(self._load(index), self._name(index), at_least=1)
+        """Raise `InputError` where a patch cannot be decoded, or all of them show no stained section."""
+        means = [
+            _decoded(self._load(index), self._name(index), at_least=1)[::8, ::8].reshape(-1, 3)
+            for index in range(len(self.coords))
+        ]
+        check_colours(np.concatenate(means), self.path)
 
     def _name(self, index: int) -> str:
         return f"{self.path}: patch {index if self.barcodes is None else self.barcodes[index]}"
@@ -443,6 +329,11 @@ class ScaledImage(ImageSource):
     def __init__(self, image: ImageSource, scale: float) -> None:
         self.image, self.scale, self.path = image, float(scale), image.path
         self.width, self.height = round(image.width / scale), round(image.height / scale)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of the image at hand."""
+        return self.image.notes
 
     @property
     def decoded_mpx(self) -> float:
@@ -475,94 +366,127 @@ class ScaledImage(ImageSource):
         self.image.release()
 
 
+def is_image(path: Path) -> bool:
+    """Return whether a path is an image by its name: a file, an OME-Zarr folder, or a folder of DICOM files."""
+    if path.is_dir():
+        return is_ome_zarr(path) or any(path.glob("*.dcm"))
+    return path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def image_beside(folder: Path, stems: Sequence[str], suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Return what lies in a folder under one of the stems and an image's suffix, in the order of both."""
+    if not folder.is_dir():
+        return []
+    present = sorted(folder.iterdir())
+    return [
+        path
+        for stem in stems
+        for suffix in suffixes
+        for path in present
+        if path.name.startswith(stem) and path.name[len(stem) :].lower() == suffix
+    ]
+
+
 def open_image(path: str | Path) -> ImageSource:
     """Open an image with the kind that suits it; pixels are read later.
 
     Parameters
     ----------
     path
-        JPEG, PNG, TIFF, slide pyramid, or an ``.h5`` of patches.
+        JPEG, PNG, JPEG 2000, WebP, TIFF, slide pyramid, CZI, a folder of OME-Zarr or DICOM, or an ``.h5`` of patches.
+        What it is is told by its content; its name says little.
 
     Raises
     ------
     InputError
-        If the file is missing, is no image, or is larger than `MAX_PIXELS` without being a pyramid.
+        If the file is missing, is no image, has pixels that are not square or no colours, or is larger than
+        `MAX_PIXELS` without being a pyramid.
     """
     path = Path(path)
     if not path.exists():
         raise InputError("image is missing", file=path)
     if path.is_dir():
-        raise InputError(
-            "is a folder, not an image", file=path, expected="an image file, a slide, or patches in an .h5 file"
-        )
+        return _open_folder(path)
     if path.suffix.lower() in {".h5", ".hdf5"}:
         return PatchMosaic.from_h5(path)
-    if path.suffix.lower() not in {".jpg", ".jpeg", ".png"}:
-        import openslide
+    _refuse_disguised(path)
+    if is_tiff(path):
+        return _open_tiff(path)
+    with path.open("rb") as file:
+        if file.read(10) == b"ZISRAWFILE":
+            return CziImage(path)
+    if path.suffix.lower() not in {".jpg", ".jpeg", ".png"} and SlideImage.recognises(path):
+        return SlideImage(path)
+    image = WholeImage(path)
+    return TurnedImage(image, image.orientation) if image.orientation > 1 else image
 
-        if openslide.OpenSlide.detect_format(str(path)) is not None:
-            return SlideImage(path)
-    return WholeImage(path)
+
+def _open_folder(path: Path) -> ImageSource:
+    if is_ome_zarr(path):
+        return ZarrImage(path)
+    for file in sorted(path.glob("*.[dD][cC][mM]")):
+        if SlideImage.recognises(file):
+            return SlideImage(file)
+    raise InputError(
+        "is a folder, not an image",
+        file=path,
+        expected="an image file, a slide, a folder of OME-Zarr or DICOM, or patches in an .h5 file",
+    )
 
 
-@contextmanager
-def opened(file: object, *, name: str | Path | None = None, max_pixels: int = MAX_PIXELS) -> Iterator[Image]:
-    """Open an image with PIL; every way in which it can be unreadable is an `InputError` that names ``name``."""
-    from PIL import Image, UnidentifiedImageError
+def _open_tiff(path: Path) -> ImageSource:
+    """Open a TIFF: slides and 8-bit tiled ones by openslide, small plain ones whole, all others in pieces."""
+    vendor = SlideImage.recognises(path)
+    if vendor and vendor != "generic-tiff":
+        return SlideImage(path)
+    image: ImageSource = (tiff := TiffImage(path))
+    if vendor and tiff.simple and tiff.compression in SLIDE_CODECS:
+        image = SlideImage(path)
+    elif tiff.orientation == 1 and (tiff.whole or (tiff.simple and tiff.width * tiff.height <= DECODED_WHOLE)):
+        image = WholeImage(path)
+    if image is not tiff:
+        image.um_per_px, image.um_from, image.notes = tiff.um_per_px, tiff.um_from, (*tiff.notes, *image.notes)
+        tiff.close()
+    return TurnedImage(image, tiff.orientation) if 1 < tiff.orientation <= 8 else image
 
-    name = file if name is None else name
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
+
+def _refuse_disguised(path: Path) -> None:
+    """Refuse what is no image and says so in its first bytes."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                yield image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"image has more than {max_pixels:,} pixels",
-            file=name,
-            fix="convert it to a tiled pyramid, e.g. with vips tiffsave",
-        ) from error
-    except UnidentifiedImageError as error:
-        raise InputError(
-            "is not an image that can be read", file=name, expected="JPEG, PNG, TIFF or a slide format of openslide"
-        ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise unreadable("image cannot be decoded", error, file=name) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise InputError(f"image cannot be opened ({error.strerror})", file=path) from error
+    if not start.strip(b"\0"):
+        raise InputError("image is empty", file=path, value=f"{path.stat().st_size} bytes", fix="copy it again")
+    for first, problem, fix in DISGUISES:
+        if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(first):
+            raise InputError(problem, file=path, fix=fix)
 
 
-def as_rgb(image: Image, name: str | Path) -> Image:
-    """Return an image as 8-bit RGB; transparency becomes white; images of other depths are refused."""
-    from PIL import Image
-
-    if image.mode in {"F", "I"} or image.mode.startswith("I;"):
-        raise InputError(
-            "image is not 8-bit colour", file=name, field="mode", value=image.mode, expected="an 8-bit RGB H&E image"
-        )
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGB", image.size, (WHITE, WHITE, WHITE))
-        ground.paste(image, mask=image.getchannel("A"))
-        return ground
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _orientation(image: object) -> int:
+    """Return how a picture is to be turned, 1 to 8, by its EXIF; PIL turns TIFF itself."""
+    if image.format == "TIFF":
+        return 1
+    try:
+        turn = image.getexif().get(0x0112, 1)
+    except (OSError, ValueError, SyntaxError, LookupError):  # EXIF is decoration: the picture can be read without
+        return 1
+    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
-def _tiff_um_per_px(image: Image) -> float | None:
-    """Micrometres per pixel by the TIFF resolution tags, where they speak of a microscope and not of a printer."""
-    if image.format != "TIFF":
-        return None
-    tags = image.tag_v2
-    per_unit, unit = tags.get(282), {2: 25_400.0, 3: 10_000.0}.get(tags.get(296, 2))
-    return _plausible(unit / float(per_unit)) if per_unit and unit else None
+def _profile(image: object) -> tuple[str, ...]:
+    """Say that a colour profile other than sRGB is not applied."""
+    from PIL import ImageCms
 
-
-def _plausible(um_per_px: float) -> float | None:
-    return um_per_px if 0.05 <= um_per_px <= 10 else None
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return ()
+    try:
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip()
+    except (ImageCms.PyCMSError, OSError):
+        return ()
+    return () if "srgb" in name.lower() else (f"has the colour profile {name!r}, which is not applied",)
 
 
 def tiles_in(folder: Path) -> dict[Path, tuple[str, int, int]]:

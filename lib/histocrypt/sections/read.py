@@ -78,6 +78,7 @@ def read_section(
     )
     if section.image is not None:
         section.image.verify()
+        section.notes += [f"{section.image.path}: {note}." for note in section.image.notes]
     return section
 
 

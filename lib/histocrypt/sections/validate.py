@@ -55,6 +55,14 @@ def validated(
         raise InputError(
             loaded.image_note or "image is missing", file=file, fix="add `image:` to the section's entry in the study"
         )
+    if image is not None and image.orientation != 1 and "spatial" in adata.obsm:
+        raise InputError(
+            "image says to be turned before it is shown, and coordinates may have been taken with or without that",
+            file=image.path,
+            field="orientation",
+            value=image.orientation,
+            fix="save it as the coordinates mean it, without that tag",
+        )
     if uncounted:
         adata = _without_genes(adata)
         named = ", ".join(f"obsm:{name}" for name in matrices)

@@ -10,7 +10,8 @@ import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.sections.identity import safe_id
-from histocrypt.sections.image import PatchMosaic, opened, tiles_in
+from histocrypt.sections.image import PatchMosaic, tiles_in
+from histocrypt.sections.pixels import opened
 from histocrypt.sections.section import Section
 from histocrypt.tissue.mask import spot_tissue_share
 from histocrypt.tissue.preprocess import find_tissue
@@ -20,14 +21,7 @@ if TYPE_CHECKING:
 
     from histocrypt.sections.image import ImageSource
 
-IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide"}
-"""Suffixes of images that a grid may be laid over."""
 MOST_SPOTS = 1_000_000
-
-
-def is_image(path: Path) -> bool:
-    """Return whether a path names an image rather than a section."""
-    return path.is_file() and path.suffix.lower() in IMAGES
 
 
 def is_patch_folder(path: Path) -> bool:
@@ -152,7 +146,8 @@ def grid_section(
     adata.uns["spatial"] = {"grid": {"metadata": {"spot_diameter_um": spacing_um / 2}}}
     section = name or safe_id(Path(image.path).stem).lstrip("._-") or "slide"
     source = "given" if um_per_px is not None else "file"
-    return Section(section, "", adata, image, float(own), source, [Path(image.path)])
+    notes = [f"{image.path}: {note}." for note in image.notes]
+    return Section(section, "", adata, image, float(own), source, [Path(image.path)], notes=notes)
 
 
 def _unmeasured(barcodes: list[str], grid: np.ndarray, coords: np.ndarray) -> AnnData:

@@ -13,13 +13,21 @@ import numpy as np
 
 from histocrypt.errors import InputError, unreadable
 from histocrypt.sections.identity import one_value
-from histocrypt.sections.image import ImageSource, PatchMosaic, open_image, tiles_in
+from histocrypt.sections.image import (
+    IMAGE_SUFFIXES,
+    ImageSource,
+    PatchMosaic,
+    image_beside,
+    is_image,
+    open_image,
+    tiles_in,
+)
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-IMAGE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".tif", ".tiff", ".jpg", ".jpeg", ".png", "_patches.h5")
+BESIDE = (*IMAGE_SUFFIXES, "_patches.h5")
 """What may lie beside a section file under its stem, in the order of preference."""
 
 
@@ -73,7 +81,7 @@ def load_h5ad(files: SectionFiles) -> Loaded:
         if um_per_px is None and _is_number(content.get(name)):
             um_per_px, um_field = float(content[name]), where
     if image is not None and um_per_px is None and image.um_per_px:
-        um_per_px, um_field = image.um_per_px, f"resolution of {image.path.name}"
+        um_per_px, um_field = image.um_per_px, image.um_field
     pitch = metadata.get("inter_spot_um")
     return Loaded(
         adata,
@@ -134,7 +142,7 @@ def open_for(adata: AnnData, path: Path, metadata: Mapping[str, Any]) -> ImageSo
     size = None
     if _is_number(metadata.get("fullres_width")) and _is_number(metadata.get("fullres_height")):
         size = (int(metadata["fullres_width"]), int(metadata["fullres_height"]))
-    if path.is_dir():
+    if path.is_dir() and not is_image(path):
         if "spatial" not in adata.obsm:  # said properly by the validation
             return None
         return _tile_folder(adata, path, size)
@@ -202,8 +210,8 @@ def _image_path(files: SectionFiles, metadata: Mapping[str, Any], field: str) ->
             raise InputError("image as given is missing", file=files.path, field="image", value=str(files.image))
         return files.image, ""
     folder, stem, named = files.path.parent, files.path.stem, metadata.get("source_image_path")
-    why = f"{field} is not set and no {stem}.jpg, .png, .tif or _patches.h5 is here"
-    beside = [folder / (stem + suffix) for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper())]
+    why = f"{field} is not set, and neither {stem}.tif, .svs, .jpg, .png, ... nor {stem}_patches.h5 is here"
+    beside = image_beside(folder, [stem], BESIDE)
     if isinstance(named, str) and named:
         why = f"{field} names {named!r}, which is not in {folder}"
         beside.insert(0, confined(folder, named, file=files.path, field=field))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name, unreadable
-from histocrypt.sections.image import MAX_PIXELS, ScannedImage
+from histocrypt.sections.pixels import MAX_PIXELS, ScannedImage
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from histocrypt.sections.formats.h5ad import (
     read_anndata,
 )
 from histocrypt.sections.identity import one_value
-from histocrypt.sections.image import ImageSource
+from histocrypt.sections.image import ImageSource, image_beside
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 GENE_LIST = re.compile(r"^var_(\d+)genes\.json$")
 SPLIT = re.compile(r"^(train|test)_(\d+)\.csv$")
-SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".jpg", ".png")
 
 
 def _is_hest(path: Path) -> bool:
@@ -159,7 +158,7 @@ def load_hest(files: SectionFiles) -> Loaded:
             if um_per_px is None and isinstance(source.get(name), (int, float)) and source[name] == source[name]:
                 um_per_px, um_field = float(source[name]), f"{where}: {name}"
     if um_per_px is None and image is not None and image.um_per_px:
-        um_per_px, um_field = image.um_per_px, f"resolution of {image.path.name}"
+        um_per_px, um_field = image.um_per_px, image.um_field
     genes = hest_gene_list(root)
     if genes is not None:
         missing = sorted(set(genes) - set(adata.var_names))
@@ -199,7 +198,9 @@ def _image(files: SectionFiles, root: Path, adata: AnnData, metadata: dict[str, 
         if not files.image.exists():
             raise InputError("image or patches file is missing", file=files.image)
         return open_for(adata, files.image, {}), ""
-    slides = [root / "wsis" / f"{files.id}{suffix}" for suffix in SLIDE_SUFFIXES]
+    slides = sorted(
+        image_beside(root / "wsis", [files.id]), key=lambda path: path.suffix.lower() not in {".tif", ".tiff"}
+    )
     for path in (*slides, root / "patches" / f"{files.id}.h5"):
         if path.exists():
             return open_for(adata, path, metadata if path in slides else {}), ""

@@ -16,7 +16,7 @@ from histocrypt.errors import InputError, unreadable
 from histocrypt.files import read_json
 from histocrypt.sections.formats.h5ad import h5_errors
 from histocrypt.sections.identity import safe_id
-from histocrypt.sections.image import ImageSource, ScaledImage, open_image
+from histocrypt.sections.image import ImageSource, ScaledImage, image_beside, is_image, open_image
 from histocrypt.sections.resolution import VISIUM_PITCH_UM, guess
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 
@@ -32,7 +32,6 @@ SCALE_FACTORS = "scalefactors_json.json"
 SPOT_AREA_UM = 65.0
 """What ``spot_diameter_fullres`` spans by 10x Genomics' definition; the printed spot is `SPOT_UM` wide."""
 SPOT_UM = 55.0
-IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".mrxs", ".jpg", ".jpeg", ".png")
 SMALL_IMAGES = (("hires", "tissue_hires_image.png"), ("lowres", "tissue_lowres_image.png"))
 HD = re.compile(r"^square_\d+um$")
 SAME_SIZE = 0.01
@@ -63,10 +62,10 @@ def _positions(root: Path) -> list[Path]:
 
 def _full_images(root: Path, section: str) -> list[Path]:
     """Return the images that lie in the folder, and beside an ``outs`` under its section's name."""
-    images = [path for path in sorted(root.glob("[!.]*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [path for path in sorted(root.glob("[!.]*")) if is_image(path)]
     if root.name == "outs" and section:
-        images += [root.parent / f"{stem}{suffix}" for stem in ("image", section) for suffix in IMAGE_SUFFIXES]
-    return [path for path in images if path.is_file()]
+        images += image_beside(root.parent, ["image", section])
+    return images
 
 
 def _is_hd(folder: Path) -> bool:

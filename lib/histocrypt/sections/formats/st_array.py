@@ -110,7 +110,7 @@ def load_st_array(files: SectionFiles) -> Loaded:
         next(iter(patients)),
         [own.parent, gene_file, *([symbol_file] if symbol_file else []), *([image.path] if image else [])],
         um_per_px=image.um_per_px if image is not None else None,
-        um_field=f"resolution of {image.path.name}" if image else "",
+        um_field=image.um_field if image else "",
         pitch_um=ST_PITCH_UM,
         technology="Spatial Transcriptomics",
         image_note=note,
