@@ -24,7 +24,7 @@ from histocrypt.errors import InputError, unknown_name
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
-FORMATS = ("hackathon", "hest", "space_ranger", "h5ad", "st_array")
+FORMATS = ("hackathon", "hest", "visium_hd", "xenium", "space_ranger", "h5ad", "st_array")
 """Formats of sections, each read by the module of its name in ``sections/formats``; the first that recognises a path
 reads it."""
 DEMO = "demo"
@@ -48,6 +48,7 @@ class Part(BaseModel):
 class SectionSource(Part):
     """Where sections come from: one entry may name one section, a folder or a glob of many."""
 
+    later = ("bin_um",)
     path: str = Field(
         description="file, folder or glob; `data:` stands for HISTOCRYPT_DATA; `demo` for the demo tissue"
     )
@@ -57,6 +58,9 @@ class SectionSource(Part):
     patient: str | None = Field(None, description="patient id, where the file does not name it")
     um_per_px: Positive | None = Field(
         None, description="micrometres per full-resolution pixel; else read or estimated"
+    )
+    bin_um: Positive | None = Field(
+        None, description="side of the squares of Visium HD (default 16) and Xenium (default 100), micrometres"
     )
 
 

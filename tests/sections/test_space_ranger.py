@@ -265,7 +265,7 @@ DEFECTS = {
     "truncated matrix": (truncate("filtered_feature_bc_matrix.h5"), ["not a readable 10x count matrix"]),
     "no positions": (remove("spatial/tissue_positions.csv"), ["spot positions are missing", "tissue_positions_list"]),
     "two tables of positions": (v1_beside, ["several tables of spot positions"]),
-    "empty positions": (edit_positions(lambda lines: []), ["table of spot positions is empty"]),
+    "empty positions": (edit_positions(lambda lines: []), ["table is empty"]),
     "column missing": (edit_positions(lambda lines: [lines[0].replace("in_tissue", "tissue"), *lines[1:]]),
                        ["in_tissue: column is missing"]),
     "short line": (edit_positions(lambda lines: [*lines[:3], "AAAA-1,1,0", *lines[4:]]), ["line 4 has 3 values"]),
@@ -292,7 +292,7 @@ DEFECTS = {
     "two images": (two_images, ["several images that may be the full-resolution one", "image.tif", "other.tif"]),
     "no image at all": (remove("image.tif", "spatial/tissue_hires_image.png", "spatial/tissue_lowres_image.png"),
                         ["image is missing: none in"]),
-    "Visium HD": (edit_factors(bin_size_um=8), ["Visium HD, whose bins are not supported"]),
+    "Visium HD": (edit_factors(bin_size_um=8), ["is of Visium HD, but the folder is not called as its bins"]),
 }  # fmt: skip
 
 
@@ -329,13 +329,6 @@ def test_mtx_tables_of_another_length(tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
     with pytest.raises(InputError, match="has 110 spots and 31 genes, where the tables beside it name 110 and 28"):
         read(folder)
-
-
-def test_visium_hd_is_named(tmp_path):
-    write_space_ranger(tmp_path / "hd" / "binned_outputs" / "square_008um")
-    for path in (tmp_path / "hd", tmp_path / "hd" / "binned_outputs" / "square_008um"):
-        with pytest.raises(InputError, match="is Visium HD, whose bins are not supported"):
-            find_sections(SectionSource(path=str(path)))
 
 
 def test_without_scale_factors_the_pitch_tells_the_resolution(tmp_path):

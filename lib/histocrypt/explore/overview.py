@@ -195,11 +195,14 @@ def listed(files: SectionFiles, size: SectionSize) -> dict[str, Any]:
     """Return what the workflow must know of a section: who it is, its size, how it is read, which files to watch."""
     from histocrypt.sections.read import watched
 
+    how = {key: str(value) for key, value in asdict(files).items()}
+    if files.bin_um is None:  # which the first version did not have
+        del how["bin_um"]
     return {
         "section": files.id,
         "patient": files.patient,
         "size": asdict(size),
-        "read_as": {key: str(value) for key, value in asdict(files).items()},
+        "read_as": how,
         "files": [str(path) for path in watched(files)],
     }
 

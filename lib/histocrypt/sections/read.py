@@ -11,6 +11,9 @@ from histocrypt.errors import InputError
 from histocrypt.options import DEMO, FORMATS, SectionSource
 from histocrypt.sections.section import Format, Section, SectionFiles
 
+BINNED = ("visium_hd", "xenium")
+"""Formats that are summed over squares of a stated size."""
+
 
 def find_sections(source: SectionSource, *, folder: str | Path | None = None) -> list[SectionFiles]:
     """Return the sections that one entry of a study names: a file, a folder or a glob.
@@ -50,6 +53,7 @@ def find_sections(source: SectionSource, *, folder: str | Path | None = None) ->
             patient=source.patient or files.patient,
             image=image or files.image,
             um_per_px=source.um_per_px or files.um_per_px,
+            bin_um=_binned(files, source.bin_um),
         )
         for files in sections
     ]
@@ -87,6 +91,7 @@ def read_path(
     *,
     image: str | Path | None = None,
     um_per_px: float | None = None,
+    bin_um: float | None = None,
     patient: str | None = None,
     require_image: bool = False,
     for_prediction: bool = False,
@@ -114,9 +119,23 @@ def read_path(
         files,
         image=paths.resolve(str(image)) if image is not None else files.image,
         um_per_px=um_per_px if um_per_px is not None else files.um_per_px,
+        bin_um=_binned(files, bin_um),
         patient=patient or files.patient,
     )
     return read_section(files, require_image=require_image, require_patient=False, require_counts=not for_prediction)
+
+
+def _binned(files: SectionFiles, bin_um: float | None) -> float | None:
+    """Return the side of the squares that a section is summed to; a format that has none refuses it."""
+    if bin_um is not None and files.format not in BINNED:
+        raise InputError(
+            f"sections of format {files.format} are not summed over squares",
+            file=files.path,
+            field="bin_um",
+            value=bin_um,
+            expected="it for " + " and ".join(BINNED) + " only",
+        )
+    return bin_um
 
 
 def watched(files: SectionFiles) -> list[Path]:

@@ -37,6 +37,8 @@ class SectionFiles:
     """Image file, patches file or tile folder as given; None where the section file names it."""
     um_per_px: float | None = None
     """Micrometres per full-resolution pixel as given."""
+    bin_um: float | None = None
+    """Side of the squares that ``visium_hd`` and ``xenium`` are summed to, micrometres; None: the format's own."""
     part: str = ""
     """Which of several sections this is: ``<folder below counts>/<section>`` of ``st_array``, ``Train/<slide>`` or
     ``Test/<slide>`` of ``hackathon``."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import ImageSource, ScaledImage, image_beside, is_image, open_image
 from histocrypt.sections.resolution import VISIUM_PITCH_UM, guess
 from histocrypt.sections.section import Format, Loaded, SectionFiles
+from histocrypt.sections.tables import numbers, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +31,13 @@ POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positi
 """Spot positions of Space Ranger 2 and later, of version 1 (no header), and of Visium HD."""
 COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 SCALE_FACTORS = "scalefactors_json.json"
+FACTORS = ("spot_diameter_fullres", "fiducial_diameter_fullres", "tissue_hires_scalef", "tissue_lowres_scalef")
 SPOT_AREA_UM = 65.0
 """What ``spot_diameter_fullres`` spans by 10x Genomics' definition; the printed spot is `SPOT_UM` wide."""
 SPOT_UM = 55.0
 SMALL_IMAGES = (("hires", "tissue_hires_image.png"), ("lowres", "tissue_lowres_image.png"))
+OWN_PICTURE = re.compile(r"(tissue_(hires|lowres)_image|(aligned|detected)_tissue_image|aligned_fiducials)$")
+"""Pictures that Space Ranger writes into ``spatial/``, and some people beside it."""
 HD = re.compile(r"^square_\d+um$")
 SAME_SIZE = 0.01
 """Largest relative difference in size of two pictures of one slide: small images are rounded to whole pixels."""
@@ -60,9 +65,14 @@ def _positions(root: Path) -> list[Path]:
     return [path for name in POSITIONS if (path := root / "spatial" / name).is_file()]
 
 
+def images_in(folder: Path) -> list[Path]:
+    """Return the images of a folder that may be the full-resolution one: none of Space Ranger's own pictures."""
+    return [path for path in sorted(folder.glob("[!.]*")) if is_image(path) and not OWN_PICTURE.search(path.stem)]
+
+
 def _full_images(root: Path, section: str) -> list[Path]:
     """Return the images that lie in the folder, and beside an ``outs`` under its section's name."""
-    images = [path for path in sorted(root.glob("[!.]*")) if is_image(path)]
+    images = images_in(root)
     if root.name == "outs" and section:
         images += image_beside(root.parent, ["image", section])
     return images
@@ -80,6 +90,11 @@ def _runs(folder: Path) -> list[Path]:
     return [folder] if _is_run(folder) else [path for path in sorted(folder.glob("[!.]*")) if _is_run(path)]
 
 
+def is_spots(folder: Path) -> bool:
+    """Return whether a folder is a run of Visium with spots."""
+    return _root(folder) is not None and not _is_hd(folder)
+
+
 def _is_run(folder: Path) -> bool:
     return _root(folder) is not None or _is_hd(folder)
 
@@ -95,9 +110,10 @@ def _sections_in(folder: Path) -> list[SectionFiles]:
     for run in _runs(folder):
         if _is_hd(run):
             raise InputError(
-                "is Visium HD, whose bins are not supported",
+                "is Visium HD beside Visium with spots",
                 file=run,
-                expected="Visium with spots of 55 um, 100 um apart",
+                expected="runs of one kind in a folder",
+                fix="name each run, or each kind by a glob",
             )
         root = _root(run)
         name = (root.absolute().parent if root.name == "outs" else root.absolute()).name
@@ -122,11 +138,11 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
         raise InputError(
             "is no Space Ranger output", file=files.path, expected="spatial/ and filtered_feature_bc_matrix.h5"
         )
+    factors, factors_path = scale_factors(root)
     adata, read = _read_matrix(root)
     positions, positions_path = _read_positions(root)
     _join(adata, positions, positions_path)
-    factors, factors_path = _scale_factors(root)
-    image, image_files = _image(files, root, factors)
+    image, image_files = best_image(files, root, factors)
     guessed = guess(adata, pitch_um=VISIUM_PITCH_UM)
     um_per_px, field = None, ""
     if "spot_diameter_fullres" in factors:
@@ -143,10 +159,7 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
     notes = []
     if isinstance(image, ScaledImage):
         known = files.um_per_px or um_per_px or (guessed.um_per_px if guessed is not None else np.nan)
-        notes.append(
-            f"{image.path}: a reduced image of {known / image.scale:.1f} um per pixel stands for the full-resolution "
-            f"one ({known:.2f} um per pixel): tiles hold no finer detail."
-        )
+        notes.append(reduced_note(image, known))
     metadata = {
         "spot_diameter_um": SPOT_UM,
         "inter_spot_um": VISIUM_PITCH_UM,
@@ -165,6 +178,14 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
         technology="Visium",
         image_note="" if image is not None else f"image is missing: none in {root} and none in spatial/",
         notes=notes,
+    )
+
+
+def reduced_note(image: ScaledImage, um_per_px: float) -> str:
+    """Return the note that a reduced image is used."""
+    return (
+        f"{image.path}: a reduced image of {um_per_px / image.scale:.1f} um per pixel stands for the full-resolution "
+        f"one ({um_per_px:.2f} um per pixel): tiles hold no finer detail."
     )
 
 
@@ -294,8 +315,6 @@ def _lines(path: Path) -> list[str]:
 
 def _read_positions(root: Path) -> tuple[pd.DataFrame, Path]:
     """Read where every spot of the array lies, indexed by barcode; and the file."""
-    import pandas as pd
-
     tables = _positions(root)
     if not tables:
         raise InputError("spot positions are missing", file=root / "spatial", expected=" or ".join(POSITIONS))
@@ -306,11 +325,31 @@ def _read_positions(root: Path) -> tuple[pd.DataFrame, Path]:
             value=[path.name for path in tables],
             fix="keep the one of this section",
         )
-    path = tables[0]
+    return read_positions(tables[0]), tables[0]
+
+
+def read_positions(path: Path) -> pd.DataFrame:
+    """Read one table of positions, indexed by barcode."""
     table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    check_columns(table, path)
+    table = checked_positions(table, path)
+    repeated = table["barcode"][table["barcode"].duplicated()]
+    if len(repeated):
+        raise InputError("spot is there twice", file=path, field="barcode", value=str(repeated.iloc[0]))
+    return table[list(COLUMNS)].set_index("barcode")
+
+
+def check_columns(names: Iterable[str], path: Path) -> None:
+    """Refuse a table that lacks a column."""
     for name in COLUMNS:
-        if name not in table:
+        if name not in names:
             raise InputError("column is missing", file=path, field=name, expected=", ".join(COLUMNS))
+
+
+def checked_positions(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Return a table of positions as numbers."""
+    import pandas as pd
+
     for name in COLUMNS[1:]:
         numbers = pd.to_numeric(table[name], errors="coerce")
         if numbers.isna().any():
@@ -322,31 +361,16 @@ def _read_positions(root: Path) -> tuple[pd.DataFrame, Path]:
                 value=str(table[name].iloc[first]),
             )
         table[name] = numbers.astype(int) if name in COLUMNS[1:4] else numbers
-    repeated = table["barcode"][table["barcode"].duplicated()]
-    if len(repeated):
-        raise InputError("spot is there twice", file=path, field="barcode", value=str(repeated.iloc[0]))
-    return table[list(COLUMNS)].set_index("barcode"), path
+    return table
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Read a position table; whether it has a header is told by its first line, not by its name."""
-    import pandas as pd
-
-    lines = _lines(path)
-    if not lines:
-        raise InputError("table of spot positions is empty", file=path)
-    header = lines[0].lower().startswith("barcode")
-    names = [name.strip() for name in lines[0].split(",")] if header else list(COLUMNS)
-    rows = [line.split(",") for line in lines[header:]]
-    for number, row in enumerate(rows, start=1 + header):
-        if len(row) != len(names):
-            raise InputError(
-                f"line {number} has {len(row)} values",
-                file=path,
-                value=",".join(row)[:80],
-                expected=f"{len(names)}: {', '.join(names)}",
-            )
-    return pd.DataFrame(rows, columns=names)
+    table = read_table(path, COLUMNS, headless=True)
+    for name in table.columns.intersection(COLUMNS[1:]):
+        own = numbers(table[name])
+        table[name] = table[name].where(np.isnan(own), own)
+    return table
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -384,8 +408,8 @@ def _join(adata: AnnData, positions: pd.DataFrame, path: Path) -> None:
         )
 
 
-def _scale_factors(root: Path) -> tuple[dict[str, float], Path]:
-    """Return the numbers of the scale factors' file, empty where there is none."""
+def scale_factors(root: Path, more: tuple[str, ...] = ()) -> tuple[dict[str, float], Path]:
+    """Return the numbers of the scale factors' file, empty where there is none; ``more``: names that Visium HD adds."""
     path = root / "spatial" / SCALE_FACTORS
     if not path.is_file():
         return {}, path
@@ -394,12 +418,18 @@ def _scale_factors(root: Path) -> tuple[dict[str, float], Path]:
         raise InputError(
             "holds no scale factors", file=path, expected='{"spot_diameter_fullres": ..., "tissue_hires_scalef": ...}'
         )
-    if "bin_size_um" in content:
+    if "bin_size_um" in content and "bin_size_um" not in more:
         raise InputError(
-            "is Visium HD, whose bins are not supported", file=path, field="bin_size_um", value=content["bin_size_um"]
+            "is of Visium HD, but the folder is not called as its bins",
+            file=path,
+            field="bin_size_um",
+            value=content["bin_size_um"],
+            fix=f"rename {root.name} to square_{int(content['bin_size_um']):03d}um"
+            if isinstance(content["bin_size_um"], (int, float))
+            else None,
         )
     factors = {}
-    for name in ("spot_diameter_fullres", "fiducial_diameter_fullres", "tissue_hires_scalef", "tissue_lowres_scalef"):
+    for name in (*FACTORS, *more):
         value = content.get(name)
         if value is None:
             continue
@@ -412,11 +442,28 @@ def _scale_factors(root: Path) -> tuple[dict[str, float], Path]:
 # Images.
 
 
-def _image(files: SectionFiles, root: Path, factors: dict[str, float]) -> tuple[ImageSource | None, list[Path]]:
-    """Return the full-resolution image where there is one, else a reduced one with its scale factor; and its file."""
+def best_image(
+    files: SectionFiles, root: Path, factors: dict[str, float], *, candidates: list[Path] | None = None
+) -> tuple[ImageSource | None, list[Path]]:
+    """Return the full-resolution image where there is one, else a reduced one with its scale factor; and its file.
+
+    Parameters
+    ----------
+    root
+        The folder that holds ``spatial/`` with the reduced images.
+    candidates
+        Images that may be the full-resolution one; default: those in ``root`` and beside it.
+
+    Raises
+    ------
+    InputError
+        If several may be the one, or the one is not of the size that the reduced images say.
+    """
     given, full = files.image, None
     if given is None:
-        candidates = _full_images(root, files.id)
+        candidates = _full_images(root, files.id) if candidates is None else candidates
+        if len(candidates) > 1:  # as 10x names them: the microscope's image beside the CytAssist's
+            candidates = [path for path in candidates if path.stem.endswith("tissue_image")] or candidates
         if len(candidates) > 1:
             raise InputError(
                 "folder holds several images that may be the full-resolution one",

@@ -1,0 +1,129 @@
+"""Tables as text, however they were saved: by a pipeline, by R, by Excel, compressed or not."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+
+from histocrypt.errors import InputError, unreadable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DELIMITERS = ("\t", ";", ",")
+"""In the order of trust: a tab stands in no name, and a semicolon in no number."""
+
+
+def read_table(path: Path, columns: Sequence[str], *, headless: bool = False) -> pd.DataFrame:
+    """Read the named columns of a table as text.
+
+    A byte order mark, UTF-16, quotes, ends of line of any system, blanks around values, a delimiter of comma,
+    semicolon, tab or blank, a column of row names or numbers as R and pandas write, and empty columns at the end as
+    Excel writes are heeded.
+
+    Parameters
+    ----------
+    path
+        Text, or text compressed by gzip.
+    columns
+        Names of columns; in another case they are these too.
+    headless
+        The table may have no header; then it has just these columns, in this order.
+
+    Returns
+    -------
+    str of all rows: of the named columns those that are there.
+
+    Raises
+    ------
+    InputError
+        If the table is no text or empty, or a row is of another length.
+    """
+    import pandas as pd
+
+    with opened_text(path) as file:
+        lines = (line for line in file if line.strip())
+        try:
+            first = next(lines)
+        except StopIteration:
+            raise InputError("table is empty", file=path) from None
+        delimiter = delimiter_of(first)
+        rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+        names = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))]
+        known = {name.casefold(): name for name in columns}
+        is_header = any(name.casefold() in known for name in names)
+        kept: list[list[str]] = []
+        if not is_header:
+            if not headless:
+                raise InputError("header is missing", file=path, value=first.strip()[:80], expected=", ".join(columns))
+            body, names = [names], list(columns)
+        else:
+            names, body = [known.get(name.casefold(), name) for name in names], []
+        while names and not names[-1]:
+            names.pop()
+        extra = 0  # cells before those that the header names
+        places: list[int] | None = None
+
+        def all_rows() -> Iterator[list[str]]:
+            yield from body
+            yield from rows
+
+        for number, row in enumerate(all_rows(), start=1 + is_header):
+            while len(row) > len(names) and not row[-1].strip():
+                row.pop()
+            if places is None:
+                extra = int(len(row) == len(names) + 1)  # row names, which R's header does not name
+                names = ["", *names] if extra else names
+                if not names[0] and columns[0] not in names and row[0].strip() and not row[0].strip().isdigit():
+                    names[0] = columns[0]  # what a row is called was its row name
+                places = [place for place, name in enumerate(names) if name in columns]
+            if len(row) != len(names):
+                raise InputError(
+                    f"line {number} has {len(row)} values",
+                    file=path,
+                    value=delimiter.join(row)[:80],
+                    expected=f"{len(names)}: {', '.join(names)}",
+                )
+            kept.append([row[place].strip() for place in places])
+    if not kept:
+        raise InputError("table has no row", file=path)
+    return pd.DataFrame(kept, columns=[names[place] for place in places])
+
+
+def numbers(values: Sequence[str]) -> np.ndarray:
+    """Return text as float64, a comma read as the decimal point; NaN where it is no number."""
+    import pandas as pd
+
+    text = pd.Series(values)
+    if text.dtype == object:
+        text = text.astype(str).str.replace(",", ".", regex=False)
+    return pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
+
+
+def delimiter_of(line: str) -> str:
+    """Return what separates the values of a line."""
+    return next((sign for sign in DELIMITERS if sign in line), " " if " " in line.strip() else ",")
+
+
+@contextmanager
+def opened_text(path: Path) -> Iterator[TextIO]:
+    """Open text, compressed or not, in the encoding that its byte order mark says; what fails is an `InputError`."""
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            mark = file.read(2)
+        encoding = "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        with opener(path, "rt", encoding=encoding, newline="") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise InputError("is not text in UTF-8", file=path, value=str(error), fix="save it as UTF-8") from error
+    except csv.Error as error:
+        raise InputError(f"is not a readable table ({error})", file=path) from error
+    except (OSError, EOFError) as error:
+        raise unreadable("cannot be read", error, file=path) from error
