@@ -97,7 +97,7 @@ def examine() -> list[Finding]:
         probes = [pool.submit(_probe, name, code, mend) for name, (code, mend) in PROBES.items()]
         quick = [_shielded(look) for look in (_python, _package, _locked, _kernel)]
         machine = [_shielded(look) for look in (_processor, _memory, _disk, _data)]
-        optional = [_shielded(look) for look in (_gpu, _slurm, _docker, _engine)]
+        optional = [_shielded(look) for look in (_gpu, _slurm, _docker, _engine, _extras)]
         return [*quick, *(probe.result() for probe in probes), *machine, *optional]
 
 
@@ -262,6 +262,21 @@ def _docker() -> Finding:
     if status:
         return Finding("docker", error or value, "absent", "start or reinstall Docker")
     return Finding("docker", value.removeprefix("Docker version "))
+
+
+def _extras() -> Finding:
+    """Look for what single kinds of images need and nothing else does."""
+    found, gone = [], []
+    for package, what in (("pylibCZIrw", "some CZI slides"), ("imagecodecs", "rare compressions of TIFF")):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            gone.append(f"{package} ({what})")
+    if gone:
+        return Finding(
+            "image extras", f"no {', '.join(gone)}", "absent", "not needed; pip install what such images need"
+        )
+    return Finding("image extras", ", ".join(found))
 
 
 def _engine() -> Finding:

@@ -13,6 +13,7 @@ import numpy as np
 
 from histocrypt.errors import InputError, unreadable
 from histocrypt.sections.pixels import (
+    SIGNATURE_SIDE,
     WHITE,
     ImageSource,
     ScannedImage,
@@ -21,7 +22,7 @@ from histocrypt.sections.pixels import (
     check_colours,
     opened,
 )
-from histocrypt.sections.slide import CziImage, SlideImage, ZarrImage, is_ome_zarr
+from histocrypt.sections.slide import CziImage, SlideImage, ZarrImage, is_czi, is_ome_zarr
 from histocrypt.sections.tiff import TiffImage, is_tiff
 
 MAX_PATCH_PIXELS = 4096 * 4096
@@ -31,6 +32,8 @@ DECODED_WHOLE = 64_000_000
 """Pixels up to which a plain TIFF is decoded whole, as that is quicker."""
 SLIDE_CODECS = (1, 5, 7, 8, 32773, 32946)
 """Compressions of tiled TIFF that openslide decodes: none, LZW, JPEG, deflate, PackBits."""
+PIL_CODECS = (*SLIDE_CODECS, 6, 34925, 50000)
+"""Compressions of TIFF that PIL decodes: those, old JPEG, LZMA and Zstandard."""
 TILE_NAME = re.compile(r"^(?P<section>.+)_(?P<x>-?\d+)_(?P<y>-?\d+)$")
 TILE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 IMAGE_SUFFIXES = (
@@ -412,9 +415,8 @@ def open_image(path: str | Path) -> ImageSource:
     _refuse_disguised(path)
     if is_tiff(path):
         return _open_tiff(path)
-    with path.open("rb") as file:
-        if file.read(10) == b"ZISRAWFILE":
-            return CziImage(path)
+    if is_czi(path):
+        return _open_czi(path)
     if path.suffix.lower() not in {".jpg", ".jpeg", ".png"} and SlideImage.recognises(path):
         return SlideImage(path)
     image = WholeImage(path)
@@ -440,21 +442,35 @@ def _open_tiff(path: Path) -> ImageSource:
     if vendor and vendor != "generic-tiff":
         return SlideImage(path)
     image: ImageSource = (tiff := TiffImage(path))
-    if vendor and tiff.simple and tiff.compression in SLIDE_CODECS:
+    simple = tiff.simple and tiff.orientation == 1  # where a tile is to be turned, libtiff turns it in its place
+    if vendor and simple and tiff.compression in SLIDE_CODECS:
         image = SlideImage(path)
-    elif tiff.orientation == 1 and (tiff.whole or (tiff.simple and tiff.width * tiff.height <= DECODED_WHOLE)):
-        image = WholeImage(path)
+    elif simple and tiff.compression in PIL_CODECS:
+        if tiff.whole or tiff.width * tiff.height <= DECODED_WHOLE:
+            image = WholeImage(path)
     if image is not tiff:
         image.um_per_px, image.um_from, image.notes = tiff.um_per_px, tiff.um_from, (*tiff.notes, *image.notes)
         tiff.close()
     return TurnedImage(image, tiff.orientation) if 1 < tiff.orientation <= 8 else image
 
 
+def _open_czi(path: Path) -> ImageSource:
+    """Open a CZI by openslide, which knows some of its compressions, else by Zeiss's own library."""
+    if SlideImage.recognises(path):
+        try:
+            slide = SlideImage(path)
+            slide.thumbnail(SIGNATURE_SIDE)
+            return slide
+        except InputError:
+            pass
+    return CziImage(path)
+
+
 def _refuse_disguised(path: Path) -> None:
     """Refuse what is no image and says so in its first bytes."""
     try:
         with path.open("rb") as file:
-            start = file.read(64)
+            start = file.read(256)
     except OSError as error:
         raise InputError(f"image cannot be opened ({error.strerror})", file=path) from error
     if not start.strip(b"\0"):

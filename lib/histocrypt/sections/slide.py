@@ -174,6 +174,12 @@ def _multiscales(path: Path) -> tuple[Any, Mapping[str, Any] | None]:
     return None, None
 
 
+def is_czi(path: Path) -> bool:
+    """Return whether a file begins as a CZI does."""
+    with path.open("rb") as file:
+        return file.read(10) == b"ZISRAWFILE"
+
+
 class CziImage(ScannedImage):
     """A Zeiss slide, read by libCZI; that library is an extra of its own.
 
@@ -199,6 +205,9 @@ class CziImage(ScannedImage):
             self._x, self._y, self.width, self.height = self._file.total_bounding_rectangle
             scaling = self._file.metadata["ImageDocument"]["Metadata"].get("Scaling", {})
         if kinds != {"Bgr24"}:
+            deep = sorted(kind for kind in kinds if kind.startswith("Bgr"))
+            if deep:
+                raise InputError("is not 8-bit colour", file=path, field="pixel type", value=deep[0], expected="Bgr24")
             raise not_colours(self.path, len(kinds))
         items = scaling.get("Items", {}).get("Distance", []) if isinstance(scaling, Mapping) else []
         stated = {item.get("@Id"): item.get("Value") for item in items if isinstance(item, Mapping)}

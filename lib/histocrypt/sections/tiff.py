@@ -7,13 +7,14 @@ says what is where. Segments are decoded by it, and by PIL's libtiff where it la
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -80,11 +81,13 @@ class TiffImage(LevelledImage):
         import tifffile
 
         self.path = Path(path)
-        with self._readable():
+        with self._readable(), _complaints() as complaints:
             self._tiff = tifffile.TiffFile(self.path, _multifile=False)
             series = _largest(self._tiff)
             self.stated = stated(self._tiff, self.path)
             self._pages = [_planes(level) for level in series.levels]
+        if broken := next((one for one in complaints if "invalid" in one and "offset" in one), ""):
+            raise unreadable("image cannot be read as TIFF", EOFError(broken), file=self.path)
         page = self._page = self._pages[0][0].keyframe
         if not page.imagewidth or not page.imagelength:
             raise InputError("image has no pixels", file=self.path)
@@ -375,7 +378,29 @@ class TiffImage(LevelledImage):
                     value=str(codec),
                     fix="install it (pip install imagecodecs), or save the image with LZW or deflate",
                 ) from error
+            if "known COMPRESSION" in str(error):
+                raise InputError(
+                    f"pixels are compressed in a way that is not known ({error})",
+                    file=self.path,
+                    field="compression",
+                    fix="save the image with LZW or deflate",
+                ) from error
             raise unreadable("image cannot be read as TIFF", error, file=self.path) from error
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """Yield what tifffile logs, in place of its printing it: a chain of pages that breaks off is no error to it."""
+    found: list[str] = []
+    logger, handler = logging.getLogger("tifffile"), logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    kept, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = kept
 
 
 def is_tiff(path: Path) -> bool:
@@ -406,7 +431,7 @@ def stated(tiff: TiffFile, path: Path) -> Stated:
                 f"states {best.um_per_px:.4g} um per pixel ({best.where}) and {other.um_per_px:.4g} ({other.where}); "
                 "the first was taken",
             )
-    return Stated(best.um_per_px, best.where, first.bits, first.channels, notes)
+    return replace(first, um_per_px=best.um_per_px, where=best.where, notes=notes)
 
 
 def _by_ome(tiff: TiffFile, path: Path) -> Stated | None:
@@ -429,9 +454,10 @@ def _by_ome(tiff: TiffFile, path: Path) -> Stated | None:
     )
     names = [node.get("Name") or "" for node in pixels if node.tag.rpartition("}")[2] == "Channel"]
     bits = _whole(pixels.get("SignificantBits"))
+    um = square_um(x, y, path, "OME-XML PhysicalSizeX, PhysicalSizeY")
     return Stated(
-        square_um(x, y, path, "OME-XML PhysicalSizeX, PhysicalSizeY"),
-        "OME-XML PhysicalSizeX",
+        um,
+        "OME-XML PhysicalSizeX" if um else "",
         bits if 8 <= bits <= 16 else None,
         tuple(names) if any(names) else (),
     )
