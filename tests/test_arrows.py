@@ -7,7 +7,7 @@ import histocrypt
 
 LIBRARY = Path(histocrypt.__path__[0])
 FLOORS = (
-    {"errors", "files", "paths", "machine", "torchvision_ops"},
+    {"errors", "files", "hdf5", "kinds", "paths", "machine", "torchvision_ops"},
     {"spatial", "options"},
     {"sections"},
     {"tissue"},

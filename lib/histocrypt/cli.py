@@ -30,6 +30,9 @@ def _print_version(asked: bool) -> None:  # noqa: FBT001  typer calls it so
         raise typer.Exit
 
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that lie there, whoever made them.")]
+
+
 @app.callback()
 def _options(
     version: Annotated[
@@ -57,6 +60,7 @@ def download(
     token_file: Annotated[Path | None, typer.Option(help="File with a Hugging Face token; else HF_TOKEN.")] = None,
     mirror: Annotated[str | None, typer.Option(help="Fetch from <address>/<role> instead of the hosts.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds without a byte before trying again.")] = 60.0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fetch public sections: resumable, checksummed, licence and citation shown."""
     from histocrypt.download.fetch import download_by_name
@@ -71,6 +75,7 @@ def download(
             token_file=token_file,
             mirror=mirror,
             timeout_s=timeout,
+            overwrite=overwrite,
             say=typer.echo,
         )
     except KeyboardInterrupt:  # here, since typer would end without a word
@@ -173,6 +178,7 @@ def predict(
     batch_size: Annotated[
         int | None, typer.Option(help="Tiles held at a time; predictions do not depend on it.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Apply a trained model to a new section. A hackathon file stands for its test slide; FILE.h5/S_1 names another."""
     from histocrypt.pipeline.predict import predict_section
@@ -189,6 +195,7 @@ def predict(
         average_windows=average_windows,
         csv=csv,
         batch_size=batch_size,
+        overwrite=overwrite,
     )
     typer.echo(said)
 
@@ -199,11 +206,12 @@ def draw_map(
     gene: Annotated[str, typer.Option(help="Gene id or symbol, of any head; or `tumour`.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Picture to write; default GENE.png.")] = None,
     section: Annotated[str | None, typer.Option(help="Section, where the file holds several.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw a predicted gene over the tissue, with a scale bar."""
     from histocrypt.evaluation.maps import write_map
 
-    typer.echo(write_map(prediction, gene, output, section=section))
+    typer.echo(write_map(prediction, gene, output, section=section, overwrite=overwrite))
 
 
 @app.command()
@@ -223,11 +231,12 @@ def demo_tissue(
     folder: Annotated[Path, typer.Argument(help="Sections are written here.")],
     sections: Annotated[int, typer.Option(help="Number of sections, each of another patient.")] = 6,
     seed: Annotated[int, typer.Option(help="Seed of the simulator.")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write simulated sections, to try things on."""
     from histocrypt.demo.write import write_demo
 
-    for path in write_demo(folder, n_sections=sections, seed=seed):
+    for path in write_demo(folder, n_sections=sections, seed=seed, overwrite=overwrite):
         typer.echo(path)
 
 

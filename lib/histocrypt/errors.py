@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+from histocrypt.kinds import why_unreadable
+
 
 class InputError(ValueError):
     """Something the user supplied cannot be used.
@@ -78,6 +80,6 @@ def unknown_name(what: str, name: str, known: Iterable[str], **where: object) ->
 
 
 def unreadable(problem: str, error: Exception, **where: object) -> InputError:
-    """Return the error for a file that a library cannot read; most often its copy broke off."""
-    detail = " ".join(str(error).split())[:160] or type(error).__name__
-    return InputError(f"{problem}, it may be truncated ({detail})", fix="copy it again from its source", **where)
+    """Return the error for a file that a library cannot read: why, as far as its bytes and the library tell."""
+    why, fix = why_unreadable(where.get("file"), error)
+    return InputError(f"{problem}: {why}", fix=fix, **where)

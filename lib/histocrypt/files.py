@@ -1,4 +1,8 @@
-"""Atomic writes: a file is there whole, or not at all; and checksums, as hosts publish them or as written here."""
+"""What is read and written: inputs are ordinary files, outputs take nobody's place, and checksums.
+
+A file is there whole, or not at all. What somebody else made is not replaced (`claim`). Text from outside goes into a
+table so that no spreadsheet runs it (`write_table`).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,18 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from histocrypt.errors import InputError
+from histocrypt.kinds import EMPTY, SOURCE, kind_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARTIAL = re.compile(r"^\..+?\.(?:(?P<host>[^.]+)\.)?(?P<pid>\d+)\.partial")
 """Names of files that are being written: by which process of which machine."""
@@ -55,11 +65,236 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; an unreadable one is an `InputError` that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(regular(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=path) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"is not readable as JSON ({error})", file=path) from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        kind = kind_of(path)
+        why, fix = (kind.words, kind.fix) if kind else (str(error), None)
+        raise InputError(f"is not readable as JSON ({why})", file=path, fix=fix) from error
+
+
+# ---- inputs
+
+MOST_NAMES = 10_000
+"""Names of a folder among which a near one is looked for."""
+
+
+def regular(path: str | Path, *, missing: str = "is missing") -> Path:
+    """Return the path of an ordinary file that can be read and holds something.
+
+    Pipes and devices would be waited for, or have no end. ``missing`` is what is said where nothing is there.
+
+    Raises
+    ------
+    InputError
+        If nothing is there (the nearest name is guessed), or it is a folder, a pipe, a device, empty, or not readable.
+    """
+    path = Path(path)
+    mode = mode_of(path)
+    if mode is None:
+        kind = kind_of(path)
+        if kind is not None:
+            raise InputError(kind.words, file=path, fix=kind.fix)
+        leads = f": it is a link to {str(path.readlink())!r}, which is not there" if path.is_symlink() else ""
+        raise InputError(f"{missing}{leads}", file=path, fix=near(path))
+    if stat.S_ISDIR(mode):
+        raise InputError("is a folder", file=path, expected="a file")
+    if not stat.S_ISREG(mode):
+        raise InputError("is a pipe, a device or a socket", file=path, expected="an ordinary file")
+    if not os.access(path, os.R_OK):
+        raise InputError("permission to read it is denied", file=path, fix="ask its owner for the right, or copy it")
+    if not path.stat().st_size:
+        raise InputError(EMPTY.words, file=path, fix=SOURCE)
+    return path
+
+
+def mode_of(path: str | Path) -> int | None:
+    """Return the mode of what lies at a path, links followed; None where nothing does.
+
+    Raises
+    ------
+    InputError
+        If the system cannot tell: a name too long, a NUL in it, a circle of links, a folder that may not be entered.
+    """
+    try:
+        return os.stat(path).st_mode  # noqa: PTH116  a Path cannot hold every name
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as error:
+        raise InputError("permission to look into its folder is denied", file=path) from error
+    except OSError as error:
+        raise InputError(f"cannot be a path here ({error.strerror})", file=str(path)[:200]) from error
+    except ValueError as error:
+        raise InputError("cannot be a path: it holds a NUL", value=str(path)[:200]) from error
+
+
+def near(path: Path) -> str | None:
+    """Return a guess at what was meant where nothing lies at a path: the folder that is missing, or a near name."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        gone = next(parent for parent in (folder, *folder.parents) if parent.parent.is_dir())
+        return near(gone) or f"there is no folder {gone}"
+    try:
+        names = [entry.name for _, entry in zip(range(MOST_NAMES), os.scandir(folder), strict=False)]
+    except OSError:
+        return None
+    close = get_close_matches(path.name, names, n=1) or [name for name in names if name.lower() == path.name.lower()]
+    return f"did you mean {path.parent / close[0]}?" if close else None
+
+
+# ---- outputs
+
+MARKED_BYTES = 8192
+"""How far from either end of a file a mark of its maker is looked for."""
+
+
+def claim(
+    output: str | Path,
+    *,
+    field: str = "--output",
+    inputs: Iterable[str | Path | None] = (),
+    mine: Callable[[Path], bool] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Return a path that may be written to, before any work is done for it: nothing of somebody else lies there.
+
+    Parameters
+    ----------
+    output
+        Where something is to be written, a file.
+    field
+        The option that gave it, for the error.
+    inputs
+        What is read meanwhile: never replaced, under whatever name it is given here (links are seen through).
+    mine
+        Whether a file's content says that the same command made it: then it may be replaced. None: it cannot say so.
+    overwrite
+        Replace whatever file is there.
+
+    Raises
+    ------
+    InputError
+        If a folder, a device or an input is there, a file that is not ``mine``, or if nothing can be written there.
+    """
+    output = Path(output)
+    mode = mode_of(output)
+    if mode is None and not output.is_symlink():
+        _check_room(output, field)
+        return output
+    if mode is not None and stat.S_ISDIR(mode):
+        raise InputError("would be written over a folder", file=output, field=field, fix="choose another name")
+    if mode is not None and not stat.S_ISREG(mode):
+        raise InputError("is a pipe, a device or a socket", file=output, field=field, expected="a file")
+    if not overwrite:
+        fix = "choose another name, or say --overwrite"
+        if any(same_file(output, other) for other in inputs if other is not None):
+            raise InputError("would be written over what is read", file=output, field=field, fix=fix)
+        if output.is_symlink():
+            raise InputError("would replace a link", file=output, field=field, fix=fix)
+        if mine is None or not mine(output):
+            raise InputError("is there already, and this command did not make it", file=output, field=field, fix=fix)
+    _check_room(output, field)
+    return output
+
+
+def says(path: str | Path, mark: str) -> bool:
+    """Return whether a file holds a mark near its beginning or its end: what a picture says of its maker."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(MARKED_BYTES)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MARKED_BYTES))
+            return mark.encode() in head + file.read()
+    except OSError:
+        return False
+
+
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Return whether two paths lead to one file, by links of either sort."""
+    try:
+        return Path(one).samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def _check_room(output: Path, field: str) -> None:
+    """Refuse a place where nothing can be written."""
+    there = next(parent for parent in output.absolute().parents if mode_of(parent) is not None)
+    if not there.is_dir():
+        raise InputError("cannot be written: a file lies where a folder is needed", file=there, field=field)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError("permission to write there is denied", file=there, field=field, fix="choose another folder")
+
+
+# ---- tables
+
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""What a spreadsheet would run, or what looks as if it had been guarded against that."""
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+
+def guarded(text: Any) -> Any:
+    """Return text with a quote before what a spreadsheet would run as a formula; numbers and the like as they are."""
+    if isinstance(text, str) and FORMULA.match(text) and not NUMBER.fullmatch(text):
+        return f"'{text}"
+    return text
+
+
+def verbatim(text: str) -> str:
+    """Return text for a figure whose style parses formulas: dollars in it stay as they are."""
+    return text.replace("$", r"\$")
+
+
+def unguarded(text: Any) -> Any:
+    """Return what `guarded` was given."""
+    return text[1:] if isinstance(text, str) and text.startswith("'") and FORMULA.match(text[1:]) else text
+
+
+def write_table(path: str | Path, table: pd.DataFrame, **how: Any) -> None:
+    """Write a table as CSV, atomically, its names and its text guarded; `read_table` gives them back.
+
+    ``how`` goes to ``DataFrame.to_csv``.
+    """
+    import csv
+
+    content = _each_text(table, guarded)
+    if any("\r" in name for name in _texts(content)):  # pandas would leave it bare, where it ends a row
+        how = {"quoting": csv.QUOTE_NONNUMERIC, **how}
+    with atomic_path(path) as temporary:
+        content.to_csv(temporary, **how)
+
+
+def read_table(path: str | Path, **how: Any) -> pd.DataFrame:
+    """Read what `write_table` wrote; ``how`` goes to ``pandas.read_csv``."""
+    import pandas as pd
+
+    return _each_text(pd.read_csv(path, **how), unguarded)
+
+
+def _texts(table: pd.DataFrame) -> Iterator[str]:
+    """Yield every text of a table: its names, and the values of its columns of text."""
+    columns = [table.iloc[:, number].unique() for number, kind in enumerate(table.dtypes) if _may_be_text(kind)]
+    for values in (table.index, table.columns, *columns):
+        yield from (value for value in values if isinstance(value, str))
+
+
+def _may_be_text(kind: Any) -> bool:
+    return str(kind) in ("object", "category", "str") or str(kind).startswith("string")
+
+
+def _each_text(table: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
+    """Return a table with every text in it, and in its names, changed; the same one where there is none to change."""
+    changed = table.copy(deep=False)
+    for number, kind in enumerate(table.dtypes):
+        if _may_be_text(kind):
+            column = table.iloc[:, number]
+            if any(change(value) is not value for value in column.unique()):
+                changed.isetitem(number, column.astype(object).map(change))
+    for axis in ("index", "columns"):
+        names = getattr(table, axis)
+        if any(change(name) is not name for name in names):
+            setattr(changed, axis, names.map(change))
+    return changed
 
 
 BLOCK = 2**20

@@ -56,7 +56,11 @@ def test_checksum_is_written_where_none_is_published(server, web, tmp_path):
     assert (again.how, again.checked) == ("present", "sha256 as written beside it by the first download")
     (tmp_path / "f.bin").write_bytes(OTHER)  # somebody changed it
     assert check_sums(tmp_path) == {"f.bin": "differs"}
-    assert fetch(web, file, tmp_path).how == "fetched"
+    with pytest.raises(InputError) as caught:
+        fetch(web, file, tmp_path)
+    assert caught.value.file == tmp_path / "f.bin"
+    assert (tmp_path / "f.bin").read_bytes() == OTHER
+    assert fetch(web, file, tmp_path, overwrite=True).how == "fetched"
     assert (tmp_path / "f.bin").read_bytes() == CONTENT
 
 

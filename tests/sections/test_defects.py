@@ -226,7 +226,7 @@ def test_truncated_section(share, tiny_section, tmp_path):
     path = tiny_section(tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(InputError, match=r"A\.h5ad: section cannot be read as \.h5ad, it may be truncated"):
+    with pytest.raises(InputError, match=r"A\.h5ad: section cannot be read as \.h5ad: it is truncated"):
         read(path)
 
 

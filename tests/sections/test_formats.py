@@ -302,7 +302,7 @@ def test_st_array_defects(change, words, st_array):
 def test_st_array_truncated_spot(st_array):
     path = st_array / "counts/512/BC1/C1_1_1.npz"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match=r"C1_1_1\.npz: spot cannot be read, it may be truncated"):
+    with pytest.raises(InputError, match=r"C1_1_1\.npz: spot cannot be read: it is truncated"):
         sections_of(st_array)
 
 

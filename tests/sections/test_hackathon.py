@@ -141,7 +141,7 @@ FILES = {
     "NaN": (replaced("images/Train/S_1", np.full((300, 300, 3), np.nan)), r"pixels are not numbers"),
     "no table": (replaced("spots/Train/S_1", np.zeros((5, 3))), r"spots/Train/S_1: is not a table with named columns"),
     "no slides": (replaced("spots/Train", np.zeros(3)), r"spots/Train: is not a group of slides"),
-    "elsewhere": (replaced("images/Train/S_1", h5py.ExternalLink("other.h5", "a")), "is a link to another place"),
+    "elsewhere": (replaced("images/Train/S_1", h5py.ExternalLink("other.h5", "a")), "is a link into another file"),
 }
 
 

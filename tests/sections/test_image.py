@@ -227,5 +227,5 @@ def test_spoilt_patches(spoil, words, tmp_path, pixels):
 def test_truncated_patches(tmp_path, pixels):
     path = patches_file(tmp_path / "p.h5", pixels, CORNERS, 96, jpeg=True)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(InputError, match="patches file cannot be read, it may be truncated"):
+    with pytest.raises(InputError, match="patches file cannot be read: it is truncated"):
         open_image(path)

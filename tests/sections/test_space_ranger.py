@@ -316,7 +316,7 @@ def test_defects_of_an_mtx_folder(name, tmp_path):
     path = folder / "filtered_feature_bc_matrix" / name
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="may be truncated"):
+    with pytest.raises(InputError, match="is truncated"):
         read(folder)
     path.unlink()
     with pytest.raises(InputError, match="file of the count matrix is missing"):

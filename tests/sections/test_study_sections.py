@@ -124,7 +124,7 @@ def test_fingerprints_are_kept_until_files_change(tiny_section, tmp_path, monkey
 def test_unusable_section_stops_a_study(tiny_section, tmp_path):
     path = tiny_section(tmp_path, "A", "P1")
     path.write_bytes(path.read_bytes()[:4000])
-    with pytest.raises(InputError, match="may be truncated"):
+    with pytest.raises(InputError, match="is truncated"):
         study_sections(study(path))
 
 

@@ -96,7 +96,7 @@ def test_wrong_outputs_and_models_are_said(trained, tmp_path):
     model = study.run.model("vision_mlp", fold)
     with pytest.raises(InputError, match=".h5ad"):
         predict_section(model, section, tmp_path / "out.csv")
-    with pytest.raises(InputError, match="over the section"):
+    with pytest.raises(InputError, match="over what is read"):
         predict_section(model, section, section)
     with pytest.raises(InputError, match="no trained model"):
         predict_section(tmp_path, section, tmp_path / "out.h5ad")

@@ -13,7 +13,7 @@ import numpy as np
 
 from histocrypt.audit.card import WAS_IT, Card, card_path, read_cards
 from histocrypt.audit.membership import FALSE_POSITIVES, Audit, bands, read_scores
-from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, save, style
+from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, log_scale, save, style
 from histocrypt.files import write_json
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def roc(audits: Mapping[str, Audit], *, draws: int = 400, seed: int = 0) -> Figu
             value, low, high = bands(audit, grid, draws=draws, seed=seed)
             axes.fill_between(grid, np.maximum(low, start), np.maximum(high, start), color=colour, alpha=0.13, lw=0)
             axes.plot(grid, np.where(value > 0, value, np.nan), color=colour, ls=dash, lw=1.6, label=name)
-        axes.set(xscale="log", yscale="log", xlim=(start, 1), ylim=(start, 1.05))
+        log_scale(axes, "x", "y")
+        axes.set(xlim=(start, 1), ylim=(start, 1.05))
         limit = min(1.0, FALSE_POSITIVES / fewest)
         axes.axvspan(start, limit, color=LINE, alpha=0.6, lw=0, zorder=0)
         said, look = f"fewer than {FALSE_POSITIVES} non-members", {"fontsize": 7.5, "color": MUTED}

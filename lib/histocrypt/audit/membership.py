@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.files import write_text
+from histocrypt.files import read_table, write_table
 
 SMALLEST_LOSS = 1e-8
 """A smaller loss counts as this: a label that was learnt by heart must not become infinite evidence."""
@@ -211,7 +211,7 @@ def write_scores(path: Path, audits: dict[str, Audit]) -> None:
         pd.DataFrame({"attack": name, **{column: getattr(audit, column) for column in columns}})
         for name, audit in audits.items()
     ]
-    write_text(path, pd.concat(tables).to_csv(index=False))
+    write_table(path, pd.concat(tables), index=False)
 
 
 def read_scores(path: Path) -> dict[str, Audit]:
@@ -219,7 +219,7 @@ def read_scores(path: Path) -> dict[str, Audit]:
     import pandas as pd
 
     words = dict.fromkeys(("attack", "patients", "group", "blocks"), str)
-    table = pd.read_csv(path, dtype=words, keep_default_na=False, float_precision="round_trip")
+    table = read_table(path, dtype=words, keep_default_na=False, float_precision="round_trip")
 
     def audit(own: pd.DataFrame) -> Audit:
         patients, group, blocks = (own[name].to_numpy(dtype=str) for name in ("patients", "group", "blocks"))

@@ -17,11 +17,18 @@ PITCH, DISC, MARGIN = 100, 55, 150  # µm, and pixels: a pixel is 1 µm
 REACH = 40  # radius in µm of what a spot's molecules come from: a little more than its disc
 SHIFTS = {1: (70.0, -50.0), 4: (-60.0, 80.0)}  # section number from 0: how far its spots are given from the truth, µm
 NAN_SECTIONS = (0, 3)
+MADE = "made by histocrypt demo-tissue"  # what an image says of its maker
 N_OFF, N_SICK = 3, 3  # spots off tissue; spots with NaN, and as many of low depth (fewer where the array is small)
 
 
 def write_demo(
-    folder: str | Path, *, n_sections: int = 6, spots_per_side: int = 14, n_genes: int = 240, seed: int = 0
+    folder: str | Path,
+    *,
+    n_sections: int = 6,
+    spots_per_side: int = 14,
+    n_genes: int = 240,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Simulate sections of as many patients and write them as AnnData with whole images.
 
@@ -44,6 +51,8 @@ def write_demo(
         Genes, at least 40.
     seed
         Same seed, same counts and pixels. A section's pixels depend on nothing but this, its number and the array.
+    overwrite
+        Replace files of these names that are no demo tissue.
 
     Returns
     -------
@@ -52,15 +61,15 @@ def write_demo(
     Raises
     ------
     InputError
-        If there are too few sections, spots or genes.
+        If there are too few sections, spots or genes, or a file that is no demo tissue lies where one is written.
     """
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
     from tqdm.auto import tqdm
 
     from histocrypt.demo.counts import draw_genes, image_share
     from histocrypt.demo.tissue import TUMOUR, draw_tissue
     from histocrypt.errors import InputError
-    from histocrypt.files import atomic_path
+    from histocrypt.files import atomic_path, claim
 
     for name, value, least in (
         ("sections", n_sections, 1),
@@ -72,7 +81,11 @@ def write_demo(
                 "is too small for the demo tissue", field=f"demo.{name}", value=value, expected=f"{least} or more"
             )
 
-    folder = Path(folder)
+    folder, made = Path(folder), PngImagePlugin.PngInfo()
+    made.add_text("Software", MADE)
+    for k in range(1, n_sections + 1):
+        for name in (f"S_{k}.h5ad", f"S_{k}.png", f"S_{k}_mask.png"):
+            claim(folder / name, field="FOLDER", mine=is_demo_file, overwrite=overwrite)
     genes = draw_genes(n_genes, np.random.default_rng([seed, 10_000]))
     drawn = []
     for k in tqdm(range(n_sections), desc="demo tissue", unit="section", leave=False, disable=None):
@@ -82,7 +95,7 @@ def write_demo(
             ("_mask", np.where(tissue.labels == TUMOUR, np.uint8(255), np.uint8(0))),
         ):
             with atomic_path(folder / f"S_{k + 1}{suffix}.png") as temporary:
-                Image.fromarray(pixels).save(temporary, compress_level=1)
+                Image.fromarray(pixels).save(temporary, compress_level=1, pnginfo=made)
         drawn.append(_section(k, tissue, spots_per_side, genes, np.random.default_rng([seed, k, n_genes])))
 
     share = image_share([(counts.log_rate[on], counts.image_log_rate[on]) for _, counts, on in drawn])
@@ -128,6 +141,20 @@ def is_demo_in(folder: Path, **settings: int) -> bool:
 
     stamp = folder / "demo_tissue.json"
     return stamp.exists() and read_json(stamp).get("settings") == {**settings, "simulator": _simulator()}
+
+
+def is_demo_file(path: Path) -> bool:
+    """Return whether a file says that it is a section, or an image, of the demo tissue."""
+    from histocrypt.files import says
+    from histocrypt.hdf5 import open_h5
+
+    if path.suffix == ".png":
+        return says(path, MADE)
+    try:
+        with open_h5(path) as file:
+            return "uns/demo/planted" in file
+    except (OSError, LookupError, ValueError, RuntimeError):
+        return False
 
 
 def _simulator() -> str:

@@ -121,6 +121,7 @@ def download_by_name(
     token_file: Path | None,
     mirror: str | None,
     timeout_s: float,
+    overwrite: bool = False,
     say: Callable[[str], None],
 ) -> None:
     """Do what ``histocrypt download`` was asked for: list data sets, list sections of one, or fetch some."""
@@ -143,7 +144,8 @@ def download_by_name(
             say("\n" + "\n".join(chosen.names or chosen.sections(web)))
             return
         folder = to if to is not None else paths.data() / chosen.name
-        sections = download_sections(chosen, names, folder, web=web, accepted=accepted, small=small, say=say)
+        how = {"accepted": accepted, "small": small, "overwrite": overwrite, "say": say}
+        sections = download_sections(chosen, names, folder, web=web, **how)
     entries = "\n".join(study_entry(chosen.name, section.name, section.path) for section in sections)
     say(f"\nIn a study:\nsections:\n{entries}")
 
@@ -188,6 +190,7 @@ def download_sections(
     accepted: bool = False,
     small: bool = False,
     progress: bool = True,
+    overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Section]:
     """Fetch sections into a folder, in a layout that the readers know; what is there and right is left alone.
@@ -206,6 +209,8 @@ def download_sections(
         Whether the user accepts a licence that forbids silent use.
     small
         Leave out whole-slide images where something smaller serves: the 2000 px image of Visium, the patches of HEST.
+    overwrite
+        Replace files of these names that are others than those published.
     say
         Takes one line at a time.
 
@@ -230,7 +235,7 @@ def download_sections(
     for name, files in listed.items():
         fetched = []
         for file in files:
-            result = fetch(web, file, folder, progress=progress)
+            result = fetch(web, file, folder, progress=progress, overwrite=overwrite)
             say(f"{result.how:8} {result.path}  ({result.path.stat().st_size:,} bytes; checked: {result.checked})")
             fetched.append(result)
         found.append(Section(name, source.finish(folder, name), fetched))

@@ -16,7 +16,8 @@ import numpy as np
 
 from histocrypt.download.transfer import RemoteFile, Web, fetch, shown, unpack
 from histocrypt.errors import InputError
-from histocrypt.files import atomic_path
+from histocrypt.files import atomic_path, claim
+from histocrypt.hdf5 import open_h5
 from histocrypt.sections.image import open_image
 
 if TYPE_CHECKING:
@@ -310,7 +311,9 @@ class Visium(Source):
 
     def finish(self, folder: Path, name: str) -> Path:
         """Unpack ``spatial/``."""
-        unpack(folder / name / "spatial.tar.gz", folder / name / "spatial")
+        archive, spatial = folder / name / "spatial.tar.gz", folder / name / "spatial"
+        if not spatial.is_dir() or spatial.stat().st_mtime_ns < archive.stat().st_mtime_ns:  # else it may be edited
+            unpack(archive, spatial)
         return folder / name
 
 
@@ -380,6 +383,7 @@ def write_section(
 
     if output.exists() and output.stat().st_mtime_ns > max(path.stat().st_mtime_ns for path in (counts_path, image)):
         return output
+    claim(output, field="--to", mine=lambda there: _is_made_from(there, source))
     genes = _header(counts_path)
     try:
         table = pd.read_csv(counts_path, sep="\t", index_col=0, header=0, names=["spot", *genes], dtype={"spot": str})
@@ -424,6 +428,15 @@ def write_section(
     with atomic_path(output) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
     return output
+
+
+def _is_made_from(path: Path, source: Source) -> bool:
+    """Return whether a section file says that it was made from a source's tables."""
+    try:
+        with open_h5(path) as file:
+            return file["uns/source"].asstr()[()] == source.homepage
+    except (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError):
+        return False
 
 
 def _header(path: Path) -> list[str]:

@@ -267,11 +267,12 @@ class Fetched:
     """What it was checked against, as a clause."""
 
 
-def fetch(web: Web, file: RemoteFile, folder: Path, *, progress: bool = True) -> Fetched:
+def fetch(web: Web, file: RemoteFile, folder: Path, *, progress: bool = True, overwrite: bool = False) -> Fetched:
     """Download one file, unless it is there and right.
 
     What came is kept in ``<file>.partial`` until the file is whole and its checksum right, so that an interruption of
     any kind, Ctrl-C included, costs nothing: the next call goes on from there if the server still has the same file.
+    A file of the name that is neither the published one nor an earlier download stays, unless ``overwrite`` says so.
 
     Raises
     ------
@@ -288,6 +289,12 @@ def fetch(web: Web, file: RemoteFile, folder: Path, *, progress: bool = True) ->
     known = file.digest or recorded(target)
     if target.is_file() and (present := _present(target, file, known)):
         return present
+    if target.exists() and not overwrite and not ((own := recorded(target)) and matches(target, own)):
+        raise InputError(
+            "is there already, and is not the published file",
+            file=target,
+            fix="move it away, choose another folder with --to, or say --overwrite",
+        )
     with _partial(target) as partial:
         how = "resumed" if _download(web, file, partial, progress=progress) else "fetched"
         if file.digest is not None and not matches(partial.path, file.digest):

@@ -107,6 +107,15 @@ def write_client(path: Path, about: dict[str, Any]) -> None:
     write_json(path, {"format": FORMAT, "version": VERSION, **about, "hash": hash_of(about)})
 
 
+def is_client(path: Path) -> bool:
+    """Return whether a file is a public part of a compiled model, of any version."""
+    try:
+        content = read_json(path)
+    except InputError:
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
 def load_client(path: str | Path) -> Client:
     """Read and check a client part: its hash, its fields, and the security of its parameters.
 

@@ -270,6 +270,7 @@ def send_section(
     certificate_authority: Path | None = None,
     insecure_http: bool = False,
     noise: float = NOISE,
+    overwrite: bool = False,
     **how: Any,
 ) -> Sent:
     """Predict a section on a server without showing it a pixel.
@@ -290,6 +291,8 @@ def send_section(
         PEM file with the certificate that the server's own is signed by; the usual authorities if not given.
     noise
         See `key_owner.decrypt_response`.
+    overwrite
+        Replace what lies at ``output``; else only predictions of `predict`, `decrypt` and `send` are replaced.
     how
         Goes to `key_owner.prepare`, which refuses a section before any key is made.
 
@@ -299,7 +302,7 @@ def send_section(
         With the server's sentence where it refuses, or this side's where the section, the keys, the answers or the
         connection are not sound. The session on the server is ended in any case.
     """
-    output, done, folder = check_output(output), Sent(), Path(keys)
+    output, done, folder = check_output(output, section, how.get("image"), overwrite=overwrite), Sent(), Path(keys)
     with Server(server, token_file, authority=certificate_authority, insecure_http=insecure_http) as remote:
         offered = remote.client()
         opened = Keys(folder) if (folder / "secret.key").is_file() else None

@@ -24,6 +24,7 @@ Skip = Annotated[bool, typer.Option("--skip-out-of-range", help="Leave out spots
 Keys = Annotated[Path, typer.Option(help="Folder of the keys.")]
 Predictions = Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")]
 Noise = Annotated[float, typer.Option(min=0, help="Noise added to values, as a share of a gene's spread; 0: none.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies there, whoever made it.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Ciphertexts at once; default: one per core.")]
 
 
@@ -87,11 +88,12 @@ def decrypt(
     keys: Keys,
     output: Predictions,
     noise: Noise = 1e-3,
+    overwrite: Overwrite = False,
 ) -> None:
     """Decrypt predictions (key owner)."""
     from histocrypt.encrypted.key_owner import decrypt_response
 
-    typer.echo(decrypt_response(response, keys, output, noise=noise))
+    typer.echo(decrypt_response(response, keys, output, noise=noise, overwrite=overwrite))
 
 
 @app.command()
@@ -134,6 +136,7 @@ def send(
     skip_out_of_range: Skip = False,
     spots: Some = None,
     noise: Noise = 1e-3,
+    overwrite: Overwrite = False,
     certificate_authority: Annotated[
         Path | None, typer.Option(help="Certificate (PEM) that the server's own is signed by.")
     ] = None,
@@ -146,4 +149,5 @@ def send(
 
     line = {"certificate_authority": certificate_authority, "insecure_http": insecure_http, "token_file": token_file}
     how = {"image": image, "um_per_px": um_per_px, "panel": panel, "skip_out_of_range": skip_out_of_range}
+    how["overwrite"] = overwrite
     typer.echo(send_section(section, server=server, keys=keys, output=output, noise=noise, spots=spots, **line, **how))

@@ -14,12 +14,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from histocrypt.encrypted import engine
-from histocrypt.encrypted.bundle import hash_of, input_layout, write_client
+from histocrypt.encrypted.bundle import hash_of, input_layout, is_client, write_client
 from histocrypt.encrypted.lowering import Affine, Lowered, linear, lower, scaling
 from histocrypt.encrypted.packing import Layout, best_ratio, blocked, diagonals, spots_side_by_side
 from histocrypt.encrypted.parameters import SECURITY_BITS, Parameters, check_security, choose
 from histocrypt.errors import InputError
-from histocrypt.files import write_json
+from histocrypt.files import claim, write_json
 
 if TYPE_CHECKING:
     from histocrypt.pipeline.checkpoints import TrainedModel
@@ -103,6 +103,7 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     """
     from histocrypt.pipeline.checkpoints import load_model
 
+    claim_bundle(Path(output))
     model = load_model(model_folder, device="cpu")
     described, lowered = lowered_model(model)
     compiled = compile_lowered(lowered, described)
@@ -180,8 +181,7 @@ def write_bundle(output: Path, compiled: Compiled, about: dict[str, Any], privat
     }
     about = json.loads(json.dumps(about))
     server = output / "server"
-    server.mkdir(parents=True, exist_ok=True)
-    server.chmod(0o700)
+    server.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that exists keeps its mode; what it gets has its own
     (server / "server.json").unlink(missing_ok=True)
     path = server / "model.orion"
     path.touch(mode=0o600)
@@ -201,6 +201,14 @@ def write_bundle(output: Path, compiled: Compiled, about: dict[str, Any], privat
             **private,
         },
     )
+    (server / "server.json").chmod(0o600)
+
+
+def claim_bundle(output: Path) -> None:
+    """Refuse a folder where a bundle would replace what is none."""
+    ours = is_client(output / "client.json")
+    for name in ("client.json", "server/server.json", "server/model.orion"):
+        claim(output / name, mine=lambda _: ours)
 
 
 def lowered_model(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:

@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Bundle, load_bundle
 from histocrypt.errors import InputError
-from histocrypt.files import atomic_path, read_json, write_json
+from histocrypt.files import atomic_path, claim, read_json, write_json
 from histocrypt.machine import peak_gib
 
 MOST_CIPHERTEXTS = 100_000
@@ -124,6 +125,7 @@ def evaluate_request(
     client, wanted = content.get("client"), loaded.client.hash
     if client != wanted:
         raise InputError("was made for another model", file=file, field="client", value=client, expected=wanted)
+    _claim_response(output)
     output.mkdir(parents=True, exist_ok=True)
     answer = {key: content.get(key) for key in ("client", "key", "request", "of")}
     if (output / "response.json").is_file() and read_json(output / "response.json") != answer:
@@ -184,6 +186,22 @@ def evaluate_request(
         f"{output}: {len(pending)} ciphertexts, loaded in {loading:.1f} s, evaluated in {seconds:.1f} s "
         f"({seconds / len(pending):.2f} s each, {workers} at once), peak {peak_gib() or 0.0:.2f} GiB"
     )
+
+
+def _claim_response(output: Path) -> None:
+    """Refuse a folder where results would replace what is no result."""
+
+    def says(field: str, path: Path) -> bool:
+        try:
+            content = read_json(path)
+        except InputError:
+            return False
+        return isinstance(content, dict) and field in content
+
+    claim(output / "response.json", mine=partial(says, "request"))
+    claim(output / "cost.json", mine=partial(says, "ciphertexts"))
+    for path in sorted(output.glob("[0-9]*.ct")):
+        claim(path, mine=partial(messages.is_message, kind="output"))
 
 
 def workers_for(bundle: Bundle, wanted: int | None = None) -> int:

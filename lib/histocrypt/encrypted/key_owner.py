@@ -10,16 +10,17 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from histocrypt.encrypted import engine, messages
-from histocrypt.encrypted.bundle import Client, load_client
+from histocrypt.encrypted.bundle import Client, is_client, load_client
 from histocrypt.encrypted.parameters import SECURITY_BITS
 from histocrypt.errors import InputError
-from histocrypt.files import read_json, write_json
+from histocrypt.files import claim, read_json, same_file, write_json
 
 NOISE = 1e-3
 """Noise added to decrypted values: standard deviation, as a share of the output's own over the section."""
@@ -300,13 +301,15 @@ def _outputs(slots: np.ndarray, client: Client, file: Any) -> np.ndarray:
     return outputs
 
 
-def check_output(output: str | Path) -> Path:
-    """Refuse a name that predictions are not written to, before work is done for them."""
+def check_output(output: str | Path, *inputs: str | Path | None, overwrite: bool = False) -> Path:
+    """Refuse a name that predictions are not written to, before work is done for them; see `claim`."""
+    from histocrypt.pipeline.predictions import is_loose_prediction
+
     output = Path(output)
-    if output.suffix != ".h5ad" or output.is_dir():
+    if output.suffix != ".h5ad":
         wanted = "a name that ends in .h5ad"
-        raise InputError("predictions are written as .h5ad", file=output, field="output", expected=wanted)
-    return output
+        raise InputError("predictions are written as .h5ad", file=output, field="--output", expected=wanted)
+    return claim(output, inputs=inputs, mine=is_loose_prediction, overwrite=overwrite)
 
 
 def write_result(output: Path, values: np.ndarray, request: Request, *, noise: float = NOISE) -> str:
@@ -380,14 +383,16 @@ def keygen(client_file: str | Path, output: str | Path) -> str:
     if (output / "secret.key").exists():
         problem, fix = "already holds keys, which would be lost", "choose another folder, or delete it"
         raise InputError(problem, file=output, field="secret.key", fix=fix)
+    for name, kind in (("public.key", "public key"), ("evaluation.keys", "evaluation keys")):
+        claim(output / name, mine=partial(messages.is_message, kind=kind))
+    claim(output / "client.json", mine=is_client)
     print(describe_keys(client), file=sys.stderr)
     need_disk(output, client.evaluation_key_bytes() + (64 << 20))
     owner = engine.KeyOwner(client.parameters)
     if [str(prime) for prime in owner.moduli()] != client.about["moduli"]:
         problem = "lists other primes than this engine makes from its parameters"
         raise InputError(problem, file=client.file, field="moduli", fix="use the model owner's version of the engine")
-    output.mkdir(parents=True, exist_ok=True)
-    output.chmod(0o700)
+    output.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that exists keeps its mode; the secret key has its own
     started = time.monotonic()
     secret, public = owner.generate()
     key = hashlib.sha256(public).hexdigest()[:32]
@@ -397,7 +402,8 @@ def keygen(client_file: str | Path, output: str | Path) -> str:
         owner.evaluation_keys(client.rotations), total=len(client.rotations) + 2, desc="evaluation keys", unit="key"
     )
     messages.write_pieces(output / "evaluation.keys", "evaluation keys", pieces, **bound)
-    shutil.copyfile(client.file, output / "client.json")
+    if not same_file(client.file, output / "client.json"):
+        shutil.copyfile(client.file, output / "client.json")
     messages.write_message(output / "secret.key", "secret key", secret, **bound)  # last: its presence says all is there
     size = (output / "evaluation.keys").stat().st_size
     return (
@@ -445,8 +451,10 @@ class Keys:
 def encrypt_section(section: str | Path, keys: str | Path, output: str | Path, **how: Any) -> str:
     """Encrypt a section's spots into a request folder. ``how`` goes to `prepare`."""
     opened, output = Keys(keys), Path(output)
-    if (output / "request.json").exists() or (output.exists() and not output.is_dir()):
+    if (output / "request.json").exists() or (output / "secret.key").exists():
         raise InputError("already holds something", file=output, field="request.json", fix="choose another folder")
+    for path in (output / "request.json", *sorted(output.glob("[0-9]*.ct"))):  # an interrupted request is made anew
+        claim(path, mine=partial(messages.is_message, kind="input"))
     prepared = prepare(opened.client, section, **how)
     started = time.monotonic()
     request = encrypt(prepared, opened, output)
@@ -480,7 +488,9 @@ def encrypt(prepared: Prepared, keys: Keys, output: Path, *, canaries: int = CAN
     return request.name
 
 
-def decrypt_response(response: str | Path, keys: str | Path, output: str | Path, *, noise: float = NOISE) -> str:
+def decrypt_response(
+    response: str | Path, keys: str | Path, output: str | Path, *, noise: float = NOISE, overwrite: bool = False
+) -> str:
     """Decrypt a response folder into predictions (``.h5ad``), as `histocrypt predict` writes them.
 
     Parameters
@@ -495,6 +505,8 @@ def decrypt_response(response: str | Path, keys: str | Path, output: str | Path,
         Standard deviation of the noise that is added to every value before it is written, as a share of the output's
         standard deviation over the section. CKKS errors depend on the secret key, so that exact decrypted values in the
         hands of the evaluator could help to find it (Li and Micciancio, 2021).
+    overwrite
+        Replace what lies at ``output``; else only predictions of `predict`, `decrypt` and `send` are replaced.
 
     Raises
     ------
@@ -502,7 +514,7 @@ def decrypt_response(response: str | Path, keys: str | Path, output: str | Path,
         If a ciphertext is missing, damaged, out of place, of another request or key, or does not decrypt to copies of
         plausible outputs.
     """
-    output = check_output(output)
+    output = check_output(output, overwrite=overwrite)
     answers = _read_response(Path(response), Keys(keys))
     return write_result(output, answers.values(file=response), answers.request, noise=noise)
 

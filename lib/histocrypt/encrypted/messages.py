@@ -113,6 +113,14 @@ def pack(kind: str, payload: bytes, **header: Any) -> bytes:
     return b"".join([MAGIC, struct.pack("<I", len(encoded)), encoded, payload])
 
 
+def is_message(path: Path, kind: str) -> bool:
+    """Return whether a file is a message of a kind, whole or not: what this tool wrote."""
+    try:
+        return read_header(path).get("kind") == kind
+    except InputError:
+        return False
+
+
 def write_message(path: Path, kind: str, payload: bytes, **header: Any) -> None:
     """Write a message atomically; the file is readable by its owner only."""
     with atomic_path(path) as temporary:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.evaluation import maps
-from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, style
+from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, log_scale, style
 from histocrypt.evaluation.he2gene import CP10K
 from histocrypt.evaluation.scores import read_folds, title_of
 from histocrypt.evaluation.stem import read_samples
@@ -143,7 +143,7 @@ def variation_curves(study: Study, model: str, *, beside: str = "encoder_ridge")
             absolute.set_title(f"genes ordered by measured {name}")
             share.set(xlabel=f"genes, by measured {name}", xticks=[])
             for one in (absolute, share):
-                one.set_yscale("log")
+                log_scale(one, "y")
                 one.grid(axis="y", color=LINE, lw=0.6)
         axes[0, 0].set_ylabel("variance over spots")
         axes[1, 0].set_ylabel("share of measured variance")

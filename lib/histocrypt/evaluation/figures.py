@@ -44,6 +44,7 @@ STYLE = {
     "ytick.color": INK,
     "legend.frameon": False,
     "svg.hashsalt": "histocrypt",
+    "text.parse_math": False,  # a gene called $a$ is no formula
     "figure.constrained_layout.use": True,
 }
 LEGIBLE = 24
@@ -71,13 +72,29 @@ def canvas(*shape: int, **settings: Any) -> tuple[Figure, Any]:
     return plt.subplots(*(shape or (1, 1)), **settings)
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as its suffix says, SVG for lines, PNG (140 dpi) for pixels, and close it."""
+def log_scale(axes: Axes, *which: str) -> None:
+    """Make the axes ``x`` or ``y`` logarithmic, with plain numbers: `STYLE` parses no formulas, as 10^2 would be."""
+    from matplotlib.ticker import LogFormatter
+
+    for name in which:
+        getattr(axes, f"set_{name}scale")("log")
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+
+
+def save(figure: Figure, path: Path, *, made: str = "") -> Path:
+    """Write a figure as its suffix says, SVG for lines, PNG (140 dpi) for pixels, and close it.
+
+    ``made`` is what the file says of its maker.
+    """
     import matplotlib.pyplot as plt
 
     with atomic_path(path) as temporary, style():
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(temporary, dpi=140, metadata=metadata, facecolor="white")
+        metadata = {"Date": None} if path.suffix == ".svg" else {}
+        if made:
+            metadata["Software" if path.suffix == ".png" else "Creator"] = made
+        figure.savefig(temporary, dpi=140, metadata=metadata or None, facecolor="white")
     plt.close(figure)
     return path
 
@@ -155,7 +172,7 @@ def variance_curves(scores: Scores, transform: str, models: list[str]) -> Figure
             found = mean.loc[model, "variance_predicted"].reindex(true.index).clip(lower=floor)
             marker = "os^Dv"[i % 5]
             axes.plot(found.to_numpy(), marker, ms=3.6, color=CYCLE[i], alpha=0.8, mec="none", label=title_of(model))
-        axes.set_yscale("log")
+        log_scale(axes, "y")
         axes.set_xticks([])
         axes.set_xlabel(f"{terms_of(scores).many}, ordered by measured variance")
         axes.set_ylabel("variance within a section")

@@ -15,6 +15,7 @@ import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation.figures import INK, MUTED, canvas, save, style
+from histocrypt.files import claim, says
 from histocrypt.pipeline.predictions import read_h5ad, symbols_of
 from histocrypt.spatial import spot_pitch
 
@@ -29,6 +30,8 @@ VALUES, RESIDUALS = "viridis", "PuOr_r"
 TOUCHING = 0.92  # of the spot pitch: spots drawn as large as they can be without overlapping
 FADED = 0.35
 TUMOUR = "tumour"
+MADE = "made by histocrypt map"
+"""What a picture says of its maker, so that the next one may take its place."""
 UNITS = {"log1p_cp10k": "ln(1 + counts per 10,000)", "log1p": "ln(1 + counts)", "log2p1": "log2(1 + counts)"}
 
 
@@ -239,7 +242,14 @@ def length_words(length_um: int) -> str:
     return f"{length_um} µm" if length_um < 1000 else f"{length_um // 1000} mm"
 
 
-def write_map(path: str | Path, gene: str, output: str | Path | None = None, *, section: str | None = None) -> str:
+def write_map(
+    path: str | Path,
+    gene: str,
+    output: str | Path | None = None,
+    *,
+    section: str | None = None,
+    overwrite: bool = False,
+) -> str:
     """Draw a gene of a prediction file over the tissue and write the picture; return one line that says so.
 
     Parameters
@@ -252,11 +262,13 @@ def write_map(path: str | Path, gene: str, output: str | Path | None = None, *, 
         PNG, SVG or PDF; ``<gene>.png`` if not given.
     section
         Which section, where the file holds several.
+    overwrite
+        Replace a file that this command did not make.
 
     Raises
     ------
     InputError
-        If the file is no prediction, the gene is not predicted, or the section is not in it.
+        If something else lies at ``output``, the file is no prediction, or gene or section are not in it.
     """
     adata = read_h5ad(Path(path), what="prediction file")
     about = adata.uns.get("prediction")
@@ -281,10 +293,11 @@ def write_map(path: str | Path, gene: str, output: str | Path | None = None, *, 
     out = Path(output) if output is not None else Path(re.sub(r"[^A-Za-z0-9_.-]+", "-", name) + ".png")
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise InputError("is no picture", file=out, field="--output", expected="a name that ends in .png, .svg or .pdf")
+    claim(out, inputs=(path, about.get("image")), mine=lambda there: says(there, MADE), overwrite=overwrite)
     image, scale = picture(about)
     um = None if "places" in about else about.get("um_per_px")
     title = f"{name} · {section or known[0]} · {about.get('title', about.get('model', ''))}"
-    save(draw(coords, values[mine], title=title, unit=unit, um_per_px=um, image=image, scale=scale), out)
+    save(draw(coords, values[mine], title=title, unit=unit, um_per_px=um, image=image, scale=scale), out, made=MADE)
     return f"{out}: {name} at {int(mine.sum())} spots"
 
 

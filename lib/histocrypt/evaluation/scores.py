@@ -24,7 +24,7 @@ from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
 from histocrypt.evaluation.bootstrap import Draws
 from histocrypt.evaluation.metrics import METRICS, POOLED, Pool
-from histocrypt.files import atomic_path, read_json, write_json
+from histocrypt.files import read_json, read_table, write_json, write_table
 from histocrypt.paths import RunFolder
 from histocrypt.pipeline.predictions import Joined, PredictionFile, as_mapping, join, read_h5ad, some
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
@@ -532,8 +532,7 @@ def _pair(study: Study, pairs: list[tuple[str, str]], sections: pd.DataFrame, dr
 def save_scores(study: Study, scores: Scores) -> None:
     """Write the tables to ``evaluation/``, each atomically."""
     for name, file in FILES.items():
-        with atomic_path(study.run.evaluation / file) as temporary:
-            getattr(scores, name).to_csv(temporary, index=False, float_format="%.9g")
+        write_table(study.run.evaluation / file, getattr(scores, name), index=False, float_format="%.9g")
     write_json(study.run.evaluation / "notes.json", scores.notes)
 
 
@@ -544,5 +543,5 @@ def load_scores(study: Study) -> Scores:
     for name, file in FILES.items():
         if not (folder / file).is_file():
             raise InputError("score table is missing", file=folder / file, fix="score the study first")
-        tables[name] = pd.read_csv(folder / file, dtype=NAMES, keep_default_na=False, na_values=[""])
+        tables[name] = read_table(folder / file, dtype=NAMES, keep_default_na=False, na_values=[""])
     return Scores(**tables, notes=read_json(folder / "notes.json"))

@@ -12,7 +12,7 @@ from histocrypt.errors import InputError
 from histocrypt.evaluation import metrics
 from histocrypt.evaluation.metrics import finite_mean
 from histocrypt.evaluation.scores import read_folds, title_of
-from histocrypt.files import atomic_path, read_json, write_json
+from histocrypt.files import read_json, write_json, write_table
 from histocrypt.pipeline.predictions import Joined, join, read_h5ad, read_prediction, transforms_of
 from histocrypt.spatial import touching
 
@@ -130,8 +130,7 @@ def score_distribution(study: Study, model: str) -> pd.DataFrame:
                 rows.append({**said, "patient": pair.patient, **found})
     table = pd.DataFrame(rows)
     folder = study.run.evaluation
-    with atomic_path(folder / f"distribution_{model}.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(folder / f"distribution_{model}.csv", table, index=False)
     write_json(folder / f"distribution_{model}.json", summary(table, model))
     return table
 

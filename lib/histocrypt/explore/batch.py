@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.files import verbatim
 from histocrypt.targets.transforms import transform
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def batch_figure(views: list[Components]) -> Figure:
                 alpha=0.7,
                 color=palette(number),
                 marker=_MARKERS[patients.index(patient) % len(_MARKERS)],
-                label=f"{section} ({patient})",
+                label=verbatim(f"{section} ({patient})"),
             )
         axis.set_title(view.view, fontsize=9)
         axis.set(xlabel=f"PC 1 ({view.share[0]:.0%})", ylabel=f"PC 2 ({view.share[1]:.0%})")

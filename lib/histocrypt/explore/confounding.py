@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.files import verbatim
 from histocrypt.spatial import spot_pitch, squares
 from histocrypt.targets.transforms import transform
 
@@ -234,7 +235,7 @@ def confounding_figure(table: pd.DataFrame, cells: pd.DataFrame | None = None) -
         place = np.arange(len(shown))
         axes[2].barh(place + 0.2, shown["depth"], height=0.4, color="#7d8a97", label="depth")
         axes[2].barh(place - 0.2, shown["depth_and_density"], height=0.4, color="#2f7f5f", label="depth + density")
-        axes[2].set_yticks(place, _short([str(name) for name in shown.index]), fontsize=7)
+        axes[2].set_yticks(place, _short([verbatim(str(name)) for name in shown.index]), fontsize=7)
         axes[2].axvline(0, **zero)
         axes[2].set(xlabel="cell types: share explained", xlim=(max(-0.5, axes[2].get_xlim()[0]), None))
         axes[2].legend(fontsize=7, frameon=False)

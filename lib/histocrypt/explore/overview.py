@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.files import verbatim
 from histocrypt.sections.section import SectionSize, size_of
 
 if TYPE_CHECKING:
@@ -308,7 +309,9 @@ def gene_maps(summaries: list[Summary], ranks: dict[str, np.ndarray | None], *, 
         points = axis.scatter(
             *one.coords.T, c=values, s=26, cmap="cividis", vmin=0, vmax=1, linewidths=0.4, edgecolors="white"
         )
-    bar = figure.colorbar(points, ax=axes, shrink=0.6, ticks=[0.05, 0.5, 0.95], label=f"{name}: smoothed rank")
+    bar = figure.colorbar(
+        points, ax=axes, shrink=0.6, ticks=[0.05, 0.5, 0.95], label=verbatim(f"{name}: smoothed rank")
+    )
     bar.ax.set_yticklabels(["low", "middle", "high"])
     return figure
 
@@ -327,7 +330,7 @@ def _tissues(summaries: list[Summary], *, columns: int) -> tuple[Figure, list[Ax
         bar = 1000 / one.thumbnail_um_per_px
         left, bottom = 0.04 * one.thumbnail.shape[1], 0.97 * one.thumbnail.shape[0]
         axis.plot([left, left + bar], [bottom, bottom], color="black", linewidth=3, solid_capstyle="butt")
-        axis.set_title(f"{one.section}\n{one.patient}, bar 1 mm", fontsize=8)
+        axis.set_title(verbatim(f"{one.section}\n{one.patient}, bar 1 mm"), fontsize=8)
     return figure, used
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from histocrypt.data.load import Spots, normalised_chunks, section_features, spot_names
 from histocrypt.errors import InputError
-from histocrypt.files import atomic_path
+from histocrypt.files import atomic_path, claim, read_table, write_table
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
-from histocrypt.pipeline.predictions import add_heads, write_predictions
+from histocrypt.pipeline.predictions import add_heads, is_loose_prediction, write_predictions
 from histocrypt.pipeline.views import Views, mapped, predict_views, recut
 from histocrypt.predictors.registry import MODELS, NEEDS_COUNTS
 from histocrypt.sections.image import PatchMosaic
@@ -33,6 +33,8 @@ Kind = Literal["section", "grid", "patches"]
 """What is predicted: a section's own spots, a grid over a slide, or single patches."""
 PIXELS_A_PATCH = 4000
 """Pixels of a patch from which its section's stain is estimated."""
+
+CSV_FILES = ("target_count_pred.csv", "aux_count_pred.csv", "tumor_pred.csv")
 
 COARSEST = 2.0
 """A section may have pixels up to this many times coarser than the model's tiles."""
@@ -149,20 +151,17 @@ def write_csv(folder: Path, prediction: Path) -> list[Path]:
     import pandas as pd
 
     adata = anndata.read_h5ad(prediction)
-    if folder.exists() and not folder.is_dir():
-        raise InputError("is not a folder", file=folder, field="--csv")
     index = pd.Index(_csv_names(adata), name="name")
-    tables: dict[str, Any] = {"target_count_pred.csv": pd.DataFrame(adata.X, index=index, columns=adata.var_names)}
+    tables: dict[str, Any] = {CSV_FILES[0]: pd.DataFrame(adata.X, index=index, columns=adata.var_names)}
     if "auxiliary" in adata.obsm:
         genes = list(map(str, adata.uns["auxiliary_names"]))
-        tables["aux_count_pred.csv"] = pd.DataFrame(adata.obsm["auxiliary"], index=index, columns=genes)
+        tables[CSV_FILES[1]] = pd.DataFrame(adata.obsm["auxiliary"], index=index, columns=genes)
     if "tumour_probability" in adata.obs:
         above = adata.obs["tumour_probability"].to_numpy() > 0.5
-        tables["tumor_pred.csv"] = pd.DataFrame({"Annotation": above}, index=index)
+        tables[CSV_FILES[2]] = pd.DataFrame({"Annotation": above}, index=index)
     written = []
     for name, table in tables.items():
-        with atomic_path(folder / name) as temporary:
-            table.to_csv(temporary)
+        write_table(folder / name, table)
         written.append(folder / name)
     return written
 
@@ -189,8 +188,6 @@ def check_submission(path: Path, dropped: dict[str, int], *, section: str) -> No
         raise InputError(
             "a submission is written as .csv", file=path, field="submission", expected="a name that ends in .csv"
         )
-    if path.is_dir():
-        raise InputError("would be written over a folder", file=path, field="submission")
     if any(dropped.values()):
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise InputError(
@@ -235,8 +232,8 @@ def write_submission(
     table = pd.DataFrame(chosen, columns=list(columns))
     table.insert(0, "ID", order)
     with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.9g")
-        back = pd.read_csv(temporary, dtype={"ID": str}, keep_default_na=False)
+        write_table(temporary, table, index=False, float_format="%.9g")
+        back = read_table(temporary, dtype={"ID": str}, keep_default_na=False)
         same = list(back.columns) == list(table.columns) and back["ID"].tolist() == order
         if not same or not np.array_equal(back[list(columns)].to_numpy(np.float32), chosen):
             raise InputError(
@@ -259,6 +256,7 @@ def predict_section(
     average_windows: bool = False,
     csv: str | Path | None = None,
     batch_size: int | None = None,
+    overwrite: bool = False,
 ) -> str:
     """Predict one section (or slide, or folder of patches) and write the predictions as ``.h5ad``.
 
@@ -292,6 +290,8 @@ def predict_section(
         Folder for ``target_count_pred.csv``, ``aux_count_pred.csv`` and ``tumor_pred.csv``.
     batch_size
         Tiles held at a time, rounded up to what the network sees at once: predictions do not depend on it.
+    overwrite
+        Replace what lies where something is written; else only predictions of this command are replaced.
 
     Returns
     -------
@@ -309,10 +309,14 @@ def predict_section(
         raise InputError(
             "predictions are written as .h5ad", file=output, field="output", expected="a name that ends in .h5ad"
         )
-    if output.is_dir() or output.resolve() == Path(section_path).resolve():
-        raise InputError(
-            "would be written over the section or a folder", file=output, field="output", fix="choose another name"
-        )
+    inputs = (section_path, image)
+    claim(output, inputs=inputs, mine=is_loose_prediction, overwrite=overwrite)
+    if submission is not None:
+        claim(submission, field="--submission", inputs=inputs, overwrite=overwrite)
+    for name in CSV_FILES if csv is not None else ():
+        claim(Path(csv) / name, field="--csv", inputs=inputs, overwrite=overwrite)
+        if submission is not None and Path(submission).absolute() == (Path(csv) / name).absolute():
+            raise InputError("is also what --csv writes", file=submission, field="--submission")
     model = load_model(model_folder)
     _set_up(model, average_symmetries=average_symmetries, batch_size=batch_size)
     sections = _sections(model.about, Path(section_path), image=image, um_per_px=um_per_px, spacing_um=spacing_um)

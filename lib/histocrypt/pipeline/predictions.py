@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from histocrypt.errors import InputError
-from histocrypt.files import atomic_path
+from histocrypt.errors import InputError, unreadable
+from histocrypt.files import atomic_path, regular
+from histocrypt.hdf5 import open_h5
 from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 PROBABILITY = "tumour_probability"
 """Column of ``obs``: what the head `TUMOUR` says."""
+LOOSE = ("new", "encrypted")
+"""What ``uns["prediction"]["part"]`` says of predictions that belong to no run."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,18 @@ def add_heads(adata: AnnData, heads: dict[str, np.ndarray], predictor: Predictor
         adata.uns["prediction"] = {**adata.uns["prediction"], "label": predictor.label_words()}
 
 
+def is_loose_prediction(path: Path) -> bool:
+    """Return whether a file is what ``predict``, ``fhe decrypt`` or ``fhe send`` wrote: they may replace each other's.
+
+    A run's own predictions are not: other stages rely on them.
+    """
+    try:
+        with open_h5(path) as file:
+            return file["uns/prediction/part"].asstr()[()] in LOOSE
+    except (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError):
+        return False
+
+
 def some(names: Iterable[str], limit: int = 5) -> str:
     """Return the first names and how many more there are: ``"a, b and 3 more"``."""
     names = [str(name) for name in names]
@@ -186,18 +201,20 @@ def h5ad_errors(path: Path, *, what: str, fix: str | None = None) -> Iterator[No
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{what} is not readable as .h5ad ({' '.join(str(error).split())[:120]})", file=path, fix=fix
-        ) from error
+        unread = unreadable(f"{what} is not readable as .h5ad", error, file=path)
+        raise (unread if fix is None else InputError(unread.problem, file=path, fix=fix)) from error
 
 
 def read_h5ad(path: Path, *, what: str, fix: str | None = None) -> AnnData:
     """Read an AnnData file; a missing or unreadable one is an `InputError` that names it."""
     import anndata as ad
 
-    if not Path(path).is_file():
+    if fix and not Path(path).exists():
         raise InputError(f"{what} is missing", file=path, fix=fix)
     with h5ad_errors(path, what=what, fix=fix):
+        open_h5(
+            regular(path, missing=f"{what} is missing"), what=f"{what} is not readable as .h5ad", whole=True
+        ).close()
         return ad.read_h5ad(path)
 
 

@@ -30,7 +30,7 @@ from histocrypt.evaluation.scores import (
     title_of,
 )
 from histocrypt.evaluation.wording import cell, number, plural, span, terms_of
-from histocrypt.files import atomic_path, write_json, write_text
+from histocrypt.files import read_table, write_json, write_table, write_text
 from histocrypt.pipeline.predictions import PredictionFile, as_mapping, h5ad_errors, join, read_h5ad
 from histocrypt.predictors.registry import BASELINES
 from histocrypt.report import parts, views
@@ -203,8 +203,7 @@ def data_tables(study: Study, sections: Sections, some: set[str]) -> dict[str, A
         rows.append(data_row(name, section))
         planted.append(planted_row(name, section))
     rows.sort(key=lambda row: (row["patient"], row["section"]))
-    with atomic_path(study.run.evaluation / "data.csv") as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_table(study.run.evaluation / "data.csv", pd.DataFrame(rows), index=False)
     everywhere = len(rows) <= SECTIONS  # sections that only train are shown where there is room
     patients = {row["section"]: row["patient"] for row in rows}
     spots, dropped = (sum(row[key] for row in rows) for key in ("kept", "n_dropped"))
@@ -402,14 +401,12 @@ def _pictures(
 
 def training_curves(study: Study, folds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the training curves of some folds: model -> fold -> table."""
-    import pandas as pd
-
     curves: dict[str, dict[str, Any]] = {}
     for fold in spread([fold["name"] for fold in folds], FOLDS):
         for model in study.model_names:
             path = study.run.model(model, fold) / "curves.csv"
             if path.is_file():
-                curves.setdefault(model, {})[fold] = pd.read_csv(path)
+                curves.setdefault(model, {})[fold] = read_table(path)
     return curves
 
 

@@ -19,7 +19,7 @@ from histocrypt.evaluation.figures import INK, LINE, MUTED, ROLE, canvas, embed,
 from histocrypt.evaluation.he2gene import load_summary, read_heads
 from histocrypt.evaluation.scores import patient_of, title_of
 from histocrypt.evaluation.stem import MEASURES, load_distributions
-from histocrypt.files import read_json
+from histocrypt.files import read_json, read_table
 from histocrypt.predictors.registry import ENCRYPTED, STACKS
 
 if TYPE_CHECKING:
@@ -123,8 +123,6 @@ def beyond_panel(
     InputError
         If notebook 32_multitask was not run.
     """
-    import pandas as pd
-
     said, path = load_summary(study.run), study.run.multitask / "signal.csv"
     if said is None or not path.is_file():
         raise InputError(
@@ -132,7 +130,7 @@ def beyond_panel(
             file=study.run.multitask,
             fix="run notebook 32_multitask",
         )
-    table = pd.read_csv(path)
+    table = read_table(path)
     runs = {name: one for name, one in said["ablation"].items() if isinstance(one, dict)}
     drawn = {"signal": figures.signal(table, level=said["level"]), "smoothing": figures.smoothing(runs)}
     best = max(said["signal"], key=lambda line: line["better"])

@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from histocrypt.errors import InputError, unreadable
+from histocrypt.files import regular
+from histocrypt.hdf5 import open_h5
+from histocrypt.kinds import kind_of
 from histocrypt.sections.pixels import (
     SIGNATURE_SIDE,
     WHITE,
@@ -42,16 +45,6 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".jp2", ".j2k", ".jpf", ".webp", ".bmp"),
 )
 """How images are called, whatever the case of the letters: those of scanners first, then by what they can hold."""
-DISGUISES = (
-    (b"\x1f\x8b", "is compressed by gzip, not an image", "unpack it (gunzip)"),
-    (b"PK\x03\x04", "is a zip archive, not an image", "unpack it"),
-    (b"%PDF", "is a PDF, not an image", "give the image itself"),
-    (b"version https://git-lfs", "is a pointer of Git LFS, not the image", "fetch the image (git lfs pull)"),
-    (b"\x89HDF\r\n", "is HDF5, not an image", "name patches .h5"),
-    (b"<", "is a web page or other text, not an image", "download it again, signed in where that is asked for"),
-    (b"{", "is text, not an image", "download it again, signed in where that is asked for"),
-)
-"""First bytes of what is often called like an image; what it is; what to do."""
 
 
 class WholeImage(ScannedImage):
@@ -159,11 +152,9 @@ class PatchMosaic(ImageSource):
         side
             Full-resolution pixels that a patch covers; default: as its attributes say, else its own pixels.
         """
-        import h5py
-
         path = Path(path)
         try:
-            file = h5py.File(path, "r")
+            file = open_h5(path, what="patches file cannot be read")
             encoded = "jpeg" in file
             pixels = file["jpeg" if encoded else "img"]
             coords = np.asarray(file["coords"][:]).reshape(-1, 2)
@@ -406,10 +397,9 @@ def open_image(path: str | Path) -> ImageSource:
         `MAX_PIXELS` without being a pyramid.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError("image is missing", file=path)
     if path.is_dir():
         return _open_folder(path)
+    regular(path, missing="image is missing")
     if path.suffix.lower() in {".h5", ".hdf5"}:
         return PatchMosaic.from_h5(path)
     _refuse_disguised(path)
@@ -468,16 +458,16 @@ def _open_czi(path: Path) -> ImageSource:
 
 def _refuse_disguised(path: Path) -> None:
     """Refuse what is no image and says so in its first bytes."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(256)
-    except OSError as error:
-        raise InputError(f"image cannot be opened ({error.strerror})", file=path) from error
+    kind = kind_of(path)
+    if kind is not None and not kind.image:
+        raise InputError(f"is not an image: {kind.words}", file=path, fix=kind.fix)
+    with path.open("rb") as file:
+        start = file.read(256)
     if not start.strip(b"\0"):
         raise InputError("image is empty", file=path, value=f"{path.stat().st_size} bytes", fix="copy it again")
-    for first, problem, fix in DISGUISES:
-        if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(first):
-            raise InputError(problem, file=path, fix=fix)
+    if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<", b"{")):
+        fix = "download it again, signed in where that is asked for"
+        raise InputError("is not an image: it is text", file=path, fix=fix)
 
 
 def _orientation(image: object) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError, unreadable
+from histocrypt.files import regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -334,6 +335,8 @@ def opened(file: object, *, name: str | Path | None = None, max_pixels: int = MA
     from PIL import Image, UnidentifiedImageError
 
     name = file if name is None else name
+    if isinstance(file, str | Path):
+        regular(file, missing="image is missing")
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max_pixels
     try:

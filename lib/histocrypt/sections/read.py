@@ -8,6 +8,8 @@ from pathlib import Path
 
 from histocrypt import paths
 from histocrypt.errors import InputError
+from histocrypt.files import mode_of, near, regular
+from histocrypt.kinds import kind_of
 from histocrypt.options import DEMO, FORMATS, SectionSource
 from histocrypt.sections.section import Format, Section, SectionFiles
 
@@ -151,12 +153,20 @@ def _formats(name: str) -> list[Format]:
     return [_format(known) for known in FORMATS if name in ("auto", known)]
 
 
+def _no_section(path: Path, layouts: str) -> InputError:
+    kind = kind_of(path)
+    if kind is not None:
+        return InputError(f"is not a section: {kind.words}", file=path, expected=layouts, fix=kind.fix)
+    known = "patches or another HDF5 file" if path.suffix in {".h5", ".hdf5"} else f"a {path.suffix or 'nameless'} file"
+    return InputError(f"is not a section: it is {known}", file=path, expected=layouts)
+
+
 def _matching(source: SectionSource, folder: str | Path | None, formats: list[Format]) -> list[Path]:
     """Return the paths that an entry names; a glob leaves out files that are no sections."""
     path = paths.resolve(source.path, folder)
     parts = path.absolute().parts
     magic = next((number for number, part in enumerate(parts) if any(sign in part for sign in "*?[")), None)
-    if path.exists() or magic is None:
+    if mode_of(path) is not None or magic is None:
         return [path]
     matches = sorted(Path(*parts[:magic]).glob("/".join(parts[magic:])))
     matches = [match for match in matches if match.is_dir() or any(form.recognises(match) for form in formats)]
@@ -167,15 +177,20 @@ def _matching(source: SectionSource, folder: str | Path | None, formats: list[Fo
 
 def _sections_at(path: Path, formats: list[Format], *, for_prediction: bool = False) -> list[SectionFiles]:
     """Return the sections of one path: by the one format that was named, else by the first that recognises it."""
+    mode = mode_of(path)
+    slide_of_file = mode is None and mode_of(path.parent) is not None and path.parent.is_file()
+    if mode is None and not slide_of_file:
+        regular(path, missing="no such file or folder")
+    if mode is not None and not path.is_dir():
+        regular(path)
     able = formats if len(formats) == 1 else [form for form in formats if form.recognises(path)]
     if able:
         sections_in = for_prediction and able[0].predicted_in or able[0].sections_in
         if sections := sections_in(path):
             return sections
-    if not path.exists():
-        raise InputError("no such file or folder", file=path)
     layouts = " or ".join(form.layout for form in formats)
     if path.is_file():
-        kind = "patches or another HDF5 file" if path.suffix in {".h5", ".hdf5"} else f"a {path.suffix} file"
-        raise InputError(f"is not a section: it is {kind}", file=path, expected=layouts)
+        raise _no_section(path, layouts)
+    if mode is None:
+        raise InputError("no such file or folder", file=path, fix=near(path))
     raise InputError("folder holds no section", file=path, expected=layouts)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, style
+from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, log_scale, style
 from histocrypt.synthesis.utility import COMPARED, colours, title_of
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def loss_curves(losses: Mapping[str, pd.Series]) -> Figure:
         figure, axes = canvas(figsize=(5.2, 2.6))
         for (name, loss), dash in zip(losses.items(), ("-", "--"), strict=False):
             axes.plot(loss.index, loss, dash, color=SYNTHETIC, lw=1.6, label=name)
-        axes.set(yscale="log", xlabel="epoch", ylabel="error, training tiles")
+        log_scale(axes, "y")
+        axes.set(xlabel="epoch", ylabel="error, training tiles")
         axes.legend(fontsize=8.5)
     return figure
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.files import read_json
+from histocrypt.files import read_json, read_table
 from histocrypt.workflow.progress import readable
 from histocrypt.workflow.record import Record, Run, added_up, belonging, read_record
 
@@ -210,13 +210,11 @@ def summary_of(root: Path) -> pd.DataFrame | None:
     InputError
         If the table is broken.
     """
-    import pandas as pd
-
     file = paths.RunFolder(root).evaluation / "summary.csv"
     if not file.is_file():
         return None
     try:
-        found = pd.read_csv(file)
+        found = read_table(file)
         missing = {"model", "title", "role", "transform", "pearson", "pearson_low", "pearson_high"} - set(found)
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError("is not a table of scores", file=file) from error

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unreadable
+from histocrypt.files import regular
+from histocrypt.hdf5 import open_h5
 from histocrypt.sections.identity import one_value
 from histocrypt.sections.image import (
     IMAGE_SUFFIXES,
@@ -48,12 +50,11 @@ def _is_h5ad(path: Path) -> bool:
 
 def _peeked(path: Path) -> SectionFiles:
     """Return a section with the id and patient that its file names, without reading its counts."""
-    import h5py
     from anndata.io import read_elem
 
     known = {}
     try:
-        with h5py.File(path, "r") as file:
+        with open_h5(path) as file:
             for name in ("section", "patient"):
                 values = {str(value) for value in read_elem(file["obs"][name])} if name in file["obs"] else set()
                 if not values and "uns" in file and name in file["uns"]:
@@ -106,14 +107,14 @@ def read_anndata(path: Path) -> AnnData:
     """Read an ``.h5ad``; a missing, truncated or foreign file is an `InputError`."""
     import anndata
 
-    if not path.exists():
-        raise InputError("section file is missing", file=path)
+    what = "section cannot be read as .h5ad"
+    open_h5(regular(path, missing="section file is missing"), what=what, whole=True).close()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # e.g. names that are not unique: said properly by the validation
             return anndata.read_h5ad(path)
     except h5_errors() as error:
-        raise unreadable("section cannot be read as .h5ad", error, file=path) from error
+        raise unreadable(what, error, file=path) from error
 
 
 def library_metadata(adata: AnnData, section: str) -> tuple[dict[str, Any], str]:

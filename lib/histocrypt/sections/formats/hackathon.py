@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name, unreadable
+from histocrypt.hdf5 import open_h5
 from histocrypt.sections.pixels import MAX_PIXELS, ScannedImage
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 
@@ -48,9 +49,17 @@ def _recognises(path: Path) -> bool:
         return False
     try:
         with h5py.File(path, "r") as file:
-            return any(isinstance(file.get(name), h5py.Group) for name in ("images", "spots"))
-    except OSError:
+            return any(_may_be_slides(file, name) for name in ("images", "spots"))
+    except (OSError, RuntimeError):
         return False
+
+
+def _may_be_slides(file: h5py.File, name: str) -> bool:
+    """Return whether there is a group of a name, or a link: that is not followed here, and refused on reading."""
+    import h5py
+
+    link = file.get(name, getlink=True)
+    return link is not None and (not isinstance(link, h5py.HardLink) or file.get(name, getclass=True) is h5py.Group)
 
 
 def _sections_in(path: Path, *, unlabelled: bool = False) -> list[SectionFiles]:
@@ -136,10 +145,8 @@ class ArrayImage(ScannedImage):
     """
 
     def __init__(self, path: str | Path, name: str) -> None:
-        import h5py
-
         self.path, self.name = Path(path), name
-        self._file = h5py.File(path, "r")
+        self._file = open_h5(path)
         self._pixels = self._file[name]
         where = {"file": self.path, "field": name}
         shape, kind = self._pixels.shape, self._pixels.dtype
@@ -190,10 +197,8 @@ class ArrayImage(ScannedImage):
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    import h5py
-
     try:
-        with h5py.File(path, "r") as file:
+        with open_h5(path) as file:
             yield file
     except OSError as error:
         raise unreadable("cannot be read as HDF5", error, file=path) from error

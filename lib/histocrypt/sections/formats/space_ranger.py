@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError, unreadable
-from histocrypt.files import read_json
+from histocrypt.files import read_json, regular
+from histocrypt.hdf5 import open_h5
 from histocrypt.sections.formats.h5ad import h5_errors
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import ImageSource, ScaledImage, image_beside, is_image, open_image
@@ -232,11 +233,10 @@ def _read_matrix(root: Path) -> tuple[AnnData, list[Path]]:
 
 def _read_h5(path: Path) -> AnnData:
     """Read 10x's HDF5: one group ``matrix``, or before version 3 one group a genome; compressed by spot."""
-    import h5py
     from scipy.sparse import csr_matrix
 
     try:
-        with h5py.File(path, "r") as file:
+        with open_h5(path, what="is not a readable 10x count matrix", whole=True) as file:
             (group,) = [file["matrix"]] if "matrix" in file else file.values()
             features = group.get("features", group)
             ids, symbols = (
@@ -248,6 +248,8 @@ def _read_h5(path: Path) -> AnnData:
             values = (group["data"][:], group["indices"][:], group["indptr"][:])
             counts = csr_matrix(values, shape=(len(names), len(ids)))
             counts.check_format()
+    except InputError:
+        raise
     except h5_errors() as error:
         raise unreadable("is not a readable 10x count matrix", error, file=path) from error
     return _expression(counts, names, ids, symbols, kinds)
@@ -302,6 +304,7 @@ def _member(folder: Path, *names: str) -> Path:
 
 
 def _lines(path: Path) -> list[str]:
+    regular(path)
     try:
         opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
         with opened as file:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from histocrypt.errors import InputError, unreadable
+from histocrypt.files import regular
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import TILE_NAME, ImageSource, PatchMosaic, open_image, tiles_in
 from histocrypt.sections.resolution import ST_PITCH_UM
@@ -143,7 +144,7 @@ def _image(files: SectionFiles, own: Path, spots: list[Path], adata: object) -> 
 
 def _npz(path: Path) -> np.lib.npyio.NpzFile:
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(regular(path), allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise unreadable("spot cannot be read", error, file=path) from error
 
@@ -228,6 +229,7 @@ def genes_for(folder: Path, length: int, *, counts: Path) -> tuple[list[str], Pa
 def read_gene_list(path: Path) -> list[str]:
     """Read gene ids: one a line, the gene column of a table, a JSON list or ``{"genes": [...]}``, or a text array."""
     try:
+        regular(path)
         if path.suffix == ".npy":
             genes = [str(gene) for gene in np.load(path, allow_pickle=False).ravel()]
         elif path.suffix == ".json":
@@ -235,6 +237,8 @@ def read_gene_list(path: Path) -> list[str]:
             genes = content.get("genes") if isinstance(content, dict) else content
         else:
             genes = _column(path)
+    except InputError:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         why = "it is an object array, and pickle is never read" if "allow_pickle" in str(error) else str(error)
         raise InputError(f"gene list cannot be read ({why})", file=path) from error
