@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
 from histocrypt.kinds import why_unreadable
+
+IN_STUDY = {
+    "id": "add `id:` to the section's entry in the study",
+    "patient": "add the column, or `patient:` to the section's entry in the study",
+    "image": "add `image:` to the section's entry in the study",
+    "um_per_px": "add `um_per_px:` (micrometres per full-resolution pixel) to the section's entry in the study",
+}
+"""What to do about a setting of a section that is missing or wrong, in a study."""
 
 
 class InputError(ValueError):
@@ -29,6 +38,9 @@ class InputError(ValueError):
         What would have been accepted.
     fix
         What the user can do now.
+    setting
+        The setting of a section that mends it, of `IN_STUDY`: then what can be done depends on where it is given, and
+        is said for a study where there is no ``fix``.
     """
 
     def __init__(
@@ -40,7 +52,9 @@ class InputError(ValueError):
         value: object = None,
         expected: str | None = None,
         fix: str | None = None,
+        setting: str | None = None,
     ) -> None:
+        self.setting, fix = setting, fix or IN_STUDY.get(setting or "")
         self.problem, self.file, self.field, self.value, self.expected, self.fix = (
             problem,
             file,
@@ -59,6 +73,20 @@ class InputError(ValueError):
             sentence += f"; {fix}"
         super().__init__(sentence if sentence.endswith("?") else sentence + ".")
 
+    def given_by(self, ways: Mapping[str, str]) -> InputError:
+        """Return the same error where settings are given in another way than in a study: setting -> what to do."""
+        if self.setting not in ways:
+            return self
+        return InputError(
+            self.problem,
+            file=self.file,
+            field=self.field,
+            value=self.value,
+            expected=self.expected,
+            fix=ways[self.setting],
+            setting=self.setting,
+        )
+
     def of_file(self, file: str | Path, *, fix: str | None = None) -> InputError:
         """Return the same error said of a file that only the caller knows, with ``fix`` where it names none itself."""
         return InputError(
@@ -69,6 +97,15 @@ class InputError(ValueError):
             expected=self.expected,
             fix=self.fix or fix,
         )
+
+
+@contextmanager
+def said_with(ways: Mapping[str, str]) -> Iterator[None]:
+    """Let errors say what to do about a setting where it is given in another way than in a study; see `IN_STUDY`."""
+    try:
+        yield
+    except InputError as error:
+        raise error.given_by(ways) from error
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], **where: object) -> InputError:

@@ -155,7 +155,7 @@ def claim(
     field: str = "--output",
     inputs: Iterable[str | Path | None] = (),
     mine: Callable[[Path], bool] | None = None,
-    overwrite: bool = False,
+    overwrite: bool | None = False,
 ) -> Path:
     """Return a path that may be written to, before any work is done for it: nothing of somebody else lies there.
 
@@ -170,7 +170,7 @@ def claim(
     mine
         Whether a file's content says that the same command made it: then it may be replaced. None: it cannot say so.
     overwrite
-        Replace whatever file is there.
+        Replace whatever file is there; None: the command has no option that says so.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def claim(
     if mode is not None and not stat.S_ISREG(mode):
         raise InputError("is a pipe, a device or a socket", file=output, field=field, expected="a file")
     if not overwrite:
-        fix = "choose another name, or say --overwrite"
+        fix = "choose another place" + ("" if overwrite is None else ", or say --overwrite")
         if any(same_file(output, other) for other in inputs if other is not None):
             raise InputError("would be written over what is read", file=output, field=field, fix=fix)
         if output.is_symlink():

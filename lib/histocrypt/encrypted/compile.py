@@ -208,7 +208,7 @@ def claim_bundle(output: Path) -> None:
     """Refuse a folder where a bundle would replace what is none."""
     ours = is_client(output / "client.json")
     for name in ("client.json", "server/server.json", "server/model.orion"):
-        claim(output / name, mine=lambda _: ours)
+        claim(output / name, mine=lambda _: ours, overwrite=None)
 
 
 def lowered_model(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:

@@ -198,10 +198,10 @@ def _claim_response(output: Path) -> None:
             return False
         return isinstance(content, dict) and field in content
 
-    claim(output / "response.json", mine=partial(says, "request"))
-    claim(output / "cost.json", mine=partial(says, "ciphertexts"))
+    claim(output / "response.json", mine=partial(says, "request"), overwrite=None)
+    claim(output / "cost.json", mine=partial(says, "ciphertexts"), overwrite=None)
     for path in sorted(output.glob("[0-9]*.ct")):
-        claim(path, mine=partial(messages.is_message, kind="output"))
+        claim(path, mine=partial(messages.is_message, kind="output"), overwrite=None)
 
 
 def workers_for(bundle: Bundle, wanted: int | None = None) -> int:

@@ -384,8 +384,8 @@ def keygen(client_file: str | Path, output: str | Path) -> str:
         problem, fix = "already holds keys, which would be lost", "choose another folder, or delete it"
         raise InputError(problem, file=output, field="secret.key", fix=fix)
     for name, kind in (("public.key", "public key"), ("evaluation.keys", "evaluation keys")):
-        claim(output / name, mine=partial(messages.is_message, kind=kind))
-    claim(output / "client.json", mine=is_client)
+        claim(output / name, mine=partial(messages.is_message, kind=kind), overwrite=None)
+    claim(output / "client.json", mine=is_client, overwrite=None)
     print(describe_keys(client), file=sys.stderr)
     need_disk(output, client.evaluation_key_bytes() + (64 << 20))
     owner = engine.KeyOwner(client.parameters)
@@ -454,7 +454,7 @@ def encrypt_section(section: str | Path, keys: str | Path, output: str | Path, *
     if (output / "request.json").exists() or (output / "secret.key").exists():
         raise InputError("already holds something", file=output, field="request.json", fix="choose another folder")
     for path in (output / "request.json", *sorted(output.glob("[0-9]*.ct"))):  # an interrupted request is made anew
-        claim(path, mine=partial(messages.is_message, kind="input"))
+        claim(path, mine=partial(messages.is_message, kind="input"), overwrite=None)
     prepared = prepare(opened.client, section, **how)
     started = time.monotonic()
     request = encrypt(prepared, opened, output)

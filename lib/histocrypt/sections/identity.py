@@ -40,7 +40,7 @@ def check_id(section: str, file: Path) -> None:
             field="section",
             value=section,
             expected="letters, digits, dot, dash and underscore",
-            fix="add `id:` to the section's entry in the study",
+            setting="id",
         )
 
 
@@ -69,7 +69,7 @@ def missing_patient(adata: AnnData, file: Path) -> InputError:
         "patient is missing" + (f"; did you mean obs[{near!r}]?" if near else ""),
         file=file,
         field="obs['patient']",
-        fix="add the column, or `patient:` to the section's entry in the study",
+        setting="patient",
     )
 
 

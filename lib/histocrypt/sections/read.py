@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from histocrypt import paths
-from histocrypt.errors import InputError
+from histocrypt.errors import InputError, said_with
 from histocrypt.files import mode_of, near, regular
 from histocrypt.kinds import kind_of
 from histocrypt.options import DEMO, FORMATS, SectionSource
@@ -15,6 +15,20 @@ from histocrypt.sections.section import Format, Section, SectionFiles
 
 BINNED = ("visium_hd", "xenium")
 """Formats that are summed over squares of a stated size."""
+BY_OPTION = {
+    "id": "rename the file or the folder",
+    "patient": "write it into the file",
+    "image": "name it with --image, or put it beside the section under the same name",
+    "um_per_px": "give --um-per-px, micrometres per full-resolution pixel",
+}
+"""What to do about a setting that a section lacks, for commands that predict; see `errors.IN_STUDY`."""
+BY_FILE = {
+    "id": "rename the file or the folder",
+    "patient": "write it into the file",
+    "image": "put it beside the section under the same name",
+    "um_per_px": "write it into the file: `pixel_size_um` in uns['spatial'][...]['metadata']",
+}
+"""The same for commands without such options."""
 
 
 def find_sections(source: SectionSource, *, folder: str | Path | None = None) -> list[SectionFiles]:
@@ -108,23 +122,26 @@ def read_path(
     InputError
         If the path holds no section, or several, or one that cannot be used.
     """
-    sections = _sections_at(paths.resolve(str(path)), _formats("auto"), for_prediction=for_prediction)
-    if len(sections) != 1:
-        raise InputError(
-            f"holds {len(sections)} sections where one is needed",
-            file=path,
-            value=[files.id for files in sections][:5],
-            fix="name one of them",
+    with said_with(BY_OPTION if for_prediction else BY_FILE):
+        sections = _sections_at(paths.resolve(str(path)), _formats("auto"), for_prediction=for_prediction)
+        if len(sections) != 1:
+            raise InputError(
+                f"holds {len(sections)} sections where one is needed",
+                file=path,
+                value=[files.id for files in sections][:5],
+                fix="name one of them",
+            )
+        (files,) = sections
+        files = replace(
+            files,
+            image=paths.resolve(str(image)) if image is not None else files.image,
+            um_per_px=um_per_px if um_per_px is not None else files.um_per_px,
+            bin_um=_binned(files, bin_um),
+            patient=patient or files.patient,
         )
-    (files,) = sections
-    files = replace(
-        files,
-        image=paths.resolve(str(image)) if image is not None else files.image,
-        um_per_px=um_per_px if um_per_px is not None else files.um_per_px,
-        bin_um=_binned(files, bin_um),
-        patient=patient or files.patient,
-    )
-    return read_section(files, require_image=require_image, require_patient=False, require_counts=not for_prediction)
+        return read_section(
+            files, require_image=require_image, require_patient=False, require_counts=not for_prediction
+        )
 
 
 def _binned(files: SectionFiles, bin_um: float | None) -> float | None:

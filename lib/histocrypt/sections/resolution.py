@@ -112,7 +112,7 @@ def resolve(loaded: Loaded, *, given: float | None, file: Path) -> tuple[float, 
             "resolution is neither given nor in the files, and the spot pitch does not tell it",
             file=file,
             field="um_per_px",
-            fix="add `um_per_px:` (micrometres per full-resolution pixel) to the section's entry in the study",
+            setting="um_per_px",
         )
     if not np.isfinite(stated) or stated <= 0:
         raise InputError(

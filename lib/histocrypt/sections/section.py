@@ -139,7 +139,7 @@ class Section:
             If the section has none.
         """
         if self.image is None:
-            raise InputError("has no image", file=self.file, field=self.id, fix="name it with `image:` in the study")
+            raise InputError("has no image", file=self.file, field=self.id, setting="image")
         return self.image
 
     @property

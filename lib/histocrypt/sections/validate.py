@@ -52,9 +52,7 @@ def validated(
     if not patient and require_patient:
         raise missing_patient(adata, file)
     if image is None and require_image:
-        raise InputError(
-            loaded.image_note or "image is missing", file=file, fix="add `image:` to the section's entry in the study"
-        )
+        raise InputError(loaded.image_note or "image is missing", file=file, setting="image")
     if image is not None and image.orientation != 1 and "spatial" in adata.obsm:
         raise InputError(
             "image says to be turned before it is shown, and coordinates may have been taken with or without that",

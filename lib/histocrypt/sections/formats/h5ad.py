@@ -199,7 +199,7 @@ def confined(folder: Path, name: str, *, file: Path, field: str) -> Path:
             field=field,
             value=name,
             expected="a path relative to the section file",
-            fix="put the image beside the section file, or give `image:` in the study",
+            setting="image",
         )
     return folder / name if not Path(name).is_absolute() else path
 

@@ -472,7 +472,7 @@ def best_image(
                 "folder holds several images that may be the full-resolution one",
                 file=root,
                 value=[path.name for path in candidates],
-                fix="name one as `image:` in the study",
+                setting="image",
             )
         full = next(iter(candidates), None)
     small = _small_images(root, factors, needed=given is None and full is None)
