@@ -89,7 +89,11 @@ def _look_through(file: h5py.File, path: Path) -> int:
                 groups.add(_address(node))
                 waiting.append((where, node))
     for where, group, name, target in links:  # now that no external link is on their way
-        if group.get(name, getclass=True) is not h5py.Dataset:
+        try:
+            leads_to_data = group.get(name, getclass=True) is h5py.Dataset
+        except (OSError, LookupError, RuntimeError):
+            leads_to_data = False
+        if not leads_to_data:
             raise _elsewhere(path, where, target, "is a link that leads to no data")
     return declared
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError, unreadable
+from histocrypt.hdf5 import open_h5
 from histocrypt.sections.formats.h5ad import h5_errors
 
 if TYPE_CHECKING:
@@ -47,11 +48,10 @@ def pooled_counts(
     InputError
         If the file is damaged, or its counts are negative or no whole numbers.
     """
-    import h5py
     import pandas as pd
 
     try:
-        with h5py.File(path, "r") as file:
+        with open_h5(path, what="is not a readable 10x count matrix") as file:
             matrix = file["matrix"]
             features = matrix["features"]
             ids, symbols, kinds = (features[name].asstr()[:] for name in ("id", "name", "feature_type"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 
 from histocrypt.errors import InputError, unreadable
+from histocrypt.files import regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,6 +115,7 @@ def delimiter_of(line: str) -> str:
 @contextmanager
 def opened_text(path: Path) -> Iterator[TextIO]:
     """Open text, compressed or not, in the encoding that its byte order mark says; what fails is an `InputError`."""
+    regular(path)
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opener(path, "rb") as file:

@@ -253,7 +253,7 @@ def _image_path(files: SectionFiles) -> tuple[Path | None, str]:
             "folder holds several H&E images",
             file=files.path,
             value=[path.name for path in own],
-            fix="name one as `image:` in the study",
+            setting="image",
         )
     return (own[0], "") if own else (None, f"H&E image is missing: no *_he_image.ome.tif is in {files.path}")
 
