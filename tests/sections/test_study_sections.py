@@ -139,7 +139,7 @@ def test_check_of_a_study_file(tiny_section, tmp_path):
     assert lines[1].split()[:3] == ["A", "36", "30"]
     assert lines[2].split()[-1] == "none"
     assert "no such file or folder" in lines[3]
-    assert lines[-1] == "3 sections, 1 unusable"
+    assert "3 sections, 1 unusable" in lines
 
 
 def test_demo_tissue_is_written_once_and_again_when_its_settings_change(tmp_path, monkeypatch, tiny_section):
