@@ -24,7 +24,7 @@ from histocrypt.errors import InputError, unknown_name
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
-FORMATS = ("hackathon", "hest", "visium_hd", "xenium", "space_ranger", "h5ad", "st_array")
+FORMATS = ("hackathon", "hest", "visium_hd", "xenium", "spatialdata", "space_ranger", "h5ad", "st_array")
 """Formats of sections, each read by the module of its name in ``sections/formats``; the first that recognises a path
 reads it."""
 DEMO = "demo"

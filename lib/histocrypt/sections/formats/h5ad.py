@@ -1,4 +1,4 @@
-"""`.h5ad` with a whole image, a patches file, or a folder of tiles beside it."""
+"""AnnData (`.h5ad`, `.h5ad.gz`, `.zarr`) with a whole image, a patches file, or a folder of tiles beside it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unreadable
-from histocrypt.files import regular
-from histocrypt.hdf5 import open_h5
 from histocrypt.sections.identity import one_value
 from histocrypt.sections.image import (
     IMAGE_SUFFIXES,
@@ -24,7 +22,8 @@ from histocrypt.sections.image import (
     open_image,
     tiles_in,
 )
-from histocrypt.sections.section import Format, Loaded, SectionFiles
+from histocrypt.sections.section import Format, Loaded, SectionFiles, own_files
+from histocrypt.sections.stores import anndata_in, opened_store, read_store, stem_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,11 +40,17 @@ def h5_errors() -> tuple[type[Exception], ...]:
 
 
 def _sections_in(path: Path) -> list[SectionFiles]:
-    return [_peeked(file) for file in ([path] if path.is_file() else sorted(path.glob("[!.]*.h5ad"))) if _is_h5ad(file)]
+    return [_peeked(file) for file in anndata_in(path)]
 
 
-def _is_h5ad(path: Path) -> bool:
-    return path.suffix == ".h5ad" and path.is_file()
+def _inputs(files: SectionFiles) -> list[Path]:
+    """Return the files of a section; of a Zarr folder, every file in it."""
+    if files.path.suffix == ".h5ad":
+        return own_files(files)
+    within = [path for path in files.path.rglob("*") if path.is_file()] if files.path.is_dir() else [files.path]
+    return sorted(
+        {*within, *([files.image] if files.image else image_beside(files.path.parent, [stem_of(files.path)]))}
+    )
 
 
 def _peeked(path: Path) -> SectionFiles:
@@ -54,7 +59,7 @@ def _peeked(path: Path) -> SectionFiles:
 
     known = {}
     try:
-        with open_h5(path) as file:
+        with opened_store(path) as file:
             for name in ("section", "patient"):
                 values = {str(value) for value in read_elem(file["obs"][name])} if name in file["obs"] else set()
                 if not values and "uns" in file and name in file["uns"]:
@@ -63,7 +68,7 @@ def _peeked(path: Path) -> SectionFiles:
                     known[name] = next(iter(values - {"nan", "None", ""}))
     except h5_errors():  # said properly when the section is read
         known = {}
-    return SectionFiles(known.get("section", path.stem), "h5ad", path, patient=known.get("patient"))
+    return SectionFiles(known.get("section", stem_of(path)), "h5ad", path, patient=known.get("patient"))
 
 
 def load_h5ad(files: SectionFiles) -> Loaded:
@@ -104,16 +109,15 @@ def load_h5ad(files: SectionFiles) -> Loaded:
 
 
 def read_anndata(path: Path) -> AnnData:
-    """Read an ``.h5ad``; a missing, truncated or foreign file is an `InputError`."""
-    import anndata
-
-    what = "section cannot be read as .h5ad"
-    open_h5(regular(path, missing="section file is missing"), what=what, whole=True).close()
+    """Read an ``.h5ad`` or a store of `stores`; a missing, truncated or foreign file is an `InputError`."""
+    what = "section cannot be read as .zarr" if path.is_dir() else "section cannot be read as .h5ad"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # e.g. names that are not unique: said properly by the validation
-            return anndata.read_h5ad(path)
+            return read_store(path, what=what)
     except h5_errors() as error:
+        if isinstance(error, InputError):
+            raise
         raise unreadable(what, error, file=path) from error
 
 
@@ -210,7 +214,7 @@ def _image_path(files: SectionFiles, metadata: Mapping[str, Any], field: str) ->
         if not files.image.exists():
             raise InputError("image as given is missing", file=files.path, field="image", value=str(files.image))
         return files.image, ""
-    folder, stem, named = files.path.parent, files.path.stem, metadata.get("source_image_path")
+    folder, stem, named = files.path.parent, stem_of(files.path), metadata.get("source_image_path")
     why = f"{field} is not set, and neither {stem}.tif, .svs, .jpg, .png, ... nor {stem}_patches.h5 is here"
     beside = image_beside(folder, [stem], BESIDE)
     if isinstance(named, str) and named:
@@ -255,8 +259,9 @@ def _tile_folder(adata: AnnData, folder: Path, size: tuple[int, int] | None) -> 
 
 
 FORMAT = Format(
-    layout="*.h5ad",
-    recognises=lambda path: _is_h5ad(path) or any(_is_h5ad(file) for file in path.glob("[!.]*.h5ad")),
+    layout="*.h5ad (or .h5ad.gz, or a .zarr folder of AnnData)",
+    recognises=lambda path: bool(anndata_in(path)),
     sections_in=_sections_in,
     read=load_h5ad,
+    inputs=_inputs,
 )

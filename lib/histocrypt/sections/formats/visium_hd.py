@@ -37,14 +37,18 @@ MAX_SIDE = 8192
 
 def squares_in(folder: Path) -> dict[int, Path]:
     """Return bin size in um -> the folder of these bins, for a run, its ``binned_outputs``, or one such folder."""
-    name = SQUARE.match(folder.absolute().name)
-    if name and folder.is_dir():
-        return {int(name[1]): folder}
+    if _is_square(folder):
+        return {int(SQUARE.match(folder.absolute().name)[1]): folder}
     for root in (folder, folder / "binned_outputs", folder / "outs", folder / "outs" / "binned_outputs"):
-        found = {int(SQUARE.match(path.name)[1]): path for path in root.glob("square_*um") if SQUARE.match(path.name)}
+        found = {int(SQUARE.match(path.name)[1]): path for path in root.glob("square_*um") if _is_square(path)}
         if found:
             return dict(sorted(found.items()))
     return {}
+
+
+def _is_square(folder: Path) -> bool:
+    holds = (folder / name for name in ("spatial", MATRIX, MATRIX.removesuffix(".h5")))
+    return SQUARE.match(folder.absolute().name) is not None and any(path.exists() for path in holds)
 
 
 def _runs(folder: Path) -> list[Path]:

@@ -1,0 +1,115 @@
+"""AnnData as people keep it: ``.h5ad``, ``.h5ad.gz``, and Zarr stores of version 2 and 3, which are folders."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histocrypt.errors import InputError, unreadable
+from histocrypt.files import regular
+from histocrypt.hdf5 import open_h5
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+SUFFIXES = (".h5ad", ".h5ad.gz", ".zarr")
+WHOLE = ("X/data", "X/indices", "raw/X/data", "raw/X/indices", "layers/counts/data", "layers/counts/indices")
+"""Arrays that hold no stretch of zeros: where a chunk of them is absent, Zarr would read zeros."""
+
+
+def is_anndata(path: Path) -> bool:
+    """Return whether a path is an AnnData by its name; of a Zarr folder, by its groups."""
+    if path.is_dir():
+        kinds = ("zarr.json", ".zgroup", ".zattrs")
+        return all(any((path / part / name).is_file() for name in kinds) for part in ("obs", "var"))
+    return path.name.endswith((".h5ad", ".h5ad.gz")) and path.is_file()
+
+
+def anndata_in(path: Path) -> list[Path]:
+    """Return a path that is an AnnData, else those in the folder."""
+    if is_anndata(path):
+        return [path]
+    found = sorted(path.glob("[!.]*")) if path.is_dir() else []
+    return [file for file in found if file.name.endswith(SUFFIXES) and is_anndata(file)]
+
+
+def stem_of(path: Path) -> str:
+    """Return the name of an AnnData without its suffix."""
+    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), path.suffix)
+    return path.name.removesuffix(suffix)
+
+
+@contextmanager
+def opened_store(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Open an AnnData as the groups and arrays that it consists of."""
+    if path.is_dir():
+        import zarr
+
+        yield zarr.open_group(path, mode="r")
+        return
+    with unpacked(path) as plain, open_h5(plain) as file:
+        yield file
+
+
+def read_store(path: Path, *, what: str) -> AnnData:
+    """Read an AnnData.
+
+    Parameters
+    ----------
+    what
+        What is said where it cannot be opened, a clause.
+
+    Raises
+    ------
+    InputError
+        If it is not there, leads elsewhere or lacks a part of its counts, or a ``.gz`` cannot be unpacked; what
+        anndata raises else.
+    """
+    import anndata
+
+    if path.is_dir():
+        _check_whole(path)
+        return anndata.read_zarr(path)
+    with unpacked(regular(path, missing="section file is missing")) as plain:
+        try:
+            open_h5(plain, what=what, whole=True).close()
+        except InputError as error:
+            raise error if plain == path else error.of_file(path) from error
+        return anndata.read_h5ad(plain)
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Yield a file as it is, or for a time what gzip packed into it."""
+    if path.suffix.lower() != ".gz":
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
+        plain = Path(folder) / path.stem
+        try:
+            with gzip.open(path, "rb") as packed, plain.open("wb") as file:
+                shutil.copyfileobj(packed, file, 2**20)
+        except (OSError, EOFError) as error:
+            raise unreadable("cannot be unpacked", error, file=path) from error
+        yield plain
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a store whose copy broke off: an absent chunk of counts or coordinates is read as zeros by Zarr."""
+    import zarr
+
+    group = zarr.open_group(path, mode="r")
+    for name in (*WHOLE, "obsm/spatial"):
+        array = group.get(name)
+        if isinstance(array, zarr.Array) and array.nchunks_initialized < array.nchunks:
+            raise InputError(
+                f"{array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks are missing",
+                file=path,
+                field=name,
+                fix="copy the store again from its source, whole",
+            )
