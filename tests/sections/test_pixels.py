@@ -360,6 +360,30 @@ def test_more_pixels_than_memory(tmp_path, monkeypatch):
     assert caught.value.value == "90 x 130 px"
 
 
+def test_a_few_bytes_that_claim_gigapixels(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "s.bmp")
+    content = bytearray((tmp_path / "s.bmp").read_bytes())
+    content[18:26] = struct.pack("<II", 60_000, 60_000)
+    (tmp_path / "s.bmp").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        open_image(tmp_path / "s.bmp")
+    assert caught.value.value == "60000 x 60000 px"
+
+
+@pytest.mark.parametrize(("tag", "value"), [(322, 0), (277, 1), (259, 0), (284, 7), (262, 9999)])
+def test_spoilt_tags(tag, value, tmp_path):
+    path = tmp_path / "s.tif"
+    tiff_of(path, scaled(65535), **TILED)
+    with tifffile.TiffFile(path) as file:
+        at = file.pages.first.tags[tag].valueoffset
+    content = bytearray(path.read_bytes())
+    content[at : at + 2] = struct.pack("<H", value)
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        open_image(path).verify()
+    assert caught.value.file == path
+
+
 # Names, folders and extras.
 
 

@@ -35,6 +35,8 @@ DECODED_WHOLE = 64_000_000
 """Pixels up to which a plain TIFF is decoded whole, as that is quicker."""
 SLIDE_CODECS = (1, 5, 7, 8, 32773, 32946)
 """Compressions of tiled TIFF that openslide decodes: none, LZW, JPEG, deflate, PackBits."""
+LIKELY_PIXELS, LIKELY_SHARE = 256_000_000, 2000
+"""Beyond so many pixels, an image that has more of them a byte than this is a bomb, or damaged."""
 PIL_CODECS = (*SLIDE_CODECS, 6, 34925, 50000)
 """Compressions of TIFF that PIL decodes: those, old JPEG, LZMA and Zstandard."""
 TILE_NAME = re.compile(r"^(?P<section>.+)_(?P<x>-?\d+)_(?P<y>-?\d+)$")
@@ -60,6 +62,14 @@ class WholeImage(ScannedImage):
             self._format = image.format
             self.orientation = _orientation(image)
             self.notes = _profile(image)
+        size, stored = self.width * self.height, self.path.stat().st_size
+        if size > LIKELY_PIXELS and size > LIKELY_SHARE * stored:
+            raise InputError(
+                f"image claims {size:,} pixels in {stored:,} bytes, which no picture has",
+                file=self.path,
+                value=f"{self.width} x {self.height} px",
+                fix="copy it again from its source",
+            )
 
     @property
     def decoded_mpx(self) -> float:

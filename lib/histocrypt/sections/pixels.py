@@ -11,6 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,6 +150,10 @@ class LevelledImage(ScannedImage):
     def _level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """Return a window that lies in a level, in its own pixels, uint8 (y1 - y0, x1 - x0, 3)."""
 
+    @cached_property
+    def _signature(self) -> tuple[np.ndarray, float]:
+        return self._shrunk(SIGNATURE_SIDE)
+
     def _inside(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         return self._level(0, x0, y0, x1, y1)
 
@@ -157,6 +162,10 @@ class LevelledImage(ScannedImage):
 
         It is what PIL makes of the whole level at once, to the bit: PIL too shrinks rows first and columns then.
         """
+        small, scale = self._signature if max_side == SIGNATURE_SIDE else self._shrunk(max_side)
+        return small.copy(), scale
+
+    def _shrunk(self, max_side: int) -> tuple[np.ndarray, float]:
         from PIL import Image
 
         width, height, scale = self._thumbnail_size(max_side)

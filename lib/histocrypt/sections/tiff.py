@@ -88,7 +88,15 @@ class TiffImage(LevelledImage):
             self._pages = [_planes(level) for level in series.levels]
         if broken := next((one for one in complaints if "invalid" in one and "offset" in one), ""):
             raise unreadable("image cannot be read as TIFF", EOFError(broken), file=self.path)
+        with self._readable():
+            self._settle(series)
+        self._kept: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
+        self._kept_bytes = 0
+
+    def _settle(self, series: TiffPageSeries) -> None:
+        """Take from the pages what is shown and how; refuse what is not known."""
         page = self._page = self._pages[0][0].keyframe
+        self.compression, self.orientation = int(page.compression), int(page.tags.valueof(274, default=1) or 1)
         if not page.imagewidth or not page.imagelength:
             raise InputError("image has no pixels", file=self.path)
         self._refuse_foreign(series)
@@ -109,23 +117,22 @@ class TiffImage(LevelledImage):
                 value=f"{self.width} x {self.height} px",
                 fix="convert it to a tiled pyramid, e.g. with vips tiffsave",
             )
-        self.orientation = int(page.tags.valueof(274, default=1) or 1)
         self._bits: int | None = 8 if page.dtype.itemsize == 1 else self.stated.bits
-        self._kept: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
-        self._kept_bytes = 0
-
-    @property
-    def segment_bytes(self) -> int:
-        """Size of the largest strip or tile, decoded; 0 where rows can be read one by one."""
-        return max(0 if _plain(page) else _segment_bytes(page.keyframe) for pages in self._pages for page in pages)
+        every = [page for pages in self._pages for page in pages]
+        for each in every:
+            if 0 in _segment_size(each.keyframe) or not 0 < len(each.dataoffsets) == len(each.databytecounts):
+                raise EOFError("tells not where its pixels are")
+        # The largest strip or tile, decoded; 0 where rows can be read one by one.
+        self.segment_bytes = max(0 if _plain(page) else _segment_bytes(page.keyframe) for page in every)
+        if self.segment_bytes > 3 * MAX_PIXELS:
+            raise InputError("a strip or tile is too large", file=self.path, value=f"{self.segment_bytes:,} bytes")
 
     @property
     def simple(self) -> bool:
         """Whether it is one picture of 8-bit colours, the only one of its file, as every library reads it."""
         kind = getattr(self._page.photometric, "name", "")
         return (
-            self.path.stat().st_size > 0
-            and len(self._pages[0]) == 1
+            len(self._pages[0]) == 1
             and self._tiff.pages.first is self._page
             and self._page.dtype.itemsize == 1
             and kind in {"RGB", "YCBCR", "PALETTE", "SEPARATED"}
@@ -141,11 +148,6 @@ class TiffImage(LevelledImage):
     def decoded_mpx(self) -> float:
         """Millions of pixels: the segments that are kept."""
         return max(KEPT_BYTES, self.segment_bytes) / 3e6
-
-    @property
-    def compression(self) -> int:
-        """The number by which TIFF calls the codec."""
-        return int(self._page.compression)
 
     def close(self) -> None:
         """Close the file; nothing can be read after."""
@@ -200,7 +202,11 @@ class TiffImage(LevelledImage):
     # From a window to segments.
 
     def _level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        return self._rgb(self._stored(level, x0, y0, x1, y1))
+        with self._readable():
+            rgb = self._rgb(self._stored(level, x0, y0, x1, y1))
+            if rgb.shape[2] != 3:
+                raise EOFError("colours are missing")
+            return rgb
 
     def _stored(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """Return a window as the file has it: (height, width, samples) of its own type."""
@@ -220,16 +226,15 @@ class TiffImage(LevelledImage):
         dtype = about.dtype.newbyteorder(self._tiff.byteorder)
         whole = x1 - x0 == width
         out = np.empty((planes, y1 - y0, x1 - x0, inner), dtype=dtype)
-        with self._readable():
-            for plane in range(planes):
-                for row in range(1 if whole else y1 - y0):
-                    at = page.dataoffsets[0] + (((plane * length + y0 + row) * width) + x0) * inner * size
-                    target = out[plane] if whole else out[plane, row]
-                    self._tiff.filehandle.seek(at)
-                    data = self._tiff.filehandle.read(target.nbytes)
-                    if len(data) < target.nbytes:
-                        raise EOFError(f"ends within row {y0 + row}")
-                    target[...] = np.frombuffer(data, dtype=dtype).reshape(target.shape)
+        for plane in range(planes):
+            for row in range(1 if whole else y1 - y0):
+                at = page.dataoffsets[0] + (((plane * length + y0 + row) * width) + x0) * inner * size
+                target = out[plane] if whole else out[plane, row]
+                self._tiff.filehandle.seek(at)
+                data = self._tiff.filehandle.read(target.nbytes)
+                if len(data) < target.nbytes:
+                    raise EOFError(f"ends within row {y0 + row}")
+                target[...] = np.frombuffer(data, dtype=dtype).reshape(target.shape)
         return np.moveaxis(out[..., 0], 0, -1) if planar else out[0]
 
     def _from_segments(self, level: int, number: int, page: TiffPage, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
@@ -378,6 +383,8 @@ class TiffImage(LevelledImage):
                     value=str(codec),
                     fix="install it (pip install imagecodecs), or save the image with LZW or deflate",
                 ) from error
+            if isinstance(error, MemoryError):
+                raise InputError("image does not fit in memory", file=self.path, fix="give a tiled pyramid") from error
             if "known COMPRESSION" in str(error):
                 raise InputError(
                     f"pixels are compressed in a way that is not known ({error})",
