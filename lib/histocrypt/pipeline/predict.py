@@ -320,6 +320,8 @@ def predict_section(
     model = load_model(model_folder)
     _set_up(model, average_symmetries=average_symmetries, batch_size=batch_size)
     sections = _sections(model.about, Path(section_path), image=image, um_per_px=um_per_px, spacing_um=spacing_um)
+    for note in (note for section in sections for note in section.notes):
+        print(f"note: {note}", file=sys.stderr)
     panel = Panel.from_dict(model.about["panel"])
     missing = sorted({gene for section in sections for gene in _missing(model.about, section, panel)})
     if submission is not None:
