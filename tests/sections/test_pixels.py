@@ -1,6 +1,9 @@
 """Pixels as people store them: each kind gives the true colours and resolution, or one sentence that says why not."""
 
+import os
 import struct
+import sys
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -352,6 +355,19 @@ def test_truncated(kind, share, tmp_path):
     assert "truncated" in caught.value.problem
 
 
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "s.tif")
+    with pytest.raises(InputError) as caught:
+        open_image(tmp_path / "s.tif")
+    assert caught.value.file == tmp_path / "s.tif"
+
+
+@pytest.mark.parametrize("name", ["s.jpg", "s.svs", "s.png", "s"])
+def test_content_tells_what_it_is(name, tmp_path):
+    KINDS["grey planes, tiles"](tmp_path / name)
+    np.testing.assert_array_equal(open_image(tmp_path / name).read_region(0, 0, 90, 130), RGB)
+
+
 def test_more_pixels_than_memory(tmp_path, monkeypatch):
     tiff_of(tmp_path / "s.tif", compression="zlib")
     monkeypatch.setattr(tiffs, "MAX_PIXELS", 1000)
@@ -440,8 +456,113 @@ def test_ome_zarr(version, nested, tmp_path):
     np.testing.assert_array_equal(source.read_region(0, 0, 90, 130), RGB)
 
 
-def test_czi_without_its_package(tmp_path):
-    pytest.importorskip("openslide")
+def element(group, number, kind, value):
+    """One data element of DICOM in explicit VR, little endian; a sequence is a list of items."""
+    if kind == "SQ":
+        items = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in value)
+        return struct.pack("<HH2sHI", group, number, b"SQ", 0, len(items)) + items
+    if kind in ("US", "UL"):
+        value = struct.pack("<H" if kind == "US" else "<I", value)
+    elif kind != "OB":
+        value = value.encode() + (b"\0" if kind == "UI" else b" ") * (len(value) % 2)
+    long = kind == "OB"
+    return (
+        struct.pack("<HH2s" + ("HI" if long else "H"), group, number, kind.encode(), *([0] if long else []), len(value))
+        + value
+    )
+
+
+def dicom(path, pixels):
+    """Write a whole slide of uncompressed tiles, as DICOM's supplement 145 lays it out."""
+    height, width = pixels.shape[:2]
+    down, across = -(-height // 64), -(-width // 64)
+    canvas = np.full((down * 64, across * 64, 3), 255, np.uint8)
+    canvas[:height, :width] = pixels
+    frames = canvas.reshape(down, 64, across, 64, 3).swapaxes(1, 2).tobytes()
+    slide, uid = "1.2.840.10008.5.1.4.1.1.77.1.6", "1.2.826.0.1.3680043.8.498.1"
+    meta = (
+        element(2, 1, "OB", b"\0\1")
+        + element(2, 2, "UI", slide)
+        + element(2, 3, "UI", f"{uid}.1")
+        + element(2, 16, "UI", "1.2.840.10008.1.2.1")
+    )
+    measures = element(0x18, 0x50, "DS", "0.001") + element(0x28, 0x30, "DS", "0.0005\\0.0005")
+    shared = element(0x28, 0x9110, "SQ", [measures])
+    content = [
+        element(8, 8, "CS", "ORIGINAL\\PRIMARY\\VOLUME\\NONE"),
+        element(8, 0x16, "UI", slide),
+        element(8, 0x18, "UI", f"{uid}.1"),
+        element(8, 0x60, "CS", "SM"),
+        element(0x20, 0xD, "UI", f"{uid}.2"),
+        element(0x20, 0xE, "UI", f"{uid}.3"),
+        element(0x20, 0x9311, "CS", "TILED_FULL"),
+        element(0x28, 2, "US", 3),
+        element(0x28, 4, "CS", "RGB"),
+        element(0x28, 6, "US", 0),
+        element(0x28, 8, "IS", str(down * across)),
+        element(0x28, 0x10, "US", 64),
+        element(0x28, 0x11, "US", 64),
+        element(0x28, 0x100, "US", 8),
+        element(0x28, 0x101, "US", 8),
+        element(0x28, 0x102, "US", 7),
+        element(0x28, 0x103, "US", 0),
+        element(0x48, 6, "UL", width),
+        element(0x48, 7, "UL", height),
+        element(0x48, 0x302, "UL", 1),
+        element(0x48, 0x303, "UL", 1),
+        element(0x5200, 0x9229, "SQ", [shared]),
+        element(0x7FE0, 0x10, "OB", frames),
+    ]
+    path.write_bytes(bytes(128) + b"DICM" + element(2, 0, "UL", len(meta)) + meta + b"".join(content))
+
+
+@pytest.mark.parametrize("given", ["file", "folder"])
+def test_dicom(given, tmp_path):
+    folder = tmp_path / "slide"
+    folder.mkdir()
+    dicom(folder / "level_0.dcm", RGB)
+    path = folder if given == "folder" else folder / "level_0.dcm"
+    assert is_image(path)
+    source = open_image(path)
+    source.verify()
+    assert source.um_per_px == pytest.approx(0.5)
+    np.testing.assert_array_equal(source.read_region(0, 0, 90, 130), RGB)
+
+
+def test_czi_by_its_own_library(tmp_path, monkeypatch):
+    class Reader:
+        """What pylibCZIrw offers, on one picture whose corner lies at (-50, 30)."""
+
+        pixel_types = {0: "Bgr24"}
+        total_bounding_rectangle = (-50, 30, 90, 130)
+        metadata = {
+            "ImageDocument": {
+                "Metadata": {"Scaling": {"Items": {"Distance": [{"@Id": axis, "Value": "5e-07"} for axis in "XY"]}}}
+            }
+        }
+
+        def __init__(self, path):
+            pass
+
+        def read(self, *, roi, zoom, background_pixel):
+            x, y, width, height = roi
+            part = RGB[y - 30 : y - 30 + height, x + 50 : x + 50 + width, ::-1]
+            return part if zoom == 1 else part[:: round(1 / zoom), :: round(1 / zoom)]
+
+    (tmp_path / "s.czi").write_bytes(b"ZISRAWFILE" + bytes(600))
+    monkeypatch.setitem(sys.modules, "pylibCZIrw", SimpleNamespace(czi=SimpleNamespace(CziReader=Reader)))
+    source = open_image(tmp_path / "s.czi")
+    source.verify()
+    assert source.um_per_px == pytest.approx(0.5)
+    np.testing.assert_array_equal(source.read_region(10, 20, 50, 60), RGB[20:80, 10:60])
+    Reader.pixel_types = {0: "Gray16", 1: "Gray16"}
+    with pytest.raises(InputError) as caught:
+        open_image(tmp_path / "s.czi")
+    assert caught.value.field == "channels"
+
+
+def test_czi_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pylibCZIrw", None)
     (tmp_path / "s.czi").write_bytes(b"ZISRAWFILE" + bytes(600))
     with pytest.raises(InputError) as caught:
         open_image(tmp_path / "s.czi")

@@ -144,7 +144,7 @@ def grid_section(
     barcodes = [f"{c}x{r}" for c, r in zip(column[kept], row[kept], strict=True)]
     adata = _unmeasured(barcodes, np.column_stack([column, row])[kept], coords[kept])
     adata.uns["spatial"] = {"grid": {"metadata": {"spot_diameter_um": spacing_um / 2}}}
-    section = name or safe_id(Path(image.path).stem).lstrip("._-") or "slide"
+    section = name or safe_id(Path(image.path).stem.removesuffix(".ome")).lstrip("._-") or "slide"
     source = "given" if um_per_px is not None else "file"
     notes = [f"{image.path}: {note}." for note in image.notes]
     return Section(section, "", adata, image, float(own), source, [Path(image.path)], notes=notes)

@@ -14,7 +14,7 @@ import numpy as np
 from histocrypt.errors import InputError, unreadable
 from histocrypt.files import regular
 from histocrypt.sections.identity import safe_id
-from histocrypt.sections.image import TILE_NAME, ImageSource, PatchMosaic, open_image, tiles_in
+from histocrypt.sections.image import TILE_NAME, ImageSource, PatchMosaic, is_image, open_image, tiles_in
 from histocrypt.sections.resolution import ST_PITCH_UM
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 
@@ -136,7 +136,8 @@ def _image(files: SectionFiles, own: Path, spots: list[Path], adata: object) -> 
         centres = dict(zip(adata.obs_names, adata.obsm["spatial"], strict=True))
         finite = {barcode: tile for barcode, tile in tiles.items() if np.isfinite(centres[barcode]).all()}
         return PatchMosaic.from_tiles(folder, finite, centres), ""
-    slides = [path for path in sorted(files.path.rglob(f"*{own.name}_wsi.*")) if own.parent.name in path.name]
+    named = sorted(files.path.rglob(f"*{own.name}_wsi.*"))
+    slides = [path for path in named if own.parent.name in path.name and is_image(path)]
     if slides:
         return open_image(slides[0]), ""
     return None, f"images are missing: no {spots[0].stem}.jpg, .png or .tif is below {folder}"
