@@ -65,16 +65,37 @@ def array_pitch(coords: np.ndarray, index: np.ndarray | None = None) -> tuple[fl
         return None
     near = float(np.linalg.norm(coords[pairs[:, 0]] - coords[pairs[:, 1]], axis=1).mean())
     neighbours = float(np.quantile(np.bincount(pairs.ravel(), minlength=len(coords)), 0.9))
-    if index is not None:
-        design = np.column_stack([np.ones(len(index)), index])
-        if np.linalg.matrix_rank(design) == 3:
-            weights = np.linalg.lstsq(design, coords, rcond=None)[0]
-            row, column = np.linalg.norm(weights[1:], axis=1)
-            # A Visium column index steps by half a pitch, and rows lie sqrt(3)/2 of a pitch apart.
-            fitted = float((row * 2 / np.sqrt(3) + column * 2) / 2 if is_visium(index) else (row + column) / 2)
-            if np.median(np.linalg.norm(coords - design @ weights, axis=1)) < 0.25 * fitted:
-                return fitted, neighbours
+    steps = array_steps(coords, index) if index is not None else None
+    if steps is not None:
+        row, column = np.linalg.norm(steps.vectors, axis=1)
+        # A Visium column index steps by half a pitch, and rows lie sqrt(3)/2 of a pitch apart.
+        fitted = float((row * 2 / np.sqrt(3) + column * 2) / 2 if is_visium(index) else (row + column) / 2)
+        if np.median(steps.away) < 0.25 * fitted:
+            return fitted, neighbours
     return near, neighbours
+
+
+@dataclass(frozen=True)
+class ArraySteps:
+    """How the places of spots follow their array index, by least squares over all spots."""
+
+    vectors: np.ndarray
+    """(2, 2): the step in x and y, in the unit of the coordinates, of one row and of one column."""
+    away: np.ndarray
+    """(n,) how far each spot lies from where its index puts it."""
+    explained: float
+    """Share of the variance of the places that the index explains."""
+
+
+def array_steps(coords: np.ndarray, index: np.ndarray) -> ArraySteps | None:
+    """Fit (n, 2) places to (n, 2) array rows and columns; None where the spots lie in one line of the array."""
+    design = np.column_stack([np.ones(len(index)), index])
+    if np.linalg.matrix_rank(design) < 3:
+        return None
+    weights = np.linalg.lstsq(design, coords, rcond=None)[0]
+    away = np.linalg.norm(coords - design @ weights, axis=1)
+    spread = float(np.square(coords - coords.mean(axis=0)).sum())
+    return ArraySteps(weights[1:], away, 1 - float(np.square(away).sum()) / spread if spread > 0 else 0.0)
 
 
 def squares(coords: np.ndarray, side: float, *, origin: float | None = None) -> np.ndarray:

@@ -53,7 +53,14 @@ BLOCK = 3.0
 """Side of a bootstrap block, in pitches."""
 _MOST_SPOTS = 4000
 
-Verdict = Literal["registered", "perhaps shifted", "cannot tell"]
+TURNED = 0.3
+"""Correlation from which another way to lay the picture is claimed; real sections have 0.4 to 0.6 where spots lie."""
+MUCH_BETTER = 0.25
+"""Gain in correlation without which no other way is claimed."""
+MOST_TURNED = 20_000
+"""Spots beyond which the ways to lay the picture are not tried."""
+
+Verdict = Literal["registered", "perhaps shifted", "perhaps turned", "cannot tell"]
 
 
 @dataclass(frozen=True)
@@ -231,6 +238,8 @@ def registration(section: Section, stained: Haematoxylin, *, draws: int = 400, s
     gain = float(np.quantile(drawn[:, best] - drawn[:, 0], 0.025))
     at_limit = np.hypot(*shifts[best]) > reach - SEARCH * pitch / STEPS
     verdict, sentence = _judge(shifts[best], near_none, near_best, gain, pitch, reach, at_limit=at_limit)
+    if verdict != "registered" and (turned := laid_otherwise(section, stained)):
+        verdict, sentence = "perhaps turned", f"perhaps turned: {turned}"
     at_best, low_um, high_um = (tuple(map(float, pair)) for pair in (shifts[best], low, high))
     return Registration(
         section.id,
@@ -245,6 +254,57 @@ def registration(section: Section, stained: Haematoxylin, *, draws: int = 400, s
         float(reach),
         len(ranks),
         planted,
+    )
+
+
+def laid_otherwise(section: Section, stained: Haematoxylin | None = None) -> str:
+    """Say how the picture seems to be turned or mirrored against the spots; "" where nothing points that way.
+
+    Local haematoxylin and total counts are compared, both relative to the spots around, with the spots where they are
+    and with the picture laid in the six other ways and with x and y exchanged.
+
+    Parameters
+    ----------
+    section
+        The section as read.
+    stained
+        Its map; made here, coarsely, where there is none.
+    """
+    from histocrypt.tissue.preprocess import spot_diameter_um
+
+    image = section.image
+    if image is None or image.side is not None or not LEAST_SPOTS <= section.n_spots <= MOST_TURNED:
+        return ""
+    depth = np.log1p(np.asarray(section.adata.X.sum(axis=1), dtype=np.float64).ravel())
+    if np.ptp(depth) == 0:
+        return ""
+    discs = over_discs(stained or haematoxylin(section, um_per_px=2 * UM_PER_PX), spot_diameter_um(section))
+    graph = touching(section.coords, reach=SURROUNDINGS)
+    size = np.array([image.width, image.height], dtype=np.float64)
+    x, y = (section.coords / size).T
+    ways = {
+        "": (x, y),
+        "turned by 180 degrees": (1 - x, 1 - y),
+        "mirrored left to right": (1 - x, y),
+        "mirrored top to bottom": (x, 1 - y),
+        "turned by 90 degrees": (1 - y, x),
+        "turned by 90 degrees to the left": (y, 1 - x),
+        "laid with x and y exchanged": (y, x),
+        "mirrored along the other diagonal": (1 - y, 1 - x),
+    }
+    depth_ranks = _scores(_relative(depth, graph))
+    agreement = {}
+    for name, places in ways.items():
+        here, known = at(discs, np.column_stack(places) * size)
+        agreement[name] = float(depth_ranks @ _scores(_relative(here, graph, known)) / len(depth))
+    best = max(agreement, key=agreement.get)
+    if not best or agreement[best] < max(TURNED, 4 / np.sqrt(section.n_spots)):
+        return ""
+    if agreement[best] < agreement[""] + MUCH_BETTER:
+        return ""
+    return (
+        f"counts agree better with the picture {best} (correlation {agreement[best]:.2f} instead of "
+        f"{agreement['']:.2f}): look whether picture and coordinates belong together"
     )
 
 

@@ -14,12 +14,14 @@ from tqdm.auto import tqdm
 from histocrypt import paths
 from histocrypt.demo.write import MARGIN, PITCH, demo_in, is_demo_in
 from histocrypt.errors import InputError
+from histocrypt.explore.registration import laid_otherwise
 from histocrypt.files import write_json
-from histocrypt.options import DEMO, SectionSource
+from histocrypt.options import DEMO, Preprocessing, SectionSource
 from histocrypt.sections.identity import Fingerprint, conflicts, fingerprint_of
 from histocrypt.sections.read import find_sections, read_section, watched
 from histocrypt.sections.section import SectionFiles, SectionSize
 from histocrypt.study import load_study
+from histocrypt.tissue.tiles import coarse_note
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
@@ -165,11 +167,11 @@ def check_sections(paths: list[str]) -> list[CheckRow]:
     """
     listed = [item for path in paths for item in _listed(path)]
     rows, prints, printed = [], [], []
-    for item in tqdm(listed, desc="check", unit="section", leave=False, disable=None):
+    for item, settings in tqdm(listed, desc="check", unit="section", leave=False, disable=None):
         if isinstance(item, CheckRow):
             rows.append(item)
             continue
-        row, own = _checked(item)
+        row, own = _checked(item, settings)
         rows.append(row)
         prints.append(own)
         printed.append(row)
@@ -211,21 +213,24 @@ def render(rows: list[CheckRow], *, as_json: bool = False) -> str:
     return "\n".join([table, summary, *(["\nread from", *told] if told else [])])
 
 
-def _listed(path: str) -> Iterator[SectionFiles | CheckRow]:
-    """Yield the sections that a path stands for; what cannot be found is a row that says so."""
+def _listed(path: str) -> Iterator[tuple[SectionFiles | CheckRow, Preprocessing]]:
+    """Yield the sections that a path stands for, with how their tiles are cut; what is not found is a row."""
     study = load_study(path) if path.endswith((".yaml", ".yml")) else None
+    settings = study.preprocessing if study is not None else Preprocessing()
     for source in study.sections if study is not None else [SectionSource(path=path)]:
         try:
-            yield from find_sections(source) if study is None else _sections_of(source, study)
+            found = find_sections(source) if study is None else _sections_of(source, study)
         except InputError as error:
-            yield CheckRow(source.path, problems=[str(error)], unusable=True)
+            found = [CheckRow(source.path, problems=[str(error)], unusable=True)]
+        yield from ((item, settings) for item in found)
 
 
-def _checked(files: SectionFiles) -> tuple[CheckRow, Fingerprint]:
+def _checked(files: SectionFiles, settings: Preprocessing) -> tuple[CheckRow, Fingerprint]:
     """Read one section, and let go of it."""
     try:
         section = read_section(files)
         own = fingerprint_of(section, files)
+        odd = (coarse_note(section, tile_um=settings.tile_um, tile_px=settings.tile_px), laid_otherwise(section))
     except InputError as error:
         row = CheckRow(files.id, files.patient or "", problems=[str(error)], unusable=True)
         return row, Fingerprint(files.id, files.patient, str(files.path))
@@ -236,7 +241,7 @@ def _checked(files: SectionFiles) -> tuple[CheckRow, Fingerprint]:
         section.adata.n_vars,
         f"{section.image.width} x {section.image.height}",
         f"{section.um_per_px:.4f} ({section.um_per_px_source})",
-        problems=list(section.notes),
+        problems=[*section.notes, *(f"{section.file}: {note}." for note in odd if note)],
         origins=section.origins,
     )
     return row, own

@@ -333,6 +333,7 @@ class ScaledImage(ImageSource):
     def __init__(self, image: ImageSource, scale: float) -> None:
         self.image, self.scale, self.path = image, float(scale), image.path
         self.width, self.height = round(image.width / scale), round(image.height / scale)
+        self.um_per_px = image.um_per_px * self.scale if image.um_per_px else None
 
     @property
     def notes(self) -> tuple[str, ...]:

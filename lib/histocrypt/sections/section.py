@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from histocrypt.sections.image import ImageSource
+    from histocrypt.sections.picture import Carried
+    from histocrypt.sections.resolution import Fact
 
 
 ORIGINS = ("section", "patient", "counts", "genes", "spots", "image", "resolution")
@@ -58,6 +60,16 @@ class Loaded:
     """The field that states ``um_per_px``."""
     pitch_um: float | None = None
     """Distance between neighbouring spots, micrometres, where the files state it."""
+    pitch_why: str = ""
+    """How they state it; "" for a number in the file."""
+    stated: list[Fact] = field(default_factory=list)
+    """Further resolutions that the files state."""
+    spot_diameter_px: float | None = None
+    """``spot_diameter_fullres`` where it may serve as a resolution, if the technology is known."""
+    spot_field: str = ""
+    """The field that states ``spot_diameter_px``."""
+    pictures: list[Carried] = field(default_factory=list)
+    """Reduced pictures that the files carry, the largest first."""
     technology: str = ""
     """Name of the technology, where the files state it."""
     image_note: str = ""
@@ -129,6 +141,11 @@ class Section:
     def file(self) -> Path | None:
         """The file that was read first; None where the section comes from none."""
         return self.files[0] if self.files else None
+
+    @property
+    def detail_um(self) -> float:
+        """Micrometres per pixel of the image at hand, which may be a reduced one."""
+        return self.um_per_px / getattr(self.image, "scale", 1.0)
 
     def picture(self) -> ImageSource:
         """Return the image.

@@ -8,6 +8,8 @@ import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.sections.identity import check_id, missing_patient, near_name
+from histocrypt.sections.image import ScaledImage
+from histocrypt.sections.picture import Witnesses, reduced_note
 from histocrypt.sections.resolution import resolve
 from histocrypt.sections.section import ORIGINS, Section
 
@@ -97,6 +99,7 @@ def validated(
     if image is not None:
         inside = np.zeros(adata.n_obs, dtype=bool)
         inside[keep] = image.covers(coords[keep])
+        _refuse_most_outside(image, coords[keep], inside[keep], adata.obs_names[keep], file)
         drop(~inside, f"outside the image of {image.width} x {image.height} px", "obsm['spatial']")
 
     adata.X = None  # so that the rows are copied once, from `counts`, and not twice
@@ -107,10 +110,13 @@ def validated(
     adata.obsm["spatial"] = coords
     adata.obs["section"], adata.obs["patient"] = files.id, patient or ""
     loaded.adata = adata
-    um_per_px, source, note = resolve(loaded, given=files.um_per_px, file=file)
-    if note:
-        notes.append(f"{file}: {note}.")
-    origins = {"resolution": {"given": "as given", "file": loaded.um_field}.get(source, note), **loaded.origins}
+    um_per_px, source, how, differing = resolve(loaded, given=files.um_per_px, file=file)
+    places = loaded.origins.get("spots") or "obsm['spatial']"
+    odd = Witnesses(file, files.id, adata, image, loaded.pictures, places).check()
+    notes += [f"{file}: {said}." for said in ([how] if source == "spot pitch" else []) + differing + odd]
+    if isinstance(image, ScaledImage):
+        notes.append(reduced_note(image, um_per_px))
+    origins = {"resolution": how, **loaded.origins}
     if files.patient and files.patient != loaded.patient:
         origins["patient"] = "as given"
     return Section(
@@ -178,11 +184,34 @@ def _off_tissue(adata: AnnData) -> np.ndarray:
     return marks.isin({"0", "0.0", "false"}).to_numpy()
 
 
+def _refuse_most_outside(
+    image: ImageSource, coords: np.ndarray, inside: np.ndarray, names: pd.Index, file: Path
+) -> None:
+    """Refuse a picture that misses most spots, but not all of them; patches may be of some spots only."""
+    outside = int((~inside).sum())
+    if image.side is not None or not 0.5 < outside / len(inside) < 1:
+        return
+    raise InputError(
+        f"most spots, {outside} of {len(inside)}, lie outside the image of {image.width} x {image.height} px "
+        f"({image.path.name})",
+        file=file,
+        field="obsm['spatial']",
+        value=str(names[inside.argmin()]),
+        fix=_why_outside(image, coords),
+    )
+
+
 def _why_outside(image: ImageSource, coords: np.ndarray) -> str:
-    """Guess what went wrong when every spot lies outside the image."""
+    """Guess what went wrong when most spots lie outside the image."""
     finite = coords[np.isfinite(coords).all(axis=1)]
     if image.covers(finite[:, ::-1]).mean() > 0.5:
         return "x and y look swapped"
+    reach = float((finite.max(axis=0) / (image.width, image.height)).max())
+    if finite.min() >= 0 and reach > 1.5:
+        return (
+            f"the image looks reduced, since spots reach to {reach:.1f} times its size: give the full-resolution one, "
+            "or beside the section the scale of this one (scalefactors: tissue_hires_scalef)"
+        )
     return "give the coordinates in full-resolution pixels of this image"
 
 

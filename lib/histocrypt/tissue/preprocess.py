@@ -18,7 +18,7 @@ from histocrypt.spatial import spot_pitch
 from histocrypt.tissue import stain
 from histocrypt.tissue.alignment import Alignment, align
 from histocrypt.tissue.mask import spot_tissue_share, tissue_mask
-from histocrypt.tissue.tiles import read_tiles, write_tiles
+from histocrypt.tissue.tiles import coarse_note, read_tiles, write_tiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,6 +53,8 @@ class PreprocessReport:
     """Share of the image that is tissue."""
     stain_note: str
     """Empty, or why the section's own stain vectors could not be estimated."""
+    notes: list[str] = field(default_factory=list)
+    """What is worth attention: the reader's notes, and tiles of too few real pixels."""
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: float | None = None
     """Peak resident memory of this process so far, where the system tells."""
@@ -76,6 +78,7 @@ class PreprocessReport:
             "gain": f"{self.alignment.gain:.3f}",
             "confidence": f"{self.alignment.confidence:.2f}",
             "stain": self.stain_note or "estimated",
+            "notes": " ".join(self.notes) or "none",
             "seconds": f"{sum(self.seconds.values()):.1f}",
             "peak MiB": "unknown" if self.peak_mib is None else f"{self.peak_mib:.0f}",
         }
@@ -153,6 +156,7 @@ def preprocess_section(
     with _timed(seconds, "stain"):
         pixels = sample_tissue_pixels(image, mask, scale, seed=seed)
         statistics = stain.estimate(pixels)
+    coarse = coarse_note(section, tile_um=settings.tile_um, tile_px=settings.tile_px)
     report = PreprocessReport(
         section=section.id,
         patient=section.patient,
@@ -165,6 +169,7 @@ def preprocess_section(
         spot_diameter_um=float(diameter_um),
         tissue_share=float(mask.mean()),
         stain_note=statistics.note,
+        notes=[*section.notes, *([f"{coarse}."] if coarse else [])],
         seconds=seconds,
     )
     cleaned = _clean(section, kept, coords, share, totals, report)

@@ -13,6 +13,22 @@ from histocrypt.files import atomic_path
 
 if TYPE_CHECKING:
     from histocrypt.sections.image import ImageSource
+    from histocrypt.sections.section import Section
+
+
+FEWEST_SHARE = 0.25
+"""Share of a tile's pixels that must be real; below, its detail is mostly interpolated."""
+
+
+def coarse_note(section: Section, *, tile_um: float, tile_px: int) -> str:
+    """Say that tiles hold far fewer real pixels than they have; "" where they do not."""
+    real = tile_um / section.detail_um
+    if real >= FEWEST_SHARE * tile_px:
+        return ""
+    return (
+        f"{section.id}: a tile of {tile_um:g} um spans {real:.0f} real pixels of {section.detail_um:.1f} um, which are "
+        f"enlarged to {tile_px}: nuclei cannot be told apart"
+    )
 
 
 def window(coords_px: np.ndarray, *, um_per_px: float, tile_um: float) -> tuple[np.ndarray, float]:

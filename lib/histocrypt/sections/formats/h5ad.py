@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +17,14 @@ from histocrypt.sections.image import (
     IMAGE_SUFFIXES,
     ImageSource,
     PatchMosaic,
+    ScaledImage,
     image_beside,
     is_image,
     open_image,
     tiles_in,
 )
+from histocrypt.sections.picture import Carried, alike, at_own_scale, carried_in
+from histocrypt.sections.resolution import STATED, TOLERANCE, Fact, bin_size, stated_number
 from histocrypt.sections.section import Format, Loaded, SectionFiles, own_files
 from histocrypt.sections.stores import anndata_in, opened_store, read_store, stem_of
 
@@ -74,38 +77,75 @@ def _peeked(path: Path) -> SectionFiles:
 def load_h5ad(files: SectionFiles) -> Loaded:
     """Read a section file and open its image."""
     adata = read_anndata(files.path)
-    place_coordinates(adata)
+    spots = place_coordinates(adata)
     metadata, field = library_metadata(adata, files.id)
-    path, note = _image_path(files, metadata, f"{field}['source_image_path']")
-    image = open_for(adata, path, metadata) if path is not None else None
-    um_per_px, um_field = None, ""
-    stated = [(metadata, name, f"{field}[{name!r}]") for name in ("pixel_size_um", "microns_per_pixel")]
-    own = adata.uns.get("preprocessing")
-    if isinstance(own, Mapping):
-        stated.append((own, "um_per_px", "uns['preprocessing']['um_per_px']"))
-    for content, name, where in stated:
-        if um_per_px is None and _is_number(content.get(name)):
-            um_per_px, um_field = float(content[name]), where
-    if image is not None and um_per_px is None and image.um_per_px:
-        um_per_px, um_field = image.um_per_px, image.um_field
-    pitch = metadata.get("inter_spot_um")
+    pictures, no_scale = carried_in(*library_of(adata, files.id), files.path)
+    path, note, notes = _image_path(files, metadata, f"{field}['source_image_path']")
+    named = metadata.get("source_image_path")
+    promised = isinstance(named, str) and bool(named) and not _is_foreign(named)  # then a reduced one is no stand-in
+    image = open_for(adata, path, metadata, pictures) if path is not None else None
+    origin = str(path) if path is not None else ""
+    if path is None and pictures and not promised:
+        image, origin, note = ScaledImage(pictures[0].image, pictures[0].scale), pictures[0].where, ""
+    elif image is None and no_scale:
+        note = f"{note}; {no_scale}"
+    stated = stated_resolutions(adata, files, metadata)
     return Loaded(
         adata,
         image,
         one_value(adata, "patient", files.path),
         [files.path, *([path] if path is not None else [])],
-        um_per_px=um_per_px,
-        um_field=um_field,
-        pitch_um=float(pitch) if _is_number(pitch) else None,
-        technology=str(adata.uns.get("technology") or ""),
+        um_per_px=stated[0].um_per_px if stated else None,
+        um_field=stated[0].where if stated else "",
+        stated=stated[1:],
+        **array_facts(adata, files, metadata),
         image_note=note,
-        origins={
-            "counts": "X",
-            "genes": "var_names",
-            "spots": "obsm['spatial']",
-            "image": str(path) if path is not None else "",
-        },
+        notes=notes,
+        pictures=pictures,
+        origins={"counts": "X", "genes": "var_names", "spots": spots, "image": origin},
     )
+
+
+def stated_resolutions(adata: AnnData, files: SectionFiles, metadata: Mapping[str, Any]) -> list[Fact]:
+    """Return the resolutions that a section file states, the most trusted first."""
+    facts = []
+    for name in STATED:
+        where = f"{place_of(adata, files.id, name)}[{name!r}]"
+        if (value := stated_number(metadata, name, where, files.path)) is not None:
+            facts.append(Fact(value, where))
+    own, where = adata.uns.get("preprocessing"), "uns['preprocessing']['um_per_px']"
+    if isinstance(own, Mapping) and (value := stated_number(own, "um_per_px", where, files.path)) is not None:
+        facts.append(Fact(value, where))
+    return facts
+
+
+def array_facts(adata: AnnData, files: SectionFiles, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a section file states of its array, as fields of `Loaded`: pitch, technology and spot diameter."""
+    facts: dict[str, Any] = {"technology": str(adata.uns.get("technology") or metadata.get("technology") or "")}
+    if not facts["technology"]:
+        facts["technology"] = str(metadata.get("chemistry_description") or "")
+    for name in ("inter_spot_um", "bin_size_um"):
+        where = f"{place_of(adata, files.id, name)}[{name!r}]"
+        pitch = stated_number(metadata, name, where, files.path)
+        if pitch is not None and "pitch_um" not in facts:
+            if not pitch > 0:
+                raise InputError("distance of spots is not above 0", file=files.path, field=where, value=pitch)
+            facts |= {"pitch_um": pitch, "pitch_why": f"by {where}"}
+    side = bin_size(adata.obs_names)
+    if side is not None:
+        facts["technology"] = facts["technology"] or "Visium HD"
+        if abs(facts.get("pitch_um", side) / side - 1) > TOLERANCE:
+            raise InputError(
+                f"bins of {side:g} um by their names, and {facts['pitch_um']:g} um {facts['pitch_why']}",
+                file=files.path,
+                field="obs_names",
+                value=str(adata.obs_names[0]),
+                fix="correct the wrong one",
+            )
+        facts |= {"pitch_um": side, "pitch_why": "by the names of the bins"}
+    where = f"{place_of(adata, files.id, 'spot_diameter_fullres')}['spot_diameter_fullres']"
+    diameter = stated_number(metadata, "spot_diameter_fullres", where, files.path)
+    return facts | {"spot_diameter_px": diameter, "spot_field": where}
 
 
 def read_anndata(path: Path) -> AnnData:
@@ -121,29 +161,53 @@ def read_anndata(path: Path) -> AnnData:
         raise unreadable(what, error, file=path) from error
 
 
-def library_metadata(adata: AnnData, section: str) -> tuple[dict[str, Any], str]:
-    """Return ``uns["spatial"][library]["metadata"]`` with the scale factors, and how errors call the place."""
+def library_of(adata: AnnData, section: str) -> tuple[Mapping[str, Any], str]:
+    """Return the library of ``uns["spatial"]`` that is the section's, empty where there is none, and its place."""
     libraries = adata.uns.get("spatial")
     if not isinstance(libraries, Mapping) or not libraries:
         return {}, "uns['spatial']"
     library = section if section in libraries else next(iter(libraries))
     content = libraries[library] if isinstance(libraries[library], Mapping) else {}
+    return content, f"uns['spatial'][{library!r}]"
+
+
+def library_metadata(adata: AnnData, section: str) -> tuple[dict[str, Any], str]:
+    """Return ``uns["spatial"][library]["metadata"]`` with the scale factors, and how errors call the place."""
+    content, place = library_of(adata, section)
     metadata: dict[str, Any] = {}
     for part in ("scalefactors", "metadata"):
         if isinstance(content.get(part), Mapping):
             metadata.update(content[part])
-    return metadata, f"uns['spatial'][{library!r}]['metadata']"
+    return metadata, f"{place}['metadata']" if content else place
 
 
-def place_coordinates(adata: AnnData) -> None:
-    """Take the spot centres from ``obs`` where ``obsm["spatial"]`` is absent, as in Visium's and HEST's tables."""
+def place_of(adata: AnnData, section: str, name: str) -> str:
+    """Return where in the section's library a name stands, as errors call it: metadata, else the scale factors."""
+    content, place = library_of(adata, section)
+    own = content.get("metadata")
+    part = "metadata" if isinstance(own, Mapping) and name in own else "scalefactors"
+    return f"{place}[{part!r}]"
+
+
+def place_coordinates(adata: AnnData) -> str:
+    """Take the spot centres from ``obs`` where ``obsm["spatial"]`` is absent, as in Visium's and HEST's tables.
+
+    Returns where they stand.
+    """
     columns = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # x is the column
     if "spatial" not in adata.obsm and set(columns) <= set(adata.obs):
         adata.obsm["spatial"] = adata.obs[columns].to_numpy(dtype=float)
+        return "obs['pxl_col_in_fullres'], obs['pxl_row_in_fullres']"
+    return "obsm['spatial']"
 
 
-def open_for(adata: AnnData, path: Path, metadata: Mapping[str, Any]) -> ImageSource | None:
-    """Open the image of a section and check that it is the one that the coordinates refer to."""
+def open_for(
+    adata: AnnData, path: Path, metadata: Mapping[str, Any], pictures: Sequence[Carried] = ()
+) -> ImageSource | None:
+    """Open the image of a section and check that it is the one that the coordinates refer to.
+
+    A reduced picture, known by its size or its name and scale factor, is read at its own scale.
+    """
     size = None
     if _is_number(metadata.get("fullres_width")) and _is_number(metadata.get("fullres_height")):
         size = (int(metadata["fullres_width"]), int(metadata["fullres_height"]))
@@ -153,8 +217,8 @@ def open_for(adata: AnnData, path: Path, metadata: Mapping[str, Any]) -> ImageSo
         return _tile_folder(adata, path, size)
     if path.suffix.lower() in {".h5", ".hdf5"}:
         return open_patches(adata, path, size)
-    image = open_image(path)
-    if size is not None and max(abs(image.width / size[0] - 1), abs(image.height / size[1] - 1)) > 0.01:
+    image = at_own_scale(open_image(path), pictures, metadata, adata.obsm.get("spatial"))
+    if size is not None and not alike((image.width, image.height), size):
         raise InputError(
             "image is not the one that the coordinates refer to",
             file=path,
@@ -208,20 +272,51 @@ def confined(folder: Path, name: str, *, file: Path, field: str) -> Path:
     return folder / name if not Path(name).is_absolute() else path
 
 
-def _image_path(files: SectionFiles, metadata: Mapping[str, Any], field: str) -> tuple[Path | None, str]:
-    """Return the image of a section file, or None and why."""
+def _image_path(files: SectionFiles, metadata: Mapping[str, Any], field: str) -> tuple[Path | None, str, list[str]]:
+    """Return the image of a section file, or None and why; and notes."""
     if files.image is not None:
         if not files.image.exists():
             raise InputError("image as given is missing", file=files.path, field="image", value=str(files.image))
-        return files.image, ""
+        return files.image, "", []
     folder, stem, named = files.path.parent, stem_of(files.path), metadata.get("source_image_path")
     why = f"{field} is not set, and neither {stem}.tif, .svs, .jpg, .png, ... nor {stem}_patches.h5 is here"
     beside = image_beside(folder, [stem], BESIDE)
+    own, notes = None, []
     if isinstance(named, str) and named:
         why = f"{field} names {named!r}, which is not in {folder}"
-        beside.insert(0, confined(folder, named, file=files.path, field=field))
-    path = next((path for path in beside if path.exists()), None)
-    return path, "" if path is not None else f"image is missing: {why}"
+        own, notes = _named_image(files.path, named, field)
+    path = next((path for path in [*([own] if own else []), *beside] if path.exists()), None)
+    return path, "" if path is not None else f"image is missing: {why}", notes
+
+
+def _is_foreign(named: str) -> bool:
+    """Return whether a path is absolute, on this system or on another."""
+    return PurePosixPath(named).is_absolute() or PureWindowsPath(named).is_absolute()
+
+
+def _named_image(section: Path, named: str, field: str) -> tuple[Path, list[str]]:
+    """Return the picture that a section file names: where it says, or of that name beside the section file.
+
+    An absolute path is mostly of the machine that wrote the file.
+    """
+    folder, windows = section.parent, PureWindowsPath(named)
+    if windows.is_absolute() or ("\\" in named and not (folder / named).exists()):
+        name, plain = windows.name, windows.as_posix()
+    else:
+        name, plain = PurePosixPath(named).name, named
+    beside = folder / name
+    if not windows.is_absolute():
+        try:
+            path = confined(folder, plain, file=section, field=field)
+            if path.exists() or not beside.exists():
+                return path, []
+        except InputError:
+            gone = _is_foreign(named) and not Path(named).exists()
+            if not beside.exists() and not gone:
+                raise
+    return beside, [
+        f"{section}: {field} names {named!r}, and {name} beside the section file was taken."
+    ] * beside.exists()
 
 
 def _is_number(value: object) -> bool:

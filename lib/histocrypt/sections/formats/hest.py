@@ -12,12 +12,14 @@ from histocrypt.files import read_json
 from histocrypt.sections.formats.h5ad import (
     confined,
     library_metadata,
+    library_of,
     open_for,
     place_coordinates,
     read_anndata,
 )
 from histocrypt.sections.identity import one_value
-from histocrypt.sections.image import ImageSource, image_beside
+from histocrypt.sections.image import ImageSource, ScaledImage, image_beside
+from histocrypt.sections.picture import Carried, carried_in
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 
 if TYPE_CHECKING:
@@ -151,14 +153,15 @@ def load_hest(files: SectionFiles) -> Loaded:
     about = read_json(about_path) if about_path.exists() else {}
     about = {name: value for name, value in about.items() if value == value} if isinstance(about, dict) else {}  # NaN
     place_coordinates(adata)
-    image, note = _image(files, root, adata, metadata)
+    pictures, _ = carried_in(*library_of(adata, files.id), files.path)
+    image, note = _image(files, root, adata, metadata, pictures)
+    if image is None and pictures:
+        image, note = ScaledImage(pictures[0].image, pictures[0].scale), ""
     um_per_px, um_field = None, ""
     for source, where in ((about, str(about_path)), (metadata, field)):
         for name in ("pixel_size_um_estimated", "pixel_size_um", "pixel_size_um_embedded", "microns_per_pixel"):
             if um_per_px is None and isinstance(source.get(name), (int, float)) and source[name] == source[name]:
                 um_per_px, um_field = float(source[name]), f"{where}: {name}"
-    if um_per_px is None and image is not None and image.um_per_px:
-        um_per_px, um_field = image.um_per_px, image.um_field
     genes = hest_gene_list(root)
     if genes is not None:
         missing = sorted(set(genes) - set(adata.var_names))
@@ -181,6 +184,7 @@ def load_hest(files: SectionFiles) -> Loaded:
         pitch_um=float(pitch) if isinstance(pitch, (int, float)) and pitch > 0 else None,
         technology=str(about.get("st_technology") or adata.uns.get("technology") or ""),
         image_note=note,
+        pictures=pictures,
         notes=[f"{root}: gene list of {len(genes)} genes kept in uns['gene_list']."] if genes is not None else [],
     )
 
@@ -193,17 +197,19 @@ def _root(path: Path) -> Path:
     return path.parent
 
 
-def _image(files: SectionFiles, root: Path, adata: AnnData, metadata: dict[str, Any]) -> tuple[ImageSource | None, str]:
+def _image(
+    files: SectionFiles, root: Path, adata: AnnData, metadata: dict[str, Any], pictures: list[Carried]
+) -> tuple[ImageSource | None, str]:
     if files.image is not None:
         if not files.image.exists():
             raise InputError("image or patches file is missing", file=files.image)
-        return open_for(adata, files.image, {}), ""
+        return open_for(adata, files.image, {}, pictures), ""
     slides = sorted(
         image_beside(root / "wsis", [files.id]), key=lambda path: path.suffix.lower() not in {".tif", ".tiff"}
     )
     for path in (*slides, root / "patches" / f"{files.id}.h5"):
         if path.exists():
-            return open_for(adata, path, metadata if path in slides else {}), ""
+            return open_for(adata, path, metadata if path in slides else {}, pictures), ""
     return None, f"image is missing: neither wsis/{files.id}.tif nor patches/{files.id}.h5 is in {root}"
 
 

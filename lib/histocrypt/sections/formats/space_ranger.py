@@ -19,6 +19,7 @@ from histocrypt.hdf5 import open_h5
 from histocrypt.sections.formats.h5ad import h5_errors
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import ImageSource, ScaledImage, image_beside, is_image, open_image
+from histocrypt.sections.picture import SAME_SIZE, Carried, at_own_scale
 from histocrypt.sections.resolution import VISIUM_PITCH_UM, guess
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 from histocrypt.sections.tables import numbers, read_table
@@ -40,8 +41,6 @@ SMALL_IMAGES = (("hires", "tissue_hires_image.png"), ("lowres", "tissue_lowres_i
 OWN_PICTURE = re.compile(r"(tissue_(hires|lowres)_image|(aligned|detected)_tissue_image|aligned_fiducials)$")
 """Pictures that Space Ranger writes into ``spatial/``, and some people beside it."""
 HD = re.compile(r"^square_\d+um$")
-SAME_SIZE = 0.01
-"""Largest relative difference in size of two pictures of one slide: small images are rounded to whole pixels."""
 
 
 # Which files there are, as far as names tell.
@@ -143,7 +142,7 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
     adata, read = _read_matrix(root)
     positions, positions_path = _read_positions(root)
     _join(adata, positions, positions_path)
-    image, image_files = best_image(files, root, factors)
+    image, image_files, pictures = best_image(files, root, factors, coords=adata.obsm["spatial"])
     guessed = guess(adata, pitch_um=VISIUM_PITCH_UM)
     um_per_px, field = None, ""
     if "spot_diameter_fullres" in factors:
@@ -157,10 +156,6 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
                 field="spot_diameter_fullres",
                 fix="correct it, or give `um_per_px:`",
             )
-    notes = []
-    if isinstance(image, ScaledImage):
-        known = files.um_per_px or um_per_px or (guessed.um_per_px if guessed is not None else np.nan)
-        notes.append(reduced_note(image, known))
     metadata = {
         "spot_diameter_um": SPOT_UM,
         "inter_spot_um": VISIUM_PITCH_UM,
@@ -178,15 +173,8 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
         pitch_um=VISIUM_PITCH_UM,
         technology="Visium",
         image_note="" if image is not None else f"image is missing: none in {root} and none in spatial/",
-        notes=notes,
-    )
-
-
-def reduced_note(image: ScaledImage, um_per_px: float) -> str:
-    """Return the note that a reduced image is used."""
-    return (
-        f"{image.path}: a reduced image of {um_per_px / image.scale:.1f} um per pixel stands for the full-resolution "
-        f"one ({um_per_px:.2f} um per pixel): tiles hold no finer detail."
+        pictures=pictures,
+        origins={"spots": f"{positions_path.name}: pxl_col_in_fullres, pxl_row_in_fullres"},
     )
 
 
@@ -446,9 +434,14 @@ def scale_factors(root: Path, more: tuple[str, ...] = ()) -> tuple[dict[str, flo
 
 
 def best_image(
-    files: SectionFiles, root: Path, factors: dict[str, float], *, candidates: list[Path] | None = None
-) -> tuple[ImageSource | None, list[Path]]:
-    """Return the full-resolution image where there is one, else a reduced one with its scale factor; and its file.
+    files: SectionFiles,
+    root: Path,
+    factors: dict[str, float],
+    *,
+    candidates: list[Path] | None = None,
+    coords: np.ndarray | None = None,
+) -> tuple[ImageSource | None, list[Path], list[Carried]]:
+    """Return the full-resolution image, else a reduced one; its file; and reduced ones to compare the full one with.
 
     Parameters
     ----------
@@ -456,6 +449,8 @@ def best_image(
         The folder that holds ``spatial/`` with the reduced images.
     candidates
         Images that may be the full-resolution one; default: those in ``root`` and beside it.
+    coords
+        Spot centres, by which a reduced image that has lost its fellows is known.
 
     Raises
     ------
@@ -481,10 +476,11 @@ def best_image(
     path = given or full
     for reduced, scale, _ in small:
         if path is None or path.samefile(reduced):
-            return ScaledImage(open_image(reduced), scale), [reduced]
+            return ScaledImage(open_image(reduced), scale), [reduced], []
     if path is None:
-        return None, []
-    image = open_image(path)
+        return None, [], []
+    pictures = [Carried(reduced.name, open_image(reduced), scale) for reduced, scale, _ in small]
+    image = at_own_scale(open_image(path), pictures, factors, coords)
     if small and not _alike((image.width, image.height), small[0][2]):
         reduced, _, (width, height) = small[0]
         raise InputError(
@@ -494,7 +490,7 @@ def best_image(
             expected=f"about {width:.0f} x {height:.0f} px by {reduced.name} and its scale factor",
             fix="give the image that Space Ranger was run on as `image:`",
         )
-    return image, [path]
+    return image, [path], pictures
 
 
 def _small_images(

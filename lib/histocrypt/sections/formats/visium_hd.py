@@ -21,7 +21,6 @@ import numpy as np
 from histocrypt.errors import InputError, unreadable
 from histocrypt.sections.formats import space_ranger
 from histocrypt.sections.identity import safe_id
-from histocrypt.sections.image import ScaledImage
 from histocrypt.sections.pooling import lattice_section, pooled_counts, square_metadata
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 
@@ -150,16 +149,17 @@ def load_visium_hd(files: SectionFiles) -> Loaded:
     row, column = np.divmod(squares, width)
     side = bins.side_um * bins.fold
     adata = lattice_section(counts, genes, row, column, np.ascontiguousarray(grid[:, row, column].T), side_um=side)
-    image, image_files = space_ranger.best_image(
-        files, _with_small_images(bins.folder), factors, candidates=_full_images(files.path)
+    image, image_files, pictures = space_ranger.best_image(
+        files,
+        _with_small_images(bins.folder),
+        factors,
+        candidates=_full_images(files.path),
+        coords=adata.obsm["spatial"],
     )
     um_per_px, field = factors.get("microns_per_pixel"), f"{factors_path.name}: microns_per_pixel"
     if um_per_px is None and "spot_diameter_fullres" in factors:
         um_per_px = bins.side_um / factors["spot_diameter_fullres"]
         field = f"{factors_path.name}: spot_diameter_fullres ({bins.side_um} um)"
-    notes = []
-    if isinstance(image, ScaledImage):
-        notes.append(space_ranger.reduced_note(image, files.um_per_px or um_per_px or np.nan))
     adata.uns["spatial"] = {files.id: {"scalefactors": factors, "metadata": square_metadata(float(side))}}
     summed = f", {bins.fold} x {bins.fold} bins summed to {side} um" if bins.fold > 1 else f", bins of {side} um"
     return Loaded(
@@ -172,7 +172,7 @@ def load_visium_hd(files: SectionFiles) -> Loaded:
         pitch_um=float(side),
         technology="Visium HD",
         image_note="" if image is not None else f"image is missing: none beside {files.path} and none in spatial/",
-        notes=notes,
+        pictures=pictures,
         origins={
             "counts": f"{bins.folder.name}/{MATRIX}{summed}",
             "spots": f"{bins.folder.name}/spatial/{positions.name}",
