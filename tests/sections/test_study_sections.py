@@ -131,7 +131,8 @@ def test_unusable_section_stops_a_study(tiny_section, tmp_path):
 def test_check_of_a_study_file(tiny_section, tmp_path):
     tiny_section(tmp_path, "A", "P1")
     tiny_section(tmp_path, "B", "P2")
-    (tmp_path / "study.yaml").write_text("name: s\nsections:\n  - path: '[AB].h5ad'\n  - path: absent.h5ad\n")
+    sections = "sections:\n  - path: '[AB].h5ad'\n  - path: absent.h5ad\n"
+    (tmp_path / "study.yaml").write_text(f"name: s\n{sections}preprocessing: {{tile_px: 96}}\n")  # 4 um a pixel
     result = CliRunner().invoke(app, ["check", str(tmp_path / "study.yaml")])
     assert result.exit_code == 2
     lines = result.stdout.splitlines()
