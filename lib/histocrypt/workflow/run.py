@@ -82,7 +82,7 @@ def run_study(
         notes = study.run.root / ".snakemake" / "metadata"
         if same_under_new_rules(study.run, study.model_dump(mode="json")):
             shutil.rmtree(notes, ignore_errors=True)
-        elif before := moved_from(study.run):
+        elif notes.is_dir() and (before := moved_from(study.run)):
             with tempfile.TemporaryDirectory(dir=study.run.root) as folder:
                 follow(study.run, before, Path(folder) / "metadata")
                 shutil.rmtree(notes, ignore_errors=True)
