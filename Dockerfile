@@ -1,11 +1,12 @@
-# docker build -t histocrypt .                                CPU; see TORCH_INDEX_URL
-# docker build -t histocrypt:cuda --build-arg DEVICE=cuda .   NVIDIA GPU
+# docker build -t histocrypt --build-arg TORCH_INDEX_URL=... .   CPU, 2.7 GB
+# docker build -t histocrypt .                                   runs on CPU, with CUDA inside on Intel and AMD: 3 GB more
+# docker build -t histocrypt:cuda --build-arg DEVICE=cuda .      NVIDIA GPU
 # How to run it: docs/docker.md
-FROM python:3.11-slim
+FROM python:3.11-slim AS packages
 
 ARG DEVICE=cpu
-# A package index with the torch builds for DEVICE, as the install page of PyTorch names it. Without one, Linux gets
-# the CUDA build from an ordinary index: right for cuda, and about 3 GB more than needed for cpu.
+# The package index with the torch builds for DEVICE, as the install page of PyTorch names it. Without one, Linux gets
+# the CUDA build from an ordinary index: right for cuda, and about 3 GB more than needed for cpu, which the build says.
 ARG TORCH_INDEX_URL=
 # The versions of requirements.lock, repeated so that another package's new version does not reinstall torch.
 ARG TORCH_VERSION=2.13.0
@@ -26,14 +27,23 @@ RUN useradd --create-home --uid 1000 --shell /bin/bash histocrypt
 RUN case "$DEVICE" in cpu|cuda) ;; *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 2 ;; esac \
  && python -m pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
       "torch==$TORCH_VERSION" "torchvision==$TORCHVISION_VERSION" \
- && if [ "$DEVICE" = cuda ]; then python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; fi
+ && if [ "$DEVICE" = cuda ]; then python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; \
+    else python -c 'import torch; torch.version.cuda and print("NOTE: this torch holds CUDA, about 3 GB that a CPU" \
+      " does not need: give the CPU index of PyTorch by --build-arg TORCH_INDEX_URL=...")'; fi
 
 # All other packages, by exact version.
 COPY requirements.lock /tmp/requirements.lock
 RUN python -m pip install --no-deps -r /tmp/requirements.lock
 
-# The code: installs nothing but itself. It belongs to the user, who may edit the notebooks.
-COPY --chown=1000:1000 . /histocrypt
+# The code, without what its user saw in notebooks and saved there: a layer keeps what a later one deletes, so it is
+# cleared in a stage of its own, of which only the result goes on.
+FROM python:3.11-slim AS code
+COPY . /histocrypt
+RUN python /histocrypt/docker/clear_outputs.py /histocrypt
+
+# It installs nothing but itself. It belongs to the user, who may edit the notebooks.
+FROM packages
+COPY --from=code --chown=1000:1000 /histocrypt /histocrypt
 WORKDIR /histocrypt
 RUN python -m pip install --no-deps --no-build-isolation -e . \
  && python -m ipykernel install --sys-prefix --name histocrypt --display-name "Python (HistoCrypt)" \
