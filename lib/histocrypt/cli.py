@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -254,6 +255,19 @@ def _joined_parameters(arguments: list[str]) -> list[str]:
     return joined
 
 
+OF_THE_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ESTALE),
+}
+"""Errors of the system that are no fault of the program: rights, room, names of files."""
+
+
+def _refuse(sentence: str) -> NoReturn:
+    sys.stdout.flush()
+    typer.echo(f"histocrypt: {sentence}", err=True)
+    raise SystemExit(2) from None
+
+
 def main() -> None:
     """Entry point: user mistakes become one sentence and exit code 2."""
     try:
@@ -265,9 +279,12 @@ def main() -> None:
             restart_to_collect_early()
         app(args=_joined_parameters(arguments) if arguments[:1] == ["run"] else arguments)
     except InputError as error:
-        sys.stdout.flush()
-        typer.echo(f"histocrypt: {error}", err=True)
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _refuse(f"{where}{error.strerror}."[:500])
     except KeyboardInterrupt:
         typer.echo("histocrypt: interrupted; what was finished is kept", err=True)
         raise SystemExit(130) from None

@@ -100,13 +100,25 @@ def regular(path: str | Path, *, missing: str = "is missing") -> Path:
         raise InputError(f"{missing}{leads}", file=path, fix=near(path))
     if stat.S_ISDIR(mode):
         raise InputError("is a folder", file=path, expected="a file")
-    if not stat.S_ISREG(mode):
-        raise InputError("is a pipe, a device or a socket", file=path, expected="an ordinary file")
+    refuse_pipe(path)
     if not os.access(path, os.R_OK):
         raise InputError("permission to read it is denied", file=path, fix="ask its owner for the right, or copy it")
     if not path.stat().st_size:
         raise InputError(EMPTY.words, file=path, fix=SOURCE)
     return path
+
+
+def refuse_pipe(path: str | Path) -> None:
+    """Refuse a pipe, a device or a socket: reading it would wait, or never end; what else is wrong is said on reading.
+
+    Raises
+    ------
+    InputError
+        If one is there, or the path can be none.
+    """
+    mode = mode_of(path)
+    if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError("is a pipe, a device or a socket", file=path, expected="an ordinary file")
 
 
 def mode_of(path: str | Path) -> int | None:

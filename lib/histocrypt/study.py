@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
+from histocrypt.files import refuse_pipe
 from histocrypt.options import (
     Audit,
     DemoTissue,
@@ -129,6 +130,7 @@ def load_study(path: str | Path) -> Study:
     path = Path(path)
     if not path.is_file() and (paths.repository() / path).is_file():
         path = paths.repository() / path
+    refuse_pipe(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

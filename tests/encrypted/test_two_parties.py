@@ -318,3 +318,35 @@ def test_engine_version_is_pinned(monkeypatch):
     monkeypatch.setattr(engine, "VERSIONS", {**engine.VERSIONS, "orion-v2-evaluator": "2.1.4"})
     with refuses("orion-v2-evaluator"):
         engine.check()
+
+
+def test_keys_go_into_a_folder_that_exists_as_it_is(world, tmp_path):
+    (tmp_path / "open").mkdir(mode=0o755)
+    (tmp_path / "open").chmod(0o755)
+    keygen(world.bundle / "client.json", tmp_path / "open")
+    assert (tmp_path / "open").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "open" / "secret.key").stat().st_mode & 0o777 == 0o600
+    keygen(world.bundle / "client.json", tmp_path / "new")
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+
+
+def test_no_folder_of_somebody_elses_is_written_into(world, answered, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name, content in (("client.json", "{}"), ("public.key", "a key of mine")):
+        (tmp_path / "mine" / name).write_text(content)
+        with pytest.raises(InputError) as caught:
+            keygen(world.bundle / "client.json", tmp_path / "mine")
+        assert caught.value.file == tmp_path / "mine" / name
+        (tmp_path / "mine" / name).unlink()
+    shutil.copytree(answered / "request", tmp_path / "request")
+    before = (tmp_path / "request" / "00000.ct").read_bytes()
+    with pytest.raises(InputError):  # a response in place of its request
+        evaluate_request(
+            tmp_path / "request", world.bundle, world.keys / "evaluation.keys", tmp_path / "request", workers=1
+        )
+    assert (tmp_path / "request" / "00000.ct").read_bytes() == before
+    with pytest.raises(InputError):  # a request beside the secret key would be sent with it
+        encrypt_section(world.section, world.keys, world.keys)
+    with pytest.raises(InputError) as caught:
+        decrypt_response(answered / "response", world.keys, world.section)
+    assert caught.value.file == world.section

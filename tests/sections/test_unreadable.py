@@ -311,3 +311,18 @@ def test_check_tells_every_kind_in_one_sentence(section, tmp_path):
     found = CliRunner().invoke(app, ["check", *map(str, sorted(folder.glob("*")))])
     assert found.exit_code == 2
     assert "Traceback" not in found.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["check", "{pipe}.yaml"], ["run", "{pipe}.yaml"], ["map", "{pipe}.h5ad", "--gene", "A"]]
+    + [["fhe", "keygen", "--client", "{pipe}.json", "-o", "keys"], ["score", "{pipe}.h5ad", "{pipe}.h5ad"]],
+    ids=lambda command: command[0],
+)
+def test_no_command_waits_for_a_pipe(command, tmp_path):
+    for suffix in (".yaml", ".h5ad", ".json"):
+        os.mkfifo(tmp_path / f"pipe{suffix}")
+    arguments = [part.format(pipe=tmp_path / "pipe") for part in command]
+    found = CliRunner().invoke(app, arguments)
+    assert isinstance(found.exception, InputError)
+    assert str(found.exception.file) in arguments

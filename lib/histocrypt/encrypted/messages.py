@@ -34,7 +34,7 @@ import numpy as np
 from histocrypt.encrypted.engine import galois_element, galois_order
 from histocrypt.encrypted.parameters import Parameters
 from histocrypt.errors import InputError
-from histocrypt.files import atomic_path
+from histocrypt.files import atomic_path, refuse_pipe
 
 MAGIC = b"HISTOCRYPT\x00\x01"
 START = len(MAGIC) + 4
@@ -208,6 +208,7 @@ def parse_header(data: bytes, file: Any) -> tuple[dict[str, Any], int]:
 
 def _peek(path: Path) -> tuple[bytes, int]:
     """Return the first bytes of a file, and its size."""
+    refuse_pipe(path)
     try:
         with path.open("rb") as file:
             return file.read(START + LONGEST_HEADER), path.stat().st_size

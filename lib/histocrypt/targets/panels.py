@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.files import read_json, write_json
+from histocrypt.files import read_json, refuse_pipe, write_json
 from histocrypt.targets.matrix import names_of, noun
 from histocrypt.targets.transforms import transform
 
@@ -484,6 +484,7 @@ def _put_forward(section: AnnData, genes: np.ndarray) -> tuple[np.ndarray, np.nd
 def read_gene_list(file: str | Path) -> list[str]:
     """Read gene names from a file: JSON (a list, or ``{"genes": [...]}``), else one a line; ``#`` starts a comment."""
     file = Path(file)
+    refuse_pipe(file)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
