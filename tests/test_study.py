@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from histocrypt import paths
@@ -108,3 +111,85 @@ def test_wrong_synthesis_and_audit_are_said_in_one_sentence():
             parse_study({**base, **part}, file="s.yaml")
         assert (error.value.file, error.value.field) == ("s.yaml", field)
         assert all(word in str(error.value) for word in words), error.value
+
+
+WRITTEN = """
+name: {0}
+sections:
+  - {{path: {0}, id: {0}, patient: {0}}}
+evaluation: {{markers: [{0}]}}
+"""
+
+
+@pytest.mark.parametrize(
+    "text", ["007", "151673", "1e5", "no", "0x10", "0o7", "7.0", "2021-03-04", "2021-13-45", "12:30:45", "1_000"]
+)
+def test_texts_are_read_as_they_are_written(text, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        WRITTEN.format(text) if ":" not in text else WRITTEN.format(text).replace(f"name: {text}", "name: a")
+    )
+    study = load_study(path)
+    (section,) = study.sections
+    assert (section.path, section.id, section.patient) == (text, text, text)
+    assert study.evaluation.markers == [text]
+    assert study.name in (text, "a")
+
+
+@pytest.mark.parametrize("empty", ["", "~", "null"])
+def test_what_is_left_empty_stays_so(empty, tmp_path):
+    (tmp_path / "study.yaml").write_text(f"name: a\nsections:\n  - path: a.h5ad\n    patient: {empty}\n")
+    assert load_study(tmp_path / "study.yaml").sections[0].patient is None
+
+
+def test_numbers_are_numbers_still(tmp_path):
+    (tmp_path / "study.yaml").write_text("name: a\nseed: 0x10\nsections: [{path: a, um_per_px: 0.5}]\n")
+    study = load_study(tmp_path / "study.yaml")
+    assert (study.seed, study.sections[0].um_per_px) == (16, 0.5)
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        (LAUGHS, "f", None),
+        ("name: &a [*a]", "name.0", None),
+        ("name: " + "[" * 2000, None, None),
+        ("".join(" " * level + "a:\n" for level in range(60)), None, None),
+        ("name: a\nname: b\n", None, "name"),
+        ("name: a\nsections:\n - {path: a, path: b}\n", "sections.0", "path"),
+        ("name: a\nsections:\n\t- path: a\n", None, None),
+        ("name: a\n---\nname: b\n", None, None),
+        ("? [a]\n: b\n", None, None),
+        ("name: !!python/object/apply:os.getcwd []\n", None, None),
+        ("seed: " + "9" * 5000, None, None),
+        ('title: "\\ud800"', None, None),
+        ("x" * 2**20, None, "1,048,576 bytes"),
+        ("name: a\0b", None, None),
+    ],
+)
+def test_hostile_or_clumsy_yaml_is_one_sentence(text, field, value, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as refused:
+        load_study(path)
+    assert (refused.value.file, refused.value.field, refused.value.value) == (path, field, value)
+    assert str(refused.value).isprintable()
+
+
+def test_a_study_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path, tmp_path / "pipe.yaml", Path("/dev/zero")):
+        with pytest.raises(InputError) as refused:
+            load_study(path)
+        assert refused.value.file == path
+
+
+def test_an_error_is_one_line_whatever_a_file_is_called():
+    error = InputError("is odd", file="a\nb\x1b[31m\udcff.h5ad", value="c\u2028")
+    assert str(error).isprintable()
+    assert str(error).isascii()

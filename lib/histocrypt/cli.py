@@ -219,12 +219,15 @@ def draw_map(
 def score(
     prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad).")],
     truth: Annotated[str, typer.Argument(help="The section with its counts, in any readable format.")],
+    section: Annotated[
+        str | None, typer.Option(help="What the prediction calls the section, where its file is named otherwise.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Score predictions against measured counts."""
     from histocrypt.evaluation.score_file import render, score_files
 
-    typer.echo(render(score_files(prediction, truth), as_json=json))
+    typer.echo(render(score_files(prediction, truth, name=section), as_json=json))
 
 
 @app.command("demo-tissue")

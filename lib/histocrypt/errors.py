@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -71,7 +72,7 @@ class InputError(ValueError):
             sentence += f"; expected {expected}"
         if fix:
             sentence += f"; {fix}"
-        super().__init__(sentence if sentence.endswith("?") else sentence + ".")
+        super().__init__(_on_one_line(sentence if sentence.endswith("?") else sentence + "."))
 
     def given_by(self, ways: Mapping[str, str]) -> InputError:
         """Return the same error where settings are given in another way than in a study: setting -> what to do."""
@@ -106,6 +107,12 @@ def said_with(ways: Mapping[str, str]) -> Iterator[None]:
         yield
     except InputError as error:
         raise error.given_by(ways) from error
+
+
+def _on_one_line(sentence: str) -> str:
+    """Return a sentence with what would break its line, steer a terminal or not be printed written as escapes."""
+    sentence = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda odd: repr(odd[0])[1:-1], sentence)
+    return sentence.encode("utf-8", "backslashreplace").decode()
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], **where: object) -> InputError:

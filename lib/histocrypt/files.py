@@ -1,7 +1,7 @@
 """What is read and written: inputs are ordinary files, outputs take nobody's place, and checksums.
 
 A file is there whole, or not at all. What somebody else made is not replaced (`claim`). Text from outside goes into a
-table so that no spreadsheet runs it (`write_table`).
+table so that no spreadsheet runs it (`write_table`), and YAML comes in where it can do no harm (`read_yaml`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from histocrypt.kinds import EMPTY, SOURCE, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    from yaml import Node
 
 PARTIAL = re.compile(r"^\..+?\.(?:(?P<host>[^.]+)\.)?(?P<pid>\d+)\.partial")
 """Names of files that are being written: by which process of which machine."""
@@ -307,6 +308,99 @@ def _each_text(table: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFram
         if any(change(name) is not name for name in names):
             setattr(changed, axis, names.map(change))
     return changed
+
+
+YAML_BYTES, YAML_NODES, YAML_DEPTH = 2**19, 100_000, 50
+"""What a YAML file may hold: bytes, values with every alias written out, and levels."""
+
+
+def read_yaml(path: str | Path, what: str, *, prepare: Callable[[Node], None] | None = None) -> Any:
+    """Read a YAML file that a person wrote.
+
+    Parameters
+    ----------
+    what
+        What errors call it, e.g. ``"study"``.
+    prepare
+        Is given the tree of values before they are made, and may change their tags.
+
+    Raises
+    ------
+    InputError
+        If it is not there, no YAML, names a key twice, or is larger or deeper than a person writes.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        refuse_pipe(path)
+        if path.is_dir():
+            raise InputError(f"{what} cannot be read (it is a folder)", file=path)
+        if (size := path.stat().st_size) > YAML_BYTES:
+            raise InputError(f"{what} is far too large", file=path, value=f"{size:,} bytes", expected="at most 512 KiB")
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        if tree is None:
+            return None
+        _check_tree(tree, path, what)
+        if prepare is not None:
+            prepare(tree)
+        loader = yaml.SafeLoader("")
+        try:
+            return loader.construct_document(tree)
+        finally:
+            loader.dispose()
+    except OSError as error:
+        raise InputError(
+            f"{what} cannot be read ({error.strerror})",
+            file=path,
+            fix="studies/demo.yaml is an example" if what == "study" else None,
+        ) from error
+    except RecursionError as error:
+        raise InputError(f"{what} is nested too deeply", file=path, expected=f"at most {YAML_DEPTH} levels") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        said = " ".join(str(error).split())
+        fix = "indent with spaces, not with tabs" if "'\\t'" in said else None
+        raise InputError(f"{what} is not valid YAML ({said})", file=path, fix=fix) from error
+
+
+def _check_tree(tree: Node, path: Path, what: str) -> None:
+    """Refuse keys that are there twice, values within themselves, and more values or levels than a person writes."""
+    from yaml import MappingNode, ScalarNode
+
+    sizes: dict[int, int] = {}  # of the values below a node, which an alias makes count again
+
+    def size(node: Node, place: tuple[str, ...]) -> int:
+        where = {"file": path, "field": ".".join(place) or None}
+        if len(place) > YAML_DEPTH:
+            raise InputError(f"{what} is nested too deeply", file=path, expected=f"at most {YAML_DEPTH} levels")
+        if id(node) in sizes:
+            if not sizes[id(node)]:
+                raise InputError(f"{what} holds a value within itself", **where)
+            return sizes[id(node)]
+        if isinstance(node, ScalarNode):
+            node.value.encode()  # half a character, which no file could be written with, is a UnicodeError
+            return 1
+        sizes[id(node)] = 0
+        total, seen = 1, set()
+        if isinstance(node, MappingNode):
+            for key, value in node.value:
+                name = str(key.value) if isinstance(key, ScalarNode) else "?"
+                if isinstance(key, ScalarNode) and name in seen:
+                    line = key.start_mark.line + 1
+                    raise InputError("key is there twice", **where, value=name, fix=f"remove one, e.g. in line {line}")
+                seen.add(name)
+                total += size(key, (*place, name)) + size(value, (*place, name))
+        else:
+            total += sum(size(value, (*place, str(number))) for number, value in enumerate(node.value))
+        if total > YAML_NODES:
+            raise InputError(f"{what} holds too many values, with its aliases written out", **where)
+        sizes[id(node)] = total
+        return total
+
+    size(tree, ())
 
 
 BLOCK = 2**20

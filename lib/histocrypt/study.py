@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError
 
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.files import refuse_pipe
+from histocrypt.files import read_yaml
 from histocrypt.options import (
     Audit,
     DemoTissue,
@@ -37,7 +37,7 @@ class Study(Part):
     """Everything a run depends on."""
 
     later = ("stacking", "synthesis", "audit")
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
     title: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     sections: Annotated[list[SectionSource], Field(min_length=1)]
@@ -130,20 +130,28 @@ def load_study(path: str | Path) -> Study:
     path = Path(path)
     if not path.is_file() and (paths.repository() / path).is_file():
         path = paths.repository() / path
-    refuse_pipe(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"study cannot be read ({error.strerror})", file=path, fix="studies/demo.yaml is an example"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"study is not valid YAML ({' '.join(str(error).split())})", file=path) from error
+    content = read_yaml(path, "study", prepare=lambda tree: _keep_texts(tree, Study))
     if not isinstance(content, dict):
         raise InputError(
             "study is empty or not a mapping", file=path, expected="keys such as name, sections, panel, models"
         )
     return parse_study(content, file=path)
+
+
+def _keep_texts(node: yaml.Node, kind: Any) -> None:
+    """Mark what a study holds where a text is wanted as the text that is written: 007, 1e5, no and 2021-03-04, too."""
+    inner = get_args(kind)
+    if isinstance(node, yaml.MappingNode):
+        part = next((one for one in (kind, *inner) if isinstance(one, type) and issubclass(one, Part)), None)
+        for key, value in node.value if part is not None else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in part.model_fields:
+                _keep_texts(value, part.model_fields[key.value].annotation)
+    elif isinstance(node, yaml.SequenceNode):
+        of = next((get_args(one)[0] for one in (kind, *inner) if get_origin(one) is list), None)
+        for value in node.value:
+            _keep_texts(value, of)
+    elif str in (kind, *inner) and node.style is None and node.tag != "tag:yaml.org,2002:null":
+        node.tag = "tag:yaml.org,2002:str"
 
 
 def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study:

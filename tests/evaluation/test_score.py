@@ -86,3 +86,34 @@ def test_a_metric_that_is_registered_is_scored_and_shown_everywhere(scored, monk
     assert "bias" in result.means["log1p"]
     assert "Bias" in render(result)
     assert "Spearman" in score_table(scores, "log1p")
+
+
+def test_counts_in_a_file_of_another_name(scored, tmp_path):
+    study, _ = scored
+    path = study.run.prediction("knn", "fold_A")
+    section = ad.read_h5ad(study.run.section("A_2"))
+    section.obs["section"] = "lab_counts"
+    section.write_h5ad(tmp_path / "lab_counts.h5ad")
+    with pytest.raises(InputError, match="--section") as refused:
+        score_files(path, str(tmp_path / "lab_counts.h5ad"))
+    assert (refused.value.file, refused.value.value) == (path, "A_1")
+    named = score_files(path, str(tmp_path / "lab_counts.h5ad"), name="A_2")
+    assert named.means == score_files(path, str(study.run.section("A_2"))).means
+    assert named.section == "A_2"
+
+
+def test_barcodes_that_lost_their_suffix(scored, tmp_path):
+    study, _ = scored
+    path = study.run.prediction("knn", "fold_A")
+    prediction = ad.read_h5ad(path)
+    prediction.obs["barcode"] = [f"{barcode}-1" for barcode in prediction.obs["barcode"]]
+    prediction.write_h5ad(tmp_path / "p.h5ad")
+    with pytest.raises(InputError, match="suffix") as refused:
+        score_files(tmp_path / "p.h5ad", str(study.run.section("A_2")))
+    assert refused.value.field == "obs['barcode']"
+    assert refused.value.value.endswith("-1")
+    prediction.obs["barcode"] = [f"x{number}" for number in range(prediction.n_obs)]
+    prediction.write_h5ad(tmp_path / "p.h5ad")
+    with pytest.raises(InputError, match="in both files") as refused:
+        score_files(tmp_path / "p.h5ad", str(study.run.section("A_2")))
+    assert refused.value.field == "obs['barcode']"

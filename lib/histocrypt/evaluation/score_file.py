@@ -45,7 +45,7 @@ class ScoreResult:
     """What could not be scored, by name."""
 
 
-def score_files(prediction: Path, truth: str) -> ScoreResult:
+def score_files(prediction: Path, truth: str, *, name: str | None = None) -> ScoreResult:
     """Score a prediction file against a section with its counts.
 
     Parameters
@@ -54,6 +54,8 @@ def score_files(prediction: Path, truth: str) -> ScoreResult:
         An ``.h5ad`` written by ``histocrypt predict`` or by a run.
     truth
         The section, in any readable format.
+    name
+        What the prediction calls it, where that is not its own id.
 
     Raises
     ------
@@ -65,7 +67,7 @@ def score_files(prediction: Path, truth: str) -> ScoreResult:
     predicted = read_prediction(Path(prediction))
     section = read_path(truth)
     try:
-        pair = join(predicted, section.adata, section.id)
+        pair = join(predicted, section.adata, name or section.id)
     except InputError as error:
         raise error.of_file(prediction) from error
     graph = touching(pair.coords)
@@ -85,7 +87,7 @@ def score_files(prediction: Path, truth: str) -> ScoreResult:
     return ScoreResult(
         prediction=str(prediction),
         truth=str(truth),
-        section=section.id,
+        section=pair.section,
         patient=section.patient,
         model=str(predicted.uns["prediction"].get("model", "unknown")),
         spots=len(pair.spots),

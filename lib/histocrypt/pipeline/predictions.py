@@ -263,6 +263,10 @@ def check_prediction(prediction: AnnData, path: Path, unread: Collection[str] = 
             )
 
 
+SUFFIX = r"[-_.]\d{1,3}$"
+"""What programs add to a barcode: the number of the gel bead lane."""
+
+
 def transforms_of(prediction: AnnData) -> list[str]:
     """Return the transforms of a prediction, the main one first."""
     return [str(name) for name in np.atleast_1d(prediction.uns["prediction"]["transforms"])]
@@ -313,12 +317,7 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
     rows = section.obs_names.astype(str).get_indexer(barcodes)
     found = rows >= 0
     if not found.any():
-        there = sorted(set(prediction.obs["section"].astype(str)))
-        raise InputError(
-            f"no spot of section {name!r} is predicted; the prediction holds {some(there)}",
-            field="obs",
-            expected='the same section ids and barcodes in both (e.g. "S_1", "12x7")',
-        )
+        raise _unjoined(prediction, name, barcodes, section.obs_names.astype(str))
     matrix = matrix_of(prediction)
     known = names_of(section, matrix, section=name)
     measured_gene = prediction.var_names.isin(known)
@@ -353,6 +352,37 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
         unscored_genes=list(prediction.var_names[~measured_gene]),
         unpredicted_spots=list(section.obs_names[np.setdiff1d(np.arange(section.n_obs), rows)]),
         unmeasured_spots=list(barcodes[~found]),
+    )
+
+
+def _unjoined(prediction: AnnData, name: str, predicted: pd.Index, measured: pd.Index) -> InputError:
+    """Return why no spot of a section is predicted: it goes by another name, or its barcodes do."""
+    if not len(predicted):
+        there = sorted(set(prediction.obs["section"].astype(str)))
+        return InputError(
+            f"no spot of section {name!r} is predicted; the prediction holds {some(there)}",
+            field="obs['section']",
+            value=there[0] if there else None,
+            expected=f"{name!r}",
+            fix="if it is one of these under another name, say which: --section ID",
+        )
+    plain, its = (names.str.replace(SUFFIX, "", regex=True) for names in (predicted, measured))
+    shared = len(set(plain) & set(its))
+    say = f"e.g. {predicted[0]!r} in the prediction, {measured[0]!r} in the section"
+    if shared:
+        return InputError(
+            f"barcodes of section {name!r} end otherwise in the two files: without a suffix such as -1, {shared} of "
+            f"{len(predicted)} are alike",
+            field="obs['barcode']",
+            value=str(predicted[0]),
+            expected=f"as in the section, such as {str(measured[0])!r}",
+            fix="write the barcodes of the section as in the prediction",
+        )
+    return InputError(
+        f"no barcode of section {name!r} is in both files: {say}",
+        field="obs['barcode']",
+        value=str(predicted[0]),
+        expected='the same barcodes in both (e.g. "12x7")',
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -23,12 +24,22 @@ if TYPE_CHECKING:
 
     from histocrypt.sections.section import Section, SectionFiles
 
-SAFE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
+NO_ID = {"", "nan", "NaN", "None", "<NA>", "NaT"}
+"""What tables hold where nothing was written, as text."""
+WHOLE = re.compile(r"(\d+)\.0+\Z")
 
 
 def safe_id(name: str) -> str:
-    """Return a name with a dash for whatever a section id must not hold."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    """Return a name with a dash for whatever a section id must not hold.
+
+    A name of which the start, or nothing, is left gets a few digits of its hash, so that others stay apart from it.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    if SAFE_ID.match(plain):
+        return plain
+    digits = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    return f"{plain.strip('-.') or 'section'}-{digits}"
 
 
 def check_id(section: str, file: Path) -> None:
@@ -39,31 +50,76 @@ def check_id(section: str, file: Path) -> None:
             file=file,
             field="section",
             value=section,
-            expected="letters, digits, dot, dash and underscore",
+            expected="letters, digits, dot, dash and underscore, neither dot nor dash first",
             setting="id",
         )
 
 
+def id_text(value: object) -> str:
+    """Return an id as its writer meant it: 7.0 is 7, bytes are text, a day is ``2021-03-04``; "" where none is."""
+    if isinstance(value, bytes):
+        text = value.decode("utf-8", "replace")
+    elif isinstance(value, (float, np.floating)) and float(value).is_integer():
+        text = str(int(value))
+    elif hasattr(value, "isoformat"):
+        text = str(value.isoformat()).removesuffix("T00:00:00")
+    else:
+        text = str(value)
+    text = unicodedata.normalize("NFC", text).strip("\0").strip()
+    return "" if text in NO_ID else text
+
+
+def patient_text(given: str) -> str:
+    """Return a patient id as it is compared: without space around it, in one Unicode form, 7.0 as 7."""
+    return WHOLE.sub(r"\1", unicodedata.normalize("NFC", given).strip())
+
+
+def ids_in(values: Iterable[object]) -> list[str]:
+    """Return the different ids in a column, sorted; those of empty cells are left out."""
+    return sorted({patient_text(id_text(value)) for value in values} - {""})
+
+
 def one_value(adata: AnnData, name: str, file: Path) -> str | None:
     """Return what ``obs`` or ``uns`` says about the whole section; two different values are an error."""
-    if name in adata.obs:
-        values = sorted({str(value) for value in adata.obs[name].dropna().unique()} - {"", "nan", "None"})
-        if len(values) > 1:
-            raise InputError(
-                f"a section has one {name}, this file has {len(values)}",
-                file=file,
-                field=f"obs[{name!r}]",
-                value=values[:5],
-                fix="write one file a section",
-            )
-        if values:
-            return values[0]
-    value = adata.uns.get(name)
-    return str(value) if isinstance(value, (str, int, np.integer)) and str(value) else None
+    values = ids_in(adata.obs[name].unique()) if name in adata.obs else []
+    if len(values) > 1:
+        raise InputError(
+            f"a section has one {name}, this file has {len(values)}",
+            file=file,
+            field=f"obs[{name!r}]",
+            value=values[:5],
+            fix="write one file a section",
+        )
+    stated = adata.uns.get(name)
+    whole = (
+        ids_in(np.ravel(stated).tolist())
+        if isinstance(stated, (str, bytes, int, float, np.generic, np.ndarray))
+        else []
+    )
+    if values and len(whole) == 1 and values != whole:
+        raise InputError(
+            f"obs[{name!r}] names another {name}",
+            file=file,
+            field=f"uns[{name!r}]",
+            value=whole[0],
+            expected=f"{values[0]!r} as in obs",
+            fix="correct the wrong one",
+        )
+    found = values or (whole if len(whole) == 1 else [])
+    return found[0] if found else None
 
 
 def missing_patient(adata: AnnData, file: Path) -> InputError:
     """Return the error for a section whose patient is not known."""
+    written = sorted({str(value) for value in adata.obs["patient"].unique()} - {""}) if "patient" in adata.obs else []
+    if written:  # "None" or "nan", which a person may be called, but hardly is
+        return InputError(
+            "patient reads like none at all",
+            file=file,
+            field="obs['patient']",
+            value=written[0],
+            setting="patient",
+        )
     near = near_name("patient", adata.obs.columns, "donor", "subject", "case", "individual")
     return InputError(
         "patient is missing" + (f"; did you mean obs[{near!r}]?" if near else ""),
@@ -83,9 +139,10 @@ def near_name(name: str, present: Iterable[str], *synonyms: str) -> str | None:
 
 @cache
 def same_name(patient: str) -> str:
-    """Return a patient id without what people write differently: case, separators, a dash before the number."""
-    plain = re.sub(r"[\s_\-]+", "-", patient.strip().casefold()).strip("-")
-    return re.sub(r"(?<=[a-z])-(?=\d)|(?<=\d)-(?=[a-z])", "", plain)
+    """Return a patient id without what people write differently: case, separators, zeros before a number."""
+    plain = re.sub(r"[\s_\-.,/#:]+", "-", unicodedata.normalize("NFKC", patient).strip().casefold()).strip("-")
+    plain = re.sub(r"(?<=[^\W\d])-(?=\d)|(?<=\d)-(?=[^\W\d])", "", plain)
+    return re.sub(r"(?<!\d)0+(?=\d)", "", plain)
 
 
 @dataclass(frozen=True)
@@ -146,7 +203,7 @@ def _conflict(one: Fingerprint, two: Fingerprint) -> InputError | None:
             file=two.file,
             field="patient",
             value=two.patient,
-            fix="write the patient alike in both sections",
+            fix="write the patient alike in both sections; if they are two, by names that differ in more than this",
         )
     if one.counts and one.counts == two.counts:
         if apart:

@@ -11,6 +11,7 @@ from histocrypt.errors import InputError, said_with
 from histocrypt.files import mode_of, near, regular
 from histocrypt.kinds import kind_of
 from histocrypt.options import DEMO, FORMATS, SectionSource
+from histocrypt.sections.identity import patient_text
 from histocrypt.sections.section import Format, Section, SectionFiles
 
 BINNED = ("visium_hd", "xenium")
@@ -66,7 +67,7 @@ def find_sections(source: SectionSource, *, folder: str | Path | None = None) ->
         replace(
             files,
             id=source.id or files.id,
-            patient=source.patient or files.patient,
+            patient=patient_text(source.patient or "") or files.patient,
             image=image or files.image,
             um_per_px=source.um_per_px or files.um_per_px,
             bin_um=_binned(files, source.bin_um),
@@ -137,7 +138,7 @@ def read_path(
             image=paths.resolve(str(image)) if image is not None else files.image,
             um_per_px=um_per_px if um_per_px is not None else files.um_per_px,
             bin_um=_binned(files, bin_um),
-            patient=patient or files.patient,
+            patient=patient_text(patient or "") or files.patient,
         )
         return read_section(
             files, require_image=require_image, require_patient=False, require_counts=not for_prediction
@@ -182,8 +183,11 @@ def _matching(source: SectionSource, folder: str | Path | None, formats: list[Fo
     """Return the paths that an entry names; a glob leaves out files that are no sections."""
     path = paths.resolve(source.path, folder)
     parts = path.absolute().parts
-    magic = next((number for number, part in enumerate(parts) if any(sign in part for sign in "*?[")), None)
-    if mode_of(path) is not None or magic is None:
+    there = next(
+        (n for n in range(len(parts)) if mode_of(Path(*parts[: n + 1])) is None), len(parts)
+    )  # "[1]" is a name
+    magic = next((n for n in range(there, len(parts)) if any(sign in parts[n] for sign in "*?[")), None)
+    if magic is None:
         return [path]
     matches = sorted(Path(*parts[:magic]).glob("/".join(parts[magic:])))
     matches = [match for match in matches if match.is_dir() or any(form.recognises(match) for form in formats)]
@@ -204,7 +208,7 @@ def _sections_at(path: Path, formats: list[Format], *, for_prediction: bool = Fa
     if able:
         sections_in = for_prediction and able[0].predicted_in or able[0].sections_in
         if sections := sections_in(path):
-            return sections
+            return [replace(files, patient=patient_text(files.patient or "") or None) for files in sections]
     layouts = " or ".join(form.layout for form in formats)
     if path.is_file():
         raise _no_section(path, layouts)

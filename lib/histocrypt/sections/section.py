@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ class SectionFiles:
     """Side of the squares that ``visium_hd`` and ``xenium`` are summed to, micrometres; None: the format's own."""
     part: str = ""
     """Which of several sections this is: ``<folder below counts>/<section>`` of ``st_array``, ``Train/<slide>`` or
-    ``Test/<slide>`` of ``hackathon``."""
+    ``Test/<slide>`` of ``hackathon``, the slide as ``h5ad`` calls it."""
 
 
 @dataclass
@@ -88,7 +89,7 @@ def own_files(files: SectionFiles) -> list[Path]:
         path
         for beside in named
         if beside.is_file()
-        for path in beside.parent.glob(f"{beside.stem}[._]*")
+        for path in beside.parent.glob(f"{escape(beside.stem)}[._]*")
         if path.is_file()
     ]
     return sorted({*named, *siblings})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,40 @@ def opened_store(path: Path) -> Iterator[Mapping[str, Any]]:
         return
     with unpacked(path) as plain, open_h5(plain) as file:
         yield file
+
+
+def read_names(path: Path) -> AnnData:
+    """Read what tells sections apart: ``obs``, places, and of ``uns`` the names; counts and pictures are left alone.
+
+    It is read by anndata itself, as `read_store` does, whatever version wrote it.
+    """
+    from anndata import AnnData
+    from anndata._io.h5ad import read_dataframe
+    from anndata.compat import _clean_uns
+    from anndata.io import read_elem
+
+    with opened_store(path) as store, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is old or not unique
+        uns = store["uns"] if "uns" in store else {}
+        old = not _is_group(store["obs"])  # before version 0.7 a table, whose words stand in uns
+        wanted = [name for name in uns if name in ("section", "patient") or (old and name.endswith("_categories"))]
+        obs = read_dataframe(store["obs"]) if old else read_elem(store["obs"])
+        adata = AnnData(obs=obs, uns={name: read_elem(uns[name]) for name in wanted})
+        if old:
+            _clean_uns(adata)
+        if "spatial" in uns and _is_group(uns["spatial"]):
+            libraries = {name: uns["spatial"][name] for name in uns["spatial"] if _is_group(uns["spatial"][name])}
+            adata.uns["spatial"] = {
+                name: {"scalefactors": read_elem(content["scalefactors"])} if "scalefactors" in content else {}
+                for name, content in libraries.items()
+            }
+        if "obsm" in store and _is_group(store["obsm"]) and "spatial" in store["obsm"]:
+            adata.obsm["spatial"] = read_elem(store["obsm"]["spatial"])
+    return adata
+
+
+def _is_group(node: object) -> bool:
+    return not hasattr(node, "dtype")
 
 
 def read_store(path: Path, *, what: str) -> AnnData:

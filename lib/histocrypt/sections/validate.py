@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.sections.identity import check_id, missing_patient, near_name
+from histocrypt.sections.identity import check_id, missing_patient, near_name, patient_text
 from histocrypt.sections.image import ScaledImage
 from histocrypt.sections.picture import Witnesses, reduced_note
 from histocrypt.sections.resolution import resolve
@@ -50,7 +50,8 @@ def validated(
         raise InputError("section is empty", file=file, field="X", value=f"{adata.n_obs} spots x {adata.n_vars} genes")
     _refuse_repeats(adata.obs_names, file, "obs", "barcode")
     _refuse_repeats(adata.var_names, file, "var", "gene id")
-    patient = files.patient or loaded.patient
+    stated = patient_text(loaded.patient or "")
+    patient = files.patient or stated
     if not patient and require_patient:
         raise missing_patient(adata, file)
     if image is None and require_image:
@@ -117,8 +118,10 @@ def validated(
     if isinstance(image, ScaledImage):
         notes.append(reduced_note(image, um_per_px))
     origins = {"resolution": how, **loaded.origins}
-    if files.patient and files.patient != loaded.patient:
+    if files.patient and files.patient != stated:
         origins["patient"] = "as given"
+        if stated:
+            notes.append(f"{file}: the patient is {patient!r} as given; the file says {stated!r}.")
     return Section(
         files.id,
         patient or "",
@@ -150,7 +153,7 @@ def _refuse_repeats(names: pd.Index, file: Path, field: str, what: str) -> None:
         file=file,
         field=f"{field}_names",
         value=str(repeated[0]),
-        fix="make them unique",
+        fix="make them unique" + (", or write one file a slide if there are several" if field == "obs" else ""),
     )
 
 

@@ -7,10 +7,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from histocrypt import paths
 from histocrypt.errors import InputError
+from histocrypt.files import read_yaml
 from histocrypt.machine import usable_cores
 from histocrypt.study import Study
 
@@ -47,10 +46,7 @@ class Profile:
         """
         folder = _found(folder or Path("local"))
         file = folder / "config.yaml"
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"profile is not valid YAML ({' '.join(str(error).split())})", file=file) from error
+        content = read_yaml(file, "profile") or {}
         if not isinstance(content, dict):
             raise InputError("profile is not a mapping", file=file, expected="Snakemake's options, name: value")
         local = content.get("executor") in (None, "local")
@@ -122,8 +118,9 @@ class Command:
             # Two jobs that need most of the memory each then run one after the other.
             line += ["--cores", str(wide), "--resources", f"mem_mb={_memory_mb()}"]
         values = {
-            "study": self.file.resolve(),
-            "survey": survey,
+            # Quoted, since Snakemake reads a value as YAML: a path may hold `: ` or ` #`.
+            "study": json.dumps(str(self.file.resolve())),
+            "survey": json.dumps(str(survey)),
             "until": self.until or "",
             "parameters": json.dumps(self.given or {}),
             "threads": self.profile.threads,

@@ -16,6 +16,7 @@ from typing import Any
 
 from histocrypt import paths
 from histocrypt.errors import InputError
+from histocrypt.predictors.registry import MODELS
 from histocrypt.study import Study
 
 MARK = "\x01"
@@ -183,8 +184,9 @@ def parse(line: str) -> dict[str, Any]:
 
 def readable(job: str) -> str:
     """Return the name of a job's log as people read it."""
-    notebook, *rest = job.split("__")
-    return " ".join([notebook, *rest])
+    notebook, *of = job.split("__", 1)
+    model, *rest = of[0].split("__", 1) if of else ("",)
+    return " ".join([notebook, model, *rest] if model in {"baselines", *MODELS} else [notebook, *of])
 
 
 def _ended(slurm: str, log: Path) -> str:

@@ -452,9 +452,10 @@ STAGES = {
 
 
 @cache
-def known_parameters(notebook: str) -> frozenset[str]:
-    """Return the parameters of a notebook that a user may set: what its cell tagged ``parameters`` assigns."""
+def known_parameters(notebook: str) -> dict[str, str]:
+    """Return the parameters of a notebook that a user may set, with their types: what its parameters cell assigns."""
     cells = json.loads(STAGES[notebook].path.read_text(encoding="utf-8"))["cells"]
     source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    named = {one.target.id for one in ast.parse(source).body if isinstance(one, ast.AnnAssign)}
-    return frozenset(named - SET_BY_WORKFLOW)
+    assigned = [one for one in ast.parse(source).body if isinstance(one, ast.AnnAssign)]
+    named = {one.target.id: ast.unparse(one.annotation) for one in assigned}
+    return {name: kind for name, kind in named.items() if name not in SET_BY_WORKFLOW}

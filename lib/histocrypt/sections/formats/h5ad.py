@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.errors import InputError, unreadable
-from histocrypt.sections.identity import one_value
+from histocrypt.errors import InputError, unknown_name, unreadable
+from histocrypt.sections.identity import one_value, safe_id
 from histocrypt.sections.image import (
     IMAGE_SUFFIXES,
     ImageSource,
@@ -26,7 +26,8 @@ from histocrypt.sections.image import (
 from histocrypt.sections.picture import Carried, alike, at_own_scale, carried_in
 from histocrypt.sections.resolution import STATED, TOLERANCE, Fact, bin_size, stated_number
 from histocrypt.sections.section import Format, Loaded, SectionFiles, own_files
-from histocrypt.sections.stores import anndata_in, opened_store, read_store, stem_of
+from histocrypt.sections.slides import own_slide, slides_in
+from histocrypt.sections.stores import anndata_in, is_anndata, read_names, read_store, stem_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -42,45 +43,68 @@ def h5_errors() -> tuple[type[Exception], ...]:
     return (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, IORegistryError)
 
 
+def _file_and_slide(path: Path) -> tuple[Path, str]:
+    """Return the file and the slide that ``FILE.h5ad/slide1`` names; the slide is empty where none is named."""
+    return (path.parent, path.name) if not path.exists() and is_anndata(path.parent) else (path, "")
+
+
+def _recognises(path: Path) -> bool:
+    return bool(anndata_in(_file_and_slide(path)[0]))
+
+
 def _sections_in(path: Path) -> list[SectionFiles]:
-    return [_peeked(file) for file in anndata_in(path)]
+    path, slide = _file_and_slide(path)
+    found = [files for file in anndata_in(path) for files in _peeked(file)]
+    if not slide:
+        return found
+    named = [files for files in found if slide in (files.part, files.id)]
+    if not named:
+        raise unknown_name("slide", slide, [files.part or files.id for files in found], file=path)
+    return named
 
 
 def _inputs(files: SectionFiles) -> list[Path]:
-    """Return the files of a section; of a Zarr folder, every file in it."""
+    """Return the files of a section; of a Zarr folder, every file in it, and of a slide, its own images."""
+    own = image_beside(files.path.parent, _own_stems(files), BESIDE) if not files.image else []
     if files.path.suffix == ".h5ad":
-        return own_files(files)
+        return sorted({*own_files(files), *own})
     within = [path for path in files.path.rglob("*") if path.is_file()] if files.path.is_dir() else [files.path]
-    return sorted(
-        {*within, *([files.image] if files.image else image_beside(files.path.parent, [stem_of(files.path)]))}
-    )
+    beside = [files.image] if files.image else image_beside(files.path.parent, [stem_of(files.path)])
+    return sorted({*within, *own, *beside})
 
 
-def _peeked(path: Path) -> SectionFiles:
-    """Return a section with the id and patient that its file names, without reading its counts."""
-    from anndata.io import read_elem
+def _own_stems(files: SectionFiles) -> list[str]:
+    """Return under which names the image of one of several slides may lie; none where the file is of one."""
+    names = (files.part, files.id, f"{stem_of(files.path)}_{files.part}")
+    return [*dict.fromkeys(names)] if files.part and "/" not in files.part else []
 
-    known = {}
+
+def _peeked(path: Path) -> list[SectionFiles]:
+    """Return the sections of a file with the ids and patients that it names, without reading its counts."""
     try:
-        with opened_store(path) as file:
-            for name in ("section", "patient"):
-                values = {str(value) for value in read_elem(file["obs"][name])} if name in file["obs"] else set()
-                if not values and "uns" in file and name in file["uns"]:
-                    values = {str(read_elem(file["uns"][name]))}
-                if len(values - {"nan", "None", ""}) == 1:
-                    known[name] = next(iter(values - {"nan", "None", ""}))
-    except h5_errors():  # said properly when the section is read
-        known = {}
-    return SectionFiles(known.get("section", stem_of(path)), "h5ad", path, patient=known.get("patient"))
+        adata = read_names(path)
+        slides = slides_in(adata, path)
+        parts = [("", adata)] if slides is None else [(n, adata[slides.labels == n].copy()) for n in slides.names]
+        patients = [one_value(part, "patient", path) for _, part in parts]
+        known = one_value(adata, "section", path) if slides is None else ""
+    except (InputError, *h5_errors()):  # said properly when the section is read
+        return [SectionFiles(safe_id(stem_of(path)), "h5ad", path)]
+    if slides is None:
+        return [SectionFiles(safe_id(known or stem_of(path)), "h5ad", path, patient=patients[0])]
+    return [
+        SectionFiles(slides.section_id(name, stem_of(path)), "h5ad", path, patient=patient, part=name)
+        for (name, _), patient in zip(parts, patients, strict=True)
+    ]
 
 
 def load_h5ad(files: SectionFiles) -> Loaded:
     """Read a section file and open its image."""
     adata = read_anndata(files.path)
     spots = place_coordinates(adata)
+    adata, told_by, alone = own_slide(adata, files.part, files.id, files.path)
     metadata, field = library_metadata(adata, files.id)
     pictures, no_scale = carried_in(*library_of(adata, files.id), files.path)
-    path, note, notes = _image_path(files, metadata, f"{field}['source_image_path']")
+    path, note, notes = _image_path(files, metadata, f"{field}['source_image_path']", alone=alone)
     named = metadata.get("source_image_path")
     promised = isinstance(named, str) and bool(named) and not _is_foreign(named)  # then a reduced one is no stand-in
     image = open_for(adata, path, metadata, pictures) if path is not None else None
@@ -102,7 +126,14 @@ def load_h5ad(files: SectionFiles) -> Loaded:
         image_note=note,
         notes=notes,
         pictures=pictures,
-        origins={"counts": "X", "genes": "var_names", "spots": spots, "image": origin},
+        origins={
+            "section": told_by or _named_by(files),
+            "patient": next((f"{part}['patient']" for part in ("obs", "uns") if "patient" in getattr(adata, part)), ""),
+            "counts": "X",
+            "genes": "var_names",
+            "spots": spots,
+            "image": origin,
+        },
     )
 
 
@@ -148,6 +179,12 @@ def array_facts(adata: AnnData, files: SectionFiles, metadata: Mapping[str, Any]
     return facts | {"spot_diameter_px": diameter, "spot_field": where}
 
 
+def _named_by(files: SectionFiles) -> str:
+    """Return that a section's id is its file's name, where the two are not written alike."""
+    stem = stem_of(files.path)
+    return f"file name {stem!r}" if files.id != stem and files.id == safe_id(stem) else ""
+
+
 def read_anndata(path: Path) -> AnnData:
     """Read an ``.h5ad`` or a store of `stores`; a missing, truncated or foreign file is an `InputError`."""
     what = "section cannot be read as .zarr" if path.is_dir() else "section cannot be read as .h5ad"
@@ -166,7 +203,8 @@ def library_of(adata: AnnData, section: str) -> tuple[Mapping[str, Any], str]:
     libraries = adata.uns.get("spatial")
     if not isinstance(libraries, Mapping) or not libraries:
         return {}, "uns['spatial']"
-    library = section if section in libraries else next(iter(libraries))
+    found = [name for name, content in libraries.items() if isinstance(content, Mapping)] or list(libraries)
+    library = section if section in found else found[0]
     content = libraries[library] if isinstance(libraries[library], Mapping) else {}
     return content, f"uns['spatial'][{library!r}]"
 
@@ -272,15 +310,20 @@ def confined(folder: Path, name: str, *, file: Path, field: str) -> Path:
     return folder / name if not Path(name).is_absolute() else path
 
 
-def _image_path(files: SectionFiles, metadata: Mapping[str, Any], field: str) -> tuple[Path | None, str, list[str]]:
-    """Return the image of a section file, or None and why; and notes."""
+def _image_path(
+    files: SectionFiles, metadata: Mapping[str, Any], field: str, *, alone: bool
+) -> tuple[Path | None, str, list[str]]:
+    """Return the image of a section file, or None and why; and notes. One of several slides needs one of its own."""
     if files.image is not None:
         if not files.image.exists():
             raise InputError("image as given is missing", file=files.path, field="image", value=str(files.image))
         return files.image, "", []
     folder, stem, named = files.path.parent, stem_of(files.path), metadata.get("source_image_path")
-    why = f"{field} is not set, and neither {stem}.tif, .svs, .jpg, .png, ... nor {stem}_patches.h5 is here"
-    beside = image_beside(folder, [stem], BESIDE)
+    stems = [*_own_stems(files), *([stem] if alone else [])] or [files.id]
+    why = f"{field} is not set, and neither {stems[0]}.tif, .svs, .jpg, .png, ... nor {stems[0]}_patches.h5 is here"
+    if not alone:
+        why += f"; the slides of {files.path.name} cannot share one: an entry {files.path.name}/{files.part} names this"
+    beside = image_beside(folder, stems, BESIDE)
     own, notes = None, []
     if isinstance(named, str) and named:
         why = f"{field} names {named!r}, which is not in {folder}"
@@ -355,7 +398,7 @@ def _tile_folder(adata: AnnData, folder: Path, size: tuple[int, int] | None) -> 
 
 FORMAT = Format(
     layout="*.h5ad (or .h5ad.gz, or a .zarr folder of AnnData)",
-    recognises=lambda path: bool(anndata_in(path)),
+    recognises=_recognises,
     sections_in=_sections_in,
     read=load_h5ad,
     inputs=_inputs,

@@ -19,6 +19,7 @@ import numpy as np
 
 from histocrypt.errors import InputError, unknown_name, unreadable
 from histocrypt.hdf5 import open_h5
+from histocrypt.sections.identity import safe_id
 from histocrypt.sections.pixels import MAX_PIXELS, ScannedImage
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 
@@ -87,7 +88,7 @@ def _sections_in(path: Path, *, unlabelled: bool = False) -> list[SectionFiles]:
         chosen = TEST if unlabelled and slides[TEST] else TRAIN
         wanted = [pair for pair in every if pair[0] == chosen]
     return [
-        SectionFiles(name, "hackathon", path, patient=name if part == TRAIN else None, part=f"{part}/{name}")
+        SectionFiles(safe_id(name), "hackathon", path, patient=name if part == TRAIN else None, part=f"{part}/{name}")
         for part, name in wanted
     ]
 

@@ -17,10 +17,11 @@ from histocrypt.sections.formats.h5ad import (
     place_coordinates,
     read_anndata,
 )
-from histocrypt.sections.identity import one_value
+from histocrypt.sections.identity import id_text, one_value, safe_id
 from histocrypt.sections.image import ImageSource, ScaledImage, image_beside
 from histocrypt.sections.picture import Carried, carried_in
 from histocrypt.sections.section import Format, Loaded, SectionFiles
+from histocrypt.sections.slides import own_slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,14 +45,14 @@ def is_hest_bench(folder: Path) -> bool:
 
 def _sections_in(folder: Path) -> list[SectionFiles]:
     if folder.is_file():
-        return [SectionFiles(folder.stem, "hest", folder)] if folder.suffix == ".h5ad" else []
+        return [SectionFiles(safe_id(folder.stem), "hest", folder)] if folder.suffix == ".h5ad" else []
     if not is_hest_bench(folder):
-        return [SectionFiles(path.stem, "hest", path) for path in sorted((folder / "st").glob("*.h5ad"))]
+        return [SectionFiles(safe_id(path.stem), "hest", path) for path in sorted((folder / "st").glob("*.h5ad"))]
     found: dict[str, SectionFiles] = {}
     for split in hest_splits(folder).values():
         for rows in split.values():
             for row in rows:
-                files = SectionFiles(row["sample_id"], "hest", row["expr_path"], image=row["patches_path"])
+                files = SectionFiles(safe_id(row["sample_id"]), "hest", row["expr_path"], image=row["patches_path"])
                 if found.setdefault(files.id, files) != files:
                     raise InputError(
                         "one sample has two expression or patches files in the splits",
@@ -147,12 +148,13 @@ def hest_gene_list(folder: str | Path) -> list[str] | None:
 def load_hest(files: SectionFiles) -> Loaded:
     """Read a HEST section: its slide where that is there, else its patches."""
     adata = read_anndata(files.path)
+    place_coordinates(adata)
+    adata, _, _ = own_slide(adata, "", files.id, files.path)
     root = _root(files.path)
     metadata, field = library_metadata(adata, files.id)
-    about_path = root / "metadata" / f"{files.id}.json"
+    about_path = root / "metadata" / f"{files.path.stem}.json"
     about = read_json(about_path) if about_path.exists() else {}
     about = {name: value for name, value in about.items() if value == value} if isinstance(about, dict) else {}  # NaN
-    place_coordinates(adata)
     pictures, _ = carried_in(*library_of(adata, files.id), files.path)
     image, note = _image(files, root, adata, metadata, pictures)
     if image is None and pictures:
@@ -177,7 +179,7 @@ def load_hest(files: SectionFiles) -> Loaded:
     return Loaded(
         adata,
         image,
-        one_value(adata, "patient", files.path) or str(about.get("patient") or "") or None,
+        one_value(adata, "patient", files.path) or id_text(about.get("patient")) or None,
         [files.path, *([image.path] if image is not None else []), *([about_path] if about else [])],
         um_per_px=um_per_px,
         um_field=um_field,
@@ -204,13 +206,12 @@ def _image(
         if not files.image.exists():
             raise InputError("image or patches file is missing", file=files.image)
         return open_for(adata, files.image, {}, pictures), ""
-    slides = sorted(
-        image_beside(root / "wsis", [files.id]), key=lambda path: path.suffix.lower() not in {".tif", ".tiff"}
-    )
-    for path in (*slides, root / "patches" / f"{files.id}.h5"):
+    name = files.path.stem  # and not the id, which a study may give
+    slides = sorted(image_beside(root / "wsis", [name]), key=lambda path: path.suffix.lower() not in {".tif", ".tiff"})
+    for path in (*slides, root / "patches" / f"{name}.h5"):
         if path.exists():
             return open_for(adata, path, metadata if path in slides else {}, pictures), ""
-    return None, f"image is missing: neither wsis/{files.id}.tif nor patches/{files.id}.h5 is in {root}"
+    return None, f"image is missing: neither wsis/{name}.tif nor patches/{name}.h5 is in {root}"
 
 
 FORMAT = Format(

@@ -13,7 +13,7 @@ import numpy as np
 
 from histocrypt.errors import InputError, unreadable
 from histocrypt.files import regular
-from histocrypt.sections.identity import safe_id
+from histocrypt.sections.identity import id_text, patient_text, safe_id
 from histocrypt.sections.image import TILE_NAME, ImageSource, PatchMosaic, is_image, open_image, tiles_in
 from histocrypt.sections.resolution import ST_PITCH_UM
 from histocrypt.sections.section import Format, Loaded, SectionFiles
@@ -168,10 +168,9 @@ def _array(spot: np.lib.npyio.NpzFile, field: str, path: Path) -> np.ndarray:
 
 def _scalar(spot: np.lib.npyio.NpzFile, field: str, path: Path) -> str:
     values = _array(spot, field, path).ravel()
-    if len(values) != 1 or not str(values[0]):
+    if len(values) != 1 or not id_text(values[0]):
         raise InputError("is not one name", file=path, field=field, value=values.tolist()[:5])
-    value = values[0]
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return patient_text(id_text(values[0])) if field == "patient" else id_text(values[0])
 
 
 def _pair(spot: np.lib.npyio.NpzFile, field: str, path: Path) -> np.ndarray:
