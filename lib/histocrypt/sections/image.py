@@ -413,6 +413,8 @@ def open_image(path: str | Path) -> ImageSource:
     regular(path, missing="image is missing")
     if path.suffix.lower() in {".h5", ".hdf5"}:
         return PatchMosaic.from_h5(path)
+    if path.name.lower().endswith((".png.gz", ".jpg.gz", ".jpeg.gz")):
+        return WholeImage(path)
     _refuse_disguised(path)
     if is_tiff(path):
         return _open_tiff(path)

@@ -76,6 +76,8 @@ def read_table(path: Path, columns: Sequence[str], *, headless: bool = False) ->
             yield from rows
 
         for number, row in enumerate(all_rows(), start=1 + is_header):
+            if not any(cell.strip() for cell in row):
+                continue
             while len(row) > len(names) and not row[-1].strip():
                 row.pop()
             if places is None:

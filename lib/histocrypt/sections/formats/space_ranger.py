@@ -1,6 +1,8 @@
 """Space Ranger's output: counts, spot positions and images of one Visium section.
 
-A run is the folder that holds ``spatial/`` (``outs``, or whatever it was renamed to) and the filtered count matrix.
+A run is the folder that holds ``spatial/`` (``outs``, or whatever it was renamed to) and the filtered count matrix. As
+GEO hands sections out, all files of one or of several lie in one folder, each named after its sample
+(``GSM5924030_s1_tissue_positions_list.csv.gz``); every file may be packed by gzip.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import gzip
 import re
 from collections.abc import Iterable
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +21,11 @@ from histocrypt.files import read_json, regular
 from histocrypt.hdf5 import open_h5
 from histocrypt.sections.formats.h5ad import h5_errors
 from histocrypt.sections.identity import safe_id
-from histocrypt.sections.image import ImageSource, ScaledImage, image_beside, is_image, open_image
+from histocrypt.sections.image import IMAGE_SUFFIXES, ImageSource, ScaledImage, image_beside, is_image, open_image
 from histocrypt.sections.picture import SAME_SIZE, Carried, at_own_scale
 from histocrypt.sections.resolution import VISIUM_PITCH_UM, guess
 from histocrypt.sections.section import Format, Loaded, SectionFiles
+from histocrypt.sections.stores import unpacked
 from histocrypt.sections.tables import numbers, read_table
 
 if TYPE_CHECKING:
@@ -40,6 +44,7 @@ SPOT_UM = 55.0
 SMALL_IMAGES = (("hires", "tissue_hires_image.png"), ("lowres", "tissue_lowres_image.png"))
 OWN_PICTURE = re.compile(r"(tissue_(hires|lowres)_image|(aligned|detected)_tissue_image|aligned_fiducials)$")
 """Pictures that Space Ranger writes into ``spatial/``, and some people beside it."""
+FLAT = re.compile(r"^(?P<prefix>.*?)(spatial[_.-])?tissue_positions(_list)?\.(csv|parquet)(\.gz)?$")
 HD = re.compile(r"^square_\d+um$")
 
 
@@ -56,13 +61,36 @@ def _root(folder: Path) -> Path | None:
     return None
 
 
-def _matrices(root: Path) -> list[Path]:
-    """Return the filtered counts: ``.h5`` files, then MTX folders."""
-    return sorted(root.glob(f"*{MATRIX}.h5")) + [path for path in sorted(root.glob(f"*{MATRIX}")) if path.is_dir()]
+def _matrices(root: Path, prefix: str = "") -> list[Path]:
+    """Return the filtered counts: ``.h5`` files, then MTX folders, then ``matrix.mtx.gz`` that lies among others."""
+    names = [path for path in sorted(root.glob("*")) if path.name.startswith(prefix)]
+    found = [path for path in names if path.name.endswith(f"{MATRIX}.h5")]
+    found += [path for path in names if path.name.endswith(MATRIX) and path.is_dir()]
+    return found or ([] if (root / "spatial").is_dir() else _packed(root, f"{prefix}matrix.mtx"))
 
 
-def _positions(root: Path) -> list[Path]:
-    return [path for name in POSITIONS if (path := root / "spatial" / name).is_file()]
+def _packed(folder: Path, name: str) -> list[Path]:
+    return [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+
+
+def _spatial(root: Path, name: str, prefix: str = "") -> list[Path]:
+    """Return a file of ``spatial/``, packed or not, under its name or one that a sample's name stands before."""
+    if not (root / "spatial").is_dir():
+        return _packed(root, prefix + name) or _packed(root, f"{prefix}spatial_{name}")
+    here = root / "spatial"
+    return _packed(here, name) or [path for end in ("", ".gz") for path in sorted(here.glob(f"[!.]*_{name}{end}"))]
+
+
+def _positions(root: Path, prefix: str = "") -> list[Path]:
+    return [path for name in POSITIONS for path in _spatial(root, name, prefix)]
+
+
+def _flat(folder: Path) -> list[str]:
+    """Return what stands before the names of each section's files in a folder without ``spatial/``."""
+    if not folder.is_dir() or (folder / "spatial").is_dir():
+        return []
+    found = {name["prefix"] for path in folder.glob("[!.]*") if (name := FLAT.match(path.name)) and path.is_file()}
+    return sorted(prefix for prefix in found if _matrices(folder, prefix))
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -70,9 +98,9 @@ def images_in(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("[!.]*")) if is_image(path) and not OWN_PICTURE.search(path.stem)]
 
 
-def _full_images(root: Path, section: str) -> list[Path]:
+def _full_images(root: Path, section: str, prefix: str = "") -> list[Path]:
     """Return the images that lie in the folder, and beside an ``outs`` under its section's name."""
-    images = images_in(root)
+    images = [path for path in images_in(root) if path.name.startswith(prefix)]
     if root.name == "outs" and section:
         images += image_beside(root.parent, ["image", section])
     return images
@@ -96,7 +124,7 @@ def is_spots(folder: Path) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
-    return _root(folder) is not None or _is_hd(folder)
+    return _root(folder) is not None or _is_hd(folder) or bool(_flat(folder))
 
 
 def _recognises(path: Path) -> bool:
@@ -116,31 +144,35 @@ def _sections_in(folder: Path) -> list[SectionFiles]:
                 fix="name each run, or each kind by a glob",
             )
         root = _root(run)
+        if root is None:
+            for prefix in _flat(run):
+                name = safe_id(prefix.rstrip("_.- ") or run.absolute().name)
+                sections.append(SectionFiles(name, "space_ranger", run, part=prefix))
+            continue
         name = (root.absolute().parent if root.name == "outs" else root.absolute()).name
         sections.append(SectionFiles(safe_id(name), "space_ranger", root))
     return sections
 
 
 def _inputs(files: SectionFiles) -> list[Path]:
-    root = _root(files.path)
-    if root is None:
-        return [files.path]
-    matrices = [path for matrix in _matrices(root) for path in (matrix.glob("*") if matrix.is_dir() else [matrix])]
-    small = [root / "spatial" / name for name in (SCALE_FACTORS, *(name for _, name in SMALL_IMAGES))]
-    images = [files.image] if files.image else _full_images(root, files.id)
-    return sorted({*matrices, *_positions(root), *(path for path in (*small, *images) if path.is_file())})
+    root, prefix = _root(files.path) or files.path, files.part
+    found = _matrices(root, prefix)
+    matrices = [path for matrix in found for path in (matrix.glob("*") if matrix.is_dir() else [matrix])]
+    small = [path for name in (SCALE_FACTORS, *dict(SMALL_IMAGES).values()) for path in _spatial(root, name, prefix)]
+    images = [files.image] if files.image else _full_images(root, files.id, prefix)
+    return sorted({*matrices, *_positions(root, prefix), *(path for path in (*small, *images) if path.is_file())})
 
 
 def load_space_ranger(files: SectionFiles) -> Loaded:
     """Read counts, positions, scale factors and the best image at hand of one section."""
-    root = _root(files.path)
-    if root is None:
+    root, prefix = _root(files.path) or files.path, files.part
+    if not (root / "spatial").is_dir() and prefix not in _flat(root):
         raise InputError(
             "is no Space Ranger output", file=files.path, expected="spatial/ and filtered_feature_bc_matrix.h5"
         )
-    factors, factors_path = scale_factors(root)
-    adata, read = _read_matrix(root)
-    positions, positions_path = _read_positions(root)
+    factors, factors_path = scale_factors(root, prefix=prefix)
+    adata, read = _read_matrix(root, prefix)
+    positions, positions_path = _read_positions(root, prefix)
     _join(adata, positions, positions_path)
     image, image_files, pictures = best_image(files, root, factors, coords=adata.obsm["spatial"])
     guessed = guess(adata, pitch_um=VISIUM_PITCH_UM)
@@ -156,6 +188,10 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
                 field="spot_diameter_fullres",
                 fix="correct it, or give `um_per_px:`",
             )
+    notes = []
+    for path in sorted(root.glob(f"{escape(prefix)}*.gz")) if isinstance(image, ScaledImage) else ():
+        if path.stem.lower().endswith(IMAGE_SUFFIXES) and not OWN_PICTURE.search(path.name.split(".")[0]):
+            notes.append(f"{path} is packed: gunzip it to use it.")
     metadata = {
         "spot_diameter_um": SPOT_UM,
         "inter_spot_um": VISIUM_PITCH_UM,
@@ -173,6 +209,7 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
         pitch_um=VISIUM_PITCH_UM,
         technology="Visium",
         image_note="" if image is not None else f"image is missing: none in {root} and none in spatial/",
+        notes=notes,
         pictures=pictures,
         origins={"spots": f"{positions_path.name}: pxl_col_in_fullres, pxl_row_in_fullres"},
     )
@@ -181,14 +218,15 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
 # Counts.
 
 
-def _read_matrix(root: Path) -> tuple[AnnData, list[Path]]:
+def _read_matrix(root: Path, prefix: str = "") -> tuple[AnnData, list[Path]]:
     """Read the filtered counts of gene expression, genes by their ids, and return the files read.
 
     An ``.h5`` and an MTX folder side by side are two forms of one matrix, as Space Ranger writes them; they must name
     the same spots.
     """
-    matrices = _matrices(root)
-    h5, mtx = ([path for path in matrices if path.is_dir() is folder] for folder in (False, True))
+    matrices = _matrices(root, prefix)
+    h5 = [path for path in matrices if path.suffix == ".h5"]
+    mtx = [path for path in matrices if path not in h5]
     for several in (h5, mtx):
         if len(several) > 1:
             raise InputError(
@@ -206,7 +244,7 @@ def _read_matrix(root: Path) -> tuple[AnnData, list[Path]]:
             expected=f"{MATRIX}.h5, or {MATRIX}/ with matrix.mtx.gz",
         )
     if not h5:
-        return _read_mtx(mtx[0])
+        return _read_mtx(mtx[0]) if mtx[0].is_dir() else _read_mtx(root, prefix)
     adata = _read_h5(h5[0])
     if mtx:
         names = _lines(_member(mtx[0], "barcodes.tsv"))
@@ -243,12 +281,12 @@ def _read_h5(path: Path) -> AnnData:
     return _expression(counts, names, ids, symbols, kinds)
 
 
-def _read_mtx(folder: Path) -> tuple[AnnData, list[Path]]:
+def _read_mtx(folder: Path, prefix: str = "") -> tuple[AnnData, list[Path]]:
     from scipy.io import mmread
     from scipy.sparse import csr_matrix
 
-    matrix, barcodes = _member(folder, "matrix.mtx"), _member(folder, "barcodes.tsv")
-    features = _member(folder, "features.tsv", "genes.tsv")
+    matrix, barcodes = (_member(folder, prefix + name) for name in ("matrix.mtx", "barcodes.tsv"))
+    features = _member(folder, f"{prefix}features.tsv", f"{prefix}genes.tsv")
     rows = [line.split("\t") for line in _lines(features)]
     names = _lines(barcodes)
     try:
@@ -304,19 +342,31 @@ def _lines(path: Path) -> list[str]:
 # Where spots lie.
 
 
-def _read_positions(root: Path) -> tuple[pd.DataFrame, Path]:
-    """Read where every spot of the array lies, indexed by barcode; and the file."""
-    tables = _positions(root)
+def _read_positions(root: Path, prefix: str = "") -> tuple[pd.DataFrame, Path]:
+    """Read where every spot of the array lies, indexed by barcode; and the file.
+
+    A table may be there twice, as people copy it to the name that a tool of another version looks for.
+    """
+    tables = _positions(root, prefix)
     if not tables:
         raise InputError("spot positions are missing", file=root / "spatial", expected=" or ".join(POSITIONS))
-    if len(tables) > 1:
-        raise InputError(
-            "folder holds several tables of spot positions",
-            file=root / "spatial",
-            value=[path.name for path in tables],
-            fix="keep the one of this section",
-        )
-    return read_positions(tables[0]), tables[0]
+    first = read_positions(tables[0])
+    for other in tables[1:]:
+        if not _same_places(first, read_positions(other)):
+            raise InputError(
+                "folder holds several tables of spot positions, which differ",
+                file=root / "spatial",
+                value=[tables[0].name, other.name],
+                fix="keep the one of this section",
+            )
+    return first, tables[0]
+
+
+def _same_places(one: pd.DataFrame, two: pd.DataFrame) -> bool:
+    """Return whether two tables say the same of every spot, but for rounding."""
+    if len(one) != len(two) or not one.index.isin(two.index).all():
+        return False
+    return bool(np.allclose(one.to_numpy(dtype=float), two.loc[one.index].to_numpy(dtype=float), rtol=0, atol=1e-3))
 
 
 def read_positions(path: Path) -> pd.DataFrame:
@@ -399,12 +449,13 @@ def _join(adata: AnnData, positions: pd.DataFrame, path: Path) -> None:
         )
 
 
-def scale_factors(root: Path, more: tuple[str, ...] = ()) -> tuple[dict[str, float], Path]:
+def scale_factors(root: Path, more: tuple[str, ...] = (), *, prefix: str = "") -> tuple[dict[str, float], Path]:
     """Return the numbers of the scale factors' file, empty where there is none; ``more``: names that Visium HD adds."""
-    path = root / "spatial" / SCALE_FACTORS
+    path = next(iter(_spatial(root, SCALE_FACTORS, prefix)), root / "spatial" / SCALE_FACTORS)
     if not path.is_file():
         return {}, path
-    content = read_json(path)
+    with unpacked(path) as plain:
+        content = read_json(plain)
     if not isinstance(content, dict):
         raise InputError(
             "holds no scale factors", file=path, expected='{"spot_diameter_fullres": ..., "tissue_hires_scalef": ...}'
@@ -459,7 +510,7 @@ def best_image(
     """
     given, full = files.image, None
     if given is None:
-        candidates = _full_images(root, files.id) if candidates is None else candidates
+        candidates = _full_images(root, files.id, files.part) if candidates is None else candidates
         if len(candidates) > 1:  # as 10x names them: the microscope's image beside the CytAssist's
             candidates = [path for path in candidates if path.stem.endswith("tissue_image")] or candidates
         if len(candidates) > 1:
@@ -470,7 +521,7 @@ def best_image(
                 setting="image",
             )
         full = next(iter(candidates), None)
-    small = _small_images(root, factors, needed=given is None and full is None)
+    small = _small_images(root, factors, prefix=files.part, needed=given is None and full is None)
     if given is not None and not given.exists():
         raise InputError("image as given is missing", file=root, field="image", value=str(given))
     path = given or full
@@ -494,12 +545,13 @@ def best_image(
 
 
 def _small_images(
-    root: Path, factors: dict[str, float], *, needed: bool
+    root: Path, factors: dict[str, float], *, prefix: str = "", needed: bool
 ) -> list[tuple[Path, float, tuple[float, float]]]:
     """Return reduced images: file, scale, and the full-resolution size that both imply; these must agree."""
     small = []
     for name, file in SMALL_IMAGES:
-        path, field = root / "spatial" / file, f"tissue_{name}_scalef"
+        path = next(iter(_spatial(root, file, prefix)), root / "spatial" / file)
+        field = f"tissue_{name}_scalef"
         scale = factors.get(field)
         if not path.is_file():
             continue
