@@ -265,16 +265,20 @@ def _docker() -> Finding:
 
 
 def _extras() -> Finding:
-    """Look for what single kinds of images need and nothing else does."""
+    """Look for what single kinds of images and files need and nothing else does."""
     found, gone = [], []
-    for package, what in (("pylibCZIrw", "some CZI slides"), ("imagecodecs", "rare compressions of TIFF")):
+    for package, what in (
+        ("pylibCZIrw", "some CZI slides"),
+        ("imagecodecs", "rare compressions of TIFF"),
+        ("hdf5plugin", "zstd, blosc, lz4 in HDF5"),
+    ):
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             gone.append(f"{package} ({what})")
     if gone:
         return Finding(
-            "image extras", f"no {', '.join(gone)}", "absent", "not needed; pip install what such images need"
+            "image extras", f"no {', '.join(gone)}", "absent", "not needed; pip install what such files need"
         )
     return Finding("image extras", ", ".join(found))
 
