@@ -227,6 +227,18 @@ def test_a_reduced_picture_given_as_the_full_one(section):
     assert "reduced" in caught.value.fix
 
 
+def test_a_carried_picture_that_spots_do_not_lie_on_is_another(section):
+    def wide(pixels):
+        whole = Image.new("RGB", (3 * FULL, 2 * FULL), (244, 244, 244))
+        whole.paste(pixels, (2 * FULL, FULL))
+        return whole
+
+    size = {"fullres_width": 3 * FULL, "fullres_height": 2 * FULL}
+    found = read(section(edit=places(lambda xy: xy + (2 * FULL, FULL)), picture=wide, **size))
+    assert (found.image.width, found.n_spots) == (3 * FULL, SIDE**2)
+    assert any("hires" in note for note in found.notes)
+
+
 def close(image, full, box):
     """Return whether a window of an image shows the same as the full picture."""
     x, y, side = box

@@ -300,6 +300,13 @@ class Witnesses:
         turned = not alike(size, picture.full_size) and alike(size[::-1], picture.full_size)
         if not alike(size, picture.full_size) and not turned:
             width, height = picture.full_size
+            on_it = (self._coords < picture.full_size).all(axis=1).mean()
+            if on_it < 0.5 < self.image.covers(self._coords).mean():  # then it is the picture carried that is another
+                self.notes.append(
+                    f"{picture.where} does not reach to most spots, which lie on {self.image.path.name}: it is of "
+                    "another image and was not compared"
+                )
+                return False
             if self.image.side is None:
                 raise InputError(
                     "image is not the one that the coordinates refer to",
