@@ -172,3 +172,12 @@ def test_a_table_of_another_encoding_is_named(tmp_path):
         read(run)
     assert caught.value.file == path
     assert "UTF-8" in caught.value.fix
+
+
+def test_a_folder_of_no_section_lists_what_is_there(tmp_path):
+    (tmp_path / "GSE9_RAW.tar").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError) as caught:
+        find_sections(SectionSource(path=str(tmp_path)))
+    assert caught.value.value == ["GSE9_RAW.tar", "notes.txt"]
+    assert caught.value.fix == "unpack GSE9_RAW.tar first"

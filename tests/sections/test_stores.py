@@ -202,3 +202,32 @@ def test_rows_without_a_shape(tmp_path):
     with pytest.raises(InputError) as caught:
         read(path)
     assert caught.value.value == len(GRID) - 3
+
+
+def test_a_visium_section_of_cellxgene(plain, tmp_path):
+    """Donor, ``is_single`` and the full picture in the file itself, as CELLxGENE's schema asks for them."""
+    (expected,) = read(plain)
+    adata = anndata.read_h5ad(plain)
+    pixels = np.asarray(Image.open(plain.with_suffix(".png")).convert("RGB"))
+    small = np.asarray(Image.fromarray(pixels).resize((pixels.shape[1] // 2, pixels.shape[0] // 2)))
+    adata.obs["donor_id"] = "D7"
+    del adata.obs["patient"], adata.uns["spatial"]
+    adata.uns["spatial"] = {
+        "is_single": True,
+        "lib": {
+            "images": {"fullres": pixels, "hires": small},
+            "scalefactors": {"tissue_hires_scalef": 0.5, "spot_diameter_fullres": 100 / expected.um_per_px},
+        },
+    }
+    path = tmp_path / "cellxgene.h5ad"
+    adata.write_h5ad(path)
+    (section,) = read(path, um_per_px=expected.um_per_px)
+    assert section.patient == "D7"
+    np.testing.assert_array_equal(section.image.read_region(0, 0, 240, 240), pixels[:240, :240])
+    assert not any("reduced" in note for note in section.notes)
+    assert "fullres" in section.origins["image"]
+    adata.obs["donor_id"] = "pooled"
+    adata.write_h5ad(path)
+    with pytest.raises(InputError) as caught:
+        read(path, um_per_px=expected.um_per_px)
+    assert caught.value.field == "obs['patient']"

@@ -120,6 +120,10 @@ class PixelImage(ScannedImage):
         return np.asarray(Image.fromarray(self._pixels).resize((width, height), Image.Resampling.HAMMING)), scale
 
 
+FULL = "fullres"
+"""Name of a picture of full resolution that lies in the file itself, as CELLxGENE's schema of Visium asks for."""
+
+
 def carried_in(content: Mapping[str, Any], where: str, file: Path) -> tuple[list[Carried], str]:
     """Return the reduced pictures in a library of ``uns["spatial"]``, the largest first; and why there are none.
 
@@ -138,7 +142,7 @@ def carried_in(content: Mapping[str, Any], where: str, file: Path) -> tuple[list
         if not hasattr(pixels, "shape"):
             continue
         key, place = f"tissue_{name}_scalef", f"{where}['images'][{name!r}]"
-        scale = factors.get(key)
+        scale = factors.get(key, 1.0 if name == FULL else None)
         if scale is None:
             missing = f"{place} is there, but not its scale, {key!r}"
             continue

@@ -14,6 +14,7 @@ from histocrypt.options import DEMO, FORMATS, SectionSource
 from histocrypt.sections.identity import patient_text
 from histocrypt.sections.section import Format, Section, SectionFiles
 
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar")
 BINNED = ("visium_hd", "xenium")
 """Formats that are summed over squares of a stated size."""
 BY_OPTION = {
@@ -214,4 +215,15 @@ def _sections_at(path: Path, formats: list[Format], *, for_prediction: bool = Fa
         raise _no_section(path, layouts)
     if mode is None:
         raise InputError("no such file or folder", file=path, fix=near(path))
-    raise InputError("folder holds no section", file=path, expected=layouts)
+    raise InputError("folder holds no section", file=path, value=_names_in(path), expected=layouts, fix=_unpacked(path))
+
+
+def _names_in(folder: Path) -> list[str] | None:
+    """Return the first names in a folder, for an error."""
+    return sorted(path.name for path in folder.glob("[!.]*"))[:5] or None
+
+
+def _unpacked(folder: Path) -> str | None:
+    """Return what to unpack in a folder, where that may be what is missing."""
+    archives = sorted(path.name for path in folder.glob("[!.]*") if path.name.endswith(ARCHIVES))
+    return f"unpack {', '.join(archives[:3])} first" if archives else None

@@ -32,6 +32,8 @@ from histocrypt.sections.stores import anndata_in, is_anndata, read_names, read_
 if TYPE_CHECKING:
     from anndata import AnnData
 
+NO_DONOR = ("pooled", "na", "unknown")
+"""What CELLxGENE's schema writes into ``donor_id`` where there is no single donor, or none that is known."""
 BESIDE = (*IMAGE_SUFFIXES, "_patches.h5")
 """What may lie beside a section file under its stem, in the order of preference."""
 
@@ -85,7 +87,7 @@ def _peeked(path: Path) -> list[SectionFiles]:
         adata = read_names(path)
         slides = slides_in(adata, path)
         parts = [("", adata)] if slides is None else [(n, adata[slides.labels == n].copy()) for n in slides.names]
-        patients = [one_value(part, "patient", path) for _, part in parts]
+        patients = [_patient(part, path)[0] for _, part in parts]
         known = one_value(adata, "section", path) if slides is None else ""
     except (InputError, *h5_errors()):  # said properly when the section is read
         return [SectionFiles(safe_id(stem_of(path)), "h5ad", path)]
@@ -95,6 +97,15 @@ def _peeked(path: Path) -> list[SectionFiles]:
         SectionFiles(slides.section_id(name, stem_of(path)), "h5ad", path, patient=patient, part=name)
         for (name, _), patient in zip(parts, patients, strict=True)
     ]
+
+
+def _patient(adata: AnnData, path: Path) -> tuple[str | None, str]:
+    """Return who the section is of, and where that stands: ``patient``, else CELLxGENE's ``obs["donor_id"]``."""
+    for name in ("patient", "donor_id"):
+        value = one_value(adata, name, path)
+        if value and not (name == "donor_id" and value.lower() in NO_DONOR):
+            return value, next((f"{part}[{name!r}]" for part in ("obs", "uns") if name in getattr(adata, part)), "")
+    return None, ""
 
 
 def load_h5ad(files: SectionFiles) -> Loaded:
@@ -110,14 +121,17 @@ def load_h5ad(files: SectionFiles) -> Loaded:
     image = open_for(adata, path, metadata, pictures) if path is not None else None
     origin = str(path) if path is not None else ""
     if path is None and pictures and not promised:
-        image, origin, note = ScaledImage(pictures[0].image, pictures[0].scale), pictures[0].where, ""
+        image, origin, note = pictures[0].image, pictures[0].where, ""
+        if pictures[0].scale < 1:
+            image = ScaledImage(image, pictures[0].scale)
     elif image is None and no_scale:
         note = f"{note}; {no_scale}"
     stated = stated_resolutions(adata, files, metadata)
+    patient, told_patient = _patient(adata, files.path)
     return Loaded(
         adata,
         image,
-        one_value(adata, "patient", files.path),
+        patient,
         [files.path, *([path] if path is not None else [])],
         um_per_px=stated[0].um_per_px if stated else None,
         um_field=stated[0].where if stated else "",
@@ -128,7 +142,7 @@ def load_h5ad(files: SectionFiles) -> Loaded:
         pictures=pictures,
         origins={
             "section": told_by or _named_by(files),
-            "patient": next((f"{part}['patient']" for part in ("obs", "uns") if "patient" in getattr(adata, part)), ""),
+            "patient": told_patient,
             "counts": "X",
             "genes": "var_names",
             "spots": spots,
