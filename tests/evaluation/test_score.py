@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 from histocrypt.errors import InputError
@@ -60,9 +61,49 @@ def test_no_common_spot_or_gene_is_an_error_with_both_sides_named(scored, tmp_pa
         score_files(path, str(study.run.section("B_1")))
     prediction = ad.read_h5ad(path)
     prediction.var_names = [f"OTHER{i}" for i in range(prediction.n_vars)]
+    prediction.var["symbol"] = list(prediction.var_names)
     prediction.write_h5ad(tmp_path / "p.h5ad")
-    with pytest.raises(InputError, match="no predicted gene is measured in section 'A_2'; expected .* OTHER0"):
+    with pytest.raises(InputError, match="no predicted gene is measured in section 'A_2'; .*; expected .* OTHER0"):
         score_files(tmp_path / "p.h5ad", str(study.run.section("A_2")))
+
+
+def versions(names, symbols):
+    return pd.DataFrame({"symbol": symbols}, index=[f"{name}.{i % 9 + 1}" for i, name in enumerate(names)])
+
+
+NAMED = {
+    "versions": versions,
+    "genome prefix": lambda names, symbols: pd.DataFrame(index=[f"GRCh38_{name}" for name in names]),
+    "symbols": lambda names, symbols: pd.DataFrame(index=symbols),
+    "symbols, ids beside": lambda names, symbols: pd.DataFrame({"gene_ids": names}, index=symbols),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_genes_that_are_called_differently_get_the_same_scores(kind, scored, tmp_path):
+    study, _ = scored
+    path = study.run.prediction("knn", "fold_A")
+    truth, plain = ad.read_h5ad(study.run.section("A_2")), score_files(path, str(study.run.section("A_2")))
+    prediction, symbol = ad.read_h5ad(path), [f"SYM{name[4:]}" for name in truth.var_names]
+    prediction.var["symbol"] = [f"SYM{name[4:]}" for name in prediction.var_names]
+    prediction.write_h5ad(tmp_path / "p.h5ad")
+    truth.var = NAMED[kind](list(truth.var_names), symbol)
+    truth[:, ::-1].copy().write_h5ad(tmp_path / "A_2.h5ad")
+    result = score_files(tmp_path / "p.h5ad", str(tmp_path / "A_2.h5ad"))
+    assert result.means == plain.means
+    assert result.genes == plain.genes
+    assert f"{plain.genes} genes are called differently" in " ".join(result.notes)
+
+
+def test_names_of_two_kinds_without_a_bridge_say_so(scored, tmp_path):
+    study, _ = scored
+    prediction = ad.read_h5ad(study.run.prediction("knn", "fold_A"))
+    del prediction.var["symbol"]
+    prediction.var_names = ["TP53", "EGFR", *(f"SYM{i}" for i in range(prediction.n_vars - 2))]
+    prediction.write_h5ad(tmp_path / "p.h5ad")
+    with pytest.raises(InputError, match="seems to use symbols.*ids such as") as raised:
+        score_files(tmp_path / "p.h5ad", str(study.run.section("A_2")))
+    assert (raised.value.file, raised.value.field) == (tmp_path / "p.h5ad", "var")
 
 
 def test_json_has_no_nan(scored, tmp_path):

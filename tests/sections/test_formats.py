@@ -163,6 +163,22 @@ def test_hest_bench(bench):
     assert splits[0]["test"][0]["expr_path"] == bench / "adata" / "TENX2.h5ad"
 
 
+@pytest.mark.parametrize("called", ["GENE{}", "ENSG{:011d}.3", "GRCh38_ENSG{:011d}"])
+def test_a_task_lists_genes_by_other_names(called, bench):
+    (path,) = bench.glob("var_*genes.json")
+    genes = [int(name[4:]) for name in hest_gene_list(bench)]
+    path.write_text(json.dumps({"genes": [called.format(number) for number in genes]}))
+    assert len(sections_of(bench, patient="P")) == 2
+
+
+def test_a_task_lists_genes_of_another_kind(bench):
+    (path,) = bench.glob("var_*genes.json")
+    path.write_text(json.dumps({"genes": [f"Trp{number}" for number in range(5)]}))
+    with pytest.raises(InputError, match="Ensembl ids") as raised:
+        sections_of(bench, patient="P")
+    assert raised.value.field == "var_names"
+
+
 def test_hest_bench_needs_a_patient(bench):
     with pytest.raises(InputError, match=r"TENX1\.h5ad: obs\['patient'\]: patient is missing"):
         sections_of(bench)
@@ -254,6 +270,18 @@ def test_st_array_gene_list_kinds(kind, st_array):
     else:
         path.write_text("gene_id\n" + "\n".join(genes))
     assert sections_of(st_array)[0].genes.tolist() == genes
+
+
+def test_st_array_leaves_out_what_is_no_gene(st_array):
+    (st_array / "gene_list.txt").unlink()
+    rows = [f"ENSG{number},{'Antibody Capture' if number in (4, 9) else 'Gene Expression'}" for number in range(11)]
+    (st_array / "genes.csv").write_text("\n".join(["gene_id,feature_type", *rows]))
+    section = sections_of(st_array)[0]
+    assert section.genes.tolist() == [f"ENSG{number}" for number in range(11) if number not in (4, 9)]
+    with np.load(st_array / "counts/512/BC1/C1_2_3.npz") as stored:
+        counts = np.delete(stored["count"], [4, 9])
+    np.testing.assert_array_equal(section.adata[["2x3"]].X.toarray().ravel(), counts)
+    assert any("2 Antibody Capture" in note for note in section.notes)
 
 
 def test_st_array_wrong_gene_list(st_array):

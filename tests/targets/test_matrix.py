@@ -85,7 +85,7 @@ def test_all_takes_what_every_section_has_in_the_first_ones_order(tmp_path):
     panel.save(tmp_path / "panel.json")
     assert Panel.load(tmp_path / "panel.json") == panel
     with pytest.raises(InputError, match="obsm:types.*section S does not measure 1 of the panel's 2 cell types: T"):
-        panel.columns(np.array(["B"]), section="S")
+        panel.columns(section(TABLE[["B"]]), section="S")
     with pytest.raises(InputError, match="no column in common"):
         choose([section(), section(TABLE[["T"]].rename(columns={"T": "U"}))], choice(), matrix=MATRIX)
 

@@ -1,6 +1,7 @@
 """Panels: genes by identifier, from training sections, in an order that nothing incidental changes."""
 
 import json
+import re
 
 import anndata
 import numpy as np
@@ -123,9 +124,9 @@ def test_an_ambiguous_symbol_is_refused(tmp_path):
 def test_columns_join_by_identifier_and_name_what_is_missing(tmp_path):
     panel = Panel(("G05", "G02"), ("SYM5", "SYM2"), "file")
     adata = section("t", shuffle=True)
-    assert list(adata.var_names[panel.columns(adata.var_names, section="t")]) == ["G05", "G02"]
+    assert list(adata.var_names[panel.columns(adata, section="t")]) == ["G05", "G02"]
     with pytest.raises(InputError, match=r"section t does not measure 1 of the panel's 2 genes: G02 \(SYM2\)"):
-        panel.columns(section("t", drop=("G02",)).var_names, section="t")
+        panel.columns(section("t", drop=("G02",)), section="t")
     panel.save(tmp_path / "panel.json")
     assert Panel.load(tmp_path / "panel.json") == panel
 
@@ -161,3 +162,100 @@ def test_highly_variable_genes_are_those_of_scanpy(size):
     highly, dispersion = highly_variable(adata.X, size)
     np.testing.assert_array_equal(highly, expected["highly_variable"])
     np.testing.assert_array_equal(dispersion, expected["dispersions_norm"].astype(float))
+
+
+def called(name, kind, *, seed=0, drop=()):
+    """Return a section whose genes are called in one of the ways that the world has."""
+    adata = section(name, seed=seed, drop=drop)
+    number = [int(gene[1:]) for gene in adata.var_names]
+    ids, symbols = [f"ENSG{one:011d}" for one in number], [f"SYM{one}" for one in number]
+    names = {
+        "ids": ids,
+        "versions": [f"{one}.{seed + 1}" for one in ids],
+        "prefix": [f"GRCh38_{one}" for one in ids],
+        "scanpy": symbols,
+        "symbols": symbols,
+        "a third unmapped": [symbols[i] if i % 3 == 0 else ids[i] for i in range(len(ids))],
+        "mouse": [one.replace("ENSG", "ENSMUSG") for one in ids],
+    }[kind]
+    adata.var_names = names
+    if kind in ("scanpy", "symbols", "versions", "prefix", "mouse"):
+        del adata.var["symbol"]
+    if kind == "scanpy":
+        adata.var["gene_ids"] = [f"{one}.7" for one in ids]
+    return adata
+
+
+@pytest.mark.parametrize("method", ["top_mean", "hvg", "hmhvg", "stem_hmhvg"])
+@pytest.mark.parametrize("kind", ["versions", "prefix", "scanpy", "symbols", "a third unmapped"])
+def test_genes_of_two_kinds_choose_the_panel_of_one_kind(kind, method):
+    plain = choose([called("s", "ids"), called("t", "ids", seed=1)], choice(method))
+    mixed = choose([called("s", "ids"), called("t", kind, seed=1)], choice(method))
+    assert (mixed.genes, mixed.scores) == (plain.genes, plain.scores)
+    assert mixed.symbols == plain.symbols == tuple(f"SYM{int(gene[4:])}" for gene in plain.genes)
+    assert set(choose([called("t", kind, seed=1), called("s", "ids")], choice(method)).genes) == set(plain.genes)
+
+
+def test_one_section_with_both_names_joins_those_with_one():
+    sections = [called("s", "symbols"), called("t", "versions", seed=1), called("u", "ids", seed=2)]
+    panel = choose(sections, choice("top_mean"))
+    plain = choose([called(one, "ids", seed=seed) for seed, one in enumerate("stu")], choice("top_mean"))
+    assert (panel.genes, panel.scores, panel.symbols) == (plain.genes, plain.scores, plain.symbols)
+    for one in sections:
+        assert one.var_names[panel.columns(one, section="x")].str.contains("1|2").all()
+    shuffled = sections[0][:, ::-1].copy()
+    columns = panel.columns(shuffled, section="x")
+    assert tuple(shuffled.var_names[columns]) == panel.symbols
+
+
+@pytest.mark.parametrize("kind", ["versions", "prefix", "scanpy", "symbols"])
+def test_names_stay_as_the_files_have_them_where_all_agree(kind):
+    one = called("s", kind)
+    panel = choose([one, called("t", kind)], choice("top_mean"))
+    assert set(panel.genes) <= set(one.var_names)
+
+
+def test_versions_of_two_releases_are_one_gene():
+    panel = choose([called("s", "versions"), called("t", "versions", seed=1)], choice("top_mean"))
+    plain = choose([called("s", "ids"), called("t", "ids", seed=1)], choice("top_mean"))
+    assert (panel.genes, panel.scores) == (plain.genes, plain.scores)
+
+
+@pytest.mark.parametrize("kind", ["versions", "mouse"])
+def test_few_names_that_happen_to_agree_choose_no_panel(kind):
+    """Real ids and symbols had 72 of 15,706 names in common, and the panel was of pseudogenes."""
+    one, two = called("s", kind), called("t", "symbols", seed=1)
+    both = [f"AC{number:06d}.1" for number in range(6)]
+    for adata in (one, two):
+        adata.var_names = [*both, *adata.var_names[6:]]
+    with pytest.raises(InputError) as raised:
+        choose([one, two], choice("top_mean", 5))
+    assert (raised.value.field, raised.value.value) == ("panel", 6)
+    assert "symbols" in str(raised.value)
+    assert "Ensembl ids" in str(raised.value)
+
+
+def test_what_the_join_loses_is_counted():
+    numbered = {"s": called("s", "ids"), "t": called("t", "versions", seed=1, drop=("G03", "G04"))}
+    chooser = PanelChooser(numbered.__getitem__, choice("top_mean"))
+    chooser.choose(numbered)
+    assert "28 genes" in chooser.note
+    assert "2 are in some only" in chooser.note
+    assert "28 are called differently" in chooser.note
+
+
+@pytest.mark.parametrize("kind", ["ids", "versions", "prefix", "scanpy", "a third unmapped"])
+def test_a_list_is_read_by_whatever_names_it_has(kind, tmp_path):
+    (tmp_path / "g").write_text("ENSG00000000003.12\nGRCh38_ENSG00000000007\nENSG00000000001")
+    one = called("s", kind)
+    panel = choose([one, called("t", "ids", seed=1)], choice("file"), file=tmp_path / "g")
+    own = one.var_names[panel.columns(one, section="s")]
+    assert [int(re.match(r"(?:SYM|GRCh38_)?(?:ENSG)?(\d+)", name)[1]) for name in own] == [3, 7, 1]
+
+
+def test_a_list_of_another_kind_says_so(tmp_path):
+    (tmp_path / "g").write_text("\n".join(f"SYM{number}" for number in range(20)))
+    with pytest.raises(InputError) as raised:
+        choose([called("s", "versions")], choice("file"), file=tmp_path / "g")
+    assert raised.value.file == tmp_path / "g"
+    assert "Ensembl ids, versioned" in str(raised.value)

@@ -61,7 +61,7 @@ def test_every_other_gene_and_the_label_are_learnt_by_name(annotated):
     assert all(np.isfinite(values).all() for values in heads.values())
     assert ((heads[TUMOUR] > 0) & (heads[TUMOUR] < 1)).all()
     assert np.array_equal(predictor.predict(train), heads[TARGET])
-    means = train.measured.expression(list(predictor.genes)).toarray().mean(axis=0)
+    means = train.measured.expression(predictor.genes).toarray().mean(axis=0)
     assert np.allclose(predictor.means, means, atol=1e-5)
     assert np.abs(heads[AUXILIARY].mean(axis=0) - means).max() < 1.0
 

@@ -23,6 +23,7 @@ from histocrypt.pipeline.checkpoints import load_model, trained_about
 from histocrypt.pipeline.predictions import as_mapping
 from histocrypt.pipeline.train import mixed_targets
 from histocrypt.predictors.registry import MODELS, build, tile_side
+from histocrypt.sections.genes import GeneNames, places
 from histocrypt.spatial import squares
 from histocrypt.targets.matrix import names_of
 from histocrypt.targets.panels import Panel
@@ -229,10 +230,11 @@ class SharedSpots:
 @lru_cache(maxsize=256)
 def _facts(
     path: Path, name: str, matrix: str | None, block_um: float, _changed: int
-) -> tuple[set, str, dict[str, str]]:
+) -> tuple[GeneNames, str, dict[str, str]]:
     """Return what a cleaned section measures, its group, and the square of tissue of each spot, by the spot's name."""
     section = read_clean_section(path)
-    return set(names_of(section, matrix, section=name)), group_of(section), blocks_of(section, name, block_um)
+    genes = GeneNames.plain(names_of(section, matrix, section=name)) if matrix else GeneNames.of(section.var)
+    return genes, group_of(section), blocks_of(section, name, block_um)
 
 
 class Auditable:
@@ -269,7 +271,10 @@ class Auditable:
         self.trained = load_model(study.run.model(model, fold), device=device)
         whole = Panel.load(study.run.fold(fold) / PANEL)
         self._matrix = whole.matrix
-        lacking = set(whole.genes) - set.intersection(*(self._facts(name)[0] for name in self.sections))
+        wanted = GeneNames.of(whole.genes, whole.symbols) if whole.matrix is None else GeneNames.plain(whole.genes)
+        lacking: set[str] = set()
+        for name in self.sections:
+            lacking.update(wanted.names[places(wanted, self._facts(name)[0]) < 0])
         self.unmeasured = tuple(gene for gene in whole.genes if gene in lacking)
         """Panel genes that a section of the test patients lacks: no truth, hence no loss; they are left out."""
         if lacking and RANKS & set(study.target.transforms):
@@ -292,7 +297,7 @@ class Auditable:
         """Sections of all records, in their order."""
         return (*self.sides.members, *self.sides.non_members)
 
-    def _facts(self, section: str) -> tuple[set, str, dict[str, str]]:
+    def _facts(self, section: str) -> tuple[GeneNames, str, dict[str, str]]:
         path, study = self.study.run.section(section), self.study
         changed = path.stat().st_mtime_ns if path.is_file() else 0
         return _facts(path, section, self._matrix, study.evaluation.block_um, changed)

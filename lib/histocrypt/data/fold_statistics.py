@@ -7,7 +7,6 @@ one at a time, so that memory does not grow with their counts.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,6 +90,8 @@ def _prepare(study: Study, folds: list[Fold], panels: dict[str, Panel]) -> None:
         for fold in tqdm(folds, desc="panels", unit="fold"):
             if fold.name not in panels:
                 panels[fold.name] = chooser.choose(fold.training_sections)
+        if chooser.note:
+            print(f"panel of fold {folds[-1].name}: {chooser.note}")
     pooled = {fold.name: Moments.none(len(transforms) * len(panels[fold.name])) for fold in folds}
     trained_on = {fold.name: set(fold.training_sections) for fold in folds}
     for section in tqdm(sorted(set().union(*trained_on.values())), desc="targets", unit="section"):
@@ -114,13 +115,15 @@ def _section_moments(
     moments: dict[tuple[str, ...], Moments] = {}
     if all(name in BY_GENE for name in transforms):  # whatever else is in its panel: every gene of any panel once
         matrix = next(iter(distinct.values())).matrix
-        measured = names_of(adata, matrix, section=section)
-        known = set(measured.tolist())
+        known, place, symbols = set(names_of(adata, matrix, section=section).tolist()), {}, []
         for panel in distinct.values():
             if not known.issuperset(panel.genes):
-                panel.columns(measured, section=section)  # says what is missing
-        place = {gene: column for column, gene in enumerate(dict.fromkeys(itertools.chain(*distinct)))}
-        targets = targets_of(adata, place, transforms, matrix=matrix, section=section)
+                panel.columns(adata, section=section)  # says what is missing
+            for gene, symbol in zip(panel.genes, panel.symbols, strict=True):
+                if gene not in place:
+                    place[gene] = len(place)
+                    symbols.append(symbol)
+        targets = targets_of(adata, place, transforms, matrix=matrix, section=section, symbols=symbols)
         parts = [Moments.of(targets[name]) for name in transforms]
         for genes in distinct:
             columns = np.array([place[gene] for gene in genes], dtype=np.int64)
@@ -169,6 +172,7 @@ def read_clean_section(path: Path, *, parts: Sequence[str] = ()) -> AnnData:
 
 def section_targets(adata: AnnData, panel: Panel, transforms: list[str], *, section: str) -> np.ndarray:
     """Return (n, len(transforms) x g) float32 targets of a section; a panel gene it lacks is an `InputError`."""
-    panel.columns(names_of(adata, panel.matrix, section=section), section=section)  # all that is missing, named
-    targets = targets_of(adata, panel.genes, transforms, matrix=panel.matrix, section=section)
+    panel.columns(adata, section=section)  # all that is missing, named
+    named = {"matrix": panel.matrix, "section": section, "symbols": panel.symbols}
+    targets = targets_of(adata, panel.genes, transforms, **named)
     return np.concatenate([targets[name] for name in transforms], axis=1)

@@ -27,7 +27,7 @@ from histocrypt.data.folds import Fold
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
 from histocrypt.spatial import graph_of, section_edges
-from histocrypt.targets.matrix import depth, has_counts
+from histocrypt.targets.matrix import columns_of, depth, has_counts
 from histocrypt.targets.panels import Panel
 from histocrypt.targets.transforms import TargetStatistics, output_names
 
@@ -141,11 +141,20 @@ class Measured:
                 return {}
             symbols = adata.var["symbol"] if "symbol" in adata.var else adata.var_names
             own = dict(zip(adata.var_names.astype(str), map(str, symbols), strict=True))
+            if shared is not None and not own.keys() >= shared.keys():
+                columns = columns_of(adata, shared, shared.values(), section=path.stem)
+                own = {gene: name for (gene, name), at in zip(shared.items(), columns, strict=True) if at >= 0}
             shared = own if shared is None else {gene: name for gene, name in shared.items() if gene in own}
         return shared or {}
 
-    def expression(self, genes: list[str]) -> csr_matrix:
-        """Return ln(1 + counts per 10,000) of ``genes``, (n, g) CSR float32; a spot without counts is zero."""
+    def expression(self, genes: dict[str, str]) -> csr_matrix:
+        """Return ln(1 + counts per 10,000) of genes (id -> symbol), (n, g) CSR float32; zero in a spot without counts.
+
+        Raises
+        ------
+        InputError
+            If a section does not measure one of them.
+        """
         from scipy.sparse import csr_matrix
 
         parts = []
@@ -153,7 +162,10 @@ class Measured:
             adata = read_clean_section(path)
             totals = depth(adata)
             counts = csr_matrix(adata.X)
-            columns = adata.var_names.get_indexer(genes)
+            columns = columns_of(adata, genes, genes.values(), section=path.stem)
+            if (columns < 0).any():
+                absent = list(genes)[int((columns < 0).argmax())]
+                raise InputError("lacks a gene that is learnt from", file=path, field="var_names", value=absent)
             if len(genes) < adata.n_vars or (columns != np.arange(adata.n_vars)).any():
                 counts = counts[:, columns]
             counts = counts.astype(np.float32)

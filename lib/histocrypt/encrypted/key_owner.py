@@ -127,6 +127,7 @@ def prepare(
         outside the range that the model was calibrated for.
     """
     from histocrypt.pipeline.predict import check_fit, prepare_section
+    from histocrypt.sections.genes import GeneNames, meant_by
     from histocrypt.sections.read import read_path
     from histocrypt.targets.panels import Panel, read_gene_list
 
@@ -134,9 +135,12 @@ def prepare(
     offered = Panel.from_dict(about["panel"])
     if panel is not None:
         wanted = list(read_gene_list(panel))
-        if wanted != list(offered.genes):
+        meant = meant_by(wanted, GeneNames.of(offered.genes, offered.symbols))
+        if meant.tolist() != list(range(len(offered))):
             other = (f"{len(wanted)} genes", len(offered))
-            got, due = next((pair for pair in zip(wanted, offered.genes, strict=False) if pair[0] != pair[1]), other)
+            got, due = next(
+                (pair for row, pair in enumerate(zip(wanted, offered.genes, strict=False)) if meant[row] != row), other
+            )
             due = f"{due} (model: {len(offered)} genes)"
             raise InputError("this model predicts another panel", file=panel, field="panel", value=got, expected=due)
     section = read_path(section_path, image=image, um_per_px=um_per_px, for_prediction=True)

@@ -30,6 +30,7 @@ from histocrypt.pipeline.predictions import Joined, PredictionFile, as_mapping, 
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.spatial import squares, touching
 from histocrypt.study import Study
+from histocrypt.targets.matrix import columns_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -335,7 +336,10 @@ def _in_order(pair: Joined, spots: np.ndarray) -> Joined:
 def _of_panel(path: Path, files: dict[str, PredictionFile]) -> AnnData:
     """Return a cleaned section with the genes that are predicted; whole where its depth must be counted first."""
     section = read_h5ad(path, what="cleaned section")
-    predicted = section.var_names.isin(set().union(*(file.genes for file in files.values())))
+    predicted = np.zeros(section.n_vars, dtype=bool)
+    for genes, symbols in {(tuple(file.genes), tuple(file.symbols)) for file in files.values()}:
+        columns = columns_of(section, genes, symbols, section=path.stem)
+        predicted[columns[columns >= 0]] = True
     if "total_counts" not in section.obs or not predicted.any():
         return section
     return section[:, predicted].copy()
@@ -344,7 +348,7 @@ def _of_panel(path: Path, files: dict[str, PredictionFile]) -> AnnData:
 def _ceiling(section: AnnData, like: Joined) -> Joined:
     """Return the simulator's noise-free, image-borne expression as if a model had predicted it."""
     rows = section.obs_names.get_indexer([spot.removeprefix(f"{like.section}:") for spot in like.spots])
-    signal = section.layers[CEILING][rows][:, section.var_names.get_indexer(like.genes)]
+    signal = section.layers[CEILING][rows][:, columns_of(section, like.genes, like.symbols, section=like.section)]
     signal = signal.toarray() if hasattr(signal, "toarray") else np.asarray(signal)
     return replace(like, predicted={CEILING_TRANSFORM: signal.astype(np.float64)})
 

@@ -18,8 +18,9 @@ from histocrypt.pipeline.checkpoints import TrainedModel, load_model
 from histocrypt.pipeline.predictions import add_heads, is_loose_prediction, write_predictions
 from histocrypt.pipeline.views import Views, mapped, predict_views, recut
 from histocrypt.predictors.registry import MODELS, NEEDS_COUNTS
+from histocrypt.sections.genes import GeneNames, why_apart
 from histocrypt.sections.image import PatchMosaic
-from histocrypt.targets.matrix import depth, has_counts, names_of, noun
+from histocrypt.targets.matrix import columns_of, depth, has_counts, noun
 from histocrypt.targets.panels import Panel
 from histocrypt.tissue.grid import grid_section, is_patch_folder, patch_sections, widest
 
@@ -446,6 +447,9 @@ def _missing(about: dict[str, Any], section: Section, panel: Panel) -> list[str]
     if missing and labelled:
         some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         note = f"note: {len(missing)} of {len(panel)} {noun(panel.matrix)}s are not measured in {section.id} ({some})"
+        if panel.matrix is None and 2 * len(missing) > len(panel):
+            own, measured = GeneNames.of(panel.genes, panel.symbols), GeneNames.of(section.adata.var)
+            note += f"; {why_apart(own, 'the model', measured, section.id)[0]}"
         print(f"{note}; they are predicted all the same, and scoring skips them", file=sys.stderr)
     return missing
 
@@ -512,8 +516,10 @@ def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str
         )
     key = (panel.matrix or "").removeprefix("obsm:")
     known = panel.matrix is None or key in section.adata.obsm
-    measured = set(names_of(section.adata, panel.matrix, section=section.id).tolist()) if known else set()
-    return [gene for gene in panel.genes if gene not in measured]
+    if not known:
+        return list(panel.genes)
+    columns = columns_of(section.adata, panel.genes, panel.symbols, matrix=panel.matrix, section=section.id)
+    return [gene for gene, column in zip(panel.genes, columns, strict=True) if column < 0]
 
 
 def prepare_section(

@@ -58,6 +58,8 @@ class Joined:
     """Measured spots without a prediction."""
     unmeasured_spots: list[str]
     """Predicted spots that the section file does not have."""
+    renamed_genes: int = 0
+    """How many genes the section calls differently; they were joined by id or symbol."""
 
 
 def write_predictions(
@@ -310,7 +312,7 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
     """
     import pandas as pd
 
-    from histocrypt.targets.matrix import names_of, noun, targets_of
+    from histocrypt.targets.matrix import columns_of, targets_of
 
     mine = np.flatnonzero(prediction.obs["section"].astype(str).to_numpy() == name)
     barcodes = pd.Index(prediction.obs["barcode"].astype(str).to_numpy()[mine])
@@ -319,12 +321,11 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
     if not found.any():
         raise _unjoined(prediction, name, barcodes, section.obs_names.astype(str))
     matrix = matrix_of(prediction)
-    known = names_of(section, matrix, section=name)
-    measured_gene = prediction.var_names.isin(known)
-    if not measured_gene.any():
-        msg = f"no predicted {noun(matrix)} is measured in section {name!r}"
-        example = f"predicted are {some(prediction.var_names, 3)}; measured are {some(known, 3)}"
-        raise InputError(msg, field="var", expected=f"the same kind of {noun(matrix)} names in both", fix=example)
+    symbols = symbols_of(prediction)
+    columns = columns_of(section, prediction.var_names, symbols, matrix=matrix, section=name)
+    measured_gene = columns >= 0
+    if 2 * measured_gene.sum() < len(columns):
+        _refuse_other_names(prediction, section, name, matrix, found=int(measured_gene.sum()))
     genes = list(prediction.var_names[measured_gene])
     keep_rows, keep_mine = rows[found], mine[found]
     names = transforms_of(prediction) if transforms is None else list(transforms)
@@ -340,18 +341,19 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
         patient=str(patient),
         spots=np.array([f"{name}:{barcode}" for barcode in barcodes[found]]),
         genes=np.array(genes, dtype=str),
-        symbols=symbols_of(prediction)[measured_gene],
+        symbols=symbols[measured_gene],
         coords=np.asarray(section.obsm["spatial"], dtype=np.float64)[keep_rows],
         true={
             transform: values.astype(np.float64)
             for transform, values in targets_of(
-                section, genes, names, matrix=matrix, section=name, rows=keep_rows
+                section, genes, names, matrix=matrix, section=name, rows=keep_rows, symbols=symbols[measured_gene]
             ).items()
         },
         predicted={t: np.asarray(prediction.layers[t][keep_mine][:, measured_gene], dtype=np.float64) for t in names},
         unscored_genes=list(prediction.var_names[~measured_gene]),
         unpredicted_spots=list(section.obs_names[np.setdiff1d(np.arange(section.n_obs), rows)]),
         unmeasured_spots=list(barcodes[~found]),
+        renamed_genes=0 if matrix is not None else int((section.var_names[columns[measured_gene]] != genes).sum()),
     )
 
 
@@ -384,6 +386,25 @@ def _unjoined(prediction: AnnData, name: str, predicted: pd.Index, measured: pd.
         value=str(predicted[0]),
         expected='the same barcodes in both (e.g. "12x7")',
     )
+
+
+def _refuse_other_names(prediction: AnnData, section: AnnData, name: str, matrix: str | None, *, found: int) -> None:
+    """Refuse names of which none, or few by chance since they are of other kinds, are in a section."""
+    from histocrypt.sections.genes import GeneNames, why_apart
+    from histocrypt.targets.matrix import names_of, noun
+
+    where = {"field": "var", "expected": f"the same kind of {noun(matrix)} names in both"}
+    total = prediction.n_vars
+    example = f"predicted are {some(prediction.var_names, 3)}; measured are "
+    example += some(names_of(section, matrix, section=name), 3)
+    if matrix is None:
+        one, two = GeneNames.of(prediction.var), GeneNames.of(section.var)
+        said, fix = why_apart(one, "the prediction", two, f"section {name!r}")
+        if not found or (one.kind, one.species) != (two.kind, two.species) and found < min(total, section.n_vars) / 2:
+            few = f"{found} of {total} predicted genes are" if found else "no predicted gene is"
+            raise InputError(f"{few} measured in section {name!r}; {said}", **where, fix=f"{fix} ({example})")
+    elif not found:
+        raise InputError(f"no predicted {noun(matrix)} is measured in section {name!r}", **where, fix=example)
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
@@ -432,6 +453,11 @@ class PredictionFile:
     def genes(self) -> list[str]:
         """Every predicted gene, or column of a named matrix."""
         return self._names.var_names.tolist()
+
+    @property
+    def symbols(self) -> list[str]:
+        """What people call them, in the same order."""
+        return symbols_of(self._names).tolist()
 
     def of(self, section: str) -> AnnData:
         """Return the predictions of one section, an AnnData of its spots alone.

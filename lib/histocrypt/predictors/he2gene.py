@@ -22,6 +22,7 @@ from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR
 from histocrypt.predictors.closed_form import mean_and_sd, standardise
 from histocrypt.predictors.network import NetworkPredictor, resized
 from histocrypt.predictors.registry import HE2GeneOptions
+from histocrypt.sections.genes import GeneNames, meant_by, places
 from histocrypt.training.images import Images
 from histocrypt.training.loop import precision
 
@@ -270,7 +271,13 @@ class MultitaskPredictor(NetworkPredictor):
         panel = {name.split(":", 1)[1] for name in self.outputs}
         shared = train.measured.genes()
         others = validation.measured.genes() if validation is not None and validation.measured is not None else shared
-        return {gene: name for gene, name in shared.items() if gene in others and gene not in panel}
+        own = GeneNames.of(shared, shared.values())
+        there = np.ones(len(own), dtype=bool)
+        if not others.keys() >= shared.keys():
+            there = places(own, GeneNames.of(others, others.values())) >= 0
+        of_panel = meant_by(panel, own)
+        there[of_panel[of_panel >= 0]] = False
+        return {gene: name for (gene, name), wanted in zip(shared.items(), there.tolist(), strict=True) if wanted}
 
     def _images(self, spots: Spots, *, fit: bool = False) -> Images:
         if self.plan.is_trained:
@@ -288,7 +295,7 @@ class MultitaskPredictor(NetworkPredictor):
         named, code = np.unique(spots.sections, return_inverse=True)
         values, means = None, None
         if self.genes:
-            values = measured.expression(list(self.genes))
+            values = measured.expression(self.genes)
             spots_each, squares = np.bincount(code), 0.0
             by_section = np.empty((len(named), len(self.genes)), np.float32)
             for number in range(len(named)):  # one at a time: a copy of all counts would be most of the memory

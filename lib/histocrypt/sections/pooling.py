@@ -14,6 +14,7 @@ import numpy as np
 from histocrypt.errors import InputError, unreadable
 from histocrypt.hdf5 import open_h5
 from histocrypt.sections.formats.h5ad import h5_errors
+from histocrypt.sections.genes import counted_kinds, other_features
 
 if TYPE_CHECKING:
     import h5py
@@ -28,7 +29,7 @@ COLUMNS = 2**18
 
 def pooled_counts(
     path: Path, square_of: Callable[[np.ndarray], np.ndarray]
-) -> tuple[csr_matrix, np.ndarray, pd.DataFrame]:
+) -> tuple[csr_matrix, np.ndarray, pd.DataFrame, str]:
     """Sum the gene expression of a 10x ``.h5`` over squares.
 
     Parameters
@@ -41,7 +42,7 @@ def pooled_counts(
     Returns
     -------
     squares x genes, int32, without features other than gene expression; the number of each row's square, ascending;
-    and genes: index ``gene_id``, column ``symbol``.
+    genes: index ``gene_id``, column ``symbol``; and in words what was left out since it is no gene, perhaps nothing.
 
     Raises
     ------
@@ -55,7 +56,9 @@ def pooled_counts(
             matrix = file["matrix"]
             features = matrix["features"]
             ids, symbols, kinds = (features[name].asstr()[:] for name in ("id", "name", "feature_type"))
-            expression = kinds == "Gene Expression"
+            var = pd.DataFrame({"feature_types": kinds}, index=ids)
+            other, kinds = other_features(var)
+            expression, left_out = ~other, counted_kinds(other, kinds)
             genes = pd.DataFrame(
                 {"symbol": symbols[expression]}, index=pd.Index(ids[expression], name="gene_id", dtype=object)
             )
@@ -66,7 +69,7 @@ def pooled_counts(
         raise unreadable("is not a readable 10x count matrix", error, file=path) from error
     if not pieces:
         raise InputError("count matrix holds nothing of this section", file=path, field="matrix/barcodes")
-    return (*_joined(pieces, len(genes)), genes)
+    return (*_joined(pieces, len(genes)), genes, left_out)
 
 
 def _pieces(matrix: h5py.Group, expression: np.ndarray, square_of: Callable, path: Path):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.sections.counts import are_counts, check_counts, counted, places_of, rows_of
+from histocrypt.sections.genes import GeneNames, expression_only, read_by_id
 from histocrypt.sections.identity import check_id, missing_patient, near_name, patient_text
 from histocrypt.sections.image import ScaledImage
 from histocrypt.sections.picture import Witnesses, reduced_note
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from anndata import AnnData
-    from scipy.sparse import csr_matrix
 
     from histocrypt.sections.image import ImageSource
     from histocrypt.sections.section import Loaded, SectionFiles
@@ -43,13 +44,18 @@ def validated(
     file, adata, image = loaded.files[0], loaded.adata, loaded.image
     check_id(files.id, file)
     notes, matrices = list(loaded.notes), [name for name in adata.obsm if name != "spatial"]
-    uncounted = loaded.uncounted or (
-        not (adata.n_vars and adata.X is not None) and (bool(matrices) or not require_counts)
-    )
+    own: dict[str, str] = {}
+    uncounted = loaded.uncounted or (not (adata.n_vars and places_of(adata)) and (bool(matrices) or not require_counts))
     if not adata.n_obs or not (adata.n_vars or uncounted):
         raise InputError("section is empty", file=file, field="X", value=f"{adata.n_obs} spots x {adata.n_vars} genes")
     _refuse_repeats(adata.obs_names, file, "obs", "barcode")
-    _refuse_repeats(adata.var_names, file, "var", "gene id")
+    if not uncounted:
+        adata, own = _with_counts(adata, file, notes)
+        if not require_counts and not are_counts(adata.X):
+            notes.append(f"{file}: X: holds values that are no counts; prediction needs none, and they are not read.")
+            adata, own = _without_genes(adata), {}
+        if require_counts:
+            _refuse_repeats(adata.var_names, file, "var", "gene id")
     stated = patient_text(loaded.patient or "")
     patient = files.patient or stated
     if not patient and require_patient:
@@ -72,7 +78,7 @@ def validated(
     if image is None and loaded.image_note:
         notes.append(f"{file}: {loaded.image_note}.")
     coords = _coordinates(adata, file)
-    counts = _counts(adata, file, notes)
+    counts = adata.X
     keep = np.ones(adata.n_obs, dtype=bool)
     dropped: dict[str, int] = {}
 
@@ -95,8 +101,8 @@ def validated(
 
     drop(~np.isfinite(coords).all(axis=1), "no finite coordinates", "obsm['spatial']")
     drop(_off_tissue(adata), "marked as not on tissue", "obs['in_tissue']")
-    drop(_rows_of(counts, ~np.isfinite(counts.data)), "NaN or infinite counts", "X")
-    _check_counts(counts, keep, adata, file)
+    drop(rows_of(counts, ~np.isfinite(counts.data)), "NaN or infinite counts", "X")
+    check_counts(counts, keep, adata, file)
     if image is not None:
         inside = np.zeros(adata.n_obs, dtype=bool)
         inside[keep] = image.covers(coords[keep])
@@ -118,6 +124,9 @@ def validated(
     if isinstance(image, ScaledImage):
         notes.append(reduced_note(image, um_per_px))
     origins = {"resolution": how, **loaded.origins}
+    origins |= {name: words for name, words in own.items() if words}
+    if adata.n_vars:
+        origins["genes"] = f"{origins.get('genes') or 'var_names'} ({GeneNames.of(adata.var).kind})"
     if files.patient and files.patient != stated:
         origins["patient"] = "as given"
         if stated:
@@ -134,6 +143,17 @@ def validated(
         notes=notes,
         origins={name: origins[name] for name in ORIGINS if origins.get(name)},
     )
+
+
+def _with_counts(adata: AnnData, file: Path, notes: list[str]) -> tuple[AnnData, dict[str, str]]:
+    """Return a section whose ``X`` is its raw counts of genes, and where counts and names of genes were read."""
+    adata, left_out = expression_only(adata, file)
+    adata, place, said = counted(adata, file)
+    if place == "raw.X":  # whose genes are others
+        adata, left_out = expression_only(adata, file)
+    renamed = read_by_id(adata, file)
+    notes += [*said, *(f"{file}: {words}." for words in (left_out, renamed) if words)]
+    return adata, {"counts": place if place != "X" else "", "genes": renamed}
 
 
 def _without_genes(adata: AnnData) -> AnnData:
@@ -153,7 +173,8 @@ def _refuse_repeats(names: pd.Index, file: Path, field: str, what: str) -> None:
         file=file,
         field=f"{field}_names",
         value=str(repeated[0]),
-        fix="make them unique" + (", or write one file a slide if there are several" if field == "obs" else ""),
+        fix="make them unique, or "
+        + ("write one file a slide if there are several" if field == "obs" else "store unique ids in var['gene_ids']"),
     )
 
 
@@ -216,71 +237,3 @@ def _why_outside(image: ImageSource, coords: np.ndarray) -> str:
             "or beside the section the scale of this one (scalefactors: tissue_hires_scalef)"
         )
     return "give the coordinates in full-resolution pixels of this image"
-
-
-def _counts(adata: AnnData, file: Path, notes: list[str]) -> csr_matrix:
-    """Return the raw counts; X, or layers["counts"] where only that is whole numbers."""
-    if adata.X is None:
-        raise InputError("counts are missing", file=file, field="X")
-    counts = _csr(adata.X, file, "X")
-    if "counts" in adata.layers and _fractions(counts.data).any():
-        layer = _csr(adata.layers["counts"], file, "layers['counts']")
-        if not _fractions(layer.data).any():
-            del adata.layers["counts"]
-            notes.append(f"{file}: X is not whole numbers, so layers['counts'] was taken as the raw counts.")
-            return layer
-    return counts
-
-
-def _csr(matrix: object, file: Path, field: str) -> csr_matrix:
-    from scipy.sparse import csr_matrix
-
-    if not np.issubdtype(matrix.dtype, np.number) and matrix.dtype != bool:
-        raise InputError("counts are not numbers", file=file, field=field, value=str(matrix.dtype))
-    try:
-        counts = csr_matrix(matrix)
-        counts.check_format(full_check=True)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"counts are not a readable matrix ({error})", file=file, field=field) from error
-    counts.sum_duplicates()
-    return counts
-
-
-def _fractions(values: np.ndarray) -> np.ndarray:
-    """Return which values are finite and not whole."""
-    if not np.issubdtype(values.dtype, np.floating):
-        return np.zeros(values.shape, dtype=bool)
-    return np.isfinite(values) & (values != np.rint(values))
-
-
-def _rows_of(counts: csr_matrix, chosen: np.ndarray) -> np.ndarray:
-    """Return which rows hold one of the chosen entries of ``data``."""
-    rows = np.zeros(counts.shape[0], dtype=bool)
-    rows[np.searchsorted(counts.indptr, np.flatnonzero(chosen), side="right") - 1] = True
-    return rows
-
-
-def _check_counts(counts: csr_matrix, keep: np.ndarray, adata: AnnData, file: Path) -> None:
-    """Refuse negative, fractional and overlarge counts in the spots that are kept."""
-    kept = np.repeat(keep, np.diff(counts.indptr))
-    raw = ""
-    if "counts" in adata.layers:
-        raw = "; layers['counts'] exists but is not whole numbers either"
-    elif adata.raw is not None:
-        raw = "; adata.raw exists: store its counts as X if they are the raw ones"
-    for bad, problem, expected in (
-        (counts.data < 0, "counts are negative", "raw counts, zero or more"),
-        (_fractions(counts.data), f"counts are not whole numbers{raw}", "raw, not normalised, counts"),
-        (counts.data > np.iinfo(np.int32).max, "counts are beyond any sequencer", "at most 2147483647"),
-    ):
-        bad &= kept
-        if bad.any():
-            first = bad.argmax()
-            spot, gene = adata.obs_names[_rows_of(counts, bad).argmax()], adata.var_names[counts.indices[first]]
-            raise InputError(
-                f"{problem} in {int(bad.sum())} entries, first at gene {gene} of spot {spot}",
-                file=file,
-                field="X",
-                value=counts.data[first].item(),
-                expected=expected,
-            )

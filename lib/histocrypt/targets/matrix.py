@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.sections.genes import GeneNames, places
 from histocrypt.targets.transforms import COMPOSITIONS, transform
 
 if TYPE_CHECKING:
@@ -117,7 +118,30 @@ def names_of(adata: AnnData, matrix: str | None = None, *, section: str) -> np.n
     return np.array(names, dtype=str)
 
 
-def raw_values(adata: AnnData, names: Iterable[str], *, matrix: str | None = None, section: str) -> np.ndarray:
+def columns_of(
+    adata: AnnData, names: Iterable[str], symbols: Iterable[str] = (), *, matrix: str | None = None, section: str
+) -> np.ndarray:
+    """Return (g,) int64: the column of each name in a section; -1 where it was not measured.
+
+    Genes that are not all called alike are joined by id and symbol: see `sections.genes`. Columns of a named matrix are
+    joined by name alone.
+
+    Raises
+    ------
+    InputError
+        If the section has no such matrix.
+    """
+    names = list(names)
+    position = {name: i for i, name in enumerate(names_of(adata, matrix, section=section).tolist())}
+    found = np.array([position.get(name, -1) for name in names], dtype=np.int64)
+    if matrix is not None or (found >= 0).all():
+        return found
+    return places(GeneNames.of(names, symbols), GeneNames.of(adata.var))
+
+
+def raw_values(
+    adata: AnnData, names: Iterable[str], symbols: Iterable[str] = (), *, matrix: str | None = None, section: str
+) -> np.ndarray:
     """Return (n, g) counts or values of ``names``, in their order, before any transform.
 
     Raises
@@ -126,14 +150,13 @@ def raw_values(adata: AnnData, names: Iterable[str], *, matrix: str | None = Non
         If a name is not measured, or a value of a named matrix is not a finite number.
     """
     names = list(names)
-    position = {name: i for i, name in enumerate(names_of(adata, matrix, section=section).tolist())}
-    missing = [name for name in names if name not in position]
+    columns = columns_of(adata, names, symbols, matrix=matrix, section=section)
+    missing = [name for name, column in zip(names, columns, strict=True) if column < 0]
     if missing:
         raise InputError(
             f"section {section} does not measure {len(missing)} of {len(names)} {noun(matrix)}s: {missing[0]}",
             field=matrix or "var_names",
         )
-    columns = [position[name] for name in names]
     if matrix is None:
         counts = adata.X[:, columns]
         return counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)
@@ -162,6 +185,7 @@ def targets_of(
     *,
     matrix: str | None = None,
     section: str,
+    symbols: Iterable[str] = (),
     rows: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Return what is predicted about a section, by transform.
@@ -178,6 +202,8 @@ def targets_of(
         Whose columns the names are; None for the counts in ``X``.
     section
         Its id, for errors.
+    symbols
+        Those of the names, in their order, where sections call genes differently.
     rows
         (m,) row numbers of the spots wanted, in order; all by default.
 
@@ -191,7 +217,7 @@ def targets_of(
         If the section lacks the matrix or a name, or a transform does not fit the values.
     """
     names = list(names)
-    values, totals = raw_values(adata, names, matrix=matrix, section=section), depth(adata)
+    values, totals = raw_values(adata, names, symbols, matrix=matrix, section=section), depth(adata)
     if rows is not None:
         values, totals = values[rows], totals[rows]
     if matrix is None and names and not has_counts(adata):

@@ -19,7 +19,8 @@ import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import read_json, refuse_pipe, write_json
-from histocrypt.targets.matrix import names_of, noun
+from histocrypt.sections.genes import SEVERAL, GeneNames, Interned, Keys, joined, meant_by, why_apart
+from histocrypt.targets.matrix import columns_of, names_of, noun
 from histocrypt.targets.transforms import transform
 
 if TYPE_CHECKING:
@@ -53,28 +54,31 @@ class Panel:
     def __len__(self) -> int:
         return len(self.genes)
 
-    def columns(self, genes: np.ndarray, *, section: str) -> np.ndarray:
-        """Return the column of each panel gene among a section's ``genes``.
+    def columns(self, adata: AnnData, *, section: str) -> np.ndarray:
+        """Return (g,) int64: the column of each panel gene in a section.
 
         Raises
         ------
         InputError
             If a panel gene is not measured in the section; it is named.
         """
-        position = {gene: i for i, gene in enumerate(genes)}
-        missing = [gene for gene in self.genes if gene not in position]
-        if missing:
-            symbols = dict(zip(self.genes, self.symbols, strict=True))
-            named = [gene if symbols[gene] == gene else f"{gene} ({symbols[gene]})" for gene in missing[:5]]
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            what = f"{noun(self.matrix)}s"
+        columns = columns_of(adata, self.genes, self.symbols, matrix=self.matrix, section=section)
+        if (columns < 0).any():
+            both = zip(self.genes, self.symbols, columns < 0, strict=True)
+            named = [gene if symbol == gene else f"{gene} ({symbol})" for gene, symbol, gone in both if gone]
+            more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+            what, field, fix = f"{noun(self.matrix)}s", self.matrix or "var_names", ""
+            if self.matrix is None and 2 * len(named) > len(self):
+                own = GeneNames.of(self.genes, self.symbols)
+                said, fix = why_apart(own, "the panel", GeneNames.of(adata.var), f"section {section}")
+                fix = f"{said}: {fix}" if own.kind != GeneNames.of(adata.var).kind else ""
             raise InputError(
-                f"section {section} does not measure {len(missing)} of the panel's {len(self)} {what}: "
-                f"{', '.join(named)}{more}",
-                field=self.matrix or "var_names",
-                fix=f"use a panel of {what} that every training section measures",
+                f"section {section} does not measure {len(named)} of the panel's {len(self)} {what}: "
+                f"{', '.join(named[:5])}{more}",
+                field=field,
+                fix=fix or f"use a panel of {what} that every training section measures",
             )
-        return np.array([position[gene] for gene in self.genes], dtype=np.int64)
+        return columns
 
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-able dictionary."""
@@ -110,15 +114,15 @@ class SectionNumbers:
     """What the choice of a panel knows of one section."""
 
     name: str
-    codes: np.ndarray
-    """(g,) int32: the number of each gene (or column) of the section among all that any section has, in its order."""
+    keys: Keys
+    """What genes (or columns) are joined by, in the section's order."""
     symbols: np.ndarray
-    """(g,) int32: the same of its symbols; empty where it has none."""
+    """(g,) int32: the numbers of what the section calls its symbols; empty where it has none."""
     spots: int
     own: dict[str, np.ndarray]
     """Numbers of each gene that do not depend on which other genes there are, (g,) float64 each."""
-    meant: dict[str, str | None]
-    """Listed name -> the gene it stands for here: None where there is none, empty where there are several."""
+    meant: np.ndarray
+    """(m,) int64: which gene each listed name stands for here; `ABSENT` where it is none, `SEVERAL` where several."""
     read: Callable[[], AnnData]
     """Reads the section (again)."""
     among: dict[Any, tuple[np.ndarray, ...]] = field(default_factory=dict)
@@ -127,18 +131,50 @@ class SectionNumbers:
     def compared(
         self, genes: np.ndarray, compare: Callable[..., tuple[np.ndarray, ...]], *settings: int
     ) -> tuple[np.ndarray, ...]:
-        """Return ``compare(section, genes, *settings)``; the section is read again for genes not compared before."""
+        """Return ``compare(section, genes, *settings)`` of genes as the section calls them.
+
+        The section is read again for genes not compared before.
+        """
         key = (settings, hashlib.sha256("\n".join(genes).encode()).digest())
         if key not in self.among:
             self.among[key] = compare(self.read(), genes, *settings)
         return self.among[key]
 
 
+@dataclass
+class Together:
+    """Genes of several sections, joined: each has a number."""
+
+    own: list[np.ndarray]
+    """Of each section, (g,) the number of each of its genes."""
+    ids: np.ndarray
+    """(genes,) the id of each gene, as a number of a word; -1 where unknown."""
+
+    def common(self) -> np.ndarray:
+        """Return the numbers of the genes that every section has."""
+        times = np.zeros(len(self.ids), dtype=np.int64)
+        for own in self.own:
+            times[own] += 1
+        return np.flatnonzero(times == len(self.own))
+
+    def at(self, genes: np.ndarray) -> list[np.ndarray]:
+        """Return where these genes are in each section, -1 where one is not."""
+        found = []
+        for own in self.own:
+            place = np.full(len(self.ids), -1, dtype=np.int64)
+            place[own] = np.arange(len(own))
+            found.append(place[genes])
+        return found
+
+
 class PanelChooser:
     """Chooses panels from sections that are read one at a time, each once however many folds it trains in.
 
-    Only genes that every one of the sections measures are candidates. Mitochondrial and ribosomal genes are candidates
-    like any other. Ties are broken by identifier, so the order never depends on the order of the sections' genes.
+    Only genes that every one of the sections measures are candidates. Where sections call genes differently, these are
+    joined as `sections.genes` says, and a gene that they do not call alike goes by its id. Where a section has less
+    than half of the genes in common with the largest, the few names that agree choose nothing. Mitochondrial and
+    ribosomal genes are candidates like any other. Ties are broken by identifier, so the order never depends on the
+    order of the sections' genes.
 
     * ``top_mean``: the largest mean raw count over all spots (the rule of BrSTNet: He et al. 2020).
     * ``hvg``: highly variable genes by normalised dispersion of ln(1 + counts per 10,000), found in each section (see
@@ -189,8 +225,9 @@ class PanelChooser:
     ) -> None:
         self._read, self.choice, self.file, self.matrix = read, choice, file, matrix
         self._known: dict[str, SectionNumbers] = {}
-        self._code: dict[str, int] = {}
-        self._names: list[str] = []
+        self._intern = Interned()
+        self.note = ""
+        """What the join of the last choice lost, and whether names had to be translated."""
         if choice.method not in (*SCORES, "file", "all"):
             raise unknown_name("panel method", choice.method, [*SCORES, "file", "all"], field="panel.method")
         self._listed: list[str] = []
@@ -212,38 +249,45 @@ class PanelChooser:
             If the sections measure fewer common genes than asked for, or a listed gene is missing.
         """
         known = [self._section(section) for section in sections]
+        together = Together(*joined([section.keys for section in known], len(self._intern.words)))
         if self.choice.method == "file":
-            return self._from_file(known)
-        times = np.zeros(len(self._names), dtype=np.int64)
-        for section in known:
-            times[section.codes] += 1
-        common = times == len(known)
+            return self._from_file(known, together)
+        common = together.common()
         if self.choice.method == "all":
-            columns = tuple(self._names[code] for code in known[0].codes.tolist() if common[code])
+            columns = tuple(self._called(known, together, together.own[0][np.isin(together.own[0], common)]))
             if not columns:
                 raise InputError("the training sections have no column in common", field=self.matrix)
             return Panel(columns, columns, "all", matrix=self.matrix)
+        _refuse_chance(known, together)
         size = self.choice.size
-        codes = np.array(sorted(np.flatnonzero(common).tolist(), key=self._names.__getitem__), dtype=np.int64)
+        names = self._called(known, together, common)
+        times = Counter(names)
+        named = sorted((name, gene) for name, gene in zip(names, common.tolist(), strict=True) if times[name] == 1)
+        codes = np.array([gene for _, gene in named], dtype=np.int64)
         if len(codes) < size:
             raise InputError(
                 f"asks for {size} genes, but the training sections have {len(codes)} genes in common",
                 field="panel.size",
                 fix="ask for fewer, or leave out the section that measures few genes",
             )
-        genes = np.array([self._names[code] for code in codes], dtype=object)
+        genes = np.array([name for name, _ in named], dtype=object)
+        at = together.at(codes)
+        self.note = _lost(known, together, codes, at)
 
         def total(name: str, divided_by: int = 1) -> np.ndarray:
             """Return the (g,) sum over sections of one of their own numbers."""
-            summed = np.zeros(len(self._names))
-            for section in known:
-                summed[section.codes] += section.own[name] / divided_by
-            return summed[codes]
+            summed = np.zeros(len(codes))
+            for section, places_ in zip(known, at, strict=True):
+                summed += section.own[name][places_] / divided_by
+            return summed
 
-        scores = SCORES[self.choice.method][1](known, total, genes, size)
+        words = np.array(self._intern.words, dtype=object)
+        own_names = [words[section.keys.names[places_]] for section, places_ in zip(known, at, strict=True)]
+        scores = SCORES[self.choice.method][1](known, total, own_names, size)
         order = np.argsort(-scores, kind="stable")[:size]  # stable: ties keep the order of identifiers
         chosen = tuple(map(str, genes[order]))
-        return Panel(chosen, self._symbols(known, chosen), self.choice.method, tuple(scores[order].tolist()))
+        symbols = self._symbols(known, together, codes[order], chosen)
+        return Panel(chosen, symbols, self.choice.method, tuple(scores[order].tolist()))
 
     def _section(self, section: str) -> SectionNumbers:
         if section not in self._known:
@@ -251,73 +295,116 @@ class PanelChooser:
             named = "section" in adata.obs and adata.n_obs
             name = str(adata.obs["section"].iloc[0]) if named else f"number {len(self._known) + 1}"
             counted = self.matrix is None or self.choice.method in SCORES
-            names = adata.var_names if counted else names_of(adata, self.matrix, section=name)
+            genes = GeneNames.of(adata.var) if counted else GeneNames.plain(names_of(adata, self.matrix, section=name))
             symbols = adata.var["symbol"].astype(str) if counted and "symbol" in adata.var else []
-            stand_for = _stand_for(adata, self.matrix, name) if self._listed else {}
             self._known[section] = SectionNumbers(
                 name=name,
-                codes=self._coded(names),
-                symbols=self._coded(symbols),
+                keys=self._intern.keys(genes),
+                symbols=self._intern(symbols),
                 spots=adata.n_obs,
                 own=SCORES[self.choice.method][0](adata) if self.choice.method in SCORES else {},
-                meant={listed: stand_for.get(listed) for listed in self._listed},
+                meant=meant_by(self._listed, genes),
                 read=lambda: self._read(section),
             )
         return self._known[section]
 
-    def _coded(self, names: Iterable[str]) -> np.ndarray:
-        for name in names:
-            if name not in self._code:
-                self._code[name] = len(self._names)
-                self._names.append(str(name))
-        return np.array([self._code[name] for name in names], dtype=np.int32)
+    def _called(self, known: list[SectionNumbers], together: Together, genes: np.ndarray) -> list[str]:
+        """Return the name of each gene that all sections have: theirs where they agree, else its id or symbol."""
+        words, at = self._intern.words, together.at(genes)
+        names = np.array([section.keys.names[place] for section, place in zip(known, at, strict=True)])
+        alike, ids = (names == names[0]).all(axis=0), together.ids[genes]
+        called = []
+        for i, same in enumerate(alike.tolist()):
+            symbols = (section.keys.symbols[place[i]] for section, place in zip(known, at, strict=True) if not same)
+            symbol = next((number for number in symbols if number >= 0), -1)
+            called.append(words[names[0, i] if same else next((n for n in (ids[i], symbol) if n >= 0), names[0, i])])
+        return called
 
-    def _symbols(self, known: list[SectionNumbers], genes: tuple[str, ...]) -> tuple[str, ...]:
+    def _symbols(
+        self, known: list[SectionNumbers], together: Together, genes: np.ndarray, names: tuple[str, ...]
+    ) -> tuple[str, ...]:
         """Return what people call genes: as the first section says that has a symbol of it."""
-        symbols: dict[str, str] = {}
-        wanted = np.array([self._code[gene] for gene in genes], dtype=np.int64)
-        for section in known:
-            if len(section.symbols) and len(symbols) < len(genes):
-                for place in np.flatnonzero(np.isin(section.codes, wanted)).tolist():
-                    symbols.setdefault(self._names[section.codes[place]], self._names[section.symbols[place]])
-        return tuple(symbols.get(gene) or gene for gene in genes)
+        symbols = np.full(len(genes), -1, dtype=np.int64)
+        at = together.at(genes)
+        for section, place in zip(known, at, strict=True):
+            if len(section.symbols):
+                symbols = np.where(symbols < 0, section.symbols[place], symbols)
+        for section, place in zip(known, at, strict=True):  # a section that calls genes by symbol has no such column
+            other = [self._intern.words[number] for number in section.keys.names[place]]
+            differs = np.array([own != name for own, name in zip(other, names, strict=True)], dtype=bool)
+            symbols = np.where((symbols < 0) & differs, section.keys.symbols[place], symbols)
+        pairs = zip(names, symbols.tolist(), strict=True)
+        return tuple(self._intern.words[number] if number >= 0 else name for name, number in pairs)
 
-    def _from_file(self, known: list[SectionNumbers]) -> Panel:
-        genes: list[str] = []
-        for name in self._listed:
-            meant = {section.meant[name] for section in known}
-            if None in meant:
-                absent = next(section.name for section in known if section.meant[name] is None)
-                raise InputError(
-                    f"{noun(self.matrix)} {name!r} is not measured in training section {absent}",
-                    file=self.file,
-                    fix="remove it from the list, or leave out that section",
-                )
-            if len(meant) > 1 or "" in meant:
-                raise InputError(
-                    f"symbol {name!r} stands for more than one gene", file=self.file, fix="list its gene id instead"
-                )
-            genes.append(meant.pop())
-        twice = [gene for gene, times in Counter(genes).items() if times > 1]
+    def _from_file(self, known: list[SectionNumbers], together: Together) -> Panel:
+        meant = np.array([section.meant for section in known])
+        for own, place in zip(together.own, meant, strict=True):
+            place[place >= 0] = own[place[place >= 0]]  # from here on numbers of all sections' genes
+        chosen = meant.max(axis=0)  # a section may know a gene by another name than the list does
+        several = (meant == SEVERAL).any(axis=0) | ((meant >= 0) & (meant != chosen)).any(axis=0)
+        if several.any():
+            name = self._listed[int(several.argmax())]
+            raise InputError(
+                f"symbol {name!r} stands for more than one gene", file=self.file, fix="list its gene id instead"
+            )
+        for section, place in zip(known, together.at(np.maximum(chosen, 0)), strict=True):
+            absent = (chosen < 0) | (place < 0)
+            if absent.any():
+                raise self._absent(section, absent)
+        names = tuple(self._called(known, together, chosen))
+        twice = [name for name, times in Counter(names).items() if times > 1]
         if twice:
             raise InputError(
                 f"{noun(self.matrix)} {twice[0]!r} is listed twice",
                 file=self.file,
                 fix="list each once, by id or by symbol",
             )
-        symbols = self._symbols(known, tuple(genes)) if self.matrix is None else tuple(genes)
-        return Panel(tuple(genes), symbols, "file", matrix=self.matrix)
+        symbols = self._symbols(known, together, chosen, names) if self.matrix is None else names
+        return Panel(names, symbols, "file", matrix=self.matrix)
+
+    def _absent(self, section: SectionNumbers, absent: np.ndarray) -> InputError:
+        """Return the error for listed names that a section did not measure."""
+        first, lost = self._listed[int(absent.argmax())], int(absent.sum())
+        if self.matrix is None and lost > 1 and 2 * lost > len(self._listed):
+            pair = (GeneNames.of(self._listed), "the list", GeneNames.of(section.read().var))
+            said, fix = why_apart(*pair, f"training section {section.name}")
+            problem = f"{lost} of the list's {len(self._listed)} genes are not measured in training section "
+            return InputError(f"{problem}{section.name}, first {first!r}; {said}", file=self.file, fix=fix)
+        return InputError(
+            f"{noun(self.matrix)} {first!r} is not measured in training section {section.name}",
+            file=self.file,
+            fix="remove it from the list, or leave out that section",
+        )
 
 
-def _stand_for(section: AnnData, matrix: str | None, name: str) -> dict[str, str]:
-    """Return gene id by id and by symbol; an ambiguous symbol maps to the empty string. An id always wins."""
-    if matrix is not None:
-        return {column: column for column in names_of(section, matrix, section=name).tolist()}
-    names: dict[str, str] = {}
-    if "symbol" in section.var:
-        for gene, symbol in zip(section.var_names, section.var["symbol"].astype(str), strict=True):
-            names[symbol] = "" if symbol in names else gene
-    return names | {gene: gene for gene in section.var_names}
+def _refuse_chance(known: list[SectionNumbers], together: Together) -> None:
+    """Refuse sections that have so few genes in common that they seem to be called differently."""
+    sizes = [len(own) for own in together.own]
+    largest = int(np.argmax(sizes))
+    for section, own, size in zip(known, together.own, sizes, strict=True):
+        both = len(np.intersect1d(own, together.own[largest]))
+        if 2 * both < size:
+            other = known[largest]
+            pair = (GeneNames.of(other.read().var), f"section {other.name}", GeneNames.of(section.read().var))
+            said, fix = why_apart(*pair, f"section {section.name}")
+            raise InputError(
+                f"the training sections {other.name} and {section.name} have only {both} genes in common, less than "
+                f"half of {size}, and a panel of these few would be one of chance; {said}",
+                field="panel",
+                value=both,
+                fix=fix,
+            )
+
+
+def _lost(known: list[SectionNumbers], together: Together, codes: np.ndarray, at: list[np.ndarray]) -> str:
+    """Return in words how many genes the join loses, and for how many sections' names differ."""
+    lost = len(together.ids) - len(codes)
+    names = [section.keys.names[place] for section, place in zip(known, at, strict=True)]
+    differ = int((~np.all([own == names[0] for own in names], axis=0)).sum())
+    said = [f"{len(codes):,} genes are in all {len(known)} training sections"]
+    said += [f"{lost:,} are in some only and are left out"] if lost else []
+    said += [f"{differ:,} are called differently and were joined by id or symbol"] if differ else []
+    return "; ".join(said) if len(said) > 1 else ""
 
 
 def totals(section: AnnData) -> dict[str, np.ndarray]:
@@ -353,33 +440,34 @@ def squares(section: AnnData) -> dict[str, np.ndarray]:
     return {"total": total, "squares": square}
 
 
-def top_mean(sections: list[SectionNumbers], total: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+def top_mean(sections: list[SectionNumbers], total: Callable, genes: list[np.ndarray], size: int) -> np.ndarray:
     """Score by the mean raw count over all spots."""
     return total("total") / sum(section.spots for section in sections)
 
 
-def hmhvg(sections: list[SectionNumbers], total: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+def hmhvg(sections: list[SectionNumbers], total: Callable, genes: list[np.ndarray], size: int) -> np.ndarray:
     """Score by the worse of two places: by mean, and by variance of the logarithm, both averaged over sections."""
     mean, variance = (total(name, divided_by=len(sections)) for name in ("mean", "variance"))
-    return len(genes) - 1.0 - np.maximum(_place(mean), _place(variance))
+    return len(mean) - 1.0 - np.maximum(_place(mean), _place(variance))
 
 
-def hvg(sections: list[SectionNumbers], total: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+def hvg(sections: list[SectionNumbers], total: Callable, genes: list[np.ndarray], size: int) -> np.ndarray:
     """Score by the number of sections a gene is highly variable in, then by its mean normalised dispersion."""
-    variable, known, summed = np.zeros(len(genes), dtype=int), np.zeros(len(genes)), np.zeros(len(genes))
-    for section in sections:
-        highly, dispersion = section.compared(genes, _highly_variable_in, size)
+    number = len(genes[0])
+    variable, known, summed = np.zeros(number, dtype=int), np.zeros(number), np.zeros(number)
+    for section, own in zip(sections, genes, strict=True):
+        highly, dispersion = section.compared(own, _highly_variable_in, size)
         there = np.isfinite(dispersion)
         variable, known, summed = variable + highly, known + there, summed + np.where(there, dispersion, 0)
     mean = np.where(known > 0, summed / np.maximum(known, 1), -np.inf)
-    place = np.empty(len(genes))
-    place[np.lexsort((mean, variable))] = np.arange(len(genes))
+    place = np.empty(number)
+    place[np.lexsort((mean, variable))] = np.arange(number)
     return place
 
 
-def stem_hmhvg(sections: list[SectionNumbers], total: Callable, genes: np.ndarray, size: int) -> np.ndarray:
+def stem_hmhvg(sections: list[SectionNumbers], total: Callable, genes: list[np.ndarray], size: int) -> np.ndarray:
     """Score by minus the worse of two places, by mean and by standard deviation; ``-inf`` for what is no candidate."""
-    put = [section.compared(genes, _put_forward) for section in sections]
+    put = [section.compared(own, _put_forward) for section, own in zip(sections, genes, strict=True)]
     spots = sum(section.spots for section in sections)
     forward, usual = (np.array(each) for each in zip(*put, strict=True))
     candidates = np.flatnonzero(forward.any(axis=0) & usual.all(axis=0))
@@ -391,7 +479,7 @@ def stem_hmhvg(sections: list[SectionNumbers], total: Callable, genes: np.ndarra
         )
     mean = total("total")[candidates] / spots
     sd = np.sqrt(np.maximum(total("squares")[candidates] / spots - mean**2, 0))
-    scores = np.full(len(genes), -np.inf)
+    scores = np.full(len(genes[0]), -np.inf)
     scores[candidates] = -np.maximum(_place(mean), _place(sd))
     return scores
 

@@ -17,6 +17,7 @@ from histocrypt.sections.formats.h5ad import (
     place_coordinates,
     read_anndata,
 )
+from histocrypt.sections.genes import ABSENT, GeneNames, meant_by, why_apart
 from histocrypt.sections.identity import id_text, one_value, safe_id
 from histocrypt.sections.image import ImageSource, ScaledImage, image_beside
 from histocrypt.sections.picture import Carried, carried_in
@@ -166,13 +167,17 @@ def load_hest(files: SectionFiles) -> Loaded:
                 um_per_px, um_field = float(source[name]), f"{where}: {name}"
     genes = hest_gene_list(root)
     if genes is not None:
-        missing = sorted(set(genes) - set(adata.var_names))
+        own = GeneNames.of(adata.var)
+        missing = [gene for gene, at in zip(genes, meant_by(genes, own), strict=True) if at == ABSENT]
         if missing:
+            said, remedy = why_apart(GeneNames.of(genes), "the list", own, "the section")
+            fix = f"{said}: {remedy}" if 2 * len(missing) > len(genes) else None
             raise InputError(
                 f"lacks {len(missing)} of {len(genes)} genes of the task's gene list",
                 file=files.path,
                 field="var_names",
-                value=missing[0],
+                value=sorted(missing)[0],
+                fix=fix,
             )
         adata.uns["gene_list"] = genes
     pitch = about.get("inter_spot_dist", metadata.get("inter_spot_um"))

@@ -20,6 +20,7 @@ from histocrypt.errors import InputError, unreadable
 from histocrypt.files import read_json, regular
 from histocrypt.hdf5 import open_h5
 from histocrypt.sections.formats.h5ad import h5_errors
+from histocrypt.sections.genes import expression_only
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import IMAGE_SUFFIXES, ImageSource, ScaledImage, image_beside, is_image, open_image
 from histocrypt.sections.picture import SAME_SIZE, Carried, at_own_scale
@@ -172,6 +173,8 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
         )
     factors, factors_path = scale_factors(root, prefix=prefix)
     adata, read = _read_matrix(root, prefix)
+    adata, left_out = expression_only(adata, read[0])
+    adata.var = adata.var[["symbol"]]
     positions, positions_path = _read_positions(root, prefix)
     _join(adata, positions, positions_path)
     image, image_files, pictures = best_image(files, root, factors, coords=adata.obsm["spatial"])
@@ -188,7 +191,7 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
                 field="spot_diameter_fullres",
                 fix="correct it, or give `um_per_px:`",
             )
-    notes = []
+    notes = [f"{read[0]}: {left_out}."] if left_out else []
     for path in sorted(root.glob(f"{escape(prefix)}*.gz")) if isinstance(image, ScaledImage) else ():
         if path.stem.lower().endswith(IMAGE_SUFFIXES) and not OWN_PICTURE.search(path.name.split(".")[0]):
             notes.append(f"{path} is packed: gunzip it to use it.")
@@ -219,7 +222,7 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
 
 
 def _read_matrix(root: Path, prefix: str = "") -> tuple[AnnData, list[Path]]:
-    """Read the filtered counts of gene expression, genes by their ids, and return the files read.
+    """Read the filtered counts, features by their ids, and return the files read.
 
     An ``.h5`` and an MTX folder side by side are two forms of one matrix, as Space Ranger writes them; they must name
     the same spots.
@@ -305,7 +308,7 @@ def _read_mtx(folder: Path, prefix: str = "") -> tuple[AnnData, list[Path]]:
 
 
 def _expression(counts: object, names: object, ids: object, symbols: object, kinds: object) -> AnnData:
-    """Return counts of gene expression alone, genes by their ids: antibodies and others are left out."""
+    """Return counts, features by their ids, with what each is in ``var["feature_types"]`` where the file says."""
     import anndata
     import pandas as pd
 
@@ -314,8 +317,9 @@ def _expression(counts: object, names: object, ids: object, symbols: object, kin
         obs=pd.DataFrame(index=pd.Index(names, name="barcode", dtype=object)),
         var=pd.DataFrame({"symbol": symbols}, index=pd.Index(ids, name="gene_id", dtype=object)),
     )
-    expression = np.asarray(kinds) == "Gene Expression"
-    return adata if kinds is None or expression.all() else adata[:, expression].copy()
+    if kinds is not None:
+        adata.var["feature_types"] = list(kinds)
+    return adata
 
 
 def _member(folder: Path, *names: str) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 
 from histocrypt.errors import InputError, unreadable
 from histocrypt.files import regular
+from histocrypt.sections.genes import KIND_COLUMNS
 from histocrypt.sections.identity import id_text, patient_text, safe_id
 from histocrypt.sections.image import TILE_NAME, ImageSource, PatchMosaic, is_image, open_image, tiles_in
 from histocrypt.sections.resolution import ST_PITCH_UM
@@ -101,6 +102,9 @@ def load_st_array(files: SectionFiles) -> Loaded:
         var=pd.DataFrame(index=pd.Index(genes, name="gene_id")),
         obsm={"spatial": np.array(pixels, dtype=np.float64)},
     )
+    kinds = _kinds(gene_file, len(genes))
+    if kinds:
+        adata.var["feature_types"] = kinds
     symbols, symbol_file = gene_symbols(files.path)
     if symbols:
         adata.var["symbol"] = [symbols.get(gene.split(".")[0], gene) for gene in genes]
@@ -245,6 +249,17 @@ def read_gene_list(path: Path) -> list[str]:
     if not isinstance(genes, list) or not all(isinstance(gene, str) and gene for gene in genes):
         raise InputError("is not a list of gene ids", file=path)
     return genes
+
+
+def _kinds(path: Path, length: int) -> list[str]:
+    """Return what each feature of a gene list is, where the list is a table with a column that says so."""
+    if path.suffix in {".npy", ".json"}:
+        return []
+    header, *body = _rows(path)
+    column = next((place for place, cell in enumerate(header) if cell.lower() in KIND_COLUMNS), None)
+    if column is None or len(body) != length:
+        return []
+    return [row[column] if len(row) > column else "" for row in body]
 
 
 def gene_symbols(folder: Path) -> tuple[dict[str, str], Path | None]:

@@ -145,7 +145,7 @@ def load_visium_hd(files: SectionFiles) -> Loaded:
             )
         return row * width + column
 
-    counts, squares, genes = pooled_counts(matrix, square_of)
+    counts, squares, genes, left_out = pooled_counts(matrix, square_of)
     row, column = np.divmod(squares, width)
     side = bins.side_um * bins.fold
     adata = lattice_section(counts, genes, row, column, np.ascontiguousarray(grid[:, row, column].T), side_um=side)
@@ -173,6 +173,7 @@ def load_visium_hd(files: SectionFiles) -> Loaded:
         technology="Visium HD",
         image_note="" if image is not None else f"image is missing: none beside {files.path} and none in spatial/",
         pictures=pictures,
+        notes=[f"{matrix}: features that are no genes were left out: {left_out}."] if left_out else [],
         origins={
             "counts": f"{bins.folder.name}/{MATRIX}{summed}",
             "spots": f"{bins.folder.name}/spatial/{positions.name}",

@@ -102,7 +102,7 @@ def load_xenium(files: SectionFiles) -> Loaded:
         counted += len(found)
         return square[found]
 
-    counts, squares, genes = pooled_counts(matrix, square_of)
+    counts, squares, genes, left_out = pooled_counts(matrix, square_of)
     row, column = np.divmod(squares, width)
     centres_um = (np.column_stack([column, row]) + corner + 0.5) * side
     image_path, note = _image_path(files)
@@ -128,7 +128,7 @@ def load_xenium(files: SectionFiles) -> Loaded:
         )
     adata = lattice_section(counts, genes, row, column, coords, side_um=side)
     adata.uns["spatial"] = {files.id: {"metadata": square_metadata(side)}}
-    notes = []
+    notes = [f"{matrix}: features that are no genes were left out: {left_out}."] if left_out else []
     if experiment is None:
         notes.append(
             f"{root}: {EXPERIMENT} is missing, so {PIXEL_UM} um was taken for a pixel of the morphology image."
