@@ -118,9 +118,8 @@ class Command:
             # Two jobs that need most of the memory each then run one after the other.
             line += ["--cores", str(wide), "--resources", f"mem_mb={_memory_mb()}"]
         values = {
-            # Quoted, since Snakemake reads a value as YAML: a path may hold `: ` or ` #`.
-            "study": json.dumps(str(self.file.resolve())),
-            "survey": json.dumps(str(survey)),
+            # In JSON, since Snakemake reads a value as YAML without its quotes: a path may hold `: ` or ` #`.
+            "files": json.dumps({"study": str(self.file.resolve()), "survey": str(survey)}),
             "until": self.until or "",
             "parameters": json.dumps(self.given or {}),
             "threads": self.profile.threads,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.explore.overview import listed
 from histocrypt.explore.survey import input_files, survey
@@ -66,6 +67,11 @@ def run_study(
     given = _checked(parameters or [])
     command = Command(study_file, study, Profile.read(profile, cores=cores), cores, until, given)
     files = input_files(study)  # a section that is not there is said here, in one sentence, and not by Snakemake
+    for path in (study.run.root, paths.repository(), *files):
+        if "{" in str(path):
+            raise InputError(
+                "holds braces, which Snakemake takes for wildcards", file=path, fix="rename it, or move it"
+            )
     if dry_run:
         with _only_one(study, dry_run=True):
             outline = _outline(study, dry_run=True)
