@@ -64,6 +64,7 @@ def test_any_batch_size_gives_the_same_file(world, tmp_path):
             um_per_px=UM_PER_PX,
             batch_size=size,
             csv=tmp_path / "csv",
+            overwrite=True,
         )
         assert "6 spots x 6 genes of B" in said
         files[size] = anndata.read_h5ad(out)
@@ -121,7 +122,9 @@ def test_each_switch_really_switches_and_says_what_was_left_out(world, tmp_path)
 def test_other_families_predict_on_patches_and_grids_too(world, tmp_path):
     model = world["models"]["encoder_ridge"]
     for source, given in ((world["patches"], {}), (world["slide"], {"spacing_um": 400})):
-        predict_section(model, source, tmp_path / "a.h5ad", um_per_px=UM_PER_PX, csv=tmp_path / "csv", **given)
+        predict_section(
+            model, source, tmp_path / "a.h5ad", um_per_px=UM_PER_PX, csv=tmp_path / "csv", overwrite=True, **given
+        )
         found = anndata.read_h5ad(tmp_path / "a.h5ad")
         assert np.isfinite(found.X).all()
         assert "auxiliary" not in found.obsm
