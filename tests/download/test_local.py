@@ -7,8 +7,8 @@ import tarfile
 import nbformat
 import papermill
 import pytest
-from tests.conftest import write_tiny_section
 from tests.space_ranger import write_space_ranger
+from tests.tiny_section import write_tiny_section
 
 from histocrypt import paths
 from histocrypt.download.fetch import SOURCES, catalogue_rows, local_rows, study_rows

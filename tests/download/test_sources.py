@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tests.conftest import PITCH_PX, write_tiny_section
 from tests.small_study import environment
 from tests.space_ranger import write_space_ranger
+from tests.tiny_section import PITCH_PX, write_tiny_section
 from typer.testing import CliRunner
 
 from histocrypt.cli import app, main

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import anndata
 import pytest
-from tests.conftest import write_tiny_section
 from tests.encrypted.serving import serving
+from tests.tiny_section import write_tiny_section
 
 from histocrypt.encrypted import messages
 from histocrypt.encrypted.key_owner import Keys, Request, encrypt_section, keygen, prepare

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.conftest import write_tiny_section
+from tests.tiny_section import write_tiny_section
 
 from histocrypt.errors import InputError
 from histocrypt.explore.batch import (

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from tests.conftest import write_tiny_section
+from tests.tiny_section import write_tiny_section
 
 from histocrypt.errors import InputError
 from histocrypt.explore.confounding import (

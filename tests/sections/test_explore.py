@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
-from tests.conftest import write_tiny_section
+from tests.tiny_section import write_tiny_section
 
 from histocrypt.errors import InputError
 from histocrypt.explore import overview

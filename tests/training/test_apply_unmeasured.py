@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tests.conftest import PITCH_PX, write_tiny_section
+from tests.tiny_section import PITCH_PX, write_tiny_section
 from tests.training.conftest import make_study, write_section
 
 from histocrypt.data.fold_statistics import prepare_folds
