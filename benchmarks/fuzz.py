@@ -31,21 +31,26 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import h5py
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from hackathon_file import write_hackathon
-from space_ranger import write_space_ranger
-from tiny_section import write_tiny_section
-
 from histocrypt.errors import InputError
 from histocrypt.options import SectionSource
 from histocrypt.sections.read import find_sections, read_section
+
+sys.modules["tests"] = tests = ModuleType("tests")  # ours, wherever others of that name are installed
+tests.__path__ = [str(Path(__file__).parents[1] / "tests")]
+write_hackathon = import_module("tests.hackathon_file").write_hackathon
+write_space_ranger = import_module("tests.space_ranger").write_space_ranger
+write_tiny_section = import_module("tests.tiny_section").write_tiny_section
+write_visium_hd = import_module("tests.visium_hd").write_visium_hd
+write_xenium = import_module("tests.xenium").write_xenium
 
 LIMIT_S, LIMIT_GIB = 20, 4
 BAD = ("SILENT", "TRACEBACK", "HANG", "MEMORY")
@@ -139,8 +144,31 @@ def tiff(folder: Path) -> Path:
     return file
 
 
+def visium_hd(folder: Path) -> Path:
+    """Write a run of Visium HD, its bins of 16 um."""
+    return write_visium_hd(folder / "hd", sides=(16,))
+
+
+def xenium(folder: Path) -> Path:
+    """Write a run of Xenium with its H&E picture and alignment."""
+    return write_xenium(folder / "xenium", cells="csv")
+
+
+def zarr(folder: Path) -> Path:
+    """Write a section as a Zarr store."""
+    import anndata
+
+    file = write_tiny_section(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        anndata.read_h5ad(file).write_zarr(folder / "A.zarr")
+    file.unlink()
+    return folder / "A.zarr"
+
+
 READERS: dict[str, Callable[[Path], Path]] = {
-    maker.__name__: maker for maker in (h5ad, tiff, hest, space_ranger, space_ranger_1, hackathon, st_array)
+    maker.__name__: maker
+    for maker in (h5ad, zarr, tiff, hest, space_ranger, space_ranger_1, visium_hd, xenium, hackathon, st_array)
 }
 
 
@@ -299,6 +327,16 @@ def _factors(**values: Any) -> Callable[[Path], None]:
     return change
 
 
+def _alignment(edit: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Return a change of Xenium's alignment matrix."""
+
+    def change(folder: Path) -> None:
+        (file,) = folder.rglob("*alignment.csv")
+        np.savetxt(file, edit(np.loadtxt(file, delimiter=",")), delimiter=",")
+
+    return change
+
+
 def _metadata(**values: Any) -> Callable[[Path], None]:
     def edit(adata: Any) -> None:
         adata.uns["spatial"]["A"]["metadata"].update(values)
@@ -352,10 +390,6 @@ def _antibodies(adata: Any) -> None:
     adata.var["feature_types"] = ["Gene Expression"] * 25 + ["Antibody Capture"] * 5
 
 
-def _two_sections(adata: Any) -> None:
-    _set(adata, section=["A"] * 18 + ["B"] * 18)
-
-
 def _two_patients(adata: Any) -> None:
     _set(adata, patient=["P1"] * 18 + ["P2"] * 18)
 
@@ -389,17 +423,34 @@ BY_PEOPLE: dict[str, tuple[str, Callable[[Path], None]]] = {
     "counts in a layer": ("h5ad", _edited(_layered)),
     "counts in raw": ("h5ad", _edited(_raw)),
     "antibodies among genes": ("h5ad", _edited(_antibodies)),
-    "two sections": ("h5ad", _edited(_two_sections)),
     "two patients": ("h5ad", _edited(_two_patients)),
     "two libraries": ("h5ad", _edited(_two_libraries)),
     "one barcode for all": ("h5ad", _edited(_twice)),
-    "patient a number": ("h5ad", _edited(lambda a: _set(a, patient=7))),
     "rows in another order": ("h5ad", _edited(lambda a: a[::-1].copy())),
     "genes in another order": ("h5ad", _edited(lambda a: a[:, ::-1].copy())),
-    "picture mirrored": ("h5ad", _picture(lambda image: image.transpose(0))),
     "picture halved": ("h5ad", _picture(lambda image: image.resize((image.width // 2, image.height // 2)))),
     "picture grey": ("h5ad", _picture(lambda image: image.convert("L"))),
     "picture of one colour": ("h5ad", _picture(lambda image: image.point(lambda _: 240))),
+    "genes named twice": ("h5ad", _edited(lambda a: setattr(a, "var_names", ["G"] * a.n_vars))),
+    "counts of ones": ("h5ad", _edited(lambda a: a.X.data.fill(1))),
+    "counts scaled": ("h5ad", _edited(lambda a: setattr(a, "X", a.X.toarray() - a.X.mean()))),
+    "picture inverted": ("h5ad", _picture(lambda image: image.point(lambda value: 255 - value))),
+    "bins of another size": ("visium_hd", _factors(bin_size_um=8.0)),
+    "resolution of HD doubled": ("visium_hd", _factors(microns_per_pixel=1.0)),
+    "resolution of HD lost": ("visium_hd", _factors(microns_per_pixel=None)),
+    "cells in millimetres": (
+        "xenium",
+        _table("cells.csv", lambda t: t.assign(x_centroid=t["x_centroid"] / 1000, y_centroid=t["y_centroid"] / 1000)),
+    ),
+    "cells in pixels": (
+        "xenium",
+        _table("cells.csv", lambda t: t.assign(x_centroid=t["x_centroid"] / 0.2125, y_centroid=t["y_centroid"] / 0.2125)),
+    ),
+    "cells x and y swapped": ("xenium", _table("cells.csv", _swap("x_centroid", "y_centroid"))),
+    "cells without a name": ("xenium", _table("cells.csv", lambda t: t.assign(cell_id=""))),
+    "alignment the other way": ("xenium", _alignment(np.linalg.inv)),
+    "alignment transposed": ("xenium", _alignment(np.transpose)),
+    "alignment of nothing": ("xenium", _alignment(np.zeros_like)),
     "pixel columns swapped": ("space_ranger", _table(PLACES, _swap("pxl_row_in_fullres", "pxl_col_in_fullres"))),
     "array columns swapped": ("space_ranger", _table(PLACES, _swap("array_row", "array_col"))),
     "in_tissue turned round": ("space_ranger", _table(PLACES, lambda t: t.assign(in_tissue=1 - t["in_tissue"]))),

@@ -150,6 +150,8 @@ class ArrayImage(ScannedImage):
         self._file = open_h5(path)
         self._pixels = self._file[name]
         where = {"file": self.path, "field": name}
+        if not hasattr(self._pixels, "shape"):
+            raise InputError("is a group where an image belongs", **where)
         shape, kind = self._pixels.shape, self._pixels.dtype
         if len(shape) != 3 or shape[2] != 3 or 0 in shape or not (kind == np.uint8 or np.issubdtype(kind, np.floating)):
             raise InputError(
