@@ -444,7 +444,9 @@ BY_PEOPLE: dict[str, tuple[str, Callable[[Path], None]]] = {
     ),
     "cells in pixels": (
         "xenium",
-        _table("cells.csv", lambda t: t.assign(x_centroid=t["x_centroid"] / 0.2125, y_centroid=t["y_centroid"] / 0.2125)),
+        _table(
+            "cells.csv", lambda t: t.assign(x_centroid=t["x_centroid"] / 0.2125, y_centroid=t["y_centroid"] / 0.2125)
+        ),
     ),
     "cells x and y swapped": ("xenium", _table("cells.csv", _swap("x_centroid", "y_centroid"))),
     "cells without a name": ("xenium", _table("cells.csv", lambda t: t.assign(cell_id=""))),
