@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tests.training.conftest import make_study, write_section
 
-from histocrypt.audit.subjects import ASKED, Auditable, audited, chosen, group_of, losses, members_of
+from histocrypt.audit.subjects import ASKED, Auditable, audited, group_of, losses, members_of
 from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.data.folds import load_fold
 from histocrypt.errors import InputError
@@ -129,14 +129,16 @@ def test_what_can_be_audited(study):
     assert [(thing.kind, thing.name) for thing in found] == [("predictor", "colour_ridge"), ("generator", "generator")]
     audit = study.model_copy(update={"audit": Audit(shadowed=["colour_ridge"])})
     everything = audited(study, FOLD)
-    parts = {part: [thing.name for thing in chosen(audit, everything, part)] for part in (*ASKED, "all")}
+    parts = {part: [thing.name for thing in audited(audit, FOLD, asked=part)] for part in (*ASKED, "all")}
     assert parts["shadowed"] == ["colour_ridge"]
     assert parts["predictors"] == ["mean_profile", "vision_mlp", "fhe_cnn"]
     assert parts["tiles"] == ["generator"]
     assert parts["all"] == [thing.name for thing in everything]
     with pytest.raises(InputError) as error:
-        chosen(audit, everything, "predictor")
+        audited(audit, FOLD, asked="predictor")
     assert error.value.field == "asked"
+    unfinished = audited(audit, FOLD, models=["resnet18", "colour_ridge"], asked="shadowed")
+    assert [thing.name for thing in unfinished] == ["colour_ridge"], "a part waits for no model of another one"
 
 
 def by_section(study):

@@ -14,8 +14,8 @@ from histocrypt.options import SectionSource
 from histocrypt.sections.formats.h5ad import read_anndata
 from histocrypt.sections.identity import Fingerprint, conflicts, id_text, patient_text, safe_id, same_name
 from histocrypt.sections.identity import check_id as check
+from histocrypt.sections.libraries import slides_in
 from histocrypt.sections.read import find_sections, read_path, read_section
-from histocrypt.sections.slides import slides_in
 
 
 def found(path, **given):

@@ -148,8 +148,9 @@ def test_a_file_that_is_no_manifest(tmp_path, content, expected):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(InputError, match=expected):
         read_manifest(tmp_path, scheme=TISSUE)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError) as missing:
         read_manifest(tmp_path / "none.json", scheme=TISSUE)
+    assert missing.value.file == tmp_path / "none.json"
 
 
 def test_an_id_stands_once(tmp_path):

@@ -127,7 +127,7 @@ class Subject:
     folder: Path
 
 
-def audited(study: Study, fold: str, *, models: list[str] | str = "all") -> list[Subject]:
+def audited(study: Study, fold: str, *, models: list[str] | str = "all", asked: str = "all") -> list[Subject]:
     """Return what of a fold was trained and can be audited: predictors, then what ``synthesis/<fold>`` holds.
 
     Stacks are not among them: they combine predictions and never see a spot's tile.
@@ -140,41 +140,34 @@ def audited(study: Study, fold: str, *, models: list[str] | str = "all") -> list
         A fold that holds patients out.
     models
         Names of predictors, or ``all``.
+    asked
+        One part of an audit, which is a job of its own and looks at no other's subjects: see `ASKED`; or ``all``.
 
     Raises
     ------
     InputError
         If the fold holds nobody out, a named model is not of the study, or a model was trained under other settings.
     """
+    if asked not in ("all", *ASKED):
+        raise unknown_name("part of an audit", asked, ("all", *ASKED), field="asked")
     split = _split(study, fold)
     names = study.model_names if models == "all" else list(models)
     for name in names:
         if name not in study.model_names:
             raise unknown_name("model of the study", name, study.model_names, field="audit.models")
-    found = []
+    found, shadowed = [], study.audit.shadowed if study.audit else ()
     for name in names:
+        if asked not in ("all", "shadowed" if name in shadowed else "predictors"):
+            continue
         folder = study.run.model(name, fold)
         if (folder / "model.json").is_file() or models != "all":
             trained_about(study, name, split, why=f"{name} is to be audited")
             found.append(Subject("predictor", name, MODELS[name].title, fold, folder))
     home = study.run.synthesis(fold)
-    for name, (kind, title) in SYNTHESIS.items():
+    for name, (kind, title) in SYNTHESIS.items() if asked in ("all", "tiles") else ():
         if (home / name).is_dir() and any((home / name).iterdir()):
             found.append(Subject(kind, name, title, fold, home / name))
     return found
-
-
-def chosen(study: Study, subjects: list[Subject], asked: str) -> list[Subject]:
-    """Return the subjects of one part of an audit, which is a job of its own: see `ASKED`; or ``all``."""
-    if asked not in ("all", *ASKED):
-        raise unknown_name("part of an audit", asked, ("all", *ASKED), field="asked")
-
-    def part_of(subject: Subject) -> str:
-        if subject.kind != "predictor":
-            return "tiles"
-        return "shadowed" if subject.name in study.audit.shadowed else "predictors"
-
-    return [subject for subject in subjects if asked in ("all", part_of(subject))]
 
 
 @dataclass(frozen=True)

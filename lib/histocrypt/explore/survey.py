@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,10 +103,20 @@ def fingerprint(files: SectionFiles, *, keep: bool = True) -> Fingerprint:
 
 
 def fingerprint_file(files: SectionFiles) -> Path:
-    """Return where a section's fingerprint is cached: by how it is read, and size and time of the files at hand."""
+    """Return where a section's fingerprint is cached: by how it is read, and size and time of the files at hand.
+
+    How it is read is also the code that reads: what it took for sound may be refused by a later one.
+    """
     stats = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in watched(files) if path.is_file()]
-    key = json.dumps([{name: str(value) for name, value in asdict(files).items()}, stats])
+    key = json.dumps([{name: str(value) for name, value in asdict(files).items()}, stats, _reading_code()])
     return paths.cache() / "fingerprints" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+@cache
+def _reading_code() -> str:
+    """Return a hash of the code that reads sections."""
+    code = sorted((Path(__file__).parents[1] / "sections").rglob("*.py"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in code)).hexdigest()
 
 
 def file_stats(names: list[str]) -> list[list[int]]:

@@ -23,10 +23,10 @@ from histocrypt.sections.image import (
     open_image,
     tiles_in,
 )
+from histocrypt.sections.libraries import own_slide, slides_in
 from histocrypt.sections.picture import Carried, alike, at_own_scale, carried_in
 from histocrypt.sections.resolution import STATED, TOLERANCE, Fact, bin_size, stated_number
 from histocrypt.sections.section import Format, Loaded, SectionFiles, own_files
-from histocrypt.sections.slides import own_slide, slides_in
 from histocrypt.sections.stores import anndata_in, is_anndata, read_names, read_store, stem_of
 
 if TYPE_CHECKING:

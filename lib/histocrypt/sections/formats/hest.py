@@ -20,9 +20,9 @@ from histocrypt.sections.formats.h5ad import (
 from histocrypt.sections.genes import ABSENT, GeneNames, meant_by, why_apart
 from histocrypt.sections.identity import id_text, one_value, safe_id
 from histocrypt.sections.image import ImageSource, ScaledImage, image_beside
+from histocrypt.sections.libraries import own_slide
 from histocrypt.sections.picture import Carried, carried_in
 from histocrypt.sections.section import Format, Loaded, SectionFiles
-from histocrypt.sections.slides import own_slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
