@@ -120,10 +120,10 @@ def test_hest_coordinates_in_obs(hest):
     np.testing.assert_array_equal(read_path(path).coords, np.column_stack([x, y]))
 
 
-def test_spots_without_a_patch_are_dropped(hest):
+def test_spots_without_a_patch_are_dropped(hest, tmp_path):
     path = hest / "patches" / "TENX2.h5"
     adata = anndata.read_h5ad(hest / "st" / "TENX2.h5ad")
-    write_patches(path, adata, np.full((400, 400, 3), 180, np.uint8), keep=20)
+    write_patches(path, adata, np.load(tmp_path / "pixels.npy"), keep=20)
     section = read_path(hest / "st" / "TENX2.h5ad")
     assert section.n_spots == 20
     assert list(section.dropped.values()) == [16]

@@ -286,6 +286,12 @@ def save(pixels, mode=None, **options):
     return write
 
 
+def stained():
+    pink = np.full((130, 90, 3), 244, np.uint8)
+    pink[10:-10, 10:-10], pink[40:60, 40:60] = (226, 160, 196), (96, 62, 140)
+    return pink
+
+
 GREY = np.repeat(RGB[..., :1], 3, axis=2)
 REFUSED = {
     "grey": ("channels", lambda path: tiff_of(path, RGB[..., 0], photometric="minisblack")),
@@ -306,6 +312,8 @@ REFUSED = {
     "two pictures": ("axes", lambda path: tiff_of(path, np.stack([RGB, RGB[::-1]]), metadata=None)),
     "floats": ("dtype", lambda path: tiff_of(path, (RGB / 255).astype(np.float32))),
     "signed": ("dtype", lambda path: tiff_of(path, RGB.astype(np.int16))),
+    "one colour": ("colours", save(np.full((130, 90, 3), 200, np.uint8))),
+    "inverted": ("colours", save(255 - stained())),
     "black": ("colours", save(np.ones((130, 90, 3), np.uint8))),
     "a codec that is missing": ("compression", lambda path: recoded(path, 50002)),
     "a codec that is not known": ("compression", lambda path: recoded(path, 12345)),

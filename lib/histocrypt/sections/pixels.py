@@ -53,6 +53,8 @@ BAND_PIXELS = 8_000_000
 """Pixels that are read at a time where a whole level is gone through."""
 DARK, BRIGHT, BRIGHT_SHARE = 64, 128, 0.002
 """Light comes through a stained section, so some of it is pale; fluorescence lies on black."""
+GREENEST_BY, GREENEST_SHARE = 20, 0.5
+"""Colour that counts, and the share of it that green may lead: it leads nowhere on the sections at hand."""
 
 
 class ImageSource(ABC):
@@ -241,7 +243,7 @@ class TurnedImage(ImageSource):
 
 
 def check_colours(rgb: np.ndarray, file: str | Path) -> None:
-    """Refuse a picture that cannot be a stained section in transmitted light; a blank one passes.
+    """Refuse a picture that cannot be a stained section in transmitted light.
 
     Parameters
     ----------
@@ -251,7 +253,8 @@ def check_colours(rgb: np.ndarray, file: str | Path) -> None:
     Raises
     ------
     InputError
-        If it is grey, or bright things on black.
+        If it is of one colour or grey, shows bright things on black, or is greenest nearly everywhere: haematoxylin and
+        eosin both take away green, so that such a picture is inverted or its channels are in another order.
     """
     darkest, brightest = rgb.min(axis=-1), rgb.max(axis=-1)
     if brightest.max() < DARK // 4:
@@ -263,7 +266,13 @@ def check_colours(rgb: np.ndarray, file: str | Path) -> None:
             fix="export it again with 8 bits a channel",
         )
     if brightest.max() - darkest.min() < LEAST_CONTRAST:
-        return
+        raise InputError(
+            "picture shows nothing: it is of one colour",
+            file=file,
+            field="colours",
+            value=rgb.reshape(-1, 3)[0].tolist(),
+            fix="export it again",
+        )
     if (brightest - darkest).max() <= GREY:
         raise InputError(
             "picture is grey, where the colours of H&E are needed",
@@ -279,6 +288,16 @@ def check_colours(rgb: np.ndarray, file: str | Path) -> None:
             field="colours",
             expected="an H&E image in transmitted light, whose ground is bright",
             fix="give the H&E image of the slide",
+        )
+    coloured = rgb[brightest - darkest > GREENEST_BY]
+    if len(coloured) and (coloured[:, 1] >= coloured[:, (0, 2)].max(axis=1)).mean() > GREENEST_SHARE:
+        raise InputError(
+            "green is the strongest colour, which haematoxylin and eosin take away: the picture is inverted, or its "
+            "channels are in another order",
+            file=file,
+            field="colours",
+            expected="red, green and blue of transmitted light",
+            fix="export it again",
         )
 
 

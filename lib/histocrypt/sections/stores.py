@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from histocrypt.errors import InputError, unreadable
 from histocrypt.files import regular
 from histocrypt.hdf5 import open_h5
+from histocrypt.sections.tables import BROKEN
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -129,7 +130,7 @@ def unpacked(path: Path) -> Iterator[Path]:
         try:
             with gzip.open(path, "rb") as packed, plain.open("wb") as file:
                 shutil.copyfileobj(packed, file, 2**20)
-        except (OSError, EOFError) as error:
+        except BROKEN as error:
             raise unreadable("cannot be unpacked", error, file=path) from error
         yield plain
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 DELIMITERS = ("\t", ";", ",")
 """In the order of trust: a tab stands in no name, and a semicolon in no number."""
+BROKEN = (OSError, EOFError, zlib.error)
+"""What is raised on reading a file that is broken, compressed by gzip or not."""
 
 
 def read_table(path: Path, columns: Sequence[str], *, headless: bool = False) -> pd.DataFrame:
@@ -129,5 +132,5 @@ def opened_text(path: Path) -> Iterator[TextIO]:
         raise InputError("is not text in UTF-8", file=path, value=str(error), fix="save it as UTF-8") from error
     except csv.Error as error:
         raise InputError(f"is not a readable table ({error})", file=path) from error
-    except (OSError, EOFError) as error:
+    except BROKEN as error:
         raise unreadable("cannot be read", error, file=path) from error

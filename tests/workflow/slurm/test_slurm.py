@@ -7,6 +7,7 @@ takes about 25 minutes on two cores that have nothing else to do; skipped where 
 """
 
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -98,7 +99,8 @@ def here(tmp_path_factory):
 def test_a_run_that_was_killed_leaves_no_job_to_the_next(night):
     assert night["left by the kill"]
     _, said, _ = night["ctrl-c"]
-    assert f"cancelled: {len(night['left by the kill'])}" in said
+    cancelled = int(re.search(r"cancelled: (\d+)", said)[1])
+    assert cancelled >= len(night["left by the kill"]), "one more may have been on its way to the cluster"
     assert {*night["ended by the next run"]} == {"CANCELLED"}
 
 

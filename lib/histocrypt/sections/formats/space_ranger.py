@@ -7,7 +7,6 @@ GEO hands sections out, all files of one or of several lie in one folder, each n
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Iterable
 from glob import escape
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError, unreadable
-from histocrypt.files import read_json, regular
+from histocrypt.files import read_json
 from histocrypt.hdf5 import open_h5
 from histocrypt.sections.formats.h5ad import h5_errors
 from histocrypt.sections.genes import expression_only
@@ -27,7 +26,7 @@ from histocrypt.sections.picture import SAME_SIZE, Carried, at_own_scale
 from histocrypt.sections.resolution import VISIUM_PITCH_UM, guess
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 from histocrypt.sections.stores import unpacked
-from histocrypt.sections.tables import numbers, read_table
+from histocrypt.sections.tables import BROKEN, numbers, opened_text, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -294,7 +293,7 @@ def _read_mtx(folder: Path, prefix: str = "") -> tuple[AnnData, list[Path]]:
     names = _lines(barcodes)
     try:
         counts = csr_matrix(mmread(matrix).T)
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+    except (*BROKEN, ValueError, OverflowError) as error:
         raise unreadable("is not a readable matrix", error, file=matrix) from error
     if counts.shape != (len(names), len(rows)):
         raise InputError(
@@ -334,13 +333,8 @@ def _member(folder: Path, *names: str) -> Path:
 
 
 def _lines(path: Path) -> list[str]:
-    regular(path)
-    try:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with opened as file:
-            return [line.rstrip("\r\n") for line in file if line.strip()]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise unreadable("cannot be read", error, file=path) from error
+    with opened_text(path) as file:
+        return [line.rstrip("\r\n") for line in file if line.strip()]
 
 
 # Where spots lie.
