@@ -144,7 +144,7 @@ def test_what_differs_is_shown_with_both_values(outputs):
         (lambda run: (run / "run.json").unlink(), ["small", "other"], ["has no run.json"]),
         (lambda run: (run / "run.json").write_text("{"), ["other"], ["run.json", "is not readable as JSON"]),
         (lambda run: (run / "run.json").write_text("[]"), ["other"], ["run.json", "is not the record of a run"]),
-        (lambda run: (run / "study.json").unlink(), ["other", "small"], ["study.json", "cannot be read"]),
+        (lambda run: (run / "study.json").unlink(), ["other", "small"], ["study.json", "is missing"]),
         (
             lambda run: (run / "evaluation/summary.csv").write_text("model\n"),
             ["small", "other"],

@@ -77,17 +77,17 @@ def test_one_line_tells_notebook_cell_share_and_time_left(tmp_path, monkeypatch,
     monkeypatch.setattr(sys, "stdout", Terminal() if terminal else io.StringIO())
     monkeypatch.setattr(watch, "REDRAWN_S", 0.05)
     monkeypatch.setenv("COLUMNS", "200")
-    (tmp_path / "30_training__m__final.cell").write_text("5 9 What it learned")
-    job = {"event": "job_info", "job": 1, "log": [str(tmp_path / "30_training__m__final.log")], "resources": {}}
-    with watch.Teller(Progress({"30_training__m__final": 60.0, "72_viewer": 60.0})) as teller:
-        teller.take({"event": "run_info", "stats": {"30_training__m__final": 1, "72_viewer": 1, "total": 2}})
+    (tmp_path / "30_training__stem__final.cell").write_text("5 9 What it learned")
+    job = {"event": "job_info", "job": 1, "log": [str(tmp_path / "30_training__stem__final.log")], "resources": {}}
+    with watch.Teller(Progress({"30_training__stem__final": 60.0, "72_viewer": 60.0})) as teller:
+        teller.take({"event": "run_info", "stats": {"30_training__stem__final": 1, "72_viewer": 1, "total": 2}})
         teller.take(job)
         time.sleep(0.3)
         teller.take({"event": "job_finished", "job": 1})
         teller.say("the end")
     said = sys.stdout.getvalue()
-    line = "[00:00] 30_training m final, cell 5 of 9 (What it learned) | 0 of 2 done | 0% | about 2 min"
+    line = "[00:00] 30_training stem final, cell 5 of 9 (What it learned) | 0 of 2 done | 0% | about 2 min"
     assert (said.count(line) > 1) is terminal, "rewritten in place, or told once a minute"
     assert line in said
-    assert ("30_training m final done in 0 s  (1 of 2)" in said) is not terminal
+    assert ("30_training stem final done in 0 s  (1 of 2)" in said) is not terminal
     assert said.endswith(f"[00:00] the end\n\r{watch.CLEAR}" if terminal else "[00:00] the end\n")
