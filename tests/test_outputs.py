@@ -144,7 +144,7 @@ def test_formulas_are_guarded_and_come_back(text):
     assert unguarded(guarded(text)) == text
 
 
-@pytest.mark.parametrize("text", ["-1.5", "+2e-3", "A", "it's", "'a", "", "AB-1", 3, None])
+@pytest.mark.parametrize("text", ["-1.5", "+2e-3", "-47 to 23", "-48, 120", "A", "it's", "'a", "", "AB-1", 3, None])
 def test_other_text_is_left_alone(text):
     assert guarded(text) is text
     assert unguarded(text) is text

@@ -75,7 +75,7 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"is not readable as JSON ({why})", file=path, fix=fix) from error
 
 
-# ---- inputs
+# Inputs.
 
 MOST_NAMES = 10_000
 """Names of a folder among which a near one is looked for."""
@@ -156,7 +156,7 @@ def near(path: Path) -> str | None:
     return f"did you mean {path.parent / close[0]}?" if close else None
 
 
-# ---- outputs
+# Outputs.
 
 MARKED_BYTES = 8192
 """How far from either end of a file a mark of its maker is looked for."""
@@ -239,16 +239,18 @@ def _check_room(output: Path, field: str) -> None:
         raise InputError("permission to write there is denied", file=there, field=field, fix="choose another folder")
 
 
-# ---- tables
+# Tables.
 
 FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """What a spreadsheet would run, or what looks as if it had been guarded against that."""
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?"
+NUMBERS = re.compile(rf"{_NUMBER}((, | to ){_NUMBER})*")
+"""A number, several, or a range."""
 
 
 def guarded(text: Any) -> Any:
     """Return text with a quote before what a spreadsheet would run as a formula; numbers and the like as they are."""
-    if isinstance(text, str) and FORMULA.match(text) and not NUMBER.fullmatch(text):
+    if isinstance(text, str) and FORMULA.match(text) and not NUMBERS.fullmatch(text):
         return f"'{text}"
     return text
 

@@ -209,7 +209,7 @@ def test_a_kernel_that_the_system_kills_is_said_to_have_been_killed(small_run, c
     run, notebook = copied / "small", copied / "small" / "notebooks" / "22_folds.ipynb"
     log, family = run / "logs" / "22_folds.log", []
     notebook.unlink()
-    log.unlink()  # of the run that was copied
+    log.unlink(missing_ok=True)  # of the run that was copied
     command = [sys.executable, "-m", "histocrypt", "run", str(copied / "small.yaml"), "--cores", "1"]
     process = subprocess.Popen(
         [*command, "--until", "22_folds"], env=environment(copied), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
