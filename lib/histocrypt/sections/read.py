@@ -15,6 +15,7 @@ from histocrypt.sections.identity import patient_text
 from histocrypt.sections.section import Format, Section, SectionFiles
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar")
+CELLS_OF_HD = "segmented_outputs"
 BINNED = ("visium_hd", "xenium")
 """Formats that are summed over squares of a stated size."""
 BY_OPTION = {
@@ -219,11 +220,22 @@ def _sections_at(path: Path, formats: list[Format], *, for_prediction: bool = Fa
 
 
 def _names_in(folder: Path) -> list[str] | None:
-    """Return the first names in a folder, for an error."""
-    return sorted(path.name for path in folder.glob("[!.]*"))[:5] or None
+    """Return the first names in a folder, or in its ``outs``, for an error."""
+    return [path.name for path in _within(folder)][:5] or None
 
 
 def _unpacked(folder: Path) -> str | None:
-    """Return what to unpack in a folder, where that may be what is missing."""
-    archives = sorted(path.name for path in folder.glob("[!.]*") if path.name.endswith(ARCHIVES))
-    return f"unpack {', '.join(archives[:3])} first" if archives else None
+    """Return what to unpack in a folder, or which other to name, where that may be what is missing."""
+    names = [path.name for path in _within(folder)]
+    archives = [name for name in names if name.endswith(ARCHIVES)]
+    if archives:
+        return f"unpack {', '.join(archives[:3])} first"
+    if folder.name == CELLS_OF_HD or CELLS_OF_HD in names:
+        return "segmented cells of Visium HD are not read: name the folder that holds binned_outputs"
+    return None
+
+
+def _within(folder: Path) -> list[Path]:
+    """Return what lies in a folder; of a folder that holds ``outs`` alone, what lies in that."""
+    found = sorted(folder.glob("[!.]*"))
+    return sorted(found[0].glob("[!.]*")) if [path.name for path in found] == ["outs"] else found

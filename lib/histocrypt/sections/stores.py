@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from histocrypt.errors import InputError, unreadable
 from histocrypt.files import regular
 from histocrypt.hdf5 import open_h5
-from histocrypt.sections.tables import BROKEN
+from histocrypt.sections.tables import BROKEN, is_gzip
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 SUFFIXES = (".h5ad", ".h5ad.gz", ".zarr")
+PLACES = ("spatial", "X_spatial")
+"""Names in ``obsm`` under which places of spots are written, the most usual first."""
 WHOLE = ("X/data", "X/indices", "raw/X/data", "raw/X/indices", "layers/counts/data", "layers/counts/indices")
 """Arrays that hold no stretch of zeros: where a chunk of them is absent, Zarr would read zeros."""
 
@@ -83,8 +85,10 @@ def read_names(path: Path) -> AnnData:
                 name: {"scalefactors": read_elem(content["scalefactors"])} if "scalefactors" in content else {}
                 for name, content in libraries.items()
             }
-        if "obsm" in store and _is_group(store["obsm"]) and "spatial" in store["obsm"]:
-            adata.obsm["spatial"] = read_elem(store["obsm"]["spatial"])
+        if "obsm" in store and _is_group(store["obsm"]):
+            for name in PLACES:
+                if name in store["obsm"]:
+                    adata.obsm[name] = read_elem(store["obsm"][name])
     return adata
 
 
@@ -122,7 +126,7 @@ def read_store(path: Path, *, what: str) -> AnnData:
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
     """Yield a file as it is, or for a time what gzip packed into it."""
-    if path.suffix.lower() != ".gz":
+    if path.suffix.lower() != ".gz" or not is_gzip(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:

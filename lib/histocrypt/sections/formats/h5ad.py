@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name, unreadable
-from histocrypt.sections.identity import one_value, safe_id
+from histocrypt.sections.identity import id_text, one_value, safe_id
 from histocrypt.sections.image import (
     IMAGE_SUFFIXES,
     ImageSource,
@@ -27,13 +27,15 @@ from histocrypt.sections.libraries import own_slide, slides_in
 from histocrypt.sections.picture import Carried, alike, at_own_scale, carried_in
 from histocrypt.sections.resolution import STATED, TOLERANCE, Fact, bin_size, stated_number
 from histocrypt.sections.section import Format, Loaded, SectionFiles, own_files
-from histocrypt.sections.stores import anndata_in, is_anndata, read_names, read_store, stem_of
+from histocrypt.sections.stores import PLACES, anndata_in, is_anndata, read_names, read_store, stem_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 NO_DONOR = ("pooled", "na", "unknown")
 """What CELLxGENE's schema writes into ``donor_id`` where there is no single donor, or none that is known."""
+XY_COLUMNS = (("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"))
+"""Columns that hold x and y, full-resolution pixels: x is the column."""
 BESIDE = (*IMAGE_SUFFIXES, "_patches.h5")
 """What may lie beside a section file under its stem, in the order of preference."""
 
@@ -85,6 +87,7 @@ def _peeked(path: Path) -> list[SectionFiles]:
     """Return the sections of a file with the ids and patients that it names, without reading its counts."""
     try:
         adata = read_names(path)
+        place_coordinates(adata)
         slides = slides_in(adata, path)
         parts = [("", adata)] if slides is None else [(n, adata[slides.labels == n].copy()) for n in slides.names]
         patients = [_patient(part, path)[0] for _, part in parts]
@@ -108,6 +111,13 @@ def _patient(adata: AnnData, path: Path) -> tuple[str | None, str]:
     return None, ""
 
 
+def _unsaid(adata: AnnData, told: str, path: Path) -> list[str]:
+    """Return a note where a column that names the patient is empty for some spots."""
+    name = next((name for name in ("patient", "donor_id") if told == f"obs[{name!r}]"), None)
+    empty = sum(not id_text(value) for value in adata.obs[name]) if name else 0
+    return [f"{path}: {told} is empty for {empty} of {adata.n_obs} spots, taken as the others'."] if empty else []
+
+
 def load_h5ad(files: SectionFiles) -> Loaded:
     """Read a section file and open its image."""
     adata = read_anndata(files.path)
@@ -128,6 +138,7 @@ def load_h5ad(files: SectionFiles) -> Loaded:
         note = f"{note}; {no_scale}"
     stated = stated_resolutions(adata, files, metadata)
     patient, told_patient = _patient(adata, files.path)
+    notes += _unsaid(adata, told_patient, files.path)
     return Loaded(
         adata,
         image,
@@ -242,15 +253,33 @@ def place_of(adata: AnnData, section: str, name: str) -> str:
 
 
 def place_coordinates(adata: AnnData) -> str:
-    """Take the spot centres from ``obs`` where ``obsm["spatial"]`` is absent, as in Visium's and HEST's tables.
+    """Put the spot centres into ``obsm["spatial"]``, x and y, from wherever they are written; return where that is.
 
-    Returns where they stand.
+    ``obsm["spatial"]`` comes first, then ``obsm["X_spatial"]``, then columns of ``obs``: those of Visium's and HEST's
+    tables, and those of Seurat. Columns of a table are known by their names, not by their order. A third column that
+    is the same for all spots is left out.
     """
-    columns = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # x is the column
-    if "spatial" not in adata.obsm and set(columns) <= set(adata.obs):
-        adata.obsm["spatial"] = adata.obs[columns].to_numpy(dtype=float)
-        return "obs['pxl_col_in_fullres'], obs['pxl_row_in_fullres']"
-    return "obsm['spatial']"
+    import pandas as pd
+    from scipy.sparse import issparse
+
+    name = next((name for name in PLACES if name in adata.obsm), None)
+    values, where = (adata.obsm[name], f"obsm[{name!r}]") if name is not None else (adata.obs, "obs")
+    if isinstance(values, pd.DataFrame):
+        by_lower = {str(column).lower(): column for column in values.columns}
+        pairs = (*XY_COLUMNS, ("x", "y")) if name is not None else XY_COLUMNS
+        pair = next((pair for pair in pairs if set(pair) <= set(by_lower)), None)
+        if name is None and pair is None:  # said properly by the validation
+            return ""
+        columns = [by_lower[part] for part in pair] if pair else list(values.columns)
+        values = values[columns].astype(object).to_numpy()
+        where = ", ".join(f"{where}[{column!r}]" for column in columns) if pair else where
+    values = values.toarray() if issparse(values) else np.asarray(values)
+    if values.shape[1:] == (3,) and len(pd.unique(values[:, 2])) == 1:
+        values, where = values[:, :2], f"{where}, the first two of three columns"
+    if name not in (None, "spatial"):
+        del adata.obsm[name]
+    adata.obsm["spatial"] = values
+    return where
 
 
 def open_for(
@@ -342,7 +371,14 @@ def _image_path(
     if isinstance(named, str) and named:
         why = f"{field} names {named!r}, which is not in {folder}"
         own, notes = _named_image(files.path, named, field)
-    path = next((path for path in [*([own] if own else []), *beside] if path.exists()), None)
+    there = [path for path in [*([own] if own else []), *beside] if path.exists()]
+    path = next(iter(there), None)
+    pictures = {other.name for other in there[1:] if is_image(other)} - {path.name if path else ""}
+    if pictures and is_image(path):
+        notes = [
+            *notes,
+            f"{files.path}: {path.name} was taken as the image, not {', '.join(sorted(pictures))} beside it.",
+        ]
     return path, "" if path is not None else f"image is missing: {why}", notes
 
 
