@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SUFFIXES = (".h5ad", ".h5ad.gz", ".zarr")
-PLACES = ("spatial", "X_spatial")
-"""Names in ``obsm`` under which places of spots are written, the most usual first."""
 WHOLE = ("X/data", "X/indices", "raw/X/data", "raw/X/indices", "layers/counts/data", "layers/counts/indices")
 """Arrays that hold no stretch of zeros: where a chunk of them is absent, Zarr would read zeros."""
 
@@ -85,10 +83,8 @@ def read_names(path: Path) -> AnnData:
                 name: {"scalefactors": read_elem(content["scalefactors"])} if "scalefactors" in content else {}
                 for name, content in libraries.items()
             }
-        if "obsm" in store and _is_group(store["obsm"]):
-            for name in PLACES:
-                if name in store["obsm"]:
-                    adata.obsm[name] = read_elem(store["obsm"][name])
+        if "obsm" in store and _is_group(store["obsm"]) and "spatial" in store["obsm"]:
+            adata.obsm["spatial"] = read_elem(store["obsm"]["spatial"])
     return adata
 
 

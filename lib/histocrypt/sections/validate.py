@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,20 @@ if TYPE_CHECKING:
     from histocrypt.sections.section import Loaded, SectionFiles
 
 
+AROUND_X = (
+    ("", ""),
+    ("", "_pixel"),
+    ("pixel_", ""),
+    ("", "_coord"),
+    ("coord_", ""),
+    ("spatial_", ""),
+    ("", "_centroid"),
+)
+"""What stands before and behind x and y in names of columns that hold places, perhaps in other units than pixels."""
+PARTS = ("images", "scalefactors", "metadata")
+"""What a library of ``uns["spatial"]`` consists of."""
+
+
 def validated(
     files: SectionFiles,
     loaded: Loaded,
@@ -44,6 +59,7 @@ def validated(
     """
     file, adata, image = loaded.files[0], loaded.adata, loaded.image
     check_id(files.id, file)
+    _keep_libraries(adata)
     notes, matrices = list(loaded.notes), [name for name in adata.obsm if name != "spatial"]
     own: dict[str, str] = {}
     uncounted = loaded.uncounted or (not (adata.n_vars and places_of(adata)) and (bool(matrices) or not require_counts))
@@ -120,7 +136,8 @@ def validated(
     loaded.adata = adata
     um_per_px, source, how, differing = resolve(loaded, given=files.um_per_px, file=file)
     places = loaded.origins.get("spots") or "obsm['spatial']"
-    odd = Witnesses(file, files.id, adata, image, loaded.pictures, places).check()
+    laid = loaded.technology == "Xenium"
+    odd = Witnesses(file, files.id, adata, image, loaded.pictures, places, laid=laid).check()
     notes += [f"{file}: {said}." for said in ([how] if source == "spot pitch" else []) + differing + odd]
     if isinstance(image, ScaledImage):
         notes.append(reduced_note(image, um_per_px))
@@ -144,6 +161,19 @@ def validated(
         notes=notes,
         origins={name: origins[name] for name in ORIGINS if origins.get(name)},
     )
+
+
+def _keep_libraries(adata: AnnData) -> None:
+    """Leave in ``uns["spatial"]`` the libraries that have named parts, as all that follows expects them."""
+    spatial = adata.uns.get("spatial", {})
+    libraries = spatial if isinstance(spatial, Mapping) else {}
+    kept = {
+        name: {part: held for part, held in content.items() if part not in PARTS or isinstance(held, Mapping)}
+        for name, content in libraries.items()
+        if isinstance(content, Mapping)
+    }
+    if "spatial" in adata.uns:
+        adata.uns["spatial"] = kept
 
 
 def _with_counts(adata: AnnData, file: Path, notes: list[str]) -> tuple[AnnData, dict[str, str]]:
@@ -207,7 +237,7 @@ def _coordinates(adata: AnnData, file: Path) -> np.ndarray:
 def _pair_in(adata: AnnData) -> str:
     """Return the two columns of ``obs`` that may hold x and y; "" where none are called so."""
     by_lower = {str(name).lower(): name for name in adata.obs.columns}
-    pairs = ((x, x.replace("x", "y")) for x in ("x", "x_pixel", "pixel_x", "x_coord", "spatial_x", "x_centroid"))
+    pairs = ((f"{before}x{after}", f"{before}y{after}") for before, after in AROUND_X)
     found = next((pair for pair in pairs if set(pair) <= set(by_lower)), ())
     return " and ".join(f"obs[{by_lower[name]!r}]" for name in found)
 

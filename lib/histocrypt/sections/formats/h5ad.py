@@ -27,7 +27,7 @@ from histocrypt.sections.libraries import own_slide, slides_in
 from histocrypt.sections.picture import Carried, alike, at_own_scale, carried_in
 from histocrypt.sections.resolution import STATED, TOLERANCE, Fact, bin_size, stated_number
 from histocrypt.sections.section import Format, Loaded, SectionFiles, own_files
-from histocrypt.sections.stores import PLACES, anndata_in, is_anndata, read_names, read_store, stem_of
+from histocrypt.sections.stores import anndata_in, is_anndata, read_names, read_store, stem_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -199,6 +199,8 @@ def array_facts(adata: AnnData, files: SectionFiles, metadata: Mapping[str, Any]
                 fix="correct the wrong one",
             )
         facts |= {"pitch_um": side, "pitch_why": "by the names of the bins"}
+    where = f"{place_of(adata, files.id, 'spot_diameter_um')}['spot_diameter_um']"
+    stated_number(metadata, "spot_diameter_um", where, files.path)
     where = f"{place_of(adata, files.id, 'spot_diameter_fullres')}['spot_diameter_fullres']"
     diameter = stated_number(metadata, "spot_diameter_fullres", where, files.path)
     return facts | {"spot_diameter_px": diameter, "spot_field": where}
@@ -255,20 +257,20 @@ def place_of(adata: AnnData, section: str, name: str) -> str:
 def place_coordinates(adata: AnnData) -> str:
     """Put the spot centres into ``obsm["spatial"]``, x and y, from wherever they are written; return where that is.
 
-    ``obsm["spatial"]`` comes first, then ``obsm["X_spatial"]``, then columns of ``obs``: those of Visium's and HEST's
-    tables, and those of Seurat. Columns of a table are known by their names, not by their order. A third column that
-    is the same for all spots is left out.
+    Where ``obsm["spatial"]`` is absent, columns of ``obs`` are taken: those of Visium's and HEST's tables, and those of
+    Seurat. Columns of a table are known by their names, not by their order. A third column that is the same for all
+    spots is left out.
     """
     import pandas as pd
     from scipy.sparse import issparse
 
-    name = next((name for name in PLACES if name in adata.obsm), None)
-    values, where = (adata.obsm[name], f"obsm[{name!r}]") if name is not None else (adata.obs, "obs")
+    own = "spatial" in adata.obsm
+    values, where = (adata.obsm["spatial"], "obsm['spatial']") if own else (adata.obs, "obs")
     if isinstance(values, pd.DataFrame):
         by_lower = {str(column).lower(): column for column in values.columns}
-        pairs = (*XY_COLUMNS, ("x", "y")) if name is not None else XY_COLUMNS
+        pairs = (*XY_COLUMNS, ("x", "y")) if own else XY_COLUMNS
         pair = next((pair for pair in pairs if set(pair) <= set(by_lower)), None)
-        if name is None and pair is None:  # said properly by the validation
+        if not own and pair is None:  # said properly by the validation
             return ""
         columns = [by_lower[part] for part in pair] if pair else list(values.columns)
         values = values[columns].astype(object).to_numpy()
@@ -276,8 +278,6 @@ def place_coordinates(adata: AnnData) -> str:
     values = values.toarray() if issparse(values) else np.asarray(values)
     if values.shape[1:] == (3,) and len(pd.unique(values[:, 2])) == 1:
         values, where = values[:, :2], f"{where}, the first two of three columns"
-    if name not in (None, "spatial"):
-        del adata.obsm[name]
     adata.obsm["spatial"] = values
     return where
 
