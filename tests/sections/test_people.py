@@ -130,6 +130,22 @@ def test_places_of_a_plot_are_told(section):
 
 
 @pytest.mark.parametrize(
+    ("changed", "how"), [(lambda xy: xy[:, ::-1], "x and y exchanged"), (lambda xy: xy / 2, "by up to 150 px")]
+)
+def test_two_places_of_a_spot_are_said(section, changed, how):
+    path, adata = section
+    adata.obs["pxl_col_in_fullres"], adata.obs["pxl_row_in_fullres"] = adata.obsm["spatial"].T
+    save(path, adata)
+    assert not read_path(path).notes
+    adata.obs["pxl_col_in_fullres"], adata.obs["pxl_row_in_fullres"] = changed(adata.obsm["spatial"]).T
+    save(path, adata)
+    found = read_path(path)
+    np.testing.assert_array_equal(found.coords, adata.obsm["spatial"])
+    (note,) = found.notes
+    assert note.endswith(f"which was taken: {how}.")
+
+
+@pytest.mark.parametrize(
     ("on", "off"), [(True, False), ("TRUE", "FALSE"), ("1", "0"), ("yes", "no"), ("T", "F"), (1.0, 0.0)]
 )
 def test_marks_of_tissue_are_read_in_any_words(section, on, off):
@@ -207,13 +223,14 @@ def test_a_patient_that_is_not_said_of_all_spots_is_noted(section):
 
 
 def test_check_shows_what_there_is_of_a_section_without_patient(tmp_path):
-    write_space_ranger(tmp_path / "P1" / "outs")
+    run = write_space_ranger(tmp_path / "P1" / "outs")
     (row,) = check_sections([str(tmp_path / "P1")])
     assert row.unusable
     assert (row.spots, row.genes, row.image) == (110, 30, "480 x 460")
     assert row.um_per_px == "2.5000 (file)"
     assert "files of this layout name none; add `patient:`" in row.problems[0]
     assert row.origins["resolution"].startswith("scalefactors_json.json")
+    assert (row.origins["counts"], row.origins["image"]) == ("filtered_feature_bc_matrix.h5", str(run / "image.tif"))
 
 
 def test_only_files_with_a_table_of_spots_can_have_a_column_for_the_patient(section):
@@ -470,6 +487,17 @@ def test_dots_per_inch_of_a_printer_are_no_resolution(section, dpi):
     picture.save(path.with_suffix(".tif"), dpi=(dpi, dpi))
     found = read_path(path)
     assert (pytest.approx(found.um_per_px), found.um_per_px_source) == (4.0, "spot pitch")
+
+
+def test_stereo_seq_states_its_resolution_in_nm(section):
+    """As stereopy writes it: bins of 50 DNB, one DNB a pixel."""
+    path, adata = section
+    del adata.uns["spatial"], adata.uns["technology"], adata.obs["array_row"], adata.obs["array_col"]
+    adata.uns |= {"bin_type": "bins", "bin_size": 50, "resolution": 500}
+    save(path, adata)
+    found = read_path(path)
+    assert (found.um_per_px, found.um_per_px_source) == (0.5, "file")
+    assert found.origins["resolution"].startswith("uns['resolution']")
 
 
 def test_a_study_reads_what_no_file_says(tmp_path):

@@ -142,6 +142,8 @@ def validated(
     if isinstance(image, ScaledImage):
         notes.append(reduced_note(image, um_per_px))
     origins = {"resolution": how, **loaded.origins}
+    if image is not None and not origins.get("image"):
+        origins["image"] = str(image.path)
     origins |= {name: words for name, words in own.items() if words}
     if adata.n_vars:
         origins["genes"] = f"{origins.get('genes') or 'var_names'} ({GeneNames.of(adata.var).kind})"

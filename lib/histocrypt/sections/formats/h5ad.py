@@ -36,6 +36,8 @@ NO_DONOR = ("pooled", "na", "unknown")
 """What CELLxGENE's schema writes into ``donor_id`` where there is no single donor, or none that is known."""
 XY_COLUMNS = (("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"))
 """Columns that hold x and y, full-resolution pixels: x is the column."""
+PLACES_ALIKE = 1.5
+"""Pixels by which places may differ that are rounded or counted from 1."""
 BESIDE = (*IMAGE_SUFFIXES, "_patches.h5")
 """What may lie beside a section file under its stem, in the order of preference."""
 
@@ -118,6 +120,24 @@ def _unsaid(adata: AnnData, told: str, path: Path) -> list[str]:
     return [f"{path}: {told} is empty for {empty} of {adata.n_obs} spots, taken as the others'."] if empty else []
 
 
+def _other_places(adata: AnnData, spots: str, path: Path) -> list[str]:
+    """Return a note where ``obs`` says other places than ``obsm["spatial"]``, which was taken."""
+    import pandas as pd
+
+    pair = next((pair for pair in XY_COLUMNS if set(pair) <= set(adata.obs)), None)
+    if pair is None or not spots.startswith("obsm"):
+        return []
+    other = adata.obs[list(pair)].astype(object).apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    own = pd.DataFrame(adata.obsm["spatial"]).apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    if own.shape != other.shape or not (both := np.isfinite(own + other).all(axis=1)).any():
+        return []
+    away = np.abs(own - other)[both].max()
+    if away <= PLACES_ALIKE:
+        return []
+    how = "x and y exchanged" if np.abs(own[:, ::-1] - other)[both].max() <= PLACES_ALIKE else f"by up to {away:.0f} px"
+    return [f"{path}: obs[{pair[0]!r}], obs[{pair[1]!r}] say other places than {spots}, which was taken: {how}."]
+
+
 def load_h5ad(files: SectionFiles) -> Loaded:
     """Read a section file and open its image."""
     adata = read_anndata(files.path)
@@ -138,7 +158,7 @@ def load_h5ad(files: SectionFiles) -> Loaded:
         note = f"{note}; {no_scale}"
     stated = stated_resolutions(adata, files, metadata)
     patient, told_patient = _patient(adata, files.path)
-    notes += _unsaid(adata, told_patient, files.path)
+    notes += [*_unsaid(adata, told_patient, files.path), *_other_places(adata, spots, files.path)]
     return Loaded(
         adata,
         image,
@@ -169,6 +189,9 @@ def stated_resolutions(adata: AnnData, files: SectionFiles, metadata: Mapping[st
         where = f"{place_of(adata, files.id, name)}[{name!r}]"
         if (value := stated_number(metadata, name, where, files.path)) is not None:
             facts.append(Fact(value, where))
+    where = "uns['resolution'] (nm, as of Stereo-seq)"
+    if "bin_type" in adata.uns and (value := stated_number(adata.uns, "resolution", where, files.path)) is not None:
+        facts.append(Fact(value / 1000, where))
     own, where = adata.uns.get("preprocessing"), "uns['preprocessing']['um_per_px']"
     if isinstance(own, Mapping) and (value := stated_number(own, "um_per_px", where, files.path)) is not None:
         facts.append(Fact(value, where))

@@ -215,7 +215,10 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
         image_note="" if image is not None else f"image is missing: none in {root} and none in spatial/",
         notes=notes,
         pictures=pictures,
-        origins={"spots": f"{positions_path.name}: pxl_col_in_fullres, pxl_row_in_fullres"},
+        origins={
+            "counts": read[0].name,
+            "spots": f"{positions_path.name}: pxl_col_in_fullres, pxl_row_in_fullres",
+        },
     )
 
 
