@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import warnings
 
 import anndata
@@ -14,6 +15,7 @@ from tests.space_ranger import HEADER, lattice, tissue, write_h5, write_space_ra
 from tests.visium_hd import write_visium_hd
 from tests.xenium import write_xenium
 
+from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.explore.survey import check_sections
 from histocrypt.options import SectionSource
@@ -80,12 +82,18 @@ def few_zeros(adata):
     return "obsm['spatial']"
 
 
+def text(adata):
+    """Return what scanpy 1.9 left of a table of positions."""
+    adata.obsm["spatial"] = adata.obsm["spatial"].astype(int).astype(str).astype(object)
+    return "obsm['spatial']"
+
+
 def single_precision(adata):
     adata.obsm["spatial"] = adata.obsm["spatial"].astype(np.float32)
     return "obsm['spatial']"
 
 
-PLACES = [seurat, table_of_rows_and_columns, table_of_y_and_x, third_column, few_zeros, single_precision]
+PLACES = [seurat, table_of_rows_and_columns, table_of_y_and_x, third_column, few_zeros, text, single_precision]
 
 
 @pytest.mark.parametrize("array", [True, False], ids=["with array", "without"])
@@ -233,6 +241,17 @@ def test_check_shows_what_there_is_of_a_section_without_patient(tmp_path):
     assert (row.origins["counts"], row.origins["image"]) == ("filtered_feature_bc_matrix.h5", str(run / "image.tif"))
 
 
+@pytest.mark.parametrize("name", ["individual", "subject", "patient_id", "Patient", "donor", "case_id"])
+def test_a_column_that_may_name_the_patient_is_named_and_not_taken(section, name):
+    path, adata = section
+    adata.obs[name] = adata.obs.pop("patient")
+    del adata.uns["spatial"]
+    error = missing_patient(adata, path)
+    assert f"did you mean obs[{name!r}]?" in str(error)
+    save(path, adata)
+    assert read_path(path).patient == ""
+
+
 def test_only_files_with_a_table_of_spots_can_have_a_column_for_the_patient(section):
     path, adata = section
     adata.obs = adata.obs.drop(columns="patient")
@@ -248,6 +267,33 @@ def test_a_library_of_another_shape_is_no_traceback(section, odd):
     (row,) = check_sections([str(path)])
     assert not row.unusable
     assert row.um_per_px == "4.0000 (spot pitch)"
+
+
+def test_words_that_may_be_absent(section):
+    """As anndata 0.13 writes them."""
+    path, adata = section
+    for table in (adata.obs, adata.var):
+        for name in table.select_dtypes(["object", "category"]):
+            table[name] = table[name].astype("string")
+    adata.strings_to_categoricals = lambda *_, **__: None
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        save(path, adata)
+    found = read_path(path)
+    assert (found.id, found.patient, found.adata.n_vars) == ("A", "P1", 30)
+    assert found.adata.var["symbol"].tolist() == SYMBOLS
+
+
+def test_a_read_only_installation_without_a_home_has_a_place_for_its_caches(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "read-only"))
+    paths.use_writable_caches()
+    places = {os.environ[name] for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")}
+    assert len(places) == 1
+    assert os.access(places.pop(), os.W_OK)
 
 
 # Counts and genes.
