@@ -478,6 +478,19 @@ def test_a_folder_says_what_is_in_the_way(tmp_path):
     assert "binned_outputs" in refused(tmp_path / "H1").fix
 
 
+@pytest.mark.parametrize("part", ["spatial", "spatial/tissue_positions.csv", "image.tif"])
+def test_a_part_of_a_run_leads_to_the_run(tmp_path, part):
+    run = write_space_ranger(tmp_path / "P1" / "outs")
+    assert refused(run / part).fix == f"did you mean {run}?"
+
+
+@pytest.mark.parametrize("name", ["B.H5AD", "B.h5", "B"])
+def test_an_anndata_of_another_name_is_to_be_renamed(section, name):
+    path, _ = section
+    path.rename(path.parent / name)
+    assert refused(path.parent / name).fix == "rename it to B.h5ad"
+
+
 # Arrays and pictures.
 
 
