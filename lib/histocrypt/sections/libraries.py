@@ -129,9 +129,13 @@ def own_slide(adata: AnnData, part: str, section: str, file: Path) -> tuple[AnnD
 
 def gem_wells(names: Iterable[str]) -> list[str]:
     """Return the endings, -1 and -2 for example, of barcodes of several slides; none where they are of one."""
-    found = [GEM_WELL.search(str(name)) for name in names]
-    wells = sorted({match[1] for match in found if match})
-    return wells if all(found) and len(wells) > 1 else []
+    wells = set()
+    for name in names:
+        match = GEM_WELL.search(str(name))
+        if match is None:
+            return []
+        wells.add(match[1])
+    return sorted(wells) if len(wells) > 1 else []
 
 
 def libraries_in(adata: AnnData) -> list[str]:

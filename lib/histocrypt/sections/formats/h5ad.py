@@ -116,7 +116,10 @@ def _patient(adata: AnnData, path: Path) -> tuple[str | None, str]:
 def _unsaid(adata: AnnData, told: str, path: Path) -> list[str]:
     """Return a note where a column that names the patient is empty for some spots."""
     name = next((name for name in ("patient", "donor_id") if told == f"obs[{name!r}]"), None)
-    empty = sum(not id_text(value) for value in adata.obs[name]) if name else 0
+    if name is None:
+        return []
+    column = adata.obs[name]
+    empty = int(column.isin([value for value in column.unique() if not id_text(value)]).sum())
     return [f"{path}: {told} is empty for {empty} of {adata.n_obs} spots, taken as the others'."] if empty else []
 
 
