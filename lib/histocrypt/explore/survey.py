@@ -238,12 +238,19 @@ def _listed(path: str) -> Iterator[tuple[SectionFiles | CheckRow, Preprocessing]
 
 def _checked(files: SectionFiles, settings: Preprocessing) -> tuple[CheckRow, Fingerprint]:
     """Read one section, and let go of it."""
+    faults: list[str] = []
     try:
-        section = read_section(files)
+        try:
+            section = read_section(files)
+        except InputError as error:
+            if error.setting != "patient":
+                raise
+            faults = [str(error)]  # and what else there is to see
+            section = read_section(files, require_patient=False)
         own = fingerprint_of(section, files)
         odd = (coarse_note(section, tile_um=settings.tile_um, tile_px=settings.tile_px), laid_otherwise(section))
     except InputError as error:
-        row = CheckRow(files.id, files.patient or "", problems=[str(error)], unusable=True)
+        row = CheckRow(files.id, files.patient or "", problems=[*faults, str(error)], unusable=True)
         return row, Fingerprint(files.id, files.patient, str(files.path))
     row = CheckRow(
         section.id,
@@ -252,7 +259,8 @@ def _checked(files: SectionFiles, settings: Preprocessing) -> tuple[CheckRow, Fi
         section.adata.n_vars,
         f"{section.image.width} x {section.image.height}",
         f"{section.um_per_px:.4f} ({section.um_per_px_source})",
-        problems=[*section.notes, *(f"{section.file}: {note}." for note in odd if note)],
+        problems=[*faults, *section.notes, *(f"{section.file}: {note}." for note in odd if note)],
         origins=section.origins,
+        unusable=bool(faults),
     )
     return row, own

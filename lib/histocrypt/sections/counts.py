@@ -54,6 +54,11 @@ def counted(adata: AnnData, file: Path) -> tuple[AnnData, str, list[str]]:
     place = next(certain, next(iter(found), places[0]))
     counts = found[place][0] if found else first
     notes = [f"{file}: {other}: {doubt}." for other, (_, doubt) in found.items() if doubt]
+    if place == "X" and place in found:
+        notes += [
+            f"{file}: {other} holds whole numbers too, and others than X, which was taken."
+            for other in _rivals(adata, counts, file)
+        ]
     if place != "X":
         why = "X is missing" if adata.X is None else "X does not hold counts"
         notes.append(f"{file}: {why}, so {place} was taken as the raw counts.")
@@ -76,6 +81,18 @@ def places_of(adata: AnnData) -> list[str]:
     layers = sorted((name for name in adata.layers if LAYER.search(name)), key=lambda name: (name != "counts", name))
     places = ["X"] * (adata.X is not None) + [f"layers[{name!r}]" for name in layers]
     return places + ["raw.X"] * (adata.raw is not None)
+
+
+def _rivals(adata: AnnData, counts: csr_matrix, file: Path) -> list[str]:
+    """Return which other places hold whole numbers of the same genes that are not those of ``X``."""
+    found = []
+    for place in places_of(adata)[1:]:
+        if place == "raw.X" and list(adata.raw.var_names) != list(adata.var_names):
+            continue
+        matrix = _matrix(adata, place, file, must=False)
+        if matrix is not None and matrix.shape == counts.shape and are_counts(matrix) and (matrix != counts).nnz:
+            found.append(place)
+    return found
 
 
 def _matrix(adata: AnnData, place: str, file: Path, *, must: bool) -> csr_matrix | None:

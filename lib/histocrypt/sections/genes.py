@@ -53,6 +53,16 @@ PROBES = re.compile(
 """Names of control probes, which some tables list among genes without saying of what kind they are."""
 
 
+MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)"
+SPOILT = re.compile(
+    rf"^(?:\d{{1,2}}-{MONTH}|{MONTH}-\d\d|\d{{4}}-\d\d-\d\d(?: 00:00:00)?|\d{{1,2}}/\d{{1,2}}/\d{{2,4}}"
+    r"|\d(?:\.\d+)?E\+\d+)(?:[.-]\d)?$"
+)
+"""What spreadsheets make of SEPT2, MARCH1, DEC1 and of 2310009E13."""
+A_GENE = 0.75
+"""Where rows have fewer different ids than this share of them, they are probes or isoforms, and no genes."""
+
+
 @dataclass(frozen=True)
 class GeneNames:
     """Genes of one file, in its order."""
@@ -99,7 +109,9 @@ class GeneNames:
         matches = [ENSEMBL.match(name.strip()) for name in self.names]
         found = [match for match in matches if match]
         prefixes = [match[0] for name in self.names if (match := GENOME.match(name))]
-        prefix = f", {max(set(prefixes), key=prefixes.count)} prefix" if 2 * len(prefixes) > len(self) else ""
+        kinds = sorted(set(prefixes), key=lambda one: -prefixes.count(one))
+        words = " and ".join(kinds) + (" prefixes" if len(kinds) > 1 else " prefix")
+        prefix = f", {words}" if 2 * len(prefixes) > len(self) else ""
         if 2 * len(found) > len(self):
             versioned = 2 * sum(bool(match["version"]) for match in found) > len(found)
             return "Ensembl ids" + (", versioned" if versioned else "") + prefix
@@ -341,6 +353,44 @@ def other_features(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     else:
         other = np.array([bool(OTHER_FEATURES.search(kind)) for kind in plain], dtype=bool)
     return other | probes, np.where(other, kinds, np.where(probes, "control probes", ""))
+
+
+def odd_names(var: pd.DataFrame, file: Path) -> list[str]:
+    """Return what is odd about names of genes: of two genomes, or turned into dates by a spreadsheet.
+
+    Raises
+    ------
+    InputError
+        If rows are probes or isoforms, several of them to a gene.
+    """
+    names = [str(name) for name in var.index]
+    stated = column_of(var, ID_COLUMNS)
+    ids = [_parts(name)[0] for name in names]
+    if stated is not None:
+        ids = [one or _parts(word)[0] for one, word in zip(ids, _words(var[stated]), strict=True)]
+    known = [one for one in ids if one]
+    if len(names) == len(set(names)) and 1 < len(known) and len(set(known)) < A_GENE * len(known):
+        raise InputError(
+            f"rows are probes or isoforms, not genes: {len(known)} of them share {len(set(known))} ids of genes",
+            file=file,
+            field="var_names",
+            value=names[0],
+            expected="one row for each gene",
+            fix="add up the counts of each gene's rows, or give the filtered feature matrix of Space Ranger",
+        )
+    said = []
+    genomes = [match[0].rstrip("_-") for name in names if (match := GENOME.match(name))]
+    if len(set(genomes)) > 1:
+        listed = ", ".join(f"{genomes.count(one)} of {one}" for one in sorted(set(genomes)))
+        said.append(f"var_names: genes of {len(set(genomes))} genomes: {listed}")
+    called = column_of(var, SYMBOL_COLUMNS)
+    spoilt = sorted({word for word in (*names, *(_words(var[called]) if called else ())) if SPOILT.match(word)})
+    if spoilt:
+        said.append(
+            f"{len(spoilt)} names of genes look as a spreadsheet spoils them ({', '.join(spoilt[:3])}): dates or "
+            "numbers in the place of symbols, which join no gene of another file by name"
+        )
+    return said
 
 
 def read_by_id(adata: AnnData, file: Path) -> str:

@@ -109,8 +109,20 @@ def one_value(adata: AnnData, name: str, file: Path) -> str | None:
     return found[0] if found else None
 
 
-def missing_patient(adata: AnnData, file: Path) -> InputError:
-    """Return the error for a section whose patient is not known."""
+NAMELESS = ("space_ranger", "visium_hd", "xenium")
+"""Formats that have no place for a patient."""
+
+
+def missing_patient(adata: AnnData, file: Path, layout: str = "") -> InputError:
+    """Return the error for a section whose patient is not known; ``layout`` is its format."""
+    if layout in NAMELESS:
+        return InputError(
+            "patient is missing, and files of this layout name none",
+            file=file,
+            field="patient",
+            fix="add `patient:` to the section's entry in a study",
+            setting="patient",
+        )
     written = sorted({str(value) for value in adata.obs["patient"].unique()} - {""}) if "patient" in adata.obs else []
     if written:  # "None" or "nan", which a person may be called, but hardly is
         return InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ HINTING = ("batch", "orig.ident", "dataset", "image_id")
 """Columns that may name it, or something else; they are heeded where spots lie over each other."""
 CORE = re.compile(r"[ACGT]{12,}|\d+x\d+")
 """What of a barcode is the spot's own on every slide; what stands before and behind it tells slides apart."""
+GEM_WELL = re.compile(r"[ACGT]{14,}(-\d+)\Z")
+"""A barcode of 10x Genomics with the number of its slide, which is -1 in every run of one slide."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def slides_in(adata: AnnData, file: Path) -> Slides | None:
             return Slides(found.names, found.labels, found.field, own=False)
     if crowded:
         raise InputError(
-            f"spots of several slides lie over each other: {crowded}, and nothing says which spot is of which slide",
+            f"spots are of several slides: {crowded}, and nothing says which spot is of which slide",
             file=file,
             field="obs",
             expected="a column library_id with the slide of each spot",
@@ -123,6 +125,17 @@ def own_slide(adata: AnnData, part: str, section: str, file: Path) -> tuple[AnnD
         adata = adata[chosen].copy()
     _keep_library(adata, part, section, file, alone=alone)
     return adata, field, alone
+
+
+def gem_wells(names: Iterable[str]) -> list[str]:
+    """Return the endings, -1 and -2 for example, of barcodes of several slides; none where they are of one."""
+    wells = set()
+    for name in names:
+        match = GEM_WELL.search(str(name))
+        if match is None:
+            return []
+        wells.add(match[1])
+    return sorted(wells) if len(wells) > 1 else []
 
 
 def libraries_in(adata: AnnData) -> list[str]:
@@ -211,6 +224,8 @@ def _crowded(adata: AnnData) -> str:
     cores = [found[0] for name in names if (found := CORE.search(name))]
     if len(cores) == len(names) > len(set(cores)):
         return f"{len(names)} spots have {len(set(cores))} barcodes"
+    if wells := gem_wells(names):
+        return f"barcodes end in {' and '.join(wells)}"
     if {"array_row", "array_col"} <= set(adata.obs):
         array = adata.obs[["array_row", "array_col"]]
         if (array.nunique() > 1).all() and array.dropna().duplicated().any():

@@ -210,6 +210,8 @@ class Witnesses:
     pictures: Sequence[Carried] = ()
     places: str = "obsm['spatial']"
     """How errors call where the coordinates stand."""
+    laid: bool = False
+    """Whether the array was laid over the section afterwards: then it may lie any way on the picture."""
     notes: list[str] = field(default_factory=list)
 
     def check(self) -> list[str]:
@@ -260,7 +262,7 @@ class Witnesses:
         turn = _turn_of(steps.vectors)
         if turn == "exchanged":
             self._exchanged(darkness)
-        elif turn:
+        elif turn and not self.laid:
             self.notes.append(
                 f"the array is {turn} on the picture, as slides may be: look whether the spots lie on their tissue"
             )

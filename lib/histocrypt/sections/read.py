@@ -9,14 +9,17 @@ from pathlib import Path
 from histocrypt import paths
 from histocrypt.errors import InputError, said_with
 from histocrypt.files import mode_of, near, regular
-from histocrypt.kinds import kind_of
+from histocrypt.kinds import ANNDATA, kind_of
 from histocrypt.options import DEMO, FORMATS, SectionSource
 from histocrypt.sections.identity import patient_text
 from histocrypt.sections.section import Format, Section, SectionFiles
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar")
+CELLS_OF_HD = "segmented_outputs"
 BINNED = ("visium_hd", "xenium")
 """Formats that are summed over squares of a stated size."""
+RUNS = (*BINNED, "space_ranger")
+"""Formats of which a section is a folder of many files."""
 BY_OPTION = {
     "id": "rename the file or the folder",
     "patient": "write it into the file",
@@ -175,9 +178,10 @@ def _formats(name: str) -> list[Format]:
 def _no_section(path: Path, layouts: str) -> InputError:
     kind = kind_of(path)
     if kind is not None:
-        return InputError(f"is not a section: {kind.words}", file=path, expected=layouts, fix=kind.fix)
+        fix = f"rename it to {path.stem}.h5ad" if kind is ANNDATA else kind.fix
+        return InputError(f"is not a section: {kind.words}", file=path, expected=layouts, fix=fix)
     known = "patches or another HDF5 file" if path.suffix in {".h5", ".hdf5"} else f"a {path.suffix or 'nameless'} file"
-    return InputError(f"is not a section: it is {known}", file=path, expected=layouts)
+    return InputError(f"is not a section: it is {known}", file=path, expected=layouts, fix=_run_around(path))
 
 
 def _matching(source: SectionSource, folder: str | Path | None, formats: list[Format]) -> list[Path]:
@@ -215,15 +219,38 @@ def _sections_at(path: Path, formats: list[Format], *, for_prediction: bool = Fa
         raise _no_section(path, layouts)
     if mode is None:
         raise InputError("no such file or folder", file=path, fix=near(path))
-    raise InputError("folder holds no section", file=path, value=_names_in(path), expected=layouts, fix=_unpacked(path))
+    raise InputError(
+        "folder holds no section",
+        file=path,
+        value=_names_in(path),
+        expected=layouts,
+        fix=_unpacked(path) or _run_around(path),
+    )
 
 
 def _names_in(folder: Path) -> list[str] | None:
-    """Return the first names in a folder, for an error."""
-    return sorted(path.name for path in folder.glob("[!.]*"))[:5] or None
+    """Return the first names in a folder, or in its ``outs``, for an error."""
+    return [path.name for path in _within(folder)][:5] or None
 
 
 def _unpacked(folder: Path) -> str | None:
-    """Return what to unpack in a folder, where that may be what is missing."""
-    archives = sorted(path.name for path in folder.glob("[!.]*") if path.name.endswith(ARCHIVES))
-    return f"unpack {', '.join(archives[:3])} first" if archives else None
+    """Return what to unpack in a folder, or which other to name, where that may be what is missing."""
+    names = [path.name for path in _within(folder)]
+    archives = [name for name in names if name.endswith(ARCHIVES)]
+    if archives:
+        return f"unpack {', '.join(archives[:3])} first"
+    if folder.name == CELLS_OF_HD or CELLS_OF_HD in names:
+        return "segmented cells of Visium HD are not read: name the folder that holds binned_outputs"
+    return None
+
+
+def _run_around(path: Path) -> str | None:
+    """Return the run of 10x Genomics that a path is a part of, as a guess at what was meant."""
+    runs = [up for up in (path.parent, path.parent.parent) for name in RUNS if _format(name).recognises(up)]
+    return f"did you mean {runs[0]}?" if runs else None
+
+
+def _within(folder: Path) -> list[Path]:
+    """Return what lies in a folder; of a folder that holds ``outs`` alone, what lies in that."""
+    found = sorted(folder.glob("[!.]*"))
+    return sorted(found[0].glob("[!.]*")) if [path.name for path in found] == ["outs"] else found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from histocrypt.errors import InputError, unreadable
 from histocrypt.files import regular
 from histocrypt.hdf5 import open_h5
-from histocrypt.sections.tables import BROKEN
+from histocrypt.sections.tables import BROKEN, is_gzip
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -122,7 +122,7 @@ def read_store(path: Path, *, what: str) -> AnnData:
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
     """Yield a file as it is, or for a time what gzip packed into it."""
-    if path.suffix.lower() != ".gz":
+    if path.suffix.lower() != ".gz" or not is_gzip(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:

@@ -1,4 +1,4 @@
-"""Tables as text, however they were saved: by a pipeline, by R, by Excel, compressed or not."""
+"""Tables, however they were saved: by a pipeline, by R, by Excel, as parquet, compressed, under a wrong name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import gzip
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 import numpy as np
 
@@ -22,6 +23,9 @@ DELIMITERS = ("\t", ";", ",")
 """In the order of trust: a tab stands in no name, and a semicolon in no number."""
 BROKEN = (OSError, EOFError, zlib.error)
 """What is raised on reading a file that is broken, compressed by gzip or not."""
+GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
+ON, OFF = ("true", "t", "yes", "y"), ("false", "f", "no", "n", "0", "0.0")
+"""How tables say of a spot that it lies on tissue, or not, in lower case; numbers above 0 say so too."""
 
 
 def read_table(path: Path, columns: Sequence[str], *, headless: bool = False) -> pd.DataFrame:
@@ -120,17 +124,60 @@ def delimiter_of(line: str) -> str:
 @contextmanager
 def opened_text(path: Path) -> Iterator[TextIO]:
     """Open text, compressed or not, in the encoding that its byte order mark says; what fails is an `InputError`."""
-    regular(path)
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opener(path, "rb") as file:
+        with opened_bytes(path) as file:
             mark = file.read(2)
-        encoding = "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        with opener(path, "rt", encoding=encoding, newline="") as file:
-            yield file
+            file.seek(0)
+            encoding = "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+            with TextIOWrapper(file, encoding=encoding, newline="") as text:
+                yield text
     except UnicodeDecodeError as error:
         raise InputError("is not text in UTF-8", file=path, value=str(error), fix="save it as UTF-8") from error
     except csv.Error as error:
         raise InputError(f"is not a readable table ({error})", file=path) from error
     except BROKEN as error:
         raise unreadable("cannot be read", error, file=path) from error
+
+
+@contextmanager
+def opened_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, and what gzip packed into it if its first bytes say so: browsers unpack what they fetch."""
+    opener = gzip.open if is_gzip(path) else open
+    with opener(regular(path), "rb") as file:
+        yield file
+
+
+def is_gzip(path: Path) -> bool:
+    """Return whether a file is compressed by gzip, whatever its name."""
+    with regular(path).open("rb") as file:
+        return file.read(2) == GZIP
+
+
+def is_parquet(path: Path) -> bool:
+    """Return whether a file is a table in parquet, compressed or not, whatever its name."""
+    try:
+        with opened_bytes(path) as file:
+            return file.read(4) == PARQUET
+    except BROKEN as error:
+        raise unreadable("cannot be read", error, file=path) from error
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Read a table in parquet, compressed or not; what fails is an `InputError`."""
+    import pandas as pd
+
+    try:
+        with opened_bytes(path) as file:
+            return pd.read_parquet(BytesIO(file.read()) if is_gzip(path) else path, engine="pyarrow")
+    except (*BROKEN, ValueError) as error:
+        raise unreadable("is not readable as parquet", error, file=path) from error
+
+
+def tissue_marks(values: Sequence[object]) -> np.ndarray:
+    """Return what a column ``in_tissue`` says of each spot, float64: 1, 0, or NaN where it says neither."""
+    import pandas as pd
+
+    words = pd.Series(list(values), dtype=object).astype(str).str.strip().str.casefold()
+    said = np.where(words.isin(ON), 1.0, np.where(words.isin(OFF), 0.0, np.nan))
+    said[(pd.to_numeric(words, errors="coerce") > 0).to_numpy()] = 1.0
+    return said

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.sections.counts import are_counts, check_counts, counted, places_of, rows_of
-from histocrypt.sections.genes import GeneNames, expression_only, read_by_id
+from histocrypt.sections.genes import GeneNames, expression_only, odd_names, read_by_id
 from histocrypt.sections.identity import check_id, missing_patient, near_name, patient_text
 from histocrypt.sections.image import ScaledImage
 from histocrypt.sections.picture import Witnesses, reduced_note
 from histocrypt.sections.resolution import resolve
 from histocrypt.sections.section import ORIGINS, Section
+from histocrypt.sections.tables import tissue_marks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +25,20 @@ if TYPE_CHECKING:
 
     from histocrypt.sections.image import ImageSource
     from histocrypt.sections.section import Loaded, SectionFiles
+
+
+AROUND_X = (
+    ("", ""),
+    ("", "_pixel"),
+    ("pixel_", ""),
+    ("", "_coord"),
+    ("coord_", ""),
+    ("spatial_", ""),
+    ("", "_centroid"),
+)
+"""What stands before and behind x and y in names of columns that hold places, perhaps in other units than pixels."""
+PARTS = ("images", "scalefactors", "metadata")
+"""What a library of ``uns["spatial"]`` consists of."""
 
 
 def validated(
@@ -43,6 +59,7 @@ def validated(
     """
     file, adata, image = loaded.files[0], loaded.adata, loaded.image
     check_id(files.id, file)
+    _keep_libraries(adata)
     notes, matrices = list(loaded.notes), [name for name in adata.obsm if name != "spatial"]
     own: dict[str, str] = {}
     uncounted = loaded.uncounted or (not (adata.n_vars and places_of(adata)) and (bool(matrices) or not require_counts))
@@ -59,7 +76,7 @@ def validated(
     stated = patient_text(loaded.patient or "")
     patient = files.patient or stated
     if not patient and require_patient:
-        raise missing_patient(adata, file)
+        raise missing_patient(adata, file, files.format)
     if image is None and require_image:
         raise InputError(loaded.image_note or "image is missing", file=file, setting="image")
     if image is not None and image.orientation != 1 and "spatial" in adata.obsm:
@@ -100,7 +117,7 @@ def validated(
         notes.append(f"{file}: {field}: {bad.sum()} of {adata.n_obs} spots dropped: {reason} (first: {first}).")
 
     drop(~np.isfinite(coords).all(axis=1), "no finite coordinates", "obsm['spatial']")
-    drop(_off_tissue(adata), "marked as not on tissue", "obs['in_tissue']")
+    drop(_off_tissue(adata, file, notes), "marked as not on tissue", "obs['in_tissue']")
     drop(rows_of(counts, ~np.isfinite(counts.data)), "NaN or infinite counts", "X")
     check_counts(counts, keep, adata, file)
     if image is not None:
@@ -119,11 +136,14 @@ def validated(
     loaded.adata = adata
     um_per_px, source, how, differing = resolve(loaded, given=files.um_per_px, file=file)
     places = loaded.origins.get("spots") or "obsm['spatial']"
-    odd = Witnesses(file, files.id, adata, image, loaded.pictures, places).check()
+    laid = loaded.technology == "Xenium"
+    odd = Witnesses(file, files.id, adata, image, loaded.pictures, places, laid=laid).check()
     notes += [f"{file}: {said}." for said in ([how] if source == "spot pitch" else []) + differing + odd]
     if isinstance(image, ScaledImage):
         notes.append(reduced_note(image, um_per_px))
     origins = {"resolution": how, **loaded.origins}
+    if image is not None and not origins.get("image"):
+        origins["image"] = str(image.path)
     origins |= {name: words for name, words in own.items() if words}
     if adata.n_vars:
         origins["genes"] = f"{origins.get('genes') or 'var_names'} ({GeneNames.of(adata.var).kind})"
@@ -145,14 +165,27 @@ def validated(
     )
 
 
+def _keep_libraries(adata: AnnData) -> None:
+    """Leave in ``uns["spatial"]`` the libraries that have named parts, as all that follows expects them."""
+    spatial = adata.uns.get("spatial", {})
+    libraries = spatial if isinstance(spatial, Mapping) else {}
+    kept = {
+        name: {part: held for part, held in content.items() if part not in PARTS or isinstance(held, Mapping)}
+        for name, content in libraries.items()
+        if isinstance(content, Mapping)
+    }
+    if "spatial" in adata.uns:
+        adata.uns["spatial"] = kept
+
+
 def _with_counts(adata: AnnData, file: Path, notes: list[str]) -> tuple[AnnData, dict[str, str]]:
     """Return a section whose ``X`` is its raw counts of genes, and where counts and names of genes were read."""
     adata, left_out = expression_only(adata, file)
     adata, place, said = counted(adata, file)
     if place == "raw.X":  # whose genes are others
         adata, left_out = expression_only(adata, file)
-    renamed = read_by_id(adata, file)
-    notes += [*said, *(f"{file}: {words}." for words in (left_out, renamed) if words)]
+    renamed, odd = read_by_id(adata, file), odd_names(adata.var, file)
+    notes += [*said, *(f"{file}: {words}." for words in (left_out, renamed, *odd) if words)]
     return adata, {"counts": place if place != "X" else "", "genes": renamed}
 
 
@@ -182,8 +215,9 @@ def _coordinates(adata: AnnData, file: Path) -> np.ndarray:
     where = {"file": file, "field": "obsm['spatial']"}
     if "spatial" not in adata.obsm:
         near = near_name("spatial", adata.obsm)
+        named = f"obsm[{near!r}]" if near else _pair_in(adata)
         raise InputError(
-            "spot coordinates are missing" + (f"; did you mean obsm[{near!r}]?" if near else ""),
+            "spot coordinates are missing" + (f"; did you mean {named}?" if named else ""),
             **where,
             fix="store spot centres there, x and y in pixels",
         )
@@ -197,15 +231,31 @@ def _coordinates(adata: AnnData, file: Path) -> np.ndarray:
             **where,
             value=coords.shape,
             expected=f"({adata.n_obs}, 2): x and y",
+            fix="write one file a slice" if coords.shape[1:] == (3,) else None,
         )
     return coords
 
 
-def _off_tissue(adata: AnnData) -> np.ndarray:
+def _pair_in(adata: AnnData) -> str:
+    """Return the two columns of ``obs`` that may hold x and y; "" where none are called so."""
+    by_lower = {str(name).lower(): name for name in adata.obs.columns}
+    pairs = ((f"{before}x{after}", f"{before}y{after}") for before, after in AROUND_X)
+    found = next((pair for pair in pairs if set(pair) <= set(by_lower)), ())
+    return " and ".join(f"obs[{by_lower[name]!r}]" for name in found)
+
+
+def _off_tissue(adata: AnnData, file: Path, notes: list[str]) -> np.ndarray:
+    """Return which spots are marked as not on tissue; a mark that says neither is noted, and its spot stays."""
     if "in_tissue" not in adata.obs:
         return np.zeros(adata.n_obs, dtype=bool)
-    marks = adata.obs["in_tissue"].astype(str).str.strip().str.lower()
-    return marks.isin({"0", "0.0", "false"}).to_numpy()
+    marks = tissue_marks(adata.obs["in_tissue"])
+    if (unknown := np.isnan(marks)).any():
+        first = adata.obs["in_tissue"].iloc[int(unknown.argmax())]
+        notes.append(
+            f"{file}: obs['in_tissue'] says neither 1 nor 0 of {unknown.sum()} of {adata.n_obs} spots (first: "
+            f"{first}): they were not dropped."
+        )
+    return marks == 0
 
 
 def _refuse_most_outside(
@@ -230,6 +280,8 @@ def _why_outside(image: ImageSource, coords: np.ndarray) -> str:
     finite = coords[np.isfinite(coords).all(axis=1)]
     if image.covers(finite[:, ::-1]).mean() > 0.5:
         return "x and y look swapped"
+    if image.covers(np.abs(finite)).mean() > 0.5:
+        return "a minus sign stands before x or y, as for plots: give them without, if they count from the upper left"
     reach = float((finite.max(axis=0) / (image.width, image.height)).max())
     if finite.min() >= 0 and reach > 1.5:
         return (

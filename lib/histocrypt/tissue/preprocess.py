@@ -224,9 +224,7 @@ def sample_tissue_pixels(image: ImageSource, mask: np.ndarray, scale: float, *, 
 def spot_diameter_um(section: Section) -> float:
     """Return the diameter of a spot in micrometres: as the file says, else half the pitch (as of ST and Visium)."""
     pitch_um = spot_pitch(section.coords, alone=np.inf) * section.um_per_px
-    for library in (section.adata.uns.get("spatial") or {}).values():
-        if not isinstance(library, dict):
-            continue
+    for library in section.adata.uns.get("spatial", {}).values():
         given = (library.get("metadata") or {}).get("spot_diameter_um")
         if given is None:
             pixels = (library.get("scalefactors") or {}).get("spot_diameter_fullres")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name, unreadable
-from histocrypt.sections.identity import one_value, safe_id
+from histocrypt.sections.identity import id_text, one_value, safe_id
 from histocrypt.sections.image import (
     IMAGE_SUFFIXES,
     ImageSource,
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 NO_DONOR = ("pooled", "na", "unknown")
 """What CELLxGENE's schema writes into ``donor_id`` where there is no single donor, or none that is known."""
+XY_COLUMNS = (("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"))
+"""Columns that hold x and y, full-resolution pixels: x is the column."""
+PLACES_ALIKE = 1.5
+"""Pixels by which places may differ that are rounded or counted from 1."""
 BESIDE = (*IMAGE_SUFFIXES, "_patches.h5")
 """What may lie beside a section file under its stem, in the order of preference."""
 
@@ -85,6 +89,7 @@ def _peeked(path: Path) -> list[SectionFiles]:
     """Return the sections of a file with the ids and patients that it names, without reading its counts."""
     try:
         adata = read_names(path)
+        place_coordinates(adata)
         slides = slides_in(adata, path)
         parts = [("", adata)] if slides is None else [(n, adata[slides.labels == n].copy()) for n in slides.names]
         patients = [_patient(part, path)[0] for _, part in parts]
@@ -108,6 +113,34 @@ def _patient(adata: AnnData, path: Path) -> tuple[str | None, str]:
     return None, ""
 
 
+def _unsaid(adata: AnnData, told: str, path: Path) -> list[str]:
+    """Return a note where a column that names the patient is empty for some spots."""
+    name = next((name for name in ("patient", "donor_id") if told == f"obs[{name!r}]"), None)
+    if name is None:
+        return []
+    column = adata.obs[name]
+    empty = int(column.isin([value for value in column.unique() if not id_text(value)]).sum())
+    return [f"{path}: {told} is empty for {empty} of {adata.n_obs} spots, taken as the others'."] if empty else []
+
+
+def _other_places(adata: AnnData, spots: str, path: Path) -> list[str]:
+    """Return a note where ``obs`` says other places than ``obsm["spatial"]``, which was taken."""
+    import pandas as pd
+
+    pair = next((pair for pair in XY_COLUMNS if set(pair) <= set(adata.obs)), None)
+    if pair is None or not spots.startswith("obsm"):
+        return []
+    other = adata.obs[list(pair)].astype(object).apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    own = pd.DataFrame(adata.obsm["spatial"]).apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    if own.shape != other.shape or not (both := np.isfinite(own + other).all(axis=1)).any():
+        return []
+    away = np.abs(own - other)[both].max()
+    if away <= PLACES_ALIKE:
+        return []
+    how = "x and y exchanged" if np.abs(own[:, ::-1] - other)[both].max() <= PLACES_ALIKE else f"by up to {away:.0f} px"
+    return [f"{path}: obs[{pair[0]!r}], obs[{pair[1]!r}] say other places than {spots}, which was taken: {how}."]
+
+
 def load_h5ad(files: SectionFiles) -> Loaded:
     """Read a section file and open its image."""
     adata = read_anndata(files.path)
@@ -128,6 +161,7 @@ def load_h5ad(files: SectionFiles) -> Loaded:
         note = f"{note}; {no_scale}"
     stated = stated_resolutions(adata, files, metadata)
     patient, told_patient = _patient(adata, files.path)
+    notes += [*_unsaid(adata, told_patient, files.path), *_other_places(adata, spots, files.path)]
     return Loaded(
         adata,
         image,
@@ -158,6 +192,9 @@ def stated_resolutions(adata: AnnData, files: SectionFiles, metadata: Mapping[st
         where = f"{place_of(adata, files.id, name)}[{name!r}]"
         if (value := stated_number(metadata, name, where, files.path)) is not None:
             facts.append(Fact(value, where))
+    where = "uns['resolution'] (nm, as of Stereo-seq)"
+    if "bin_type" in adata.uns and (value := stated_number(adata.uns, "resolution", where, files.path)) is not None:
+        facts.append(Fact(value / 1000, where))
     own, where = adata.uns.get("preprocessing"), "uns['preprocessing']['um_per_px']"
     if isinstance(own, Mapping) and (value := stated_number(own, "um_per_px", where, files.path)) is not None:
         facts.append(Fact(value, where))
@@ -188,6 +225,8 @@ def array_facts(adata: AnnData, files: SectionFiles, metadata: Mapping[str, Any]
                 fix="correct the wrong one",
             )
         facts |= {"pitch_um": side, "pitch_why": "by the names of the bins"}
+    where = f"{place_of(adata, files.id, 'spot_diameter_um')}['spot_diameter_um']"
+    stated_number(metadata, "spot_diameter_um", where, files.path)
     where = f"{place_of(adata, files.id, 'spot_diameter_fullres')}['spot_diameter_fullres']"
     diameter = stated_number(metadata, "spot_diameter_fullres", where, files.path)
     return facts | {"spot_diameter_px": diameter, "spot_field": where}
@@ -242,15 +281,31 @@ def place_of(adata: AnnData, section: str, name: str) -> str:
 
 
 def place_coordinates(adata: AnnData) -> str:
-    """Take the spot centres from ``obs`` where ``obsm["spatial"]`` is absent, as in Visium's and HEST's tables.
+    """Put the spot centres into ``obsm["spatial"]``, x and y, from wherever they are written; return where that is.
 
-    Returns where they stand.
+    Where ``obsm["spatial"]`` is absent, columns of ``obs`` are taken: those of Visium's and HEST's tables, and those of
+    Seurat. Columns of a table are known by their names, not by their order. A third column that is the same for all
+    spots is left out.
     """
-    columns = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # x is the column
-    if "spatial" not in adata.obsm and set(columns) <= set(adata.obs):
-        adata.obsm["spatial"] = adata.obs[columns].to_numpy(dtype=float)
-        return "obs['pxl_col_in_fullres'], obs['pxl_row_in_fullres']"
-    return "obsm['spatial']"
+    import pandas as pd
+    from scipy.sparse import issparse
+
+    own = "spatial" in adata.obsm
+    values, where = (adata.obsm["spatial"], "obsm['spatial']") if own else (adata.obs, "obs")
+    if isinstance(values, pd.DataFrame):
+        by_lower = {str(column).lower(): column for column in values.columns}
+        pairs = (*XY_COLUMNS, ("x", "y")) if own else XY_COLUMNS
+        pair = next((pair for pair in pairs if set(pair) <= set(by_lower)), None)
+        if not own and pair is None:  # said properly by the validation
+            return ""
+        columns = [by_lower[part] for part in pair] if pair else list(values.columns)
+        values = values[columns].astype(object).to_numpy()
+        where = ", ".join(f"{where}[{column!r}]" for column in columns) if pair else where
+    values = values.toarray() if issparse(values) else np.asarray(values)
+    if values.shape[1:] == (3,) and len(pd.unique(values[:, 2])) == 1:
+        values, where = values[:, :2], f"{where}, the first two of three columns"
+    adata.obsm["spatial"] = values
+    return where
 
 
 def open_for(
@@ -342,7 +397,14 @@ def _image_path(
     if isinstance(named, str) and named:
         why = f"{field} names {named!r}, which is not in {folder}"
         own, notes = _named_image(files.path, named, field)
-    path = next((path for path in [*([own] if own else []), *beside] if path.exists()), None)
+    there = [path for path in [*([own] if own else []), *beside] if path.exists()]
+    path = next(iter(there), None)
+    pictures = {other.name for other in there[1:] if is_image(other)} - {path.name if path else ""}
+    if pictures and is_image(path):
+        notes = [
+            *notes,
+            f"{files.path}: {path.name} was taken as the image, not {', '.join(sorted(pictures))} beside it.",
+        ]
     return path, "" if path is not None else f"image is missing: {why}", notes
 
 

@@ -18,7 +18,7 @@ from histocrypt.sections.formats.h5ad import (
     read_anndata,
 )
 from histocrypt.sections.genes import ABSENT, GeneNames, meant_by, why_apart
-from histocrypt.sections.identity import id_text, one_value, safe_id
+from histocrypt.sections.identity import id_text, one_value, patient_text, safe_id
 from histocrypt.sections.image import ImageSource, ScaledImage, image_beside
 from histocrypt.sections.libraries import own_slide
 from histocrypt.sections.picture import Carried, carried_in
@@ -149,7 +149,7 @@ def hest_gene_list(folder: str | Path) -> list[str] | None:
 def load_hest(files: SectionFiles) -> Loaded:
     """Read a HEST section: its slide where that is there, else its patches."""
     adata = read_anndata(files.path)
-    place_coordinates(adata)
+    spots = place_coordinates(adata)
     adata, _, _ = own_slide(adata, "", files.id, files.path)
     root = _root(files.path)
     metadata, field = library_metadata(adata, files.id)
@@ -181,10 +181,18 @@ def load_hest(files: SectionFiles) -> Loaded:
             )
         adata.uns["gene_list"] = genes
     pitch = about.get("inter_spot_dist", metadata.get("inter_spot_um"))
+    own_patient = one_value(adata, "patient", files.path)
+    about_patient = id_text(about.get("patient"))
+    notes = [f"{root}: gene list of {len(genes)} genes kept in uns['gene_list']."] if genes is not None else []
+    if own_patient and about_patient and patient_text(about_patient) != own_patient:
+        notes.append(
+            f"{about_path}: patient is {about_patient!r}; {own_patient!r} was taken, as the section's file says."
+        )
+    told = ("obs" if "patient" in adata.obs else "uns") + "['patient']" if own_patient else f"{about_path}: patient"
     return Loaded(
         adata,
         image,
-        one_value(adata, "patient", files.path) or id_text(about.get("patient")) or None,
+        own_patient or about_patient or None,
         [files.path, *([image.path] if image is not None else []), *([about_path] if about else [])],
         um_per_px=um_per_px,
         um_field=um_field,
@@ -192,7 +200,13 @@ def load_hest(files: SectionFiles) -> Loaded:
         technology=str(about.get("st_technology") or adata.uns.get("technology") or ""),
         image_note=note,
         pictures=pictures,
-        notes=[f"{root}: gene list of {len(genes)} genes kept in uns['gene_list']."] if genes is not None else [],
+        notes=notes,
+        origins={
+            "patient": told if own_patient or about_patient else "",
+            "counts": "X",
+            "spots": spots,
+            "image": str(image.path) if image is not None else "",
+        },
     )
 
 

@@ -22,11 +22,12 @@ from histocrypt.sections.formats.h5ad import h5_errors
 from histocrypt.sections.genes import expression_only
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import IMAGE_SUFFIXES, ImageSource, ScaledImage, image_beside, is_image, open_image
+from histocrypt.sections.libraries import gem_wells
 from histocrypt.sections.picture import SAME_SIZE, Carried, at_own_scale
 from histocrypt.sections.resolution import VISIUM_PITCH_UM, guess
 from histocrypt.sections.section import Format, Loaded, SectionFiles
 from histocrypt.sections.stores import unpacked
-from histocrypt.sections.tables import BROKEN, numbers, opened_text, read_table
+from histocrypt.sections.tables import BROKEN, is_parquet, numbers, opened_text, read_parquet, read_table, tissue_marks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,7 @@ def _root(folder: Path) -> Path | None:
 def _matrices(root: Path, prefix: str = "") -> list[Path]:
     """Return the filtered counts: ``.h5`` files, then MTX folders, then ``matrix.mtx.gz`` that lies among others."""
     names = [path for path in sorted(root.glob("*")) if path.name.startswith(prefix)]
-    found = [path for path in names if path.name.endswith(f"{MATRIX}.h5")]
+    found = [path for path in names if path.name.endswith((f"{MATRIX}.h5", f"{MATRIX}.h5.gz"))]
     found += [path for path in names if path.name.endswith(MATRIX) and path.is_dir()]
     return found or ([] if (root / "spatial").is_dir() else _packed(root, f"{prefix}matrix.mtx"))
 
@@ -209,11 +210,15 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
         um_per_px=um_per_px,
         um_field=field,
         pitch_um=VISIUM_PITCH_UM,
+        pitch_why="as it is Visium",
         technology="Visium",
         image_note="" if image is not None else f"image is missing: none in {root} and none in spatial/",
         notes=notes,
         pictures=pictures,
-        origins={"spots": f"{positions_path.name}: pxl_col_in_fullres, pxl_row_in_fullres"},
+        origins={
+            "counts": read[0].name,
+            "spots": f"{positions_path.name}: pxl_col_in_fullres, pxl_row_in_fullres",
+        },
     )
 
 
@@ -227,7 +232,7 @@ def _read_matrix(root: Path, prefix: str = "") -> tuple[AnnData, list[Path]]:
     the same spots.
     """
     matrices = _matrices(root, prefix)
-    h5 = [path for path in matrices if path.suffix == ".h5"]
+    h5 = [path for path in matrices if path.name.endswith((".h5", ".h5.gz"))]
     mtx = [path for path in matrices if path not in h5]
     for several in (h5, mtx):
         if len(several) > 1:
@@ -264,7 +269,7 @@ def _read_h5(path: Path) -> AnnData:
     from scipy.sparse import csr_matrix
 
     try:
-        with open_h5(path, what="is not a readable 10x count matrix", whole=True) as file:
+        with unpacked(path) as plain, open_h5(plain, what="is not a readable 10x count matrix", whole=True) as file:
             (group,) = [file["matrix"]] if "matrix" in file else file.values()
             features = group.get("features", group)
             ids, symbols = (
@@ -369,7 +374,7 @@ def _same_places(one: pd.DataFrame, two: pd.DataFrame) -> bool:
 
 def read_positions(path: Path) -> pd.DataFrame:
     """Read one table of positions, indexed by barcode."""
-    table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    table = read_parquet(path) if is_parquet(path) else _read_csv(path)
     check_columns(table, path)
     table = checked_positions(table, path)
     repeated = table["barcode"][table["barcode"].duplicated()]
@@ -391,6 +396,8 @@ def checked_positions(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
     for name in COLUMNS[1:]:
         numbers = pd.to_numeric(table[name], errors="coerce")
+        if name == "in_tissue" and numbers.isna().any():
+            numbers = pd.Series(tissue_marks(table[name]), index=table.index)
         if numbers.isna().any():
             first = numbers.isna().to_numpy().argmax()
             raise InputError(
@@ -412,17 +419,16 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return table
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        return pd.read_parquet(path, engine="pyarrow")
-    except (OSError, ValueError) as error:
-        raise unreadable("is not readable as parquet", error, file=path) from error
-
-
 def _join(adata: AnnData, positions: pd.DataFrame, path: Path) -> None:
     """Give every spot of the matrix its place, by barcode, and refuse an array that is not Visium's."""
+    if wells := gem_wells(adata.obs_names):
+        raise InputError(
+            f"is of {len(wells)} slides that `spaceranger aggr` put together: barcodes end in {' and '.join(wells)}",
+            file=path,
+            field="barcode",
+            value=str(adata.obs_names[0]),
+            fix="name the folder of each slide's own run",
+        )
     missing = adata.obs_names.difference(positions.index)
     if len(missing):
         suffixed = f"{missing[0]}-1" in positions.index or missing[0].removesuffix("-1") in positions.index
@@ -449,7 +455,8 @@ def _join(adata: AnnData, positions: pd.DataFrame, path: Path) -> None:
 
 def scale_factors(root: Path, more: tuple[str, ...] = (), *, prefix: str = "") -> tuple[dict[str, float], Path]:
     """Return the numbers of the scale factors' file, empty where there is none; ``more``: names that Visium HD adds."""
-    path = next(iter(_spatial(root, SCALE_FACTORS, prefix)), root / "spatial" / SCALE_FACTORS)
+    path = next(iter(_spatial(root, SCALE_FACTORS, prefix) or _packed(root, SCALE_FACTORS)), None)
+    path = path or root / "spatial" / SCALE_FACTORS
     if not path.is_file():
         return {}, path
     with unpacked(path) as plain:
@@ -537,7 +544,7 @@ def best_image(
             file=path,
             value=f"{image.width} x {image.height} px",
             expected=f"about {width:.0f} x {height:.0f} px by {reduced.name} and its scale factor",
-            fix="give the image that Space Ranger was run on as `image:`",
+            fix="give the microscope's image, which Space Ranger was run on, and not the CytAssist's, as `image:`",
         )
     return image, [path], pictures
 

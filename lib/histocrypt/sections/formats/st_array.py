@@ -119,6 +119,12 @@ def load_st_array(files: SectionFiles) -> Loaded:
         pitch_um=ST_PITCH_UM,
         technology="Spatial Transcriptomics",
         image_note=note,
+        origins={
+            "patient": "patient of the .npz files",
+            "counts": "count of the .npz files",
+            "genes": gene_file.name,
+            "spots": "pixel of the .npz files",
+        },
     )
 
 

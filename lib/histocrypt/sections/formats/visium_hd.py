@@ -23,13 +23,19 @@ from histocrypt.sections.formats import space_ranger
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.pooling import lattice_section, pooled_counts, square_metadata
 from histocrypt.sections.section import Format, Loaded, SectionFiles
+from histocrypt.sections.stores import unpacked
+from histocrypt.sections.tables import is_parquet
 
 SQUARE = re.compile(r"^square_(\d{3})um$")
 BARCODE = re.compile(rb"^s_(\d{3})um_\d{5}_\d{5}-\d+$")
 DEFAULT_UM = 16
 """Bins of a run where none are asked for: the coarsest that Space Ranger writes, with counts like a small spot's."""
 MATRIX = "filtered_feature_bc_matrix.h5"
-POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
+POSITIONS = tuple(
+    f"{name}{end}"
+    for name in ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
+    for end in ("", ".gz")
+)
 MAX_SIDE = 8192
 """Rows or columns of an array: one of 11 mm has 5,500 of 2 um."""
 
@@ -262,11 +268,11 @@ def _grid(path: Path, bins: Bins) -> np.ndarray:
 
 def _tables(path: Path):
     """Yield the table of positions in parts, checked to be numbers."""
-    if path.suffix == ".parquet":
+    if is_parquet(path):
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(path) as file:
+            with unpacked(path) as plain, pq.ParquetFile(plain) as file:
                 space_ranger.check_columns(file.schema_arrow.names, path)
                 for batch in file.iter_batches(2**19, columns=list(space_ranger.COLUMNS)):
                     yield space_ranger.checked_positions(batch.to_pandas(), path)

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.errors import InputError, unreadable
+from histocrypt.errors import InputError
 from histocrypt.files import read_json
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import ImageSource, is_image, open_image
 from histocrypt.sections.pooling import lattice_section, pooled_counts, square_metadata
 from histocrypt.sections.resolution import TOLERANCE
 from histocrypt.sections.section import Format, Loaded, SectionFiles
-from histocrypt.sections.tables import delimiter_of, numbers, opened_text, read_table
+from histocrypt.sections.tables import delimiter_of, is_parquet, numbers, opened_text, read_parquet, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -203,13 +203,7 @@ def _cells(path: Path) -> pd.DataFrame:
     """Return centroids in um, indexed by cell."""
     import pandas as pd
 
-    if path.suffix == ".parquet":
-        try:
-            table = pd.read_parquet(path, engine="pyarrow")
-        except (OSError, ValueError) as error:
-            raise unreadable("is not readable as parquet", error, file=path) from error
-    else:
-        table = read_table(path, COLUMNS)
+    table = read_parquet(path) if is_parquet(path) else read_table(path, COLUMNS)
     for name in COLUMNS:
         if name not in table:
             raise InputError("column is missing", file=path, field=name, expected=", ".join(COLUMNS))
