@@ -150,16 +150,24 @@ def write_pyramid(path: Path, slide: Slide) -> None:
 
 def make(folder: Path, width: int, height: int, spots: int) -> dict[str, float]:
     """Write ``slide.tif`` and ``slide.h5ad``; return size and cost."""
+    start = time.perf_counter()
+    slide = Slide(width, height)
+    write_pyramid(folder / "slide.tif", slide)
+    write_spots(folder / "slide.h5ad", slide, spots)
+    size = (folder / "slide.tif").stat().st_size
+    return {"seconds": time.perf_counter() - start, "peak_gib": peak_gib(), "file_gib": size / 2**30}
+
+
+def write_spots(path: Path, slide: Slide, spots: int) -> None:
+    """Write a section with as many spots on the tissue of a slide."""
     import anndata
     import pandas as pd
     from scipy.sparse import random as sparse
 
-    start = time.perf_counter()
-    slide, rng = Slide(width, height), np.random.default_rng(1)
-    write_pyramid(folder / "slide.tif", slide)
+    rng = np.random.default_rng(1)
     pitch = 3 * SIDE / 2
     while True:  # the widest square array with as many spots on tissue
-        x, y = np.meshgrid(np.arange(pitch, width, pitch), np.arange(pitch, height, pitch))
+        x, y = np.meshgrid(np.arange(pitch, slide.width, pitch), np.arange(pitch, slide.height, pitch))
         on_tissue = np.flatnonzero(slide.tissue(x.ravel() / SIDE, y.ravel() / SIDE))
         if len(on_tissue) >= spots:
             break
@@ -174,9 +182,7 @@ def make(folder: Path, width: int, height: int, spots: int) -> dict[str, float]:
         obsm={"spatial": np.column_stack([x.ravel()[chosen], y.ravel()[chosen]])},
         uns={"spatial": {"slide": {"metadata": about}}},
     )
-    adata.write_h5ad(folder / "slide.h5ad")
-    size = (folder / "slide.tif").stat().st_size
-    return {"seconds": time.perf_counter() - start, "peak_gib": peak_gib(), "file_gib": size / 2**30}
+    adata.write_h5ad(path)
 
 
 def read(folder: Path) -> dict[str, object]:

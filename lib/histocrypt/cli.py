@@ -31,6 +31,7 @@ def _print_version(asked: bool) -> None:  # noqa: FBT001  typer calls it so
         raise typer.Exit
 
 
+BinSize = fhe.BinSize
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that lie there, whoever made them.")]
 
 
@@ -98,11 +99,12 @@ def doctor() -> None:
 def check(
     files: Annotated[list[str], typer.Argument(metavar="PATH...", help="Section files or folders, or a study file.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    bin_um: BinSize = None,
 ) -> None:
     """Check sections: one table, and what was read from where; exit 2 where one cannot be used."""
     from histocrypt.explore.survey import check_sections, render
 
-    table = check_sections(files)
+    table = check_sections(files, bin_um=bin_um)
     typer.echo(render(table, as_json=json))
     raise typer.Exit(2 if any(row.unusable for row in table) else 0)
 
@@ -161,6 +163,7 @@ def predict(
     output: Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")],
     image: Annotated[str | None, typer.Option(help="Image file, where the section does not name it.")] = None,
     um_per_px: Annotated[float | None, typer.Option(help="Micrometres per full-resolution pixel.")] = None,
+    bin_um: BinSize = None,
     submission: Annotated[
         Path | None, typer.Option(help="Also write a CSV: ID and the panel, one row a spot in the section's order.")
     ] = None,
@@ -190,6 +193,7 @@ def predict(
         output,
         image=image,
         um_per_px=um_per_px,
+        bin_um=bin_um,
         submission=submission,
         spacing_um=spacing,
         average_symmetries=average_symmetries,
@@ -223,11 +227,12 @@ def score(
         str | None, typer.Option(help="What the prediction calls the section, where its file is named otherwise.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    bin_um: BinSize = None,
 ) -> None:
     """Score predictions against measured counts."""
     from histocrypt.evaluation.score_file import render, score_files
 
-    typer.echo(render(score_files(prediction, truth, name=section), as_json=json))
+    typer.echo(render(score_files(prediction, truth, name=section, bin_um=bin_um), as_json=json))
 
 
 @app.command("demo-tissue")

@@ -15,6 +15,7 @@ IN_STUDY = {
     "patient": "add the column, or `patient:` to the section's entry in the study",
     "image": "add `image:` to the section's entry in the study",
     "um_per_px": "add `um_per_px:` (micrometres per full-resolution pixel) to the section's entry in the study",
+    "bin_um": "set `bin_um:` (micrometres) in the section's entry in the study, or give --bin-um",
 }
 """What to do about a setting of a section that is missing or wrong, in a study."""
 

@@ -1,13 +1,17 @@
 """HDF5 files from outside, opened so that nothing leads out of them and nothing in them is larger than it can be.
 
-An HDF5 file may name other files (external links, virtual data sets, external storage), lead back into itself, or
-declare arrays of any size in a few bytes. A file of a stranger that does is refused before anything of it is read.
+An HDF5 file may name other files (external links, virtual data sets, external storage), lead back into itself, declare
+arrays of any size in a few bytes, or name one long text as every element of an array. A file of a stranger that does is
+refused before anything of it is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from histocrypt.errors import InputError, unreadable
 from histocrypt.files import regular
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 MOST_OBJECTS = 500_000
 INFLATED = 2000
 """Largest number of bytes that a stored byte may stand for: gzip reaches 1,032."""
+PIECE = 2**20
+"""References to texts that are read at once."""
 UNQUESTIONED = 2**28
 """Bytes up to which nobody asks how a data set is stored, or how much memory there is."""
 
@@ -117,14 +123,96 @@ def _check_data(data: h5py.Dataset, path: Path, where: str) -> int:
             raise InputError(problem, file=path, field=where, value=number, fix=fix)
     size = int(data.size or 0) * data.dtype.itemsize
     if size > UNQUESTIONED and size > INFLATED * max(1, data.id.get_storage_size()):
-        raise InputError(
-            f"declares {size / 2**30:.1f} GiB, which it does not hold",
-            file=path,
-            field=where,
-            value=f"{data.shape} {data.dtype}",
-            fix="copy it again from its source",
-        )
+        raise _not_held(data, size, path, where)
+    if data.dtype.hasobject and h5py.check_ref_dtype(data.dtype) is None:
+        size = _check_texts(data, path, where)
     return size
+
+
+def _not_held(data: h5py.Dataset, size: int, path: Path, where: str) -> InputError:
+    return InputError(
+        f"declares {size / 2**30:.1f} GiB, which it does not hold",
+        file=path,
+        field=where,
+        value=f"{data.shape} {data.dtype}",
+        fix="copy it again from its source",
+    )
+
+
+# An element of variable length is stored as a reference: its length, and where in the file its content lies. Each has a
+# content of its own in what libraries write, so that all lengths together are less than the file.
+
+REFERENCE = 16
+"""Bytes of a reference: length (4), address (8) and number in the heap (4)."""
+
+
+def _check_texts(data: h5py.Dataset, path: Path, where: str) -> int:
+    """Refuse elements that together are longer than the file; return the bytes that they have in memory."""
+    most, total = path.stat().st_size, 0
+    for lengths in _lengths(data, path):
+        total += int(lengths.sum())
+        if total > most:
+            raise _not_held(data, total, path, where)
+    return total + int(data.size or 0) * data.dtype.itemsize
+
+
+def _lengths(data: h5py.Dataset, path: Path) -> Iterator[np.ndarray]:
+    """Yield the lengths of elements, in bytes, as far as possible without reading what they refer to."""
+    import h5py
+
+    sequence = h5py.check_vlen_dtype(data.dtype)
+    width = 1 if h5py.check_string_dtype(data.dtype) else sequence.itemsize if sequence is not None else 0
+    if not width or data.file.userblock_size:
+        yield from _lengths_read(data, path)
+    elif data.chunks:
+        for raw in _chunks(data):
+            yield raw.view("<u4")[:, 0].astype(np.int64) * width
+    elif (start := data.id.get_offset()) is not None and data.id.get_storage_size() == REFERENCE * data.size:
+        with path.open("rb") as file:
+            file.seek(start)
+            for first in range(0, data.size, PIECE):
+                raw = np.frombuffer(file.read(REFERENCE * min(PIECE, data.size - first)), dtype="<u4")
+                yield raw.reshape(-1, 4)[:, 0].astype(np.int64) * width
+    elif data.id.get_storage_size():  # nothing is stored where nothing was written
+        yield from _lengths_read(data, path)
+
+
+def _chunks(data: h5py.Dataset) -> Iterator[np.ndarray]:
+    """Yield references of each chunk, uint8 (n, REFERENCE): its filters are undone on a data set of mere bytes."""
+    import h5py
+
+    plist, shape = h5py.h5p.create(h5py.h5p.DATASET_CREATE), data.chunks
+    plist.set_chunk(shape)
+    stored = data.id.get_create_plist()
+    for number in range(stored.get_nfilters()):
+        code, flags, values, _ = stored.get_filter(number)
+        plist.set_filter(code, flags, values)
+    kind = h5py.h5t.create(h5py.h5t.OPAQUE, REFERENCE)
+    kind.set_tag(b"")
+    for number in range(data.id.get_num_chunks()):
+        place = data.id.get_chunk_info(number).chunk_offset
+        mask, content = data.id.read_direct_chunk(place)
+        with h5py.File(f"chunk-{number}", "w", driver="core", backing_store=False) as memory:
+            copy = h5py.h5d.create(memory.id, b"x", kind, h5py.h5s.create_simple(shape), plist)
+            copy.write_direct_chunk((0,) * len(shape), content, mask)
+            raw = np.empty(shape, dtype=f"V{REFERENCE}")
+            copy.read(h5py.h5s.ALL, h5py.h5s.ALL, raw, mtype=kind)
+        yield raw.reshape(-1).view(np.uint8).reshape(-1, REFERENCE)
+
+
+def _lengths_read(data: h5py.Dataset, path: Path) -> Iterator[np.ndarray]:
+    """Yield the lengths of elements that have to be read for it: as few at once as memory bears, were each the file."""
+    if not data.shape:
+        return
+    most = max(1, UNQUESTIONED // path.stat().st_size)
+    rows = max(1, most // max(1, data.size // data.shape[0]))
+    for first in range(0, data.shape[0], rows):
+        values = data[first : first + rows]
+        fields = [values[name] for name in values.dtype.names] if values.dtype.names else [values]
+        for field in fields:
+            if field.dtype.hasobject:
+                sizes = (getattr(one, "nbytes", None) or getattr(one, "__len__", int)() for one in field.ravel())
+                yield np.fromiter(sizes, dtype=np.int64)
 
 
 def _plugin_has(number: int) -> bool:

@@ -158,3 +158,20 @@ def test_barcodes_that_lost_their_suffix(scored, tmp_path):
     with pytest.raises(InputError, match="in both files") as refused:
         score_files(tmp_path / "p.h5ad", str(study.run.section("A_2")))
     assert refused.value.field == "obs['barcode']"
+
+
+def test_counts_alone_are_scored_whatever_image_and_resolution_are(scored, tmp_path):
+    study, _ = scored
+    path, truth = study.run.prediction("knn", "fold_A"), tmp_path / "A_2.h5ad"
+    section = ad.read_h5ad(study.run.section("A_2"))
+    section.obs = section.obs.drop(columns=["array_row", "array_col"], errors="ignore")
+    section.uns = {}
+    section.write_h5ad(truth)
+    known = score_files(path, str(study.run.section("A_2")))
+    assert score_files(path, str(truth)).means == known.means
+    (tmp_path / "A_2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    assert score_files(path, str(truth)).means == known.means
+    metadata = {"pixel_size_um": -1.0, "source_image_path": "/gone/A_2.tif"}
+    section.uns["spatial"] = {"A_2": {"metadata": metadata, "images": {"hires": np.zeros((5, 5, 3), np.uint8)}}}
+    section.write_h5ad(truth)
+    assert score_files(path, str(truth)).means == known.means

@@ -7,6 +7,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import h5py
@@ -16,8 +19,9 @@ from typer.testing import CliRunner
 
 from histocrypt.cli import app
 from histocrypt.errors import InputError, unreadable
-from histocrypt.hdf5 import open_h5
+from histocrypt.hdf5 import _lengths, open_h5
 from histocrypt.options import SectionSource
+from histocrypt.sections import stores
 from histocrypt.sections.image import open_image
 from histocrypt.sections.read import find_sections, read_path, read_section
 
@@ -274,6 +278,74 @@ def test_an_image_that_is_a_pipe_or_a_device(section, tmp_path):
         assert str(refused(read_path, section, image=image).file) == str(image)
 
 
+def one_text(file, packed):
+    """Let every element of a column name one text of a megabyte, as its stored references can."""
+    del file["obs/patient"]
+    how = {"chunks": (12,), "compression": packed} if packed else {}
+    made = file.create_dataset("obs/patient", (36,), h5py.string_dtype(), **how)
+    made.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    made[:] = ["P" * 1_000_000, *["P"] * 35]
+    file.flush()
+    if packed:
+        for first in (0, 12, 24):
+            content = zlib.decompress(made.id.read_direct_chunk((0,))[1])
+            made.id.write_direct_chunk((first,), zlib.compress(12 * content[:16]))
+    return made.id.get_offset()
+
+
+@pytest.mark.parametrize("packed", [None, "gzip"])
+def test_a_text_that_every_spot_names_is_counted_before_it_is_read(packed, section):
+    with h5py.File(section, "r+") as file:
+        start = one_text(file, packed)
+    if not packed:
+        content = bytearray(section.read_bytes())
+        content[start : start + 36 * 16] = 36 * content[start : start + 16]
+        section.write_bytes(content)
+    with h5py.File(section) as file:
+        assert len(file["obs/patient"][35]) == 1_000_000
+    error = refused(open_h5, section)
+    assert (error.file, error.field) == (section, "/obs/patient")
+    assert refused(read_path, section).field == "/obs/patient"
+
+
+@pytest.mark.parametrize("packed", [None, "gzip", "lzf"])
+def test_lengths_of_texts_are_told_without_reading_them(packed, tmp_path):
+    words = np.array([["a", "", "longer " * number] for number in range(30)], dtype=object)
+    table = np.array([(1, "ab"), (2, "")], dtype=[("n", "i4"), ("word", h5py.string_dtype())])
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("words", data=words, compression=packed)
+        file.create_dataset("wide", data=["äöü"] * 10, dtype=h5py.string_dtype(), compression=packed)
+        series = file.create_dataset("series", (4,), h5py.vlen_dtype(np.float64), compression=packed)
+        series[1] = np.arange(9.0)
+        file["table"] = table
+        file.create_dataset("nothing", (5,), h5py.string_dtype(), compression=packed)
+        file.create_dataset("none", (0,), h5py.string_dtype(), maxshape=(None,), compression=packed)
+        file["one"] = "word"
+        file.create_dataset("leads", (2,), h5py.ref_dtype)
+    with open_h5(tmp_path / "a.h5", whole=True) as file:
+        lengths = {name: sum(int(part.sum()) for part in _lengths(file[name], tmp_path / "a.h5")) for name in file
+                   if name not in ("leads", "one")}  # fmt: skip
+    words = sum(map(len, words.ravel()))
+    assert lengths == {"words": words, "wide": 60, "series": 72, "table": 2, "nothing": 0, "none": 0}
+
+
+def test_a_gz_that_swells_is_stopped(section, monkeypatch):
+    packed = section.with_name("B.h5ad.gz")
+    with gzip.open(packed, "wb") as file:
+        file.write(section.read_bytes() + bytes(2**25))
+    assert read_path(packed, image=section.with_suffix(".png")).n_spots == 36
+    unpacked = []
+    monkeypatch.setattr(stores.shutil, "disk_usage", lambda folder: unpacked.append(folder) or SimpleNamespace(free=0))
+    error = refused(read_path, packed)
+    assert error.file == packed
+    assert "TMPDIR" in error.fix
+    monkeypatch.undo()
+    monkeypatch.setattr(stores, "SLACK", 2**20)
+    error = refused(read_path, packed)
+    assert error.file == packed
+    assert not Path(unpacked[0]).exists()
+
+
 def test_patches_that_lead_elsewhere(tmp_path):
     with h5py.File(tmp_path / "p.h5", "w") as file:
         file["coords"] = np.zeros((1, 2), int)
@@ -326,3 +398,23 @@ def test_no_command_waits_for_a_pipe(command, tmp_path):
     found = CliRunner().invoke(app, arguments)
     assert isinstance(found.exception, InputError)
     assert str(found.exception.file) in arguments
+
+
+def test_no_secret_is_read_from_a_pipe(tmp_path):
+    from histocrypt.download.fetch import read_token
+    from histocrypt.encrypted.client import _authorities
+    from histocrypt.encrypted.key_owner import Keys
+    from histocrypt.encrypted.messages import check_certificate, read_message, read_tokens
+
+    pipe = tmp_path / "secret.key"
+    os.mkfifo(pipe, 0o600)
+    for read in (
+        read_token,
+        read_tokens,
+        _authorities,
+        lambda path: check_certificate(path, None),
+        lambda path: check_certificate(None, path),
+        lambda path: read_message(path, "secret key"),
+    ):
+        assert refused(read, pipe).file == pipe
+    assert refused(Keys, tmp_path).field == "secret.key"

@@ -4,14 +4,20 @@ import anndata
 import numpy as np
 import pytest
 from PIL import Image
+from tests.visium_hd import write_visium_hd
+from typer.testing import CliRunner
 
+from histocrypt.cli import app
 from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.errors import InputError
+from histocrypt.evaluation.score_file import score_files
 from histocrypt.explore.survey import study_sections
-from histocrypt.pipeline.predict import predict_section
+from histocrypt.pipeline.checkpoints import load_model
+from histocrypt.pipeline.predict import check_fit, predict_section, unlike_training
 from histocrypt.pipeline.train import train_fold
-from histocrypt.sections.read import read_section
+from histocrypt.sections.read import read_path, read_section
 from histocrypt.study import parse_study
+from histocrypt.targets.panels import Panel
 from histocrypt.tissue.preprocess import preprocess_section
 
 
@@ -89,6 +95,94 @@ def test_too_coarse_an_image_is_said_before_work(trained, tmp_path):
             image=tmp_path / "S_1.png", um_per_px=um_per_px,
         )  # fmt: skip
     assert not (tmp_path / "out.h5ad").exists()
+
+
+def with_hires(section, path, scale):
+    """Write the same section with a reduced picture in the file and none beside it."""
+    adata = anndata.read_h5ad(section)
+    with Image.open(section.with_suffix(".png")) as image:
+        small = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
+    metadata = next(iter(adata.uns["spatial"].values()))["metadata"]
+    metadata = {name: value for name, value in metadata.items() if name != "source_image_path"}
+    factors = {"tissue_hires_scalef": scale}
+    hires = {"images": {"hires": np.asarray(small)}, "scalefactors": factors, "metadata": metadata}
+    adata.uns["spatial"] = {"S_1": hires}
+    adata.write_h5ad(path)
+    return path
+
+
+def test_a_reduced_picture_counts_for_what_it_holds(trained, tmp_path, capsys):
+    study, fold, section = trained
+    model = study.run.model("vision_mlp", fold)
+    about = load_model(model).about
+    sees = 150 / 36
+    assert about["geometry"]["detail_um"] == [1.0, 1.0]
+    coarse = with_hires(section, tmp_path / "coarse.h5ad", 1 / 10)
+    with pytest.raises(InputError) as caught:
+        predict_section(model, coarse, tmp_path / "out.h5ad")
+    assert (caught.value.field, caught.value.value) == ("um_per_px", 10.0)
+    assert "--image" in caught.value.fix
+    assert not (tmp_path / "out.h5ad").exists()
+    capsys.readouterr()
+    predict_section(model, with_hires(section, tmp_path / "less.h5ad", 1 / 7), tmp_path / "out.h5ad")
+    assert f"holds 7 µm/px, coarser than what the model learnt from ({sees:.3g})" in capsys.readouterr().err
+    predict_section(model, section, tmp_path / "out.h5ad")
+    assert "learnt from" not in capsys.readouterr().err
+    about["geometry"]["detail_um"] = [10.0, 10.0]  # as if it had learnt from such pictures
+    check_fit(about, read_path(coarse, for_prediction=True), Panel.from_dict(about["panel"]))
+    assert unlike_training(about, read_path(coarse, for_prediction=True)) == []
+    assert "finer" in unlike_training(about, read_path(section, for_prediction=True))[0]
+
+
+def test_squares_of_another_size_than_the_models_are_said(trained, tmp_path, capsys):
+    study, fold, section = trained
+    model = study.run.model("vision_mlp", fold)
+    about = load_model(model).about
+    own = float(anndata.read_h5ad(study.run.section("S_1")).uns["preprocessing"]["spot_diameter_um"])
+    assert about["geometry"]["spot_um"] == [own, own]
+    run = write_visium_hd(tmp_path / "run", sides=(8, 16))
+    slide = np.array(Image.open(run / "Sample_tissue_image.tif"))
+    slide[:40], slide[-60:], slide[:, :40], slide[:, -60:] = 244, 244, 244, 244  # ground around the tissue
+    Image.fromarray(slide).save(run / "Sample_tissue_image.tif")
+    said = predict_section(model, run, tmp_path / "out.h5ad", bin_um=32)
+    predicted = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert f"{predicted.n_obs} spots" in said
+    assert predicted.obs["barcode"].str.startswith("s_032um_").all()
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if "--bin-um" in line]
+    assert f"spots of 32 µm, where the model learnt from spots of {own:.3g} µm" in note
+    about["geometry"]["spot_um"] = [16.0, 16.0]
+    about["geometry"]["detail_um"] = [0.5, 0.5]
+    for side, notes in ((8, 1), (16, 0), (32, 1)):
+        assert len(unlike_training(about, read_path(run, bin_um=side, for_prediction=True))) == notes
+    with pytest.raises(InputError) as caught:
+        score_files(tmp_path / "out.h5ad", str(run))
+    assert "--bin-um 32" in caught.value.fix
+    with pytest.raises(InputError) as caught:  # the same squares, and none of the genes
+        score_files(tmp_path / "out.h5ad", str(run), bin_um=32)
+    assert caught.value.field == "var"
+
+
+@pytest.mark.parametrize("command", ["predict", "check", "score", "fhe encrypt"])
+def test_every_command_names_the_option_for_squares(trained, tmp_path, command):
+    study, fold, _ = trained
+    run, model = write_visium_hd(tmp_path / "run", sides=(8,)), study.run.model("vision_mlp", fold)
+    if command == "fhe encrypt":
+        from histocrypt.cli import fhe
+
+        (verb,) = [one for one in fhe.app.registered_commands if one.callback.__name__ == "encrypt"]
+        assert "bin_um" in verb.callback.__annotations__
+        return
+    given = {
+        "predict": [run, "--model", model, "-o", tmp_path / "out.h5ad"],
+        "check": [run, "--json"],
+        "score": [study.run.prediction("vision_mlp", fold), run],
+    }[command]
+    for wrong in ("20", "nan", "-8", "0"):
+        found = CliRunner().invoke(app, [command, *map(str, given), "--bin-um", wrong])
+        said = f"{found.exception} {found.output}"
+        assert "bin_um" in said
+        assert wrong != "20" or "--bin-um" in said
+        assert found.exit_code
 
 
 def test_wrong_outputs_and_models_are_said(trained, tmp_path):

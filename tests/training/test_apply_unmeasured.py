@@ -122,13 +122,31 @@ def test_each_switch_really_switches_and_says_what_was_left_out(world, tmp_path)
 def test_other_families_predict_on_patches_and_grids_too(world, tmp_path):
     model = world["models"]["encoder_ridge"]
     for source, given in ((world["patches"], {}), (world["slide"], {"spacing_um": 400})):
-        predict_section(
-            model, source, tmp_path / "a.h5ad", um_per_px=UM_PER_PX, csv=tmp_path / "csv", overwrite=True, **given
-        )
+        predict_section(model, source, tmp_path / "a.h5ad", um_per_px=UM_PER_PX, csv=tmp_path / "csv", **given)
         found = anndata.read_h5ad(tmp_path / "a.h5ad")
         assert np.isfinite(found.X).all()
         assert "auxiliary" not in found.obsm
     assert [path.name for path in (tmp_path / "csv").iterdir()] == ["target_count_pred.csv"]
+
+
+def test_csv_files_are_replaced_with_their_prediction_but_not_what_a_person_wrote(world, tmp_path):
+    model, csv, out = world["models"]["he2gene"], tmp_path / "csv", tmp_path / "a.h5ad"
+    predict_section(model, world["patches"], out, um_per_px=UM_PER_PX, csv=csv)
+    assert len(list(csv.iterdir())) == 3
+    predict_section(model, world["patches"], out, um_per_px=2 * UM_PER_PX, csv=csv)
+    table = csv / "tumor_pred.csv"
+    said = anndata.read_h5ad(out).obs["tumour_probability"].to_numpy() > 0.5
+    assert list(pd.read_csv(table)["Annotation"]) == list(said)
+    table.write_text(table.read_text().replace("\nB_", "\nseen_B_"))
+    ours = out.read_bytes(), (csv / "target_count_pred.csv").read_bytes()
+    for place in (out, tmp_path / "other.h5ad"):  # another prediction does not vouch for the tables either
+        with pytest.raises(InputError) as caught:
+            predict_section(model, world["patches"], place, um_per_px=UM_PER_PX, csv=csv)
+        assert caught.value.field == "--csv"
+    assert "seen_B_" in table.read_text()
+    assert ours == (out.read_bytes(), (csv / "target_count_pred.csv").read_bytes())
+    predict_section(model, world["patches"], out, um_per_px=UM_PER_PX, csv=csv, overwrite=True)
+    assert "seen_B_" not in table.read_text()
 
 
 def test_a_map_of_any_head_with_and_without_its_picture(world, tmp_path):

@@ -1,7 +1,14 @@
 """Studies whose file, sections or folders have names that Snakemake would misread."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 
+from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.workflow.progress import readable
 from histocrypt.workflow.run import run_study
@@ -46,6 +53,34 @@ def test_braces_are_refused_in_one_sentence(sections, tmp_path, monkeypatch):
     with pytest.raises(InputError) as refused:
         run_study(path, dry_run=True)
     assert refused.value.file == tmp_path / "{out}" / "odd"
+
+
+def test_a_picture_elsewhere_with_braces_is_refused_too(sections, tiny_section, tmp_path):
+    (tmp_path / "{slides}").mkdir()
+    tiny_section(tmp_path, "A", "A").with_suffix(".png").rename(tmp_path / "{slides}" / "A.png")
+    study = tmp_path / "study.yaml"
+    study.write_text('{name: odd, sections: [{path: A.h5ad, image: "{slides}/A.png"}]}')
+    with pytest.raises(InputError) as refused:
+        run_study(study, dry_run=True)
+    assert refused.value.file == tmp_path / "{slides}" / "A.png"
+    assert refused.value.fix.startswith("rename")
+
+
+def test_a_repository_and_outputs_of_any_name_are_planned(tiny_section, tmp_path):
+    repository, own = tmp_path / 'my repo\'s #1 "q" $HOME', paths.repository()
+    for name in ("lib", "workflow", "notebooks", "pyproject.toml"):
+        copy = shutil.copytree if (own / name).is_dir() else shutil.copy
+        repository.mkdir(exist_ok=True)
+        copy(own / name, repository / name)
+    folder = tmp_path / "se'c #2 $PATH}\n`x`"
+    files = [{"path": str(tiny_section(folder, name, name))} for name in "ABC"]
+    study = tmp_path / "-st\nudy: {x} #.yaml"
+    study.write_text(json.dumps({"name": "odd", "sections": files, "preprocessing": {"min_counts": 0}}))
+    places = {"PYTHONPATH": str(repository / "lib"), "HISTOCRYPT_OUTPUTS": str(tmp_path / "out 'p\" #: `y`")}
+    command = [sys.executable, "-m", "histocrypt", "run", str(study), "--dry-run", "--until", "22_folds"]
+    done = subprocess.run(command, cwd=repository, env={**os.environ, **places}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "20_preprocessing" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from histocrypt import paths
 from histocrypt.download.sources import HER2ST_SECTIONS, VISIUM_VERSIONS, Hbcis, Her2st, Hest, Source, Visium, block_of
 from histocrypt.download.transfer import Fetched, Web, fetch, left_to_fetch, need_space
 from histocrypt.errors import InputError, unknown_name
+from histocrypt.files import regular
 from histocrypt.options import DEMO, SectionSource
 from histocrypt.sections.identity import SAFE_ID
 from histocrypt.sections.read import find_sections, watched
@@ -163,7 +164,7 @@ def read_token(file: Path | None) -> str | None:
     if file is None:
         return paths.hugging_face_token()
     try:
-        token = file.read_text(encoding="utf-8").strip()
+        token = regular(file, missing="token file is missing").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("token file cannot be read", file=file) from error
     if not token or not token.isascii() or len(token.split()) != 1:

@@ -28,7 +28,7 @@ from histocrypt.encrypted.bundle import Client, parse_client
 from histocrypt.encrypted.key_owner import NOISE, Answers, Keys, Request, check_output, keygen, prepare, write_result
 from histocrypt.encrypted.messages import is_loopback, read_tokens
 from histocrypt.errors import InputError
-from histocrypt.files import write_json
+from histocrypt.files import refuse_pipe, write_json
 
 ATTEMPTS = 6
 """Times that a request is sent before a connection is given up; the waits between add up to half a minute."""
@@ -217,6 +217,7 @@ def _authorities(file: Path | None) -> Any:
 
     if file is None:
         return True
+    refuse_pipe(file)
     try:
         return ssl.create_default_context(cafile=str(file))
     except (OSError, ssl.SSLError) as error:

@@ -16,6 +16,9 @@ app = typer.Typer(
 
 Image = Annotated[str | None, typer.Option(help="Image file, where the section does not name it.")]
 Resolution = Annotated[float | None, typer.Option(help="Micrometres per full-resolution pixel.")]
+BinSize = Annotated[
+    float | None, typer.Option(metavar="UM", help="Side of the squares that Visium HD or Xenium is summed to.")
+]
 ExpectedPanel = Annotated[Path | None, typer.Option(help="Gene ids you expect, one a line; another panel is refused.")]
 Some = Annotated[int | None, typer.Option(min=1, help="Spots to encrypt, evenly spread; default: all.")]
 Skip = Annotated[bool, typer.Option("--skip-out-of-range", help="Leave out spots outside the calibrated range.")]
@@ -57,6 +60,7 @@ def encrypt(
     output: Annotated[Path, typer.Option("-o", "--output", help="The request, for the evaluator.")],
     image: Image = None,
     um_per_px: Resolution = None,
+    bin_um: BinSize = None,
     panel: ExpectedPanel = None,
     skip_out_of_range: Skip = False,
     spots: Some = None,
@@ -64,7 +68,7 @@ def encrypt(
     """Cut, normalise, check and encrypt the spots of a section (key owner)."""
     from histocrypt.encrypted.key_owner import encrypt_section
 
-    how = {"image": image, "um_per_px": um_per_px, "panel": panel}
+    how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel}
     typer.echo(encrypt_section(section, keys, output, skip_out_of_range=skip_out_of_range, spots=spots, **how))
 
 
@@ -132,6 +136,7 @@ def send(
     output: Predictions,
     image: Image = None,
     um_per_px: Resolution = None,
+    bin_um: BinSize = None,
     panel: ExpectedPanel = None,
     skip_out_of_range: Skip = False,
     spots: Some = None,
@@ -148,6 +153,6 @@ def send(
     from histocrypt.encrypted.client import send_section
 
     line = {"certificate_authority": certificate_authority, "insecure_http": insecure_http, "token_file": token_file}
-    how = {"image": image, "um_per_px": um_per_px, "panel": panel, "skip_out_of_range": skip_out_of_range}
-    how["overwrite"] = overwrite
+    how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel}
+    how |= {"skip_out_of_range": skip_out_of_range, "overwrite": overwrite}
     typer.echo(send_section(section, server=server, keys=keys, output=output, noise=noise, spots=spots, **line, **how))

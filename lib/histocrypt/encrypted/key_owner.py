@@ -99,6 +99,7 @@ def prepare(
     *,
     image: str | Path | None = None,
     um_per_px: float | None = None,
+    bin_um: float | None = None,
     panel: str | Path | None = None,
     skip_out_of_range: bool = False,
     spots: int | None = None,
@@ -113,6 +114,8 @@ def prepare(
         A section in any readable format.
     image, um_per_px
         Where the section does not tell them.
+    bin_um
+        Side of the squares that Visium HD or Xenium is summed to, micrometres; else the format's own.
     panel
         A list of gene ids, one a line, that the client expects to get, in this order.
     skip_out_of_range
@@ -126,7 +129,7 @@ def prepare(
         If the section cannot be read, its pixels are too coarse, the panel is another one, or a spot's values are
         outside the range that the model was calibrated for.
     """
-    from histocrypt.pipeline.predict import check_fit, prepare_section
+    from histocrypt.pipeline.predict import check_fit, prepare_section, unlike_training
     from histocrypt.sections.genes import GeneNames, meant_by
     from histocrypt.sections.read import read_path
     from histocrypt.targets.panels import Panel, read_gene_list
@@ -143,8 +146,10 @@ def prepare(
             )
             due = f"{due} (model: {len(offered)} genes)"
             raise InputError("this model predicts another panel", file=panel, field="panel", value=got, expected=due)
-    section = read_path(section_path, image=image, um_per_px=um_per_px, for_prediction=True)
+    section = read_path(section_path, image=image, um_per_px=um_per_px, bin_um=bin_um, for_prediction=True)
     missing = check_fit(about, section, offered)
+    for note in (*section.notes, *unlike_training(about, section)):
+        print(f"note: {note}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
         cut, coords, report = prepare_section(about, section, Path(folder), tuple(about["outputs"]))
         sees = about["sees"]

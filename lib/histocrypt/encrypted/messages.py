@@ -71,6 +71,7 @@ def read_tokens(path: Path, *, make: bool = False) -> list[str]:
         ):
             file.write(secrets.token_urlsafe(32) + "\n")
         print(f"a new token was written to {path}; give each client a copy of that file", file=sys.stderr)
+    refuse_pipe(path)
     try:
         mode, lines = path.stat().st_mode, path.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -98,6 +99,9 @@ def is_loopback(host: str) -> bool:
 
 def check_certificate(certificate: Path | None, private_key: Path | None) -> None:
     """Refuse a certificate and key that TLS cannot use."""
+    for given in (certificate, private_key):
+        if given is not None:
+            refuse_pipe(given)
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate or "", private_key)
     except (OSError, ssl.SSLError) as error:

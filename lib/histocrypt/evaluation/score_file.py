@@ -45,7 +45,7 @@ class ScoreResult:
     """What could not be scored, by name."""
 
 
-def score_files(prediction: Path, truth: str, *, name: str | None = None) -> ScoreResult:
+def score_files(prediction: Path, truth: str, *, name: str | None = None, bin_um: float | None = None) -> ScoreResult:
     """Score a prediction file against a section with its counts.
 
     Parameters
@@ -56,6 +56,8 @@ def score_files(prediction: Path, truth: str, *, name: str | None = None) -> Sco
         The section, in any readable format.
     name
         What the prediction calls it, where that is not its own id.
+    bin_um
+        Side of the squares that Visium HD or Xenium is summed to, micrometres; else the format's own.
 
     Raises
     ------
@@ -65,7 +67,7 @@ def score_files(prediction: Path, truth: str, *, name: str | None = None) -> Sco
     from histocrypt.sections.read import read_path
 
     predicted = read_prediction(Path(prediction))
-    section = read_path(truth)
+    section = read_path(truth, bin_um=bin_um, counts_only=True)
     try:
         pair = join(predicted, section.adata, name or section.id)
     except InputError as error:

@@ -199,6 +199,7 @@ def listed(files: SectionFiles, size: SectionSize) -> dict[str, Any]:
     how = {key: str(value) for key, value in asdict(files).items()}
     if files.bin_um is None:  # which the first version did not have
         del how["bin_um"]
+    del how["counts_only"]  # which a study never asks for
     return {
         "section": files.id,
         "patient": files.patient,

@@ -19,7 +19,7 @@ from histocrypt.explore.registration import laid_otherwise
 from histocrypt.files import write_json
 from histocrypt.options import DEMO, Preprocessing, SectionSource
 from histocrypt.sections.identity import Fingerprint, conflicts, fingerprint_of
-from histocrypt.sections.read import find_sections, read_section, watched
+from histocrypt.sections.read import BINNED, find_sections, read_section, summed, watched
 from histocrypt.sections.section import SectionFiles, SectionSize
 from histocrypt.study import load_study
 from histocrypt.tissue.tiles import coarse_note
@@ -168,15 +168,18 @@ class CheckRow:
     unusable: bool = False
 
 
-def check_sections(paths: list[str]) -> list[CheckRow]:
+def check_sections(paths: list[str], *, bin_um: float | None = None) -> list[CheckRow]:
     """Check sections, one after the other, and then against each other.
 
     Parameters
     ----------
     paths
         Section files, folders, globs, or study files (``.yaml``: all sections of the study).
+    bin_um
+        Side of the squares that Visium HD and Xenium are summed to, micrometres; else as the study says, or the
+        format's own.
     """
-    listed = [item for path in paths for item in _listed(path)]
+    listed = [item for path in paths for item in _listed(path, bin_um)]
     rows, prints, printed = [], [], []
     for item, settings in tqdm(listed, desc="check", unit="section", leave=False, disable=None):
         if isinstance(item, CheckRow):
@@ -224,13 +227,14 @@ def render(rows: list[CheckRow], *, as_json: bool = False) -> str:
     return "\n".join([table, summary, *(["\nread from", *told] if told else [])])
 
 
-def _listed(path: str) -> Iterator[tuple[SectionFiles | CheckRow, Preprocessing]]:
+def _listed(path: str, bin_um: float | None) -> Iterator[tuple[SectionFiles | CheckRow, Preprocessing]]:
     """Yield the sections that a path stands for, with how their tiles are cut; what is not found is a row."""
     study = load_study(path) if path.endswith((".yaml", ".yml")) else None
     settings = study.preprocessing if study is not None else Preprocessing()
     for source in study.sections if study is not None else [SectionSource(path=path)]:
         try:
             found = find_sections(source) if study is None else _sections_of(source, study)
+            found = [summed(files, bin_um) if files.format in BINNED else files for files in found]
         except InputError as error:
             found = [CheckRow(source.path, problems=[str(error)], unusable=True)]
         yield from ((item, settings) for item in found)

@@ -13,8 +13,9 @@ import numpy as np
 
 from histocrypt.data.load import Spots, normalised_chunks, section_features, spot_names
 from histocrypt.errors import InputError
-from histocrypt.files import atomic_path, claim, read_table, write_table
+from histocrypt.files import claim
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
+from histocrypt.pipeline.csv_files import CSV_FILES, check_submission, made_with, write_csv, write_submission
 from histocrypt.pipeline.predictions import add_heads, is_loose_prediction, write_predictions
 from histocrypt.pipeline.views import Views, mapped, predict_views, recut
 from histocrypt.predictors.registry import MODELS, NEEDS_COUNTS
@@ -35,10 +36,10 @@ Kind = Literal["section", "grid", "patches"]
 PIXELS_A_PATCH = 4000
 """Pixels of a patch from which its section's stain is estimated."""
 
-CSV_FILES = ("target_count_pred.csv", "aux_count_pred.csv", "tumor_pred.csv")
-
 COARSEST = 2.0
-"""A section may have pixels up to this many times coarser than the model's tiles."""
+"""A section may have pixels up to this many times coarser than what the model learnt from."""
+ALIKE = 1.2
+"""Ratio of sizes beyond which a difference is said: Visium's spots measure 55 um by one definition, 65 by another."""
 
 
 @dataclass(frozen=True)
@@ -142,108 +143,6 @@ def _patch_stain(image: PatchMosaic) -> StainStatistics:
     return estimate(np.concatenate(found))
 
 
-def write_csv(folder: Path, prediction: Path) -> list[Path]:
-    """Write a prediction as CSV files, one row a spot, in its order and with its gene names; return them.
-
-    ``target_count_pred.csv`` and ``aux_count_pred.csv``: ``name`` and one column a gene. ``tumor_pred.csv``: ``name``
-    and ``Annotation``, true where the probability of tumour is above 1/2. Only what the model has a head for.
-    """
-    import anndata
-    import pandas as pd
-
-    adata = anndata.read_h5ad(prediction)
-    index = pd.Index(_csv_names(adata), name="name")
-    tables: dict[str, Any] = {CSV_FILES[0]: pd.DataFrame(adata.X, index=index, columns=adata.var_names)}
-    if "auxiliary" in adata.obsm:
-        genes = list(map(str, adata.uns["auxiliary_names"]))
-        tables[CSV_FILES[1]] = pd.DataFrame(adata.obsm["auxiliary"], index=index, columns=genes)
-    if "tumour_probability" in adata.obs:
-        above = adata.obs["tumour_probability"].to_numpy() > 0.5
-        tables[CSV_FILES[2]] = pd.DataFrame({"Annotation": above}, index=index)
-    written = []
-    for name, table in tables.items():
-        write_table(folder / name, table)
-        written.append(folder / name)
-    return written
-
-
-def _csv_names(adata: Any) -> list[str]:
-    """Return ``<section>_<barcode>``: the name of a patch's file, where there was one."""
-    pairs = zip(adata.obs["section"].astype(str), adata.obs["barcode"].astype(str), strict=True)
-    return [f"{section}_{barcode}" for section, barcode in pairs]
-
-
-def check_submission(path: Path, dropped: dict[str, int], *, section: str) -> None:
-    """Refuse a submission that cannot be whole, before any work.
-
-    Parameters
-    ----------
-    path
-        Where it is to go.
-    dropped
-        Reason -> spots that the reader dropped, which hence cannot be predicted.
-    section
-        Its id, for the error.
-    """
-    if path.suffix != ".csv":
-        raise InputError(
-            "a submission is written as .csv", file=path, field="submission", expected="a name that ends in .csv"
-        )
-    if any(dropped.values()):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
-        raise InputError(
-            f"a submission needs every spot of {section}, and some cannot be predicted ({reasons})",
-            field="submission",
-            fix="correct their coordinates, or predict without --submission",
-        )
-
-
-def write_submission(
-    path: Path, values: np.ndarray, *, predicted: list[str], order: list[str], columns: tuple[str, ...]
-) -> None:
-    """Write ``ID`` and the panel's columns, and read the file back to check that it says what was predicted.
-
-    Parameters
-    ----------
-    path
-        Where it goes; written atomically.
-    values
-        (n, g) predictions.
-    predicted
-        The spot of each row of ``values``.
-    order
-        The spots as the section lists them; each becomes a row.
-    columns
-        The panel, as ``values`` has it.
-
-    Raises
-    ------
-    InputError
-        If a spot of the section has no prediction.
-    """
-    import pandas as pd
-
-    row = {spot: i for i, spot in enumerate(predicted)}
-    missing = [spot for spot in order if spot not in row]
-    if missing:
-        raise InputError(
-            f"a submission needs every spot, and {len(missing)} have no prediction, first {missing[0]}", file=path
-        )
-    chosen = np.asarray(values, dtype=np.float32)[[row[spot] for spot in order]]
-    table = pd.DataFrame(chosen, columns=list(columns))
-    table.insert(0, "ID", order)
-    with atomic_path(path) as temporary:
-        write_table(temporary, table, index=False, float_format="%.9g")
-        back = read_table(temporary, dtype={"ID": str}, keep_default_na=False)
-        same = list(back.columns) == list(table.columns) and back["ID"].tolist() == order
-        if not same or not np.array_equal(back[list(columns)].to_numpy(np.float32), chosen):
-            raise InputError(
-                "the submission does not read back as it was written",
-                file=path,
-                fix="look for spot or column names that a CSV cannot hold",
-            )
-
-
 def predict_section(
     model_folder: str | Path,
     section_path: str | Path,
@@ -251,6 +150,7 @@ def predict_section(
     *,
     image: str | Path | None = None,
     um_per_px: float | None = None,
+    bin_um: float | None = None,
     submission: str | Path | None = None,
     spacing_um: float | None = None,
     average_symmetries: bool | None = None,
@@ -279,6 +179,8 @@ def predict_section(
         Image file, where the section does not name it.
     um_per_px
         Micrometres per full-resolution pixel, where the section does not tell.
+    bin_um
+        Side of the squares that Visium HD or Xenium is summed to, micrometres; else the format's own.
     submission
         Where a CSV with ``ID`` and the panel goes, one row a spot in the section's order: the main transform.
     spacing_um
@@ -292,7 +194,8 @@ def predict_section(
     batch_size
         Tiles held at a time, rounded up to what the network sees at once: predictions do not depend on it.
     overwrite
-        Replace what lies where something is written; else only predictions of this command are replaced.
+        Replace what lies where something is written; else only predictions of this command are replaced, and with
+        them the CSV files that say the same.
 
     Returns
     -------
@@ -312,19 +215,23 @@ def predict_section(
         )
     inputs = (section_path, image)
     claim(output, inputs=inputs, mine=is_loose_prediction, overwrite=overwrite)
+    earlier = made_with(output)
     if submission is not None:
-        claim(submission, field="--submission", inputs=inputs, overwrite=overwrite)
+        claim(submission, field="--submission", inputs=inputs, mine=earlier, overwrite=overwrite)
     for name in CSV_FILES if csv is not None else ():
-        claim(Path(csv) / name, field="--csv", inputs=inputs, overwrite=overwrite)
+        claim(Path(csv) / name, field="--csv", inputs=inputs, mine=earlier, overwrite=overwrite)
         if submission is not None and Path(submission).absolute() == (Path(csv) / name).absolute():
             raise InputError("is also what --csv writes", file=submission, field="--submission")
     model = load_model(model_folder)
     _set_up(model, average_symmetries=average_symmetries, batch_size=batch_size)
-    sections = _sections(model.about, Path(section_path), image=image, um_per_px=um_per_px, spacing_um=spacing_um)
-    for note in (note for section in sections for note in section.notes):
-        print(f"note: {note}", file=sys.stderr)
+    how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "spacing_um": spacing_um}
+    sections = _sections(model.about, Path(section_path), **how)
     panel = Panel.from_dict(model.about["panel"])
     missing = sorted({gene for section in sections for gene in _missing(model.about, section, panel)})
+    kind = "patches" if is_patch_folder(Path(section_path)) else "section" if spacing_um is None else "grid"
+    odd = (note for section in sections for note in unlike_training(model.about, section, spots=kind == "section"))
+    for note in (*(note for section in sections for note in section.notes), *odd):
+        print(f"note: {note}", file=sys.stderr)
     if submission is not None:
         if len(sections) != 1:
             raise InputError(
@@ -332,7 +239,6 @@ def predict_section(
             )
         check_submission(Path(submission), sections[0].dropped, section=sections[0].id)
 
-    kind = "patches" if is_patch_folder(Path(section_path)) else "section" if spacing_um is None else "grid"
     with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
         parts = []
         for number, section in enumerate(sections):
@@ -394,13 +300,21 @@ def _set_up(model: TrainedModel, *, average_symmetries: bool | None, batch_size:
 
 
 def _sections(
-    about: dict[str, Any], path: Path, *, image: Any, um_per_px: float | None, spacing_um: float | None
+    about: dict[str, Any],
+    path: Path,
+    *,
+    image: Any,
+    um_per_px: float | None,
+    bin_um: float | None,
+    spacing_um: float | None,
 ) -> list[Section]:
     """Return what is to be predicted: one section, a grid over a slide, or the sections of a folder of patches."""
     from histocrypt.sections.image import is_image, open_image
     from histocrypt.sections.read import read_path
 
     tile_um = about["geometry"]["tile_um"]
+    if bin_um is not None and (is_patch_folder(path) or is_image(path)):
+        raise InputError("is no section that is summed over squares", file=path, field="--bin-um", value=bin_um)
     if is_patch_folder(path):
         if spacing_um is not None:
             raise InputError(
@@ -422,7 +336,7 @@ def _sections(
         slide = open_image(path)
         slide.verify()
         return [grid_section(slide, spacing_um=spacing_um, um_per_px=um_per_px, min_tissue=least)]
-    section = read_path(path, image=image, um_per_px=um_per_px, for_prediction=True)
+    section = read_path(path, image=image, um_per_px=um_per_px, bin_um=bin_um, for_prediction=True)
     if spacing_um is None:
         return [section]
     if section.image is None or np.isfinite(widest(section)):
@@ -488,7 +402,8 @@ def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str
     Raises
     ------
     InputError
-        If there is no image, pixels are too coarse for the model's tiles, or depth is needed and there are no counts.
+        If there is no image, what it really holds is too coarse for the model, or depth is needed and there are no
+        counts.
     """
     file = section.files[0] if section.files else section.id
     if section.image is None:
@@ -496,16 +411,17 @@ def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str
             "has no image, and a model of histology needs one", file=file, field=section.id, fix="name it with --image"
         )
     geometry = about["geometry"]
-    wanted = geometry["tile_um"] / min(geometry["tile_px"], geometry["input_px"])
-    if section.um_per_px > COARSEST * wanted:
-        side = geometry["tile_um"] / section.um_per_px
+    detail, (_, coarsest) = section.detail_um, _seen_detail(geometry)
+    if detail > COARSEST * coarsest:
+        reduced = f", as the picture is a reduced one of {detail:.3g} µm/px" if detail > section.um_per_px else ""
         raise InputError(
-            f"the image is too coarse for this model: a tile of {geometry['tile_um']:g} µm has {side:.0f} pixels",
+            f"the image is too coarse for this model: a tile of {geometry['tile_um']:g} µm has "
+            f"{geometry['tile_um'] / detail:.0f} pixels{reduced}",
             file=section.image.path,
             field="um_per_px",
-            value=round(float(section.um_per_px), 4),
-            expected=f"at most {COARSEST * wanted:.3g} µm/px, twice what the model sees ({wanted:.3g})",
-            fix="give the full-resolution image, or the right --um-per-px",
+            value=round(float(detail), 4),
+            expected=f"at most {COARSEST * coarsest:.3g} µm/px, twice what the model learnt from ({coarsest:.3g})",
+            fix="give the full-resolution image" + (" with --image" if reduced else ", or the right --um-per-px"),
         )
     if about["model"] == NEEDS_COUNTS and not (has_counts(section.adata) and section.adata.X.sum() > 0):
         raise InputError(
@@ -520,6 +436,50 @@ def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str
         return list(panel.genes)
     columns = columns_of(section.adata, panel.genes, panel.symbols, matrix=panel.matrix, section=section.id)
     return [gene for gene, column in zip(panel.genes, columns, strict=True) if column < 0]
+
+
+def _seen_detail(geometry: dict[str, Any]) -> tuple[float, float]:
+    """Return the finest and the coarsest detail that a model learnt from, micrometres per pixel.
+
+    A tile holds no more than its pixels, and no more than the pictures that it was cut from.
+    """
+    own = _tile_detail(geometry)
+    low, high = geometry.get("detail_um", (own, own))  # which models of the first version do not say
+    return max(own, low), max(own, high)
+
+
+def _tile_detail(geometry: dict[str, Any]) -> float:
+    return geometry["tile_um"] / min(geometry["tile_px"], geometry["input_px"])
+
+
+def unlike_training(about: dict[str, Any], section: Section, *, spots: bool = True) -> list[str]:
+    """Return notes on how a section differs from those that a model learnt from: detail of pixels, size of spots.
+
+    Parameters
+    ----------
+    about
+        What ``model.json`` says.
+    section
+        With an image.
+    spots
+        Whether spots are such as are measured, and not points of a grid or patches.
+    """
+    from histocrypt.tissue.preprocess import spot_diameter_um
+
+    geometry, notes = about["geometry"], []
+    finest, coarsest = _seen_detail(geometry)
+    detail = max(section.detail_um, _tile_detail(geometry))
+    seen = f"{finest:.3g}" if finest == coarsest else f"{finest:.3g} to {coarsest:.3g}"
+    if detail > ALIKE * coarsest or detail * COARSEST < finest:
+        way = f"holds {section.detail_um:.3g} µm/px, {'coarser' if detail > coarsest else 'finer'}"
+        notes.append(f"{section.image.path}: {way} than what the model learnt from ({seen}).")
+    low, high = geometry.get("spot_um", (0.0, np.inf))
+    size = spot_diameter_um(section) if spots else low
+    if size * ALIKE < low or size > ALIKE * high:
+        learnt = f"{low:.3g} µm" if low == high else f"{low:.3g} to {high:.3g} µm"
+        fix = "; --bin-um asks for another size" if section.bin_um is not None else ""
+        notes.append(f"{section.id}: spots of {size:.3g} µm, where the model learnt from spots of {learnt}{fix}.")
+    return notes
 
 
 def prepare_section(

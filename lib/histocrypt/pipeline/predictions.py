@@ -358,7 +358,9 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
 
 
 def _unjoined(prediction: AnnData, name: str, predicted: pd.Index, measured: pd.Index) -> InputError:
-    """Return why no spot of a section is predicted: it goes by another name, or its barcodes do."""
+    """Return why no spot of a section is predicted: it goes by another name, its barcodes do, or squares differ."""
+    from histocrypt.sections.resolution import bin_size
+
     if not len(predicted):
         there = sorted(set(prediction.obs["section"].astype(str)))
         return InputError(
@@ -367,6 +369,15 @@ def _unjoined(prediction: AnnData, name: str, predicted: pd.Index, measured: pd.
             value=there[0] if there else None,
             expected=f"{name!r}",
             fix="if it is one of these under another name, say which: --section ID",
+        )
+    ours, its = bin_size(predicted), bin_size(measured)
+    if ours and its and ours != its:
+        return InputError(
+            f"section {name!r} was predicted in squares of {ours:g} um and is measured in squares of {its:g} um",
+            field="obs['barcode']",
+            value=str(predicted[0]),
+            expected=f"as in the section, such as {str(measured[0])!r}",
+            fix=f"say --bin-um {ours:g} where it is a run of Visium HD or Xenium",
         )
     plain, its = (names.str.replace(SUFFIX, "", regex=True) for names in (predicted, measured))
     shared = len(set(plain) & set(its))

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -28,7 +28,7 @@ from histocrypt.data.folds import FINAL, load_fold, load_folds, uncounted_sectio
 from histocrypt.data.load import FoldData, Spots, joined, load_spots, load_test, load_training, scaled, scaling_of
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.pipeline.checkpoints import load_model, made_from, save_model, teacher_of, trained_about
-from histocrypt.pipeline.predictions import write_heads, write_predictions
+from histocrypt.pipeline.predictions import as_mapping, write_heads, write_predictions
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS, build, model_class, tile_side
 from histocrypt.targets.transforms import TargetStatistics
 
@@ -333,6 +333,7 @@ def describe(
             "tile_um": pre.tile_um,
             "tile_px": pre.tile_px,
             "input_px": tile_side(model, settings) or pre.tile_px,
+            **_seen(study, (*fold.train_sections, *fold.validation_sections)),
         },
         "preprocessing": pre.model_dump(mode="json"),
         "stain": {
@@ -348,6 +349,18 @@ def describe(
         **({"teacher": teacher_of(study, teacher, fold)} if teacher else {}),
         "versions": {name: version(name) for name in ("histocrypt", "torch", "numpy", "scikit-learn")},
     }
+
+
+def _seen(study: Study, sections: Iterable[str]) -> dict[str, list[float]]:
+    """Return smallest and largest detail of pictures and size of spots, micrometres, as far as all sections tell."""
+    cleaned = (read_clean_section(study.run.section(name), parts=("uns",)) for name in sections)
+    done = [as_mapping(one.uns.get("preprocessing")) for one in cleaned]
+    seen = {}
+    for name, field in (("detail_um", "detail_um"), ("spot_um", "spot_diameter_um")):
+        values = [float(one[field]) for one in done if field in one]
+        if values and len(values) == len(done):
+            seen[name] = [round(min(values), 6), round(max(values), 6)]
+    return seen
 
 
 def coords_of(study: Study, spots: Spots) -> np.ndarray:

@@ -19,6 +19,8 @@ LAYER = re.compile(r"count|raw|umi", re.IGNORECASE)
 """Names of layers that say that they hold counts; ``spliced`` and the like hold a part of them."""
 EVEN = 0.02
 """Totals of real spots vary; where they vary less than by this share of their mean, something made them alike."""
+ROWS = 20_000
+"""Spots whose totals are taken at once."""
 FEW = 10
 """Of fewer spots than this, nothing is said by how their totals vary."""
 
@@ -146,13 +148,19 @@ def fractions(values: np.ndarray) -> np.ndarray:
 
 def why_no_counts(counts: csr_matrix) -> str:
     """Return why whole numbers are plainly no counts; empty where they may be."""
-    values = counts.data[counts.data != 0]
-    if len(values) and (values == 1).all():
+    there = counts.data != 0
+    if there.any() and np.array_equal(there, counts.data == 1):
         return "holds 0 and 1 alone: presence, it seems, and no counts"
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    totals = _totals(counts)
     if len(totals) >= FEW and np.isfinite(totals).all() and totals.mean() > 0 and totals.std() < EVEN * totals.mean():
         return f"every spot has about the same total ({totals.mean():.0f}): ranks or normalised values, it seems"
     return ""
+
+
+def _totals(counts: csr_matrix) -> np.ndarray:
+    """Return the total of each spot, float64 (n,); scipy's own sum makes a copy of all values."""
+    pieces = (counts[first : first + ROWS] for first in range(0, counts.shape[0], ROWS))
+    return np.concatenate([np.asarray(piece.sum(axis=1, dtype=np.float64)).ravel() for piece in pieces])
 
 
 def normalised_to(counts: csr_matrix) -> float | None:

@@ -102,8 +102,14 @@ def _pieces(matrix: h5py.Group, expression: np.ndarray, square_of: Callable, pat
         summed = csr_matrix((values.astype(np.int32), (row, columns)), shape=(len(rows), int(expression.sum())))
         outside = int(rows[0] < 0)
         begin = summed.indptr[outside]
-        yield rows[outside:], np.diff(summed.indptr[outside:]), summed.indices[begin:], summed.data[begin:]
+        parts = _smallest(summed.indices[begin:]), _smallest(summed.data[begin:])
+        yield rows[outside:], np.diff(summed.indptr[outside:]), *parts
         first = last
+
+
+def _smallest(values: np.ndarray) -> np.ndarray:
+    """Return whole numbers, zero or more, in half the memory where they fit: all pieces wait for one another."""
+    return values.astype(np.uint16) if values.max(initial=0) < 2**16 else values.copy()
 
 
 def _joined(pieces: list[tuple[np.ndarray, ...]], genes: int) -> tuple[csr_matrix, np.ndarray]:

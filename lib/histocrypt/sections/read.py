@@ -20,11 +20,14 @@ BINNED = ("visium_hd", "xenium")
 """Formats that are summed over squares of a stated size."""
 RUNS = (*BINNED, "space_ranger")
 """Formats of which a section is a folder of many files."""
+SMALLEST_UM, LARGEST_UM = 1.0, 5000.0
+"""Sides of squares that mean something: no bins are finer, and few pieces of tissue are much larger."""
 BY_OPTION = {
     "id": "rename the file or the folder",
     "patient": "write it into the file",
     "image": "name it with --image, or put it beside the section under the same name",
     "um_per_px": "give --um-per-px, micrometres per full-resolution pixel",
+    "bin_um": "give --bin-um, micrometres",
 }
 """What to do about a setting that a section lacks, for commands that predict; see `errors.IN_STUDY`."""
 BY_FILE = {
@@ -32,6 +35,7 @@ BY_FILE = {
     "patient": "write it into the file",
     "image": "put it beside the section under the same name",
     "um_per_px": "write it into the file: `pixel_size_um` in uns['spatial'][...]['metadata']",
+    "bin_um": BY_OPTION["bin_um"],
 }
 """The same for commands without such options."""
 
@@ -69,12 +73,11 @@ def find_sections(source: SectionSource, *, folder: str | Path | None = None) ->
     image = paths.resolve(source.image, folder) if source.image else None
     return [
         replace(
-            files,
+            summed(files, source.bin_um),
             id=source.id or files.id,
             patient=patient_text(source.patient or "") or files.patient,
             image=image or files.image,
             um_per_px=source.um_per_px or files.um_per_px,
-            bin_um=_binned(files, source.bin_um),
         )
         for files in sections
     ]
@@ -116,11 +119,13 @@ def read_path(
     patient: str | None = None,
     require_image: bool = False,
     for_prediction: bool = False,
+    counts_only: bool = False,
 ) -> Section:
     """Read one section in any format, outside of a study: for prediction and scoring.
 
     The patient may be unknown (then ``""``), and so may the image (then None) unless ``require_image``. With
-    ``for_prediction``, counts are not needed, and a hackathon file stands for its test slide.
+    ``for_prediction``, counts are not needed, and a hackathon file stands for its test slide. With ``counts_only``,
+    neither image nor resolution are looked for.
 
     Raises
     ------
@@ -138,28 +143,35 @@ def read_path(
             )
         (files,) = sections
         files = replace(
-            files,
+            summed(files, bin_um),
             image=paths.resolve(str(image)) if image is not None else files.image,
             um_per_px=um_per_px if um_per_px is not None else files.um_per_px,
-            bin_um=_binned(files, bin_um),
             patient=patient_text(patient or "") or files.patient,
+            counts_only=counts_only,
         )
         return read_section(
             files, require_image=require_image, require_patient=False, require_counts=not for_prediction
         )
 
 
-def _binned(files: SectionFiles, bin_um: float | None) -> float | None:
-    """Return the side of the squares that a section is summed to; a format that has none refuses it."""
-    if bin_um is not None and files.format not in BINNED:
-        raise InputError(
-            f"sections of format {files.format} are not summed over squares",
-            file=files.path,
-            field="bin_um",
-            value=bin_um,
-            expected="it for " + " and ".join(BINNED) + " only",
-        )
-    return bin_um
+def summed(files: SectionFiles, bin_um: float | None) -> SectionFiles:
+    """Return a section that is summed over squares of a stated side, micrometres; None leaves it as it is.
+
+    Raises
+    ------
+    InputError
+        If its format has no squares, or that is no side of one.
+    """
+    if bin_um is None:
+        return files
+    where = {"file": files.path, "field": "bin_um", "value": bin_um}
+    if files.format not in BINNED:
+        expected = "it for " + " and ".join(BINNED) + " only"
+        raise InputError(f"sections of format {files.format} are not summed over squares", **where, expected=expected)
+    if not SMALLEST_UM <= bin_um <= LARGEST_UM:  # nor is NaN
+        expected = f"micrometres from {SMALLEST_UM:g} to {LARGEST_UM:g}"
+        raise InputError("is no side of a square of tissue", **where, expected=expected)
+    return replace(files, bin_um=float(bin_um))
 
 
 def watched(files: SectionFiles) -> list[Path]:

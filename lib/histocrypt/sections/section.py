@@ -42,6 +42,8 @@ class SectionFiles:
     """Micrometres per full-resolution pixel as given."""
     bin_um: float | None = None
     """Side of the squares that ``visium_hd`` and ``xenium`` are summed to, micrometres; None: the format's own."""
+    counts_only: bool = False
+    """Neither image nor resolution are looked for: counts are compared, spot by spot."""
     part: str = ""
     """Which of several sections this is: ``<folder below counts>/<section>`` of ``st_array``, ``Train/<slide>`` or
     ``Test/<slide>`` of ``hackathon``, the slide as ``h5ad`` calls it."""
@@ -78,6 +80,8 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     origins: dict[str, str] = field(default_factory=dict)
     """Where in the files each of `ORIGINS` was read, in words; what has no entry was read in the only way there is."""
+    bin_um: float | None = None
+    """Side of the squares that counts were summed over, micrometres; None where there are none to choose."""
     uncounted: bool = False
     """The format has no counts: ``adata`` has no genes, and a named matrix in ``obsm`` is what can be learnt."""
 
@@ -126,9 +130,9 @@ class Section:
     image: ImageSource | None
     """The H&E image, read lazily; None only where a single section is read without need of pixels."""
     um_per_px: float
-    """Micrometres per full-resolution pixel."""
+    """Micrometres per full-resolution pixel; NaN only where a section is read for its counts alone."""
     um_per_px_source: str
-    """``given`` (by the study), ``file`` (its metadata) or ``spot pitch`` (estimated)."""
+    """``given`` (by the study), ``file`` (its metadata), ``spot pitch`` (estimated) or ``not looked for``."""
     files: list[Path]
     """Every file that was read."""
     dropped: dict[str, int] = field(default_factory=dict)
@@ -137,6 +141,8 @@ class Section:
     """Sentences worth a reader's attention that do not forbid the use of the section."""
     origins: dict[str, str] = field(default_factory=dict)
     """Where in the files each of `ORIGINS` was read, in words."""
+    bin_um: float | None = None
+    """Side of the squares that counts were summed over, micrometres, where another one could be asked for."""
 
     @property
     def file(self) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import shutil
 import tempfile
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from histocrypt.errors import InputError, unreadable
 from histocrypt.files import regular
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SUFFIXES = (".h5ad", ".h5ad.gz", ".zarr")
+SWELLS, SLACK = 100, 2**30
+"""A ``.gz`` may unpack to so many times its size and so many bytes more; counts do to 10 times, a bomb to 1,000."""
+SPARE = 2**26
+"""Bytes of the disk that are left to others."""
 WHOLE = ("X/data", "X/indices", "raw/X/data", "raw/X/indices", "layers/counts/data", "layers/counts/indices")
 """Arrays that hold no stretch of zeros: where a chunk of them is absent, Zarr would read zeros."""
 
@@ -129,10 +134,34 @@ def unpacked(path: Path) -> Iterator[Path]:
         plain = Path(folder) / path.stem
         try:
             with gzip.open(path, "rb") as packed, plain.open("wb") as file:
-                shutil.copyfileobj(packed, file, 2**20)
+                _unpack(packed, file, path, room=shutil.disk_usage(folder).free)
         except BROKEN as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise _too_large(path, "than there is room for", Path(folder).parent) from error
             raise unreadable("cannot be unpacked", error, file=path) from error
         yield plain
+
+
+def _unpack(packed: BinaryIO, file: BinaryIO, path: Path, *, room: int) -> None:
+    """Unpack until the end, or until it is more than a section can be packed into or than the disk has room for."""
+    most = SWELLS * path.stat().st_size + SLACK
+    while piece := packed.read(2**20):
+        size = file.tell() + len(piece)
+        if size > most:
+            raise _too_large(path, f"than {SWELLS} times its size", None)
+        if size > room - SPARE:
+            raise _too_large(path, "than there is room for", Path(file.name).parent.parent)
+        file.write(piece)
+
+
+def _too_large(path: Path, than: str, folder: Path | None) -> InputError:
+    fix = f"make room in {folder}, name another folder in TMPDIR, or unpack it with gunzip" if folder else None
+    return InputError(
+        f"unpacks to more {than}",
+        file=path,
+        value=f"{path.stat().st_size:,} bytes",
+        fix=fix or "copy it again from its source, or unpack it with gunzip if you trust it",
+    )
 
 
 def _check_whole(path: Path) -> None:

@@ -134,7 +134,9 @@ def validated(
     adata.obsm["spatial"] = coords
     adata.obs["section"], adata.obs["patient"] = files.id, patient or ""
     loaded.adata = adata
-    um_per_px, source, how, differing = resolve(loaded, given=files.um_per_px, file=file)
+    um_per_px, source, how, differing = np.nan, "not looked for", "not looked for", []
+    if not files.counts_only:
+        um_per_px, source, how, differing = resolve(loaded, given=files.um_per_px, file=file)
     places = loaded.origins.get("spots") or "obsm['spatial']"
     laid = loaded.technology == "Xenium"
     odd = Witnesses(file, files.id, adata, image, loaded.pictures, places, laid=laid).check()
@@ -162,6 +164,7 @@ def validated(
         dropped=dropped,
         notes=notes,
         origins={name: origins[name] for name in ORIGINS if origins.get(name)},
+        bin_um=loaded.bin_um,
     )
 
 

@@ -48,6 +48,8 @@ class PreprocessReport:
     alignment: Alignment
     um_per_px: float
     um_per_px_source: str
+    detail_um: float
+    """Micrometres per pixel of the image at hand, which may be a reduced one."""
     spot_diameter_um: float
     tissue_share: float
     """Share of the image that is tissue."""
@@ -61,7 +63,7 @@ class PreprocessReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a later stage may want to know, as plain values (also kept in ``uns["preprocessing"]``)."""
-        kept = ("um_per_px", "um_per_px_source", "spot_diameter_um", "spots_in", "spots_out", "dropped", "alignment")
+        kept = ("um_per_px", "um_per_px_source", "detail_um", "spot_diameter_um", "spots_in", "spots_out", "dropped")
         values = {name: getattr(self, name) for name in (*kept, "tissue_share", "stain_note")}
         return values | {"alignment": self.alignment.to_dict()}
 
@@ -166,6 +168,7 @@ def preprocess_section(
         alignment=alignment,
         um_per_px=float(um_per_px),
         um_per_px_source=section.um_per_px_source,
+        detail_um=float(section.detail_um),
         spot_diameter_um=float(diameter_um),
         tissue_share=float(mask.mean()),
         stain_note=statistics.note,
@@ -229,8 +232,8 @@ def spot_diameter_um(section: Section) -> float:
         if given is None:
             pixels = (library.get("scalefactors") or {}).get("spot_diameter_fullres")
             given = None if pixels is None else float(pixels) * section.um_per_px
-        # A diameter beyond the pitch belongs to another resolution: believe the coordinates.
-        if given is not None and 0 < float(given) <= pitch_um:
+        # A diameter beyond the pitch belongs to another resolution: believe the coordinates. Squares touch.
+        if given is not None and 0 < float(given) <= 1.01 * pitch_um:
             return float(given)
     return pitch_um / 2 if np.isfinite(pitch_um) else 55.0
 

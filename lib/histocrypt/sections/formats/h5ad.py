@@ -147,8 +147,10 @@ def load_h5ad(files: SectionFiles) -> Loaded:
     spots = place_coordinates(adata)
     adata, told_by, alone = own_slide(adata, files.part, files.id, files.path)
     metadata, field = library_metadata(adata, files.id)
-    pictures, no_scale = carried_in(*library_of(adata, files.id), files.path)
-    path, note, notes = _image_path(files, metadata, f"{field}['source_image_path']", alone=alone)
+    pictures, no_scale, path, note, notes = [], "", None, "", []
+    if not files.counts_only:
+        pictures, no_scale = carried_in(*library_of(adata, files.id), files.path)
+        path, note, notes = _image_path(files, metadata, f"{field}['source_image_path']", alone=alone)
     named = metadata.get("source_image_path")
     promised = isinstance(named, str) and bool(named) and not _is_foreign(named)  # then a reduced one is no stand-in
     image = open_for(adata, path, metadata, pictures) if path is not None else None

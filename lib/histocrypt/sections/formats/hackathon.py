@@ -125,7 +125,7 @@ def load_hackathon(files: SectionFiles) -> Loaded:
             f"{path}: {files.id}: the file does not say of which patient a slide is, so each slide counts as a patient "
             "of its own; where two are of one patient, scores are too good."
         )
-    image = ArrayImage(path, f"images/{part}")
+    image = None if files.counts_only else ArrayImage(path, f"images/{part}")
     return Loaded(adata, image, files.patient, [path], notes=notes, uncounted=True)
 
 

@@ -156,8 +156,10 @@ def load_hest(files: SectionFiles) -> Loaded:
     about_path = root / "metadata" / f"{files.path.stem}.json"
     about = read_json(about_path) if about_path.exists() else {}
     about = {name: value for name, value in about.items() if value == value} if isinstance(about, dict) else {}  # NaN
-    pictures, _ = carried_in(*library_of(adata, files.id), files.path)
-    image, note = _image(files, root, adata, metadata, pictures)
+    image, note, pictures = None, "", []
+    if not files.counts_only:
+        pictures, _ = carried_in(*library_of(adata, files.id), files.path)
+        image, note = _image(files, root, adata, metadata, pictures)
     if image is None and pictures:
         image, note = ScaledImage(pictures[0].image, pictures[0].scale), ""
     um_per_px, um_field = None, ""

@@ -183,7 +183,8 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
     if "spot_diameter_fullres" in factors:
         um_per_px = SPOT_AREA_UM / factors["spot_diameter_fullres"]
         field = f"{factors_path.name}: spot_diameter_fullres ({SPOT_AREA_UM:g} um)"
-        if files.um_per_px is None and guessed is not None and guessed.contradicts(um_per_px):
+        known = files.counts_only or files.um_per_px is not None
+        if not known and guessed is not None and guessed.contradicts(um_per_px):
             raise InputError(
                 f"spot diameter makes {um_per_px:.4g} um/px, but neighbouring spots lie {guessed.pitch_px:.1f} px "
                 f"apart, {VISIUM_PITCH_UM:g} um on a Visium slide, which makes {guessed.um_per_px:.4g} um/px",
@@ -513,6 +514,8 @@ def best_image(
     InputError
         If several may be the one, or the one is not of the size that the reduced images say.
     """
+    if files.counts_only:
+        return None, [], []
     given, full = files.image, None
     if given is None:
         candidates = _full_images(root, files.id, files.part) if candidates is None else candidates

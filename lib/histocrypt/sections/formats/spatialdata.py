@@ -166,6 +166,8 @@ class _Placed:
 
 def _chosen(files: SectionFiles, images: list[_Placed]) -> _Placed | None:
     """Return the image as given, or the one of the finest pixels; several of one size are an error that lists them."""
+    if files.counts_only:
+        return None
     if files.image is not None:
         given = [image for image in images if image.path.resolve() == files.image.resolve()]
         if not given:

@@ -134,6 +134,8 @@ def _counts_folder(folder: Path) -> Path:
 
 def _image(files: SectionFiles, own: Path, spots: list[Path], adata: object) -> tuple[ImageSource | None, str]:
     """Return the tiles of the spots as a mosaic, or the slide of the section."""
+    if files.counts_only:
+        return None, ""
     if files.image is not None and not files.image.is_dir():
         return open_image(files.image), ""
     folder = files.image or (files.path / "images" if (files.path / "images").is_dir() else files.path)

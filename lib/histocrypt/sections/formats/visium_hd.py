@@ -125,6 +125,7 @@ def bins_for(folder: Path, bin_um: float | None) -> Bins:
         field="bin_um",
         value=wanted,
         expected="a multiple of " + " or ".join(f"{side}" for side in squares) + " um",
+        setting="bin_um",
     )
 
 
@@ -176,6 +177,7 @@ def load_visium_hd(files: SectionFiles) -> Loaded:
         um_per_px=um_per_px,
         um_field=field,
         pitch_um=float(side),
+        bin_um=float(side),
         technology="Visium HD",
         image_note="" if image is not None else f"image is missing: none beside {files.path} and none in spatial/",
         pictures=pictures,

@@ -141,6 +141,7 @@ def load_xenium(files: SectionFiles) -> Loaded:
         um_per_px=um_per_px,
         um_field=field,
         pitch_um=side,
+        bin_um=side,
         technology="Xenium",
         image_note=note,
         notes=notes,
@@ -236,6 +237,8 @@ def _pixel_um(files: SectionFiles) -> tuple[float, Path | None]:
 
 def _image_path(files: SectionFiles) -> tuple[Path | None, str]:
     """Return the H&E image, or None and why."""
+    if files.counts_only:
+        return None, ""
     if files.image is not None:
         if not files.image.exists():
             raise InputError("image as given is missing", file=files.path, field="image", value=str(files.image))
