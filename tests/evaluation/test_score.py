@@ -171,7 +171,7 @@ def test_counts_alone_are_scored_whatever_image_and_resolution_are(scored, tmp_p
     assert score_files(path, str(truth)).means == known.means
     (tmp_path / "A_2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     assert score_files(path, str(truth)).means == known.means
-    metadata = {"pixel_size_um": -1.0, "source_image_path": "/gone/A_2.tif"}
+    metadata = {"pixel_size_um": "half a um", "inter_spot_um": -1.0, "source_image_path": "/gone/A_2.tif"}
     section.uns["spatial"] = {"A_2": {"metadata": metadata, "images": {"hires": np.zeros((5, 5, 3), np.uint8)}}}
     section.write_h5ad(truth)
     assert score_files(path, str(truth)).means == known.means

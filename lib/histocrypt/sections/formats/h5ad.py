@@ -161,7 +161,7 @@ def load_h5ad(files: SectionFiles) -> Loaded:
             image = ScaledImage(image, pictures[0].scale)
     elif image is None and no_scale:
         note = f"{note}; {no_scale}"
-    stated = stated_resolutions(adata, files, metadata)
+    stated = [] if files.counts_only else stated_resolutions(adata, files, metadata)
     patient, told_patient = _patient(adata, files.path)
     notes += [*_unsaid(adata, told_patient, files.path), *_other_places(adata, spots, files.path)]
     return Loaded(
@@ -172,7 +172,7 @@ def load_h5ad(files: SectionFiles) -> Loaded:
         um_per_px=stated[0].um_per_px if stated else None,
         um_field=stated[0].where if stated else "",
         stated=stated[1:],
-        **array_facts(adata, files, metadata),
+        **({} if files.counts_only else array_facts(adata, files, metadata)),
         image_note=note,
         notes=notes,
         pictures=pictures,
