@@ -498,7 +498,7 @@ def read_all(path: Path) -> Read:
                 1, 1 + section.adata.obsm[name].shape[1]
             )
         spots = zip(section.adata.obs_names, section.coords.round(3).tolist(), totals.tolist(), strict=True)
-        sections["notes"] += section.notes
+        sections["notes"] += [note.replace(str(path.parent), "") for note in section.notes]
         sections["sections"][section.id] = {
             "patient": section.patient,
             "um_per_px": round(section.um_per_px, 6),

@@ -7,6 +7,8 @@ refused before anything of it is read.
 
 from __future__ import annotations
 
+import mmap
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,10 @@ INFLATED = 2000
 """Largest number of bytes that a stored byte may stand for: gzip reaches 1,032."""
 PIECE = 2**20
 """References to texts that are read at once."""
+SEARCHED = 2**30
+"""Bytes of the largest file in which heaps of texts are searched for."""
+HEAP = b"GCOL\x01\0\0\0"
+"""What such a heap begins with."""
 UNQUESTIONED = 2**28
 """Bytes up to which nobody asks how a data set is stored, or how much memory there is."""
 
@@ -55,6 +61,7 @@ def open_h5(path: str | Path, *, what: str = "cannot be read as HDF5", whole: bo
     except (OSError, RuntimeError, ValueError) as error:
         raise unreadable(what, error, file=path) from error
     try:
+        _check_heaps(path)
         declared = _look_through(file, path)
         if whole:
             _check_memory(declared, path)
@@ -65,6 +72,28 @@ def open_h5(path: str | Path, *, what: str = "cannot be read as HDF5", whole: bo
         file.close()
         raise unreadable(what, error, file=path) from error
     return file
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuse a heap of texts with an entry of no length, at which the HDF5 library would stay for ever.
+
+    Format: HDF5 File Format Specification, III.E, "Disk Format: Level 1E - Global Heap". Files of more than `SEARCHED`
+    bytes are taken on trust.
+    """
+    length = path.stat().st_size
+    if not 0 < length <= SEARCHED:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(HEAP)
+        while at >= 0:
+            size = int.from_bytes(content[at + 8 : at + 16], "little")
+            entry, end = at + 16, at + size
+            while end <= length and entry + 16 <= end:
+                number, size = struct.unpack_from("<H6xQ", content, entry)
+                if number == 0 and size < 16:
+                    raise InputError("is damaged: a heap of texts has no end", file=path, fix="copy it again")
+                entry += size if number == 0 else 16 + -(-size // 8) * 8
+            at = content.find(HEAP, at + 1)
 
 
 def _look_through(file: h5py.File, path: Path) -> int:

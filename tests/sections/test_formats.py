@@ -378,3 +378,28 @@ def test_one_path_without_image_or_patient(tiny_section, tmp_path):
     tiny_section(tmp_path, "B")
     with pytest.raises(InputError, match="holds 2 sections where one is needed"):
         read_path(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["group", "text", "empty"])
+def test_hest_patches_without_places(hest, how):
+    path = hest / "patches" / "TENX2.h5"
+    with h5py.File(path, "a") as file:
+        places = file["coords"][:].astype(float)
+        del file["coords"]
+        if how == "group":
+            file.create_group("coords")
+        else:
+            file["coords"] = np.full(places.shape, b"here") if how == "text" else places * np.nan
+    with pytest.raises(InputError) as refused:
+        read_path(hest / "st" / "TENX2.h5ad")
+    assert refused.value.file == path
+
+
+def test_hest_spots_of_one_name(hest):
+    path = hest / "st" / "TENX2.h5ad"
+    adata = anndata.read_h5ad(path)
+    adata.obs_names = ["same"] * adata.n_obs
+    adata.write_h5ad(path)
+    with pytest.raises(InputError) as refused:
+        read_path(path)
+    assert refused.value.field == "obs_names"

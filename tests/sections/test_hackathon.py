@@ -164,3 +164,13 @@ def test_a_truncated_file_and_another_hdf5(file, tmp_path):
         other["img"] = np.zeros(3)
     with pytest.raises(InputError, match="is not a section: it is patches or another HDF5 file"):
         read(tmp_path / "other.h5")
+
+
+def test_a_group_in_the_place_of_an_image_is_refused(tmp_path):
+    path = write_hackathon(tmp_path / "slides.h5", train=2, n_side=4)
+    with h5py.File(path, "a") as file:
+        del file["images/Train/S_2"]
+        file.create_group("images/Train/S_2")
+    with pytest.raises(InputError) as refused:
+        read_path(f"{path}/S_2")
+    assert refused.value.field == "images/Train/S_2"

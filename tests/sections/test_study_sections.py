@@ -161,3 +161,16 @@ def test_demo_tissue_is_written_once_and_again_when_its_settings_change(tmp_path
     assert anndata.read_h5ad(changed, backed="r").n_vars == 44
     stamp = json.loads((changed.parent / "demo_tissue.json").read_text())
     assert stamp["settings"]["genes"] == 44
+
+
+def test_one_section_under_two_patients_is_found_whatever_its_genes_are_called(tiny_section, tmp_path):
+    one = tiny_section(tmp_path, "A", "P1")
+    adata = anndata.read_h5ad(one)
+    adata.var_names = adata.var["symbol"]
+    adata.obs["section"], adata.obs["patient"] = "B", "P2"
+    two = tmp_path / "B.h5ad"
+    adata[::-1].copy().write_h5ad(two)
+    Image.open(tmp_path / "A.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(tmp_path / "B.png")
+    with pytest.raises(InputError) as refused:
+        study_sections(study(one, two))
+    assert refused.value.field == "patient"

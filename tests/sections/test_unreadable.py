@@ -418,3 +418,28 @@ def test_no_secret_is_read_from_a_pipe(tmp_path):
     ):
         assert refused(read, pipe).file == pipe
     assert refused(Keys, tmp_path).field == "secret.key"
+
+
+def test_a_heap_of_texts_without_an_end_is_refused(tiny_section, tmp_path):
+    """The HDF5 library stays for ever at an entry that leads to itself."""
+    path = tiny_section(tmp_path, "A", "P1")
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL") + 16
+    content[heap : heap + 64] = bytes(64)
+    path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_path(path)
+    assert refused.value.file == path
+
+
+def test_packed_text_that_is_broken_is_refused(tmp_path):
+    from tests.space_ranger import write_space_ranger
+
+    run = write_space_ranger(tmp_path / "run", matrix="mtx.gz")
+    path = run / "filtered_feature_bc_matrix" / "features.tsv.gz"
+    content = bytearray(path.read_bytes())
+    content[40:60] = bytes(20)
+    path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_path(run)
+    assert refused.value.file == path

@@ -153,3 +153,13 @@ def test_defect_is_refused(tmp_path, edit, file, field):
     with pytest.raises(InputError) as caught:
         read(run)
     assert (caught.value.file.name, caught.value.field) == (file, field)
+
+
+def test_cells_in_millimetres_are_refused(tmp_path):
+    root = write_xenium(tmp_path / "run", cells="csv")
+    table = pd.read_csv(root / "cells.csv")
+    table[["x_centroid", "y_centroid"]] /= 1000
+    table.to_csv(root / "cells.csv", index=False)
+    with pytest.raises(InputError) as refused:
+        read_path(root)
+    assert refused.value.field == "x_centroid, y_centroid"

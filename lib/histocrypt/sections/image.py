@@ -167,7 +167,7 @@ class PatchMosaic(ImageSource):
             file = open_h5(path, what="patches file cannot be read")
             encoded = "jpeg" in file
             pixels = file["jpeg" if encoded else "img"]
-            coords = np.asarray(file["coords"][:]).reshape(-1, 2)
+            coords = np.asarray(file["coords"][:], dtype=np.float64).reshape(-1, 2)
             barcodes = [_text(name) for name in file["barcode"][:].ravel()] if "barcode" in file else None
             attributes = {**file.attrs, **file["coords"].attrs, **pixels.attrs}
         except KeyError as error:
@@ -178,6 +178,12 @@ class PatchMosaic(ImageSource):
             ) from error
         except OSError as error:
             raise unreadable("patches file cannot be read", error, file=path) from error
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"patches file is damaged ({error})", file=path, expected="coords, barcode, and img or jpeg"
+            ) from error
+        if not np.isfinite(coords).all():
+            raise InputError("patch has no place", file=path, field="coords", expected="numbers")
         count = len(pixels)
         for field, length in (("coords", len(coords)), ("barcode", count if barcodes is None else len(barcodes))):
             if length != count:

@@ -344,8 +344,8 @@ def open_patches(adata: AnnData, path: Path, size: tuple[int, int] | None = None
     HEST patches are resampled, so their own pixels do not tell how much of the slide they cover.
     """
     mosaic = PatchMosaic.from_h5(path, size=size)
-    if mosaic.barcodes is None or "spatial" not in adata.obsm:
-        return mosaic
+    if mosaic.barcodes is None or "spatial" not in adata.obsm or not adata.obs_names.is_unique:
+        return mosaic  # the latter two are said properly by the validation
     rows = adata.obs_names.get_indexer(mosaic.barcodes)
     if not (rows >= 0).any():
         raise InputError(

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 DEFAULT_UM = 100.0
 MATRIX = "cell_feature_matrix.h5"
 CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
+CROWD = 20
+"""Cells that may lie together by chance."""
 COLUMNS = ("cell_id", "x_centroid", "y_centroid")
 EXPERIMENT = "experiment.xenium"
 PIXEL_UM = 0.2125
@@ -217,6 +219,14 @@ def _cells(path: Path) -> pd.DataFrame:
     if bad.any() or not len(centres):
         first = centres.index[bad.argmax()] if len(centres) else None
         raise InputError("centroid is not a number", file=path, field="x_centroid, y_centroid", value=first)
+    area = float(np.prod(np.ptp(centres.to_numpy(), axis=0)))
+    if len(centres) > CROWD and len(centres) > area:
+        raise InputError(
+            f"more than one cell lies on each square micrometre: {len(centres)} on {area:.3g}",
+            file=path,
+            field="x_centroid, y_centroid",
+            expected="micrometres",
+        )
     return centres
 
 
