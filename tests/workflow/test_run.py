@@ -165,7 +165,9 @@ def test_a_run_killed_midway_goes_on_and_ends_the_same(small_run, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     _kill_tree(process.pid)
-    kept = {path: path.stat().st_mtime_ns for path in run.glob("notebooks/*.ipynb")}
+    executed = sorted(run.glob("notebooks/*.ipynb"), key=lambda path: path.stat().st_mtime_ns)
+    kept = {path: path.stat().st_mtime_ns for path in executed[:-2]}  # of the last two, Snakemake may not know it yet
+    assert len(kept) > 5
     assert not (run / "report.html").exists()
 
     finished = histocrypt("run", study, "--cores", "2", outputs=tmp_path)
