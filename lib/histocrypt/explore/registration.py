@@ -57,6 +57,8 @@ TURNED = 0.3
 """Correlation from which another way to lay the picture is claimed; real sections have 0.4 to 0.6 where spots lie."""
 MUCH_BETTER = 0.25
 """Gain in correlation without which no other way is claimed."""
+GLANCE_UM = 12.0
+"""Micrometres per pixel of a map that half the gain would show on."""
 MOST_TURNED = 20_000
 """Spots beyond which the ways to lay the picture are not tried."""
 
@@ -268,7 +270,7 @@ def laid_otherwise(section: Section, stained: Haematoxylin | None = None) -> str
     section
         The section as read.
     stained
-        Its map; made here, coarsely, where there is none.
+        Its map; made here where there is none, if a coarser one points that way.
     """
     from histocrypt.tissue.preprocess import spot_diameter_um
 
@@ -278,8 +280,6 @@ def laid_otherwise(section: Section, stained: Haematoxylin | None = None) -> str
     depth = np.log1p(np.asarray(section.adata.X.sum(axis=1), dtype=np.float64).ravel())
     if np.ptp(depth) == 0:
         return ""
-    discs = over_discs(stained or haematoxylin(section, um_per_px=2 * UM_PER_PX), spot_diameter_um(section))
-    graph = touching(section.coords, reach=SURROUNDINGS)
     size = np.array([image.width, image.height], dtype=np.float64)
     x, y = (section.coords / size).T
     ways = {
@@ -292,11 +292,22 @@ def laid_otherwise(section: Section, stained: Haematoxylin | None = None) -> str
         "laid with x and y exchanged": (y, x),
         "mirrored along the other diagonal": (1 - y, 1 - x),
     }
+    graph = touching(section.coords, reach=SURROUNDINGS)
     depth_ranks = _scores(_relative(depth, graph))
-    agreement = {}
-    for name, places in ways.items():
-        here, known = at(discs, np.column_stack(places) * size)
-        agreement[name] = float(depth_ranks @ _scores(_relative(here, graph, known)) / len(depth))
+
+    def agreement_with(stained: Haematoxylin) -> dict[str, float]:
+        discs, found = over_discs(stained, spot_diameter_um(section)), {}
+        for name, places in ways.items():
+            here, known = at(discs, np.column_stack(places) * size)
+            found[name] = float(depth_ranks @ _scores(_relative(here, graph, known)) / len(depth))
+        return found
+
+    if stained is None:
+        glance = agreement_with(haematoxylin(section, um_per_px=GLANCE_UM))
+        if max(glance.values()) < glance[""] + MUCH_BETTER / 2:
+            return ""
+        stained = haematoxylin(section, um_per_px=2 * UM_PER_PX)
+    agreement = agreement_with(stained)
     best = max(agreement, key=agreement.get)
     if not best or agreement[best] < max(TURNED, 4 / np.sqrt(section.n_spots)):
         return ""

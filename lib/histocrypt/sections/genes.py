@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -152,6 +152,7 @@ def plain_id(name: str) -> str:
     return stated or (match[1] if match else rest)
 
 
+@lru_cache(2**17)
 def _parts(name: str) -> tuple[str, str]:
     """Return the Ensembl id in a name, empty where there is none, and the symbol: ``ENSG00000141510.18_TP53``."""
     name = name.strip()

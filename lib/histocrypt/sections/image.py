@@ -16,7 +16,6 @@ from histocrypt.files import regular
 from histocrypt.hdf5 import open_h5
 from histocrypt.kinds import kind_of
 from histocrypt.sections.pixels import (
-    SIGNATURE_SIDE,
     WHITE,
     ImageSource,
     ScannedImage,
@@ -468,7 +467,7 @@ def _open_czi(path: Path) -> ImageSource:
     if SlideImage.recognises(path):
         try:
             slide = SlideImage(path)
-            slide.thumbnail(SIGNATURE_SIDE)
+            slide.signature  # noqa: B018  which decodes it
             return slide
         except InputError:
             pass
