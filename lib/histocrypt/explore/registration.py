@@ -57,8 +57,6 @@ TURNED = 0.3
 """Correlation from which another way to lay the picture is claimed; real sections have 0.4 to 0.6 where spots lie."""
 MUCH_BETTER = 0.25
 """Gain in correlation without which no other way is claimed."""
-GLANCE_UM = 12.0
-"""Micrometres per pixel of a map that half the gain would show on."""
 MOST_TURNED = 20_000
 """Spots beyond which the ways to lay the picture are not tried."""
 
@@ -102,7 +100,10 @@ def haematoxylin(section: Section, *, um_per_px: float = UM_PER_PX) -> Haematoxy
     image = section.picture()
     longest = max(image.width, image.height)
     side = int(np.clip(longest * section.um_per_px / um_per_px, 64, MAX_SIDE))
-    thumbnail, scale = image.thumbnail(min(side, longest))
+    return _mapped(section, *image.thumbnail(min(side, longest)))
+
+
+def _mapped(section: Section, thumbnail: np.ndarray, scale: float) -> Haematoxylin:
     coarse = thumbnail[::_COARSER, ::_COARSER]
     tissue = coarse[tissue_mask(coarse, um_per_px=_COARSER * section.um_per_px / scale)]
     chosen = np.random.default_rng(0).permutation(len(tissue))[:_PIXELS]
@@ -270,7 +271,7 @@ def laid_otherwise(section: Section, stained: Haematoxylin | None = None) -> str
     section
         The section as read.
     stained
-        Its map; made here where there is none, if a coarser one points that way.
+        Its map; made here where there is none, if the coarse one of the image's `signature` points that way.
     """
     from histocrypt.tissue.preprocess import spot_diameter_um
 
@@ -302,8 +303,8 @@ def laid_otherwise(section: Section, stained: Haematoxylin | None = None) -> str
             found[name] = float(depth_ranks @ _scores(_relative(here, graph, known)) / len(depth))
         return found
 
-    if stained is None:
-        glance = agreement_with(haematoxylin(section, um_per_px=GLANCE_UM))
+    if stained is None:  # real sections agree to 0.1 on maps from 5 to 50 um per pixel
+        glance = agreement_with(_mapped(section, *image.signature))
         if max(glance.values()) < glance[""] + MUCH_BETTER / 2:
             return ""
         stained = haematoxylin(section, um_per_px=2 * UM_PER_PX)

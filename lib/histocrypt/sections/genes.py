@@ -106,14 +106,13 @@ class GeneNames:
     @cached_property
     def kind(self) -> str:
         """What most names are, in words."""
-        matches = [ENSEMBL.match(name.strip()) for name in self.names]
-        found = [match for match in matches if match]
+        ensembl = [name.strip() for name in self.names if _parts(name)[0]]
         prefixes = [match[0] for name in self.names if (match := GENOME.match(name))]
         kinds = sorted(set(prefixes), key=lambda one: -prefixes.count(one))
         words = " and ".join(kinds) + (" prefixes" if len(kinds) > 1 else " prefix")
         prefix = f", {words}" if 2 * len(prefixes) > len(self) else ""
-        if 2 * len(found) > len(self):
-            versioned = 2 * sum(bool(match["version"]) for match in found) > len(found)
+        if 2 * len(ensembl) > len(self):
+            versioned = 2 * sum(bool(ENSEMBL.match(name)["version"]) for name in ensembl) > len(ensembl)
             return "Ensembl ids" + (", versioned" if versioned else "") + prefix
         plain = [GENOME.sub("", name) for name in self.names]
         accessions = [match for name in plain if (match := ACCESSION.match(name))]
