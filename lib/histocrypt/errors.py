@@ -124,6 +124,17 @@ def unknown_name(what: str, name: str, known: Iterable[str], **where: object) ->
     return InputError(f"unknown {what} {name!r}", expected="one of " + ", ".join(known), fix=fix, **where)
 
 
+@contextmanager
+def reading(problem: str, *errors: type[Exception], **where: object) -> Iterator[None]:
+    """Turn what a library raises on a file that it cannot read into `unreadable`; an `InputError` stays as it is."""
+    try:
+        yield
+    except InputError:
+        raise
+    except errors as error:
+        raise unreadable(problem, error, **where) from error
+
+
 def unreadable(problem: str, error: Exception, **where: object) -> InputError:
     """Return the error for a file that a library cannot read: why, as far as its bytes and the library tell."""
     why, fix = why_unreadable(where.get("file"), error)

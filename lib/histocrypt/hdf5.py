@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.errors import InputError, unreadable
+from histocrypt.errors import InputError, reading
 from histocrypt.files import regular
 from histocrypt.kinds import lacking_filter
 
@@ -60,15 +60,11 @@ def open_h5(path: str | Path, *, what: str = "cannot be read as HDF5", whole: bo
 
     path = regular(path)
     now = path.stat()
-    try:
+    with reading(what, OSError, RuntimeError, ValueError, LookupError, TypeError, file=path):
         declared = _declared(path, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns))
         if whole:
             _check_memory(declared, path)
         return h5py.File(path, "r")
-    except InputError:
-        raise
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
-        raise unreadable(what, error, file=path) from error
 
 
 @lru_cache(LOOKED_THROUGH)
