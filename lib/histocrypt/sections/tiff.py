@@ -121,7 +121,7 @@ class TiffImage(LevelledImage):
         every = [page for pages in self._pages for page in pages]
         for each in every:
             if 0 in _segment_size(each.keyframe) or not 0 < len(each.dataoffsets) == len(each.databytecounts):
-                raise EOFError("tells not where its pixels are")
+                raise EOFError("does not say where its pixels are")
         # The largest strip or tile, decoded; 0 where rows can be read one by one.
         self.segment_bytes = max(0 if _plain(page) else _segment_bytes(page.keyframe) for page in every)
         if self.segment_bytes > 3 * MAX_PIXELS:

@@ -23,7 +23,7 @@ from histocrypt.sections.image import (
     open_image,
     tiles_in,
 )
-from histocrypt.sections.libraries import own_slide, slides_in
+from histocrypt.sections.libraries import libraries_in, own_slide, slides_in
 from histocrypt.sections.picture import Carried, alike, at_own_scale, carried_in
 from histocrypt.sections.resolution import STATED, TOLERANCE, Fact, bin_size, stated_number
 from histocrypt.sections.section import Format, Loaded, SectionFiles, own_files
@@ -243,13 +243,11 @@ def read_anndata(path: Path) -> AnnData:
 
 def library_of(adata: AnnData, section: str) -> tuple[Mapping[str, Any], str]:
     """Return the library of ``uns["spatial"]`` that is the section's, empty where there is none, and its place."""
-    libraries = adata.uns.get("spatial")
-    if not isinstance(libraries, Mapping) or not libraries:
+    names = libraries_in(adata)
+    if not names:
         return {}, "uns['spatial']"
-    found = [name for name, content in libraries.items() if isinstance(content, Mapping)] or list(libraries)
-    library = section if section in found else found[0]
-    content = libraries[library] if isinstance(libraries[library], Mapping) else {}
-    return content, f"uns['spatial'][{library!r}]"
+    library = section if section in names else names[0]
+    return adata.uns["spatial"][library], f"uns['spatial'][{library!r}]"
 
 
 def library_metadata(adata: AnnData, section: str) -> tuple[dict[str, Any], str]:

@@ -261,10 +261,7 @@ def _transformations(stated: Any, path: Path) -> dict[str, tuple[np.ndarray, boo
             continue  # the scale of a level
         axes = [axis for axis in output.get("axes", []) if axis.get("name") in ("x", "y")]
         in_um = bool(axes) and all(UM.get(str(axis.get("unit")).lower()) == 1 for axis in axes)
-        found[str(output.get("name"))] = (
-            _matrix(transformation, path),
-            bool(units) and all(UM.get(unit) == 1 for unit in units),
-        )
+        found[str(output.get("name"))] = (_matrix(transformation, path), in_um)
     return found
 
 
