@@ -116,7 +116,6 @@ def read_path(
     image: str | Path | None = None,
     um_per_px: float | None = None,
     bin_um: float | None = None,
-    patient: str | None = None,
     require_image: bool = False,
     for_prediction: bool = False,
     counts_only: bool = False,
@@ -146,7 +145,6 @@ def read_path(
             summed(files, bin_um),
             image=paths.resolve(str(image)) if image is not None else files.image,
             um_per_px=um_per_px if um_per_px is not None else files.um_per_px,
-            patient=patient_text(patient or "") or files.patient,
             counts_only=counts_only,
         )
         return read_section(
