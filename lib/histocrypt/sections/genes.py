@@ -164,7 +164,7 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _words(column: pd.Series) -> list[str]:
-    return ["" if str(word).strip().lower() in UNKNOWN else str(word).strip() for word in column]
+    return ["" if word.lower() in UNKNOWN else word for word in (str(value).strip() for value in column)]
 
 
 def _once(values: list[str]) -> np.ndarray:
