@@ -155,7 +155,7 @@ def plain_id(name: str) -> str:
 def _parts(name: str) -> tuple[str, str]:
     """Return the Ensembl id in a name, empty where there is none, and the symbol: ``ENSG00000141510.18_TP53``."""
     name = name.strip()
-    match = ENSEMBL.match(name)
+    match = ENSEMBL.match(name) if "ENS" in name.upper() else None  # which is slow to say no
     if match is None:
         return "", GENOME.sub("", name)
     before = match["before"] or ""
