@@ -112,7 +112,7 @@ class GeneNames:
         words = " and ".join(kinds) + (" prefixes" if len(kinds) > 1 else " prefix")
         prefix = f", {words}" if 2 * len(prefixes) > len(self) else ""
         if 2 * len(ensembl) > len(self):
-            versioned = 2 * sum(bool(ENSEMBL.match(name)["version"]) for name in ensembl) > len(ensembl)
+            versioned = 2 * sum("." in name and bool(ENSEMBL.match(name)["version"]) for name in ensembl) > len(ensembl)
             return "Ensembl ids" + (", versioned" if versioned else "") + prefix
         plain = [GENOME.sub("", name) for name in self.names]
         accessions = [match for name in plain if (match := ACCESSION.match(name))]
