@@ -75,30 +75,13 @@ class InputError(ValueError):
             sentence += f"; {fix}"
         super().__init__(_on_one_line(sentence if sentence.endswith("?") else sentence + "."))
 
-    def given_by(self, ways: Mapping[str, str]) -> InputError:
-        """Return the same error where settings are given in another way than in a study: setting -> what to do."""
-        if self.setting not in ways:
-            return self
-        return InputError(
-            self.problem,
-            file=self.file,
-            field=self.field,
-            value=self.value,
-            expected=self.expected,
-            fix=ways[self.setting],
-            setting=self.setting,
-        )
-
     def of_file(self, file: str | Path, *, fix: str | None = None) -> InputError:
         """Return the same error said of a file that only the caller knows, with ``fix`` where it names none itself."""
-        return InputError(
-            self.problem,
-            file=file,
-            field=self.field,
-            value=self.value,
-            expected=self.expected,
-            fix=self.fix or fix,
-        )
+        return self._but(file=file, fix=self.fix or fix)
+
+    def _but(self, **changes: object) -> InputError:
+        kept = {name: getattr(self, name) for name in ("file", "field", "value", "expected", "fix", "setting")}
+        return InputError(self.problem, **(kept | changes))
 
 
 @contextmanager
@@ -107,7 +90,9 @@ def said_with(ways: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise error.given_by(ways) from error
+        if error.setting not in ways:
+            raise
+        raise error._but(fix=ways[error.setting]) from error
 
 
 def _on_one_line(sentence: str) -> str:
@@ -122,6 +107,17 @@ def unknown_name(what: str, name: str, known: Iterable[str], **where: object) ->
     close = get_close_matches(name, known, n=1)
     fix = f"did you mean {close[0]!r}?" if close else None
     return InputError(f"unknown {what} {name!r}", expected="one of " + ", ".join(known), fix=fix, **where)
+
+
+@contextmanager
+def reading(problem: str, *errors: type[Exception], **where: object) -> Iterator[None]:
+    """Turn what a library raises on a file that it cannot read into `unreadable`; an `InputError` stays as it is."""
+    try:
+        yield
+    except InputError:
+        raise
+    except errors as error:
+        raise unreadable(problem, error, **where) from error
 
 
 def unreadable(problem: str, error: Exception, **where: object) -> InputError:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.errors import InputError, unreadable
+from histocrypt.errors import InputError, reading
 from histocrypt.files import regular
 from histocrypt.kinds import lacking_filter
 
@@ -31,6 +32,8 @@ SEARCHED = 2**30
 """Bytes of the largest file in which heaps of texts are searched for."""
 HEAP = b"GCOL\x01\0\0\0"
 """What such a heap begins with."""
+LOOKED_THROUGH = 10_000
+"""Files of which it is kept that nothing leads out of them."""
 UNQUESTIONED = 2**28
 """Bytes up to which nobody asks how a data set is stored, or how much memory there is."""
 
@@ -56,22 +59,22 @@ def open_h5(path: str | Path, *, what: str = "cannot be read as HDF5", whole: bo
     import h5py
 
     path = regular(path)
-    try:
-        file = h5py.File(path, "r")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise unreadable(what, error, file=path) from error
-    try:
-        _check_heaps(path)
-        declared = _look_through(file, path)
+    now = path.stat()
+    with reading(what, OSError, RuntimeError, ValueError, LookupError, TypeError, file=path):
+        declared = _declared(path, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns))
         if whole:
             _check_memory(declared, path)
-    except InputError:
-        file.close()
-        raise
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
-        file.close()
-        raise unreadable(what, error, file=path) from error
-    return file
+        return h5py.File(path, "r")
+
+
+@lru_cache(LOOKED_THROUGH)
+def _declared(path: Path, version: tuple[int, ...]) -> int:
+    """Look through a file, once while ``version`` stays the same; return the bytes of all its data sets in memory."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        _check_heaps(path)
+        return _look_through(file, path)
 
 
 def _check_heaps(path: Path) -> None:

@@ -100,7 +100,10 @@ def haematoxylin(section: Section, *, um_per_px: float = UM_PER_PX) -> Haematoxy
     image = section.picture()
     longest = max(image.width, image.height)
     side = int(np.clip(longest * section.um_per_px / um_per_px, 64, MAX_SIDE))
-    thumbnail, scale = image.thumbnail(min(side, longest))
+    return _mapped(section, *image.thumbnail(min(side, longest)))
+
+
+def _mapped(section: Section, thumbnail: np.ndarray, scale: float) -> Haematoxylin:
     coarse = thumbnail[::_COARSER, ::_COARSER]
     tissue = coarse[tissue_mask(coarse, um_per_px=_COARSER * section.um_per_px / scale)]
     chosen = np.random.default_rng(0).permutation(len(tissue))[:_PIXELS]
@@ -268,7 +271,7 @@ def laid_otherwise(section: Section, stained: Haematoxylin | None = None) -> str
     section
         The section as read.
     stained
-        Its map; made here, coarsely, where there is none.
+        Its map; made here where there is none, if the coarse one of the image's `signature` points that way.
     """
     from histocrypt.tissue.preprocess import spot_diameter_um
 
@@ -278,8 +281,6 @@ def laid_otherwise(section: Section, stained: Haematoxylin | None = None) -> str
     depth = np.log1p(np.asarray(section.adata.X.sum(axis=1), dtype=np.float64).ravel())
     if np.ptp(depth) == 0:
         return ""
-    discs = over_discs(stained or haematoxylin(section, um_per_px=2 * UM_PER_PX), spot_diameter_um(section))
-    graph = touching(section.coords, reach=SURROUNDINGS)
     size = np.array([image.width, image.height], dtype=np.float64)
     x, y = (section.coords / size).T
     ways = {
@@ -292,11 +293,22 @@ def laid_otherwise(section: Section, stained: Haematoxylin | None = None) -> str
         "laid with x and y exchanged": (y, x),
         "mirrored along the other diagonal": (1 - y, 1 - x),
     }
+    graph = touching(section.coords, reach=SURROUNDINGS)
     depth_ranks = _scores(_relative(depth, graph))
-    agreement = {}
-    for name, places in ways.items():
-        here, known = at(discs, np.column_stack(places) * size)
-        agreement[name] = float(depth_ranks @ _scores(_relative(here, graph, known)) / len(depth))
+
+    def agreement_with(stained: Haematoxylin) -> dict[str, float]:
+        discs, found = over_discs(stained, spot_diameter_um(section)), {}
+        for name, places in ways.items():
+            here, known = at(discs, np.column_stack(places) * size)
+            found[name] = float(depth_ranks @ _scores(_relative(here, graph, known)) / len(depth))
+        return found
+
+    if stained is None:  # real sections agree to 0.1 on maps from 5 to 50 um per pixel
+        glance = agreement_with(_mapped(section, *image.signature))
+        if max(glance.values()) < glance[""] + MUCH_BETTER / 2:
+            return ""
+        stained = haematoxylin(section, um_per_px=2 * UM_PER_PX)
+    agreement = agreement_with(stained)
     best = max(agreement, key=agreement.get)
     if not best or agreement[best] < max(TURNED, 4 / np.sqrt(section.n_spots)):
         return ""

@@ -69,7 +69,7 @@ def counted(adata: AnnData, file: Path) -> tuple[AnnData, str, list[str]]:
         notes += [f"{file}: {said}."] if said else []
     else:
         if place.startswith("layers"):
-            del adata.layers[place[len("layers['") : -len("']")]]
+            del adata.layers[_layer_of(place)]
         elif adata.raw is not None and adata.raw.n_vars > adata.n_vars:
             notes.append(
                 f"{file}: raw has {adata.raw.n_vars} genes, X has {adata.n_vars}; X holds counts and was taken."
@@ -83,6 +83,11 @@ def places_of(adata: AnnData) -> list[str]:
     layers = sorted((name for name in adata.layers if LAYER.search(name)), key=lambda name: (name != "counts", name))
     places = ["X"] * (adata.X is not None) + [f"layers[{name!r}]" for name in layers]
     return places + ["raw.X"] * (adata.raw is not None)
+
+
+def _layer_of(place: str) -> str:
+    """Return the name of the layer in a place of `places_of`."""
+    return place[len("layers['") : -len("']")]
 
 
 def _rivals(adata: AnnData, counts: csr_matrix, file: Path) -> list[str]:
@@ -99,7 +104,7 @@ def _rivals(adata: AnnData, counts: csr_matrix, file: Path) -> list[str]:
 
 def _matrix(adata: AnnData, place: str, file: Path, *, must: bool) -> csr_matrix | None:
     """Return one matrix of a section as CSR; None where it is none and need not be."""
-    matrix = adata.X if place == "X" else adata.raw.X if place == "raw.X" else adata.layers[place[8:-2]]
+    matrix = adata.X if place == "X" else adata.raw.X if place == "raw.X" else adata.layers[_layer_of(place)]
     try:
         return csr(matrix, file, place)
     except InputError:
@@ -216,7 +221,7 @@ def _elsewhere(counts: csr_matrix, adata: AnnData) -> tuple[str, str]:
     more = f"; neither are those of {' and '.join(looked)}" if looked else ""
     total = normalised_to(counts)
     more += f"; they look like ln(1 + counts per {total:,.0f})" if total else ""
-    for name in set(adata.layers) - {place[8:-2] for place in looked}:
+    for name in set(adata.layers) - set(map(_layer_of, looked)):
         layer = adata.layers[name]
         values = layer.data if hasattr(layer, "indptr") else np.asarray(layer)
         if values.dtype.kind in "biuf" and not fractions(values).any() and values.any():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,14 +106,13 @@ class GeneNames:
     @cached_property
     def kind(self) -> str:
         """What most names are, in words."""
-        matches = [ENSEMBL.match(name.strip()) for name in self.names]
-        found = [match for match in matches if match]
+        ensembl = [name.strip() for name in self.names if _parts(name)[0]]
         prefixes = [match[0] for name in self.names if (match := GENOME.match(name))]
         kinds = sorted(set(prefixes), key=lambda one: -prefixes.count(one))
         words = " and ".join(kinds) + (" prefixes" if len(kinds) > 1 else " prefix")
         prefix = f", {words}" if 2 * len(prefixes) > len(self) else ""
-        if 2 * len(found) > len(self):
-            versioned = 2 * sum(bool(match["version"]) for match in found) > len(found)
+        if 2 * len(ensembl) > len(self):
+            versioned = 2 * sum("." in name and bool(ENSEMBL.match(name)["version"]) for name in ensembl) > len(ensembl)
             return "Ensembl ids" + (", versioned" if versioned else "") + prefix
         plain = [GENOME.sub("", name) for name in self.names]
         accessions = [match for name in plain if (match := ACCESSION.match(name))]
@@ -152,10 +151,11 @@ def plain_id(name: str) -> str:
     return stated or (match[1] if match else rest)
 
 
+@lru_cache(2**17)
 def _parts(name: str) -> tuple[str, str]:
     """Return the Ensembl id in a name, empty where there is none, and the symbol: ``ENSG00000141510.18_TP53``."""
     name = name.strip()
-    match = ENSEMBL.match(name)
+    match = ENSEMBL.match(name) if "ENS" in name.upper() else None  # which is slow to say no
     if match is None:
         return "", GENOME.sub("", name)
     before = match["before"] or ""
@@ -164,7 +164,7 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _words(column: pd.Series) -> list[str]:
-    return ["" if str(word).strip().lower() in UNKNOWN else str(word).strip() for word in column]
+    return ["" if word.lower() in UNKNOWN else word for word in (str(value).strip() for value in column)]
 
 
 def _once(values: list[str]) -> np.ndarray:

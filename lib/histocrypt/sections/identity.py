@@ -110,7 +110,7 @@ def one_value(adata: AnnData, name: str, file: Path) -> str | None:
 
 
 NAMELESS = ("space_ranger", "visium_hd", "xenium")
-"""Formats that have no place for a patient."""
+"""Formats of which a section is a run of 10x Genomics, a folder of many files with no place for a patient."""
 
 
 def missing_patient(adata: AnnData, file: Path, layout: str = "") -> InputError:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +170,8 @@ class PatchMosaic(ImageSource):
             coords = np.asarray(file["coords"][:], dtype=np.float64).reshape(-1, 2)
             barcodes = [_text(name) for name in file["barcode"][:].ravel()] if "barcode" in file else None
             attributes = {**file.attrs, **file["coords"].attrs, **pixels.attrs}
+        except InputError:
+            raise
         except KeyError as error:
             raise InputError(
                 f"patches file lacks a field ({str(error).strip(chr(39) + chr(34))})",
@@ -280,22 +282,36 @@ class PatchMosaic(ImageSource):
 
     def thumbnail(self, max_side: int) -> tuple[np.ndarray, float]:
         """Return all patches in their places, decoded small one at a time, on white, and the scale."""
+        return self._small(max_side)[:2]
+
+    @cached_property
+    def signature(self) -> tuple[np.ndarray, float]:
+        """See `ImageSource.signature`."""
+        return self._looked_at[:2]
+
+    @cached_property
+    def _looked_at(self) -> tuple[np.ndarray, float, np.ndarray]:
+        return self._small(SIGNATURE_SIDE)
+
+    def _small(self, max_side: int) -> tuple[np.ndarray, float, np.ndarray]:
+        """Return the thumbnail, its scale, and (n, 3) colours of all patches, also of those too small to be seen."""
         from PIL import Image
 
         width, height, scale = self._thumbnail_size(max_side)
-        out = np.full((height, width, 3), WHITE, dtype=np.uint8)
+        out, colours = np.full((height, width, 3), WHITE, dtype=np.uint8), []
         for index, corner in enumerate(self.coords):
+            patch = _decoded(self._load(index), self._name(index), at_least=round(2 * self.side * scale))
+            colours.append(patch[::8, ::8].reshape(-1, 3))
             # Only thumbnail pixels that lie wholly in the patch, each from exactly the pixels below it.
             first = np.maximum(np.ceil(corner * scale), 0).astype(int)
             last = np.minimum(np.floor((corner + self.side) * scale), (width, height)).astype(int)
             if (last <= first).any():
                 continue
-            patch = _decoded(self._load(index), self._name(index), at_least=round(2 * self.side * scale))
             zoom = patch.shape[0] / self.side
             box = np.clip(np.concatenate([first / scale - corner, last / scale - corner]) * zoom, 0, patch.shape[0])
             small = Image.fromarray(patch).resize(tuple(last - first), Image.Resampling.HAMMING, box=tuple(box))
             out[first[1] : last[1], first[0] : last[0]] = np.asarray(small)
-        return out, scale
+        return out, scale, np.concatenate(colours)
 
     def covers(self, coords: np.ndarray) -> np.ndarray:
         """Return which points, float (n, 2), lie in some patch: bool (n,)."""
@@ -312,11 +328,7 @@ class PatchMosaic(ImageSource):
 
     def verify(self) -> None:
         """Raise `InputError` where a patch cannot be decoded, or all of them show no stained section."""
-        means = [
-            _decoded(self._load(index), self._name(index), at_least=1)[::8, ::8].reshape(-1, 3)
-            for index in range(len(self.coords))
-        ]
-        check_colours(np.concatenate(means), self.path)
+        check_colours(self._looked_at[2], self.path)
 
     def _name(self, index: int) -> str:
         return f"{self.path}: patch {index if self.barcodes is None else self.barcodes[index]}"
@@ -468,7 +480,7 @@ def _open_czi(path: Path) -> ImageSource:
     if SlideImage.recognises(path):
         try:
             slide = SlideImage(path)
-            slide.thumbnail(SIGNATURE_SIDE)
+            slide.signature  # noqa: B018  which decodes it
             return slide
         except InputError:
             pass

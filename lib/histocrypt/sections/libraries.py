@@ -181,7 +181,7 @@ def _by_column(adata: AnnData, column: str, file: Path) -> Slides | None:
         return None
     if (labels == "").any():
         raise InputError(
-            f"slide is not said of {int((labels == '').sum())} of {adata.n_obs} spots",
+            f"no slide is named for {int((labels == '').sum())} of {adata.n_obs} spots",
             file=file,
             field=f"obs[{column!r}]",
             value=str(adata.obs_names[int((labels == "").argmax())]),
@@ -197,7 +197,7 @@ def _check_within(slides: Slides, others: list[Slides], file: Path) -> None:
         if len(pairs) > len(slides.names):
             name = next(one for one in slides.names if sum(pair[0] == one for pair in pairs) > 1)
             raise InputError(
-                f"{slides.field} and {other.field} part the spots differently: {name!r} is of several in the latter",
+                f"{slides.field} and {other.field} divide the spots differently: {name!r} is several in the latter",
                 file=file,
                 field=slides.field,
                 value=sorted(pair[1] for pair in pairs if pair[0] == name)[:5],

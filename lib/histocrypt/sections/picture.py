@@ -16,6 +16,7 @@ import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.sections.image import ImageSource, ScaledImage, ScannedImage
+from histocrypt.sections.pixels import SIGNATURE_SIDE
 from histocrypt.spatial import array_of, array_steps, spot_pitch
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 SAME_SIZE = 0.01
 """Largest relative difference in size of two pictures of one slide: small images are rounded to whole pixels."""
-SIDE = 256
-"""Longer side of the thumbnails that are looked at, pixels."""
 ALIKE = 0.9
 """Correlation of two thumbnails from which they show the same."""
 FAR = 0.02
@@ -322,7 +321,7 @@ class Witnesses:
                     fix="give the full-resolution image that belongs to the coordinates",
                 )
             return False
-        own, reference = _grey(self.image.thumbnail(SIDE)[0]), _grey(picture.image.thumbnail(SIDE)[0])
+        own, reference = _grey(self.image.signature[0]), _grey(picture.image.signature[0])
         if min(own.std(), reference.std()) < 3:  # nothing to be seen
             return False
         same = 0.0 if turned else _correlation(own, reference)
@@ -351,9 +350,9 @@ class Witnesses:
         """Refuse an image that shows the same elsewhere."""
         reference = _fitted(reference, own.shape)
         x, y = _shift(own, reference)
-        if np.hypot(x, y) <= max(FAR * SIDE, 2) or _moved(own, reference, x, y) < ALIKE:
+        if np.hypot(x, y) <= max(FAR * SIGNATURE_SIDE, 2) or _moved(own, reference, x, y) < ALIKE:
             return
-        scale = max(self.image.width, self.image.height) / SIDE
+        scale = max(self.image.width, self.image.height) / SIGNATURE_SIDE
         raise InputError(
             f"image is shifted against {picture.where}, the picture that the file carries",
             **here,
@@ -415,7 +414,7 @@ class _Darkness:
     def under(self, coords: np.ndarray) -> float:
         """Return the mean darkness, 0 to 255, of the darkest channel at (n, 2) places; 0 outside."""
         if self._map is None:
-            small, self._scale = self.image.thumbnail(SIDE)
+            small, self._scale = self.image.signature
             self._map = 255.0 - small.min(axis=2)
         column, row = np.floor(coords * self._scale).astype(np.intp).T
         height, width = self._map.shape

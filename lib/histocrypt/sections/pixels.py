@@ -111,13 +111,18 @@ class ImageSource(ABC):
         x, y = np.asarray(coords, dtype=float).T
         return (x >= 0) & (y >= 0) & (x < self.width) & (y < self.height)
 
+    @cached_property
+    def signature(self) -> tuple[np.ndarray, float]:
+        """The thumbnail that the image is known and judged by, and its scale; made once, not to be written to."""
+        return self.thumbnail(SIGNATURE_SIDE)
+
     def verify(self) -> None:
         """Raise `InputError` where the pixels cannot be decoded, or show no stained section: see `check_colours`."""
-        check_colours(self.thumbnail(SIGNATURE_SIDE)[0], self.path)
+        check_colours(self.signature[0], self.path)
 
     def content_hash(self) -> str:
         """Return a hash of what the image shows: the same for a copy under another name or in another lossless file."""
-        thumbnail, _ = self.thumbnail(SIGNATURE_SIDE)
+        thumbnail, _ = self.signature
         return hashlib.sha256(f"{self.width}x{self.height}".encode() + thumbnail.tobytes()).hexdigest()
 
     def release(self) -> None:
@@ -156,10 +161,6 @@ class LevelledImage(ScannedImage):
     def _level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """Return a window that lies in a level, in its own pixels, uint8 (y1 - y0, x1 - x0, 3)."""
 
-    @cached_property
-    def _signature(self) -> tuple[np.ndarray, float]:
-        return self._shrunk(SIGNATURE_SIDE)
-
     def _inside(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         return self._level(0, x0, y0, x1, y1)
 
@@ -168,10 +169,6 @@ class LevelledImage(ScannedImage):
 
         It is what PIL makes of the whole level at once, to the bit: PIL too shrinks rows first and columns then.
         """
-        small, scale = self._signature if max_side == SIGNATURE_SIDE else self._shrunk(max_side)
-        return small.copy(), scale
-
-    def _shrunk(self, max_side: int) -> tuple[np.ndarray, float]:
         from PIL import Image
 
         width, height, scale = self._thumbnail_size(max_side)

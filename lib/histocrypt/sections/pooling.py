@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.errors import InputError, unreadable
+from histocrypt.errors import InputError, reading
 from histocrypt.hdf5 import open_h5
-from histocrypt.sections.formats.h5ad import h5_errors
 from histocrypt.sections.genes import counted_kinds, other_features
+from histocrypt.sections.stores import h5_errors
 
 if TYPE_CHECKING:
     import h5py
@@ -51,22 +51,18 @@ def pooled_counts(
     """
     import pandas as pd
 
-    try:
-        with open_h5(path, what="is not a readable 10x count matrix") as file:
-            matrix = file["matrix"]
-            features = matrix["features"]
-            ids, symbols, kinds = (features[name].asstr()[:] for name in ("id", "name", "feature_type"))
-            var = pd.DataFrame({"feature_types": kinds}, index=ids)
-            other, kinds = other_features(var)
-            expression, left_out = ~other, counted_kinds(other, kinds)
-            genes = pd.DataFrame(
-                {"symbol": symbols[expression]}, index=pd.Index(ids[expression], name="gene_id", dtype=object)
-            )
-            pieces = [piece for piece in _pieces(matrix, expression, square_of, path) if len(piece[0])]
-    except h5_errors() as error:
-        if isinstance(error, InputError):
-            raise
-        raise unreadable("is not a readable 10x count matrix", error, file=path) from error
+    what = "is not a readable 10x count matrix"
+    with reading(what, *h5_errors(), file=path), open_h5(path, what=what) as file:
+        matrix = file["matrix"]
+        features = matrix["features"]
+        ids, symbols, kinds = (features[name].asstr()[:] for name in ("id", "name", "feature_type"))
+        var = pd.DataFrame({"feature_types": kinds}, index=ids)
+        other, kinds = other_features(var)
+        expression, left_out = ~other, counted_kinds(other, kinds)
+        genes = pd.DataFrame(
+            {"symbol": symbols[expression]}, index=pd.Index(ids[expression], name="gene_id", dtype=object)
+        )
+        pieces = [piece for piece in _pieces(matrix, expression, square_of, path) if len(piece[0])]
     if not pieces:
         raise InputError("count matrix holds nothing of this section", file=path, field="matrix/barcodes")
     return (*_joined(pieces, len(genes)), genes, left_out)

@@ -11,15 +11,13 @@ from histocrypt.errors import InputError, said_with
 from histocrypt.files import mode_of, near, regular
 from histocrypt.kinds import ANNDATA, kind_of
 from histocrypt.options import DEMO, FORMATS, SectionSource
-from histocrypt.sections.identity import patient_text
+from histocrypt.sections.identity import NAMELESS, patient_text
 from histocrypt.sections.section import Format, Section, SectionFiles
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar")
 CELLS_OF_HD = "segmented_outputs"
 BINNED = ("visium_hd", "xenium")
 """Formats that are summed over squares of a stated size."""
-RUNS = (*BINNED, "space_ranger")
-"""Formats of which a section is a folder of many files."""
 SMALLEST_UM, LARGEST_UM = 1.0, 5000.0
 """Sides of squares that mean something: no bins are finer, and few pieces of tissue are much larger."""
 BY_OPTION = {
@@ -116,7 +114,6 @@ def read_path(
     image: str | Path | None = None,
     um_per_px: float | None = None,
     bin_um: float | None = None,
-    patient: str | None = None,
     require_image: bool = False,
     for_prediction: bool = False,
     counts_only: bool = False,
@@ -146,7 +143,6 @@ def read_path(
             summed(files, bin_um),
             image=paths.resolve(str(image)) if image is not None else files.image,
             um_per_px=um_per_px if um_per_px is not None else files.um_per_px,
-            patient=patient_text(patient or "") or files.patient,
             counts_only=counts_only,
         )
         return read_section(
@@ -258,7 +254,7 @@ def _unpacked(folder: Path) -> str | None:
 
 def _run_around(path: Path) -> str | None:
     """Return the run of 10x Genomics that a path is a part of, as a guess at what was meant."""
-    runs = [up for up in (path.parent, path.parent.parent) for name in RUNS if _format(name).recognises(up)]
+    runs = [up for up in (path.parent, path.parent.parent) for name in NAMELESS if _format(name).recognises(up)]
     return f"did you mean {runs[0]}?" if runs else None
 
 

@@ -32,7 +32,7 @@ LARGEST_ST = 80
 """Spots along a side beyond which a square array is none of ST's, which has 33 x 35 or 64 x 66."""
 COARSEST_UM = 30.0
 """Micrometres per pixel beyond which coordinates are no pixels of an image that shows tissue."""
-SPOT_AREA_UM = {"visium": (65.0, 55.0), "st": (100.0,)}
+SPOT_SIZES_UM = {"visium": (65.0, 55.0), "st": (100.0,)}
 """What ``spot_diameter_fullres`` spans: 65 um by 10x Genomics' definition, or with some tools the printed spot."""
 _RIGHT_ONE = (
     "correct or leave out the wrong one, or confirm what is given by the true distance of the spots (`inter_spot_um` "
@@ -182,7 +182,7 @@ def spot_size(diameter_px: float, *, technology: str, guessed: Guess | None) -> 
     Where two definitions of the diameter are in use, the one is taken that the spot pitch agrees with.
     """
     sizes = (
-        [size / diameter_px for size in SPOT_AREA_UM.get(technology_kind(technology), ())] if diameter_px > 0 else []
+        [size / diameter_px for size in SPOT_SIZES_UM.get(technology_kind(technology), ())] if diameter_px > 0 else []
     )
     if not sizes or guessed is None:
         return sizes[0] if sizes else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.errors import InputError, unreadable
+from histocrypt.errors import InputError, reading
 from histocrypt.sections.pixels import (
     WHITE,
     LevelledImage,
@@ -22,6 +22,8 @@ from histocrypt.sections.pixels import (
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+NO_ZARR = "OME-Zarr image cannot be read"
 
 
 class SlideImage(ScannedImage):
@@ -82,14 +84,10 @@ class SlideImage(ScannedImage):
         ground.paste(region, mask=region.getchannel("A"))
         return ground
 
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
+    def _readable(self) -> AbstractContextManager[None]:
         import openslide
 
-        try:
-            yield
-        except (openslide.OpenSlideError, OSError) as error:
-            raise unreadable("slide cannot be read", error, file=self.path) from error
+        return reading("slide cannot be read", openslide.OpenSlideError, OSError, file=self.path)
 
 
 class ZarrImage(LevelledImage):
@@ -106,14 +104,12 @@ class ZarrImage(LevelledImage):
         group, about = _multiscales(self.path)
         if about is None:
             raise InputError("holds no image", file=self.path, expected="an OME-Zarr image, with `multiscales`")
-        try:
+        with reading(NO_ZARR, LookupError, TypeError, ValueError, file=self.path):
             self._levels = [group[part["path"]] for part in about["datasets"]]
             axes = about.get("axes") or list("tczyx")
             self._axes = [str(axis["name"] if isinstance(axis, Mapping) else axis).lower() for axis in axes]
             sizes = dict(zip(self._axes, self._levels[0].shape, strict=True))
             self.levels = [(int(level.shape[-1]), int(level.shape[-2])) for level in self._levels]
-        except (LookupError, TypeError, ValueError) as error:
-            raise unreadable("OME-Zarr image cannot be read", error, file=self.path) from error
         if self._axes[-2:] != ["y", "x"] or self._levels[0].dtype != np.uint8:
             raise InputError(
                 "is not an 8-bit image with the axes c, y, x",
@@ -142,10 +138,8 @@ class ZarrImage(LevelledImage):
 
     def _level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         where = tuple(slice(None) if axis == "c" else 0 for axis in self._axes[:-2])
-        try:
+        with reading(NO_ZARR, OSError, ValueError, RuntimeError, LookupError, file=self.path):
             return np.moveaxis(self._levels[level][(*where, slice(y0, y1), slice(x0, x1))], 0, -1)
-        except (OSError, ValueError, RuntimeError, LookupError) as error:
-            raise unreadable("OME-Zarr image cannot be read", error, file=self.path) from error
 
 
 def is_ome_zarr(path: Path) -> bool:
@@ -157,7 +151,7 @@ def _multiscales(path: Path) -> tuple[Any, Mapping[str, Any] | None]:
     """Return the group of the image, and what it says of its levels; None where there is none."""
     import zarr
 
-    try:
+    with reading(NO_ZARR, OSError, ValueError, LookupError, TypeError, file=path):
         group = zarr.open_group(path, mode="r")
         for _ in range(2):
             attributes = dict(group.attrs)
@@ -169,8 +163,6 @@ def _multiscales(path: Path) -> tuple[Any, Mapping[str, Any] | None]:
             if "bioformats2raw.layout" not in about:
                 break
             group = group["0"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise unreadable("OME-Zarr image cannot be read", error, file=path) from error
     return None, None
 
 
@@ -232,11 +224,7 @@ class CziImage(ScannedImage):
         small = self._read(0, 0, self.width, self.height, scale)
         return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.HAMMING)), scale
 
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError:
-            raise
-        except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
-            raise unreadable("slide cannot be read", error, file=self.path) from error
+    def _readable(self) -> AbstractContextManager[None]:
+        return reading(
+            "slide cannot be read", OSError, RuntimeError, ValueError, LookupError, TypeError, file=self.path
+        )

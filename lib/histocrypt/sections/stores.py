@@ -20,6 +20,8 @@ from histocrypt.sections.tables import BROKEN, is_gzip
 if TYPE_CHECKING:
     from anndata import AnnData
 
+ZARR_ERRORS = (OSError, ValueError, LookupError, TypeError)
+"""What zarr raises on damaged stores."""
 SUFFIXES = (".h5ad", ".h5ad.gz", ".zarr")
 SWELLS, SLACK = 100, 2**30
 """A ``.gz`` may unpack to so many times its size and so many bytes more; counts do to 10 times, a bomb to 1,000."""
@@ -27,6 +29,13 @@ SPARE = 2**26
 """Bytes of the disk that are left to others."""
 WHOLE = ("X/data", "X/indices", "raw/X/data", "raw/X/indices", "layers/counts/data", "layers/counts/indices")
 """Arrays that hold no stretch of zeros: where a chunk of them is absent, Zarr would read zeros."""
+
+
+def h5_errors() -> tuple[type[Exception], ...]:
+    """Return what h5py and anndata raise on damaged files, and on those of a format they do not know."""
+    from anndata._io.specs.registry import IORegistryError
+
+    return (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, IORegistryError)
 
 
 def is_anndata(path: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 import numpy as np
 
-from histocrypt.errors import InputError, unreadable
+from histocrypt.errors import InputError, reading, unreadable
 from histocrypt.files import regular
 
 if TYPE_CHECKING:
@@ -155,22 +155,16 @@ def is_gzip(path: Path) -> bool:
 
 def is_parquet(path: Path) -> bool:
     """Return whether a file is a table in parquet, compressed or not, whatever its name."""
-    try:
-        with opened_bytes(path) as file:
-            return file.read(4) == PARQUET
-    except BROKEN as error:
-        raise unreadable("cannot be read", error, file=path) from error
+    with reading("cannot be read", *BROKEN, file=path), opened_bytes(path) as file:
+        return file.read(4) == PARQUET
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
     """Read a table in parquet, compressed or not; what fails is an `InputError`."""
     import pandas as pd
 
-    try:
-        with opened_bytes(path) as file:
-            return pd.read_parquet(BytesIO(file.read()) if is_gzip(path) else path, engine="pyarrow")
-    except (*BROKEN, ValueError) as error:
-        raise unreadable("is not readable as parquet", error, file=path) from error
+    with reading("is not readable as parquet", *BROKEN, ValueError, file=path), opened_bytes(path) as file:
+        return pd.read_parquet(BytesIO(file.read()) if is_gzip(path) else path, engine="pyarrow")
 
 
 def tissue_marks(values: Sequence[object]) -> np.ndarray:

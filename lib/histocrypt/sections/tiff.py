@@ -121,7 +121,7 @@ class TiffImage(LevelledImage):
         every = [page for pages in self._pages for page in pages]
         for each in every:
             if 0 in _segment_size(each.keyframe) or not 0 < len(each.dataoffsets) == len(each.databytecounts):
-                raise EOFError("tells not where its pixels are")
+                raise EOFError("does not say where its pixels are")
         # The largest strip or tile, decoded; 0 where rows can be read one by one.
         self.segment_bytes = max(0 if _plain(page) else _segment_bytes(page.keyframe) for page in every)
         if self.segment_bytes > 3 * MAX_PIXELS:
@@ -210,13 +210,14 @@ class TiffImage(LevelledImage):
 
     def _stored(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """Return a window as the file has it: (height, width, samples) of its own type."""
-        parts = []
-        for number, page in enumerate(self._pages[level]):
-            read = self._rows if _plain(page) else self._from_segments
-            parts.append(read(level, number, page, x0, y0, x1, y1))
+        window = (x0, y0, x1, y1)
+        parts = [
+            self._rows(page, *window) if _plain(page) else self._from_segments(level, number, page, *window)
+            for number, page in enumerate(self._pages[level])
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
-    def _rows(self, level: int, number: int, page: TiffPage, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    def _rows(self, page: TiffPage, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """Read rows of an uncompressed page, none of which is kept."""
         about = page.keyframe
         samples, size = int(about.samplesperpixel), about.dtype.itemsize

@@ -148,7 +148,7 @@ def validated(
         origins["image"] = str(image.path)
     origins |= {name: words for name, words in own.items() if words}
     if adata.n_vars:
-        origins["genes"] = f"{origins.get('genes') or 'var_names'} ({GeneNames.of(adata.var).kind})"
+        origins["genes"] = f"{origins.get('genes') or 'var_names'} ({GeneNames.plain(adata.var_names).kind})"
     if files.patient and files.patient != stated:
         origins["patient"] = "as given"
         if stated:

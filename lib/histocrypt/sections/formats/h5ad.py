@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.errors import InputError, unknown_name, unreadable
+from histocrypt.errors import InputError, reading, unknown_name
 from histocrypt.sections.identity import id_text, one_value, safe_id
 from histocrypt.sections.image import (
     IMAGE_SUFFIXES,
@@ -23,11 +23,11 @@ from histocrypt.sections.image import (
     open_image,
     tiles_in,
 )
-from histocrypt.sections.libraries import own_slide, slides_in
+from histocrypt.sections.libraries import libraries_in, own_slide, slides_in
 from histocrypt.sections.picture import Carried, alike, at_own_scale, carried_in
 from histocrypt.sections.resolution import STATED, TOLERANCE, Fact, bin_size, stated_number
 from histocrypt.sections.section import Format, Loaded, SectionFiles, own_files
-from histocrypt.sections.stores import anndata_in, is_anndata, read_names, read_store, stem_of
+from histocrypt.sections.stores import anndata_in, h5_errors, is_anndata, read_names, read_store, stem_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,13 +40,6 @@ PLACES_ALIKE = 1.5
 """Pixels by which places may differ that are rounded or counted from 1."""
 BESIDE = (*IMAGE_SUFFIXES, "_patches.h5")
 """What may lie beside a section file under its stem, in the order of preference."""
-
-
-def h5_errors() -> tuple[type[Exception], ...]:
-    """Return what h5py and anndata raise on damaged files, and on those of a format they do not know."""
-    from anndata._io.specs.registry import IORegistryError
-
-    return (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, IORegistryError)
 
 
 def _file_and_slide(path: Path) -> tuple[Path, str]:
@@ -243,25 +236,18 @@ def _named_by(files: SectionFiles) -> str:
 def read_anndata(path: Path) -> AnnData:
     """Read an ``.h5ad`` or a store of `stores`; a missing, truncated or foreign file is an `InputError`."""
     what = "section cannot be read as .zarr" if path.is_dir() else "section cannot be read as .h5ad"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # e.g. names that are not unique: said properly by the validation
-            return read_store(path, what=what)
-    except h5_errors() as error:
-        if isinstance(error, InputError):
-            raise
-        raise unreadable(what, error, file=path) from error
+    with reading(what, *h5_errors(), file=path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # e.g. names that are not unique: said properly by the validation
+        return read_store(path, what=what)
 
 
 def library_of(adata: AnnData, section: str) -> tuple[Mapping[str, Any], str]:
     """Return the library of ``uns["spatial"]`` that is the section's, empty where there is none, and its place."""
-    libraries = adata.uns.get("spatial")
-    if not isinstance(libraries, Mapping) or not libraries:
+    names = libraries_in(adata)
+    if not names:
         return {}, "uns['spatial']"
-    found = [name for name, content in libraries.items() if isinstance(content, Mapping)] or list(libraries)
-    library = section if section in found else found[0]
-    content = libraries[library] if isinstance(libraries[library], Mapping) else {}
-    return content, f"uns['spatial'][{library!r}]"
+    library = section if section in names else names[0]
+    return adata.uns["spatial"][library], f"uns['spatial'][{library!r}]"
 
 
 def library_metadata(adata: AnnData, section: str) -> tuple[dict[str, Any], str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.errors import InputError, unknown_name, unreadable
+from histocrypt.errors import InputError, reading, unknown_name
 from histocrypt.hdf5 import open_h5
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.pixels import MAX_PIXELS, ScannedImage
@@ -184,10 +184,8 @@ class ArrayImage(ScannedImage):
         return out, scale
 
     def _read(self, rows: slice, columns: slice) -> np.ndarray:
-        try:
+        with reading("image cannot be read", OSError, file=self.path, field=self.name):
             pixels = self._pixels[rows, columns]
-        except OSError as error:
-            raise unreadable("image cannot be read", error, file=self.path, field=self.name) from error
         if pixels.dtype == np.uint8:
             return pixels
         low, high = float(pixels.min()), float(pixels.max())  # NaN if any pixel is
@@ -200,11 +198,8 @@ class ArrayImage(ScannedImage):
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    try:
-        with open_h5(path) as file:
-            yield file
-    except OSError as error:
-        raise unreadable("cannot be read as HDF5", error, file=path) from error
+    with reading("cannot be read as HDF5", OSError, file=path), open_h5(path) as file:
+        yield file
 
 
 def _node(file: h5py.File, name: str, path: Path, *, optional: bool = False) -> Any:

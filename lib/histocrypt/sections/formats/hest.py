@@ -207,7 +207,6 @@ def load_hest(files: SectionFiles) -> Loaded:
             "patient": told if own_patient or about_patient else "",
             "counts": "X",
             "spots": spots,
-            "image": str(image.path) if image is not None else "",
         },
     )
 

@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.errors import InputError, unreadable
+from histocrypt.errors import InputError, reading
 from histocrypt.files import read_json
 from histocrypt.hdf5 import open_h5
-from histocrypt.sections.formats.h5ad import h5_errors
 from histocrypt.sections.genes import expression_only
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import IMAGE_SUFFIXES, ImageSource, ScaledImage, image_beside, is_image, open_image
 from histocrypt.sections.libraries import gem_wells
-from histocrypt.sections.picture import SAME_SIZE, Carried, at_own_scale
-from histocrypt.sections.resolution import VISIUM_PITCH_UM, guess
+from histocrypt.sections.picture import Carried, alike, at_own_scale
+from histocrypt.sections.resolution import SPOT_SIZES_UM, VISIUM_PITCH_UM, guess
 from histocrypt.sections.section import Format, Loaded, SectionFiles
-from histocrypt.sections.stores import unpacked
+from histocrypt.sections.stores import h5_errors, unpacked
 from histocrypt.sections.tables import BROKEN, is_parquet, numbers, opened_text, read_parquet, read_table, tissue_marks
 
 if TYPE_CHECKING:
@@ -39,9 +38,8 @@ POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positi
 COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 SCALE_FACTORS = "scalefactors_json.json"
 FACTORS = ("spot_diameter_fullres", "fiducial_diameter_fullres", "tissue_hires_scalef", "tissue_lowres_scalef")
-SPOT_AREA_UM = 65.0
+SPOT_AREA_UM, SPOT_UM = SPOT_SIZES_UM["visium"]
 """What ``spot_diameter_fullres`` spans by 10x Genomics' definition; the printed spot is `SPOT_UM` wide."""
-SPOT_UM = 55.0
 SMALL_IMAGES = (("hires", "tissue_hires_image.png"), ("lowres", "tissue_lowres_image.png"))
 OWN_PICTURE = re.compile(r"(tissue_(hires|lowres)_image|(aligned|detected)_tissue_image|aligned_fiducials)$")
 """Pictures that Space Ranger writes into ``spatial/``, and some people beside it."""
@@ -269,23 +267,19 @@ def _read_h5(path: Path) -> AnnData:
     """Read 10x's HDF5: one group ``matrix``, or before version 3 one group a genome; compressed by spot."""
     from scipy.sparse import csr_matrix
 
-    try:
-        with unpacked(path) as plain, open_h5(plain, what="is not a readable 10x count matrix", whole=True) as file:
-            (group,) = [file["matrix"]] if "matrix" in file else file.values()
-            features = group.get("features", group)
-            ids, symbols = (
-                features[name if name in features else old].asstr()[:]
-                for name, old in (("id", "genes"), ("name", "gene_names"))
-            )
-            kinds = features["feature_type"].asstr()[:] if "feature_type" in features else None
-            names = group["barcodes"].asstr()[:]
-            values = (group["data"][:], group["indices"][:], group["indptr"][:])
-            counts = csr_matrix(values, shape=(len(names), len(ids)))
-            counts.check_format()
-    except InputError:
-        raise
-    except h5_errors() as error:
-        raise unreadable("is not a readable 10x count matrix", error, file=path) from error
+    what = "is not a readable 10x count matrix"
+    with reading(what, *h5_errors(), file=path), unpacked(path) as plain, open_h5(plain, what=what, whole=True) as file:
+        (group,) = [file["matrix"]] if "matrix" in file else file.values()
+        features = group.get("features", group)
+        ids, symbols = (
+            features[name if name in features else old].asstr()[:]
+            for name, old in (("id", "genes"), ("name", "gene_names"))
+        )
+        kinds = features["feature_type"].asstr()[:] if "feature_type" in features else None
+        names = group["barcodes"].asstr()[:]
+        values = (group["data"][:], group["indices"][:], group["indptr"][:])
+        counts = csr_matrix(values, shape=(len(names), len(ids)))
+        counts.check_format()
     return _expression(counts, names, ids, symbols, kinds)
 
 
@@ -297,10 +291,8 @@ def _read_mtx(folder: Path, prefix: str = "") -> tuple[AnnData, list[Path]]:
     features = _member(folder, f"{prefix}features.tsv", f"{prefix}genes.tsv")
     rows = [line.split("\t") for line in _lines(features)]
     names = _lines(barcodes)
-    try:
+    with reading("is not a readable matrix", *BROKEN, ValueError, OverflowError, file=matrix):
         counts = csr_matrix(mmread(matrix).T)
-    except (*BROKEN, ValueError, OverflowError) as error:
-        raise unreadable("is not a readable matrix", error, file=matrix) from error
     if counts.shape != (len(names), len(rows)):
         raise InputError(
             f"has {counts.shape[0]} spots and {counts.shape[1]} genes, where the tables beside it name {len(names)} "
@@ -540,7 +532,7 @@ def best_image(
         return None, [], []
     pictures = [Carried(reduced.name, open_image(reduced), scale) for reduced, scale, _ in small]
     image = at_own_scale(open_image(path), pictures, factors, coords)
-    if small and not _alike((image.width, image.height), small[0][2]):
+    if small and not alike((image.width, image.height), small[0][2]):
         reduced, _, (width, height) = small[0]
         raise InputError(
             "image is not the one that the coordinates refer to",
@@ -581,7 +573,7 @@ def _small_images(
             )
         image = open_image(path)
         small.append((path, scale, (image.width / scale, image.height / scale)))
-    if len(small) == 2 and not _alike(small[0][2], small[1][2]):
+    if len(small) == 2 and not alike(small[0][2], small[1][2]):
         (path, _, (width, height)), (other, _, (other_width, other_height)) = small
         raise InputError(
             f"image has another size than its scale factor says: it makes a slide of {width:.0f} x {height:.0f} px, "
@@ -590,10 +582,6 @@ def _small_images(
             fix="take spatial/ whole from one Space Ranger run",
         )
     return small
-
-
-def _alike(one: tuple[float, float], two: tuple[float, float]) -> bool:
-    return all(abs(a / b - 1) <= SAME_SIZE for a, b in zip(one, two, strict=True))
 
 
 FORMAT = Format(

@@ -19,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from histocrypt.errors import InputError, unreadable
-from histocrypt.sections.formats.h5ad import h5_errors, read_anndata
+from histocrypt.errors import InputError, reading
+from histocrypt.sections.formats.h5ad import read_anndata
 from histocrypt.sections.identity import one_value, safe_id
 from histocrypt.sections.image import ImageSource, open_image
+from histocrypt.sections.pixels import UM
 from histocrypt.sections.resolution import VISIUM_PITCH_UM
 from histocrypt.sections.section import Format, Loaded, SectionFiles
+from histocrypt.sections.stores import ZARR_ERRORS, h5_errors
 from histocrypt.spatial import array_of, is_visium
 
-UM = {"micrometer", "micrometre", "um", "µm", "micron"}
 BINS = re.compile(r"(?:^|_)square_(\d{3})um$")
 KINDS = ("tables", "shapes")
 
@@ -130,7 +131,6 @@ def load_spatialdata(files: SectionFiles) -> Loaded:
         origins={
             "counts": f"tables/{table}: X",
             "spots": f"shapes/{region}, its transformation and the image's",
-            "image": str(image.path) if image is not None else "",
         },
     )
 
@@ -208,10 +208,8 @@ def _chosen(files: SectionFiles, images: list[_Placed]) -> _Placed | None:
 def _attributes(path: Path) -> dict[str, Any]:
     import zarr
 
-    try:
+    with reading("is not a readable element of SpatialData", *ZARR_ERRORS, file=path):
         return dict(zarr.open_group(path, mode="r").attrs)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise unreadable("is not a readable element of SpatialData", error, file=path) from error
 
 
 def _regions(store: Path, table: str) -> list[str]:
@@ -220,11 +218,9 @@ def _regions(store: Path, table: str) -> list[str]:
     from anndata.io import read_elem
 
     path = store / "tables" / table
-    try:
+    with reading("is not a readable table of SpatialData", *h5_errors(), file=path):
         uns = zarr.open_group(path, mode="r")["uns"]
         region = read_elem(uns["spatialdata_attrs"])["region"] if "spatialdata_attrs" in uns else []
-    except h5_errors() as error:
-        raise unreadable("is not a readable table of SpatialData", error, file=path) from error
     names = [str(name) for name in np.ravel(region)]
     shapes = [name for name in names if (store / "shapes" / name).is_dir()]
     if names and not shapes:
@@ -263,8 +259,9 @@ def _transformations(stated: Any, path: Path) -> dict[str, tuple[np.ndarray, boo
         output = transformation.get("output")
         if not isinstance(output, Mapping):
             continue  # the scale of a level
-        units = {str(axis.get("unit")).lower() for axis in output.get("axes", []) if axis.get("name") in ("x", "y")}
-        found[str(output.get("name"))] = (_matrix(transformation, path), bool(units) and units <= UM)
+        axes = [axis for axis in output.get("axes", []) if axis.get("name") in ("x", "y")]
+        in_um = bool(axes) and all(UM.get(str(axis.get("unit")).lower()) == 1 for axis in axes)
+        found[str(output.get("name"))] = (_matrix(transformation, path), in_um)
     return found
 
 
@@ -312,7 +309,7 @@ def _matrix(transformation: Mapping[str, Any], path: Path) -> np.ndarray:
 def _centres(path: Path) -> tuple[list[Any], np.ndarray]:
     """Return names and centres of shapes: of circles as stored, of polygons the mean of their corners' box."""
     parquet = path / "shapes.parquet"
-    try:
+    with reading("shapes cannot be read", *ZARR_ERRORS, file=path):
         if parquet.is_file():
             import pyarrow.parquet as pq
 
@@ -325,10 +322,6 @@ def _centres(path: Path) -> tuple[list[Any], np.ndarray]:
 
         group = zarr.open_group(path, mode="r")
         return group["Index"][:].tolist(), np.asarray(group["coords"][:], dtype=np.float64).reshape(-1, 2)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise unreadable("shapes cannot be read", error, file=path) from error
 
 
 def _centre(shape: bytes) -> tuple[float, float]:

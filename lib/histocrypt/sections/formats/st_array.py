@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from histocrypt.errors import InputError, unreadable
+from histocrypt.errors import InputError, reading, unreadable
 from histocrypt.files import regular
 from histocrypt.sections.genes import KIND_COLUMNS
 from histocrypt.sections.identity import id_text, patient_text, safe_id
@@ -156,10 +156,8 @@ def _image(files: SectionFiles, own: Path, spots: list[Path], adata: object) -> 
 
 
 def _npz(path: Path) -> np.lib.npyio.NpzFile:
-    try:
+    with reading("spot cannot be read", OSError, ValueError, EOFError, zipfile.BadZipFile, file=path):
         return np.load(regular(path), allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise unreadable("spot cannot be read", error, file=path) from error
 
 
 def _array(spot: np.lib.npyio.NpzFile, field: str, path: Path) -> np.ndarray:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from histocrypt.errors import InputError, unreadable
+from histocrypt.errors import InputError, reading
 from histocrypt.sections.formats import space_ranger
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.pooling import lattice_section, pooled_counts, square_metadata
@@ -27,7 +27,6 @@ from histocrypt.sections.stores import unpacked
 from histocrypt.sections.tables import is_parquet
 
 SQUARE = re.compile(r"^square_(\d{3})um$")
-BARCODE = re.compile(rb"^s_(\d{3})um_\d{5}_\d{5}-\d+$")
 DEFAULT_UM = 16
 """Bins of a run where none are asked for: the coarsest that Space Ranger writes, with counts like a small spot's."""
 MATRIX = "filtered_feature_bc_matrix.h5"
@@ -185,7 +184,6 @@ def load_visium_hd(files: SectionFiles) -> Loaded:
         origins={
             "counts": f"{bins.folder.name}/{MATRIX}{summed}",
             "spots": f"{bins.folder.name}/spatial/{positions.name}",
-            "image": str(image.path) if image is not None else "",
         },
     )
 
@@ -273,15 +271,11 @@ def _tables(path: Path):
     if is_parquet(path):
         import pyarrow.parquet as pq
 
-        try:
-            with unpacked(path) as plain, pq.ParquetFile(plain) as file:
-                space_ranger.check_columns(file.schema_arrow.names, path)
-                for batch in file.iter_batches(2**19, columns=list(space_ranger.COLUMNS)):
-                    yield space_ranger.checked_positions(batch.to_pandas(), path)
-        except (OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise unreadable("is not readable as parquet", error, file=path) from error
+        how = reading("is not readable as parquet", OSError, ValueError, file=path)
+        with how, unpacked(path) as plain, pq.ParquetFile(plain) as file:
+            space_ranger.check_columns(file.schema_arrow.names, path)
+            for batch in file.iter_batches(2**19, columns=list(space_ranger.COLUMNS)):
+                yield space_ranger.checked_positions(batch.to_pandas(), path)
     else:
         yield space_ranger.read_positions(path).reset_index()
 
