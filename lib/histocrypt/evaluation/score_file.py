@@ -140,7 +140,7 @@ def render(result: ScoreResult, *, as_json: bool = False) -> str:
     one = noun(result.matrix)
     heads = [(metric.title, max(11, len(metric.title) + 2)) for metric in METRICS.values()]
     lines = [
-        f"{result.model} on section {result.section} (patient {result.patient}): "
+        f"{result.model} on section {result.section} (patient {result.patient or 'unknown'}): "
         f"{result.spots} spots, {result.genes} {one}s",
         "",
         f"{'':<14}" + "".join(f"{head:>{width}}" for head, width in heads) + f"{'flat ' + one.split()[-1] + 's':>12}",

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from histocrypt import paths
-from histocrypt.errors import InputError, said_with
+from histocrypt.errors import InputError, said_with, unknown_name
 from histocrypt.files import mode_of, near, regular
 from histocrypt.kinds import ANNDATA, kind_of
 from histocrypt.options import DEMO, FORMATS, SectionSource
@@ -139,7 +139,7 @@ def read_path(
                 f"holds {len(sections)} sections where one is needed",
                 file=path,
                 value=[files.id for files in sections][:5],
-                fix="name one of them",
+                fix=f"name one of them, such as {_name_of(sections[0], sections)}" if sections else None,
             )
         (files,) = sections
         files = replace(
@@ -218,6 +218,8 @@ def _sections_at(path: Path, formats: list[Format], *, for_prediction: bool = Fa
     mode = mode_of(path)
     slide_of_file = mode is None and mode_of(path.parent) is not None and path.parent.is_file()
     if mode is None and not slide_of_file:
+        if sections := _named_in_folder(path, formats):
+            return [replace(files, patient=patient_text(files.patient or "") or None) for files in sections]
         regular(path, missing="no such file or folder")
     if mode is not None and not path.is_dir():
         regular(path)
@@ -238,6 +240,32 @@ def _sections_at(path: Path, formats: list[Format], *, for_prediction: bool = Fa
         expected=layouts,
         fix=_unpacked(path) or _run_around(path),
     )
+
+
+def _name_of(files: SectionFiles, among: list[SectionFiles]) -> str:
+    """Return the path that stands for one section alone: its own, or its id below what it shares with others."""
+    shared = sum(other.path == files.path for other in among) > 1
+    return str(files.path / files.id if shared else files.path)
+
+
+def _named_in_folder(path: Path, formats: list[Format]) -> list[SectionFiles]:
+    """Return the section that ``FOLDER/ID`` names where files of several lie in one folder, as those of GEO do.
+
+    Raises
+    ------
+    InputError
+        If the folder is such a one, and none of its sections is called so.
+    """
+    folder = path.parent
+    form = next((form for form in formats if folder.is_dir() and form.recognises(folder)), None)
+    try:
+        found = form.sections_in(folder) if form is not None else []
+    except InputError:  # of what was not asked for
+        return []
+    sharing = [files for files in found if files.part and files.path == folder]
+    if len(sharing) > 1 and all(files.id != path.name for files in sharing):
+        raise unknown_name("section", path.name, [files.id for files in sharing], file=folder)
+    return [files for files in sharing if files.id == path.name]
 
 
 def _names_in(folder: Path) -> list[str] | None:
