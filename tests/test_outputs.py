@@ -64,6 +64,16 @@ def test_what_is_somebody_elses_is_not(how, tmp_path):
         assert claim(output, inputs=[mine], overwrite=True) == output
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_nothing_is_written_into_a_zarr_store(tmp_path, version):
+    import zarr
+
+    zarr.open_group(tmp_path / "S.zarr", mode="w", zarr_format=version)
+    for name in ("p.h5ad", "tables/p.h5ad"):
+        error = refused(claim, tmp_path / "S.zarr" / name, overwrite=True)
+        assert (error.file, error.field) == (tmp_path / "S.zarr", "--output")
+
+
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     assert refused(claim, tmp_path / "file" / "a.h5ad").file == tmp_path / "file"

@@ -347,11 +347,7 @@ def _sections(
             value=spacing_um,
             fix="name it with --image",
         )
-    return [
-        grid_section(
-            section.image, spacing_um=spacing_um, um_per_px=section.um_per_px, min_tissue=least, name=section.id
-        )
-    ]
+    return [grid_section(section.image, spacing_um=spacing_um, min_tissue=least, of=section)]
 
 
 def _missing(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:

@@ -187,13 +187,19 @@ def _formats(name: str) -> list[Format]:
     return [_format(known) for known in FORMATS if name in ("auto", known)]
 
 
+OF_AN_IMAGE = "name the section that it is the image of; an image alone is for `histocrypt predict --spacing`"
+
+
 def _no_section(path: Path, layouts: str) -> InputError:
+    from histocrypt.sections.image import is_image
+
     kind = kind_of(path)
     if kind is not None:
         fix = f"rename it to {path.stem}.h5ad" if kind is ANNDATA else kind.fix
         return InputError(f"is not a section: {kind.words}", file=path, expected=layouts, fix=fix)
     known = "patches or another HDF5 file" if path.suffix in {".h5", ".hdf5"} else f"a {path.suffix or 'nameless'} file"
-    return InputError(f"is not a section: it is {known}", file=path, expected=layouts, fix=_run_around(path))
+    fix = _run_around(path) or (OF_AN_IMAGE if is_image(path) else None)
+    return InputError(f"is not a section: it is {known}", file=path, expected=layouts, fix=fix)
 
 
 def _matching(source: SectionSource, folder: str | Path | None, formats: list[Format]) -> list[Path]:
@@ -286,8 +292,18 @@ def _unpacked(folder: Path) -> str | None:
 
 def _run_around(path: Path) -> str | None:
     """Return the run of 10x Genomics that a path is a part of, as a guess at what was meant."""
-    runs = [up for up in (path.parent, path.parent.parent) for name in RUNS if _format(name).recognises(up)]
-    return f"did you mean {runs[0]}?" if runs else None
+    runs = (up for up in (path.parent, path.parent.parent) for name in RUNS if _is_within_run(path, up, _format(name)))
+    run = next(runs, None)
+    return f"did you mean {run}?" if run is not None else None
+
+
+def _is_within_run(path: Path, folder: Path, form: Format) -> bool:
+    """Return whether a path lies in a run of ``folder``; that folder may just hold runs beside it."""
+    try:
+        found = form.sections_in(folder) if form.recognises(folder) else []
+    except InputError:
+        return False
+    return any(path.absolute().is_relative_to(files.path.absolute()) for files in found)
 
 
 def _within(folder: Path) -> list[Path]:

@@ -59,6 +59,14 @@ def validated(
     """
     file, adata, image = loaded.files[0], loaded.adata, loaded.image
     check_id(files.id, file)
+    if require_counts and isinstance(adata.uns.get("prediction"), Mapping):
+        raise InputError(
+            "is a prediction, where a measured section is needed",
+            file=file,
+            field="uns['prediction']",
+            value=str(adata.uns["prediction"].get("title", "")) or None,
+            fix="name the section that was predicted",
+        )
     _keep_libraries(adata)
     notes, matrices = list(loaded.notes), [name for name in adata.obsm if name != "spatial"]
     own: dict[str, str] = {}
