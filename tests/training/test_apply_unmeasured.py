@@ -11,6 +11,7 @@ from tests.training.conftest import make_study, write_section
 from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.errors import InputError
 from histocrypt.evaluation.maps import write_map
+from histocrypt.evaluation.score_file import score_files
 from histocrypt.pipeline.predict import predict_section
 from histocrypt.pipeline.train import train_fold
 
@@ -97,6 +98,9 @@ def test_a_grid_lies_on_the_tissue_at_its_spacing(world, tmp_path):
     assert np.allclose(steps, 160 / UM_PER_PX)
     assert np.isfinite(found.X).all()
     assert found.uns["prediction"]["image"] == str(world["slide"])
+    with pytest.raises(InputError) as caught:  # points of a grid are called as spots of an array are
+        score_files(out, str(world["section"]), name="A")
+    assert (caught.value.file, caught.value.field) == (out, "uns['prediction']['points']")
 
 
 def test_a_grid_over_a_slide_that_states_another_resolution_is_refused(world, tmp_path):
@@ -183,8 +187,16 @@ def test_a_map_of_any_head_with_and_without_its_picture(world, tmp_path):
         picture = tmp_path / f"{gene}.png"
         assert str(picture) in write_map(out, gene, picture)
         assert np.asarray(Image.open(picture)).std() > 10
+    assert (
+        write_map(out, f"GRCh38_{adata.var_names[1]}.12", tmp_path / "b.png")
+        .split(": ")[1]
+        .startswith(str(adata.var["symbol"].iloc[1]))
+    )
     with pytest.raises(InputError, match="ESR1 is not predicted"):
         write_map(out, "ESR1")
+    with pytest.raises(InputError) as caught:
+        write_map(out, f"{adata.var['symbol'].iloc[0]}_")
+    assert caught.value.fix == f"did you mean {adata.var['symbol'].iloc[0]}?"
     with pytest.raises(InputError, match="unknown section 'Z'"):
         write_map(out, "tumour", section="Z")
     with pytest.raises(InputError, match="this is not a prediction file"):

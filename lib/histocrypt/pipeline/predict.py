@@ -382,6 +382,7 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
         "weights_sha256": model.about["weights"]["sha256"],
         **({"views": views.words} if views.words else {}),
         **({"image": str(Path(image.path).resolve())} if kind != "patches" else {}),
+        **({"points": "of a grid over the image, no spots of the section"} if kind == "grid" else {}),
         **({"places": "side by side, since patches do not say where they lie"} if kind == "patches" else {}),
     }
 
