@@ -26,9 +26,11 @@ def refused(call, *arguments, **settings) -> InputError:
     return caught.value
 
 
-def prediction(path: Path, *, part: str = "new", gene: str = "G", **about: str) -> Path:
+def prediction(path: Path, *, part: str = "new", gene: str = "G", identity: str = "E", **about: str) -> Path:
     """Write what looks like predictions of 3 x 3 spots."""
-    adata = anndata.AnnData(np.arange(9, dtype=np.float32)[:, None], var=pd.DataFrame({"symbol": [gene]}, index=["E"]))
+    adata = anndata.AnnData(
+        np.arange(9, dtype=np.float32)[:, None], var=pd.DataFrame({"symbol": [gene]}, index=[identity])
+    )
     adata.obs["section"], adata.obs["barcode"] = "A", [str(i) for i in range(9)]
     adata.obsm["spatial"] = np.array([(x, y) for x in range(3) for y in range(3)], dtype=float) * 50
     adata.uns["prediction"] = {"part": part, "transform": "log1p", "model": "m", "um_per_px": 4.0, **about}
@@ -62,6 +64,16 @@ def test_what_is_somebody_elses_is_not(how, tmp_path):
         refused(claim, output, overwrite=True)
     else:
         assert claim(output, inputs=[mine], overwrite=True) == output
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_nothing_is_written_into_a_zarr_store(tmp_path, version):
+    import zarr
+
+    zarr.open_group(tmp_path / "S.zarr", mode="w", zarr_format=version)
+    for name in ("p.h5ad", "tables/p.h5ad"):
+        error = refused(claim, tmp_path / "S.zarr" / name, overwrite=True)
+        assert (error.file, error.field) == (tmp_path / "S.zarr", "--output")
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
@@ -104,6 +116,18 @@ def test_a_map_replaces_maps_alone(suffix, tmp_path):
     assert picture.read_bytes() == b"mine"
     write_map(source, "G", picture, overwrite=True)
     assert picture.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("gene", ["ENSG00000141736", "ensg00000141736", "GRCh38_ENSG00000141736.14", "ERBB2", "erbb2"])
+def test_a_map_knows_a_gene_by_any_of_its_names(tmp_path, gene):
+    path = prediction(tmp_path / "p.h5ad", gene="ERBB2", identity="ENSG00000141736")
+    assert write_map(path, gene, tmp_path / "m.png") == f"{tmp_path / 'm.png'}: ERBB2 at 9 spots"
+
+
+def test_a_gene_misspelt_for_a_map_is_guessed(tmp_path):
+    path = prediction(tmp_path / "p.h5ad", gene="ERBB2", identity="ENSG00000141736")
+    assert refused(write_map, path, "erb2", tmp_path / "m.png").fix == "did you mean ERBB2?"
+    assert refused(write_map, path, "ENSG00000141737.1", tmp_path / "m.png").field == "--gene"
 
 
 def test_a_map_is_not_drawn_over_the_slide_of_its_prediction(tmp_path):

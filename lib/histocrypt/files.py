@@ -162,6 +162,10 @@ MARKED_BYTES = 8192
 """How far from either end of a file a mark of its maker is looked for."""
 
 
+ZARR = (".zgroup", ".zarray", "zarr.json")
+"""Files that a folder of Zarr holds, of version 2 or 3."""
+
+
 def claim(
     output: str | Path,
     *,
@@ -231,7 +235,12 @@ def same_file(one: str | Path, other: str | Path) -> bool:
 
 
 def _check_room(output: Path, field: str) -> None:
-    """Refuse a place where nothing can be written."""
+    """Refuse a place where nothing can be written, or nothing should: a Zarr store is one thing, as a file is."""
+    store = next(
+        (parent for parent in output.absolute().parents if any((parent / name).is_file() for name in ZARR)), None
+    )
+    if store is not None:
+        raise InputError("would be written into a Zarr store", file=store, field=field, fix="choose another folder")
     there = next(parent for parent in output.absolute().parents if mode_of(parent) is not None)
     if not there.is_dir():
         raise InputError("cannot be written: a file lies where a folder is needed", file=there, field=field)

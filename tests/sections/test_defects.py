@@ -157,7 +157,7 @@ def test_good_section_passes(tiny_section, tmp_path):
     assert result.exit_code == 0
     assert "350 x 350" in result.stdout
     assert "4.0000 (file)" in result.stdout
-    assert "1 sections, 0 unusable" in result.stdout
+    assert "1 section, 0 unusable" in result.stdout
 
 
 def plant_droppable(adata):

@@ -11,7 +11,7 @@ from tests.space_ranger import HEADER, write_space_ranger
 from histocrypt.errors import InputError
 from histocrypt.options import SectionSource
 from histocrypt.sections.image import ScaledImage
-from histocrypt.sections.read import find_sections, read_section, watched
+from histocrypt.sections.read import find_sections, read_path, read_section, watched
 
 
 def read(path):
@@ -37,6 +37,33 @@ def geo(folder, prefix, run, *, packed=True, between=""):
         else:
             (folder / f"{name}.gz").write_bytes(gzip.compress(file.read_bytes()))
     return folder
+
+
+def test_one_of_several_samples_is_named_below_their_folder(tmp_path):
+    folder = tmp_path / "GSE9_RAW"
+    for number, name in enumerate(("GSM1_a", "GSM2_b")):
+        run = write_space_ranger(tmp_path / name, matrix="mtx.gz", image=False, seed=number)
+        geo(folder, f"{name}_", run)
+    assert_same(read_path(folder / "GSM2_b"), read(run)[0])
+    (files,) = find_sections(SectionSource(path=f"{folder}/GSM1_a", patient="P1"))
+    assert (files.id, files.patient) == ("GSM1_a", "P1")
+    with pytest.raises(InputError) as caught:
+        read_path(folder)
+    assert str(folder / "GSM1_a") in caught.value.fix
+    with pytest.raises(InputError) as caught:
+        read_path(folder / "GSM3_c")
+    assert (caught.value.file, caught.value.expected) == (folder, "one of GSM1_a, GSM2_b")
+    with pytest.raises(InputError) as caught:  # a folder of one section has no such names
+        read_path(tmp_path / "GSM1_a" / "GSM1_a")
+    assert caught.value.file == tmp_path / "GSM1_a" / "GSM1_a"
+
+
+def test_a_name_made_safe_is_said(tmp_path):
+    run = write_space_ranger(tmp_path / "Sample 3 (Ärm)" / "outs")
+    (section,) = read(run)
+    assert "'Sample 3 (Ärm)'" in section.origins["section"]
+    (plain,) = read(write_space_ranger(tmp_path / "S3" / "outs"))
+    assert "section" not in plain.origins
 
 
 @pytest.mark.parametrize("matrix", ["mtx.gz", "h5"])

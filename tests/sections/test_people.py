@@ -20,7 +20,7 @@ from histocrypt.errors import InputError
 from histocrypt.explore.survey import check_sections
 from histocrypt.options import SectionSource
 from histocrypt.sections.identity import missing_patient
-from histocrypt.sections.read import find_sections, read_path, read_section
+from histocrypt.sections.read import OF_AN_IMAGE, find_sections, read_path, read_section
 
 SYMBOLS = [f"GENE{number}" for number in range(30)]
 
@@ -482,6 +482,27 @@ def test_a_folder_says_what_is_in_the_way(tmp_path):
 def test_a_part_of_a_run_leads_to_the_run(tmp_path, part):
     run = write_space_ranger(tmp_path / "P1" / "outs")
     assert refused(run / part).fix == f"did you mean {run}?"
+
+
+def test_a_file_beside_runs_is_none_of_them(tmp_path):
+    write_space_ranger(tmp_path / "run")
+    (tmp_path / "slides").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "slides" / "a.tif")
+    error = refused(tmp_path / "slides" / "a.tif")
+    assert error.fix == OF_AN_IMAGE
+    (tmp_path / "notes.txt").write_text("x")
+    assert refused(tmp_path / "notes.txt").fix is None
+
+
+def test_a_prediction_is_no_measured_section(tmp_path, tiny_section):
+    path = tiny_section(tmp_path)
+    adata = anndata.read_h5ad(path)
+    adata.X = adata.X.toarray() + 0.5
+    adata.uns["prediction"] = {"title": "ResNet-18", "part": "new"}
+    adata.write_h5ad(path)
+    error = refused(path)
+    assert (error.file, error.field, error.value) == (path, "uns['prediction']", "ResNet-18")
+    assert read_path(path, for_prediction=True).n_spots == adata.n_obs  # its places may be predicted again
 
 
 @pytest.mark.parametrize("name", ["B.H5AD", "B.h5", "B"])

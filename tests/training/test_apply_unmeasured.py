@@ -11,6 +11,7 @@ from tests.training.conftest import make_study, write_section
 from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.errors import InputError
 from histocrypt.evaluation.maps import write_map
+from histocrypt.evaluation.score_file import score_files
 from histocrypt.pipeline.predict import predict_section
 from histocrypt.pipeline.train import train_fold
 
@@ -97,6 +98,35 @@ def test_a_grid_lies_on_the_tissue_at_its_spacing(world, tmp_path):
     assert np.allclose(steps, 160 / UM_PER_PX)
     assert np.isfinite(found.X).all()
     assert found.uns["prediction"]["image"] == str(world["slide"])
+    with pytest.raises(InputError) as caught:  # points of a grid are called as spots of an array are
+        score_files(out, str(world["section"]), name="A")
+    assert (caught.value.file, caught.value.field) == (out, "uns['prediction']['points']")
+
+
+def test_a_grid_over_a_slide_that_states_another_resolution_is_refused(world, tmp_path):
+    slide, model = tmp_path / "A.tif", world["models"]["encoder_ridge"]
+    Image.open(world["slide"]).save(slide, resolution=10_000 / UM_PER_PX, resolution_unit=3)
+    with pytest.raises(InputError) as caught:
+        predict_section(model, slide, tmp_path / "a.h5ad", um_per_px=UM_PER_PX / 4, spacing_um=400)
+    assert (caught.value.file, caught.value.field) == (slide, "um_per_px as given")
+    assert "A.tif" in str(caught.value).replace(str(slide), "")
+    for given, source in ((None, "file"), (UM_PER_PX * 1.02, "given")):
+        predict_section(model, slide, tmp_path / "a.h5ad", um_per_px=given, spacing_um=400)
+        about = anndata.read_h5ad(tmp_path / "a.h5ad").uns["prediction"]
+        assert (about["um_per_px"], about["um_per_px_source"]) == (given or UM_PER_PX, source)
+
+
+def test_a_grid_over_a_section_says_what_its_section_says(world, tmp_path, capsys):
+    adata = anndata.read_h5ad(world["section"])
+    del adata.uns["spatial"], adata.uns["technology"]
+    path = tmp_path / "A.h5ad"
+    adata.write_h5ad(path)
+    how = {"image": world["slide"], "spacing_um": 400}
+    predict_section(world["models"]["encoder_ridge"], path, tmp_path / "a.h5ad", **how)
+    assert "um/px estimated: spots lie" in capsys.readouterr().err
+    about = anndata.read_h5ad(tmp_path / "a.h5ad").uns["prediction"]
+    assert about["um_per_px"] == pytest.approx(UM_PER_PX)
+    assert about["um_per_px_source"] == "spot pitch"
 
 
 def test_each_switch_really_switches_and_says_what_was_left_out(world, tmp_path):
@@ -174,6 +204,8 @@ def test_a_map_of_any_head_with_and_without_its_picture(world, tmp_path):
         ("slide", {"spacing_um": 0.01, "um_per_px": UM_PER_PX}, "more than 1,000,000 spots"),
         ("patches", {"spacing_um": 100}, "a grid needs a slide"),
         ("patches", {"um_per_px": 1.0}, "are 48 µm wide, and the model looks at 144 µm"),
+        ("slide", {"spacing_um": 100, "um_per_px": 0.0}, "is not a positive number"),
+        ("patches", {"um_per_px": float("nan")}, "the model looks at 144 µm"),
         ("patches", {"um_per_px": UM_PER_PX, "batch_size": 0}, "is not a number of tiles"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation.figures import INK, MUTED, canvas, save, style
 from histocrypt.files import claim, says
 from histocrypt.pipeline.predictions import read_h5ad, symbols_of
+from histocrypt.sections.genes import GeneNames, meant_by
 from histocrypt.spatial import spot_pitch
 
 if TYPE_CHECKING:
@@ -313,14 +315,21 @@ def values_of(adata: AnnData, gene: str, path: str | Path) -> tuple[str, np.ndar
         heads.append((ids, symbols, adata.obsm["auxiliary"], UNITS["log1p_cp10k"]))
     for ids, symbols, values, unit in heads:
         for names in (ids, symbols):
-            found = np.flatnonzero(np.char.upper(names.astype(str)) == gene.upper())
-            if len(found):
-                column = int(found[0])
+            found = np.flatnonzero(np.char.upper(names.astype(str)) == gene.upper()).tolist()
+            if not found and names is symbols:  # an id with a version, or of a prefixed genome
+                found = [place for place in meant_by([gene], GeneNames.of(ids, symbols)).tolist() if place >= 0]
+            if found:
+                column = found[0]
                 return str(symbols[column]), np.asarray(values[:, column], dtype=np.float64).ravel(), unit
     every = [str(one) for _, symbols, _, _ in heads for one in symbols]
     some = ", ".join(sorted(every)[:8])
+    close = get_close_matches(gene.upper(), every, n=1)
     raise InputError(
-        f"{gene} is not predicted", file=path, field="--gene", expected=f"one of {len(every)} names, e.g. {some}"
+        f"{gene} is not predicted",
+        file=path,
+        field="--gene",
+        expected=f"one of {len(every)} names, e.g. {some}",
+        fix=f"did you mean {close[0]}?" if close else None,
     )
 
 

@@ -62,11 +62,18 @@ def score_files(prediction: Path, truth: str, *, name: str | None = None, bin_um
     Raises
     ------
     InputError
-        If either cannot be read, the first is not a prediction, or they share no spot or no gene.
+        If either cannot be read, the first is not a prediction or one on a grid, or they share no spot or no gene.
     """
     from histocrypt.sections.read import read_path
 
     predicted = read_prediction(Path(prediction))
+    if "points" in predicted.uns["prediction"]:  # their names may be those of an ST array's spots elsewhere
+        raise InputError(
+            "is predicted on a grid, whose points are no measured spots",
+            file=prediction,
+            field="uns['prediction']['points']",
+            fix="predict the section without --spacing",
+        )
     section = read_path(truth, bin_um=bin_um, counts_only=True)
     try:
         pair = join(predicted, section.adata, name or section.id)
@@ -140,7 +147,7 @@ def render(result: ScoreResult, *, as_json: bool = False) -> str:
     one = noun(result.matrix)
     heads = [(metric.title, max(11, len(metric.title) + 2)) for metric in METRICS.values()]
     lines = [
-        f"{result.model} on section {result.section} (patient {result.patient}): "
+        f"{result.model} on section {result.section} (patient {result.patient or 'unknown'}): "
         f"{result.spots} spots, {result.genes} {one}s",
         "",
         f"{'':<14}" + "".join(f"{head:>{width}}" for head, width in heads) + f"{'flat ' + one.split()[-1] + 's':>12}",

@@ -223,7 +223,7 @@ def render(rows: list[CheckRow], *, as_json: bool = False) -> str:
         for row in rows
         if row.origins
     ]
-    summary = f"{len(rows)} sections, {sum(row.unusable for row in rows)} unusable"
+    summary = f"{len(rows)} section{'s' * (len(rows) != 1)}, {sum(row.unusable for row in rows)} unusable"
     return "\n".join([table, summary, *(["\nread from", *told] if told else [])])
 
 

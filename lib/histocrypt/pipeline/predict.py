@@ -347,11 +347,7 @@ def _sections(
             value=spacing_um,
             fix="name it with --image",
         )
-    return [
-        grid_section(
-            section.image, spacing_um=spacing_um, um_per_px=section.um_per_px, min_tissue=least, name=section.id
-        )
-    ]
+    return [grid_section(section.image, spacing_um=spacing_um, min_tissue=least, of=section)]
 
 
 def _missing(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:
@@ -386,6 +382,7 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
         "weights_sha256": model.about["weights"]["sha256"],
         **({"views": views.words} if views.words else {}),
         **({"image": str(Path(image.path).resolve())} if kind != "patches" else {}),
+        **({"points": "of a grid over the image, no spots of the section"} if kind == "grid" else {}),
         **({"places": "side by side, since patches do not say where they lie"} if kind == "patches" else {}),
     }
 

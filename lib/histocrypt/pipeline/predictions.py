@@ -395,7 +395,7 @@ def _unjoined(prediction: AnnData, name: str, predicted: pd.Index, measured: pd.
         f"no barcode of section {name!r} is in both files: {say}",
         field="obs['barcode']",
         value=str(predicted[0]),
-        expected='the same barcodes in both (e.g. "12x7")',
+        expected="the same barcodes in both",
     )
 
 

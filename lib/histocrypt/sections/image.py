@@ -170,7 +170,7 @@ class PatchMosaic(ImageSource):
             coords = np.asarray(file["coords"][:], dtype=np.float64).reshape(-1, 2)
             barcodes = [_text(name) for name in file["barcode"][:].ravel()] if "barcode" in file else None
             attributes = {**file.attrs, **file["coords"].attrs, **pixels.attrs}
-        except InputError:
+        except InputError:  # is a ValueError, and says what is wrong
             raise
         except KeyError as error:
             raise InputError(

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from histocrypt import paths
-from histocrypt.errors import InputError, said_with
+from histocrypt.errors import InputError, said_with, unknown_name
 from histocrypt.files import mode_of, near, regular
 from histocrypt.kinds import ANNDATA, kind_of
 from histocrypt.options import DEMO, FORMATS, SectionSource
@@ -136,7 +136,7 @@ def read_path(
                 f"holds {len(sections)} sections where one is needed",
                 file=path,
                 value=[files.id for files in sections][:5],
-                fix="name one of them",
+                fix=f"name one of them, such as {_name_of(sections[0], sections)}" if sections else None,
             )
         (files,) = sections
         files = replace(
@@ -183,13 +183,19 @@ def _formats(name: str) -> list[Format]:
     return [_format(known) for known in FORMATS if name in ("auto", known)]
 
 
+OF_AN_IMAGE = "name the section that it is the image of; an image alone is for `histocrypt predict --spacing`"
+
+
 def _no_section(path: Path, layouts: str) -> InputError:
+    from histocrypt.sections.image import is_image
+
     kind = kind_of(path)
     if kind is not None:
         fix = f"rename it to {path.stem}.h5ad" if kind is ANNDATA else kind.fix
         return InputError(f"is not a section: {kind.words}", file=path, expected=layouts, fix=fix)
     known = "patches or another HDF5 file" if path.suffix in {".h5", ".hdf5"} else f"a {path.suffix or 'nameless'} file"
-    return InputError(f"is not a section: it is {known}", file=path, expected=layouts, fix=_run_around(path))
+    fix = _run_around(path) or (OF_AN_IMAGE if is_image(path) else None)
+    return InputError(f"is not a section: it is {known}", file=path, expected=layouts, fix=fix)
 
 
 def _matching(source: SectionSource, folder: str | Path | None, formats: list[Format]) -> list[Path]:
@@ -214,6 +220,8 @@ def _sections_at(path: Path, formats: list[Format], *, for_prediction: bool = Fa
     mode = mode_of(path)
     slide_of_file = mode is None and mode_of(path.parent) is not None and path.parent.is_file()
     if mode is None and not slide_of_file:
+        if sections := _named_in_folder(path, formats):
+            return [replace(files, patient=patient_text(files.patient or "") or None) for files in sections]
         regular(path, missing="no such file or folder")
     if mode is not None and not path.is_dir():
         regular(path)
@@ -236,6 +244,32 @@ def _sections_at(path: Path, formats: list[Format], *, for_prediction: bool = Fa
     )
 
 
+def _name_of(files: SectionFiles, among: list[SectionFiles]) -> str:
+    """Return the path that stands for one section alone: its own, or its id below what it shares with others."""
+    shared = sum(other.path == files.path for other in among) > 1
+    return str(files.path / files.id if shared else files.path)
+
+
+def _named_in_folder(path: Path, formats: list[Format]) -> list[SectionFiles]:
+    """Return the section that ``FOLDER/ID`` names where files of several lie in one folder, as those of GEO do.
+
+    Raises
+    ------
+    InputError
+        If the folder is such a one, and none of its sections is called so.
+    """
+    folder = path.parent
+    form = next((form for form in formats if folder.is_dir() and form.recognises(folder)), None)
+    try:
+        found = form.sections_in(folder) if form is not None else []
+    except InputError:  # of what was not asked for
+        return []
+    sharing = [files for files in found if files.part and files.path == folder]
+    if len(sharing) > 1 and all(files.id != path.name for files in sharing):
+        raise unknown_name("section", path.name, [files.id for files in sharing], file=folder)
+    return [files for files in sharing if files.id == path.name]
+
+
 def _names_in(folder: Path) -> list[str] | None:
     """Return the first names in a folder, or in its ``outs``, for an error."""
     return [path.name for path in _within(folder)][:5] or None
@@ -254,8 +288,18 @@ def _unpacked(folder: Path) -> str | None:
 
 def _run_around(path: Path) -> str | None:
     """Return the run of 10x Genomics that a path is a part of, as a guess at what was meant."""
-    runs = [up for up in (path.parent, path.parent.parent) for name in NAMELESS if _format(name).recognises(up)]
-    return f"did you mean {runs[0]}?" if runs else None
+    runs = (up for up in (path.parent, path.parent.parent) for name in NAMELESS if _is_within_run(path, up, _format(name)))
+    run = next(runs, None)
+    return f"did you mean {run}?" if run is not None else None
+
+
+def _is_within_run(path: Path, folder: Path, form: Format) -> bool:
+    """Return whether a path lies in a run of ``folder``; that folder may just hold runs beside it."""
+    try:
+        found = form.sections_in(folder) if form.recognises(folder) else []
+    except InputError:
+        return False
+    return any(path.absolute().is_relative_to(files.path.absolute()) for files in found)
 
 
 def _within(folder: Path) -> list[Path]:

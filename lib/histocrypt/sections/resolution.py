@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from histocrypt.sections.image import ImageSource
     from histocrypt.sections.section import Loaded
 
 ST_PITCH_UM = 200.0
@@ -214,14 +215,7 @@ def resolve(loaded: Loaded, *, given: float | None, file: Path) -> tuple[float, 
     if loaded.image is not None and loaded.image.um_per_px:
         facts.append(Fact(float(loaded.image.um_per_px), loaded.image.um_field))
     for fact in facts:
-        if not np.isfinite(fact.um_per_px) or fact.um_per_px <= 0:
-            raise InputError(
-                "resolution is not a positive number",
-                file=file,
-                field=fact.where,
-                value=fact.um_per_px,
-                expected="micrometres per pixel, e.g. 0.5",
-            )
+        _check_positive(fact, file)
     notes = _check_stretch(loaded.adata, file, certain=guessed is not None and guessed.certain)
     if not facts:
         if guessed is None:
@@ -257,6 +251,43 @@ def resolve(loaded: Loaded, *, given: float | None, file: Path) -> tuple[float, 
     if given is not None:
         return chosen.um_per_px, "given", "as given", notes
     return chosen.um_per_px, "file", chosen.where, notes
+
+
+def resolution_of_image(image: ImageSource, *, given: float | None) -> tuple[float, str]:
+    """Return micrometres per pixel of an image that no section belongs to, and its source: ``given`` or ``file``.
+
+    Raises
+    ------
+    InputError
+        If neither tells the resolution, or if the two differ by more than `TOLERANCE`.
+    """
+    facts = [Fact(float(given), "um_per_px as given")] if given is not None else []
+    facts += [Fact(float(image.um_per_px), image.um_field)] if image.um_per_px else []
+    if not facts:
+        raise InputError(
+            "the image does not say how large a pixel is", file=image.path, field="um_per_px", fix="give --um-per-px"
+        )
+    chosen, other = facts[0], facts[-1]
+    _check_positive(chosen, image.path)
+    if chosen.contradicts(other):
+        raise InputError(
+            f"resolution of {chosen.um_per_px:.4g} um/px contradicts {other.um_per_px:.4g} um/px ({other.where})",
+            file=image.path,
+            field=chosen.where,
+            fix="leave out --um-per-px where the image is right, else correct what the image says",
+        )
+    return chosen.um_per_px, "given" if given is not None else "file"
+
+
+def _check_positive(fact: Fact, file: Path) -> None:
+    if not np.isfinite(fact.um_per_px) or fact.um_per_px <= 0:
+        raise InputError(
+            "resolution is not a positive number",
+            file=file,
+            field=fact.where,
+            value=fact.um_per_px,
+            expected="micrometres per pixel, e.g. 0.5",
+        )
 
 
 def _check_stretch(adata: AnnData, file: Path, *, certain: bool) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.sections.counts import are_counts, check_counts, counted, places_of, rows_of
 from histocrypt.sections.genes import GeneNames, expression_only, odd_names, read_by_id
-from histocrypt.sections.identity import check_id, missing_patient, near_name, patient_text
+from histocrypt.sections.identity import check_id, missing_patient, near_name, patient_text, safe_id
 from histocrypt.sections.image import ScaledImage
 from histocrypt.sections.picture import Witnesses, reduced_note
 from histocrypt.sections.resolution import resolve
@@ -59,6 +59,14 @@ def validated(
     """
     file, adata, image = loaded.files[0], loaded.adata, loaded.image
     check_id(files.id, file)
+    if require_counts and isinstance(adata.uns.get("prediction"), Mapping):
+        raise InputError(
+            "is a prediction, where a measured section is needed",
+            file=file,
+            field="uns['prediction']",
+            value=str(adata.uns["prediction"].get("title", "")) or None,
+            fix="name the section that was predicted",
+        )
     _keep_libraries(adata)
     notes, matrices = list(loaded.notes), [name for name in adata.obsm if name != "spatial"]
     own: dict[str, str] = {}
@@ -144,6 +152,8 @@ def validated(
     if isinstance(image, ScaledImage):
         notes.append(reduced_note(image, um_per_px))
     origins = {"resolution": how, **loaded.origins}
+    if not origins.get("section"):
+        origins["section"] = _made_safe(files)
     if image is not None and not origins.get("image"):
         origins["image"] = str(image.path)
     origins |= {name: words for name, words in own.items() if words}
@@ -198,6 +208,14 @@ def _without_genes(adata: AnnData) -> AnnData:
     bare = adata[:, []].copy()
     bare.X = csr_matrix(bare.shape, dtype=np.int32)
     return bare
+
+
+def _made_safe(files: SectionFiles) -> str:
+    """Return which file's, folder's or sample's name became a section's id, where the two are not written alike."""
+    path = files.path.absolute()
+    names = (files.part.rstrip("_.- "), path.name, path.stem, path.parent.name)
+    name = next((name for name in names if name and safe_id(name) == files.id), files.id)
+    return f"name {name!r}" if name != files.id else ""
 
 
 def _refuse_repeats(names: pd.Index, file: Path, field: str, what: str) -> None:

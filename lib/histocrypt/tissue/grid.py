@@ -12,6 +12,7 @@ from histocrypt.errors import InputError
 from histocrypt.sections.identity import safe_id
 from histocrypt.sections.image import PatchMosaic, tiles_in
 from histocrypt.sections.pixels import opened
+from histocrypt.sections.resolution import resolution_of_image
 from histocrypt.sections.section import Section
 from histocrypt.tissue.mask import spot_tissue_share
 from histocrypt.tissue.preprocess import find_tissue
@@ -56,7 +57,7 @@ def patch_sections(folder: Path, *, um_per_px: float | None, tile_um: float) -> 
         barcodes = [f"{x}_{y}" for x, y in grid.tolist()]
         image = PatchMosaic.from_tiles(folder, files, dict(zip(barcodes, centres, strict=True)))
         um = um_per_px if um_per_px is not None else tile_um / side
-        if side * um < 0.99 * tile_um:
+        if not np.isfinite(um) or side * um < 0.99 * tile_um:
             raise InputError(
                 f"patches of {name} are {side * um:.0f} µm wide, and the model looks at {tile_um:g} µm",
                 file=folder,
@@ -87,7 +88,12 @@ def _one_side(patches: list[tuple[Path, int, int]]) -> int:
 
 
 def grid_section(
-    image: ImageSource, *, spacing_um: float, um_per_px: float | None, min_tissue: float, name: str | None = None
+    image: ImageSource,
+    *,
+    spacing_um: float,
+    min_tissue: float,
+    um_per_px: float | None = None,
+    of: Section | None = None,
 ) -> Section:
     """Lay a regular square grid over the tissue of an image; spots are discs of half the spacing.
 
@@ -97,23 +103,20 @@ def grid_section(
         Any readable image.
     spacing_um
         Distance between neighbouring spots, micrometres.
-    um_per_px
-        Micrometres per full-resolution pixel; else as the image says.
     min_tissue
         Least share of tissue below a spot's disc.
-    name
-        Section id; the image's name if not given.
+    um_per_px
+        Micrometres per full-resolution pixel as given, of an image alone; else as the image says.
+    of
+        The section that the image belongs to: id, resolution and what is to be said of it are taken from there.
 
     Raises
     ------
     InputError
-        If the resolution is not known, the spacing is not a distance, or there is no tissue or too much of it.
+        If the resolution is not known, what is given contradicts the image, the spacing is not a distance, or there is
+        no tissue or too much of it.
     """
-    own = um_per_px if um_per_px is not None else image.um_per_px
-    if own is None:
-        raise InputError(
-            "the image does not say how large a pixel is", file=image.path, field="um_per_px", fix="give --um-per-px"
-        )
+    own, source = (of.um_per_px, of.um_per_px_source) if of is not None else resolution_of_image(image, given=um_per_px)
     if not np.isfinite(spacing_um) or spacing_um <= 0:
         raise InputError("is not a distance", field="--spacing", value=spacing_um, expected="micrometres, above 0")
     step = spacing_um / own
@@ -144,10 +147,11 @@ def grid_section(
     barcodes = [f"{c}x{r}" for c, r in zip(column[kept], row[kept], strict=True)]
     adata = _unmeasured(barcodes, np.column_stack([column, row])[kept], coords[kept])
     adata.uns["spatial"] = {"grid": {"metadata": {"spot_diameter_um": spacing_um / 2}}}
-    section = name or safe_id(Path(image.path).stem.removesuffix(".ome")).lstrip("._-") or "slide"
-    source = "given" if um_per_px is not None else "file"
+    if of is not None:
+        return Section(of.id, of.patient, adata, image, own, source, of.files, notes=of.notes)
+    name = safe_id(Path(image.path).stem.removesuffix(".ome")).lstrip("._-") or "slide"
     notes = [f"{image.path}: {note}." for note in image.notes]
-    return Section(section, "", adata, image, float(own), source, [Path(image.path)], notes=notes)
+    return Section(name, "", adata, image, own, source, [Path(image.path)], notes=notes)
 
 
 def _unmeasured(barcodes: list[str], grid: np.ndarray, coords: np.ndarray) -> AnnData:
