@@ -288,7 +288,9 @@ def _unpacked(folder: Path) -> str | None:
 
 def _run_around(path: Path) -> str | None:
     """Return the run of 10x Genomics that a path is a part of, as a guess at what was meant."""
-    runs = (up for up in (path.parent, path.parent.parent) for name in NAMELESS if _is_within_run(path, up, _format(name)))
+    runs = (
+        up for up in (path.parent, path.parent.parent) for name in NAMELESS if _is_within_run(path, up, _format(name))
+    )
     run = next(runs, None)
     return f"did you mean {run}?" if run is not None else None
 
