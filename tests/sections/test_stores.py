@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+import warnings
 
 import anndata
 import numpy as np
@@ -231,3 +232,18 @@ def test_a_visium_section_of_cellxgene(plain, tmp_path):
     with pytest.raises(InputError) as caught:
         read(path, um_per_px=expected.um_per_px)
     assert caught.value.field == "obs['patient']"
+
+
+def test_a_chunk_that_its_codec_cannot_read_is_refused(plain, tmp_path):
+    """Blosc's header says how much it holds; numcodecs ends in a SystemError where that is negative."""
+    store = tmp_path / "S1.zarr"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        anndata.read_h5ad(plain).write_zarr(store)
+    (chunk,) = (store / "obs" / "section" / "categories").glob("[0-9]*")
+    content = bytearray(chunk.read_bytes())
+    content[4:8] = b"\xff\xff\xff\xff"
+    chunk.write_bytes(bytes(content))
+    with pytest.raises(InputError) as refused:
+        read(store)
+    assert refused.value.file == store

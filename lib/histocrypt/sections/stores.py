@@ -32,10 +32,10 @@ WHOLE = ("X/data", "X/indices", "raw/X/data", "raw/X/indices", "layers/counts/da
 
 
 def h5_errors() -> tuple[type[Exception], ...]:
-    """Return what h5py and anndata raise on damaged files, and on those of a format they do not know."""
+    """Return what h5py, Zarr's codecs and anndata raise on damaged files, and on those of a format they do not know."""
     from anndata._io.specs.registry import IORegistryError
 
-    return (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, IORegistryError)
+    return (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, IORegistryError, SystemError)
 
 
 def is_anndata(path: Path) -> bool:
