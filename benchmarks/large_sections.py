@@ -150,7 +150,7 @@ def check(folder: Path, bin_um: float | None) -> str:
     from histocrypt.explore.registration import laid_otherwise
     from histocrypt.sections.read import read_path
 
-    section = read_path(folder / "run", patient="P_1", require_image=True, bin_um=bin_um)
+    section = read_path(folder / "run", require_image=True, bin_um=bin_um)
     odd = [*section.notes, laid_otherwise(section)]
     image = f"{section.image.width:,} x {section.image.height:,} px at {section.um_per_px:.3g} µm"
     said = f", {len(list(filter(None, odd)))} notes" if any(odd) else ""
