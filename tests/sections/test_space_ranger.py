@@ -343,3 +343,17 @@ def test_check_lists_it(tmp_path):
     result = CliRunner().invoke(app, ["check", str(write_space_ranger(tmp_path / "run"))])
     assert result.exit_code == 2
     assert "patient is missing" in result.stdout
+
+
+@pytest.mark.parametrize("field", ["data", "features/name", "features/feature_type"])
+def test_a_matrix_whose_parts_do_not_fit_is_refused(tmp_path, field):
+    run = write_space_ranger(tmp_path / "run")
+    path = run / "filtered_feature_bc_matrix.h5"
+    with h5py.File(path, "a") as file:
+        matrix = file["matrix"]
+        values = matrix[field][:]
+        del matrix[field]
+        matrix[field] = np.full(len(values), b"text") if field == "data" else values[:-1]
+    with pytest.raises(InputError) as refused:
+        read_path(run)
+    assert refused.value.file == path

@@ -280,6 +280,10 @@ def _read_h5(path: Path) -> AnnData:
         values = (group["data"][:], group["indices"][:], group["indptr"][:])
         counts = csr_matrix(values, shape=(len(names), len(ids)))
         counts.check_format()
+        if not np.issubdtype(counts.dtype, np.number):
+            raise ValueError("counts are not numbers")
+        if {len(symbols), len(ids if kinds is None else kinds)} != {len(ids)}:
+            raise ValueError("features have names and kinds of other numbers than ids")
     return _expression(counts, names, ids, symbols, kinds)
 
 
