@@ -160,8 +160,6 @@ def near(path: Path) -> str | None:
 
 MARKED_BYTES = 8192
 """How far from either end of a file a mark of its maker is looked for."""
-
-
 ZARR = (".zgroup", ".zarray", "zarr.json")
 """Files that a folder of Zarr holds, of version 2 or 3."""
 
@@ -183,7 +181,8 @@ def claim(
     field
         The option that gave it, for the error.
     inputs
-        What is read meanwhile: never replaced, under whatever name it is given here (links are seen through).
+        What is read meanwhile: not replaced though it is ``mine``, under whatever name it is given (links are seen
+        through).
     mine
         Whether a file's content says that the same command made it: then it may be replaced. None: it cannot say so.
     overwrite

@@ -81,9 +81,11 @@ def _check_heaps(path: Path) -> None:
     """Refuse a heap of texts with an entry of no length, at which the HDF5 library would stay for ever.
 
     Format: HDF5 File Format Specification, III.E, "Disk Format: Level 1E - Global Heap". Files of more than `SEARCHED`
-    bytes are taken on trust.
+    bytes are taken on trust. Heaps lie side by side, so there are no more entries than the file has room for: more are
+    those of heaps made to lie in one another, to keep the search busy.
     """
     length = path.stat().st_size
+    room = length // 16
     if not 0 < length <= SEARCHED:
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -93,6 +95,9 @@ def _check_heaps(path: Path) -> None:
             entry, end = at + 16, at + size
             while end <= length and entry + 16 <= end:
                 number, size = struct.unpack_from("<H6xQ", content, entry)
+                room -= 1
+                if room < 0:
+                    raise InputError("is damaged: heaps of texts lie in one another", file=path, fix="copy it again")
                 if number == 0 and size < 16:
                     raise InputError("is damaged: a heap of texts has no end", file=path, fix="copy it again")
                 entry += size if number == 0 else 16 + -(-size // 8) * 8

@@ -4,6 +4,7 @@ import errno
 import gzip
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -442,4 +443,16 @@ def test_packed_text_that_is_broken_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError) as refused:
         read_path(run)
+    assert refused.value.file == path
+
+
+def test_heaps_that_lie_in_one_another_do_not_keep_anybody_busy(tiny_section, tmp_path):
+    path = tiny_section(tmp_path, "A", "P1")
+    many, block = 20_000, 48
+    with path.open("ab") as file:
+        for number in range(many):  # an entry that holds the head of a heap, which reaches to the end
+            left = (block * (many - number) - 16).to_bytes(8, "little")
+            file.write(struct.pack("<H6xQ", 1, 32) + b"GCOL\x01\0\0\0" + left + struct.pack("<H6xQ", 1, 0))
+    with pytest.raises(InputError) as refused:
+        read_path(path)
     assert refused.value.file == path
