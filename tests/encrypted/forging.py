@@ -1,8 +1,8 @@
 """An evaluator that lies to get the secret key out of published predictions.
 
-A ciphertext (c0, c1) decrypts to c0 + c1 s. So (0, p) decrypts to p s, whatever polynomial p the evaluator writes down: in
-every slot, p's value there times the key's. The evaluator adds that to an honest result. It compiled the network, so it
-knows directions of the outputs that the last layer cannot reach: nothing of the tile is there, and what a published
+A ciphertext (c0, c1) decrypts to c0 + c1 s. So (0, p) decrypts to p s, whatever polynomial p the evaluator writes down:
+in every slot, p's value there times the key's. The evaluator adds that to an honest result. It compiled the network, so
+it knows directions of the outputs that the last layer cannot reach: nothing of the tile is there, and what a published
 prediction has there is key and added noise. Least squares over such directions give the key's slots, and these are
 linear in its coefficients (Li and Micciancio, 2021, "On the security of homomorphic encryption on approximate numbers",
 is where decrypted CKKS values first gave keys away).
@@ -156,7 +156,7 @@ class Windows:
         self._size = size
         chance = np.random.default_rng(1)
         blocks = 1 if everywhere else forger.client.output.slots // forger.client.output.span
-        self._codes = chance.choice([-2.0, 2.0], (blocks, len(spread))) * size
+        self._codes = chance.choice([-1.0, 1.0], (blocks, len(spread))) * size
 
     def slots(self, place: int) -> np.ndarray:
         """Return which slots of the key are added at a place."""

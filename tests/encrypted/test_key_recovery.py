@@ -20,7 +20,7 @@ from histocrypt.pipeline.checkpoints import load_model
 
 RANK = 4
 """Of the last layer of 24 outputs: nothing honest is along the other 20 directions."""
-SIZES = {"another piece at each place": 0.015, "the same piece everywhere": 1.0}
+SIZES = {"another piece at each place": 0.01, "the same piece everywhere": 1.0}
 """What is added, in an output's standard deviation over the section."""
 
 
@@ -98,7 +98,11 @@ def test_published_predictions_hold_no_key(party, how, tmp_path):
     try:
         decrypt_response(response, party.folder / "keys", tmp_path / "prediction.h5ad", noise=NOISE)
     except InputError as error:
-        assert error.field.startswith("spot ")
+        refused = error.field
+    else:
+        refused = ""
+    if refused:
+        assert refused.startswith("spot ")
         return
     slots, found = windows.recover(published(tmp_path / "prediction.h5ad", windows.forger.client.about["outputs"]))
     assert forging.correlation(found, truth(party, windows)[slots])[1] > 1e-4
