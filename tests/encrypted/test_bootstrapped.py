@@ -15,12 +15,11 @@ import scipy.sparse as sp
 import torch
 from tests.encrypted.serving import in_the_clear, refuses
 
-from histocrypt.encrypted import engine
+from histocrypt.encrypted import engine, residues
 from histocrypt.encrypted.lowering import convolution
 from histocrypt.encrypted.parameters import Bootstrapping, Parameters, check_security
 from histocrypt.encrypted.parameters import bootstrapped as parameter_set
 from histocrypt.encrypted.resnet import compile, residual, run, shifted
-from histocrypt.encrypted.resnet import keys as residues
 from histocrypt.encrypted.resnet.keys import write_bootstrapping_keys
 from histocrypt.models.fhe import FheResNet18
 

@@ -297,6 +297,15 @@ class KeyOwner:
         """Return the ciphertext primes."""
         return self._ckks.moduli_chain()
 
+    def special_moduli(self) -> list[int]:
+        """Return the special primes of key switching."""
+        return self._ckks.aux_moduli_chain()
+
+    def zero(self) -> bytes:
+        """Return a new encryption of zero under the secret key, modulo all primes: a public key's bytes."""
+        with self._generator.gen_public_key(self._secret) as made:
+            return made.marshal_binary()
+
     def encrypt(self, values: np.ndarray, level: int) -> bytes:
         """Encrypt (slots,) float64 under the public key."""
         from lattigo import ffi, rlwe

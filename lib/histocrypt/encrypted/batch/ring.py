@@ -1,0 +1,427 @@
+"""Arithmetic of the conjugate-invariant ring on raw residues, as the engine keeps them, without the engine.
+
+A polynomial of N coefficients modulo L primes is an array (L, N) uint64: its values in the engine's order, see
+`kernels`. A ciphertext is (2, L, N): (b, a) with b + a s the message, at level L - 1. All loops run without the
+interpreter's lock, so that threads of a pool share one `Ring` and one `Keys`; each thread keeps its own room.
+
+Key switching follows Han and Ki (2020, "Better bootstrapping for approximate homomorphic encryption"), one digit for
+each prime; several rotations of one ciphertext share its digits (Halevi and Shoup, 2018, "Faster homomorphic linear
+transformations in HElib").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histocrypt.encrypted.batch import kernels
+from histocrypt.encrypted.engine import GENERATOR
+from histocrypt.encrypted.residues import bit_reversed, root_of_unity
+from histocrypt.errors import InputError
+
+WORD = 1 << 64
+LARGEST_PRIME = 1 << 61
+LARGEST_WHOLE = 1 << 53
+"""Up to here doubles hold every whole number."""
+COLUMNS = 512
+"""Values of each polynomial that one matrix product takes."""
+
+
+class Ring:
+    """Tables for the primes of one parameter set.
+
+    Parameters
+    ----------
+    logn
+        log2 of N, at least 6; keys need 8.
+    moduli
+        The ciphertext primes, below 2^61, each one more than a multiple of 4N.
+    special
+        The special prime of key switching, if there is one.
+
+    Raises
+    ------
+    ValueError
+        If a prime does not fit the ring or the machine's words.
+    """
+
+    def __init__(self, logn: int, moduli: Sequence[int], special: int | None = None) -> None:
+        self.logn, self.n = logn, 1 << logn
+        self.moduli, self.special = tuple(map(int, moduli)), special
+        self.primes = (*self.moduli, *([] if special is None else [int(special)]))
+        largest = max(self.primes)
+        if logn < 6 or any(prime % (4 * self.n) != 1 for prime in self.primes):
+            raise ValueError(f"the primes {self.primes} have no transform of {self.n} values")
+        if largest >= LARGEST_PRIME or (len(self.moduli) + 2) * largest >= WORD:
+            raise ValueError(f"{len(self.moduli)} primes of up to {largest.bit_length()} bits overflow 64 bits")
+        self.tables = _tables(self.primes, logn)
+        self._rooms = threading.local()
+        self._ratios = lru_cache(maxsize=None)(self._find_ratios)
+
+    def room(self, polynomials: int) -> np.ndarray:
+        """Return this thread's room for intermediate values, (polynomials, N) uint64, without clearing it."""
+        held = getattr(self._rooms, "held", None)
+        if held is None or len(held) < polynomials:
+            self._rooms.held = held = np.empty((polynomials, self.n), dtype=np.uint64)
+        return held[:polynomials]
+
+    def residues(self, coefficients: np.ndarray, level: int) -> np.ndarray:
+        """Return polynomials of whole coefficients as residues.
+
+        Parameters
+        ----------
+        coefficients
+            (..., N) float64 or int64, whole, below 2^62 in absolute value.
+        level
+            Of the result.
+
+        Returns
+        -------
+        (..., level + 1, N) uint64.
+        """
+        rows = np.ascontiguousarray(coefficients).reshape(-1, self.n)
+        out = np.empty((len(rows), level + 1, self.n), dtype=np.uint64)
+        for row, target in zip(rows, out, strict=True):
+            kernels.to_values(row, self.tables, self.room(1)[0], target)
+        return out.reshape(*np.shape(coefficients)[:-1], level + 1, self.n)
+
+    def uniform(self, seed: bytes, level: int) -> np.ndarray:
+        """Return a uniform polynomial, (level + 1, N) uint64: everybody who has the seed gets the same.
+
+        For each prime, SHAKE-128 of the seed and the prime's place (4 bytes, little endian) gives words, little endian,
+        cut to the prime's bits; those that reach the prime are left out.
+        """
+        out = np.empty((level + 1, self.n), dtype=np.uint64)
+        for place, prime in enumerate(self.moduli[: level + 1]):
+            digest = hashlib.shake_128(seed + place.to_bytes(4, "little"))
+            bits, wanted = prime.bit_length(), self.n
+            drawn = wanted * (1 << bits) // prime + 64
+            while True:
+                words = np.frombuffer(digest.digest(8 * drawn), dtype="<u8") & np.uint64((1 << bits) - 1)
+                kept = words[words < prime]
+                if len(kept) >= wanted:
+                    break
+                drawn += drawn // 8  # the longer output begins with the shorter one
+            out[place] = kept[:wanted]
+        return out
+
+    def multiply(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Multiply (..., L, N) polynomials or ciphertext parts; leading axes are broadcast."""
+        return self._each(kernels.multiply, a, b)
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Add (..., L, N)."""
+        return self._each(kernels.add, a, b)
+
+    def subtract(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Subtract (..., L, N)."""
+        return self._each(kernels.subtract, a, b)
+
+    def _each(self, kernel: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        a, b = np.broadcast_arrays(a, b)
+        out = np.empty(a.shape, dtype=np.uint64)
+        shape = (-1, *a.shape[-2:])
+        kernel(
+            np.ascontiguousarray(a).reshape(shape),
+            np.ascontiguousarray(b).reshape(shape),
+            self.tables,
+            out.reshape(shape),
+        )
+        return out
+
+    def rescale(self, ciphertext: np.ndarray) -> np.ndarray:
+        """Divide (..., L, N) by the last prime and round: (..., L - 1, N)."""
+        number = ciphertext.shape[-2]
+        rows = np.ascontiguousarray(ciphertext).reshape(-1, number, self.n)
+        out, room = np.empty((len(rows), number - 1, self.n), dtype=np.uint64), self.room(5)
+        ratios, dropped = self._ratios(number - 1, (number - 1,)), np.array([number - 1])
+        for row, target in zip(rows, out, strict=True):
+            kernels.drop(row, dropped, self.tables, ratios, room[:4], room[4], target)
+        return out.reshape(*ciphertext.shape[:-2], number - 1, self.n)
+
+    def _find_ratios(self, kept: int, dropped: tuple[int, ...]) -> np.ndarray:
+        """Return the constants of `kernels.drop`."""
+        first, second = self.primes[dropped[0]], self.primes[dropped[1]] if len(dropped) == 2 else 1
+        out = np.zeros((kept + 1, 4), dtype=np.uint64)
+        for place, prime in enumerate(self.primes[:kept]):
+            out[place] = *_pair(pow(first * second, -1, prime), prime), *_pair(first, prime)
+        if len(dropped) == 2:
+            out[kept, :2] = _pair(pow(first, -1, second), second)
+        return out
+
+    @property
+    def largest_weight_sum(self) -> int:
+        """What the absolute weights of one output of `linear` may sum to at most, about 2^24."""
+        return LARGEST_WHOLE // max(1 << 29, *(((prime >> 1) + (1 << 29) >> 30) + 1 for prime in self.moduli))
+
+    def linear(
+        self,
+        weights: np.ndarray,
+        ciphertexts: np.ndarray,
+        biases: Sequence[int] | None = None,
+        *,
+        columns: int = COLUMNS,
+    ) -> np.ndarray:
+        """Return whole combinations of ciphertexts, exactly: matrix products of halves of residues in doubles.
+
+        Besides the result it takes 16 (I + O) ``columns`` bytes.
+
+        Parameters
+        ----------
+        weights
+            (O, I) float64, whole.
+        ciphertexts
+            (I, 2, L, N) uint64.
+        biases
+            O whole numbers of any size, times the result's scale: added to every slot.
+        columns
+            Values of a polynomial that one product takes, a power of two.
+
+        Returns
+        -------
+        (O, 2, L, N) uint64, at the same level.
+
+        Raises
+        ------
+        ValueError
+            If weights are not whole, or one output's are too large for sums of products to be exact.
+        """
+        weights = np.ascontiguousarray(weights, dtype=np.float64)
+        outputs, inputs = weights.shape
+        largest = np.abs(weights).sum(axis=1).max()
+        if not (weights == np.rint(weights)).all() or not largest <= self.largest_weight_sum:
+            raise ValueError(f"weights must be whole and sum to {self.largest_weight_sum} at most, not {largest}")
+        number, columns = ciphertexts.shape[2], min(columns, self.n)
+        ciphertexts = np.ascontiguousarray(ciphertexts)
+        out = np.empty((outputs, 2, number, self.n), dtype=np.uint64)
+        halves, products = np.empty((inputs, 2 * columns)), np.empty((outputs, 2 * columns))
+        none = np.zeros(outputs, dtype=np.uint64)
+        for limb, prime in enumerate(self.moduli[:number]):
+            shift = none if biases is None else np.array([int(bias) % prime for bias in biases], dtype=np.uint64)
+            for part in range(2):
+                for start in range(0, self.n, columns):
+                    kernels.halve(ciphertexts, part, limb, start, np.uint64(prime), halves)
+                    np.matmul(weights, halves, out=products)
+                    kernels.join(products, none if part else shift, part, limb, start, np.uint64(prime), out)
+        return out
+
+    def automorphism(self, rotation: int) -> np.ndarray:
+        """Return where each value comes from when slots rotate to the left, (N,) int64."""
+        order, bits = 4 * self.n, bit_reversed(self.n)
+        exponents = (4 * bits + 1) * pow(GENERATOR, rotation % order, order) % order
+        return bits[(exponents - 1) // 4]
+
+
+def _pair(constant: int, prime: int) -> tuple[int, int]:
+    """Return a constant modulo a prime, and its Shoup quotient."""
+    constant %= prime
+    return constant, constant * WORD // prime
+
+
+def _words(values: Sequence[Any]) -> np.ndarray:
+    return np.array(values, dtype=np.uint64)
+
+
+@lru_cache(maxsize=16)
+def _tables(primes: tuple[int, ...], logn: int) -> kernels.Tables:
+    """Return the constants and roots of every prime."""
+    size, rows = 1 << logn, (1 << logn) // kernels.TAIL
+    lanes = min(kernels.LANES, rows)
+    inverses = _words([pow(prime, -1, WORD) for prime in primes])
+    squares = _words([WORD * WORD % prime for prime in primes])
+    heads, tails = np.empty((2, len(primes), 2, rows), np.uint64), []
+    for place, prime in enumerate(primes):
+        root = root_of_unity(prime, 4 * size)
+        for way, base in enumerate((root, pow(root, -1, prime))):
+            factors = _words([_pair(pow(base, size >> k, prime), prime) for k in range(logn + 1)])
+            pairs = np.empty((2, size), dtype=np.uint64)
+            kernels.root_table(
+                *np.ascontiguousarray(factors.T), np.uint64(prime), inverses[place], squares[place], pairs
+            )
+            heads[way, place] = pairs[:, :rows]
+            stages = [
+                pairs[:, rows * blocks : 2 * rows * blocks].reshape(2, -1, lanes, blocks).transpose(0, 1, 3, 2)
+                for blocks in (1, 2, 4, 8, 16)
+            ]
+            tails.append(np.concatenate(stages, axis=2))
+    tails = np.stack(tails).reshape(len(primes), 2, *tails[0].shape)
+    return kernels.Tables(
+        primes=_words(primes),
+        inverses=inverses,
+        squares=squares,
+        reciprocals=_words([WORD // prime for prime in primes]),
+        scales=_words([_pair(pow(2 * size, -1, prime), prime) for prime in primes]),
+        forward_head=heads[0],
+        backward_head=heads[1],
+        forward_tail=np.ascontiguousarray(tails[:, 0]),
+        backward_tail=np.ascontiguousarray(tails[:, 1]),
+    )
+
+
+@dataclass
+class Keys:
+    """A client's evaluation keys, and what is done with them. One object serves several threads.
+
+    Each key is (L, 2, L + 1, N) uint64 in Montgomery's form: digit, (b, a), prime.
+    """
+
+    ring: Ring
+    relinearisation: np.ndarray
+    rotations: dict[int, np.ndarray]
+    """Slots to the left, modulo N, to the key."""
+
+    def __post_init__(self) -> None:
+        ring = self.ring
+        self._lifted = _words([ring.special * WORD * WORD % prime for prime in ring.primes])
+        self._places = {rotation: ring.automorphism(rotation) for rotation in self.rotations}
+
+    @classmethod
+    def read(
+        cls, source: Path | bytes | np.ndarray, ring: Ring, rotations: Sequence[int] = (), *, start: int = 0
+    ) -> Keys:
+        """Read the engine's keys and check every length and value; memory: the keys once, and one key more.
+
+        Parameters
+        ----------
+        source
+            A file, or its bytes.
+        ring
+            With a special prime.
+        rotations
+            That the model needs; the keys must be these and no others.
+        start
+            Where the keys begin.
+
+        Raises
+        ------
+        InputError
+            Naming what differs.
+        """
+        file = source if isinstance(source, Path) else None
+
+        def check(field: str, found: Any, wanted: Any) -> None:
+            if not np.array_equal(found, wanted):
+                problem, fix = "are no evaluation keys for these parameters", "make keys again for this very model"
+                raise InputError(problem, file=file, field=field, value=str(found)[:80], expected=str(wanted), fix=fix)
+
+        form = _key_form(ring)
+        order = 4 * ring.n
+        elements = {pow(GENERATOR, rotation % ring.n, order): rotation % ring.n for rotation in rotations}
+        size = 1 + form.itemsize + 5 + len(elements) * (24 + form.itemsize)
+        given = np.memmap(file, dtype=np.uint8, mode="r") if file else np.frombuffer(source, dtype=np.uint8)
+        check("bytes", len(given) - start, size)
+        at = start
+
+        def take(kind: Any) -> Any:
+            """Read one item: through a file of its own, for mapped pages would count as memory."""
+            nonlocal at
+            kind = np.dtype(kind)
+            part = np.fromfile(file, kind, 1, offset=at) if file else np.frombuffer(source, kind, 1, at)
+            at += kind.itemsize
+            return part[0]
+
+        def take_key(field: str) -> np.ndarray:
+            stored = take(form)
+            check(field, [stored["zero"], stored["digits"]], [0, len(ring.moduli)])
+            rows = stored["rows"]
+            parts = rows["parts"]
+            for found, wanted in (
+                (rows["height"], 1),
+                (rows["width"], 2),
+                (parts["limbs"], len(ring.moduli)),
+                (parts["degrees"]["size"], ring.n),
+                (parts["special_limbs"], 1),
+                (parts["special"]["size"], ring.n),
+            ):
+                check(field, np.unique(found), [wanted])
+            key = np.empty((len(ring.moduli), 2, len(ring.primes), ring.n), dtype=np.uint64)
+            key[:, :, :-1], key[:, :, -1] = parts["degrees"]["values"], parts["special"]["values"]
+            most = key.max(axis=(0, 1, 3))
+            wrong = most >= ring.tables.primes
+            if wrong.any():
+                check(field, int(most[wrong][0]), f"below {ring.primes[int(np.flatnonzero(wrong)[0])]}")
+            return key
+
+        check("relinearisation key", take("u1"), 1)
+        relinearisation, found = take_key("relinearisation key"), {}
+        check("rotation keys", [take("u1"), take("<u4")], [1, len(elements)])
+        for element in sorted(elements):
+            field = f"rotation key {element}"
+            check(field, [take("<u8") for _ in range(3)], [element, element, order])
+            found[elements[element]] = take_key(field)
+        return cls(ring, relinearisation, found)
+
+    def square(self, ciphertext: np.ndarray) -> np.ndarray:
+        """Square (2, L, N), relinearise, and rescale by the last prime: (2, L - 1, N), scale^2 / prime."""
+        ring, number = self.ring, ciphertext.shape[1]
+        if number < 2:
+            raise ValueError("a square needs two primes at least")
+        special, last = len(ring.moduli), number - 1
+        limbs = np.array([*range(last), special, last])
+        out = np.empty((2, last, ring.n), dtype=np.uint64)
+        kernels.square(
+            np.ascontiguousarray(ciphertext),
+            self.relinearisation,
+            ring.tables,
+            limbs,
+            self._lifted,
+            ring._ratios(last, (special, last)),
+            ring.room(number * (number + 3) + 8),
+            out,
+        )
+        return out
+
+    def rotate(self, ciphertext: np.ndarray, rotations: Sequence[int]) -> list[np.ndarray]:
+        """Rotate the slots of (2, L, N) to the left, once for each of ``rotations``; none needs no key."""
+        ring, number = self.ring, ciphertext.shape[1]
+        ciphertext = np.ascontiguousarray(ciphertext)
+        special = len(ring.moduli)
+        limbs = np.array([*range(number), special])
+        room = ring.room(number * (number + 1) + 2 * number + 8)
+        digits, work = room[: number * (number + 1)], room[number * (number + 1) :]
+        digits = digits.reshape(number + 1, number, ring.n)
+        if any(rotation % ring.n for rotation in rotations):
+            kernels.decompose(ciphertext[1], ring.tables, limbs, work[0], work[1], digits)
+        found = []
+        for rotation in rotations:
+            rotation %= ring.n
+            if rotation == 0:
+                found.append(ciphertext.copy())
+                continue
+            out = np.empty_like(ciphertext)
+            kernels.rotate(
+                ciphertext,
+                digits,
+                self.rotations[rotation],
+                self._places[rotation],
+                ring.tables,
+                limbs,
+                self._lifted,
+                ring._ratios(number, (special,)),
+                work,
+                out,
+            )
+            found.append(out)
+        return found
+
+
+def _key_form(ring: Ring) -> np.dtype:
+    """Return the layout of a switching key in the engine's files: all lengths stand before what they count."""
+    polynomial = np.dtype([("size", "<u8"), ("values", "<u8", (ring.n,))])
+    part = np.dtype(
+        [
+            ("limbs", "<u8"),
+            ("degrees", polynomial, (len(ring.moduli),)),
+            ("special_limbs", "<u8"),
+            ("special", polynomial),
+        ]
+    )
+    row = np.dtype([("height", "<u8"), ("width", "<u8"), ("parts", part, (2,))])
+    return np.dtype([("zero", "<u8"), ("digits", "<u8"), ("rows", row, (len(ring.moduli),))])
