@@ -327,9 +327,8 @@ def drop(values, dropped, tables, ratios, room, spare, out):
     """Divide by one prime or two and round: values (limbs, N) modulo the kept primes, then the dropped -> out (L, N).
 
     ``dropped`` are the places of the dropped primes in the tables, the first to be divided by first; their values are
-    the last of ``values``, in that order. ``ratios`` (L + 1, 4) holds two pairs for each kept prime: the inverse of what
-    it is divided by, and the first dropped prime; then, for two, the inverse of the first dropped prime modulo the
-    second.
+    the last of ``values``, in that order. ``ratios`` (L + 1, 4) holds two pairs for each kept prime: the inverse of
+    what it is divided by, and the first dropped prime; then, for two, the inverse of the first modulo the second.
     """
     kept = out.shape[0]
     for d in range(dropped.size):
