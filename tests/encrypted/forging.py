@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Client, load_bundle
 from histocrypt.encrypted.compile import compile_lowered, write_bundle
-from histocrypt.encrypted.lowering import Lowered
+from histocrypt.encrypted.lowering import Affine, Lowered, convolution
 
 
 def of_rank(lowered: Lowered, rank: int) -> Lowered:
@@ -43,6 +43,64 @@ def unreachable(lowered: Lowered) -> np.ndarray:
     matrix = lowered.maps[-1].matrix.toarray()
     left, size, _ = np.linalg.svd(matrix)
     return left[:, int((size > 1e-9 * size[0]).sum()) :]
+
+
+def with_pixels(lowered: Lowered, spread: np.ndarray, *, size: float) -> tuple[Lowered, np.ndarray]:
+    """Return another network of the same form, which also writes the tile's coarse pixels into its outputs.
+
+    Its first convolution has two more channels, m + 1 and m, where m is the mean of a cell: the difference of their
+    squares is 2 m + 1.
+
+    Parameters
+    ----------
+    lowered
+        A network of two maps whose last one leaves as many directions unreached as the first one has cells.
+    spread
+        (outputs,) standard deviations of its outputs.
+    size
+        Of what is added for a cell of one standard deviation, as a share of that.
+
+    Returns
+    -------
+    Lowered
+        The network.
+    np.ndarray
+        (outputs, cells): its outputs' standardised part along these is the cells' means.
+    """
+    first, last = lowered.maps
+    channels, cells = first.target[0], int(np.prod(first.target[1:]))
+    kernel = np.ones((1, *_kernel(first)))
+    mean = convolution(kernel / kernel.size, None, first.source, stride=kernel.shape[-1])
+    free = unreachable_standardised(lowered, spread)[:, :cells]
+    gain = size * spread[:, None] * free / 2
+    return Lowered(
+        [
+            replace(
+                first,
+                matrix=sp.vstack([first.matrix, mean.matrix, mean.matrix]).tocsr(),
+                bias=np.concatenate([first.bias, np.ones(cells), np.zeros(cells)]),
+                target=(channels + 2, *first.target[1:]),
+            ),
+            replace(
+                last,
+                matrix=sp.hstack([last.matrix, gain, -gain]).tocsr(),
+                bias=last.bias - gain.sum(axis=1),
+                source=(channels + 2, *first.target[1:]),
+            ),
+        ],
+        lowered.strides,
+    ), free / size
+
+
+def _kernel(first: Affine) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the kernel of a convolution whose stride is its kernel."""
+    return (first.source[0], first.source[1] // first.target[1], first.source[2] // first.target[2])
+
+
+def unreachable_standardised(lowered: Lowered, spread: np.ndarray) -> np.ndarray:
+    """Return `unreachable` of the outputs in units of their standard deviations."""
+    last = lowered.maps[-1]
+    return unreachable(Lowered([replace(last, matrix=sp.diags(1 / spread) @ last.matrix)], []))
 
 
 class Forger:
@@ -147,8 +205,7 @@ class Windows:
     ) -> None:
         self.forger, self._spread = forger, spread
         self._bias = lowered.maps[-1].bias
-        scaled = replace(lowered.maps[-1], matrix=sp.diags(1 / spread) @ lowered.maps[-1].matrix)
-        self._free = unreachable(Lowered([scaled], []))
+        self._free = unreachable_standardised(lowered, spread)
         self.width = self._free.shape[1] // 2
         parameters = forger.client.parameters
         self.typical = np.sqrt(2 * parameters.slots * 2 / 3)

@@ -13,7 +13,7 @@ from histocrypt.encrypted import messages
 from histocrypt.encrypted.bundle import load_client
 from histocrypt.encrypted.compile import lowered_model, training_inputs
 from histocrypt.encrypted.evaluator import evaluate_request
-from histocrypt.encrypted.key_owner import NOISE, Keys, decrypt_response, encrypt_section, keygen
+from histocrypt.encrypted.key_owner import NOISE, Keys, decrypt_response, encrypt_section, keygen, prepare
 from histocrypt.encrypted.lowering import Lowered
 from histocrypt.errors import InputError
 from histocrypt.pipeline.checkpoints import load_model
@@ -106,3 +106,21 @@ def test_published_predictions_hold_no_key(party, how, tmp_path):
         return
     slots, found = windows.recover(published(tmp_path / "prediction.h5ad", windows.forger.client.about["outputs"]))
     assert forging.correlation(found, truth(party, windows)[slots])[1] > 1e-4
+
+
+def test_a_consistent_lie_shows_pixels_to_who_sees_the_predictions(world, party, tmp_path):
+    """No copy tells: it is another network, evaluated well. Hence predictions are not for the evaluator."""
+    lying, along = forging.with_pixels(party.lowered, party.spread, size=0.1)
+    described, _ = lowered_model(load_model(world.model, device="cpu"))
+    forging.compile_rank(lying, described, load_client(world.bundle).about, tmp_path / "bundle")
+    keygen(tmp_path / "bundle" / "client.json", tmp_path / "keys")
+    encrypt_section(world.section, tmp_path / "keys", tmp_path / "request")
+    evaluation_keys, client = tmp_path / "keys" / "evaluation.keys", load_client(tmp_path / "bundle")
+    evaluate_request(tmp_path / "request", tmp_path / "bundle", evaluation_keys, tmp_path / "response", workers=1)
+    decrypt_response(tmp_path / "response", tmp_path / "keys", tmp_path / "prediction.h5ad")
+    found = (
+        published(tmp_path / "prediction.h5ad", client.about["outputs"]) - party.lowered.maps[-1].bias
+    ) / party.spread
+    tiles = prepare(client, world.section).values
+    cells = tiles.reshape(len(tiles), 3, 3, 8, 3, 8).mean(axis=(1, 3, 5)).reshape(len(tiles), -1)
+    assert forging.correlation((found @ along).ravel(), cells.ravel())[0] > 0.9
