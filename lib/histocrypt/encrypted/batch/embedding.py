@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 
 from histocrypt.encrypted.batch import kernels
+from histocrypt.encrypted.batch.field import field
 from histocrypt.encrypted.batch.ring import Ring
 from histocrypt.encrypted.engine import GENERATOR
 
@@ -95,16 +96,11 @@ def slots(ring: Ring, polynomials: np.ndarray, scale: float) -> np.ndarray:
     (K, n) float64. After `sum_orbits`, slot t is the sum over all slots t + k n.
     """
     size = polynomials.shape[-1]
-    small = ring if size == ring.n else Ring(size.bit_length() - 1, ring.moduli[:1])
-    tables, out = small.tables, np.empty(polynomials.shape)
-    kernels.to_coefficients(
-        np.ascontiguousarray(polynomials),
-        tables.primes[0],
-        tables.scales[0],
-        tables.backward_head[0],
-        tables.backward_tail[0],
-        out,
-    )
+    first, out = field(ring.moduli[0], size.bit_length() - 1), np.empty(polynomials.shape)
+    spare, found = np.empty((2, size), dtype=np.uint64)
+    for polynomial, target in zip(np.ascontiguousarray(polynomials), out, strict=True):
+        first.backward(polynomial, spare, found)
+        kernels.centre(found, first.prime, target)
     return decode(out, scale)
 
 

@@ -7,12 +7,12 @@ Shoup's quotient floor(w 2^64 / q); the sums between two butterflies stay below 
 2014, "Faster arithmetic for number-theoretic transforms"). High words are made of 32-bit halves, because compilers
 turn those into vector instructions. The last five stages run on a transposed copy, so that they are vectors, too.
 
-Every function runs without the interpreter's lock and is compiled once a machine.
+A root or another constant comes with its Shoup quotient, as a pair. Functions are small, run without the interpreter's
+lock, and never call one another when compiled: else the compiler would copy the transforms into each of their callers.
+They are compiled once a machine.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -30,30 +30,6 @@ LANES = 64
 """Rows of ``TAIL`` coefficients that are transposed together: 16 KiB, which a first-level cache holds."""
 BLOCK = 256
 """Coefficients of an inner product at once."""
-
-
-class Tables(NamedTuple):
-    """What the loops need of each prime; the first axis is the prime, the special one last. All are uint64.
-
-    Pairs are a constant and its Shoup quotient.
-    """
-
-    primes: np.ndarray
-    """(P,)"""
-    inverses: np.ndarray
-    """(P,) of the primes modulo 2^64."""
-    squares: np.ndarray
-    """(P,) 2^128 modulo the prime."""
-    reciprocals: np.ndarray
-    """(P,) floor(2^64 / prime): Shoup's quotient of one."""
-    scales: np.ndarray
-    """(P, 2) pairs: 1 / 2N."""
-    forward_head: np.ndarray
-    """(P, 2, N / TAIL) pairs: root of block i of the stage with h blocks at h + i; of the first step at 0."""
-    forward_tail: np.ndarray
-    """(P, 2, groups, TAIL_BLOCKS, lanes) pairs: roots of the last five stages."""
-    backward_head: np.ndarray
-    backward_tail: np.ndarray
 
 
 @register_jitable
@@ -146,8 +122,29 @@ def backward_lanes(left, right, constants, quotients, prime):
 
 
 @compiled
-def forward(source, out, prime, head, tail):
-    """Transform coefficients below 4 primes to values; source and out are different arrays of (N,)."""
+def forward(coefficients, origin, spare, out, prime, reciprocal, head, tail):
+    """Transform coefficients, reduced modulo another prime or this one and centred, to values modulo this one.
+
+    Parameters
+    ----------
+    coefficients
+        (N,) uint64 below ``origin``.
+    origin
+        Their prime.
+    spare, out
+        (N,) uint64, other arrays.
+    prime, reciprocal
+        And floor(2^64 / prime).
+    head
+        (2, N / TAIL) pairs: the root of block i of the stage of h blocks at h + i; that of the first step at 0.
+    tail
+        (2, groups, TAIL_BLOCKS, lanes) pairs: roots of the last five stages.
+    """
+    half, minus = origin >> ONE, prime - origin % prime
+    source = spare
+    for j in range(coefficients.size):
+        a = coefficients[j]
+        source[j] = times(a + (minus if a > half else WORD(0)), ONE, reciprocal, prime)
     size, four = source.size, prime << WORD(2)
     middle = size >> 1
     constant, quotient = head[0, 0], head[1, 0]
@@ -197,8 +194,8 @@ def forward(source, out, prime, head, tail):
 
 
 @compiled
-def backward(source, out, spare, prime, scale, head, tail):
-    """Transform reduced values to reduced coefficients; source, out and spare are different arrays of (N,)."""
+def backward(source, spare, out, prime, scale, head, tail):
+    """Transform reduced values to reduced coefficients; see `forward`. ``scale`` (2,) is the pair of 1 / 2N."""
     size, four = source.size, prime << WORD(2)
     groups, lanes = tail.shape[1], tail.shape[3]
     turned = np.empty((TAIL, lanes), WORD)
@@ -248,7 +245,7 @@ def backward(source, out, spare, prime, scale, head, tail):
 
 @compiled
 def root_table(factors, quotients, prime, inverse, square, pairs):
-    """Fill the roots of a transform and their quotients, bit-reversed; see `Tables`.
+    """Fill the roots of a transform and their quotients, bit-reversed: of block i of the stage of h blocks at h + i.
 
     ``factors``: psi^(N / 2^k) for k up to log2(N), with their Shoup quotients; ``pairs``: (2, N).
     """
@@ -267,16 +264,6 @@ def root_table(factors, quotients, prime, inverse, square, pairs):
     values, found = pairs[0], pairs[1]
     for i in range(size):  # floor(w 2^64 / q) is (w 2^64 - (w 2^64 mod q)) / q, exactly, modulo 2^64
         found[i] = (WORD(0) - product(values[i], square, prime, inverse)) * inverse
-
-
-@compiled
-def lift(coefficients, prime, out, target, reciprocal):
-    """Bring reduced coefficients of one prime, centred, to another, below 4 of it."""
-    middle = prime >> ONE
-    minus = target - prime % target
-    for j in range(coefficients.size):
-        a = coefficients[j]
-        out[j] = times(a + (minus if a > middle else WORD(0)), ONE, reciprocal, target)
 
 
 @compiled
@@ -308,166 +295,79 @@ def inner_product(digits, keys, first, second, prime, inverse, out):
 
 
 @compiled
-def decompose(values, tables, limbs, room, spare, out):
-    """Write the digits of values (L, N), one a prime, modulo every prime of ``limbs``: out (limbs, L, N)."""
-    for k in range(values.shape[0]):
-        prime = tables.primes[k]
-        backward(values[k], room, spare, prime, tables.scales[k], tables.backward_head[k], tables.backward_tail[k])
-        for i in range(limbs.size):
-            j = limbs[i]
-            if j == k:
-                out[i, k] = values[k]
-            else:
-                lift(room, prime, spare, tables.primes[j], tables.reciprocals[j])
-                forward(spare, out[i, k], tables.primes[j], tables.forward_head[j], tables.forward_tail[j])
+def combine(first, first_prime, second, second_prime, factor, quotient, prime, reciprocal, out):
+    """Return first + factor * second modulo a prime, reduced: both reduced modulo their own primes and centred."""
+    half, minus = first_prime >> ONE, prime - first_prime % prime
+    other_half, other_minus = second_prime >> ONE, prime - second_prime % prime
+    for j in range(out.size):
+        a, b = first[j], second[j]
+        a = times(a + (minus if a > half else WORD(0)), ONE, reciprocal, prime)
+        b = times(b + (other_minus if b > other_half else WORD(0)), factor, quotient, prime)
+        out[j] = whole(a + b, prime)
 
 
 @compiled
-def drop(values, dropped, tables, ratios, room, spare, out):
-    """Divide by one prime or two and round: values (limbs, N) modulo the kept primes, then the dropped -> out (L, N).
-
-    ``dropped`` are the places of the dropped primes in the tables, the first to be divided by first; their values are
-    the last of ``values``, in that order. ``ratios`` (L + 1, 4) holds two pairs for each kept prime: the inverse of
-    what it is divided by, and the first dropped prime; then, for two, the inverse of the first modulo the second.
-    """
-    kept = out.shape[0]
-    for d in range(dropped.size):
-        j = dropped[d]
-        backward(
-            values[kept + d], room[d], spare, tables.primes[j], tables.scales[j], tables.backward_head[j],
-            tables.backward_tail[j],
-        )  # fmt: skip
-    first = dropped[0]
-    if dropped.size == 2:
-        second = dropped[1]
-        prime, four = tables.primes[second], tables.primes[second] << WORD(2)
-        lift(room[0], tables.primes[first], spare, prime, tables.reciprocals[second])
-        rest = room[1]
-        for i in range(rest.size):
-            rest[i] = whole(times(rest[i] + four - spare[i], ratios[kept, 0], ratios[kept, 1], prime), prime)
-    for j in range(kept):
-        prime = tables.primes[j]
-        four = prime << WORD(2)
-        lift(room[0], tables.primes[first], spare, prime, tables.reciprocals[j])
-        if dropped.size == 2:
-            more = room[2]
-            lift(room[1], tables.primes[dropped[1]], more, prime, tables.reciprocals[j])
-            for i in range(more.size):
-                spare[i] = less(spare[i] + times(more[i], ratios[j, 2], ratios[j, 3], prime), four)
-        target, source, image = out[j], values[j], room[3]
-        forward(spare, image, prime, tables.forward_head[j], tables.forward_tail[j])
-        for i in range(target.size):
-            target[i] = whole(times(source[i] + prime - image[i], ratios[j, 0], ratios[j, 1], prime), prime)
+def difference(first, second, origin, factor, quotient, prime, reciprocal, out):
+    """Return (first - second) * factor modulo a prime, reduced; second is reduced modulo ``origin`` and centred."""
+    half, minus, four = origin >> ONE, prime - origin % prime, prime << WORD(2)
+    for j in range(out.size):
+        b = second[j]
+        b = times(b + (minus if b > half else WORD(0)), ONE, reciprocal, prime)
+        out[j] = whole(times(first[j] + four - b, factor, quotient, prime), prime)
 
 
 @compiled
-def square(values, keys, tables, limbs, lifted, ratios, work, out):
-    """Square, relinearise and rescale a ciphertext (2, L, N) -> out (2, L - 1, N).
-
-    Dividing by the special prime and by the last one takes one transform for each prime that stays: the square is
-    multiplied by the special prime and joins the sum of the relinearisation.
-
-    keys (D, 2, all primes, N) in Montgomery's form; limbs (L + 1,): the kept primes, the special one, the last one;
-    lifted (P,): special 2^128 modulo each prime; work (L (L + 3) + 8, N) uint64.
-    """
-    number, size = values.shape[1], values.shape[2]
-    room, spare, scaled, doubled = work[0:4], work[4], work[5], work[6]
-    end = 7 + number
-    squares, digits = work[7:end], work[end : end + number * (number + 1)].reshape((number + 1, number, size))
-    sums = work[end + number * (number + 1) :]
-    for j in range(number):
-        prime, inverse, factor = tables.primes[j], tables.inverses[j], tables.squares[j]
-        a, target = values[1, j], squares[j]
-        for i in range(size):
-            target[i] = product(product(a[i], factor, prime, inverse), a[i], prime, inverse)
-    decompose(squares, tables, limbs, room[0], spare, digits)
-    none = spare[:0]
-    special = tables.primes.size - 1
-    for part in range(2):
-        for place in range(limbs.size):
-            j = limbs[place]
-            prime, inverse = tables.primes[j], tables.inverses[j]
-            if j == special:  # a multiple of the special prime vanishes
-                inner_product(digits[place], keys[:number, part, j], none, none, prime, inverse, sums[place])
-            else:
-                a, b = values[0, j], values[part, j]
-                for i in range(size):
-                    scaled[i] = product(a[i], lifted[j], prime, inverse)
-                    doubled[i] = b[i] << WORD(part)
-                inner_product(digits[place], keys[:number, part, j], scaled, doubled, prime, inverse, sums[place])
-        drop(sums[: number + 1], limbs[number - 1 :], tables, ratios, room, spare, out[part])
+def reduce_whole(coefficients, prime, reciprocal, out):
+    """Reduce whole numbers (N,), float64 or int64, below 2^62 in absolute value."""
+    above = (ONE << WORD(62)) // prime * prime + prime  # a multiple of the prime, at least 2^62
+    for i in range(out.size):
+        out[i] = whole(times(WORD(np.int64(coefficients[i])) + above, ONE, reciprocal, prime), prime)
 
 
 @compiled
-def rotate(values, digits, keys, place, tables, limbs, lifted, ratios, work, out):
-    """Apply one automorphism to a ciphertext (2, L, N), whose digits are (L + 1, L, N); limbs: the special one is last.
-
-    place (N,): where each value comes from; work (2 L + 8, N) uint64.
-    """
-    number, size = values.shape[1], values.shape[2]
-    room, spare, scaled, ones, sums = work[0:4], work[4], work[5], work[6], work[7:]
-    ones[:] = ONE
-    none = spare[:0]
-    for part in range(2):
-        for j in range(number):
-            prime, inverse = tables.primes[j], tables.inverses[j]
-            if part == 0:
-                a = values[0, j]
-                for i in range(size):
-                    scaled[i] = product(a[i], lifted[j], prime, inverse)
-                inner_product(digits[j], keys[:number, part, j], scaled, ones, prime, inverse, sums[j])
-            else:
-                inner_product(digits[j], keys[:number, part, j], none, none, prime, inverse, sums[j])
-        j = limbs[number]
-        inner_product(
-            digits[number], keys[:number, part, j], none, none, tables.primes[j], tables.inverses[j], sums[number]
-        )
-        reduced = sums[number + 1 :]
-        drop(sums[: number + 1], limbs[number:], tables, ratios, room, spare, reduced)
-        for j in range(number):
-            source, target = reduced[j], out[part, j]
-            for i in range(size):
-                target[i] = source[place[i]]
+def centre(residues, prime, out):
+    """Return residues (N,) as float64, from minus half the prime to half of it."""
+    half = prime >> ONE
+    for i in range(out.size):
+        out[i] = np.float64(np.int64(residues[i] - (prime if residues[i] > half else WORD(0))))
 
 
 @compiled
-def to_values(coefficients, tables, spare, out):
-    """Transform whole numbers (N,) float64, below 2^62 in absolute value, modulo the first primes -> out (L, N)."""
-    for j in range(out.shape[0]):
-        prime = tables.primes[j]
-        above = (WORD(1) << WORD(62)) // prime * prime + prime  # a multiple of the prime, at least 2^62
-        for i in range(spare.size):
-            spare[i] = times(WORD(np.int64(coefficients[i])) + above, ONE, tables.reciprocals[j], prime)
-        forward(spare, out[j], prime, tables.forward_head[j], tables.forward_tail[j])
+def scale_rows(values, factors, primes, inverses, out):
+    """Multiply (L, N) residues by one factor for each prime, in the form factor * 2^64."""
+    for j in range(values.shape[0]):
+        factor, prime, inverse, source, target = factors[j], primes[j], inverses[j], values[j], out[j]
+        for i in range(source.size):
+            target[i] = product(source[i], factor, prime, inverse)
 
 
 @compiled
-def multiply(a, b, tables, out):
-    """Multiply (M, L, N) residues, place by place."""
+def multiply(a, b, primes, inverses, squares, out):
+    """Multiply (M, L, N) residues, place by place. ``squares`` (L,): 2^128 modulo each prime."""
     for m in range(a.shape[0]):
         for j in range(a.shape[1]):
-            prime, inverse, factor = tables.primes[j], tables.inverses[j], tables.squares[j]
+            prime, inverse, factor = primes[j], inverses[j], squares[j]
             x, y, target = a[m, j], b[m, j], out[m, j]
             for i in range(x.size):
                 target[i] = product(product(x[i], factor, prime, inverse), y[i], prime, inverse)
 
 
 @compiled
-def add(a, b, tables, out):
+def add(a, b, primes, out):
     """Add (M, L, N) residues."""
     for m in range(a.shape[0]):
         for j in range(a.shape[1]):
-            prime, x, y, target = tables.primes[j], a[m, j], b[m, j], out[m, j]
+            prime, x, y, target = primes[j], a[m, j], b[m, j], out[m, j]
             for i in range(x.size):
                 target[i] = less(x[i] + y[i], prime)
 
 
 @compiled
-def subtract(a, b, tables, out):
+def subtract(a, b, primes, out):
     """Subtract (M, L, N) residues."""
     for m in range(a.shape[0]):
         for j in range(a.shape[1]):
-            prime, x, y, target = tables.primes[j], a[m, j], b[m, j], out[m, j]
+            prime, x, y, target = primes[j], a[m, j], b[m, j], out[m, j]
             for i in range(x.size):
                 target[i] = less(x[i] + prime - y[i], prime)
 
@@ -509,15 +409,3 @@ def sum_blocks(values, prime, out):
             for j in range(count):
                 total = less(total + values[k, i * count + j], prime)
             out[k, i] = total
-
-
-@compiled
-def to_coefficients(values, prime, scale, head, tail, out):
-    """Transform values (K, N) of one prime back to centred coefficients -> out (K, N) float64."""
-    room, spare = np.empty(values.shape[1], WORD), np.empty(values.shape[1], WORD)
-    middle = prime >> ONE
-    for k in range(values.shape[0]):
-        backward(values[k], room, spare, prime, scale, head, tail)
-        target = out[k]
-        for i in range(room.size):
-            target[i] = np.float64(np.int64(room[i] - (prime if room[i] > middle else WORD(0))))

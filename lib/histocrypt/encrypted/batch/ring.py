@@ -12,21 +12,22 @@ transformations in HElib").
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from histocrypt.encrypted.batch import kernels
+from histocrypt.encrypted.batch.field import WORD, field
 from histocrypt.encrypted.engine import GENERATOR
-from histocrypt.encrypted.residues import bit_reversed, root_of_unity
+from histocrypt.encrypted.residues import bit_reversed
 from histocrypt.errors import InputError
 
-WORD = 1 << 64
 LARGEST_PRIME = 1 << 61
 LARGEST_WHOLE = 1 << 53
 """Up to here doubles hold every whole number."""
@@ -61,9 +62,12 @@ class Ring:
             raise ValueError(f"the primes {self.primes} have no transform of {self.n} values")
         if largest >= LARGEST_PRIME or (len(self.moduli) + 2) * largest >= WORD:
             raise ValueError(f"{len(self.moduli)} primes of up to {largest.bit_length()} bits overflow 64 bits")
-        self.tables = _tables(self.primes, logn)
+        self.fields = [field(prime, logn) for prime in self.primes]
+        self._primes, self._inverses, self._squares = (
+            np.array([getattr(each, name) for each in self.fields]) for name in ("prime", "inverse", "square")
+        )
         self._rooms = threading.local()
-        self._ratios = lru_cache(maxsize=None)(self._find_ratios)
+        self._inverse = cache(lambda prime, number: field(prime, logn).pair(pow(number, -1, prime)))
 
     def room(self, polynomials: int) -> np.ndarray:
         """Return this thread's room for intermediate values, (polynomials, N) uint64, without clearing it."""
@@ -88,8 +92,11 @@ class Ring:
         """
         rows = np.ascontiguousarray(coefficients).reshape(-1, self.n)
         out = np.empty((len(rows), level + 1, self.n), dtype=np.uint64)
-        for row, target in zip(rows, out, strict=True):
-            kernels.to_values(row, self.tables, self.room(1)[0], target)
+        reduced, spare = self.room(2)
+        for row, targets in zip(rows, out, strict=True):
+            for each, target in zip(self.fields, targets, strict=False):
+                kernels.reduce_whole(row, each.prime, each.reciprocal, reduced)
+                each.forward(reduced, each, spare, target)
         return out.reshape(*np.shape(coefficients)[:-1], level + 1, self.n)
 
     def uniform(self, seed: bytes, level: int) -> np.ndarray:
@@ -114,47 +121,64 @@ class Ring:
 
     def multiply(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Multiply (..., L, N) polynomials or ciphertext parts; leading axes are broadcast."""
-        return self._each(kernels.multiply, a, b)
+        return self._each(kernels.multiply, a, b, self._primes, self._inverses, self._squares)
 
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Add (..., L, N)."""
-        return self._each(kernels.add, a, b)
+        return self._each(kernels.add, a, b, self._primes)
 
     def subtract(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Subtract (..., L, N)."""
-        return self._each(kernels.subtract, a, b)
+        return self._each(kernels.subtract, a, b, self._primes)
 
-    def _each(self, kernel: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def _each(self, kernel: Any, a: np.ndarray, b: np.ndarray, *constants: np.ndarray) -> np.ndarray:
         a, b = np.broadcast_arrays(a, b)
         out = np.empty(a.shape, dtype=np.uint64)
-        shape = (-1, *a.shape[-2:])
-        kernel(
-            np.ascontiguousarray(a).reshape(shape),
-            np.ascontiguousarray(b).reshape(shape),
-            self.tables,
-            out.reshape(shape),
-        )
+        rows = (np.ascontiguousarray(each).reshape(-1, *a.shape[-2:]) for each in (a, b))
+        kernel(*rows, *constants, out.reshape(-1, *a.shape[-2:]))
         return out
 
     def rescale(self, ciphertext: np.ndarray) -> np.ndarray:
         """Divide (..., L, N) by the last prime and round: (..., L - 1, N)."""
         number = ciphertext.shape[-2]
         rows = np.ascontiguousarray(ciphertext).reshape(-1, number, self.n)
-        out, room = np.empty((len(rows), number - 1, self.n), dtype=np.uint64), self.room(5)
-        ratios, dropped = self._ratios(number - 1, (number - 1,)), np.array([number - 1])
+        out = np.empty((len(rows), number - 1, self.n), dtype=np.uint64)
         for row, target in zip(rows, out, strict=True):
-            kernels.drop(row, dropped, self.tables, ratios, room[:4], room[4], target)
+            self._drop(row, (number - 1,), self.room(5), target)
         return out.reshape(*ciphertext.shape[:-2], number - 1, self.n)
 
-    def _find_ratios(self, kept: int, dropped: tuple[int, ...]) -> np.ndarray:
-        """Return the constants of `kernels.drop`."""
-        first, second = self.primes[dropped[0]], self.primes[dropped[1]] if len(dropped) == 2 else 1
-        out = np.zeros((kept + 1, 4), dtype=np.uint64)
-        for place, prime in enumerate(self.primes[:kept]):
-            out[place] = *_pair(pow(first * second, -1, prime), prime), *_pair(first, prime)
+    def _drop(self, values: np.ndarray, dropped: tuple[int, ...], room: np.ndarray, out: np.ndarray) -> None:
+        """Divide by one prime or two and round, the same as one after the other, with one transform a kept prime.
+
+        Parameters
+        ----------
+        values
+            (L + 1 or 2, N) modulo the kept primes, then the dropped ones.
+        dropped
+            Their places, the first to be divided by first.
+        room
+            (5, N).
+        out
+            (L, N).
+        """
+        kept, first = len(out), self.fields[dropped[0]]
+        spare, rest, more, joined, image = room
+        first.backward(values[kept], spare, rest)
         if len(dropped) == 2:
-            out[kept, :2] = _pair(pow(first, -1, second), second)
-        return out
+            second = self.fields[dropped[1]]
+            second.backward(values[kept + 1], spare, joined)
+            inverse = self._inverse(second.number, first.number)
+            kernels.difference(joined, rest, first.prime, *inverse, second.prime, second.reciprocal, more)
+        divisor = math.prod(self.primes[place] for place in dropped)
+        for each, value, target in zip(self.fields, values[:kept], out, strict=False):
+            if len(dropped) == 2:
+                factor = each.pair(first.number)
+                kernels.combine(rest, first.prime, more, second.prime, *factor, each.prime, each.reciprocal, joined)
+                each.forward(joined, each, spare, image)
+            else:
+                each.forward(rest, first, spare, image)
+            inverse = self._inverse(each.number, divisor)
+            kernels.difference(value, image, each.prime, *inverse, each.prime, each.reciprocal, target)
 
     @property
     def largest_weight_sum(self) -> int:
@@ -219,52 +243,6 @@ class Ring:
         return bits[(exponents - 1) // 4]
 
 
-def _pair(constant: int, prime: int) -> tuple[int, int]:
-    """Return a constant modulo a prime, and its Shoup quotient."""
-    constant %= prime
-    return constant, constant * WORD // prime
-
-
-def _words(values: Sequence[Any]) -> np.ndarray:
-    return np.array(values, dtype=np.uint64)
-
-
-@lru_cache(maxsize=16)
-def _tables(primes: tuple[int, ...], logn: int) -> kernels.Tables:
-    """Return the constants and roots of every prime."""
-    size, rows = 1 << logn, (1 << logn) // kernels.TAIL
-    lanes = min(kernels.LANES, rows)
-    inverses = _words([pow(prime, -1, WORD) for prime in primes])
-    squares = _words([WORD * WORD % prime for prime in primes])
-    heads, tails = np.empty((2, len(primes), 2, rows), np.uint64), []
-    for place, prime in enumerate(primes):
-        root = root_of_unity(prime, 4 * size)
-        for way, base in enumerate((root, pow(root, -1, prime))):
-            factors = _words([_pair(pow(base, size >> k, prime), prime) for k in range(logn + 1)])
-            pairs = np.empty((2, size), dtype=np.uint64)
-            kernels.root_table(
-                *np.ascontiguousarray(factors.T), np.uint64(prime), inverses[place], squares[place], pairs
-            )
-            heads[way, place] = pairs[:, :rows]
-            stages = [
-                pairs[:, rows * blocks : 2 * rows * blocks].reshape(2, -1, lanes, blocks).transpose(0, 1, 3, 2)
-                for blocks in (1, 2, 4, 8, 16)
-            ]
-            tails.append(np.concatenate(stages, axis=2))
-    tails = np.stack(tails).reshape(len(primes), 2, *tails[0].shape)
-    return kernels.Tables(
-        primes=_words(primes),
-        inverses=inverses,
-        squares=squares,
-        reciprocals=_words([WORD // prime for prime in primes]),
-        scales=_words([_pair(pow(2 * size, -1, prime), prime) for prime in primes]),
-        forward_head=heads[0],
-        backward_head=heads[1],
-        forward_tail=np.ascontiguousarray(tails[:, 0]),
-        backward_tail=np.ascontiguousarray(tails[:, 1]),
-    )
-
-
 @dataclass
 class Keys:
     """A client's evaluation keys, and what is done with them. One object serves several threads.
@@ -279,8 +257,13 @@ class Keys:
 
     def __post_init__(self) -> None:
         ring = self.ring
-        self._lifted = _words([ring.special * WORD * WORD % prime for prime in ring.primes])
+        if ring.special is None or ring.n < kernels.BLOCK:
+            raise ValueError("key switching needs a special prime, and 256 slots at least")
+        lifted = [[many * ring.special * WORD * WORD % prime for prime in ring.moduli] for many in (1, 2)]
+        self._lifted = np.array(lifted, dtype=np.uint64)
         self._places = {rotation: ring.automorphism(rotation) for rotation in self.rotations}
+        self._none = np.empty(0, dtype=np.uint64)
+        self._ones = np.ones(ring.n, dtype=np.uint64)
 
     @classmethod
     def read(
@@ -344,7 +327,7 @@ class Keys:
             key = np.empty((len(ring.moduli), 2, len(ring.primes), ring.n), dtype=np.uint64)
             key[:, :, :-1], key[:, :, -1] = parts["degrees"]["values"], parts["special"]["values"]
             most = key.max(axis=(0, 1, 3))
-            wrong = most >= ring.tables.primes
+            wrong = most >= np.array(ring.primes, dtype=np.uint64)
             if wrong.any():
                 check(field, int(most[wrong][0]), f"below {ring.primes[int(np.flatnonzero(wrong)[0])]}")
             return key
@@ -359,57 +342,75 @@ class Keys:
         return cls(ring, relinearisation, found)
 
     def square(self, ciphertext: np.ndarray) -> np.ndarray:
-        """Square (2, L, N), relinearise, and rescale by the last prime: (2, L - 1, N), scale^2 / prime."""
+        """Square (2, L, N), relinearise and rescale by the last prime: (2, L - 1, N), scale^2 / prime.
+
+        The square, times the special prime, joins the sum of the relinearisation; one division by both primes ends it.
+        """
         ring, number = self.ring, ciphertext.shape[1]
         if number < 2:
             raise ValueError("a square needs two primes at least")
-        special, last = len(ring.moduli), number - 1
-        limbs = np.array([*range(last), special, last])
-        out = np.empty((2, last, ring.n), dtype=np.uint64)
-        kernels.square(
-            np.ascontiguousarray(ciphertext),
-            self.relinearisation,
-            ring.tables,
-            limbs,
-            self._lifted,
-            ring._ratios(last, (special, last)),
-            ring.room(number * (number + 3) + 8),
-            out,
-        )
+        limbs = (*range(number - 1), len(ring.moduli), number - 1)
+        b, a = np.ascontiguousarray(ciphertext)
+        room = ring.room(number * (number + 1) + 2 * number + 6)
+        digits, scaled, sums, spare = np.split(room, np.cumsum([number * (number + 1), number, number + 1]))
+        digits = digits.reshape(number + 1, number, ring.n)
+        self._decompose(ring.multiply(a, a), limbs, spare, digits)
+        out = np.empty((2, number - 1, ring.n), dtype=np.uint64)
+        for part, other in enumerate((b, a)):
+            self._scale(b, self._lifted[part], scaled)
+            self._sum(part, self.relinearisation, digits, limbs, (scaled, other), sums)
+            ring._drop(sums, limbs[-2:], spare, out[part])
         return out
 
     def rotate(self, ciphertext: np.ndarray, rotations: Sequence[int]) -> list[np.ndarray]:
         """Rotate the slots of (2, L, N) to the left, once for each of ``rotations``; none needs no key."""
         ring, number = self.ring, ciphertext.shape[1]
         ciphertext = np.ascontiguousarray(ciphertext)
-        special = len(ring.moduli)
-        limbs = np.array([*range(number), special])
-        room = ring.room(number * (number + 1) + 2 * number + 8)
-        digits, work = room[: number * (number + 1)], room[number * (number + 1) :]
+        limbs = (*range(number), len(ring.moduli))
+        room = ring.room(number * (number + 1) + 3 * number + 6)
+        digits, scaled, sums, dropped, spare = np.split(
+            room, np.cumsum([number * (number + 1), number, number + 1, number])
+        )
         digits = digits.reshape(number + 1, number, ring.n)
         if any(rotation % ring.n for rotation in rotations):
-            kernels.decompose(ciphertext[1], ring.tables, limbs, work[0], work[1], digits)
+            self._decompose(ciphertext[1], limbs, spare, digits)
+            self._scale(ciphertext[0], self._lifted[0], scaled)
         found = []
         for rotation in rotations:
-            rotation %= ring.n
-            if rotation == 0:
-                found.append(ciphertext.copy())
-                continue
-            out = np.empty_like(ciphertext)
-            kernels.rotate(
-                ciphertext,
-                digits,
-                self.rotations[rotation],
-                self._places[rotation],
-                ring.tables,
-                limbs,
-                self._lifted,
-                ring._ratios(number, (special,)),
-                work,
-                out,
-            )
+            out = ciphertext.copy()
+            if rotation % ring.n:
+                key, place = self.rotations[rotation % ring.n], self._places[rotation % ring.n]
+                for part, more in enumerate(((scaled, [self._ones] * number), None)):
+                    self._sum(part, key, digits, limbs, more, sums)
+                    ring._drop(sums, limbs[-1:], spare, dropped)
+                    np.take(dropped, place, axis=1, out=out[part], mode="clip")
             found.append(out)
         return found
+
+    def _scale(self, values: np.ndarray, factors: np.ndarray, out: np.ndarray) -> None:
+        kernels.scale_rows(values, factors, self.ring._primes, self.ring._inverses, out)
+
+    def _decompose(self, values: np.ndarray, limbs: Sequence[int], room: np.ndarray, out: np.ndarray) -> None:
+        """Write the digits of values (L, N), one a prime, modulo every prime of ``limbs``: out (limbs, L, N)."""
+        fields = self.ring.fields
+        coefficients, spare = room[:2]
+        for k, value in enumerate(values):
+            fields[k].backward(value, spare, coefficients)
+            for place, j in enumerate(limbs):
+                if j == k:
+                    out[place, k] = value
+                else:
+                    fields[j].forward(coefficients, fields[k], spare, out[place, k])
+
+    def _sum(
+        self, part: int, key: np.ndarray, digits: np.ndarray, limbs: Sequence[int], more: Any, out: np.ndarray
+    ) -> None:
+        """Write the sums of digits times a key, and of a product ``more`` modulo all but the special prime."""
+        number = digits.shape[1]
+        for place, j in enumerate(limbs):
+            each = self.ring.fields[j]
+            pair = (self._none, self._none) if more is None or j >= number else (more[0][j], more[1][j])
+            kernels.inner_product(digits[place], key[:number, part, j], *pair, each.prime, each.inverse, out[place])
 
 
 def _key_form(ring: Ring) -> np.dtype:
