@@ -102,21 +102,17 @@ class Ring:
     def uniform(self, seed: bytes, level: int) -> np.ndarray:
         """Return a uniform polynomial, (level + 1, N) uint64: everybody who has the seed gets the same.
 
-        For each prime, SHAKE-128 of the seed and the prime's place (4 bytes, little endian) gives words, little endian,
-        cut to the prime's bits; those that reach the prime are left out.
+        For each prime, SHAKE-128 of the seed and the prime's place (4 bytes, little endian) gives words, little endian.
+        Those from the last whole multiple of the prime on are left out, so that the rest of each is unbiased.
         """
         out = np.empty((level + 1, self.n), dtype=np.uint64)
         for place, prime in enumerate(self.moduli[: level + 1]):
             digest = hashlib.shake_128(seed + place.to_bytes(4, "little"))
-            bits, wanted = prime.bit_length(), self.n
-            drawn = wanted * (1 << bits) // prime + 64
-            while True:
-                words = np.frombuffer(digest.digest(8 * drawn), dtype="<u8") & np.uint64((1 << bits) - 1)
-                kept = words[words < prime]
-                if len(kept) >= wanted:
-                    break
+            last = WORD // prime * prime - 1
+            drawn = self.n * WORD // last + 64
+            while len(kept := _below(last, digest.digest(8 * drawn))) < self.n:
                 drawn += drawn // 8  # the longer output begins with the shorter one
-            out[place] = kept[:wanted]
+            out[place] = kept[: self.n] % np.uint64(prime)
         return out
 
     def multiply(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -241,6 +237,12 @@ class Ring:
         order, bits = 4 * self.n, bit_reversed(self.n)
         exponents = (4 * bits + 1) * pow(GENERATOR, rotation % order, order) % order
         return bits[(exponents - 1) // 4]
+
+
+def _below(last: int, data: bytes) -> np.ndarray:
+    """Return the words of data, little endian, up to ``last``."""
+    words = np.frombuffer(data, dtype="<u8")
+    return words[words <= np.uint64(last)]
 
 
 @dataclass
