@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 
+from histocrypt.encrypted.access import read_tokens
 from histocrypt.encrypted.client import Server
 from histocrypt.encrypted.key_owner import Keys, Request
 from histocrypt.errors import InputError
@@ -38,7 +39,7 @@ class Running:
     authority: Path | None
 
     def __post_init__(self):
-        self.token = self.token_file.read_text().split()[0]
+        self.token = next(iter(read_tokens(self.token_file).values()))
         self.http = httpx.Client(
             base_url=self.address,
             headers={"Authorization": f"Bearer {self.token}"},
@@ -52,7 +53,7 @@ class Running:
         return int(self.address.rsplit(":", 1)[1])
 
     def connect(self) -> Server:
-        return Server(self.address, self.token_file, authority=self.authority)
+        return Server(self.address, self.token_file, name="client-0", authority=self.authority)
 
     def open(self, keys: Keys) -> str:
         """Open a session without keys; return its path."""
@@ -78,7 +79,7 @@ def serving(
     scratch, log, token_file = folder / "scratch", folder / "log", folder / "token"
     scratch.mkdir()
     token_file.touch(mode=0o600)
-    token_file.write_text("".join(f"token-of-client-{number}-{os.urandom(12).hex()}\n" for number in range(tokens)))
+    token_file.write_text("".join(f"client-{number} token-of-it-{os.urandom(12).hex()}\n" for number in range(tokens)))
     command = [sys.executable, "-m", "histocrypt", "fhe", "serve", "--bundle", bundle, "--port", "0"]
     command += ["--token-file", token_file, "--scratch", scratch, *options]
 

@@ -249,7 +249,7 @@ def test_send_refuses_a_lying_server(world, section, overheard, monkeypatch, tmp
 
     monkeypatch.setattr(Session, "evaluate", lying)
     running = overheard.running
-    how = {"server": running.address, "token_file": running.token_file, "keys": world.keys}
+    how = {"server": running.address, "token_file": running.token_file, "client": "client-0", "keys": world.keys}
     with pytest.raises(InputError) as error:
         send_section(section, output=tmp_path / "p.h5ad", **how)
     assert error.value.field.startswith("spot ")
@@ -262,6 +262,6 @@ def test_keys_that_others_can_read_are_not_used(world, section, overheard, tmp_p
     running = overheard.running
     with refuses("mode"):
         send_section(
-            section, server=running.address, token_file=running.token_file, keys=tmp_path / "keys",
+            section, server=running.address, token_file=running.token_file, client="client-0", keys=tmp_path / "keys",
             output=tmp_path / "p.h5ad",
         )  # fmt: skip

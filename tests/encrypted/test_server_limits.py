@@ -9,14 +9,16 @@ import anndata
 import numpy as np
 import pytest
 from tests.encrypted.serving import refused, refuses, serving, wait_for
+from typer.testing import CliRunner
 
+from histocrypt.cli import app as cli
 from histocrypt.encrypted import server as endpoints
 from histocrypt.encrypted import sessions
+from histocrypt.encrypted.access import add_token, check_certificate, choose_token, read_tokens
 from histocrypt.encrypted.bundle import load_bundle
 from histocrypt.encrypted.client import Server, send_section
 from histocrypt.encrypted.compile import compile_model
 from histocrypt.encrypted.key_owner import Keys
-from histocrypt.encrypted.messages import read_tokens
 from histocrypt.encrypted.server import serve
 from histocrypt.errors import InputError
 from histocrypt.pipeline.predict import predict_section
@@ -38,7 +40,7 @@ def test_strict_server(world, encrypted, certificate, tmp_path):
     """TLS, quotas, expiry, a full disk, and nothing left when it stops."""
     good = (world.keys / "evaluation.keys").read_bytes()
     options = ["--certificate", certificate[0], "--private-key", certificate[1], "--sessions", "1"]
-    options += ["--ciphertexts", "3", "--per-minute", "2", "--idle-minutes", "0.04"]
+    options += ["--spots", "3", "--per-minute", "2", "--idle-minutes", "0.04"]
     with serving(world.bundle, tmp_path / "a", *options, largest_file=len(good) + 1000) as strict:
         assert strict.address.startswith("https://")
         with (
@@ -77,11 +79,11 @@ def test_full_disk(world, tmp_path):
 
 def test_room_is_asked_for_before_keys_come(world, tmp_path, monkeypatch):
     store = sessions.Store(
-        load_bundle(world.bundle), None, workers=1, holders=1, limits=sessions.Limits(), scratch=tmp_path
+        load_bundle(world.bundle), None, workers=1, clients=["a"], limits=sessions.Limits(), scratch=tmp_path
     )
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**7, 10**7))
     with pytest.raises(sessions.Refused) as error:
-        store.open(0, client=store.client.hash, size=1000)
+        store.open("a", client=store.client.hash, size=1000)
     assert error.value.status == 507
     store.stop()
 
@@ -89,29 +91,38 @@ def test_room_is_asked_for_before_keys_come(world, tmp_path, monkeypatch):
 def test_sessions_are_shared_out(world, tmp_path):
     """One client's token cannot take the sessions of another's."""
     limits = sessions.Limits(sessions=2)
-    store = sessions.Store(load_bundle(world.bundle), None, workers=1, holders=2, limits=limits, scratch=tmp_path)
-    first = store.open(0, client=store.client.hash, size=1000)
+    store = sessions.Store(
+        load_bundle(world.bundle), None, workers=1, clients=["a", "b"], limits=limits, scratch=tmp_path
+    )
+    first = store.open("a", client=store.client.hash, size=1000)
     with pytest.raises(sessions.Refused) as error:
-        store.open(0, client=store.client.hash, size=1000)
+        store.open("a", client=store.client.hash, size=1000)
     assert error.value.status == 429
-    store.open(1, client=store.client.hash, size=1000)
+    store.open("b", client=store.client.hash, size=1000)
     store.end(first)
-    store.open(0, client=store.client.hash, size=1000)
+    store.open("a", client=store.client.hash, size=1000)
     store.stop()
     assert not list(tmp_path.iterdir())
 
 
-def test_slow_bodies(monkeypatch):
-    """A client that never gets to the end is not waited for."""
+@pytest.mark.parametrize("parts", [[], [b"x"] * 3])
+def test_slow_bodies(monkeypatch, parts):
+    """A client that never gets to the end is not waited for, and each byte buys little time."""
     from starlette.requests import Request as Incoming
 
-    monkeypatch.setattr(endpoints, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(endpoints, "GRACE_SECONDS", 0.1)
+    left = list(parts)
 
     async def never():
+        if left:
+            return {"type": "http.request", "body": left.pop(), "more_body": True}
         await asyncio.sleep(60)
 
+    async def read():
+        return [part async for part in endpoints._parts(Incoming({"type": "http", "headers": []}, never), 10)]
+
     with pytest.raises(sessions.Refused) as error:
-        asyncio.run(endpoints._body(Incoming({"type": "http", "headers": []}, never), 10))
+        asyncio.run(read())
     assert error.value.status == 408
 
 
@@ -152,19 +163,85 @@ def test_addresses(world, tmp_path):
 
 def test_token_files(tmp_path):
     path = tmp_path / "token"
-    assert len(read_tokens(path, make=True)[0]) >= 32
+    assert len(read_tokens(path, make=True)["client"]) >= 32
     assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text().startswith("# Tokens of")
     assert read_tokens(path, make=True) == read_tokens(path)
     path.chmod(0o640)
     with refuses("mode"):
         read_tokens(path)
     path.chmod(0o600)
-    path.write_text("password\n")
-    with refuses("token") as error:
-        read_tokens(path)
-    assert "password" not in str(error.value)
     with refuses(None, file=tmp_path / "none"):
         read_tokens(tmp_path / "none")
+    first, second = "a" * 30, "b" * 30
+    path.write_text(f"# two\nhospital-a {first}\n\n{second}\n")
+    assert read_tokens(path) == {"hospital-a": first, "2": second}
+    for wrong, field in (
+        ("password\n", "token"),
+        ("hospital-a password\n", "token"),
+        (f"hospital/a {first}\n", "token"),
+        (f"hospital a {first}\n", "token"),
+        ("# none\n", "token"),
+        (f"x {first}\nx {second}\n", "x"),
+        (f"x {first}\ny {first}\n", "y"),
+        (f"2 {first}\n{second}\n", "2"),
+    ):
+        path.write_text(wrong)
+        with refuses(field) as error:
+            read_tokens(path)
+        assert not any(secret in str(error.value) for secret in ("password", first, second))
+
+
+def test_which_token_is_sent(tmp_path):
+    path = tmp_path / "token"
+    path.touch(mode=0o600)
+    path.write_text("a " + "a" * 30 + "\n")
+    assert choose_token(path, None) == choose_token(path, "a") == "a" * 30
+    path.write_text("a " + "a" * 30 + "\nb " + "b" * 30 + "\n")
+    assert choose_token(path, "b") == "b" * 30
+    for name in (None, "c"):
+        with refuses("--client", file=path):
+            choose_token(path, name)
+
+
+def test_a_token_for_a_new_client(tmp_path):
+    """The command writes the client's own file; neither file is lost, read by others, or shown."""
+    path, own = tmp_path / "token", tmp_path / "hospital-a.token"
+    read_tokens(path, make=True)
+    run = CliRunner().invoke(cli, ["fhe", "token", "hospital-a", "--token-file", str(path)])
+    assert run.exit_code == 0, run.output
+    tokens = read_tokens(path)
+    assert list(tokens) == ["client", "hospital-a"]
+    assert read_tokens(own) == {"hospital-a": tokens["hospital-a"]}
+    assert {file.stat().st_mode & 0o777 for file in (path, own)} == {0o600}
+    assert tokens["client"] not in own.read_text()
+    assert tokens["hospital-a"] not in run.output
+    before = path.read_bytes(), own.read_bytes()
+    with refuses("NAME"):
+        add_token("hospital-a", path, tmp_path / "other")
+    with refuses("NAME"):
+        add_token("../x", path)
+    with refuses(None, file=own):
+        add_token("hospital-b", path, own)
+    assert (path.read_bytes(), own.read_bytes()) == before
+    assert sorted(tmp_path.iterdir()) == sorted([path, own])
+    add_token("hospital-b", tmp_path / "new" / "token")
+    assert list(read_tokens(tmp_path / "new" / "token")) == ["hospital-b"]
+
+
+def test_a_private_key_that_others_can_read(certificate, tmp_path):
+    key = tmp_path / "key.pem"
+    shutil.copy(certificate[1], key)
+    key.chmod(0o640)
+    with refuses("mode", file=key):
+        check_certificate(certificate[0], key)
+    both = tmp_path / "both.pem"
+    both.write_bytes(certificate[0].read_bytes() + certificate[1].read_bytes())
+    both.chmod(0o644)
+    with refuses("mode", file=both):
+        check_certificate(both, None)
+    key.chmod(0o600)
+    check_certificate(certificate[0], key)
 
 
 @pytest.mark.slow

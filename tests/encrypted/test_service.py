@@ -15,6 +15,7 @@ import pytest
 from tests.encrypted.serving import agree, refused, refuses, wait_for
 
 from histocrypt.encrypted import messages
+from histocrypt.encrypted.access import read_tokens
 from histocrypt.encrypted.bundle import load_client
 from histocrypt.encrypted.client import send_section
 from histocrypt.encrypted.key_owner import Answers, Keys
@@ -33,7 +34,16 @@ def lives_on(request):
 def test_send_predicts_as_in_the_clear(world, section, running, clear, tmp_path):
     """The command, from a section and no keys to a prediction; nothing stays on the server."""
     command = [sys.executable, "-m", "histocrypt", "fhe", "send", section, "--server", running.address]
-    command += ["--token-file", running.token_file, "--keys", tmp_path / "keys", "-o", tmp_path / "p.h5ad"]
+    command += [
+        "--token-file",
+        running.token_file,
+        "--client",
+        "client-0",
+        "--keys",
+        tmp_path / "keys",
+        "-o",
+        tmp_path / "p.h5ad",
+    ]
     done = subprocess.run([*map(str, command), "--noise", "0"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     agree(world, tmp_path / "p.h5ad", clear)
@@ -44,12 +54,13 @@ def test_send_predicts_as_in_the_clear(world, section, running, clear, tmp_path)
     assert not list(running.scratch.rglob("*.keys"))
     assert "ended by its client" in running.log.read_text().splitlines()[-1]
     assert "GiB of memory" in running.log.read_text()
+    assert "opened by client-0" in running.log.read_text()
     assert running.token not in running.log.read_text() + done.stderr
 
 
 def test_two_clients_at_once(world, section, running, clear, other_keys, tmp_path):
     """Each gets its own right answer, and cannot use the other's session."""
-    tokens = running.token_file.read_text().split()
+    tokens = list(read_tokens(running.token_file).values())
     results = {}
 
     def client(number, keys):
@@ -306,7 +317,7 @@ def test_send_survives_dropped_connections(world, section, running, clear, tmp_p
     line = Cutting(running.port, [9_000_000, 300_000, 2_000_000])
     line.start()
     send_section(
-        section, server=line.address, token_file=running.token_file, keys=world.keys,
+        section, server=line.address, token_file=running.token_file, client="client-0", keys=world.keys,
         output=tmp_path / "p.h5ad", noise=0,
     )  # fmt: skip
     assert not line.cuts
@@ -315,7 +326,8 @@ def test_send_survives_dropped_connections(world, section, running, clear, tmp_p
 
 
 def test_refused_before_any_key(world, section, running, tmp_path):
-    how = {"server": running.address, "token_file": running.token_file, "output": tmp_path / "p.h5ad"}
+    how = {"server": running.address, "token_file": running.token_file, "client": "client-0"}
+    how["output"] = tmp_path / "p.h5ad"
     panel, before = tmp_path / "panel.txt", len(running.log.read_text())
     panel.write_text("ENSG1\nENSG2\n")
     with refuses("panel"):

@@ -24,16 +24,20 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from histocrypt.encrypted import messages
+from histocrypt.encrypted.access import choose_token, is_loopback
 from histocrypt.encrypted.bundle import Client, parse_client
 from histocrypt.encrypted.key_owner import NOISE, Answers, Keys, Request, check_output, keygen, prepare, write_result
-from histocrypt.encrypted.messages import is_loopback, read_tokens
 from histocrypt.errors import InputError
 from histocrypt.files import refuse_pipe, write_json
 
 ATTEMPTS = 6
 """Times that a request is sent before a connection is given up; the waits between add up to half a minute."""
 PATIENCE = 900.0
-"""Seconds for which a busy server is asked again."""
+"""Seconds for which a request is sent again to a server that says it is busy."""
+BUSY = {429: 15, 503: 15, 507: 60}
+"""Answers that mean "later" to seconds until then, where ``Retry-After`` does not say."""
+LONGEST_WAIT = 120
+"""Seconds between two tries, whatever the server says."""
 SECONDS = httpx.Timeout(30.0, read=600.0)
 MOST_JSON = 16 << 20
 """Bytes of the largest answer that is not a ciphertext, and of the largest chunk of keys."""
@@ -48,12 +52,13 @@ class Server:
         address: str,
         token_file: str | Path,
         *,
+        name: str | None = None,  # whose token of the file, where it holds several
         authority: Path | None = None,
         insecure_http: bool = False,
     ) -> None:
         self.address = address.rstrip("/")
         self.bytes_up = self.bytes_down = 0
-        self._counting = threading.Lock()
+        self._counting, self._said_busy = threading.Lock(), False
         wrong = partial(InputError, field="server", value=address)
         try:
             parts = urlsplit(address)
@@ -70,7 +75,7 @@ class Server:
         self._http = httpx.Client(
             base_url=self.address,
             headers={
-                "Authorization": f"Bearer {read_tokens(Path(token_file))[0]}",
+                "Authorization": f"Bearer {choose_token(Path(token_file), name)}",
                 "Accept-Encoding": "identity",  # a small answer must not unpack to a large one
             },
             timeout=SECONDS,
@@ -89,9 +94,9 @@ class Server:
         self.public = self.json("GET", "/v1/client")
         return parse_client(self.public, file=f"{self.address}/v1/client")
 
-    def json(self, method: str, path: str, *, patient: bool = True, **content: Any) -> dict[str, Any]:
-        """Return the answer to a request, parsed."""
-        body = self.ask(method, path, most=MOST_JSON, patient=patient, **content)
+    def json(self, method: str, path: str, *, resend: bool = True, **content: Any) -> dict[str, Any]:
+        """Return the answer to a request, parsed; see `ask`."""
+        body = self.ask(method, path, most=MOST_JSON, resend=resend, **content)
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -104,14 +109,29 @@ class Server:
         """Return the error for an answer that makes no sense."""
         return InputError("does not answer as `histocrypt fhe serve` does", file=self.address, field=path)
 
-    def ask(self, method: str, path: str, *, most: int, patient: bool = True, **content: Any) -> bytes:
+    def ask(
+        self, method: str, path: str, *, most: int, patient: bool = True, resend: bool = True, **content: Any
+    ) -> bytes:
         """Send a request, again where the connection drops or the server is busy; return the answer's body.
+
+        Parameters
+        ----------
+        method, path
+            Of the request.
+        most
+            Bytes of the largest answer that is read.
+        patient
+            Try again at all.
+        resend
+            Also where the connection drops, when the server may have taken the request.
+        content
+            Goes to httpx.
 
         Raises
         ------
         InputError
-            With the server's own sentence where it refuses; where it cannot be reached; where an answer has more than
-            ``most`` bytes.
+            With the server's own sentence where it refuses, or is busy for more than `PATIENCE`; where it cannot be
+            reached; where an answer has more than ``most`` bytes.
         """
         attempt, since = 0, time.monotonic()
         while True:
@@ -119,7 +139,7 @@ class Server:
                 status, headers, body = self._once(method, path, most, content)
             except httpx.RequestError as error:
                 attempt += 1
-                if attempt == ATTEMPTS or not patient or self.stopping:
+                if attempt == ATTEMPTS or not (patient and resend) or self.stopping:
                     problem = f"cannot be reached ({str(error) or type(error).__name__})"
                     fix = "check the address and that `histocrypt fhe serve` runs there"
                     raise InputError(problem, file=self.address, fix=fix) from error
@@ -127,12 +147,23 @@ class Server:
                 continue
             if status < 300:
                 return body
-            retry = headers.get("retry-after", "")
-            busy = status in (429, 503, 507) and retry.isdigit() and time.monotonic() - since < PATIENCE
-            if busy and patient and not self.stopping:
-                time.sleep(min(int(retry), 60))
-                continue
-            raise InputError(f"refused ({status}): {_sentence(body)}", file=self.address)
+            if status not in BUSY or not patient or self.stopping:
+                raise InputError(f"refused ({status}): {_sentence(body)}", file=self.address)
+            said = headers.get("retry-after", "")
+            seconds = min(int(said) if said.isdecimal() else BUSY[status], LONGEST_WAIT)
+            if time.monotonic() - since + seconds > PATIENCE:
+                problem = f"was busy for {PATIENCE / 60:.0f} minutes ({status}): {_sentence(body)}"
+                raise InputError(problem, file=self.address, fix="try again later")
+            self._say_busy(f"{status}: {_sentence(body)}")
+            time.sleep(seconds)
+
+    def _say_busy(self, why: str) -> None:
+        """Say once that the server is waited for, and for how long."""
+        with self._counting:
+            if self._said_busy:
+                return
+            self._said_busy = True
+        print(f"{self.address} is busy ({why}); each request waits for up to {PATIENCE / 60:.0f} min", file=sys.stderr)
 
     def _once(self, method: str, path: str, most: int, content: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
         with self._http.stream(method, path, **content) as answer:
@@ -189,7 +220,7 @@ class Session:
                 file.seek(received)
                 body = file.read(chunk)
                 try:
-                    self.server.json("PUT", f"{self.path}/keys/{received}", patient=False, content=body)
+                    self.server.json("PUT", f"{self.path}/keys/{received}", resend=False, content=body)
                     received, failures = received + len(body), 0
                 except InputError as error:
                     if not isinstance(error.__cause__, httpx.RequestError) or failures == ATTEMPTS:
@@ -266,6 +297,7 @@ def send_section(
     *,
     server: str,
     token_file: str | Path,
+    client: str | None = None,
     keys: str | Path,
     output: str | Path,
     certificate_authority: Path | None = None,
@@ -283,7 +315,9 @@ def send_section(
     server
         Its address, ``https://host[:port]``; ``http://`` for this machine only, unless ``insecure_http``.
     token_file
-        Holds the server's token.
+        Holds this client's token.
+    client
+        Whose token of the file, by name, where it holds several.
     keys
         The key owner's folder; keys are made where there are none.
     output
@@ -304,7 +338,9 @@ def send_section(
         connection are not sound. The session on the server is ended in any case.
     """
     output, done, folder = check_output(output, section, how.get("image"), overwrite=overwrite), Sent(), Path(keys)
-    with Server(server, token_file, authority=certificate_authority, insecure_http=insecure_http) as remote:
+    with Server(
+        server, token_file, name=client, authority=certificate_authority, insecure_http=insecure_http
+    ) as remote:
         offered = remote.client()
         opened = Keys(folder) if (folder / "secret.key").is_file() else None
         if opened and opened.client.hash != offered.hash:

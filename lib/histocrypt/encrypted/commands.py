@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(
     help="Encrypted inference between two parties. Model owner: compile. Key owner: keygen, encrypt, decrypt. "
-    "Evaluator: evaluate. Over a network: serve, send.",
+    "Evaluator: evaluate. Over a network: serve, token, send.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -106,15 +106,15 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any free one.")] = 8423,
     token_file: Annotated[
-        Path | None, typer.Option(help="Tokens, one a line for each client; made if missing. Default: in the bundle.")
+        Path | None, typer.Option(help="Lines NAME TOKEN, one a client; made if missing. Default: in the bundle.")
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate (PEM).")] = None,
     private_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     insecure_http: Annotated[bool, typer.Option("--insecure-http", help="Let others in without TLS.")] = False,
     workers: Workers = None,
     sessions: Annotated[int, typer.Option(min=1, help="Clients at once; fewer where memory is short.")] = 4,
-    ciphertexts: Annotated[int, typer.Option(min=1, help="Ciphertexts in a session.")] = 20_000,
-    per_minute: Annotated[int, typer.Option(min=1, help="Ciphertexts of a client in a minute.")] = 1_200,
+    spots: Annotated[int, typer.Option(min=1, help="Spots in a session; copies and spare places count.")] = 30_000,
+    per_minute: Annotated[int, typer.Option(min=1, help="Spots of a client in a minute.")] = 12_000,
     idle_minutes: Annotated[float, typer.Option(min=0.01, help="Sessions end after so long without a request.")] = 15.0,
     scratch: Annotated[Path | None, typer.Option(help="Where keys lie while they are uploaded.")] = None,
 ) -> None:
@@ -122,16 +122,30 @@ def serve(
     from histocrypt.encrypted.server import serve
     from histocrypt.encrypted.sessions import Limits
 
-    limits = Limits(sessions, ciphertexts, per_minute, 60 * idle_minutes)
+    limits = Limits(sessions, spots, per_minute, 60 * idle_minutes)
     tls = {"certificate": certificate, "private_key": private_key, "insecure_http": insecure_http}
     serve(bundle, host=host, port=port, token_file=token_file, workers=workers, scratch=scratch, limits=limits, **tls)
+
+
+@app.command()
+def token(
+    name: Annotated[str, typer.Argument(help="The client's name: letters, digits, dots, dashes, underscores.")],
+    token_file: Annotated[Path, typer.Option(help="The server's token file; made if missing.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The client's own file. Default: NAME.token beside the other.")
+    ] = None,
+) -> None:
+    """Make a token for a new client: a line in the server's file, and a file for the client (evaluator)."""
+    from histocrypt.encrypted.access import add_token
+
+    typer.echo(add_token(name, token_file, output))
 
 
 @app.command()
 def send(
     section: Annotated[str, typer.Argument(help="A section in any readable format.")],
     server: Annotated[str, typer.Option(help="Address of the server, https://host:port.")],
-    token_file: Annotated[Path, typer.Option(help="Holds the server's token.")],
+    token_file: Annotated[Path, typer.Option(help="Holds your token; ask the server's owner for it.")],
     keys: Annotated[Path, typer.Option(help="Folder of the keys; they are made where there are none.")],
     output: Predictions,
     image: Image = None,
@@ -142,6 +156,7 @@ def send(
     spots: Some = None,
     noise: Noise = 1e-3,
     overwrite: Overwrite = False,
+    client: Annotated[str | None, typer.Option(help="Whose token, where the file holds several.")] = None,
     certificate_authority: Annotated[
         Path | None, typer.Option(help="Certificate (PEM) that the server's own is signed by.")
     ] = None,
@@ -152,7 +167,8 @@ def send(
     """Encrypt a section, have a server predict it, decrypt the answer (key owner)."""
     from histocrypt.encrypted.client import send_section
 
-    line = {"certificate_authority": certificate_authority, "insecure_http": insecure_http, "token_file": token_file}
+    line = {"certificate_authority": certificate_authority, "insecure_http": insecure_http}
+    line |= {"token_file": token_file, "client": client}
     how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel}
     how |= {"skip_out_of_range": skip_out_of_range, "overwrite": overwrite}
     typer.echo(send_section(section, server=server, keys=keys, output=output, noise=noise, spots=spots, **line, **how))

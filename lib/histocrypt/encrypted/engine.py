@@ -362,8 +362,29 @@ def load_model(path: Path) -> Any:
     return ffi.GoHandle(int(handle), tag="EvalModel", delete_fn=ffi._delete_handle)
 
 
+class EngineError(RuntimeError):
+    """What the engine cannot evaluate, in its own words: they may tell of the network, so clients do not get them."""
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn the evaluating engine's own exceptions into `EngineError`."""
+    from orion_evaluator.errors import EvaluatorError
+
+    try:
+        yield
+    except (EvaluatorError, struct.error, UnicodeDecodeError) as error:
+        raise EngineError(" ".join(str(error).split())) from error
+
+
 class Evaluator:
-    """Evaluates compiled networks on ciphertexts with somebody's evaluation keys. Not for two threads at once."""
+    """Evaluates compiled networks on ciphertexts with somebody's evaluation keys. Not for two threads at once.
+
+    Raises
+    ------
+    EngineError
+        If the engine takes the keys, or later ciphertexts, for none of these parameters.
+    """
 
     def __init__(
         self,
@@ -377,7 +398,7 @@ class Evaluator:
         from orion_evaluator import ffi
 
         given = json.dumps(engine_parameters(parameters)).encode()
-        with _mapped(keys, start) as (pointer, size), _mapped(bootstrapping_keys) as (more, more_size):
+        with _refusals(), _mapped(keys, start) as (pointer, size), _mapped(bootstrapping_keys) as (more, more_size):
             error = ctypes.c_char_p(None)
             handle = ffi._lib_call().EvalNewEvaluator(given, pointer, size, more, more_size, ctypes.byref(error))
             ffi._check_err(error)
@@ -387,7 +408,8 @@ class Evaluator:
         """Return the network's outputs for its inputs, all as serialised ciphertexts."""
         from orion_evaluator import ffi
 
-        return ffi.evaluator_forward(self._handle, model, list(ciphertexts))
+        with _refusals():
+            return ffi.evaluator_forward(self._handle, model, list(ciphertexts))
 
     def close(self) -> None:
         """Free keys and buffers."""

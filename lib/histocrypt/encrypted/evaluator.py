@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import queue
+import re
 import shutil
 import sys
 import threading
@@ -48,7 +50,9 @@ class Session:
             raise InputError(problem, file=keys, field="bytes", value=header["bytes"], expected=f"about {expected}")
         if client.parameters.bootstrapping is None:
             messages.check_evaluation_keys(keys, client.parameters, client.rotations, start=start)
-        self.key: str = str(header.get("key"))
+        self.key: str = header.get("key")
+        if not isinstance(self.key, str) or not re.fullmatch("[0-9a-f]{32}", self.key):
+            raise InputError("is no key's name", file=keys, field="key", value=self.key, expected="32 hex digits")
         self._bundle, self._model = bundle, model
         self._free: queue.Queue[engine.Evaluator] = queue.Queue()
         self._all: list[engine.Evaluator] = []
@@ -56,13 +60,22 @@ class Session:
             for _ in range(workers):
                 self._all.append(engine.Evaluator(client.parameters, keys, start=start))
                 self._free.put(self._all[-1])
-        except RuntimeError as error:
-            problem = f"are no evaluation keys for these parameters ({' '.join(str(error).split())[:200]})"
+        except engine.EngineError as error:
+            self.close()
+            problem = "are no evaluation keys for these parameters"
             raise InputError(problem, file=keys, fix="make keys again with this model's client part") from error
         self._moduli = client.moduli
 
-    def evaluate(self, data: bytes, *, file: Any, **expected: Any) -> bytes:
+    def evaluate(self, data: bytes | Path, *, file: Any, **expected: Any) -> bytes:
         """Return the output message for an input message; see `messages.unpack` for ``expected``.
+
+        Parameters
+        ----------
+        data
+            The message, or the file that holds it, which is mapped: a large one is then in memory once, as pages that
+            the system can drop.
+        file
+            What errors name.
 
         Raises
         ------
@@ -71,15 +84,15 @@ class Session:
         """
         client = self._bundle.client
         bound = {"client": client.hash, "key": self.key, **expected}
-        payload = messages.unpack(data, file=file, kind="input", **bound)
+        payload = messages.unpack(_mapped(data), file=file, kind="input", complete=True, **bound)
         parts = messages.unpack_list(payload, count=client.input.ciphertexts, file=file)
         for part in parts:
-            messages.check_ciphertext(part, client.parameters, self._moduli, client.level, file=file)
+            messages.check_ciphertext(part, client.parameters, self._moduli, client.level, file=file, fresh=True)
         worker = self._free.get()
         try:
             outputs = worker(self._model, parts)
-        except RuntimeError as error:
-            raise InputError(f"cannot be evaluated ({' '.join(str(error).split())[:200]})", file=file) from error
+        except engine.EngineError as error:
+            raise InputError("cannot be evaluated", file=file, field="ciphertexts", fix="encrypt it again") from error
         finally:
             self._free.put(worker)
         return messages.pack("output", messages.pack_list(outputs), **bound)
@@ -88,6 +101,16 @@ class Session:
         """Free the keys."""
         for worker in self._all:
             worker.close()
+
+
+def _mapped(data: bytes | Path) -> messages.Data:
+    """Return a message's bytes; those of a file as a view of its pages, which are let go with the last view."""
+    if not isinstance(data, Path):
+        return data
+    if not data.stat().st_size:  # which cannot be mapped
+        return b""
+    with data.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def evaluate_request(

@@ -9,23 +9,16 @@ The engine takes every length it reads on trust: a wrong one makes it ask for te
 full, and ends the process with everybody's sessions. Under given parameters the form of a ciphertext or key is fixed
 but for its coefficients, so `check_ciphertext` and `check_evaluation_keys` compare every length with the only value
 that it can have before native code parses anything.
-
-Beside the messages stands who may send them: tokens, loopback addresses, certificates.
 """
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
 import math
-import os
-import secrets
-import ssl
+import re
 import struct
-import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,65 +42,14 @@ MEANING = {
     "index": "is out of its place",
 }
 """Field of a header to what a wrong one means."""
-SHORTEST_TOKEN = 20
-"""Characters of a secret."""
-
-
-def read_tokens(path: Path, *, make: bool = False) -> list[str]:
-    """Read tokens, one a line; with ``make``, write a new one where there is none.
-
-    Raises
-    ------
-    InputError
-        If others can read the file, it is missing or has no token, or one is too short to be a secret. The sentence
-        never shows a token.
-    """
-    path = Path(path)
-    if make and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            suppress(FileExistsError),
-            os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file,
-        ):
-            file.write(secrets.token_urlsafe(32) + "\n")
-        print(f"a new token was written to {path}; give each client a copy of that file", file=sys.stderr)
-    refuse_pipe(path)
-    try:
-        mode, lines = path.stat().st_mode, path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            "the token cannot be read", file=path, fix="ask the server's owner for its token file"
-        ) from error
-    if mode & 0o077:
-        problem, fix = "can be read by others on this machine", "chmod 600 it; make a new token if others have read it"
-        raise InputError(problem, file=path, field="mode", fix=fix)
-    tokens = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not tokens or min(map(len, tokens)) < SHORTEST_TOKEN or any(" " in token for token in tokens):
-        problem, wanted = "holds no token, or one that can be guessed", f"lines of at least {SHORTEST_TOKEN} letters"
-        fix = "delete it and start `histocrypt fhe serve`, which makes one"
-        raise InputError(problem, file=path, field="token", expected=wanted, fix=fix)
-    return tokens
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def check_certificate(certificate: Path | None, private_key: Path | None) -> None:
-    """Refuse a certificate and key that TLS cannot use."""
-    for given in (certificate, private_key):
-        if given is not None:
-            refuse_pipe(given)
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate or "", private_key)
-    except (OSError, ssl.SSLError) as error:
-        problem, wanted = f"cannot be used for TLS ({error.strerror or error})", "a PEM certificate and its key"
-        file = certificate or private_key
-        raise InputError(problem, file=file, field="certificate", expected=wanted) from error
+METADATA = re.compile(
+    rb'\x01{"PlaintextMetaData":{"Scale":{"Value":"(?P<scale>\d\.\d{39}e[+-]\d{2})","Mod":"0\.0{39}e\+00"},'
+    rb'"IsBatched":"0x01","IsBitReversed":"0x00","LogDimensions":\["0x00","(?P<columns>0x[0-9a-f]{2})"\]},'
+    rb'"CiphertextMetaData":{"IsNTT":"0x01","IsMontgomery":"0x00"}}'
+)
+"""What the engine writes before the polynomials of any ciphertext of ours; no other bytes are parsed by it."""
+LONGEST_METADATA = 512
+Data = bytes | memoryview
 
 
 def pack(kind: str, payload: bytes, **header: Any) -> bytes:
@@ -149,8 +91,21 @@ def write_pieces(path: Path, kind: str, pieces: Iterable[bytes], **header: Any) 
             file.write(MAGIC + struct.pack("<I", room) + encoded.ljust(room))
 
 
-def unpack(data: bytes, *, file: Any, kind: str, **expected: Any) -> bytes:
+def unpack(data: Data, *, file: Any, kind: str, complete: bool = False, **expected: Any) -> Data:
     """Return the payload of a message after checking all that its header claims.
+
+    Parameters
+    ----------
+    data
+        The message; of a memory view, views are returned and nothing is copied.
+    file
+        What errors name.
+    kind
+        Of the message.
+    complete
+        Refuse headers that say more than ``expected``.
+    expected
+        Fields that the header must have, and what they must say.
 
     Raises
     ------
@@ -159,6 +114,9 @@ def unpack(data: bytes, *, file: Any, kind: str, **expected: Any) -> bytes:
         something else than ``expected``.
     """
     header, start = parse_header(data, file)
+    more = header.keys() - {"kind", "bytes", "sha256", *expected}
+    if complete and more:
+        raise InputError("is no field of such a message", file=file, field=min(more), fix="send it as it was made")
     _check(header, len(data) - start, file=file, kind=kind, **expected)
     payload = data[start:]
     _check_digest(hashlib.sha256(payload), header, file)
@@ -196,18 +154,29 @@ def read_header(path: Path) -> dict[str, Any]:
     return parse_header(_peek(path)[0], path)[0]
 
 
-def parse_header(data: bytes, file: Any) -> tuple[dict[str, Any], int]:
+def parse_header(data: Data, file: Any) -> tuple[dict[str, Any], int]:
     """Return the header at the beginning of a message, and where its payload starts."""
+    data = bytes(data[: START + LONGEST_HEADER])
     length = int.from_bytes(data[len(MAGIC) : START], "little")
     if not data.startswith(MAGIC) or len(data) < START or length > LONGEST_HEADER or len(data) < START + length:
         raise InputError("is not a message of encrypted inference, or was cut short", file=file, field="header")
     try:
-        header = json.loads(data[START : START + length])
-    except (ValueError, RecursionError):  # not UTF-8, not JSON, or brackets nested without end
+        header = json.loads(data[START : START + length], object_pairs_hook=_once, parse_constant=int)
+    except (
+        ValueError,
+        RecursionError,
+    ):  # not UTF-8, not JSON, NaN (which `int` refuses), a name twice, or brackets without end
         header = None
     if not isinstance(header, dict):
         raise InputError("the header is damaged", file=file, field="header")
     return header, START + length
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return what JSON's pairs say; `ValueError` where a name is there twice: two readers could believe two things."""
+    if len(content := dict(pairs)) < len(pairs):
+        raise ValueError
+    return content
 
 
 def _peek(path: Path) -> tuple[bytes, int]:
@@ -222,9 +191,10 @@ def _peek(path: Path) -> tuple[bytes, int]:
 
 def _check(header: dict[str, Any], size: int, *, file: Any, **expected: Any) -> None:
     for field, wanted in {**expected, "bytes": size}.items():
-        if header.get(field) != wanted:
+        found = header.get(field)
+        if type(found) is not type(wanted) or found != wanted:  # True and 1.0 are not 1
             problem = MEANING.get(field, "does not fit")
-            raise InputError(problem, file=file, field=field, value=header.get(field), expected=str(wanted))
+            raise InputError(problem, file=file, field=field, value=found, expected=str(wanted))
 
 
 def _check_digest(digest: Any, header: dict[str, Any], file: Any) -> None:
@@ -238,7 +208,7 @@ def pack_list(parts: list[bytes]) -> bytes:
     return b"".join(struct.pack("<Q", len(part)) + part for part in parts)
 
 
-def unpack_list(payload: bytes, *, count: int | None, file: Any) -> list[bytes]:
+def unpack_list(payload: Data, *, count: int | None, file: Any) -> list[Data]:
     """Return the ciphertexts of a payload; `InputError` where their lengths or their number (None: any) are wrong."""
     parts, start = [], 0
     while start + 8 <= len(payload) and (count is None or len(parts) <= count):
@@ -251,13 +221,29 @@ def unpack_list(payload: bytes, *, count: int | None, file: Any) -> list[bytes]:
     return parts
 
 
-def check_ciphertext(data: bytes, parameters: Parameters, moduli: Sequence[int], level: int, *, file: Any) -> None:
+def check_ciphertext(
+    data: Data, parameters: Parameters, moduli: Sequence[int], level: int, *, file: Any, fresh: bool = False
+) -> None:
     """Check that bytes have the exact form of a ciphertext under these parameters, before native code parses them.
+
+    Parameters
+    ----------
+    data
+        A ciphertext as the engine writes it: a flag, JSON, two polynomials in residues.
+    parameters, moduli
+        Of the model.
+    level
+        That it must have.
+    file
+        What errors name.
+    fresh
+        It was just encrypted, so its scale is the nominal one to the last digit; evaluated ones are near it.
 
     Raises
     ------
     InputError
-        If they are of another ring or level, or have values outside their prime field.
+        If they are of another ring or level, are said to be anything that the engine does not say of them in these
+        very bytes, or have values outside their prime field.
     """
 
     def check(field: str, value: Any, expected: Any, *, right: bool | None = None) -> None:
@@ -265,20 +251,16 @@ def check_ciphertext(data: bytes, parameters: Parameters, moduli: Sequence[int],
             problem, fix = "is not a ciphertext under these parameters", "encrypt it again for this very model"
             raise InputError(problem, file=file, field=field, value=value, expected=str(expected), fix=fix)
 
-    end = data.find(b"}}", 0, 2048) + 2
-    try:
-        meta = json.loads(data[1:end])
-        plain, ntt = meta["PlaintextMetaData"], meta["CiphertextMetaData"]["IsNTT"]
-        columns, form = int(plain["LogDimensions"][1], 16), (plain["IsBatched"], ntt)
-        scale = float(plain["Scale"]["Value"])
-    except (LookupError, TypeError, ValueError, OverflowError, RecursionError):
-        check("metadata", "damaged", "CKKS metadata")
-    check("metadata", data[:1], b"\x01")
-    log_slots = parameters.slots.bit_length() - 1
-    check("log2(slots)", columns, log_slots, right=columns == log_slots and form == ("0x01", "0x01"))
-    said = f"2^{math.log2(scale):.1f}" if scale > 0 else scale
-    near = 0.5 < scale / 2.0**parameters.log_scale < 2
-    check("scale", said, f"about 2^{parameters.log_scale}", right=near)
+    head = bytes(data[:LONGEST_METADATA])
+    said = METADATA.match(head)
+    check("metadata", bytes(head[:80]), "CKKS metadata as the engine writes it", right=said is not None)
+    end, nominal = said.end(), float(1 << parameters.log_scale)
+    check("log2(slots)", int(said["columns"], 16), parameters.slots.bit_length() - 1)
+    scale = float(said["scale"])
+    if fresh:
+        check("scale", said["scale"].decode(), f"{nominal:.39e}")
+    shown = f"2^{math.log2(scale):.1f}" if scale > 0 else scale
+    check("scale", shown, f"about 2^{parameters.log_scale}", right=0.5 < scale / nominal < 2)
     limbs, degree = level + 1, 1 << parameters.logn
     check("bytes", len(data), end + 8 * (1 + 2 * (1 + limbs * (1 + degree))))
     words = np.frombuffer(data, dtype="<u8", offset=end)

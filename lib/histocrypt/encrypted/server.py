@@ -10,7 +10,8 @@
 | ``POST /v1/sessions/S/requests/R/INDEX?of=N`` | the output message for the input message in the body |
 | ``DELETE /v1/sessions/S`` | keys are gone |
 
-Whatever is refused is ``{"error": one sentence}``. Tokens and sizes are checked before a body is read.
+Whatever is refused is ``{"error": one sentence}``. Tokens and sizes are checked before a body is read. An answer that
+says "later" (429, 503, 507) has a ``Retry-After``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import hmac
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,19 +38,33 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from histocrypt.encrypted import engine
+from histocrypt.encrypted.access import check_certificate, is_loopback, read_tokens
 from histocrypt.encrypted.bundle import Bundle, load_bundle
+from histocrypt.encrypted.connections import Door
 from histocrypt.encrypted.evaluator import workers_for
-from histocrypt.encrypted.messages import check_certificate, is_loopback, read_tokens
-from histocrypt.encrypted.sessions import Limits, Refused, Store
+from histocrypt.encrypted.extraction import extraction
+from histocrypt.encrypted.sessions import Limits, Refused, Store, spots_per_message
 from histocrypt.errors import InputError
 from histocrypt.files import read_json
 
 PORT = 8423
-CONNECTIONS = 256
+MOST_SAID = 600
+"""Characters of a refusal, which may quote what the client sent."""
+BACKLOG = 1024
+"""Connections that the system holds until they are accepted."""
+AT_ONCE = 128
+"""Requests of one client that are answered at once."""
 CHUNK = 4 << 20
 """Bytes of keys in one request."""
+GRACE_SECONDS = 10.0
+SLOWEST = 16 << 10
+"""A body has ``GRACE_SECONDS`` and one more second for each so many bytes that came, on average."""
 BODY_SECONDS = 120.0
-"""A body must have arrived by then."""
+BODY_RATE = 256 << 10
+"""A body must be whole after ``BODY_SECONDS``, or after the time that it takes at so many bytes a second if more."""
+PIECE = 256 << 10
+PIECE_SECONDS = 30.0
+"""Each so many bytes of an answer must be taken in so many seconds."""
 
 
 class Opening(BaseModel):
@@ -61,12 +77,12 @@ class Opening(BaseModel):
     """Size of the evaluation keys."""
 
 
-def application(store: Store, bundle: Bundle, tokens: list[str], greeting: str = "") -> Any:
-    """Return the server as an ASGI application."""
+def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: Door, greeting: str = "") -> Any:
+    """Return the server as an ASGI application for clients with these tokens, by name."""
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        sweeping = asyncio.create_task(store.sweep())
+        sweeping = asyncio.gather(store.sweep(), door.sweep())
         if greeting:
             print(greeting, file=sys.stderr, flush=True)
         yield
@@ -88,7 +104,7 @@ def application(store: Store, bundle: Bundle, tokens: list[str], greeting: str =
     @app.post("/v1/sessions", status_code=201)
     async def open_session(request: Request) -> dict[str, Any]:
         try:
-            wanted = Opening.model_validate_json(await _body(request, 4096))
+            wanted = Opening.model_validate_json(b"".join([part async for part in _parts(request, 4096)]))
         except ValidationError as error:
             raise Refused(422, 'The body must be {"client": hash, "bytes": size of the evaluation keys}.') from error
         hosted = store.open(request.state.holder, client=wanted.client, size=wanted.bytes)
@@ -102,7 +118,9 @@ def application(store: Store, bundle: Bundle, tokens: list[str], greeting: str =
     @app.put("/v1/sessions/{name}/keys/{offset}")
     async def keys(request: Request, name: str, offset: int) -> dict[str, Any]:
         hosted = store.get(name, request.state.holder)
-        await store.receive(hosted, offset, lambda left: _body(request, min(left, CHUNK)))
+        parts = _parts(request, min(hosted.size, CHUNK))
+        async with _read_to_the_end(parts):
+            await store.receive(hosted, offset, parts)
         return {"state": hosted.state, "received": hosted.received, "bytes": hosted.size}
 
     @app.post("/v1/sessions/{name}/requests/{name_of_request}/{index}")
@@ -114,16 +132,16 @@ def application(store: Store, bundle: Bundle, tokens: list[str], greeting: str =
         of: Annotated[int, fastapi.Query(ge=1, le=100_000)],
     ) -> Response:
         hosted = store.get(name, request.state.holder)
-        result = await store.evaluate(
-            hosted, lambda most: _body(request, most), request=name_of_request, index=index, of=of
-        )
+        parts = _parts(request, store.client.most_input_bytes)
+        async with _read_to_the_end(parts):
+            result = await store.evaluate(hosted, parts, request=name_of_request, index=index, of=of)
         return Response(result, media_type="application/octet-stream")
 
     @app.delete("/v1/sessions/{name}", status_code=204)
     async def end(request: Request, name: str) -> None:
         store.end(store.get(name, request.state.holder))
 
-    return _Guard(app, tokens)
+    return _Guard(app, tokens, door)
 
 
 async def _refusal(_request: Request, error: Exception) -> Response:
@@ -139,58 +157,104 @@ async def _refusal(_request: Request, error: Exception) -> Response:
         status, sentence = 422, f"{first['loc'][-1]}: {first['msg']}."
     elif isinstance(error, HTTPException):
         status, sentence = error.status_code, f"{error.detail}."
-    return JSONResponse({"error": sentence}, status, headers)
+    return JSONResponse({"error": sentence[:MOST_SAID]}, status, headers)
 
 
 class _Guard:
     """Lets nobody in without a token, before a body is read; what fails is logged here, not sent."""
 
-    def __init__(self, app: Any, tokens: list[str]) -> None:
-        self._app = app
-        self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
+    def __init__(self, app: Any, tokens: Mapping[str, str], door: Door) -> None:
+        self._app, self._door = app, door
+        self._names = list(tokens)
+        self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens.values()]
+        self._under_way: Counter[str] = Counter()
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
-        if scope["type"] == "http" and scope["path"] != "/v1/health":
-            holder = self._holder(dict(scope["headers"]).get(b"authorization", b""))
-            if holder is None:
-                sentence = "This needs the server's token: Authorization: Bearer TOKEN."
-                headers = {"WWW-Authenticate": "Bearer", "Connection": "close"}
-                await JSONResponse({"error": sentence}, 401, headers)(scope, receive, send)
-                return
-            scope.setdefault("state", {})["holder"] = holder
-        try:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        holder = self._holder(dict(scope["headers"]).get(b"authorization", b""))
+        if holder is None:  # its connection goes on waiting, see `connections`, and is not kept
+            answer = JSONResponse({"status": "ok"})
+            if scope["path"] != "/v1/health":
+                sentence = "This needs the server's token: Authorization: Bearer TOKEN."
+                answer = JSONResponse({"error": sentence}, 401, {"WWW-Authenticate": "Bearer"})
+            answer.headers["Connection"] = "close"
+            await answer(scope, receive, send)
+            return
+        with self._door.request(scope):
+            await self._answer(holder, scope, receive, send)
+
+    async def _answer(self, holder: str, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        if self._under_way[holder] >= AT_ONCE:
+            sentence = f"At most {AT_ONCE} requests of a client are answered at once."
+            await JSONResponse({"error": sentence}, 429, {"Retry-After": "1"})(scope, receive, send)
+            return
+        scope.setdefault("state", {})["holder"] = holder
+
+        async def send_in_time(message: dict[str, Any]) -> None:
+            """Send piece by piece, so that a client that does not read is noticed."""
+            body, more = message.get("body", b""), message.get("more_body", False)
+            try:
+                for at in range(0, max(len(body), 1), PIECE):
+                    rest = {"body": body[at : at + PIECE], "more_body": more or at + PIECE < len(body)}
+                    async with asyncio.timeout(PIECE_SECONDS):
+                        await send(message | rest)
+            except TimeoutError as error:
+                self._door.hang_up(scope)
+                raise ClientDisconnect from error
+
+        self._under_way[holder] += 1
+        try:
+            await self._app(scope, receive, send_in_time)
         except ClientDisconnect:
             return
         except Exception:
-            if scope["type"] != "http":
-                raise
             logging.getLogger("histocrypt").exception("a request failed")  # the client was told so already
+        finally:
+            self._under_way[holder] -= 1
 
-    def _holder(self, given: bytes) -> int | None:
+    def _holder(self, given: bytes) -> str | None:
         """Return whose token it is, comparing with all of them in constant time."""
         scheme, _, token = given.partition(b" ")
         digest = hashlib.sha256(token.strip()).digest()
         equal = [hmac.compare_digest(digest, wanted) for wanted in self._digests]
-        return equal.index(True) if scheme.lower() == b"bearer" and any(equal) else None
+        return self._names[equal.index(True)] if scheme.lower() == b"bearer" and any(equal) else None
 
 
-async def _body(request: Any, most: int) -> bytes:
-    """Read a request's body of at most ``most`` bytes; a larger one is refused, unread where it states its size."""
+async def _parts(request: Request, most: int) -> AsyncIterator[bytes]:
+    """Yield a request's body of at most ``most`` bytes; refuse a larger one, unread where it states its size."""
     too_large = Refused(413, f"The body may have at most {most} bytes.")
-    stated = request.headers.get("content-length", "0")
-    if not stated.isdigit() or int(stated) > most:
+    stated = request.headers.get("content-length", "")
+    if stated and not (stated.isdigit() and int(stated[:20]) <= most):
         raise too_large
-    body = bytearray()
+    loop, stream, received = asyncio.get_running_loop(), aiter(request.stream()), 0
+    start, whole = loop.time(), max(BODY_SECONDS, int(stated or most) / BODY_RATE)
+    while True:
+        try:
+            async with asyncio.timeout_at(start + min(whole, GRACE_SECONDS + received / SLOWEST)):
+                part = await anext(stream, None)
+        except TimeoutError as error:
+            said = f"less than {SLOWEST >> 10} KiB a second came, or not all within {whole:.0f} s"
+            raise Refused(408, f"The body came too slowly: {said}.") from error
+        if part is None:
+            return
+        received += len(part)
+        if received > most:
+            raise too_large
+        yield part
+
+
+@asynccontextmanager
+async def _read_to_the_end(parts: AsyncIterator[bytes]) -> AsyncIterator[None]:
+    """Where a client is told to come back later, take the rest of its body, else it would see a broken line alone."""
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                body += part
-                if len(body) > most:
-                    raise too_large
-    except TimeoutError as error:
-        raise Refused(408, f"The body did not arrive within {BODY_SECONDS:.0f} s.") from error
-    return bytes(body)
+        yield
+    except Refused as refused:
+        if refused.retry_after is not None:
+            async for _ in parts:
+                pass
+        raise
 
 
 def serve(
@@ -216,7 +280,8 @@ def serve(
         Where to listen; port 0 takes a free one. Another host than loopback needs a token file, and TLS or
         ``insecure_http``.
     token_file
-        Tokens, one a line, one for each client; made if it is not there. Default: ``server/token`` in the bundle.
+        A line for each client, its name and its token; made if it is not there. Default: ``server/token`` in the
+        bundle.
     certificate, private_key
         For TLS, PEM.
     insecure_http
@@ -250,34 +315,45 @@ def serve(
     limits = limits or Limits()
     workers = workers_for(loaded, workers)
     limits = _fit(loaded, workers, limits)
+    each = spots_per_message(loaded.client)
+    if each > min(limits.spots, limits.per_minute):
+        problem, wanted = (
+            "would let no message in",
+            f"at least the {each} spots that a message of this model counts for",
+        )
+        field = "--spots" if limits.spots < each else "--per-minute"
+        raise InputError(problem, field=field, value=min(limits.spots, limits.per_minute), expected=wanted)
     print(
-        f"{workers} ciphertexts at once, at most {limits.sessions} sessions: "
+        f"{workers} messages at once, at most {limits.sessions} sessions: "
         f"up to {_memory(loaded, workers, limits.sessions) / 2**30:.1f} GiB of memory; "
-        f"{limits.ciphertexts} ciphertexts a session, {limits.per_minute} a minute and client; "
-        f"sessions end after {limits.idle_seconds:.0f} s without a request",
+        f"{limits.spots} spots a session, {limits.per_minute} a minute and client, {each} counted for a message; "
+        f"sessions end after {limits.idle_seconds:.0f} s without a request\n{extraction(loaded.client)}",
         file=sys.stderr,
     )
-    with _listen(host, port) as listening:
+    with Door(_listen(host, port)) as door:
         model = engine.load_model(loaded.model)
-        store = Store(loaded, model, workers=workers, holders=len(tokens), limits=limits, scratch=scratch)
-        address = f"{'https' if certificate else 'http'}://{_shown(host)}:{listening.getsockname()[1]}"
-        greeting = f"serving {loaded.client.about['title']} at {address}, token in {token_file}"
+        store = Store(loaded, model, workers=workers, clients=list(tokens), limits=limits, scratch=scratch)
+        address = f"{'https' if certificate else 'http'}://{_shown(host)}:{door.getsockname()[1]}"
+        greeting = (
+            f"serving {loaded.client.about['title']} at {address}, to {', '.join(tokens)} with tokens in {token_file}"
+        )
         config = uvicorn.Config(
-            application(store, loaded, tokens, greeting),
+            application(store, loaded, tokens, door, greeting),
+            loop="asyncio:SelectorEventLoop",  # others do not accept connections through `Door`
             log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,
             http="h11",
             ws="none",
-            limit_concurrency=CONNECTIONS,
+            backlog=BACKLOG,
             timeout_graceful_shutdown=5,
-            timeout_keep_alive=30,
+            timeout_keep_alive=60,  # `Door` is stricter
             ssl_certfile=certificate,
             ssl_keyfile=private_key,
         )
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            uvicorn.Server(config).run(sockets=[door])
         finally:
             store.stop()
 
@@ -305,7 +381,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """Bind before the model is loaded, so that a port in use is known at once."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         problem, fix = f"cannot listen there ({error.strerror})", "choose another --host or --port"
         raise InputError(problem, field="host", value=f"{_shown(host)}:{port}", fix=fix) from error

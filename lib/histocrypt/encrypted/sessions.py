@@ -10,14 +10,16 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from histocrypt.encrypted.bundle import Bundle
+from histocrypt.encrypted.bundle import Bundle, Client
+from histocrypt.encrypted.engine import EngineError
 from histocrypt.encrypted.evaluator import Session
 from histocrypt.encrypted.messages import LONGEST_HEADER
 from histocrypt.errors import InputError
@@ -26,6 +28,9 @@ UPLOAD_SECONDS = 120.0
 """A session whose keys do not get on for so long is ended."""
 SPARE_DISK = 64 << 20
 """Bytes that are left free on the disk, whatever clients upload."""
+IN_MEMORY = 16 << 20
+"""Bytes of the largest message that is held in memory until it is evaluated."""
+WRITTEN_AT_ONCE = 1 << 20
 DEAD = 4
 """Connections of a session that may be waited for in vain: their client has come back on new ones."""
 PREFIX = "histocrypt-serve-"
@@ -37,12 +42,24 @@ class Limits:
 
     sessions: int = 4
     """At once, of all clients together; each holds a client's keys in memory."""
-    ciphertexts: int = 20_000
-    """Evaluated in one session."""
-    per_minute: int = 1_200
-    """Ciphertexts sent by one client, whatever the session."""
+    spots: int = 30_000
+    """Sent in one session: a section of 5,000 spots, all of them twice, in batches that are not full, and again after
+    a line that broke."""
+    per_minute: int = 12_000
+    """Spots sent by one client, whatever the session."""
     idle_seconds: float = 900.0
     """A session without a request for so long is ended."""
+
+
+def spots_per_message(client: Client) -> int:
+    """Return how many spots a message counts for: as many as it has places, since the server cannot see which are used.
+
+    Parameters
+    ----------
+    client
+        The public part of the compiled model.
+    """
+    return client.batch
 
 
 class Refused(Exception):
@@ -59,8 +76,8 @@ class Hosted:
 
     number: int
     name: str
-    holder: int
-    """Which token opened it; no other can use it."""
+    holder: str
+    """The client whose token opened it; no other can use it."""
     size: int
     """Of its evaluation keys, bytes."""
     path: Path
@@ -72,6 +89,7 @@ class Hosted:
     reading: int = 0
     running: int = 0
     sent: int = 0
+    """Spots."""
     touched: float = field(default_factory=time.monotonic)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -85,8 +103,8 @@ class Store:
         The compiled model, and what `engine.load_model` gave for it.
     workers
         Ciphertexts evaluated at once, of all sessions together.
-    holders
-        How many clients (tokens) there are; each may have its share of the sessions, and one at least.
+    clients
+        Names of those that have a token; each may have its share of the sessions, and one at least.
     limits
         What they may use.
     scratch
@@ -94,21 +112,23 @@ class Store:
     """
 
     def __init__(
-        self, bundle: Bundle, model: Any, *, workers: int, holders: int, limits: Limits, scratch: Path | None
+        self, bundle: Bundle, model: Any, *, workers: int, clients: Sequence[str], limits: Limits, scratch: Path | None
     ) -> None:
         self.client, self.limits = bundle.client, limits
         self.folder, self._lock = _own_folder(scratch)
         self.in_flight = 2 * workers
         self._bundle, self._model, self._workers = bundle, model, workers
-        self._share = max(1, limits.sessions // holders)
-        self._recent: list[deque[float]] = [deque() for _ in range(holders)]
+        self._share = max(1, limits.sessions // len(clients))
+        self._recent: dict[str, deque[float]] = {name: deque() for name in clients}
+        self._each = spots_per_message(bundle.client)
+        self._spooling = 0
         self._sessions: dict[str, Hosted] = {}
         self._count = 0
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="evaluate")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self.most_key_bytes = int(1.1 * self.client.evaluation_key_bytes()) + (1 << 20) + LONGEST_HEADER
 
-    def open(self, holder: int, *, client: str, size: int) -> Hosted:
+    def open(self, holder: str, *, client: str, size: int) -> Hosted:
         """Open a session for keys of ``size`` bytes, made for the model whose hash is ``client``."""
         if client != self.client.hash:
             raise Refused(409, "The keys were made for another compiled model than the one served here.")
@@ -118,19 +138,23 @@ class Store:
         if len(self._sessions) >= self.limits.sessions:
             raise Refused(429, "All sessions are taken; try again later.", retry_after=15)
         if sum(hosted.holder == holder for hosted in self._sessions.values()) >= self._share:
-            raise Refused(429, f"This token has {self._share} open sessions already; end one first.", retry_after=15)
-        coming = sum(one.size - one.received for one in self._sessions.values() if one.state == "receiving")
-        if shutil.disk_usage(self.folder).free < size + coming + SPARE_DISK:
-            raise Refused(507, "The server's disk has no room for these keys now; try again later.", retry_after=60)
+            sentence = f"{holder} has {self._share} open sessions already; end one first."
+            raise Refused(429, sentence, retry_after=15)
+        self._need_disk(size, "these keys")
         self._count += 1
         path = self.folder / f"{self._count}.keys"
         path.touch(mode=0o600)
         hosted = Hosted(self._count, secrets.token_urlsafe(24), holder, size, path, path.open("r+b", buffering=0))
         self._sessions[hosted.name] = hosted
-        self._say(hosted, f"opened by client {holder + 1}, {size / 2**20:.0f} MiB of keys to come")
+        self._say(hosted, f"opened by {holder}, {size / 2**20:.0f} MiB of keys to come")
         return hosted
 
-    def get(self, name: str, holder: int) -> Hosted:
+    def _need_disk(self, size: int, what: str) -> None:
+        coming = sum(one.size - one.received for one in self._sessions.values() if one.state == "receiving")
+        if shutil.disk_usage(self.folder).free < size + coming + self._spooling + SPARE_DISK:
+            raise Refused(507, f"The server's disk has no room for {what} now; try again later.", retry_after=60)
+
+    def get(self, name: str, holder: str) -> Hosted:
         """Return a client's own session."""
         hosted = self._sessions.get(name)
         if hosted is None or hosted.holder != holder:
@@ -138,10 +162,13 @@ class Store:
         hosted.touched = time.monotonic()
         return hosted
 
-    async def receive(self, hosted: Hosted, offset: int, read: Callable[[int], Awaitable[bytes]]) -> None:
+    async def receive(self, hosted: Hosted, offset: int, parts: AsyncIterator[bytes]) -> None:
         """Append a chunk of keys; load them when they are complete. What is interrupted leaves no trace."""
         self._check_turn(hosted, offset)
-        chunk = await self._read(hosted, read, hosted.size - offset)
+        with self._reading(hosted):
+            chunk = b"".join([part async for part in parts])
+        if len(chunk) > hosted.size - offset:
+            raise Refused(413, f"At most {hosted.size - offset} bytes of keys are to come.")
         async with hosted.busy:  # not before: a client that comes back need not wait for its own dead connection
             self._check_turn(hosted, offset)
             try:
@@ -157,16 +184,48 @@ class Store:
         if offset != hosted.received:
             raise Refused(409, f"The next chunk of keys starts at byte {hosted.received}, not {offset}.")
 
-    async def _read(self, hosted: Hosted, read: Callable[[int], Awaitable[bytes]], most: int) -> bytes:
-        """Read a body; only so many at once, since each is held in memory."""
+    @contextmanager
+    def _reading(self, hosted: Hosted) -> Iterator[None]:
+        """While a body is read; only so many at once, since each is held."""
         if hosted.reading >= self.in_flight + DEAD:
             raise Refused(429, "Too many bodies of this session are on their way.", retry_after=5)
         hosted.reading += 1
         try:
-            return await read(most)
+            yield
         finally:
             hosted.reading -= 1
             hosted.touched = time.monotonic()
+
+    @asynccontextmanager
+    async def _message(self, hosted: Hosted, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes | Path]:
+        """Give an input message: in memory while it is small, else in a private file that is deleted afterwards."""
+        held, path, most = bytearray(), None, self.client.most_input_bytes
+        try:
+            with self._reading(hosted):
+                async for part in parts:
+                    held += part
+                    if path is None and len(held) > IN_MEMORY:
+                        self._need_disk(most, "this message")
+                        path = self.folder / f"{secrets.token_hex(16)}.message"
+                        path.touch(mode=0o600)
+                        self._spooling += most
+                    if path is not None and len(held) >= WRITTEN_AT_ONCE:
+                        await self._spool(path, held)
+                        held = bytearray()
+                if path is not None:
+                    await self._spool(path, held)
+            yield bytes(held) if path is None else path
+        finally:
+            if path is not None:
+                self._spooling -= most
+                path.unlink(missing_ok=True)
+
+    @staticmethod
+    async def _spool(path: Path, held: bytearray) -> None:
+        try:
+            await asyncio.to_thread(_append_to, path, held)
+        except OSError as error:
+            raise Refused(507, f"The server cannot store a message now ({error.strerror}).", retry_after=60) from error
 
     async def _append(self, hosted: Hosted, offset: int, chunk: bytes) -> None:
         try:
@@ -195,48 +254,54 @@ class Store:
             self._say(hosted, "ready")
 
     async def evaluate(
-        self, hosted: Hosted, read: Callable[[int], Awaitable[bytes]], *, request: str, index: int, of: int
+        self, hosted: Hosted, parts: AsyncIterator[bytes], *, request: str, index: int, of: int
     ) -> bytes:
-        """Return the output message for the input message that ``read`` gives."""
+        """Return the output message for the input message that ``parts`` make up."""
         self._admit(hosted)
-        data = await self._read(hosted, read, self.client.most_input_bytes)
-        if hosted.keys is None or hosted.state != "ready":
-            raise Refused(404, "The session ended while a ciphertext was on its way.")
-        self._check_queue(hosted)
-        hosted.running += 1
-        try:
-            job = partial(hosted.keys.evaluate, data, file=f"ciphertext {index}", request=request, index=index, of=of)
-            return await asyncio.get_running_loop().run_in_executor(self._pool, job)
-        finally:
-            hosted.running -= 1
-            hosted.touched = time.monotonic()
-            if hosted.state == "ended" and not hosted.running:
-                self._close(hosted)
+        async with self._message(hosted, parts) as data:
+            if hosted.keys is None or hosted.state != "ready":
+                raise Refused(404, "The session ended while a message was on its way.")
+            self._check_queue(hosted)
+            hosted.running += 1
+            where = {"file": f"message {index}", "request": request, "index": index, "of": of}
+            try:
+                job = partial(hosted.keys.evaluate, data, **where)
+                return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+            except InputError as error:
+                if isinstance(error.__cause__, EngineError):
+                    self._say(hosted, f"message {index}: {error.__cause__}")
+                raise
+            finally:
+                hosted.running -= 1
+                hosted.touched = time.monotonic()
+                if hosted.state == "ended" and not hosted.running:
+                    self._close(hosted)
 
     def _admit(self, hosted: Hosted) -> None:
-        """Count a ciphertext against the quotas, before its body is read."""
+        """Count a message's spots against the quotas, before its body is read."""
+        most, each = self.limits, self._each
         if hosted.state != "ready":
             raise Refused(409, f"The keys of this session are not there yet ({hosted.state}).")
-        if hosted.sent >= self.limits.ciphertexts:
-            raise Refused(403, f"This session has had its {self.limits.ciphertexts} ciphertexts; open another one.")
+        if hosted.sent + each > most.spots:
+            raise Refused(403, f"This session has had {hosted.sent} of its {most.spots} spots; open another one.")
         self._check_queue(hosted)
         recent, now = self._recent[hosted.holder], time.monotonic()
         while recent and now - recent[0] > 60:
             recent.popleft()
-        if len(recent) >= self.limits.per_minute:
-            wait = max(1, int(61 - (now - recent[0])))
-            raise Refused(429, f"At most {self.limits.per_minute} ciphertexts a minute are taken.", retry_after=wait)
+        if (len(recent) + 1) * each > most.per_minute:
+            wait = max(1, int(61 - (now - recent[0]))) if recent else 60
+            raise Refused(429, f"At most {most.per_minute} spots a minute are taken of a client.", retry_after=wait)
         recent.append(now)
-        hosted.sent += 1
+        hosted.sent += each
 
     def _check_queue(self, hosted: Hosted) -> None:
         if hosted.running >= self.in_flight:
-            raise Refused(429, f"At most {self.in_flight} ciphertexts of a session are taken at once.", retry_after=1)
+            raise Refused(429, f"At most {self.in_flight} messages of a session are taken at once.", retry_after=1)
 
     def end(self, hosted: Hosted, why: str = "ended by its client") -> None:
         """End a session: nobody can use it from now on; keys go as soon as nothing is done with them."""
         self._forget(hosted)
-        self._say(hosted, f"{why}, {hosted.sent} ciphertexts")
+        self._say(hosted, f"{why}, {hosted.sent} spots")
         if not hosted.busy.locked() and not hosted.running:  # else `receive` or `evaluate` closes it
             self._close(hosted)
 
@@ -277,11 +342,16 @@ class Store:
         print(f"session {hosted.number}: {what}", file=sys.stderr, flush=True)
 
 
-def _write(file: IO[bytes], offset: int, chunk: bytes) -> None:
+def _write(file: IO[bytes], offset: int, chunk: bytes | bytearray) -> None:
     file.seek(offset)
     left = memoryview(chunk)
     while left:
         left = left[file.write(left) :]
+
+
+def _append_to(path: Path, data: bytearray) -> None:
+    with path.open("ab", buffering=0) as file:
+        _write(file, file.tell(), data)
 
 
 def _own_folder(scratch: Path | None) -> tuple[Path, IO[bytes]]:
