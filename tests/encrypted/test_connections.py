@@ -1,5 +1,6 @@
 """Connections that are silent, slow or too many: they go in seconds, and keep nobody out."""
 
+import asyncio
 import json
 import socket
 import ssl
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.encrypted.serving import refused, serving, wait_for
+from tests.encrypted.serving import serving, wait_for
 from tests.encrypted.test_server_limits import certificate  # noqa: F401  a fixture
 
 from histocrypt.encrypted import client as sending
+from histocrypt.encrypted import server as endpoints
 from histocrypt.encrypted.connections import Door
 from histocrypt.errors import InputError
 
@@ -37,6 +39,26 @@ def is_closed(line: socket.socket) -> bool:
         while data := line.recv(1 << 16):
             assert b" 200 " not in data
     return True
+
+
+def breaks(line: socket.socket, data: bytes, *, pause: float) -> bool:
+    """Whether the other side hangs up within a minute on who sends and sends."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            line.sendall(data)
+        except OSError:
+            return True
+        time.sleep(pause)
+    return False
+
+
+def is_open(line: socket.socket) -> bool:
+    line.settimeout(0)
+    try:
+        return line.recv(1) != b""
+    except BlockingIOError:
+        return True
 
 
 def work(running, requests: int) -> list[int]:
@@ -76,16 +98,10 @@ def test_slow_heads_and_strangers_without_end(running):
     (dripping,), (refusing,), (flooding,) = silent(running, 1), silent(running, 1), silent(running, 1, endless)
     refusing.sendall(b"GET /v1/client HTTP/1.1\r\nHost: x\r\n\r\n")
     with dripping, refusing, flooding:
-        started = time.monotonic()
         assert b" 401 " in refusing.recv(4096)
         assert is_closed(refusing)
-        with pytest.raises(OSError):  # noqa: PT011  reset or broken pipe
-            while time.monotonic() - started < 60:
-                flooding.sendall(b"10000\r\n" + bytes(0x10000) + b"\r\n")
-        with pytest.raises(OSError):  # noqa: PT011
-            while time.monotonic() - started < 60:
-                dripping.sendall(b"x")
-                time.sleep(0.3)
+        assert breaks(flooding, b"10000\r\n" + bytes(0x10000) + b"\r\n", pause=0)
+        assert breaks(dripping, b"x", pause=0.3)
 
 
 def test_silent_before_tls(world, certificate, tmp_path):  # noqa: F811
@@ -114,10 +130,7 @@ def test_the_longest_waiting_of_the_largest_crowd_goes_first():
             stack.enter_context(door.accept()[0])
         assert is_closed(lines[1])
         assert is_closed(lines[2])
-        for line in (lines[0], lines[3], lines[4]):
-            line.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                line.recv(1)
+        assert all(is_open(line) for line in (lines[0], lines[3], lines[4]))
 
 
 def test_a_request_is_not_shut_while_it_is_answered():
@@ -130,9 +143,7 @@ def test_a_request_is_not_shut_while_it_is_answered():
             for _ in range(3):
                 stack.enter_context(socket.create_connection(door.getsockname(), timeout=10))
                 stack.enter_context(door.accept()[0])
-            line.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                line.recv(1)
+            assert is_open(line)
             door.hang_up(scope)
             line.settimeout(10)
             assert line.recv(1) == b""
@@ -195,10 +206,8 @@ def test_busy_servers_are_waited_for(asked, capsys, monkeypatch):
         asked((503, "1"), patient=False)
 
 
-def test_an_answer_that_is_not_read(world, running, session, encrypted, monkeypatch):
-    """The line is hung up; its server lives."""
-    from histocrypt.encrypted import server as endpoints
-
+def test_an_answer_that_is_not_read(monkeypatch):
+    """It goes out piece by piece, and the line is hung up where one is not taken."""
     sent, hung_up = [], []
     monkeypatch.setattr(endpoints, "PIECE_SECONDS", 0.05)
     monkeypatch.setattr(endpoints, "PIECE", 10)
@@ -208,12 +217,8 @@ def test_an_answer_that_is_not_read(world, running, session, encrypted, monkeypa
         await send({"type": "http.response.body", "body": b"x" * 25})
 
     async def send(message):
-        import asyncio
-
         sent.append(message)
         await asyncio.sleep(60 if len(sent) == 4 else 0)
-
-    import asyncio
 
     with Door(socket.create_server(("127.0.0.1", 0))) as door:
         monkeypatch.setattr(door, "hang_up", hung_up.append)
@@ -223,4 +228,3 @@ def test_an_answer_that_is_not_read(world, running, session, encrypted, monkeypa
         asyncio.run(guard(scope, None, send))
     assert hung_up == [scope]
     assert [(len(one["body"]), one["more_body"]) for one in sent[1:]] == [(10, True), (10, True), (5, False)]
-    refused(running.http.get("/v1/nothing"), 404, "Not Found")
