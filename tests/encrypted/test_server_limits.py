@@ -15,9 +15,10 @@ from histocrypt.cli import app as cli
 from histocrypt.encrypted import server as endpoints
 from histocrypt.encrypted import sessions
 from histocrypt.encrypted.access import add_token, check_certificate, choose_token, read_tokens
-from histocrypt.encrypted.bundle import load_bundle
+from histocrypt.encrypted.bundle import load_bundle, load_client
 from histocrypt.encrypted.client import Server, send_section
 from histocrypt.encrypted.compile import compile_model
+from histocrypt.encrypted.extraction import extraction, spots_to_take
 from histocrypt.encrypted.key_owner import Keys
 from histocrypt.encrypted.server import serve
 from histocrypt.errors import InputError
@@ -86,6 +87,80 @@ def test_room_is_asked_for_before_keys_come(world, tmp_path, monkeypatch):
         store.open("a", client=store.client.hash, size=1000)
     assert error.value.status == 507
     store.stop()
+
+
+def test_large_messages_lie_in_a_private_file(world, tmp_path, monkeypatch):
+    """While they come and are evaluated; not at all where the disk has no room for them."""
+    how = {"workers": 1, "clients": ["a"], "limits": sessions.Limits(), "scratch": tmp_path}
+    store = sessions.Store(load_bundle(world.bundle), None, **how)
+    hosted = store.open("a", client=store.client.hash, size=1000)
+    monkeypatch.setattr(sessions, "IN_MEMORY", 100)
+    monkeypatch.setattr(sessions, "WRITTEN_AT_ONCE", 30)
+    before = set(store.folder.iterdir())
+
+    async def parts(count):
+        for number in range(count):
+            yield bytes([number]) * 10
+
+    async def take(count):
+        async with store._message(hosted, parts(count)) as data:
+            if isinstance(data, bytes):
+                return data
+            assert set(store.folder.iterdir()) == before | {data}
+            assert data.stat().st_mode & 0o777 == 0o600
+            return data.read_bytes()
+
+    for count in (10, 11, 25):
+        assert asyncio.run(take(count)) == b"".join(bytes([number]) * 10 for number in range(count))
+        assert set(store.folder.iterdir()) == before
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**7, 10**7))
+    assert len(asyncio.run(take(10))) == 100
+    with pytest.raises(sessions.Refused) as error:
+        asyncio.run(take(11))
+    assert error.value.status == 507
+    assert error.value.retry_after
+    assert set(store.folder.iterdir()) == before
+    store.stop()
+
+
+def test_quotas_count_spots(world, tmp_path):
+    """A message counts for all of its places; a client's minute is its own, whatever the session."""
+    how = {"workers": 1, "clients": ["a", "b"], "scratch": tmp_path}
+    store = sessions.Store(load_bundle(world.bundle), None, limits=sessions.Limits(4, 16, 24), **how)
+    store._each = 8
+    first, second, other = (store.open(name, client=store.client.hash, size=1000) for name in ("a", "a", "b"))
+    for hosted in (first, second, other):
+        hosted.state = "ready"
+    store._admit(first)
+    store._admit(first)
+    with pytest.raises(sessions.Refused) as error:
+        store._admit(first)
+    assert (error.value.status, first.sent) == (403, 16)
+    store._admit(second)
+    with pytest.raises(sessions.Refused) as error:
+        store._admit(second)
+    assert error.value.status == 429
+    assert 0 < error.value.retry_after <= 61
+    store._admit(other)
+    store.stop()
+
+
+def test_a_quota_below_one_message_is_refused(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoints, "spots_per_message", lambda _: 512)
+    for limits, field in ((sessions.Limits(spots=511), "--spots"), (sessions.Limits(per_minute=511), "--per-minute")):
+        with refuses(field):
+            serve(world.bundle, token_file=tmp_path / "token", limits=limits)
+
+
+def test_what_can_be_taken_by_asking(world, tmp_path):
+    """Said of a linear head with the number; of other networks none is known."""
+    compile_model(world.head, tmp_path / "head")
+    head, network = load_client(tmp_path / "head"), load_client(world.bundle)
+    assert spots_to_take(network) is None
+    features = head.about["input"]["shape"][0]
+    assert spots_to_take(head) == features + 1
+    assert f"{features + 1:,} spots" in extraction(head)
+    assert "copy" in extraction(network)
 
 
 def test_sessions_are_shared_out(world, tmp_path):

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from tests.encrypted.serving import agree, refused, refuses, wait_for
 
-from histocrypt.encrypted import messages
+from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.access import read_tokens
-from histocrypt.encrypted.bundle import load_client
+from histocrypt.encrypted.bundle import load_bundle, load_client
 from histocrypt.encrypted.client import send_section
+from histocrypt.encrypted.evaluator import Session
 from histocrypt.encrypted.key_owner import Answers, Keys
 from histocrypt.encrypted.messages import check_evaluation_keys
 from histocrypt.errors import InputError
@@ -142,11 +143,108 @@ def test_spoilt_ciphertexts(world, running, session, encrypted, other_keys):
     data = forged(first, payload=messages.pack_list([lower]))
     refused(running.post(session, request, 0, data), 422, "not a ciphertext under these parameters")
     (ciphertext,) = messages.unpack_list(messages.unpack(first, file=0, kind="input"), count=1, file=0)
-    for old, new in ((b'"0x0d"]', b'"0xffffffff"]'), (b'"IsBatched":"0x01"', b'"IsBatched":[[[[]]]]')):
+    for old, new in (
+        (b'"0x0d"]', b'"0xffffffff"]'),
+        (b'"0x0d"]', b'"0x0d","0x0d"]'),
+        (b'"IsBatched":"0x01"', b'"IsBatched":[[[[]]]]'),
+        (b'"IsBatched":"0x01"', b'"IsBatched":"0x01","IsBatched":"0x00"'),
+        (b'"IsBatched":"0x01"', b'"IsBatched":"\\ud800"'),
+        (b'"IsBitReversed":"0x00"', b'"IsBitReversed":"0x01"'),
+        (b'"IsMontgomery":"0x00"', b'"IsMontgomery":"0x01"'),
+        (b'"IsNTT":"0x01"', b'"IsNTT":"0x00"'),
+        (b'"Mod":"0.', b'"Mod":"7.'),
+        (b'"Scale":{', b'"Scale":{"More":1,'),
+        (b"e+09", b"e+10"),
+        (b"e+09", b"e+400"),
+        (b'"Value":"8', b'"Value":"-8'),
+        (b'"Value":"8', b'"Value":"9'),
+        (b'"Value":"8', b'"Value":"NaN'),
+        (b'"Value":"8', b'"Value":"' + b"8" * 5000),
+    ):
         assert old in ciphertext
         data = forged(first, payload=messages.pack_list([ciphertext.replace(old, new)]))
         refused(running.post(session, request, 0, data), 422, "not a ciphertext under these parameters")
+    for more in ({"more": 1}, {"index": False}, {"of": float(request.batches)}, {"key": "\ud800" * 300}):
+        refused(running.post(session, request, 0, forged(first, **more)), 422, "")
+    header, start = messages.parse_header(first, "message")
+    for text in (
+        json.dumps({**header, "index": float("nan")}),
+        json.dumps({**header, "index": "x" * 3000}),
+        json.dumps(header)[:-1] + ', "index": 0}',
+        json.dumps(header)[:-1] + ', "index": ' + "1" * 3400 + "}",
+    ):
+        data = messages.MAGIC + struct.pack("<I", len(text)) + text.encode() + first[start:]
+        answer = running.post(session, request, 0, data)
+        refused(answer, 422, "")
+        assert len(answer.text) < 1000
     assert running.post(session, request, 0, first).content == good.content
+    assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def evaluating(world):
+    """A session of the evaluator, in this process."""
+    bundle = load_bundle(world.bundle)
+    session = Session(bundle, engine.load_model(bundle.model), world.keys / "evaluation.keys", workers=1)
+    yield session
+    session.close()
+
+
+def test_every_byte_of_a_ciphertexts_form_is_checked(world, encrypted):
+    """Whatever is said of the polynomials, and every length; no other than the one right form reaches the engine."""
+    client = load_client(world.bundle)
+    payload = messages.unpack(encrypted[1][0], file=0, kind="input")
+    (good,) = messages.unpack_list(payload, count=1, file=0)
+
+    def check(data):
+        messages.check_ciphertext(data, client.parameters, client.moduli, client.level, file=0, fresh=True)
+
+    check(good)
+    check(memoryview(good))
+    said, limb = good.index(b"}}") + 2, 1 + 2**client.parameters.logn
+    polynomials = [said + 8 * (1 + number * (1 + (client.level + 1) * limb)) for number in range(2)]
+    limbs = [at + 8 * (1 + number * limb) for at in polynomials for number in range(client.level + 1)]
+    lengths = [place + byte for place in (said, *polynomials, *limbs) for byte in range(8)]
+    for place in (*range(said), *lengths):
+        for bit in (1, 32, 128):
+            with refuses("metadata", "scale", "log2(slots)", "polynomials", "level", "degree"):
+                check(good[:place] + bytes([good[place] ^ bit]) + good[place + 1 :])
+    for data in (good[:-8], good + bytes(8), good[:said], good[:100], b""):
+        with refuses("bytes", "metadata"):
+            check(data)
+    for number in range(client.level + 1):
+        spoilt = bytearray(good)
+        struct.pack_into("<Q", spoilt, limbs[number] + 8, client.moduli[number])
+        with refuses("coefficients"):
+            check(spoilt)
+
+
+def test_what_the_engine_refuses_is_one_sentence(world, encrypted, evaluating, monkeypatch):
+    """Without its words, which tell of the network."""
+    request, (first, _) = encrypted
+    client = load_client(world.bundle)
+    place = {"request": request.name, "index": 0, "of": request.batches}
+    lower = Keys(world.keys).encryptor().encrypt(np.zeros(client.parameters.slots), client.level - 1)
+    monkeypatch.setattr(messages, "check_ciphertext", lambda *_, **__: None)
+    with refuses("ciphertexts", file="it") as error:
+        evaluating.evaluate(forged(first, payload=messages.pack_list([lower])), file="it", **place)
+    assert "evaluating node" in str(error.value.__cause__)
+    assert "evaluating node" not in str(error.value)
+
+
+def test_a_message_in_a_file(world, encrypted, evaluating, tmp_path):
+    """It is evaluated as one in memory is; so are the refusals."""
+    request, (first, _) = encrypted
+    place = {"file": "it", "request": request.name, "index": 0, "of": request.batches}
+    path = tmp_path / "message"
+    path.write_bytes(first)
+    assert evaluating.evaluate(path, **place) == evaluating.evaluate(first, **place)
+    path.write_bytes(first[:-1])
+    with refuses("bytes", file="it"):
+        evaluating.evaluate(path, **place)
+    path.write_bytes(b"")
+    with refuses("header", file="it"):
+        evaluating.evaluate(path, **place)
 
 
 def test_oversized_bodies_are_not_read(running, session, encrypted):

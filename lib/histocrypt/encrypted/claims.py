@@ -12,6 +12,7 @@ FILES = {
     "P": "test_two_parties.py",
     "S": "test_service.py",
     "L": "test_server_limits.py",
+    "C": "test_connections.py",
     "A": "test_attacks.py",
     "D": "test_decrypted_audit.py",
 }
