@@ -1,6 +1,6 @@
 """Print what the reference's ResNet-18, with squares for activations, costs between two parties that are processes.
 
-    python benchmarks/fhe_resnet18.py FOLDER [--light] [--memory 10]
+    python benchmarks/fhe_resnet18.py FOLDER [--light] [--model resnet18] [--tiles 4] [--memory 10]
     python benchmarks/fhe_resnet18.py FOLDER --study studies/breast.yaml [--model resnet18] [--fold NAME] [--tiles 1]
 
 Without a study the network has random weights, and batch norm that has seen random tiles: all that engine work needs
@@ -33,21 +33,25 @@ def peak_gib() -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**20
 
 
-def random_network(*, light: bool) -> tuple:
-    """Return a network of squares with random weights, and tiles for calibration and for the client."""
+def random_network(model: str, tiles: int, *, light: bool) -> tuple:
+    """Return a network with random weights, and tiles for calibration and for the client."""
     import torch
 
     from histocrypt.models.fhe import FheResNet18
+    from histocrypt.models.resnet18 import ResNet18
 
     torch.manual_seed(0)
-    network = FheResNet18(OUTPUTS, width=16, blocks=(1, 1)) if light else FheResNet18(OUTPUTS)
+    if model == "resnet18":
+        network = ResNet18(OUTPUTS, average_pool=True)
+    else:
+        network = FheResNet18(OUTPUTS, width=16, blocks=(1, 1)) if light else FheResNet18(OUTPUTS)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the mean over what was seen
     with torch.no_grad():
         network.train()(torch.randn(32, 3, SIDE, SIDE))
-    images = torch.randn(4, 3, SIDE, SIDE)
-    return network.eval(), images, images[:1]
+    images = torch.randn(max(4, tiles), 3, SIDE, SIDE)
+    return network.eval(), images, images[:tiles]
 
 
 def trained_network(study_file: Path, model: str, fold_name: str | None, tiles: int) -> tuple:
@@ -91,7 +95,7 @@ def compile_stage(folder: Path, given: argparse.Namespace) -> dict:
     if given.study:
         network, calibration, images = trained_network(given.study, given.model, given.fold, given.tiles)
     else:
-        network, calibration, images = random_network(light=given.light)
+        network, calibration, images = random_network(given.model, given.tiles, light=given.light)
     lowered = normalised(lower(network, SIDE), calibration.numpy())
     with torch.no_grad():
         says = network(images).numpy()
@@ -99,7 +103,7 @@ def compile_stage(folder: Path, given: argparse.Namespace) -> dict:
     matrices = lowered(images.double().numpy(), seen=seen)
     parameters = bootstrapped()
     made = compile_network(lowered, parameters, folder / "evaluator" / "network")
-    cost = estimate(made, lowered.activation, parameters)
+    cost = estimate([vars(step) for step in made.steps], parameters)
     print(cost, flush=True)
     (folder / "client").mkdir(exist_ok=True)
     slots = np.stack([made.source.pack(image) for image in images.numpy()])
@@ -109,7 +113,7 @@ def compile_stage(folder: Path, given: argparse.Namespace) -> dict:
         "diagonals": cost.diagonals,
         "levels": cost.levels,
         "bootstrappings": cost.refreshes,
-        "estimated minutes a tile": cost.minutes,
+        "estimated seconds": cost.seconds(len(images), len(images)),
         "rotation keys": len(made.rotations),
         "security bits": check_security(parameters),
         "largest value before an activation": max(float(np.abs(z).max()) for z in seen),
@@ -134,7 +138,7 @@ def _owner(folder: Path, *, new: bool = False):
 
 def keys_stage(folder: Path) -> dict:
     """Make the key owner's keys; the evaluator gets those it computes with."""
-    from histocrypt.encrypted.resnet.keys import write_bootstrapping_keys
+    from histocrypt.encrypted.resnet.keys import bootstrapping_pieces
 
     owner, stored = _owner(folder, new=True)
     secret, public = owner.generate()
@@ -143,11 +147,11 @@ def keys_stage(folder: Path) -> dict:
     with os.fdopen(descriptor, "wb") as file:
         file.write(secret)
     (client / "public_key").write_bytes(public)
+    sizes = []
     with (evaluator / "keys").open("wb") as file:
-        for piece in owner.evaluation_keys(stored["rotations"]):
-            file.write(piece)
-    size = write_bootstrapping_keys(owner, evaluator / "bootstrapping_keys")
-    return {"rotation keys GiB": (evaluator / "keys").stat().st_size / 2**30, "bootstrapping keys GiB": size / 2**30}
+        for pieces in (owner.evaluation_keys(stored["rotations"]), bootstrapping_pieces(owner, client)):
+            sizes.append(sum(map(file.write, pieces)) / 2**30)
+    return dict(zip(("rotation keys GiB", "bootstrapping keys GiB"), sizes, strict=True))
 
 
 def encrypt_stage(folder: Path) -> dict:
@@ -174,10 +178,7 @@ def evaluate_stage(folder: Path) -> dict:
         print(f"  {timing.step:14}{timing.waited:8.1f} s for diagonals{timing.evaluated:8.1f} s evaluated", flush=True)
 
     tiles, started = sorted(evaluator.glob("tile*.ct")), time.monotonic()
-    evaluate(
-        evaluator / "network", evaluator / "keys", evaluator / "bootstrapping_keys", tiles, evaluator / "work",
-        progress=show,
-    )  # fmt: skip
+    evaluate(evaluator / "network", evaluator / "keys", tiles, evaluator / "work", progress=show)
     return {"seconds a tile": (time.monotonic() - started) / len(tiles), "waited for diagonals s": sum(waited)}
 
 
@@ -220,9 +221,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--light", action="store_true", help="random weights: two blocks of width 16")
     parser.add_argument("--study", type=Path, help="trained weights and real tiles of this study, which has run")
-    parser.add_argument("--model", default="fhe_resnet18", help="with --study: fhe_resnet18, or resnet18 for ReLUs")
+    parser.add_argument("--model", default="fhe_resnet18", help="fhe_resnet18, or resnet18 for ReLUs")
     parser.add_argument("--fold", help="with --study: the first fold by default")
-    parser.add_argument("--tiles", type=int, default=1, help="with --study: tiles of the first held-out section")
+    parser.add_argument("--tiles", type=int, default=1, help="that are evaluated together")
     parser.add_argument(
         "--memory", type=float, default=10, help="GiB above which the evaluator collects garbage at once"
     )

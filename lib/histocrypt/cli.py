@@ -281,7 +281,7 @@ def main() -> None:
     try:
         use_writable_caches()
         arguments = sys.argv[1:]
-        if arguments[:2] in (["fhe", "evaluate"], ["fhe", "serve"]) and len(arguments) > 2:
+        if arguments[:2] in (["fhe", "evaluate"], ["fhe", "serve"], ["fhe", "keygen"]) and len(arguments) > 2:
             from histocrypt.encrypted.engine import restart_to_collect_early
 
             restart_to_collect_early()

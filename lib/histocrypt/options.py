@@ -199,13 +199,16 @@ class Evaluation(Part):
 class Encrypted(Part):
     """How much of a study is predicted on ciphertexts, beside the same in the clear."""
 
-    later = ("spots",)
+    later = ("spots", "bootstrapped_spots")
     sections: Count = Field(
         1,
         description="held-out sections that each network predicts, a job each: one of every fold first",
     )
     spots: Annotated[int, Field(ge=3)] | Literal["all"] = Field(
         "all", description="of each section, evenly spread in the order of its file"
+    )
+    bootstrapped_spots: Literal[0] | Annotated[int, Field(ge=3)] = Field(
+        0, description="the same of fhe_resnet18, which takes minutes a spot and 12 GiB; 0: it is not tried"
     )
 
 

@@ -29,7 +29,7 @@ from histocrypt.options import (
     Training,
     first_problem,
 )
-from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
+from histocrypt.predictors.registry import BASELINES, BOOTSTRAPPED, ENCRYPTED, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.targets.matrix import check_target
 
 
@@ -89,6 +89,16 @@ class Study(Part):
     def scored_names(self) -> list[str]:
         """Everything that makes predictions: the models, then what is stacked from them."""
         return [*self.model_names, *(STACKS if self.stacking is not None else ())]
+
+    @property
+    def encrypted_models(self) -> list[str]:
+        """The models that are tried on ciphertexts."""
+        able = (*ENCRYPTED, *(BOOTSTRAPPED if self.encrypted.bootstrapped_spots else ()))
+        return [name for name in self.models if name in able]
+
+    def encrypted_spots(self, model: str) -> int | str:
+        """Return how many spots of a section a model predicts on ciphertexts."""
+        return self.encrypted.bootstrapped_spots if model in BOOTSTRAPPED else self.encrypted.spots
 
     def training_of(self, model: str) -> Training:
         """Return the training settings of a model, with the model's own overrides."""

@@ -20,7 +20,7 @@ from histocrypt.encrypted.lowering import convolution
 from histocrypt.encrypted.parameters import Bootstrapping, Parameters, check_security
 from histocrypt.encrypted.parameters import bootstrapped as parameter_set
 from histocrypt.encrypted.resnet import compile, residual, run, shifted
-from histocrypt.encrypted.resnet.keys import write_bootstrapping_keys
+from histocrypt.encrypted.resnet.keys import bootstrapping_key_bytes, bootstrapping_pieces
 from histocrypt.models.fhe import FheResNet18
 
 SLOTS = 2048
@@ -147,8 +147,9 @@ def parties(tmp_path_factory):
     owner = engine.KeyOwner(parameters)
     secret, public = owner.generate()
     (client / "secret").write_bytes(secret)
-    (evaluator / "keys").write_bytes(b"".join(owner.evaluation_keys(sorted(made.rotations))))
-    write_bootstrapping_keys(owner, evaluator / "bootstrapping_keys")
+    more = b"".join(bootstrapping_pieces(owner, client))
+    assert 0.9 * bootstrapping_key_bytes(parameters) < len(more) < 1.1 * bootstrapping_key_bytes(parameters)
+    (evaluator / "keys").write_bytes(b"".join(owner.evaluation_keys(sorted(made.rotations))) + more)
     for name, image in zip(("tile.ct", "other.ct"), images.numpy(), strict=False):
         tile = [owner.encrypt(values, made.level) for values in made.source.pack(image)]
         run.write_ciphertexts(evaluator / name, tile)
@@ -160,8 +161,8 @@ import sys
 from pathlib import Path
 from histocrypt.encrypted.resnet.run import evaluate
 root = Path(sys.argv[1])
-print(*evaluate(root / "network", root / "keys", root / "bootstrapping_keys", [root / "tile.ct", root / "other.ct"],
-                root / "work", progress=lambda timing: print(timing.step, flush=True)))
+print(*evaluate(root / "network", root / "keys", [root / "tile.ct", root / "other.ct"], root / "work",
+                progress=lambda timing: print(timing.step, flush=True)))
 """
 
 
@@ -202,8 +203,8 @@ def test_killed_and_resumed(parties):
         if path.is_file():
             held = path.read_bytes()
             assert secret[64:4096] not in held, path
-    tiles, keys = [evaluator / "tile.ct", evaluator / "other.ct"], evaluator / "bootstrapping_keys"
-    done = run.evaluate(evaluator / "network", evaluator / "absent", keys, tiles, evaluator / "work")
+    tiles = [evaluator / "tile.ct", evaluator / "other.ct"]
+    done = run.evaluate(evaluator / "network", evaluator / "absent", tiles, evaluator / "work")
     assert list(map(str, done)) == outputs, "nothing is evaluated twice"
 
 
@@ -213,19 +214,20 @@ def test_refuses_what_does_not_fit(parties, tmp_path):
     parameters = owner.parameters
     few = tmp_path / "few"
     few.write_bytes(b"".join(owner.evaluation_keys([1, 2])))
-    keys = run.RotationKeys(few, parameters)
+    keys = run.EvaluationKeys(few, parameters)
+    assert keys.end == few.stat().st_size
     assert len(keys.subset([1])) < len(keys.subset([1, 2]))
     with refuses("rotations"):
         keys.subset([3])
     few.write_bytes(few.read_bytes()[:-8])
     with refuses("bytes"):
-        run.RotationKeys(few, parameters)
+        run.EvaluationKeys(few, parameters)
     moved = tmp_path / "moved.ct"
     moved.write_bytes((evaluator / "tile.ct").read_bytes())
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved" / "of.txt").write_text("0" * 64)
     with refuses("of.txt"):
-        run.evaluate(evaluator / "network", few, few, [moved], tmp_path)
+        run.evaluate(evaluator / "network", few, [moved], tmp_path)
     whole = (evaluator / "tile.ct").read_bytes()
     (tmp_path / "cut.ct").write_bytes(whole[:-5])
     with refuses("ciphertexts"):

@@ -11,7 +11,7 @@ from histocrypt.encrypted import engine
 from histocrypt.encrypted.parameters import bootstrapped as parameter_set
 from histocrypt.encrypted.resnet import compile, residual, run
 from histocrypt.encrypted.resnet import residual as minimax
-from histocrypt.encrypted.resnet.keys import write_bootstrapping_keys
+from histocrypt.encrypted.resnet.keys import bootstrapping_pieces
 from histocrypt.encrypted.resnet.run import estimate
 from histocrypt.models.fhe import FheResNet18
 from histocrypt.models.resnet18 import ResNet18
@@ -67,12 +67,11 @@ def test_on_ciphertexts(tmp_path):
     assert sum(step.refreshes for step in made.steps) == 3 * minimax.REFRESHES
     owner = engine.KeyOwner(parameters)
     owner.generate()
-    (tmp_path / "keys").write_bytes(b"".join(owner.evaluation_keys(sorted(made.rotations))))
-    write_bootstrapping_keys(owner, tmp_path / "bootstrapping_keys")
+    pieces = [*owner.evaluation_keys(sorted(made.rotations)), *bootstrapping_pieces(owner, tmp_path)]
+    (tmp_path / "keys").write_bytes(b"".join(pieces))
     tile = [owner.encrypt(values, made.level) for values in made.source.pack(images[0].numpy())]
     run.write_ciphertexts(tmp_path / "tile.ct", tile)
-    keys = tmp_path / "keys", tmp_path / "bootstrapping_keys"
-    (output,) = run.evaluate(tmp_path / "network", *keys, [tmp_path / "tile.ct"], tmp_path / "work")
+    (output,) = run.evaluate(tmp_path / "network", tmp_path / "keys", [tmp_path / "tile.ct"], tmp_path / "work")
     slots = owner.decrypt(run.read_ciphertexts(output)[0])
     found = made.target.unpack(slots[None])
     polynomials = lowered.minimax_relu(images[:1].double().numpy())[0]
@@ -86,7 +85,7 @@ def test_estimate_counts_what_is_compiled(tmp_path):
     for activation, refreshes in (("square", 2), ("relu", 4 * minimax.REFRESHES + minimax.REFRESHES)):
         lowered = replace(residual.lower(network, 16), activation=activation)
         made = compile.compile_network(lowered, parameters, tmp_path / activation)
-        found = estimate(made, activation, parameters)
+        found = estimate([vars(step) for step in made.steps], parameters)
         assert found.refreshes == refreshes
         assert found.diagonals == sum(step.diagonals for step in made.steps)
         # stem, pool, (shift, first, sum) of two blocks, head; an activation after five of these

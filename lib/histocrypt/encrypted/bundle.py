@@ -15,6 +15,8 @@ from typing import Any
 from histocrypt.encrypted.messages import LONGEST_HEADER
 from histocrypt.encrypted.packing import Layout, blocked, spots_side_by_side
 from histocrypt.encrypted.parameters import Parameters, check_security
+from histocrypt.encrypted.resnet.keys import bootstrapping_key_bytes
+from histocrypt.encrypted.resnet.shifted import Shifted, cells
 from histocrypt.errors import InputError
 from histocrypt.files import read_json, write_json
 
@@ -47,7 +49,7 @@ class Client:
         return self.about["batch"]
 
     @property
-    def input(self) -> Layout:
+    def input(self) -> Layout | Shifted:
         """Where inputs lie: (channels, side, side), or (features, batch)."""
         return input_layout(self.about["input"], self.parameters.slots)
 
@@ -81,17 +83,21 @@ class Client:
         """The largest output message that is read."""
         return self._most_bytes(self.output, 0)
 
-    def _most_bytes(self, layout: Layout, level: int) -> int:
+    def _most_bytes(self, layout: Layout | Shifted, level: int) -> int:
         ciphertext = 2 * (level + 1) * (self.parameters.limb_bytes + 64) + 2048  # generously
         return layout.ciphertexts * ciphertext + LONGEST_HEADER
 
     def evaluation_key_bytes(self) -> int:
         """Return the size of all evaluation keys."""
-        return (len(self.rotations) + 1) * self.parameters.switching_key_bytes
+        return (len(self.rotations) + 1) * self.parameters.switching_key_bytes + bootstrapping_key_bytes(
+            self.parameters
+        )
 
 
-def input_layout(described: dict[str, Any], slots: int) -> Layout:
+def input_layout(described: dict[str, Any], slots: int) -> Layout | Shifted:
     """Return the layout that a client part describes."""
+    if described["kind"] == "cells":
+        return cells(tuple(described["shape"]), slots, described["factor"], minor=False)
     if described["kind"] == "tiles":
         return blocked(tuple(described["shape"]), slots, factors=described["factors"])
     return spots_side_by_side(*described["shape"], slots)
@@ -162,8 +168,9 @@ class Bundle:
 
     @property
     def model(self) -> Path:
-        """The compiled network."""
-        return self.folder / "server" / "model.orion"
+        """The compiled network: a file; where it is bootstrapped, a folder with a file for each layer."""
+        bootstrapped = self.client.parameters.bootstrapping is not None
+        return self.folder / "server" / ("network" if bootstrapped else "model.orion")
 
     def evaluation_bytes(self, workers: int) -> int:
         """Return the memory that evaluating with so many workers takes, estimated before it starts.
@@ -186,7 +193,9 @@ def load_bundle(folder: str | Path) -> Bundle:
     if not isinstance(server, dict) or server.get("client") != client.hash:
         problem, fix = "the server part belongs to another client part", "compile the model again"
         raise InputError(problem, file=folder, field="server/server.json", fix=fix)
-    model = folder / "server" / "model.orion"
-    if not model.is_file() or model.stat().st_size != server.get("file_bytes"):
-        raise InputError("the compiled network is missing or was cut short", file=model, fix="compile the model again")
-    return Bundle(folder, client, server)
+    bundle = Bundle(folder, client, server)
+    files = sorted(bundle.model.glob("*")) if bundle.model.is_dir() else [bundle.model]
+    if sum(file.stat().st_size for file in files if file.is_file()) != server.get("file_bytes"):
+        problem, fix = "the compiled network is missing or was cut short", "compile the model again"
+        raise InputError(problem, file=bundle.model, fix=fix)
+    return bundle

@@ -101,10 +101,14 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     InputError
         If the model cannot be evaluated on ciphertexts, or its training tiles are not beside it.
     """
+    from histocrypt.encrypted.resnet.bundle import RESIDUAL, compile_residual
     from histocrypt.pipeline.checkpoints import load_model
 
     claim_bundle(Path(output))
     model = load_model(model_folder, device="cpu")
+    if model.about["model"] in RESIDUAL:
+        told = {key: model.about[key] for key in PUBLIC}
+        return compile_residual(model, Path(output), inputs=partial(training_inputs, model), margin=MARGIN, told=told)
     described, lowered = lowered_model(model)
     compiled = compile_lowered(lowered, described)
     parameters = compiled.parameters
@@ -207,7 +211,7 @@ def write_bundle(output: Path, compiled: Compiled, about: dict[str, Any], privat
 def claim_bundle(output: Path) -> None:
     """Refuse a folder where a bundle would replace what is none."""
     ours = is_client(output / "client.json")
-    for name in ("client.json", "server/server.json", "server/model.orion"):
+    for name in ("client.json", "server/server.json", "server/model.orion", "server/network/steps.json"):
         claim(output / name, mine=lambda _: ours, overwrite=None)
 
 
@@ -222,7 +226,7 @@ def lowered_model(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:
     about, state = model.about, model.predictor.state()
     by_section = about["training"]["normalise_by_section"]
     where = {"file": model.folder, "field": "model", "value": about["model"]}
-    unfit = partial(InputError, **where, expected="fhe_cnn or fhe_head")
+    unfit = partial(InputError, **where, expected="fhe_cnn, fhe_head or fhe_resnet18")
     if about["kind"] == "network":
         network = model.predictor.network
         if not hasattr(network, "layers"):

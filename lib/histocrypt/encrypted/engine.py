@@ -393,12 +393,17 @@ class Evaluator:
         bootstrapping_keys: Path | None = None,
         *,
         start: int = 0,  # where the keys begin in their file
+        bootstrapping_start: int = 0,
     ) -> None:
         check()
         from orion_evaluator import ffi
 
         given = json.dumps(engine_parameters(parameters)).encode()
-        with _refusals(), _mapped(keys, start) as (pointer, size), _mapped(bootstrapping_keys) as (more, more_size):
+        with (
+            _refusals(),
+            _mapped(keys, start) as (pointer, size),
+            _mapped(bootstrapping_keys, bootstrapping_start) as (more, more_size),
+        ):
             error = ctypes.c_char_p(None)
             handle = ffi._lib_call().EvalNewEvaluator(given, pointer, size, more, more_size, ctypes.byref(error))
             ffi._check_err(error)

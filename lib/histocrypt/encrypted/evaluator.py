@@ -161,6 +161,10 @@ def evaluate_request(
         print(f"{count - len(pending)} of {count} ciphertexts were evaluated before and are kept", file=sys.stderr)
     if not pending:
         return f"{output}: all {count} ciphertexts were evaluated before"
+    if loaded.client.parameters.bootstrapping is not None:
+        from histocrypt.encrypted.resnet.request import evaluate_tiles
+
+        return evaluate_tiles(loaded, keys, request, output, pending, answer)
     workers = min(workers_for(loaded, workers), len(pending))
     stated = loaded.evaluation_bytes(workers) / 2**30
     print(f"{workers} at once, about {stated:.1f} GiB of memory", file=sys.stderr)

@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Client, is_client, load_client
 from histocrypt.encrypted.parameters import SECURITY_BITS
+from histocrypt.encrypted.resnet.keys import bootstrapping_piece_number, bootstrapping_pieces
 from histocrypt.errors import InputError
 from histocrypt.files import claim, read_json, same_file, write_json
 
@@ -367,11 +369,12 @@ def _gone(of_section: dict[str, Any]) -> str:
 def describe_keys(client: Client) -> str:
     """Return the sentences that a key owner reads before keys are made."""
     p, size = client.parameters, client.evaluation_key_bytes()
+    said = f"\nevaluation: {client.about['estimate']}" if "estimate" in client.about else ""
     return (
         f"parameters: N = 2^{p.logn} ({p.ring} ring), log QP = {p.log_qp}, scale 2^{p.log_scale}, {p.levels} levels; "
         f"at least {SECURITY_BITS} bits of security\n"
         f"evaluation keys: 1 relinearisation + {len(client.rotations)} rotations, {size / 2**20:.0f} MiB, "
-        f"about {max(1, size / KEY_BYTES_PER_SECOND):.0f} s"
+        f"about {max(1, size / KEY_BYTES_PER_SECOND):.0f} s{said}"
     )
 
 
@@ -407,9 +410,11 @@ def keygen(client_file: str | Path, output: str | Path) -> str:
     key = hashlib.sha256(public).hexdigest()[:32]
     bound = {"client": client.hash, "key": key}
     messages.write_message(output / "public.key", "public key", public, **bound)
-    pieces = tqdm(
-        owner.evaluation_keys(client.rotations), total=len(client.rotations) + 2, desc="evaluation keys", unit="key"
-    )
+    pieces, number = owner.evaluation_keys(client.rotations), len(client.rotations) + 2
+    if client.parameters.bootstrapping is not None:
+        pieces = chain(pieces, bootstrapping_pieces(owner, output))
+        number += bootstrapping_piece_number(client.parameters)
+    pieces = tqdm(pieces, total=number, desc="evaluation keys", unit="key")
     messages.write_pieces(output / "evaluation.keys", "evaluation keys", pieces, **bound)
     if not same_file(client.file, output / "client.json"):
         shutil.copyfile(client.file, output / "client.json")

@@ -299,8 +299,7 @@ def check_evaluation_keys(
     """
     elements = sorted({galois_element(rotation, parameters) for rotation in rotations})
     where, lengths = np.array(_lengths(parameters), dtype=np.uint64).T
-    where = where.astype(int)
-    words = int(where[-1]) + 1 + (1 << parameters.logn)  # of one key
+    where, words = where.astype(int), switching_key_words(parameters)
 
     def check(field: str, found: Any, wanted: Any) -> None:
         found, wanted = np.atleast_1d(found), np.atleast_1d(wanted)
@@ -321,6 +320,11 @@ def check_evaluation_keys(
         names = np.array([element, element, galois_order(parameters)], dtype=np.uint64)
         check(f"rotation key {element}", row[:3], names)
         check(f"rotation key {element}", row[3 + where], lengths)
+
+
+def switching_key_words(parameters: Parameters) -> int:
+    """Return the words of 8 bytes of a relinearisation key; a rotation key has 3 more before them."""
+    return _lengths(parameters)[-1][0] + 1 + (1 << parameters.logn)
 
 
 def _lengths(parameters: Parameters) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from histocrypt.encrypted.bundle import Bundle, load_bundle
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import read_json
 from histocrypt.machine import peak_gib
-from histocrypt.predictors.registry import ENCRYPTED
+from histocrypt.predictors.registry import BOOTSTRAPPED, ENCRYPTED
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
@@ -62,8 +62,8 @@ def held_out(study: Study, model: str, *, fold: str = "", section: str = "") -> 
     from histocrypt.data.folds import held_out_sections, load_fold, load_folds
     from histocrypt.explore.survey import study_sections
 
-    if model not in ENCRYPTED:
-        raise unknown_name("model", model, ENCRYPTED, field="model")
+    if model not in (able := (*ENCRYPTED, *BOOTSTRAPPED)):
+        raise unknown_name("model", model, able, field="model")
     folds = [load_fold(study.run.folds, fold)] if fold else load_folds(study.run.folds)
     tested = held_out_sections(folds, sys.maxsize)
     name = section or next(iter(tested), "")
@@ -254,10 +254,11 @@ def polynomial(model: str | Path, section: str | Path, names: np.ndarray, **sour
     """
     from histocrypt.encrypted.compile import lowered_model
     from histocrypt.encrypted.key_owner import prepare
+    from histocrypt.encrypted.resnet.bundle import RESIDUAL, lowered_residual
     from histocrypt.pipeline.checkpoints import load_model
 
     loaded = load_model(model, device="cpu")
-    described, lowered = lowered_model(loaded)
+    described, lowered = (lowered_residual if loaded.about["model"] in RESIDUAL else lowered_model)(loaded)
     about = {**loaded.about, **described, "input_range": [-np.inf, np.inf]}
     prepared = prepare(_Described(about), section, **source)
     row = {name: index for index, name in enumerate(prepared.names.tolist())}

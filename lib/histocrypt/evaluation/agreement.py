@@ -13,7 +13,6 @@ from histocrypt.errors import InputError
 from histocrypt.evaluation.metrics import pearson
 from histocrypt.files import read_json, write_json
 from histocrypt.pipeline.predictions import join, read_h5ad, read_prediction, transforms_of
-from histocrypt.predictors.registry import ENCRYPTED
 
 if TYPE_CHECKING:
     from histocrypt.study import Study
@@ -118,7 +117,7 @@ def load_agreements(study: Study) -> list[dict[str, Any]]:
 
     What was tried besides, or once, stays in its folder: the model may be another by now.
     """
-    networks = [name for name in study.models if name in ENCRYPTED]
+    networks = study.encrypted_models
     if not networks:
         return []
     sections = held_out_sections(load_folds(study.run.folds), study.encrypted.sections)

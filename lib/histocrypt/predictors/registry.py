@@ -231,7 +231,9 @@ NEEDS_COUNTS = "depth_only"
 """Reads the total counts of the spots that it predicts; left out, and said so, where a section has none."""
 
 ENCRYPTED = ("fhe_cnn", "fhe_head")
-"""Can be evaluated on ciphertexts."""
+"""Can be evaluated on ciphertexts, in a second a spot or less."""
+BOOTSTRAPPED = ("fhe_resnet18",)
+"""Can be evaluated on ciphertexts, in minutes a spot: ciphertexts are refreshed on the way."""
 
 
 def model_class(name: str) -> type:

@@ -20,7 +20,7 @@ from histocrypt.evaluation.he2gene import load_summary, read_heads
 from histocrypt.evaluation.scores import patient_of, title_of
 from histocrypt.evaluation.stem import MEASURES, load_distributions
 from histocrypt.files import read_json, read_table
-from histocrypt.predictors.registry import ENCRYPTED, STACKS
+from histocrypt.predictors.registry import STACKS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -55,7 +55,7 @@ def parts_of(study: Study, scores: Scores, folds: list[dict[str, Any]]) -> dict[
         )
     if DISTRIBUTION in study.models:
         parts["Distributions"] = bool(load_distributions(study))
-    networks = [name for name in study.models if name in ENCRYPTED]
+    networks = study.encrypted_models
     if networks:
         trials = len(networks) * len(held_out_sections(load_folds(study.run.folds), study.encrypted.sections))
         parts["Encrypted"] = len(load_agreements(study)) == trials

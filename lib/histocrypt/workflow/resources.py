@@ -28,6 +28,8 @@ TILE_S = {"vision_mlp": (0.01, 15e-6), "fhe_cnn": (0.0012, 0.0)}
 """Seconds of one training step per tile at the usual width: a part of its own, and one per pixel of the input."""
 RESNET_S = (0.002, 4e-6)
 """The same for every network that is not named there; those on frozen features are far below it."""
+ENCRYPTED_COST = {"fhe_head": (1.0, 15, 0.05), "fhe_resnet18": (13.0, 400, 400)}
+"""GiB, seconds on one core at the start and for a spot, of what is evaluated on ciphertexts and not as `fhe_cnn`."""
 WIDER = 1.5
 """The power of a network's width that its cost grows with."""
 INPUT_PX = 96
@@ -221,10 +223,10 @@ def stack(study: Study, total: Total, _: str) -> Cost:
 
 def encrypted(study: Study, total: Total, model: str) -> Cost:
     """Return a job's cost: keys, and every spot of the section on ciphertexts."""
-    memory, a_spot = (1.0, 0.05) if model == "fhe_head" else (5.0, 0.6)
-    asked = study.encrypted.spots
+    memory, start, a_spot = ENCRYPTED_COST.get(model, (5.0, 15, 0.6))
+    asked = study.encrypted_spots(model)
     spots = total.spots if asked == "all" else min(asked, total.spots)
-    return BASE_GIB + memory, 15 + spots * a_spot, True
+    return BASE_GIB + memory, start + spots * a_spot, True
 
 
 def generators(study: Study, total: Total, _: str) -> Cost:

@@ -174,8 +174,7 @@ def _stack(o: Outline, fold: str) -> Iterator[Path]:
 
 
 def _encrypted_jobs(o: Outline) -> list[Values]:
-    able = [model for model in o.study.models if model in ENCRYPTED]
-    return [{"model": model, "section": section} for model in able for section in o.encrypted]
+    return [{"model": model, "section": section} for model in o.study.encrypted_models for section in o.encrypted]
 
 
 def _encrypted(o: Outline, model: str, section: str) -> list[Path]:
@@ -385,7 +384,7 @@ STAGES = {
             jobs=_encrypted_jobs,
             reads=lambda o, model, section: o.made("30_training", model=model, fold=o.encrypted[section]),
             makes=_encrypted,
-            depends=lambda o, model, section: o.study.encrypted.spots,
+            depends=lambda o, model, section: o.study.encrypted_spots(model),
             leaves=_encrypted_leaves,
             threads="all",
         ),

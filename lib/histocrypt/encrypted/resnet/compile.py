@@ -30,6 +30,11 @@ from histocrypt.encrypted.resnet.residual import Network, Residual
 from histocrypt.encrypted.resnet.shifted import Shifted, cells, rows, spread
 from histocrypt.files import write_json
 
+CELL = 4
+"""Pixels of the input in a cell of 4 x 4 count as channels: the stem and its pool halve the image twice."""
+NEEDED = 3
+"""Level at which a block of ReLUs begins: shifts, a convolution, and one that refreshing takes."""
+
 
 def pattern(source: Shifted, period: int, groups: int) -> Shifted:
     """Shift copies of a tensor so that slots ``period`` apart see values that many groups apart."""
@@ -185,12 +190,13 @@ def compile_network(network: Network, parameters: Parameters, folder: Path) -> C
     """
     folder.mkdir(parents=True, exist_ok=True)
     slots, write = parameters.slots, _Writer(folder, parameters)
-    source = cells(network.stem.source, slots, 4, minor=False)  # type: ignore[arg-type]
+    source = cells(network.stem.source, slots, CELL, minor=False)  # type: ignore[arg-type]
     wide = spread(network.stem.target, slots, 2)  # type: ignore[arg-type]
     x = rows(network.pool.target, slots)
     square = network.activation == "square"
     write.linear("stem", [("input", network.stem.matrix, source, 1)], network.stem.bias, wide, 4, square=square)
     last, level = write.activated("stem", square=square, level=2)
+    level = level if square else NEEDED + 1
     write.linear("pool", [(last, network.pool.matrix, wide, 1)], network.pool.bias, x, level)
     last, level = "pool", level - 1
     if square:
@@ -221,14 +227,12 @@ def compile_network(network: Network, parameters: Parameters, folder: Path) -> C
         )
         last, x = f"{name}_sum", plan.outer
         if not square:
-            last, level = write.activated(last, square=False)
+            last, level = write.activated(last, square=False)[0], NEEDED
         elif number < len(network.blocks) - 1:
             last, level = write.refresh(last)
-        else:
-            level = 1
     target = rows(network.head.target, slots)
     groups = reach(x, target)
-    write.linear("head", [(last, network.head.matrix, x, groups)], network.head.bias, target, level)
+    write.linear("head", [(last, network.head.matrix, x, groups)], network.head.bias, target, 1)
     made = Compiled(write.steps, write.rotations, source, target, 4)
     write_json(
         folder / "steps.json",

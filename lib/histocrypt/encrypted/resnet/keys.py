@@ -13,15 +13,15 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from histocrypt.encrypted import engine
-from histocrypt.encrypted.parameters import CIRCUIT_LOGQ
+from histocrypt.encrypted.parameters import CIRCUIT_LOGQ, Parameters
 from histocrypt.encrypted.residues import coefficients, multiply, values
-from histocrypt.files import atomic_path
 
 FEW = 4
 """log2 of the slots of the small bootstrapping: the fewest keys of any with the same chain of primes."""
@@ -37,23 +37,44 @@ ROTATIONS = {
     ),
 }  # fmt: skip
 """log2 of slots, in a ring of four times as many coefficients, to the rotations that its bootstrapping needs."""
+OTHER_KEYS = 5
+"""As large as those for rotations, together: for conjugation, for products, between the rings and their secrets."""
 
 
-def write_bootstrapping_keys(owner: engine.KeyOwner, path: Path) -> int:
-    """Make the keys of the bootstrapping ring and write them to ``path``; return their size in bytes."""
-    parameters = owner.parameters
+def bootstrapping_key_bytes(parameters: Parameters) -> int:
+    """Return about how large the keys of the bootstrapping ring are; 0 where there is none."""
     again = parameters.bootstrapping
-    if again.log_slots not in ROTATIONS or again.logn != again.log_slots + 2:
-        return owner.bootstrapping_keys(path)
-    few = path.with_name(f".{path.name}.few")
+    if again is None:
+        return 0
+    limbs = len(parameters.logq) + len(CIRCUIT_LOGQ)
+    each = 2 * -(-limbs // len(again.logp)) * (limbs + len(again.logp)) * (8 << again.logn)
+    return (len(ROTATIONS.get(again.log_slots, ROTATIONS[14])) + OTHER_KEYS) * each
+
+
+def bootstrapping_piece_number(parameters: Parameters) -> int:
+    """Return about how many pieces `bootstrapping_pieces` yields, for a bar of progress."""
+    return len(ROTATIONS.get(parameters.bootstrapping.log_slots, ROTATIONS[14])) + 14
+
+
+def bootstrapping_pieces(owner: engine.KeyOwner, scratch: Path) -> Iterator[bytes]:
+    """Make the keys of the bootstrapping ring and yield them piece by piece.
+
+    Parameters
+    ----------
+    owner
+        Holds the secret key.
+    scratch
+        A folder, in which some of the keys lie for a while: they say nothing to who has no secret key.
+    """
+    again = owner.parameters.bootstrapping
+    known = again.log_slots in ROTATIONS and again.logn == again.log_slots + 2
+    some = scratch / ".bootstrapping.keys"
     try:
-        owner.bootstrapping_keys(few, log_slots=FEW)
-        with few.open("rb") as start, atomic_path(path) as temporary, temporary.open("wb") as file:
-            for piece in _pieces(owner, start):
-                file.write(piece)
+        owner.bootstrapping_keys(some, log_slots=FEW if known else None)
+        with some.open("rb") as start:
+            yield from _pieces(owner, start) if known else iter(partial(start.read, 1 << 26), b"")
     finally:
-        few.unlink(missing_ok=True)
-    return path.stat().st_size
+        some.unlink(missing_ok=True)
 
 
 def _pieces(owner: engine.KeyOwner, few: BinaryIO) -> Iterator[bytes]:

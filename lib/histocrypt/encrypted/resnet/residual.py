@@ -12,7 +12,7 @@ needs training for it: it takes the clear network's own weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
@@ -197,18 +197,27 @@ def scaled(one: Affine, before: float, after: float) -> Affine:
     return Affine(one.matrix * (after / before), one.bias * after, one.source, one.target)
 
 
-def normalised(network: Network, images: np.ndarray) -> Network:
-    """Return the same network with gains inside, found on these images (n, 3, side, side).
+def gains(activation: str, mean_squares: Sequence[float], largest: Sequence[float]) -> list[float]:
+    """Return the gain for each activation from what enters it in the clear.
 
-    The mean of every squared value is `MEAN_SQUARE`; the largest value whose ReLU is taken is ``1 / MARGIN``.
+    The mean of every squared value becomes `MEAN_SQUARE`; the largest value whose ReLU is taken, ``1 / MARGIN``.
     """
+    if activation == "square":
+        return [float(np.sqrt(MEAN_SQUARE / mean)) for mean in mean_squares]
+    return [1 / MARGIN / one for one in largest]
+
+
+def normalised(network: Network, images: np.ndarray) -> Network:
+    """Return the same network with `gains` inside, found on these images (n, 3, side, side)."""
     seen: list[np.ndarray] = []
     network(images, seen=seen)
+    mean_squares, largest = [np.mean(z**2) for z in seen], [float(np.abs(z).max()) for z in seen]
+    return with_gains(network, gains(network.activation, mean_squares, largest))
+
+
+def with_gains(network: Network, gains: Sequence[float]) -> Network:
+    """Return the same network with a gain before each activation, undone after it."""
     square = network.activation == "square"
-    if square:
-        gains = [float(np.sqrt(MEAN_SQUARE / np.mean(z**2))) for z in seen]
-    else:
-        gains = [float(1 / MARGIN / np.abs(z).max()) for z in seen]
     passed = [gain**2 if square else gain for gain in gains]
     stem = scaled(network.stem, 1, gains[0])
     pool = scaled(network.pool, passed[0], passed[0])

@@ -1,4 +1,4 @@
-"""The evaluator's side of a bootstrapped network: a layer in work, the next ones being encoded, all else on disk.
+"""The evaluator's side of a bootstrapped network: few layers in work, the next ones being encoded, all else on disk.
 
 Every layer's output is written before the next layer starts, so a kill costs one layer. Nothing here can decrypt.
 `estimate` says before any key is made what an evaluation will cost, from what its parts cost when they were measured.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,24 @@ from typing import Any
 import numpy as np
 
 from histocrypt.encrypted import engine
-from histocrypt.encrypted.messages import pack_list, unpack_list
+from histocrypt.encrypted.messages import pack_list, switching_key_words, unpack_list
 from histocrypt.encrypted.parameters import Parameters
 from histocrypt.encrypted.resnet import residual
-from histocrypt.encrypted.resnet.compile import Compiled
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, read_json, write_text
 
 AHEAD_GIB = 3.5
 """What the layer in work and those encoded ahead of it may take together."""
-SECONDS_FIRST = 52.0
-"""First refresh of a process, which sets the engine's circuit up. Seconds are of two cores and the ring of 2^15, as
-``benchmarks/fhe_resnet18.py`` prints them."""
+SECONDS_FIRST = 37.5
+"""What the first refresh of a process takes longer, since it sets the engine's circuit up. Seconds are of two cores and
+the ring of 2^15, as ``benchmarks/fhe_resnet18.py`` prints them."""
 SECONDS_REFRESH = 14.5
 SECONDS_DIAGONAL = 0.018
-"""Encoding and multiplying, which overlap."""
+"""Encoding and multiplying, which overlap, where a tile is alone."""
+SECONDS_PRODUCT = 0.005
+"""Multiplying alone, rotations included."""
+SECONDS_ENDS = 45.0
+"""Before the first refresh and after the last one, where several tiles go together."""
 SECONDS_POLYNOMIAL = 1.5
 ENGINE_GIB, LOADING_GIB = 7.0, 1.0
 """Of bootstrapping, and of a layer while it is loaded."""
@@ -44,9 +47,14 @@ class Timing:
     """What one layer took, seconds."""
 
     step: str
+    number: int
+    """Of the layer."""
+    of: int
+    """Layers in all."""
     waited: float
-    """For its diagonals to be encoded."""
+    """For its diagonals to be encoded, and for the layers before it."""
     evaluated: float
+    """All tiles together."""
 
 
 def write_ciphertexts(path: Path, ciphertexts: list[bytes]) -> None:
@@ -60,25 +68,24 @@ def read_ciphertexts(path: Path) -> list[bytes]:
     return unpack_list(path.read_bytes(), count=None, file=path)
 
 
-class RotationKeys:
-    """The key owner's file of relinearisation and rotation keys, of which a layer takes the few that it needs."""
+class EvaluationKeys:
+    """The key owner's file: the relinearisation key, rotation keys, of which a layer takes few, bootstrapping keys."""
 
-    def __init__(self, path: Path, parameters: Parameters) -> None:
+    def __init__(self, path: Path, parameters: Parameters, *, start: int = 0) -> None:
         self.path, self.parameters = path, parameters
-        size = path.stat().st_size
-        # flag, relinearisation key, flag, number of rotation keys, then element and key for each; a rotation key is a
-        # relinearisation key with 16 bytes more
-        number = round((size - 6) / parameters.switching_key_bytes) - 1
-        first, rest = divmod(size - 6 - 24 * number, number + 1)
+        size, first = path.stat().st_size, 8 * switching_key_words(parameters)
+        self._start, self._first, self._each = start, 1 + first, first + 24
         with path.open("rb") as file:
-            file.seek(min(size, 2 + first))
-            if number < 0 or rest or file.read(4) != struct.pack("<I", number):
+            file.seek(min(size, start + self._first))
+            said = file.read(5)
+            number = int.from_bytes(said[1:], "little")
+            self.end = start + self._first + 5 + number * self._each
+            """Where the bootstrapping keys begin."""
+            if said[:1] != b"\x01" or self.end > size:
                 fix = "send the key owner's evaluation keys again"
                 raise InputError("are not evaluation keys of these parameters", file=path, field="bytes", fix=fix)
-            self._first, self._each = 1 + first, first + 24
             self._place = {}
-            for one in range(number):
-                at = 6 + first + one * self._each
+            for at in range(start + self._first + 5, self.end, self._each):
                 file.seek(at)
                 self._place[struct.unpack("<Q", file.read(8))[0]] = at
 
@@ -92,6 +99,7 @@ class RotationKeys:
         found = np.empty(self._first + 5 + len(elements) * self._each, dtype=np.uint8)
         view = memoryview(found)
         with self.path.open("rb") as file:
+            file.seek(self._start)
             file.readinto(view[: self._first])
             view[self._first : self._first + 5] = b"\x01" + struct.pack("<I", len(elements))
             for number, element in enumerate(elements):
@@ -119,6 +127,10 @@ class _Tile:
         self.begin = max(done) + 1 if done else 0
         self.output = self._place[steps[-1]["name"]]
 
+    def ready(self, number: int) -> bool:
+        """Return whether all that a layer takes is there."""
+        return all(self._place[name].is_file() for name in self._steps[number]["inputs"])
+
     def evaluate(self, number: int, evaluator: engine.Evaluator, model: Any) -> None:
         """Evaluate one layer; drop what no later one needs."""
         step = self._steps[number]
@@ -129,35 +141,92 @@ class _Tile:
                 self._place[name].unlink()
 
 
+class _Layers:
+    """The layers in memory: loaded in order, as many ahead as fit; each is let go of once all tiles went through it."""
+
+    def __init__(self, load: Callable[[int], tuple[Any, engine.Evaluator]], sizes: list[int], room: float) -> None:
+        self._load, self._sizes, self._room = load, sizes, room
+        self._loaded: dict[int, tuple[Any, engine.Evaluator]] = {}
+        self._held = 0
+        self._changed = threading.Condition()
+        self._stopped = False
+
+    def load_all(self, numbers: Iterable[int]) -> None:
+        """Load layers, waiting for room; at least one is always loaded."""
+        for number in numbers:
+            size = self._sizes[number]
+            if not self.wait(lambda size=size: not self._held or self._held + size <= self._room):
+                return
+            with self._changed:
+                self._held += size
+            loaded = self._load(number)
+            with self._changed:
+                self._loaded[number] = loaded
+                self._changed.notify_all()
+
+    def take(self, number: int) -> tuple[Any, engine.Evaluator] | None:
+        """Return a layer once it is loaded; None where all stops."""
+        return self._loaded[number] if self.wait(lambda: number in self._loaded) else None
+
+    def let_go(self, number: int) -> None:
+        """Free a layer."""
+        model, _ = self._loaded[number]
+        model.close()
+        with self._changed:
+            del self._loaded[number]
+            self._held -= self._sizes[number]
+            self._changed.notify_all()
+
+    def wait(self, ready: Callable[[], bool]) -> bool:
+        """Wait until something is so; False where all stops."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or ready())
+            return not self._stopped
+
+    def changed(self) -> None:
+        """Wake who waits."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let nobody wait any longer."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
 def evaluate(
     network: Path,
     keys: Path,
-    bootstrapping_keys: Path,
     tiles: Sequence[Path],
     work: Path,
     *,
+    start: int = 0,
     ahead_gib: float = AHEAD_GIB,
     progress: Callable[[Timing], None] | None = None,
 ) -> list[Path]:
     """Evaluate encrypted tiles layer by layer; go on from where an earlier call was stopped.
 
-    All tiles go through a layer before the next one is taken, so that its diagonals are encoded once.
+    All tiles go through a layer before it is let go of, so that its diagonals are encoded once. One thread multiplies,
+    another one refreshes: while tiles are refreshed one by one, those already refreshed go on into the next layers.
 
     Parameters
     ----------
     network
         Folder that `histocrypt.encrypted.resnet.compile.compile_network` wrote.
-    keys, bootstrapping_keys
-        Files of the key owner's evaluation keys.
+    keys
+        File of the key owner's evaluation keys: those for rotations, then those for bootstrapping.
     tiles
         Files of ciphertexts, see `write_ciphertexts`; their names differ.
     work
         Folder for the outputs of layers, a folder for each tile.
+    start
+        Where the keys begin in their file.
     ahead_gib
-        What the layer in work and those encoded ahead of it may take together. The engine's bootstrapping takes about 7
-        GiB beside it, and loading a layer about one more.
+        What the layers in work and those encoded ahead may take together. The engine's bootstrapping takes about 7 GiB
+        beside them, and loading a layer about one more.
     progress
-        Called after each layer.
+        Called after each layer, from either thread.
 
     Returns
     -------
@@ -176,42 +245,56 @@ def evaluate(
     begin = min((run.begin for run in runs), default=len(steps))
     if begin == len(steps):
         return [run.output for run in runs]
-    rotation_keys = RotationKeys(keys, parameters)
-    sizes = [step_bytes(step, parameters) for step in steps]
+    given, telling = EvaluationKeys(keys, parameters, start=start), threading.Lock()
+    refreshing = [number for number in range(begin, len(steps)) if steps[number]["refreshes"]]
+    multiplying = [number for number in range(begin, len(steps)) if not steps[number]["refreshes"]]
 
     def load(number: int) -> tuple[Any, engine.Evaluator | None]:
         step = steps[number]
         model = engine.load_model(network / f"{step['name']}.orion")
-        if step["refreshes"]:
-            return model, None
-        return model, engine.Evaluator(parameters, rotation_keys.subset(step["rotations"]))
+        return model, None if step["refreshes"] else engine.Evaluator(parameters, given.subset(step["rotations"]))
 
-    def load_refresher() -> engine.Evaluator:
-        return engine.Evaluator(parameters, rotation_keys.subset(()), bootstrapping_keys)
+    layers = _Layers(load, [step_bytes(step, parameters) for step in steps], ahead_gib * 2**30)
 
-    coming: deque[Future] = deque()
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as beside:
-        refresher = beside.submit(load_refresher) if any(step["refreshes"] for step in steps[begin:]) else None
-        for number in range(begin, len(steps)):
-            last = number + len(coming)
-            while last < len(steps) and (not coming or sum(sizes[number : last + 1]) <= ahead_gib * 2**30):
-                coming.append(ahead.submit(load, last))
-                last += 1
-            started = time.monotonic()
-            model, evaluator = coming.popleft().result()
-            if evaluator is None:
-                evaluator = refresher.result()
-            waited = time.monotonic() - started
+    def go(numbers: list[int], refresher: engine.Evaluator | None) -> None:
+        for number in numbers:
+            waited, evaluated, began = 0.0, 0.0, time.monotonic()
+            if (layer := layers.take(number)) is None:
+                return
+            model, evaluator = layer
             for run in runs:
-                if run.begin <= number:
-                    run.evaluate(number, evaluator, model)
-            model.close()
-            if not steps[number]["refreshes"]:
+                if run.begin > number:
+                    continue
+                if not layers.wait(lambda run=run, number=number: run.ready(number)):
+                    return
+                waited, began = waited + time.monotonic() - began, time.monotonic()
+                run.evaluate(number, refresher or evaluator, model)
+                layers.changed()
+                evaluated, began = evaluated + time.monotonic() - began, time.monotonic()
+            if evaluator is not None:
                 evaluator.close()
+            layers.let_go(number)
             if progress is not None:
-                progress(Timing(steps[number]["name"], waited, time.monotonic() - started - waited))
-        if refresher is not None:
-            refresher.result().close()
+                with telling:
+                    progress(Timing(steps[number]["name"], number, len(steps), waited, evaluated))
+
+    def refresh() -> None:
+        if refreshing:
+            refresher = engine.Evaluator(parameters, given.subset(()), keys, bootstrapping_start=given.end)
+            go(refreshing, refresher)
+            refresher.close()
+
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [
+            pool.submit(layers.load_all, range(begin, len(steps))),
+            pool.submit(go, multiplying, None),
+            pool.submit(refresh),
+        ]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        finally:
+            layers.stop()
     return [run.output for run in runs]
 
 
@@ -224,50 +307,70 @@ def step_bytes(step: dict[str, Any], parameters: Parameters) -> int:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one tile."""
+    """What an evaluation will take."""
 
     activation: str
     levels: int
     """Multiplications one after the other, refreshes left out."""
     refreshes: int
     diagonals: int
-    minutes: float
+    seconds_one: float
+    """Of a tile alone, on two idle cores."""
+    seconds_once: float
+    seconds_each: float
+    """Of n tiles together: ``seconds_once + n * seconds_each``, and never less than one alone."""
     peak_gib: float
 
+    def seconds(self, tiles: int, group: int) -> float:
+        """Return the seconds for so many tiles, of which ``group`` go together."""
+
+        def together(number: int) -> float:
+            return max(self.seconds_one, self.seconds_once + number * self.seconds_each) if number else 0.0
+
+        return tiles // group * together(group) + together(tiles % group)
+
+    def of_tiles(self, tiles: int, group: int) -> str:
+        """Return the sentence for so many tiles."""
+        minutes = self.seconds(tiles, group) / 60
+        return f"about {minutes:.0f} min on two idle cores and {self.peak_gib:.0f} GiB of memory"
+
     def __str__(self) -> str:
+        one, four = self.seconds_one / 60, self.seconds(4, 4) / 4 / 60
         return (
             f"{self.activation}: {self.levels} levels, {self.refreshes} bootstrappings, {self.diagonals:,} diagonals; "
-            f"about {self.minutes:.0f} min a tile and {self.peak_gib:.0f} GiB on two idle cores"
+            f"about {one:.0f} min for a tile, {four:.1f} min each for four together, on two idle cores; "
+            f"{self.peak_gib:.0f} GiB"
         )
 
 
-def estimate(made: Compiled, activation: str, parameters: Parameters) -> Estimate:
-    """Estimate the evaluation of one tile by a compiled network, before any key is made.
+def estimate(steps: Sequence[dict[str, Any]], parameters: Parameters) -> Estimate:
+    """Estimate what the evaluation of tiles will take, before any key is made.
 
     Parameters
     ----------
-    made
-        The compiled network.
-    activation
-        ``square`` or ``relu``.
+    steps
+        Of the compiled network, as ``steps.json`` has them.
     parameters
         Of the compiled network; seconds are known for its only secure ring, smaller ones are taken in proportion.
     """
-    linear = [step for step in made.steps if not step.refreshes and not step.name.endswith("_shift")]
-    shifts = sum(step.name.endswith("_shift") for step in made.steps)
-    activations = sum(step.name == "stem" or step.name.endswith(("_first", "_sum")) for step in linear)
-    each = 1 if activation == "square" else residual.levels()
-    refreshes = sum(step.refreshes * step.ciphertexts for step in made.steps)
-    diagonals = sum(step.diagonals for step in made.steps)
-    polynomials = 0 if activation == "square" else refreshes * len(residual.DEGREES) / residual.REFRESHES
-    seconds = diagonals * SECONDS_DIAGONAL + polynomials * SECONDS_POLYNOMIAL
-    if refreshes:
-        seconds += SECONDS_FIRST + (refreshes - 1) * SECONDS_REFRESH
+    names = [step["name"] for step in steps]
+    relus = sum(name.endswith("_relu") for name in names)
+    squares = 0 if relus else sum(name == "stem" or name.endswith(("_first", "_sum")) for name in names)
+    linear = [step for step in steps if not step["refreshes"]]
+    refreshes = sum(step["refreshes"] * step["ciphertexts"] for step in steps)
+    diagonals = sum(step["diagonals"] for step in steps)
+    polynomials = refreshes * len(residual.DEGREES) / residual.REFRESHES if relus else 0
+    scale = parameters.slots / 2**15
+    each = (refreshes * SECONDS_REFRESH + polynomials * SECONDS_POLYNOMIAL) * scale
+    ahead = sum(step_bytes(step, parameters) for step in steps) / 2**30
+    first = SECONDS_FIRST * scale if refreshes else 0.0
     return Estimate(
-        activation=activation,
-        levels=len(linear) + shifts + activations * each,
+        activation="relu" if relus else "square",
+        levels=len(linear) + squares + relus * residual.levels(),
         refreshes=refreshes,
         diagonals=diagonals,
-        minutes=seconds / 60 * parameters.slots / 2**15,
-        peak_gib=ENGINE_GIB + LOADING_GIB + AHEAD_GIB,
+        seconds_one=first + each + diagonals * SECONDS_DIAGONAL * scale,
+        seconds_once=first + SECONDS_ENDS * scale,
+        seconds_each=max(each, diagonals * SECONDS_PRODUCT * scale),
+        peak_gib=(ENGINE_GIB + LOADING_GIB) * scale + min(AHEAD_GIB, ahead),
     )
