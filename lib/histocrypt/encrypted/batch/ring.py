@@ -2,7 +2,8 @@
 
 A polynomial of N coefficients modulo L primes is an array (L, N) uint64: its values in the engine's order, see
 `kernels`. A ciphertext is (2, L, N): (b, a) with b + a s the message, at level L - 1. All loops run without the
-interpreter's lock, so that threads of a pool share one `Ring` and one `Keys`; each thread keeps its own room.
+interpreter's lock, so that threads of a pool share one `Ring` and one `Keys`; each thread keeps its own room, about
+(L + 1)(L + 2) polynomials.
 
 Key switching follows Han and Ki (2020, "Better bootstrapping for approximate homomorphic encryption"), one digit for
 each prime; several rotations of one ciphertext share its digits (Halevi and Shoup, 2018, "Faster homomorphic linear
