@@ -301,12 +301,11 @@ class Keys:
         order = 4 * ring.n
         elements = {pow(GENERATOR, rotation % ring.n, order): rotation % ring.n for rotation in rotations}
         size = 1 + form.itemsize + 5 + len(elements) * (24 + form.itemsize)
-        given = np.memmap(file, dtype=np.uint8, mode="r") if file else np.frombuffer(source, dtype=np.uint8)
-        check("bytes", len(given) - start, size)
+        check("bytes", (file.stat().st_size if file else memoryview(source).nbytes) - start, size)
         at = start
 
         def take(kind: Any) -> Any:
-            """Read one item: through a file of its own, for mapped pages would count as memory."""
+            """Read one item; not by a map, whose pages would count as memory."""
             nonlocal at
             kind = np.dtype(kind)
             part = np.fromfile(file, kind, 1, offset=at) if file else np.frombuffer(source, kind, 1, at)
