@@ -205,6 +205,36 @@ def predict(
     typer.echo(said)
 
 
+@app.command("import-weights")
+def import_weights(
+    weights: Annotated[Path, typer.Argument(help="State dict of a ResNet-18 with torchvision's names (.pth).")],
+    study: Annotated[Path, typer.Option(help="Study, preprocessed: how tiles are cut, whose tiles give ranges.")],
+    genes: Annotated[Path, typer.Option(help="Published gene list: ids, one a line, or JSON.")],
+    statistics: Annotated[
+        Path, typer.Option(help="Pixel statistics: type,value lines, three image_mean and three image_std.")
+    ],
+    means: Annotated[
+        Path | None, typer.Option(help="gene,mean lines: outputs are the genes with the highest, in the list's order.")
+    ] = None,
+    output_statistics: Annotated[
+        Path | None, typer.Option(help="gene,mean,sd lines, where the network learnt standardised values.")
+    ] = None,
+    transform: Annotated[str, typer.Option(help="What the network predicts of counts.")] = "log1p",
+    fold: Annotated[str, typer.Option(help="Whose training sections go with it.")] = "final",
+    max_pool: Annotated[
+        bool, typer.Option("--max-pool", help="It pools by maxima, as torchvision's own; then it cannot be encrypted.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a published ResNet-18 (torchvision, BrSTNet, privateST) a model of a study."""
+    from histocrypt.pipeline.published import import_weights
+    from histocrypt.study import load_study
+
+    files = {"genes": genes, "statistics": statistics, "means": means, "output_statistics": output_statistics}
+    how = {"transform": transform, "fold": fold, "average_pool": not max_pool, "overwrite": overwrite}
+    typer.echo(import_weights(weights, load_study(study), **files, **how))
+
+
 @app.command("map")
 def draw_map(
     prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad).")],

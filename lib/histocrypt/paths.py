@@ -153,6 +153,10 @@ class RunFolder:
         """Return the folder of one trained model; fold ``final`` is trained on every patient."""
         return self.root / "models" / model / fold
 
+    def imported(self, model: str, fold: str) -> Path:
+        """Return the folder of a model whose weights others trained, see `pipeline.published`."""
+        return self.root / "imported" / model / fold
+
     def prediction(self, model: str, fold: str, part: str = "test") -> Path:
         """Return the predictions of a fold's ``test`` or ``validation`` sections."""
         return self.root / "predictions" / model / f"{fold}.{part}.h5ad"

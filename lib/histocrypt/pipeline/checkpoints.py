@@ -180,6 +180,20 @@ def load_model(folder: str | Path, *, device: Any = None) -> TrainedModel:
     return TrainedModel(folder, about, predictor, scaling)
 
 
+def imported_model(study: Study, model: str, fold: Fold) -> TrainedModel | None:
+    """Return the model whose published weights stand for this fold's own; None where there is none that fits now."""
+    folder = study.run.imported(model, fold.name)
+    if not (folder / "model.json").is_file() or "made_from" not in (about := read_about(folder)):
+        return None
+    if about["made_from"] != made_from(study, model, fold):
+        raise InputError(
+            "the imported weights were fitted to other settings of this study",
+            file=folder,
+            fix="import them again, or delete the folder to train the model",
+        )
+    return load_model(folder, device="cpu")
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

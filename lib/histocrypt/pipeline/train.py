@@ -27,7 +27,7 @@ from histocrypt.data.fold_statistics import STAIN, TARGETS, read_clean_section
 from histocrypt.data.folds import FINAL, load_fold, load_folds, uncounted_sections
 from histocrypt.data.load import FoldData, Spots, joined, load_spots, load_test, load_training, scaled, scaling_of
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.pipeline.checkpoints import load_model, made_from, save_model, teacher_of, trained_about
+from histocrypt.pipeline.checkpoints import imported_model, load_model, made_from, save_model, teacher_of, trained_about
 from histocrypt.pipeline.predictions import as_mapping, write_heads, write_predictions
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS, build, model_class, tile_side
 from histocrypt.targets.transforms import TargetStatistics
@@ -284,8 +284,13 @@ def train_one(
     for path in [*stale, study.run.heads(model, fold.name)]:
         path.unlink(missing_ok=True)
 
-    predictor, chosen, predicted = fit(study, model, data, chosen=chosen, device=device, folder=folder)
-    scaling = scaling_of(study, fold)
+    scaling, taken = scaling_of(study, fold), imported_model(study, model, fold)
+    if taken is None:
+        predictor, chosen, predicted = fit(study, model, data, chosen=chosen, device=device, folder=folder)
+    else:
+        predictor, chosen, predicted = taken.predictor, {}, None
+        if data.validation is not None:
+            predicted = scaling.restore(predictor.predict(data.validation))
     score = None
     written = []
     if predicted is not None:
@@ -300,6 +305,8 @@ def train_one(
             write_heads(study.run.heads(model, fold.name), predictor, test, coords=coords_of(study, test), about=about)
     seconds = time.monotonic() - started
     about = describe(study, model, data, chosen=chosen, scaling=scaling)
+    if taken is not None:
+        about = taken.about
     save_model(folder, {**about, "validation_pcc": score, "seconds": round(seconds, 2)}, predictor.state())
     if not keep_state:
         shutil.rmtree(folder / "last", ignore_errors=True)
