@@ -8,8 +8,8 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.encrypted.serving import refuses
-from tests.tiny_section import write_tiny_section
 from tests.training.conftest import SIDE, make_study
 from torch import nn
 
@@ -73,7 +73,10 @@ def test_predicts_what_torchvision_s_network_gives(small_study, files, tmp_path)
     images = (torch.tensor(np.array(spots.tiles)).permute(0, 3, 1, 2) / 255 - mean) / sd
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(found), network()(images), rtol=1e-4, atol=1e-4)
-    predict_section(model.folder, write_tiny_section(tmp_path / "data", n_side=3), tmp_path / "out.h5ad", um_per_px=1)
+    (tmp_path / "patches").mkdir()
+    for number, tile in enumerate(spots.tiles[:4]):
+        Image.fromarray(tile).save(tmp_path / "patches" / f"S_{100 * number}_50.png")
+    predict_section(model.folder, tmp_path / "patches", tmp_path / "out.h5ad", um_per_px=1)
     assert anndata.read_h5ad(tmp_path / "out.h5ad").var_names.tolist() == genes
     with refuses("--output"):
         published.import_weights(weights, study, **others)
