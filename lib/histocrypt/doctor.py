@@ -97,7 +97,7 @@ def examine() -> list[Finding]:
         probes = [pool.submit(_probe, name, code, mend) for name, (code, mend) in PROBES.items()]
         quick = [_shielded(look) for look in (_python, _package, _locked, _kernel)]
         machine = [_shielded(look) for look in (_processor, _memory, _disk, _data)]
-        optional = [_shielded(look) for look in (_gpu, _slurm, _docker, _engine, _extras)]
+        optional = [_shielded(look) for look in (_gpu, _slurm, _docker, _engine, _one_party, _extras)]
         return [*quick, *(probe.result() for probe in probes), *machine, *optional]
 
 
@@ -295,3 +295,17 @@ def _engine() -> Finding:
     if found != VERSIONS:
         return Finding(name, said, "absent", "run: bash install_host.sh")
     return Finding(name, said)
+
+
+def _one_party() -> Finding:
+    """Look for what experiments in one process use; nothing is sent with it, and nothing else needs it."""
+    from histocrypt.encrypted.orion import PACKAGE, VERSION, WHEELS
+
+    name = "one-party experiments"
+    try:
+        found = version(PACKAGE)
+    except PackageNotFoundError:
+        return Finding(name, f"no {PACKAGE}", "absent", f"not needed for anything else; {WHEELS}")
+    if found != VERSION:
+        return Finding(name, f"{PACKAGE} {found}, not {VERSION}", "absent", SET_UP)
+    return Finding(name, f"{PACKAGE} {found}")

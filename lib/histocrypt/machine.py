@@ -76,6 +76,7 @@ PACKAGES = (
     "papermill",
     "orion-v2-lattigo",
     "orion-v2-evaluator",
+    "orion-fhe",
 )
 CHANGED_SHOWN = 10
 

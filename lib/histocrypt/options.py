@@ -199,7 +199,7 @@ class Evaluation(Part):
 class Encrypted(Part):
     """How much of a study is predicted on ciphertexts, beside the same in the clear."""
 
-    later = ("spots", "bootstrapped_spots")
+    later = ("spots", "bootstrapped_spots", "engine", "beside_orion")
     sections: Count = Field(
         1,
         description="held-out sections that each network predicts, a job each: one of every fold first",
@@ -209,6 +209,14 @@ class Encrypted(Part):
     )
     bootstrapped_spots: Literal[0] | Annotated[int, Field(ge=3)] = Field(
         0, description="the same of fhe_resnet18, which takes minutes a spot and 12 GiB; 0: it is not tried"
+    )
+    engine: Literal["two_party", "orion"] = Field(
+        "two_party",
+        description="two_party: the evaluator holds no key that decrypts (50_fhe_inference); orion: one party, an "
+        "experiment with orion-fhe that keeps nobody's tile secret (51_one_party), on a number of spots",
+    )
+    beside_orion: list[str] = Field(
+        [], description="networks of which 50_fhe_inference puts one tile through orion-fhe, too: one party, beside two"
     )
 
 

@@ -196,6 +196,15 @@ class RunFolder:
         """Return the folder of one section's encrypted prediction by one model."""
         return self.encrypted / model / section
 
+    @property
+    def one_party(self) -> Path:
+        """Predictions by one process that holds the secret key, beside clear ones, by model and section."""
+        return self.root / "one_party"
+
+    def trials(self, engine: str) -> Path:
+        """Return the folder of an engine's trials (``two_party`` or ``orion``): what has one party has its own."""
+        return self.one_party if engine == "orion" else self.encrypted
+
     def synthesis(self, fold: str) -> Path:
         """Return the folder of what was learned, drawn, filtered and tested of synthetic tiles on one fold."""
         return self.root / "synthesis" / fold

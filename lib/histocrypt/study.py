@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -176,6 +177,7 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
     _check_teachers(study, file)
     check_target(study.target, study.panel, file)
     _check_stacking(study, file)
+    _check_encrypted(study, file)
     _check_synthesis(study, file)
     _check_audit(study, file)
     return study
@@ -248,6 +250,29 @@ def _check_stacking(study: Study, file: str | Path) -> None:
             raise InputError("a model takes part once", **where, value=name)
     if len(study.families) < 2:
         raise InputError("a stack needs two models", **where, value=named, expected="two names or more, or all")
+
+
+def _check_encrypted(study: Study, file: str | Path) -> None:
+    """Refuse one-party experiments without networks or without a number of spots."""
+    part, able = study.encrypted, [name for name in study.models if name in ENCRYPTED]
+    for name in part.beside_orion:
+        if name not in able:
+            raise unknown_name("network", name, able, file=file, field="encrypted.beside_orion")
+    if part.engine != "orion":
+        return
+    wrong = partial(InputError, file=file)
+    if not able:
+        problem, named = "there is no network that orion-fhe could evaluate", " or ".join(ENCRYPTED)
+        raise wrong(problem, field="encrypted.engine", value="orion", expected=f"{named} under `models`")
+    if part.spots == "all":
+        problem = "orion-fhe evaluates one spot after the other, seconds each"
+        raise wrong(problem, field="encrypted.spots", value="all", expected="a number of spots, e.g. 5")
+    if part.bootstrapped_spots:
+        problem, value = "orion-fhe is not tried with bootstrapping", part.bootstrapped_spots
+        raise wrong(problem, field="encrypted.bootstrapped_spots", value=value, fix="remove it, or the engine")
+    if part.beside_orion:
+        problem = "stands beside the two parties, and this study has one"
+        raise wrong(problem, field="encrypted.beside_orion", value=part.beside_orion, fix="remove it, or the engine")
 
 
 def _check_synthesis(study: Study, file: str | Path) -> None:

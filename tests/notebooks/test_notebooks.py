@@ -25,6 +25,7 @@ PARAMETERS = {
     "38_inner_training": {"model": "vision_mlp", "fold": "fold_1"},
     "40_stacking": {"fold": "fold_1"},
     "50_fhe_inference": {"model": "fhe_head"},
+    "51_one_party": {"model": "fhe_head"},
     "58_generators": {"generator": "joint", "shown": 3},
     "60_synthetic_data": {"shown": 3, "draws": 50},
     "62_membership_audit": {"asked": "tiles", "pairs_shown": 4},

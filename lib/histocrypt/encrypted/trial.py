@@ -19,6 +19,9 @@ from histocrypt.machine import peak_gib
 from histocrypt.predictors.registry import BOOTSTRAPPED, ENCRYPTED
 
 if TYPE_CHECKING:
+    from histocrypt.encrypted.key_owner import Prepared
+    from histocrypt.encrypted.lowering import Lowered
+    from histocrypt.pipeline.checkpoints import TrainedModel
     from histocrypt.study import Study
 
 OWNER, HOSPITAL, EVALUATOR = "model_owner", "hospital", "evaluator"
@@ -34,6 +37,8 @@ class Step:
     peak_gib: float
     """Largest memory; 0 where the system does not tell of other processes."""
     said: str
+    cpu_seconds: float = 0.0
+    """Of all threads; 0 where the system does not tell."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ class Trial:
         """
         command = [sys.executable, "-m", "histocrypt", "fhe", verb, *map(str, arguments)]
         log, started, peak = self.folder / party / f"{verb}.log", time.monotonic(), 0.0
+        before = _cpu_of_children()
         with (
             log.open("wb") as errors,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=log.parent) as process,
@@ -144,7 +150,7 @@ class Trial:
             lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines() or ["no message"]
             last, whose = lines[-1].removeprefix("histocrypt: "), party.replace("_", " ")
             raise InputError(f"the step {verb!r} of the {whose} failed: {last}", file=log)
-        self.steps[verb] = Step(verb, party, time.monotonic() - started, peak, said)
+        self.steps[verb] = Step(verb, party, time.monotonic() - started, peak, said, _cpu_of_children() - before)
         return self.steps[verb]
 
     def set_up(self, model: str | Path) -> None:
@@ -188,6 +194,10 @@ class Trial:
                 **{step.name: round(step.seconds, 2) for step in encrypted},
                 "load_model": evaluation["load_seconds"],
                 "evaluate_per_spot": round(evaluation["seconds"] / evaluation["ciphertexts"] / batch, 4),
+            },
+            "cpu_seconds": {
+                **{step.name: round(step.cpu_seconds, 2) for step in encrypted},
+                "evaluate_per_spot": round(evaluation["cpu_seconds"] / evaluation["ciphertexts"] / batch, 4),
             },
             "workers": evaluation["workers"],
             "peak_gib": {
@@ -247,22 +257,47 @@ def run_trial(
     return trial
 
 
-def polynomial(model: str | Path, section: str | Path, names: np.ndarray, **source: Any) -> np.ndarray:
-    """Return (n, outputs) of the compiled arithmetic in the clear and in double precision, for the named spots.
+def polynomial(
+    model: str | Path, section: str | Path, names: np.ndarray, **source: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the network sees of the named spots, and the compiled arithmetic on it, in double precision.
 
     This simulates what the evaluator computes, without encryption and so without its noise.
+
+    Returns
+    -------
+    inputs
+        (n, 3, side, side) or (n, features) float32.
+    outputs
+        (n, outputs) float64.
     """
+    from histocrypt.pipeline.checkpoints import load_model
+
+    prepared, lowered = prepared_clear(load_model(model, device="cpu"), section, **source)
+    row = {name: index for index, name in enumerate(prepared.names.tolist())}
+    inputs = prepared.values[[row[name] for name in names]]
+    return inputs, lowered(inputs.astype(np.float64))
+
+
+def prepared_clear(loaded: TrainedModel, section: str | Path, **how: Any) -> tuple[Prepared, Lowered]:
+    """Return a section's spots as the network sees them, of any range, and the network; ``how`` goes to `prepare`."""
     from histocrypt.encrypted.compile import lowered_model
     from histocrypt.encrypted.key_owner import prepare
     from histocrypt.encrypted.resnet.bundle import RESIDUAL, lowered_residual
-    from histocrypt.pipeline.checkpoints import load_model
 
-    loaded = load_model(model, device="cpu")
     described, lowered = (lowered_residual if loaded.about["model"] in RESIDUAL else lowered_model)(loaded)
     about = {**loaded.about, **described, "input_range": [-np.inf, np.inf]}
-    prepared = prepare(_Described(about), section, **source)
-    row = {name: index for index, name in enumerate(prepared.names.tolist())}
-    return lowered(prepared.values[[row[name] for name in names]].astype(np.float64))
+    return prepare(_Described(about), section, **how), lowered
+
+
+def _cpu_of_children() -> float:
+    """Return the CPU seconds of the processes that this one started and that have ended; 0 on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @dataclass(frozen=True)

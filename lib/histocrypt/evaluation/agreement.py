@@ -97,22 +97,25 @@ def agreement(
     return summary, genes
 
 
-def save_agreement(study: Study, network: str, section: str, content: dict[str, Any]) -> Path:
+def save_agreement(
+    study: Study, network: str, section: str, content: dict[str, Any], *, engine: str = "two_party"
+) -> Path:
     """Write one network's agreement on one section, and return the folder where it is.
 
-    ``encrypted/agreement.json`` holds the first trial's figures and, as ``trials``, those of all. Jobs that end at once
-    all write it: each looks again afterwards, so that the last to write has seen every one.
+    ``agreement.json`` of the stage holds the first trial's figures and, as ``trials``, those of all. Jobs that end at
+    once all write it: each looks again afterwards, so that the last to write has seen every one.
     """
-    folder = study.run.encrypted_trial(network, section)
+    home = study.run.trials(engine)
+    folder = home / network / section
     write_json(folder / "agreement.json", {"network": network, "section": section, **content})
     written: list[dict[str, Any]] = []
-    while (every := load_agreements(study)) != written:
-        write_json(study.run.encrypted / "agreement.json", {**every[0], "trials": every})
+    while (every := load_agreements(study, engine=engine)) != written:
+        write_json(home / "agreement.json", {**every[0], "trials": every})
         written = every
     return folder
 
 
-def load_agreements(study: Study) -> list[dict[str, Any]]:
+def load_agreements(study: Study, *, engine: str = "two_party") -> list[dict[str, Any]]:
     """Return what is known of each network on each section that the study asks for; empty where there is nothing yet.
 
     What was tried besides, or once, stays in its folder: the model may be another by now.
@@ -121,5 +124,6 @@ def load_agreements(study: Study) -> list[dict[str, Any]]:
     if not networks:
         return []
     sections = held_out_sections(load_folds(study.run.folds), study.encrypted.sections)
-    folders = [study.run.encrypted_trial(name, section) for name in networks for section in sections]
+    home = study.run.trials(engine)
+    folders = [home / name / section for name in networks for section in sections]
     return [read_json(file) for folder in folders if (file := folder / "agreement.json").is_file()]

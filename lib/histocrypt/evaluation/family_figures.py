@@ -121,6 +121,35 @@ def cost(content: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def beside(table: pd.DataFrame) -> Figure:
+    """Draw what a tile takes each way, and its error.
+
+    Parameters
+    ----------
+    table
+        A row for each way, with the columns ``parties``, ``a tile, s``, ``a tile, CPU s``, ``memory, GiB`` and
+        ``largest error, sd``, from `encrypted.one_party`.
+    """
+    measures = {"a tile, s": ".2g", "a tile, CPU s": ".2g", "memory, GiB": ".1f", "largest error, sd": ".0e"}
+    hues = {"in the clear": MUTED, "one party": CYCLE[1], "two parties": CYCLE[0]}
+    with style():
+        figure, axes = canvas(1, len(measures), figsize=(9.5, 0.8 + 0.4 * len(table)), sharey=True)
+        for one, (name, form) in zip(axes, measures.items(), strict=True):
+            values = table[name].clip(lower=1e-9)
+            one.barh(list(table.index), values, color=[hues[parties] for parties in table["parties"]])
+            one.set_xscale("log")
+            one.set_xlim(values.min() / 3, values.max() * 30)
+            for row, value in enumerate(table[name]):
+                one.annotate(f" {value:{form}}", (max(value, 1e-9), row), va="center", fontsize=8)
+            one.set_xlabel(name)
+        axes[0].invert_yaxis()
+        whose = {
+            way: "" if parties == "in the clear" else f"\n({parties})" for way, parties in table["parties"].items()
+        }
+        axes[0].set_yticks(range(len(table)), [f"{way}{parties}" for way, parties in whose.items()])
+    return figure
+
+
 def variation_curves(study: Study, model: str, *, beside: str = "encoder_ridge") -> Figure:
     """Draw how much each gene varies over spots: measured, and as the model's mean, single draws and a regression say.
 

@@ -150,6 +150,7 @@ def _content(study: Study, scores: Scores, folds: list[dict[str, Any]], shown: C
         "ks": scores.notes["k"],
         "ceiling": CEILING in scores.of(main).index,
         "encrypted": parts.encrypted(study),
+        "one_party": parts.one_party(study),
         "figures": pictures,
         "viewer": _viewer(study, scores, best),
         "provenance": _provenance(study, scores),

@@ -58,7 +58,8 @@ def parts_of(study: Study, scores: Scores, folds: list[dict[str, Any]]) -> dict[
     networks = study.encrypted_models
     if networks:
         trials = len(networks) * len(held_out_sections(load_folds(study.run.folds), study.encrypted.sections))
-        parts["Encrypted"] = len(load_agreements(study)) == trials
+        name = "One party" if study.encrypted.engine == "orion" else "Encrypted"
+        parts[name] = len(load_agreements(study, engine=study.encrypted.engine)) == trials
     if study.synthesis is not None:
         parts["Synthetic"] = _newest(study, "synthesis") is not None
     if study.audit is not None:
@@ -202,15 +203,22 @@ def sentences(content: dict[str, Any]) -> list[str]:
 
 
 def encrypted(study: Study) -> list[dict[str, Any]]:
-    """Return what the page says of each network's encrypted inference on a section."""
+    """Return what the page says of each network's encrypted inference on a section; none for one party."""
     rows = []
-    for one in load_agreements(study):
+    for one in load_agreements(study) if study.encrypted.engine == "two_party" else ():
         seconds = one["seconds"]
         once = seconds["compile"] + seconds["keygen"]
         each = sum(seconds[step] for step in ("encrypt", "evaluate", "decrypt"))
         spots = {"section_spots": one["spots"], **one}  # files of before say nothing of the section
         rows.append({**spots, "title": title_of(one["network"]), "once": once, "each": each, "peak": one["peak_gib"]})
     return rows
+
+
+def one_party(study: Study) -> list[dict[str, Any]]:
+    """Return what the page says of each network's experiment in one process, where that is the study's engine."""
+    if study.encrypted.engine != "orion":
+        return []
+    return [{**one, "title": title_of(one["network"])} for one in load_agreements(study, engine="orion")]
 
 
 def synthetic(study: Study) -> dict[str, Any] | None:

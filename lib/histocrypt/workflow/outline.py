@@ -124,6 +124,11 @@ class Outline:
         return held_out_sections(list(self.folds.values()), self.study.encrypted.sections)
 
     @property
+    def trials(self) -> Path:
+        """Where predictions on ciphertexts go, by the study's engine."""
+        return self.run.trials(self.study.encrypted.engine)
+
+    @property
     def own(self) -> list[str]:
         """The study's models that are no baselines."""
         return [name for name in self.study.model_names if name not in BASELINES]

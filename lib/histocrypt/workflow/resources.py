@@ -224,9 +224,31 @@ def stack(study: Study, total: Total, _: str) -> Cost:
 def encrypted(study: Study, total: Total, model: str) -> Cost:
     """Return a job's cost: keys, and every spot of the section on ciphertexts."""
     memory, start, a_spot = ENCRYPTED_COST.get(model, (5.0, 15, 0.6))
+    seconds = start + _asked(study, total, model) * a_spot
+    if model in study.encrypted.beside_orion:
+        gib, once, a_spot = _orion(study, model)
+        memory, seconds = max(memory, gib), seconds + once + a_spot
+    return BASE_GIB + memory, seconds, True
+
+
+def _asked(study: Study, total: Total, model: str) -> int:
+    """Return the spots of a section that are predicted on ciphertexts."""
     asked = study.encrypted_spots(model)
-    spots = total.spots if asked == "all" else min(asked, total.spots)
-    return BASE_GIB + memory, start + spots * a_spot, True
+    return total.spots if asked == "all" else min(asked, total.spots)
+
+
+def _orion(study: Study, model: str) -> tuple[float, float, float]:
+    """Return GiB, seconds a network and seconds a spot of orion-fhe; at depth 3 the last layer fills the ciphertext."""
+    if model == "fhe_head":
+        return 1.2, 6.0, 0.2
+    depth = checked_options("fhe_cnn", study.options_of("fhe_cnn")).depth
+    return {3: 24.5, 5: 9.5, 7: 11.0, 9: 15.5}[depth], 30 + 12.0 * depth, 0.7 * depth
+
+
+def one_party(study: Study, total: Total, model: str) -> Cost:
+    """Return a job's cost: a network packed, and some spots of a section one after the other."""
+    gib, once, a_spot = _orion(study, model)
+    return BASE_GIB + gib, 15 + once + _asked(study, total, model) * a_spot, False
 
 
 def generators(study: Study, total: Total, _: str) -> Cost:

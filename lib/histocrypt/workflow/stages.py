@@ -173,18 +173,26 @@ def _stack(o: Outline, fold: str) -> Iterator[Path]:
         yield from (o.run.prediction(name, fold), o.run.prediction(name, fold, "validation"))
 
 
-def _encrypted_jobs(o: Outline) -> list[Values]:
-    return [{"model": model, "section": section} for model in o.study.encrypted_models for section in o.encrypted]
+def _encrypted_jobs(o: Outline, engine: str = "two_party") -> list[Values]:
+    able = o.study.encrypted_models if o.study.encrypted.engine == engine else []
+    return [{"model": model, "section": section} for model in able for section in o.encrypted]
 
 
 def _encrypted(o: Outline, model: str, section: str) -> list[Path]:
-    return [o.run.encrypted_trial(model, section) / name for name in ("agreement.json", "genes.csv", "prediction.h5ad")]
+    folder = o.trials / model / section
+    return [folder / name for name in ("agreement.json", "genes.csv", "prediction.h5ad")]
 
 
 def _encrypted_leaves(o: Outline, model: str, section: str) -> Iterator[Path]:
-    yield o.run.encrypted_trial(model, section)
-    if o.by_stage["50_fhe_inference"][0].values == {"model": model, "section": section}:
-        yield o.run.encrypted / "agreement.json"  # which every job writes, of all that there are
+    yield o.trials / model / section
+    if {"model": model, "section": section} == _encrypted_jobs(o, o.study.encrypted.engine)[0]:
+        yield o.trials / "agreement.json"  # which every job writes, of all that there are
+
+
+def _encrypted_depends(o: Outline, model: str, section: str) -> Any:
+    """Return how many spots there are; one tile by orion-fhe besides is said only where it is asked for."""
+    spots = o.study.encrypted_spots(model)
+    return [spots, "beside orion"] if model in o.study.encrypted.beside_orion else spots
 
 
 def _synthetic(o: Outline, *names: str) -> list[Path]:
@@ -277,7 +285,7 @@ def _evaluation_reads(o: Outline, *, unfinished: bool = False) -> Iterator[Path]
         return
     for notebook in ("30_training", "32_multitask", "34_diffusion", "40_stacking"):
         yield from o.made(notebook)
-    for notebook in ("50_fhe_inference", "60_synthetic_data", "64_privacy_cards"):
+    for notebook in ("50_fhe_inference", "51_one_party", "60_synthetic_data", "64_privacy_cards"):
         yield from o.made(notebook)
 
 
@@ -384,9 +392,19 @@ STAGES = {
             jobs=_encrypted_jobs,
             reads=lambda o, model, section: o.made("30_training", model=model, fold=o.encrypted[section]),
             makes=_encrypted,
-            depends=lambda o, model, section: o.study.encrypted_spots(model),
+            depends=_encrypted_depends,
             leaves=_encrypted_leaves,
             threads="all",
+        ),
+        Stage(
+            "51_one_party",
+            "one_party",
+            resources.one_party,
+            jobs=lambda o: _encrypted_jobs(o, "orion"),
+            reads=lambda o, model, section: o.made("30_training", model=model, fold=o.encrypted[section]),
+            makes=_encrypted,
+            depends=lambda o, model, section: o.study.encrypted.spots,
+            leaves=_encrypted_leaves,
         ),
         Stage(
             "58_generators",
