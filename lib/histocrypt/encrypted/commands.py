@@ -116,7 +116,8 @@ def serve(
     spots: Annotated[int, typer.Option(min=1, help="Spots in a session; copies and spare places count.")] = 30_000,
     per_minute: Annotated[int, typer.Option(min=1, help="Spots of a client in a minute.")] = 12_000,
     idle_minutes: Annotated[float, typer.Option(min=0.01, help="Sessions end after so long without a request.")] = 15.0,
-    scratch: Annotated[Path | None, typer.Option(help="Where keys lie while they are uploaded.")] = None,
+    scratch: Annotated[Path | None, typer.Option(help="Where keys and large messages lie for a while.")] = None,
+    noise: Annotated[float, typer.Option(min=0, help="Noise in answers, as a share of an output's spread.")] = 0.0,
 ) -> None:
     """Serve a compiled model over HTTP(S) (evaluator)."""
     from histocrypt.encrypted.server import serve
@@ -124,7 +125,8 @@ def serve(
 
     limits = Limits(sessions, spots, per_minute, 60 * idle_minutes)
     tls = {"certificate": certificate, "private_key": private_key, "insecure_http": insecure_http}
-    serve(bundle, host=host, port=port, token_file=token_file, workers=workers, scratch=scratch, limits=limits, **tls)
+    how = {"workers": workers, "limits": limits, "scratch": scratch, "noise": noise}
+    serve(bundle, host=host, port=port, token_file=token_file, **how, **tls)
 
 
 @app.command()

@@ -128,7 +128,11 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
         **{key: model.about[key] for key in PUBLIC},
         "weights_sha256": model.about["weights"]["sha256"],
     }
-    private = {"model": str(Path(model_folder).resolve()), "largest_before_square": largest}
+    private = {
+        "model": str(Path(model_folder).resolve()),
+        "largest_before_square": largest,
+        "output_sd": np.asarray(model.scaling.sd, dtype=float).tolist(),
+    }
     write_bundle(Path(output), compiled, about, private)
     return (
         f"{output}: {about['title']} ({about['model']}), {lowered.levels} levels at N = 2^{parameters.logn}, "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from histocrypt.encrypted import engine, messages
+from histocrypt.encrypted.answer_noise import AnswerNoise
 from histocrypt.encrypted.bundle import Bundle, load_bundle
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, claim, read_json, write_json
@@ -39,9 +40,13 @@ class Session:
         The client's evaluation keys.
     workers
         Ciphertexts evaluated at once.
+    noise
+        Added to outputs, if given.
     """
 
-    def __init__(self, bundle: Bundle, model: Any, keys: Path, *, workers: int) -> None:
+    def __init__(
+        self, bundle: Bundle, model: Any, keys: Path, *, workers: int, noise: AnswerNoise | None = None
+    ) -> None:
         client = bundle.client
         header, start = messages.open_message(keys, "evaluation keys", client=client.hash)
         expected = client.evaluation_key_bytes()
@@ -53,7 +58,7 @@ class Session:
         self.key: str = header.get("key")
         if not isinstance(self.key, str) or not re.fullmatch("[0-9a-f]{32}", self.key):
             raise InputError("is no key's name", file=keys, field="key", value=self.key, expected="32 hex digits")
-        self._bundle, self._model = bundle, model
+        self._bundle, self._model, self._noise = bundle, model, noise
         self._free: queue.Queue[engine.Evaluator] = queue.Queue()
         self._all: list[engine.Evaluator] = []
         try:
@@ -95,6 +100,8 @@ class Session:
             raise InputError("cannot be evaluated", file=file, field="ciphertexts", fix="encrypt it again") from error
         finally:
             self._free.put(worker)
+        if self._noise is not None:
+            outputs = self._noise.add(outputs)
         return messages.pack("output", messages.pack_list(outputs), **bound)
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ from starlette.requests import ClientDisconnect
 
 from histocrypt.encrypted import engine
 from histocrypt.encrypted.access import check_certificate, is_loopback, read_tokens
+from histocrypt.encrypted.answer_noise import AnswerNoise
 from histocrypt.encrypted.bundle import Bundle, load_bundle
 from histocrypt.encrypted.connections import Door
 from histocrypt.encrypted.evaluator import workers_for
@@ -269,6 +270,7 @@ def serve(
     workers: int | None = None,
     limits: Limits | None = None,
     scratch: Path | None = None,
+    noise: float = 0.0,
 ) -> None:
     """Serve a compiled model until interrupted.
 
@@ -292,6 +294,9 @@ def serve(
         What clients may use.
     scratch
         Where keys lie while they are uploaded; the system's folder for temporary files if not given.
+    noise
+        Standard deviation of what is added to outputs, as a share of each output's own over the training spots; see
+        `answer_noise`.
 
     Raises
     ------
@@ -330,9 +335,15 @@ def serve(
         f"sessions end after {limits.idle_seconds:.0f} s without a request\n{extraction(loaded.client)}",
         file=sys.stderr,
     )
+    added = AnswerNoise.of(loaded, noise) if noise else None
+    if added:
+        print(
+            f"noise of {noise:g} of an output's spread is added; `send` takes it for a lie where it is large",
+            file=sys.stderr,
+        )
     with Door(_listen(host, port)) as door:
         model = engine.load_model(loaded.model)
-        store = Store(loaded, model, workers=workers, clients=list(tokens), limits=limits, scratch=scratch)
+        store = Store(loaded, model, workers=workers, clients=list(tokens), limits=limits, scratch=scratch, noise=added)
         address = f"{'https' if certificate else 'http'}://{_shown(host)}:{door.getsockname()[1]}"
         greeting = (
             f"serving {loaded.client.about['title']} at {address}, to {', '.join(tokens)} with tokens in {token_file}"

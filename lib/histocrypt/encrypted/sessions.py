@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from histocrypt.encrypted.answer_noise import AnswerNoise
 from histocrypt.encrypted.bundle import Bundle, Client
 from histocrypt.encrypted.engine import EngineError
 from histocrypt.encrypted.evaluator import Session
@@ -109,15 +110,25 @@ class Store:
         What they may use.
     scratch
         Where keys lie while they are uploaded; in a folder of its own that others cannot read.
+    noise
+        Added to outputs, if given.
     """
 
     def __init__(
-        self, bundle: Bundle, model: Any, *, workers: int, clients: Sequence[str], limits: Limits, scratch: Path | None
+        self,
+        bundle: Bundle,
+        model: Any,
+        *,
+        workers: int,
+        clients: Sequence[str],
+        limits: Limits,
+        scratch: Path | None,
+        noise: AnswerNoise | None = None,
     ) -> None:
         self.client, self.limits = bundle.client, limits
         self.folder, self._lock = _own_folder(scratch)
         self.in_flight = 2 * workers
-        self._bundle, self._model, self._workers = bundle, model, workers
+        self._bundle, self._model, self._workers, self._noise = bundle, model, workers, noise
         self._share = max(1, limits.sessions // len(clients))
         self._recent: dict[str, deque[float]] = {name: deque() for name in clients}
         self._each = spots_per_message(bundle.client)
@@ -240,7 +251,7 @@ class Store:
     async def _load(self, hosted: Hosted) -> None:
         hosted.state = "loading"
         hosted.file.close()
-        job = partial(Session, self._bundle, self._model, hosted.path, workers=self._workers)
+        job = partial(Session, self._bundle, self._model, hosted.path, workers=self._workers, noise=self._noise)
         try:
             hosted.keys = await asyncio.get_running_loop().run_in_executor(self._loader, job)
         except InputError as error:
