@@ -13,6 +13,7 @@ FILES = {
     "S": "test_service.py",
     "L": "test_server_limits.py",
     "C": "test_connections.py",
+    "N": "test_answer_noise.py",
     "A": "test_attacks.py",
     "D": "test_decrypted_audit.py",
 }
