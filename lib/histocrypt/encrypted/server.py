@@ -337,10 +337,8 @@ def serve(
     )
     added = AnswerNoise.of(loaded, noise) if noise else None
     if added:
-        print(
-            f"noise of {noise:g} of an output's spread is added; `send` takes it for a lie where it is large",
-            file=sys.stderr,
-        )
+        said = "`send` refuses answers whose copies differ by more than it takes for honest"
+        print(f"noise of {noise:g} of each output's spread is added to answers; {said}", file=sys.stderr)
     with Door(_listen(host, port)) as door:
         model = engine.load_model(loaded.model)
         store = Store(loaded, model, workers=workers, clients=list(tokens), limits=limits, scratch=scratch, noise=added)
