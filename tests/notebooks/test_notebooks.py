@@ -60,7 +60,7 @@ def test_form(path: Path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_small_under_nbval(path: Path, small_run: Path, tmp_path: Path):
-    if path.stem == "51_one_party" and not {distribution.name for distribution in distributions()} >= {orion.PACKAGE}:
+    if path.stem == "51_one_party" and not {one.name for one in distributions()} >= {orion.PACKAGE}:
         pytest.skip(f"{orion.PACKAGE} is not installed; {orion.WHEELS}")
     prepared = tmp_path / path.name
     parameters = {"study": str(small_run / "small.yaml"), **PARAMETERS[path.stem]}

@@ -67,6 +67,13 @@ class Experiment:
         }
 
 
+def trained(model: str | Path) -> orion.Network:
+    """Return the network in the folder of a trained model, as orion-fhe takes it."""
+    from histocrypt.pipeline.checkpoints import load_model
+
+    return orion.network_of(load_model(model, device="cpu"))
+
+
 def run_experiment(
     model: str | Path, section: str | Path, folder: str | Path, *, spots: int, **source: Any
 ) -> Experiment:
