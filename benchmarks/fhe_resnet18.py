@@ -1,6 +1,6 @@
 """Print what the reference's ResNet-18, with squares for activations, costs between two parties that are processes.
 
-    python benchmarks/fhe_resnet18.py FOLDER [--light] [--model resnet18] [--tiles 4] [--memory 10]
+    python benchmarks/fhe_resnet18.py FOLDER [--light] [--model resnet18] [--tiles 4] [--workers 1] [--memory 10]
     python benchmarks/fhe_resnet18.py FOLDER --study studies/breast.yaml [--model resnet18] [--fold NAME] [--tiles 1]
 
 Without a study the network has random weights, and batch norm that has seen random tiles: all that engine work needs
@@ -167,7 +167,7 @@ def encrypt_stage(folder: Path) -> dict:
     return {"tiles": number + 1, "sent MiB a tile": size / (number + 1) / 2**20}
 
 
-def evaluate_stage(folder: Path) -> dict:
+def evaluate_stage(folder: Path, given: argparse.Namespace) -> dict:
     """Evaluate the tiles; one line a layer."""
     from histocrypt.encrypted.resnet.run import Timing, evaluate
 
@@ -178,7 +178,8 @@ def evaluate_stage(folder: Path) -> dict:
         print(f"  {timing.step:14}{timing.waited:8.1f} s for diagonals{timing.evaluated:8.1f} s evaluated", flush=True)
 
     tiles, started = sorted(evaluator.glob("tile*.ct")), time.monotonic()
-    evaluate(evaluator / "network", evaluator / "keys", tiles, evaluator / "work", progress=show)
+    how = {"refreshers": given.workers, "progress": show}
+    evaluate(evaluator / "network", evaluator / "keys", tiles, evaluator / "work", **how)
     return {"seconds a tile": (time.monotonic() - started) / len(tiles), "waited for diagonals s": sum(waited)}
 
 
@@ -207,7 +208,7 @@ def run_stage(role: str, folder: Path, given: argparse.Namespace) -> None:
     started = time.monotonic()
     stage = {
         "compile": lambda: compile_stage(folder, given), "keys": lambda: keys_stage(folder),
-        "encrypt": lambda: encrypt_stage(folder), "evaluate": lambda: evaluate_stage(folder),
+        "encrypt": lambda: encrypt_stage(folder), "evaluate": lambda: evaluate_stage(folder, given),
         "decrypt": lambda: decrypt_stage(folder),
     }  # fmt: skip
     figures = stage[role]()
@@ -224,6 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="fhe_resnet18", help="fhe_resnet18, or resnet18 for ReLUs")
     parser.add_argument("--fold", help="with --study: the first fold by default")
     parser.add_argument("--tiles", type=int, default=1, help="that are evaluated together")
+    parser.add_argument("--workers", type=int, default=1, help="tiles that are refreshed at once; each takes 7 GiB")
     parser.add_argument(
         "--memory", type=float, default=10, help="GiB above which the evaluator collects garbage at once"
     )

@@ -28,7 +28,9 @@ Keys = Annotated[Path, typer.Option(help="Folder of the keys.")]
 Predictions = Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")]
 Noise = Annotated[float, typer.Option(min=0, help="Noise added to values, as a share of a gene's spread; 0: none.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies there, whoever made it.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Ciphertexts at once; default: one per core.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Ciphertexts at once; default: one per core (ResNet-18: one).")
+]
 
 
 @app.command("compile")

@@ -171,7 +171,7 @@ def evaluate_request(
     if loaded.client.parameters.bootstrapping is not None:
         from histocrypt.encrypted.resnet.request import evaluate_tiles
 
-        return evaluate_tiles(loaded, keys, request, output, pending, answer)
+        return evaluate_tiles(loaded, keys, request, output, pending, answer, workers=workers or 1)
     workers = min(workers_for(loaded, workers), len(pending))
     stated = loaded.evaluation_bytes(workers) / 2**30
     print(f"{workers} at once, about {stated:.1f} GiB of memory", file=sys.stderr)

@@ -22,7 +22,7 @@ results come a group at a time."""
 
 
 def check_memory(bundle: Bundle, needed_gib: float) -> None:
-    """Refuse a machine on which the evaluation would run out of memory."""
+    """Refuse a machine on which the evaluation would run out of memory, before keys are read."""
     import psutil
 
     free = psutil.virtual_memory().available / 2**30
@@ -33,7 +33,14 @@ def check_memory(bundle: Bundle, needed_gib: float) -> None:
 
 
 def evaluate_tiles(
-    bundle: Bundle, keys: Path, request: Path, output: Path, pending: Sequence[int], answer: dict[str, Any]
+    bundle: Bundle,
+    keys: Path,
+    request: Path,
+    output: Path,
+    pending: Sequence[int],
+    answer: dict[str, Any],
+    *,
+    workers: int = 1,
 ) -> str:
     """Evaluate the ciphertexts of a request that have no result yet; `evaluator.evaluate_request` calls this.
 
@@ -49,6 +56,8 @@ def evaluate_tiles(
         Places of the tiles.
     answer
         ``client``, ``key``, ``request`` and ``of``, as headers must say.
+    workers
+        Tiles that are refreshed at once; each takes memory of its own, so that there is one where nobody asks for more.
 
     Raises
     ------
@@ -57,8 +66,9 @@ def evaluate_tiles(
     """
     client, started = bundle.client, time.monotonic()
     cost = estimate(read_json(bundle.model / "steps.json")["steps"], client.parameters)
-    print(f"{len(pending)} tiles, {cost.of_tiles(len(pending), GROUP)}", file=sys.stderr)
-    check_memory(bundle, cost.peak_gib)
+    workers = min(workers, len(pending))
+    print(f"{len(pending)} tiles, {cost.of_tiles(len(pending), GROUP, refreshers=workers)}", file=sys.stderr)
+    check_memory(bundle, cost.gib(workers))
     header, start = messages.open_message(keys, "evaluation keys", client=client.hash)
     if header.get("key") != answer["key"]:
         problem, wanted = "these are another client's evaluation keys", str(answer["key"])
@@ -71,7 +81,8 @@ def evaluate_tiles(
         for tile, index in group.items():
             _unpack(request / tile.name, tile, bundle, index=index, **answer)
         try:
-            results = evaluate(bundle.model, keys, list(group), work, start=start, progress=_Progress(len(group)))
+            how = {"start": start, "refreshers": workers, "progress": _Progress(len(group))}
+            results = evaluate(bundle.model, keys, list(group), work, **how)
         except engine.EngineError as error:
             fix = "check that keys and ciphertexts belong together"
             raise InputError("cannot be evaluated", file=request, field="ciphertexts", fix=fix) from error
@@ -85,10 +96,10 @@ def evaluate_tiles(
     seconds = time.monotonic() - started
     figures = {
         "ciphertexts": len(pending),
-        "workers": 1,
+        "workers": workers,
         "load_seconds": round(loading, 3),
         "seconds": round(seconds, 3),
-        "stated_gib": round(cost.peak_gib, 3),
+        "stated_gib": round(cost.gib(workers), 3),
         "peak_gib": round(peak_gib() or 0.0, 3),
     }
     write_json(output / "cost.json", figures)

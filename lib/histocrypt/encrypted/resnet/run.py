@@ -54,7 +54,7 @@ class Timing:
     waited: float
     """For its diagonals to be encoded, and for the layers before it."""
     evaluated: float
-    """All tiles together."""
+    """All tiles together; where several threads refresh, those of the last one alone."""
 
 
 def write_ciphertexts(path: Path, ciphertexts: list[bytes]) -> None:
@@ -144,9 +144,17 @@ class _Tile:
 class _Layers:
     """The layers in memory: loaded in order, as many ahead as fit; each is let go of once all tiles went through it."""
 
-    def __init__(self, load: Callable[[int], tuple[Any, engine.Evaluator]], sizes: list[int], room: float) -> None:
+    def __init__(
+        self,
+        load: Callable[[int], tuple[Any, engine.Evaluator | None]],
+        sizes: list[int],
+        room: float,
+        users: dict[int, int],
+    ) -> None:
         self._load, self._sizes, self._room = load, sizes, room
-        self._loaded: dict[int, tuple[Any, engine.Evaluator]] = {}
+        self._users = users
+        """How many threads have not let go of a layer yet."""
+        self._loaded: dict[int, tuple[Any, engine.Evaluator | None]] = {}
         self._held = 0
         self._changed = threading.Condition()
         self._stopped = False
@@ -164,18 +172,24 @@ class _Layers:
                 self._loaded[number] = loaded
                 self._changed.notify_all()
 
-    def take(self, number: int) -> tuple[Any, engine.Evaluator] | None:
+    def take(self, number: int) -> tuple[Any, engine.Evaluator | None] | None:
         """Return a layer once it is loaded; None where all stops."""
         return self._loaded[number] if self.wait(lambda: number in self._loaded) else None
 
-    def let_go(self, number: int) -> None:
-        """Free a layer."""
-        model, _ = self._loaded[number]
-        model.close()
+    def let_go(self, number: int) -> bool:
+        """Free a layer, unless another thread needs it; return whether it is free."""
         with self._changed:
-            del self._loaded[number]
+            self._users[number] -= 1
+            if self._users[number]:
+                return False
+            model, evaluator = self._loaded.pop(number)
+        model.close()
+        if evaluator is not None:
+            evaluator.close()
+        with self._changed:
             self._held -= self._sizes[number]
             self._changed.notify_all()
+        return True
 
     def wait(self, ready: Callable[[], bool]) -> bool:
         """Wait until something is so; False where all stops."""
@@ -202,13 +216,14 @@ def evaluate(
     work: Path,
     *,
     start: int = 0,
+    refreshers: int = 1,
     ahead_gib: float = AHEAD_GIB,
     progress: Callable[[Timing], None] | None = None,
 ) -> list[Path]:
     """Evaluate encrypted tiles layer by layer; go on from where an earlier call was stopped.
 
     All tiles go through a layer before it is let go of, so that its diagonals are encoded once. One thread multiplies,
-    another one refreshes: while tiles are refreshed one by one, those already refreshed go on into the next layers.
+    others refresh: while tiles are refreshed one by one, those already refreshed go on into the next layers.
 
     Parameters
     ----------
@@ -222,11 +237,13 @@ def evaluate(
         Folder for the outputs of layers, a folder for each tile.
     start
         Where the keys begin in their file.
+    refreshers
+        Tiles that are refreshed at once. Each takes about 7 GiB.
     ahead_gib
-        What the layers in work and those encoded ahead may take together. The engine's bootstrapping takes about 7 GiB
-        beside them, and loading a layer about one more.
+        What the layers in work and those encoded ahead may take together, beside the refreshers; loading a layer takes
+        about one GiB more.
     progress
-        Called after each layer, from either thread.
+        Called after each layer, from any thread.
 
     Returns
     -------
@@ -254,11 +271,14 @@ def evaluate(
         model = engine.load_model(network / f"{step['name']}.orion")
         return model, None if step["refreshes"] else engine.Evaluator(parameters, given.subset(step["rotations"]))
 
-    layers = _Layers(load, [step_bytes(step, parameters) for step in steps], ahead_gib * 2**30)
+    refreshers = min(refreshers, len(runs))
+    users = dict.fromkeys(multiplying, 1) | dict.fromkeys(refreshing, refreshers)
+    layers = _Layers(load, [step_bytes(step, parameters) for step in steps], ahead_gib * 2**30, users)
 
-    def go(numbers: list[int], refresher: engine.Evaluator | None) -> None:
+    def go(numbers: list[int], runs: list[_Tile], refresher: engine.Evaluator | None) -> None:
+        waited, evaluated = 0.0, 0.0
         for number in numbers:
-            waited, evaluated, began = 0.0, 0.0, time.monotonic()
+            began = time.monotonic()
             if (layer := layers.take(number)) is None:
                 return
             model, evaluator = layer
@@ -271,24 +291,22 @@ def evaluate(
                 run.evaluate(number, refresher or evaluator, model)
                 layers.changed()
                 evaluated, began = evaluated + time.monotonic() - began, time.monotonic()
-            if evaluator is not None:
-                evaluator.close()
-            layers.let_go(number)
-            if progress is not None:
+            if layers.let_go(number) and progress is not None:
                 with telling:
                     progress(Timing(steps[number]["name"], number, len(steps), waited, evaluated))
+                waited, evaluated = 0.0, 0.0
 
-    def refresh() -> None:
+    def refresh(own: list[_Tile]) -> None:
         if refreshing:
             refresher = engine.Evaluator(parameters, given.subset(()), keys, bootstrapping_start=given.end)
-            go(refreshing, refresher)
+            go(refreshing, own, refresher)
             refresher.close()
 
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(2 + refreshers) as pool:
         jobs = [
             pool.submit(layers.load_all, range(begin, len(steps))),
-            pool.submit(go, multiplying, None),
-            pool.submit(refresh),
+            pool.submit(go, multiplying, runs, None),
+            *(pool.submit(refresh, runs[one::refreshers]) for one in range(refreshers)),
         ]
         try:
             for job in as_completed(jobs):
@@ -319,20 +337,30 @@ class Estimate:
     seconds_once: float
     seconds_each: float
     """Of n tiles together: ``seconds_once + n * seconds_each``, and never less than one alone."""
+    seconds_work: float
+    """Of n tiles together, on a core: what cannot be had in less than half of it on two."""
     peak_gib: float
+    more_gib: float
+    """Of each tile that is refreshed beside the first."""
 
-    def seconds(self, tiles: int, group: int) -> float:
-        """Return the seconds for so many tiles, of which ``group`` go together."""
+    def seconds(self, tiles: int, group: int, *, refreshers: int = 1) -> float:
+        """Return the seconds on two cores for so many tiles, ``group`` together, ``refreshers`` refreshed at once."""
 
         def together(number: int) -> float:
-            return max(self.seconds_one, self.seconds_once + number * self.seconds_each) if number else 0.0
+            each = max(self.seconds_each / min(refreshers, number), self.seconds_work / 2)
+            return max(self.seconds_one, self.seconds_once + number * each)
 
-        return tiles // group * together(group) + together(tiles % group)
+        last = tiles % group
+        return tiles // group * together(group) + (together(last) if last else 0.0)
 
-    def of_tiles(self, tiles: int, group: int) -> str:
+    def gib(self, refreshers: int = 1) -> float:
+        """Return the memory that is needed, GiB."""
+        return self.peak_gib + (refreshers - 1) * self.more_gib
+
+    def of_tiles(self, tiles: int, group: int, *, refreshers: int = 1) -> str:
         """Return the sentence for so many tiles."""
-        minutes = self.seconds(tiles, group) / 60
-        return f"about {minutes:.0f} min on two idle cores and {self.peak_gib:.0f} GiB of memory"
+        minutes = self.seconds(tiles, group, refreshers=refreshers) / 60
+        return f"about {minutes:.0f} min on two idle cores and {self.gib(refreshers):.0f} GiB of memory"
 
     def __str__(self) -> str:
         one, four = self.seconds_one / 60, self.seconds(4, 4) / 4 / 60
@@ -372,5 +400,7 @@ def estimate(steps: Sequence[dict[str, Any]], parameters: Parameters) -> Estimat
         seconds_one=first + each + diagonals * SECONDS_DIAGONAL * scale,
         seconds_once=first + SECONDS_ENDS * scale,
         seconds_each=max(each, diagonals * SECONDS_PRODUCT * scale),
+        seconds_work=each + diagonals * SECONDS_PRODUCT * scale,
         peak_gib=(ENGINE_GIB + LOADING_GIB) * scale + min(AHEAD_GIB, ahead),
+        more_gib=ENGINE_GIB * scale,
     )
