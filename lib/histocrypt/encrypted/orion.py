@@ -95,6 +95,8 @@ class OneParty:
     """The largest that the process had held so far."""
     set_up: dict[str, float]
     """``seconds`` and ``cpu_seconds`` of making keys, packing and encoding, once a network."""
+    diagonals: int
+    """Of all linear layers in orion-fhe's packing."""
     stated_gib: float
 
 
@@ -252,7 +254,7 @@ def _one_party(folder: Path) -> None:
     with np.load(folder / "network.npz") as stored:
         state = {name: torch.from_numpy(stored[name]) for name in stored.files}
     outputs: dict[str, np.ndarray] = {}
-    cost: dict[str, dict[str, float]] = {name: {} for name in ("seconds", "cpu_seconds", "peak_gib", "set_up")}
+    cost: dict[str, Any] = {name: {} for name in ("seconds", "cpu_seconds", "peak_gib", "set_up")}
 
     def same(x: Any) -> Any:
         return x
@@ -295,6 +297,8 @@ def _one_party(folder: Path) -> None:
     one = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(values[:1]), batch_size=1)
     orion.fit(network, one, batch_size=1)  # sets shapes; squares have no range to fit
     level = orion.compile(network)
+    packed = (layer.diagonals for layer in network.layers if hasattr(layer, "diagonals"))
+    cost["diagonals"] = sum(len(block) for blocks in packed for block in blocks.values())
     cost["set_up"] = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - before}
     network.he()
     measure("ciphertexts", network, lambda x: orion.encrypt(orion.encode(x, level)), lambda y: y.decrypt().decode())
