@@ -196,8 +196,8 @@ def asked(tmp_path, monkeypatch):
 
 def test_busy_servers_are_waited_for(asked, capsys, monkeypatch):
     """As long as they say, or else a default; with a word, and not for ever."""
-    answers = [(503, "7"), (503, None), (429, "Wed, 21 Oct 2026 07:28:00 GMT"), (507, "100000")]
-    assert asked(*answers) == [7, sending.BUSY[503], sending.BUSY[429], sending.LONGEST_WAIT]
+    answers = [(503, "7"), (503, None), (429, "Wed, 21 Oct 2026 07:28:00 GMT"), (507, "100000"), (503, "9" * 5000)]
+    assert asked(*answers) == [7, sending.BUSY[503], sending.BUSY[429], sending.LONGEST_WAIT, sending.BUSY[503]]
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "Not now" in said

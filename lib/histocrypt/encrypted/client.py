@@ -45,14 +45,31 @@ MOST_IN_FLIGHT = 64
 
 
 class Server:
-    """A connection to a server that may drop and come back."""
+    """A connection to a server that may drop and come back.
+
+    Parameters
+    ----------
+    address, token_file
+        Where it listens, and the file with this client's token.
+    name
+        Whose token of the file, where it holds several.
+    authority
+        PEM file with the certificate that the server's own is signed by; the usual authorities if not given.
+    insecure_http
+        Send the token to another machine without TLS.
+
+    Raises
+    ------
+    InputError
+        If the address is none, or the token cannot be read or would be sent in the clear.
+    """
 
     def __init__(
         self,
         address: str,
         token_file: str | Path,
         *,
-        name: str | None = None,  # whose token of the file, where it holds several
+        name: str | None = None,
         authority: Path | None = None,
         insecure_http: bool = False,
     ) -> None:
@@ -150,7 +167,7 @@ class Server:
             if status not in BUSY or not patient or self.stopping:
                 raise InputError(f"refused ({status}): {_sentence(body)}", file=self.address)
             said = headers.get("retry-after", "")
-            seconds = min(int(said) if said.isdecimal() else BUSY[status], LONGEST_WAIT)
+            seconds = min(int(said) if said.isdecimal() and len(said) < 10 else BUSY[status], LONGEST_WAIT)
             if time.monotonic() - since + seconds > PATIENCE:
                 problem = f"was busy for {PATIENCE / 60:.0f} minutes ({status}): {_sentence(body)}"
                 raise InputError(problem, file=self.address, fix="try again later")

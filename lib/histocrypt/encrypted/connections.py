@@ -25,7 +25,7 @@ HEAD_SECONDS = 5.0
 """From accepting a connection to the end of the first request's head, TLS included."""
 KEEP_SECONDS = 30.0
 """From an answer to the end of the next request's head, for a client with a token."""
-MOST_WAITING = 2048
+MOST_WAITING = 1024
 """Connections that wait at once; with TLS each takes some 300 kB."""
 Ends = tuple[str, int, str, int]
 """Address and port of the peer, then the server's own: no two open connections have the same."""

@@ -227,7 +227,7 @@ async def _parts(request: Request, most: int) -> AsyncIterator[bytes]:
     """Yield a request's body of at most ``most`` bytes; refuse a larger one, unread where it states its size."""
     too_large = Refused(413, f"The body may have at most {most} bytes.")
     stated = request.headers.get("content-length", "")
-    if stated and not (stated.isdigit() and int(stated[:20]) <= most):
+    if stated and not (stated.isascii() and stated.isdigit() and len(stated) < 20 and int(stated) <= most):
         raise too_large
     loop, stream, received = asyncio.get_running_loop(), aiter(request.stream()), 0
     start, whole = loop.time(), max(BODY_SECONDS, int(stated or most) / BODY_RATE)
