@@ -125,6 +125,9 @@ class _Writer:
         self.folder, self.parameters = folder, parameters
         self.steps: list[Step] = []
         self.rotations: set[int] = set()
+        self.refreshed = 1 << parameters.bootstrapping.log_slots
+        """Slots after which what is refreshed must repeat: bootstrapping adds up what lies so far apart."""
+        self._repeats: dict[str, bool] = {}
 
     def linear(
         self,
@@ -155,6 +158,7 @@ class _Writer:
         diagonals = sum(map(len, found.values()))
         step = Step(name, inputs, diagonals, level, tuple(sorted(rotations)), ciphertexts=target.ciphertexts)
         self.steps.append(step)
+        self._repeats[name] = target.period <= self.refreshed
 
     def refresh(self, source: str) -> tuple[str, int]:
         """Write a bootstrapping; return its name and the level of its output."""
@@ -170,6 +174,8 @@ class _Writer:
         ), residual.LEFT
 
     def _refreshing(self, name: str, source: str, nodes: list[engine.Node], refreshes: int) -> str:
+        if not self._repeats[source]:
+            raise ValueError(f"the layout of {source} does not repeat every {self.refreshed} slots")
         engine.write_model(self.folder / f"{name}.orion", self.parameters, nodes, set())
         ciphertexts = next(step.ciphertexts for step in self.steps if step.name == source)
         self.steps.append(Step(name, (source,), level=1, refreshes=refreshes, ciphertexts=ciphertexts))
@@ -191,9 +197,9 @@ def compile_network(network: Network, parameters: Parameters, folder: Path) -> C
     folder.mkdir(parents=True, exist_ok=True)
     slots, write = parameters.slots, _Writer(folder, parameters)
     source = cells(network.stem.source, slots, CELL, minor=False)  # type: ignore[arg-type]
-    wide = spread(network.stem.target, slots, 2)  # type: ignore[arg-type]
+    square, room = network.activation == "square", slots if network.activation == "square" else write.refreshed
+    wide = spread(network.stem.target, slots, 2, room=room)  # type: ignore[arg-type]
     x = rows(network.pool.target, slots)
-    square = network.activation == "square"
     write.linear("stem", [("input", network.stem.matrix, source, 1)], network.stem.bias, wide, 4, square=square)
     last, level = write.activated("stem", square=square, level=2)
     level = level if square else NEEDED + 1

@@ -104,10 +104,13 @@ def cells(shape: tuple[int, int, int], slots: int, factor: int, *, minor: bool =
     return Shifted(shape, slots, position.reshape(-1))
 
 
-def spread(shape: tuple[int, int, int], slots: int, factor: int) -> Shifted:
-    """Lay an image that needs several ciphertexts out as `cells`, an equal share of channels in each."""
+def spread(shape: tuple[int, int, int], slots: int, factor: int, *, room: int = 0) -> Shifted:
+    """Lay an image that needs several ciphertexts out as `cells`, an equal share of channels in each.
+
+    ``room``: slots that are filled, a power of two; where it is not all of them, they hold copies.
+    """
     channels, height, width = shape
-    count = -(-channels * height * width // slots)
+    count = -(-channels * height * width // (room or slots))
     part = cells((channels // count, height, width), slots, factor, minor=False)
     return Shifted(
         shape, slots, np.tile(part.position, count), (0,), part.size, np.repeat(np.arange(count), len(part.position))
