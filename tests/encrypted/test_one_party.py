@@ -183,6 +183,29 @@ def test_finished_studies_keep_their_hash():
     assert parse_study({**STUDY, "encrypted": {"spots": 5, "engine": "orion"}}).hash() != plain.hash()
 
 
+def test_an_engine_of_one_party_has_a_stage_of_its_own(tmp_path, monkeypatch):
+    from histocrypt.workflow.outline import Outline
+
+    monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path))
+    size = {"spots": 200, "genes": 100, "values": 20_000, "decoded_mpx": 4.0}
+    rows = [{"section": f"S_{i}", "patient": f"P_{i}", "files": [], "read_as": "demo", "size": size} for i in range(4)]
+    folds = {"scheme": "group_k_fold", "n": 2}
+
+    def outline(**encrypted):
+        return Outline(parse_study({**STUDY, "folds": folds, "encrypted": {"spots": 5, **encrypted}}), rows)
+
+    two, beside, one = outline(), outline(beside_orion=["fhe_head"]), outline(engine="orion")
+    (there,) = one.by_stage["51_one_party"]
+    assert one.by_stage["50_fhe_inference"] == two.by_stage["51_one_party"] == []
+    assert all(one.run.one_party in path.parents for path in [*there.makes, *there.leaves])
+    (plain,), (more,) = two.by_stage["50_fhe_inference"], beside.by_stage["50_fhe_inference"]
+    assert plain.depends == 5  # a finished run of before stays finished
+    assert more.depends != plain.depends
+    assert more.asks().seconds > plain.asks().seconds
+    assert there.asks().memory_gib > 1
+    assert set(there.makes) <= set(one.by_stage["70_evaluation"][-1].reads)
+
+
 def test_what_one_party_found_is_never_among_the_encrypted(tmp_path, monkeypatch):
     from histocrypt.data.folds import Fold
     from histocrypt.evaluation import agreement
