@@ -14,7 +14,8 @@ from tests.encrypted.serving import serving
 from tests.tiny_section import write_tiny_section
 
 from histocrypt.encrypted import messages
-from histocrypt.encrypted.key_owner import Keys, Request, encrypt_section, keygen, prepare
+from histocrypt.encrypted.bundle import load_client
+from histocrypt.encrypted.key_owner import Keys, Request, encrypt, keygen, prepare
 from histocrypt.pipeline.predict import predict_section
 
 
@@ -26,6 +27,9 @@ class World:
     model: Path
     bundle: Path
     keys: Path
+    """For tiles one by one."""
+    batch_keys: Path
+    """For a batch."""
     section: Path
     """A section that the model did not see."""
     head: Path
@@ -74,9 +78,10 @@ def world(tmp_path_factory) -> World:
         names = ("fhe_cnn", "fhe_head", "vision_mlp", "mean_profile")
         cnn, head, other, baseline = (train_fold(study, name, fold.name)[0].folder for name in names)
     compile_model(cnn, root / "owner")
-    keygen(root / "owner" / "client.json", root / "keys")
+    keygen(root / "owner" / "client.json", root / "keys", spots=1)
+    keygen(root / "owner" / "client.json", root / "batch")
     (unseen,) = (path for path in files if path.stem == fold.test_sections[0])
-    return World(root / "outputs", cnn, root / "owner", root / "keys", unseen, head, other, baseline)
+    return World(root / "outputs", cnn, root / "owner", root / "keys", root / "batch", unseen, head, other, baseline)
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +108,7 @@ def clear(world, section, tmp_path_factory):
 def other_keys(world, tmp_path_factory):
     """Another client's."""
     folder = tmp_path_factory.mktemp("other") / "keys"
-    keygen(world.bundle / "client.json", folder)
+    keygen(world.bundle / "client.json", folder, spots=1)
     return folder
 
 
@@ -121,7 +126,7 @@ def encrypted(world, section):
     prepared = prepare(keys.client, section)
     request, owner = Request.of(prepared, keys.client, keys.bound), keys.encryptor()
     data = [
-        messages.pack("input", request.encrypt(index, prepared.values, owner), **request.place(index))
+        messages.pack("input", b"".join(request.encrypt(index, prepared, owner)), **request.place(index))
         for index in range(2)
     ]
     return request, data
@@ -129,9 +134,9 @@ def encrypted(world, section):
 
 @pytest.fixture(scope="session")
 def answered(world, tmp_path_factory):
-    """A request, and its response made by the command in a process of its own."""
+    """A request, tile by tile, and its response made by the command in a process of its own."""
     folder = tmp_path_factory.mktemp("answered")
-    encrypt_section(world.section, world.keys, folder / "request")
+    encrypt(prepare(load_client(world.bundle), world.section), Keys(world.keys), folder / "request")
     command = [sys.executable, "-m", "histocrypt", "fhe", "evaluate", folder / "request", "--bundle", world.bundle]
     command += ["--evaluation-keys", world.keys / "evaluation.keys", "-o", folder / "response"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)

@@ -19,9 +19,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from histocrypt.encrypted import engine, messages
-from histocrypt.encrypted.bundle import Client, load_bundle
+from histocrypt.encrypted.bundle import load_bundle
 from histocrypt.encrypted.compile import compile_lowered, write_bundle
 from histocrypt.encrypted.lowering import Affine, Lowered, convolution
+from histocrypt.encrypted.single import Client
 
 
 def of_rank(lowered: Lowered, rank: int) -> Lowered:

@@ -14,7 +14,7 @@ from tests.encrypted.serving import refuses
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import load_client
 from histocrypt.encrypted.client import Session, send_section
-from histocrypt.encrypted.key_owner import Answers, Keys, Request, prepare
+from histocrypt.encrypted.key_owner import Answers, Keys, Request, encrypt_section, prepare
 from histocrypt.errors import InputError
 
 
@@ -28,7 +28,7 @@ class Overheard:
         owner = self.keys.encryptor()
         self.sent, self.answers = [], []
         for index in range(self.request.batches):
-            payload = self.request.encrypt(index, self.prepared.values, owner)
+            payload = b"".join(self.request.encrypt(index, self.prepared, owner))
             self.sent.append(messages.pack("input", payload, **self.request.place(index)))
             self.answers.append(session.evaluate(self.request, index, self.sent[-1], 10**7))
 
@@ -249,19 +249,16 @@ def test_send_refuses_a_lying_server(world, section, overheard, monkeypatch, tmp
 
     monkeypatch.setattr(Session, "evaluate", lying)
     running = overheard.running
-    how = {"server": running.address, "token_file": running.token_file, "client": "client-0", "keys": world.keys}
+    how = {"server": running.address, "token_file": running.token_file, "client": "client-0", "keys": tmp_path / "keys"}
     with pytest.raises(InputError) as error:
         send_section(section, output=tmp_path / "p.h5ad", **how)
     assert error.value.field.startswith("spot ")
     assert not (tmp_path / "p.h5ad").exists()
+    assert not (tmp_path / "keys").exists()  # a refusal tells a little of the key
 
 
-def test_keys_that_others_can_read_are_not_used(world, section, overheard, tmp_path):
-    shutil.copytree(world.keys, tmp_path / "keys")
+def test_keys_that_others_can_read_are_not_used(world, section, tmp_path):
+    shutil.copytree(world.keys, tmp_path / "keys", ignore=shutil.ignore_patterns("requests"))
     (tmp_path / "keys" / "secret.key").chmod(0o644)
-    running = overheard.running
     with refuses("mode"):
-        send_section(
-            section, server=running.address, token_file=running.token_file, client="client-0", keys=tmp_path / "keys",
-            output=tmp_path / "p.h5ad",
-        )  # fmt: skip
+        encrypt_section(section, tmp_path / "keys", tmp_path / "request")

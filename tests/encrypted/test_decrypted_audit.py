@@ -26,7 +26,7 @@ def test_decrypted_outputs_tell_what_clear_ones_tell(study, world, tmp_path):
     assert found.about["noise"] > 0
 
     apart = found.compared()
-    assert 0 < apart["max_abs_error"] < 0.02, "noise and the error of real ciphertexts: small, and not nothing"
+    assert 0 < apart["max_abs_error"] < 0.05, "noise and the error of real ciphertexts: small, and not nothing"
     clear = Auditable(study, "fhe_head", fold).records
     row = {name: index for index, name in enumerate(clear.names.tolist())}
     same = clear.subset(np.array([row[name] for name in found.clear.names.tolist()]))

@@ -110,7 +110,7 @@ def test_published_predictions_hold_no_key(party, how, tmp_path):
 
 def test_a_consistent_lie_shows_pixels_to_who_sees_the_predictions(world, party, tmp_path):
     """No copy tells: it is another network, evaluated well. Hence predictions are not for the evaluator."""
-    lying, along = forging.with_pixels(party.lowered, party.spread, size=0.1)
+    lying, along = forging.with_pixels(party.lowered, party.spread, size=1.0)
     described, _ = lowered_model(load_model(world.model, device="cpu"))
     forging.compile_rank(lying, described, load_client(world.bundle).about, tmp_path / "bundle")
     keygen(tmp_path / "bundle" / "client.json", tmp_path / "keys")

@@ -18,9 +18,12 @@ from histocrypt.encrypted.access import add_token, check_certificate, choose_tok
 from histocrypt.encrypted.bundle import load_bundle, load_client
 from histocrypt.encrypted.client import Server, send_section
 from histocrypt.encrypted.compile import compile_model
+from histocrypt.encrypted.evaluator import Model
 from histocrypt.encrypted.extraction import extraction, spots_to_take
 from histocrypt.encrypted.key_owner import Keys
+from histocrypt.encrypted.scratch import SERVER, own_folder
 from histocrypt.encrypted.server import serve
+from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.pipeline.predict import predict_section
 
@@ -80,11 +83,11 @@ def test_full_disk(world, tmp_path):
 
 def test_room_is_asked_for_before_keys_come(world, tmp_path, monkeypatch):
     store = sessions.Store(
-        load_bundle(world.bundle), None, workers=1, clients=["a"], limits=sessions.Limits(), scratch=tmp_path
+        Model(load_bundle(world.bundle)), workers=1, clients=["a"], limits=sessions.Limits(), scratch=tmp_path
     )
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**7, 10**7))
     with pytest.raises(sessions.Refused) as error:
-        store.open("a", client=store.client.hash, size=1000)
+        store.open("a", client=load_client(world.bundle).hash, size=1000)
     assert error.value.status == 507
     store.stop()
 
@@ -92,8 +95,8 @@ def test_room_is_asked_for_before_keys_come(world, tmp_path, monkeypatch):
 def test_large_messages_lie_in_a_private_file(world, tmp_path, monkeypatch):
     """While they come and are evaluated; not at all where the disk has no room for them."""
     how = {"workers": 1, "clients": ["a"], "limits": sessions.Limits(), "scratch": tmp_path}
-    store = sessions.Store(load_bundle(world.bundle), None, **how)
-    hosted = store.open("a", client=store.client.hash, size=1000)
+    store = sessions.Store(Model(load_bundle(world.bundle)), **how)
+    hosted = store.open("a", client=load_client(world.bundle).hash, size=1000)
     monkeypatch.setattr(sessions, "IN_MEMORY", 100)
     monkeypatch.setattr(sessions, "WRITTEN_AT_ONCE", 30)
     before = set(store.folder.iterdir())
@@ -126,27 +129,28 @@ def test_large_messages_lie_in_a_private_file(world, tmp_path, monkeypatch):
 def test_quotas_count_spots(world, tmp_path):
     """A message counts for all of its places; a client's minute is its own, whatever the session."""
     how = {"workers": 1, "clients": ["a", "b"], "scratch": tmp_path}
-    store = sessions.Store(load_bundle(world.bundle), None, limits=sessions.Limits(4, 16, 24), **how)
-    store._each = 8
-    first, second, other = (store.open(name, client=store.client.hash, size=1000) for name in ("a", "a", "b"))
+    store = sessions.Store(Model(load_bundle(world.bundle)), limits=sessions.Limits(4, 16, 24), **how)
+    first, second, other = (
+        store.open(name, client=load_client(world.bundle).hash, size=1000) for name in ("a", "a", "b")
+    )
     for hosted in (first, second, other):
         hosted.state = "ready"
-    store._admit(first)
-    store._admit(first)
+    store._admit(first, 8)
+    store._admit(first, 8)
     with pytest.raises(sessions.Refused) as error:
-        store._admit(first)
+        store._admit(first, 8)
     assert (error.value.status, first.sent) == (403, 16)
-    store._admit(second)
+    store._admit(second, 8)
     with pytest.raises(sessions.Refused) as error:
-        store._admit(second)
+        store._admit(second, 8)
     assert error.value.status == 429
     assert 0 < error.value.retry_after <= 61
-    store._admit(other)
+    store._admit(other, 8)
     store.stop()
 
 
 def test_a_quota_below_one_message_is_refused(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(endpoints, "spots_per_message", lambda _: 512)
+    monkeypatch.setattr(Client, "places", lambda *_: 512)
     for limits, field in ((sessions.Limits(spots=511), "--spots"), (sessions.Limits(per_minute=511), "--per-minute")):
         with refuses(field):
             serve(world.bundle, token_file=tmp_path / "token", limits=limits)
@@ -167,15 +171,15 @@ def test_sessions_are_shared_out(world, tmp_path):
     """One client's token cannot take the sessions of another's."""
     limits = sessions.Limits(sessions=2)
     store = sessions.Store(
-        load_bundle(world.bundle), None, workers=1, clients=["a", "b"], limits=limits, scratch=tmp_path
+        Model(load_bundle(world.bundle)), workers=1, clients=["a", "b"], limits=limits, scratch=tmp_path
     )
-    first = store.open("a", client=store.client.hash, size=1000)
+    first = store.open("a", client=load_client(world.bundle).hash, size=1000)
     with pytest.raises(sessions.Refused) as error:
-        store.open("a", client=store.client.hash, size=1000)
+        store.open("a", client=load_client(world.bundle).hash, size=1000)
     assert error.value.status == 429
-    store.open("b", client=store.client.hash, size=1000)
+    store.open("b", client=load_client(world.bundle).hash, size=1000)
     store.end(first)
-    store.open("a", client=store.client.hash, size=1000)
+    store.open("a", client=load_client(world.bundle).hash, size=1000)
     store.stop()
     assert not list(tmp_path.iterdir())
 
@@ -202,15 +206,15 @@ def test_slow_bodies(monkeypatch, parts):
 
 
 def test_what_a_killed_server_left_is_deleted(tmp_path):
-    left = tmp_path / f"{sessions.PREFIX}abc"
+    left = tmp_path / f"{SERVER}abc"
     left.mkdir()
     (left / "lock").touch()
     (left / "1.keys").touch()
-    folder, lock = sessions._own_folder(tmp_path)
-    other, second = sessions._own_folder(tmp_path)  # the first one is in use
+    folder, lock = own_folder(tmp_path, SERVER)
+    other, second = own_folder(tmp_path, SERVER)  # the first one is in use
     assert sorted(tmp_path.iterdir()) == sorted([folder, other])
-    lock.close()
-    second.close()
+    lock.release()
+    second.release()
 
 
 def test_addresses(world, tmp_path):

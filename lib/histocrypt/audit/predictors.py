@@ -256,6 +256,7 @@ def _send(trial: Trial, prepared: Prepared, *, noise: float) -> tuple[Path, floa
 
     name = prepared.section
     request, response = trial.folder / EVALUATOR / name, trial.folder / HOSPITAL / f"{name}.response"
+    trial.make_keys(len(prepared.names))  # keys are for one section
     encrypt(prepared, Keys(trial.keys), request)
     seconds = trial.evaluate(request, response).seconds
     output = trial.folder / HOSPITAL / f"{name}.h5ad"

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from histocrypt.encrypted.bundle import Bundle, Client
+from histocrypt.encrypted.bundle import Bundle
 from histocrypt.encrypted.messages import METADATA
+from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 
 

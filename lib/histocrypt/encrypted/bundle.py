@@ -2,25 +2,26 @@
 
 The public part says all that a key owner needs (parameters, needed rotations, how tiles are cut and normalised, the
 calibrated range, the panel) and nothing of the weights. Its hash binds keys and messages to it.
+
+A model has up to two forms. ``single``: a tile, or a few vectors of features, in a set of ciphertexts. ``batch``:
+hundreds of tiles in one (`histocrypt.encrypted.batch`). Each has parameters, keys and a hash of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from histocrypt.encrypted.messages import LONGEST_HEADER
-from histocrypt.encrypted.packing import Layout, blocked, spots_side_by_side
+from histocrypt.encrypted.batch.client import BatchClient
 from histocrypt.encrypted.parameters import Parameters, check_security
-from histocrypt.encrypted.resnet.keys import bootstrapping_key_bytes
-from histocrypt.encrypted.resnet.shifted import Shifted, cells
+from histocrypt.encrypted.single import Client, hash_of
 from histocrypt.errors import InputError
 from histocrypt.files import read_json, write_json
 
-FORMAT, VERSION = "histocrypt encrypted client", 1
+FORMAT, VERSION = "histocrypt encrypted client", 2
+BREAK_EVEN = 20
+"""Spots from which on a batch takes less time of both sides together: `benchmarks/encrypted_section.py`."""
 REQUIRED = {
     str: ("model", "title", "sees", "fold", "weights_sha256"),
     dict: ("parameters", "input", "panel", "geometry", "preprocessing", "stain", "normalisation", "study"),
@@ -30,82 +31,17 @@ REQUIRED = {
 """Fields of the public part by their type."""
 
 
-@dataclass(frozen=True)
-class Client:
-    """The public part of a compiled model."""
-
-    about: dict[str, Any]
-    parameters: Parameters
-    file: Path
-
-    @property
-    def hash(self) -> str:
-        """What keys and messages are bound to."""
-        return hash_of(self.about)
-
-    @property
-    def batch(self) -> int:
-        """Spots that share one set of ciphertexts."""
-        return self.about["batch"]
-
-    @property
-    def input(self) -> Layout | Shifted:
-        """Where inputs lie: (channels, side, side), or (features, batch)."""
-        return input_layout(self.about["input"], self.parameters.slots)
-
-    @property
-    def output(self) -> Layout:
-        """Where outputs lie: (outputs, batch)."""
-        return spots_side_by_side(len(self.about["outputs"]), self.batch, self.parameters.slots)
-
-    @property
-    def level(self) -> int:
-        """Level at which inputs are encrypted."""
-        return self.about["level"]
-
-    @property
-    def rotations(self) -> list[int]:
-        """Rotations whose keys the evaluator needs."""
-        return self.about["rotations"]
-
-    @property
-    def moduli(self) -> list[int]:
-        """The ciphertext primes."""
-        return [int(prime) for prime in self.about["moduli"]]
-
-    @property
-    def most_input_bytes(self) -> int:
-        """The largest input message that is read."""
-        return self._most_bytes(self.input, self.level)
-
-    @property
-    def most_output_bytes(self) -> int:
-        """The largest output message that is read."""
-        return self._most_bytes(self.output, 0)
-
-    def _most_bytes(self, layout: Layout | Shifted, level: int) -> int:
-        ciphertext = 2 * (level + 1) * (self.parameters.limb_bytes + 64) + 2048  # generously
-        return layout.ciphertexts * ciphertext + LONGEST_HEADER
-
-    def evaluation_key_bytes(self) -> int:
-        """Return the size of all evaluation keys."""
-        return (len(self.rotations) + 1) * self.parameters.switching_key_bytes + bootstrapping_key_bytes(
-            self.parameters
-        )
+def forms(client: Client) -> dict[str, Client]:
+    """Return a model in each of its forms, by the hash that keys and messages are bound to; ``single`` comes first."""
+    single = Client(client.about, Parameters.from_dict(client.about["parameters"]), client.file)
+    batch = BatchClient.of(client.about, client.file)
+    return {form.hash: form for form in (single, batch) if form is not None}
 
 
-def input_layout(described: dict[str, Any], slots: int) -> Layout | Shifted:
-    """Return the layout that a client part describes."""
-    if described["kind"] == "cells":
-        return cells(tuple(described["shape"]), slots, described["factor"], minor=False)
-    if described["kind"] == "tiles":
-        return blocked(tuple(described["shape"]), slots, factors=described["factors"])
-    return spots_side_by_side(*described["shape"], slots)
-
-
-def hash_of(about: dict[str, Any]) -> str:
-    """Return a hash of everything in the client part."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+def best_form(client: Client, spots: int | None) -> Client:
+    """Return the form for so many spots (None: a section): `batch` from where it takes less time."""
+    every = list(forms(client).values())
+    return every[0] if spots is not None and spots < BREAK_EVEN else every[-1]
 
 
 def write_client(path: Path, about: dict[str, Any]) -> None:
@@ -155,7 +91,9 @@ def parse_client(content: Any, *, file: Path | str) -> Client:
                 raise InputError("is missing or of the wrong type", file=file, field=key, expected=kind.__name__)
     parameters = Parameters.from_dict(about["parameters"])
     check_security(parameters, file=file)
-    return Client(about, parameters, Path(file))
+    client = Client(about, parameters, Path(file))
+    forms(client)  # refused now, if at all
+    return client
 
 
 @dataclass(frozen=True)
@@ -172,15 +110,23 @@ class Bundle:
         bootstrapped = self.client.parameters.bootstrapping is not None
         return self.folder / "server" / ("network" if bootstrapped else "model.orion")
 
-    def evaluation_bytes(self, workers: int) -> int:
+    @property
+    def integers(self) -> Path:
+        """The network of the form ``batch``."""
+        return self.folder / "server" / "batch.safetensors"
+
+    def evaluation_bytes(self, workers: int, form: Client) -> int:
         """Return the memory that evaluating with so many workers takes, estimated before it starts.
 
-        Encoded diagonals and the model's file are held once. Every worker holds the keys, and while the last one reads
-        them their file and its copy are in memory too; buffers grow with the size of a key. The constants were fitted
-        to peaks of whole commands (`benchmarks/encrypted.py`), 1.05 to 1.3 times what was measured; see
+        A batch holds the largest map's inputs and outputs, whoever asks. In the form ``single`` encoded diagonals and
+        the model's file are held once. Every worker holds the keys, and while the last one reads them their file and
+        its copy are in memory too; buffers grow with the size of a key. The constants were fitted to peaks of whole
+        commands (`benchmarks/encrypted.py`), 1.05 to 1.3 times what was measured; see
         `engine.restart_to_collect_early` for what a process holds that is no such command.
         """
-        keys, one = self.client.evaluation_key_bytes(), self.client.parameters.switching_key_bytes
+        keys, one = form.evaluation_key_bytes(), form.parameters.switching_key_bytes
+        if form.form == "batch":
+            return int(self.server["batch_bytes"] + 2 * keys) + (250 << 20)
         held = self.server["encoded_bytes"] + self.server["file_bytes"]
         return int(held + 1.05 * (workers + 1.5) * keys + 20 * workers * one) + (200 << 20)
 

@@ -1,34 +1,51 @@
 """The client of `histocrypt fhe serve`: a section's prediction from a server that sees ciphertexts alone.
 
-Everything in the clear happens here. A connection that drops is taken up again, and no answer is believed unseen.
-Ciphertexts are made while earlier ones are evaluated, and results are decrypted as they come, so that a few of them are
-held at a time, and none on disk.
+Everything in the clear happens here. A connection that drops is taken up again, and no answer is believed unseen. What
+is encrypted and what came back lie in a private folder until predictions are written: whoever is killed, client, server
+or line, the messages under way are lost and no others. The keys serve this section alone and go with the folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 import httpx
 
 from histocrypt.encrypted import messages
 from histocrypt.encrypted.access import choose_token, is_loopback
-from histocrypt.encrypted.bundle import Client, parse_client
-from histocrypt.encrypted.key_owner import NOISE, Answers, Keys, Request, check_output, keygen, prepare, write_result
+from histocrypt.encrypted.bundle import best_form, parse_client
+from histocrypt.encrypted.key_owner import (
+    NOISE,
+    Answers,
+    Checked,
+    Keys,
+    Prepared,
+    Request,
+    check_output,
+    keygen,
+    prepare,
+    write_result,
+)
+from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.files import refuse_pipe, write_json
+
+if TYPE_CHECKING:
+    from histocrypt.encrypted import engine
 
 ATTEMPTS = 6
 """Times that a request is sent before a connection is given up; the waits between add up to half a minute."""
@@ -183,7 +200,15 @@ class Server:
         print(f"{self.address} is busy ({why}); each request waits for up to {PATIENCE / 60:.0f} min", file=sys.stderr)
 
     def _once(self, method: str, path: str, most: int, content: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
-        with self._http.stream(method, path, **content) as answer:
+        body, size = content.get("content", b""), 0
+        with ExitStack() as stack:
+            if isinstance(body, Path):
+                size = body.stat().st_size
+                content = {**content, "content": _pieces(stack.enter_context(body.open("rb")))}
+                content["headers"] = {"Content-Length": str(size)}
+            else:
+                size = len(body)
+            answer = stack.enter_context(self._http.stream(method, path, **content))
             body = bytearray()
             for part in answer.iter_raw():
                 body += part
@@ -191,7 +216,7 @@ class Server:
                     problem, limit = "sends more than any answer can hold", f"at most {most} bytes"
                     raise InputError(problem, file=self.address, field=path, expected=limit)
             with self._counting:
-                self.bytes_up += len(content.get("content", b""))
+                self.bytes_up += size
                 self.bytes_down += len(body)
             return answer.status_code, answer.headers, bytes(body)
 
@@ -254,10 +279,16 @@ class Session:
             raise self.server.strange(self.path)
         return state, received
 
-    def evaluate(self, request: Request, index: int, data: bytes, most: int) -> bytes:
-        """Return the output message for an input message."""
+    def evaluate(self, request: Request, index: int, message: bytes | Path, most: int) -> bytes:
+        """Return the output message for an input message, which may lie in a file."""
         where = f"{self.path}/requests/{request.name}/{index}"
-        return self.server.ask("POST", where, most=most, content=data, params={"of": request.batches})
+        how = {"of": request.batches, "layout": request.layout}
+        return self.server.ask("POST", where, most=most, content=message, params=how)
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(1 << 20):
+        yield piece
 
 
 def _authorities(file: Path | None) -> Any:
@@ -336,7 +367,7 @@ def send_section(
     client
         Whose token of the file, by name, where it holds several.
     keys
-        The key owner's folder; keys are made where there are none.
+        A private folder; the keys of this section, and what is under way, lie in it until predictions are written.
     output
         Predictions are written here (``.h5ad``), as `key_owner.decrypt_response` does.
     certificate_authority
@@ -355,63 +386,184 @@ def send_section(
         connection are not sound. The session on the server is ended in any case.
     """
     output, done, folder = check_output(output, section, how.get("image"), overwrite=overwrite), Sent(), Path(keys)
-    with Server(
-        server, token_file, name=client, authority=certificate_authority, insecure_http=insecure_http
-    ) as remote:
+    if (folder / "secret.key").exists():
+        problem = "holds keys that `histocrypt fhe keygen` made, and `send` makes its own for every section"
+        raise InputError(problem, file=folder, field="secret.key", fix="give another folder")
+    with (
+        Server(server, token_file, name=client, authority=certificate_authority, insecure_http=insecure_http) as remote,
+        _folder(folder),
+        ExitStack() as stack,
+    ):
         offered = remote.client()
-        opened = Keys(folder) if (folder / "secret.key").is_file() else None
-        if opened and opened.client.hash != offered.hash:
-            problem, fix = "were made for another compiled model than the one of this server", "use another folder"
-            hashes = {"value": opened.client.hash, "expected": offered.hash}
-            raise InputError(problem, file=keys, field="client", **hashes, fix=fix)
         with done.stage("prepare"):
-            prepared = prepare(offered, section, **how)
-        if opened is None:
-            with done.stage("keys"), tempfile.TemporaryDirectory(prefix="histocrypt-") as temporary:
-                public = Path(temporary) / "client.json"
-                write_json(public, remote.public)
-                print(keygen(public, folder), file=sys.stderr)
-            opened = Keys(folder)
-        request = Request.of(prepared, opened.client, opened.bound)
-        answers = Answers(request, opened.decryptor())
+            prepared = prepare(offered, section, **how, folder=folder)
+        with done.stage("keys"):
+            way = stack.enter_context(_under_way(folder, prepared, offered, remote.public))
         started = time.monotonic()
-        with remote.session(opened) as session:
-            done.seconds["upload"] = time.monotonic() - started
-            _exchange(request, prepared.values, answers, session, opened, done)
-        values = answers.values(file=server)
+        if way.missing:
+            with remote.session(way.keys) as session:
+                done.seconds["upload"] = time.monotonic() - started
+                _exchange(way, prepared, session, done)
+        with done.stage("decrypt"):  # all at once, so that a server does not learn at which message it was caught
+            checked = way.open(file=server)
         done.bytes_up, done.bytes_down = remote.bytes_up, remote.bytes_down
-    with done.stage("write"):
-        done.sentence = write_result(output, values, request, noise=noise)
+        with done.stage("write"):
+            done.sentence = write_result(output, checked, way.request, noise=noise)
+        way.forget()
     done.spots = len(prepared.names)
     return done
 
 
-def _exchange(request: Request, values: Any, answers: Answers, session: Session, keys: Keys, done: Sent) -> None:
-    """Encrypt, send, fetch and decrypt all spots of a request, a few at a time."""
+@contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Make a private folder where there is none, and take it away again if nothing was left in it."""
+    if folder.exists():
+        yield
+        return
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # something is under way
+            folder.rmdir()
+
+
+@dataclass(frozen=True)
+class Way:
+    """A section under way: its keys, its request, and the messages that are there."""
+
+    keys: Keys
+    request: Request
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the messages that were not answered yet."""
+        return [index for index in range(self.request.batches) if not self.answer(index).is_file()]
+
+    def message(self, index: int) -> Path:
+        """Return where an input message lies."""
+        return self.keys.folder / "request" / f"{index:05d}.ct"
+
+    def answer(self, index: int) -> Path:
+        """Return where its answer lies."""
+        return self.keys.folder / "response" / f"{index:05d}.ct"
+
+    def encrypt(self, index: int, prepared: Prepared, owner: engine.KeyOwner) -> Path:
+        """Return an input message, made now if it is not there."""
+        path, place = self.message(index), self.request.place(index)
+        if not path.is_file():  # written whole or not at all
+            messages.write_pieces(path, "input", self.request.encrypt(index, prepared, owner), **place)
+        return path
+
+    def keep(self, index: int, answer: bytes, *, file: Any) -> None:
+        """Keep an answer that is bound to its message, whose ciphertexts are then of no use."""
+        place = self.request.place(index)
+        payload = messages.unpack(answer, file=file, kind="output", **place)
+        messages.write_message(self.answer(index), "output", payload, **place)
+        self.message(index).unlink(missing_ok=True)
+
+    def open(self, *, file: Any) -> Checked:
+        """Decrypt all answers and compare copies.
+
+        Raises
+        ------
+        InputError
+            If they are not sound. The keys are thrown away then: each refusal tells a lying evaluator a little.
+        """
+        answers = Answers(self.request, self.keys.decryptor())
+        for index in range(self.request.batches):
+            payload = messages.read_message(self.answer(index), "output", **self.request.place(index))
+            with self._burning():
+                answers.add(index, payload, file=f"{file} message {index}")
+        with self._burning():
+            return answers.values(file=file)
+
+    @contextmanager
+    def _burning(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            self.forget()
+            raise
+
+    def forget(self) -> None:
+        """Delete keys, messages and notes."""
+        shutil.rmtree(self.keys.folder, ignore_errors=True)
+
+
+@contextmanager
+def _under_way(folder: Path, prepared: Prepared, offered: Client, public: dict[str, Any]) -> Iterator[Way]:
+    """Give the way where an earlier call for this very section and model stopped, or a new one; nobody else gets it.
+
+    Raises
+    ------
+    InputError
+        If another process has it.
+    """
+    from filelock import FileLock, Timeout
+
+    form = best_form(offered, len(prepared.names))
+    identity = hashlib.sha256(form.hash.encode() + "\n".join(prepared.names.tolist()).encode() + prepared.raw.tobytes())
+    mine = folder / f"{re.sub('[^A-Za-z0-9]+', '-', prepared.section)[:40]}-{identity.hexdigest()[:16]}"
+    lock = FileLock(mine.with_name(f".{mine.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        problem, fix = "this section is under way in another process", "wait for it, or give another folder"
+        raise InputError(problem, file=mine, field="--keys", fix=fix) from error
+    try:
+        yield _begun(mine) or _begin(mine, prepared, public)
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _begun(mine: Path) -> Way | None:
+    (note,) = (*mine.glob("requests/*.json"), None)[:1]
+    if note is not None and (mine / "secret.key").is_file():
+        way = Way(Keys(mine), Keys(mine).request(note.stem, file=note))
+        done = way.request.batches - len(way.missing)
+        print(f"going on: {done} of {way.request.batches} messages came back before", file=sys.stderr)
+        return way
+    return None
+
+
+def _begin(mine: Path, prepared: Prepared, public: dict[str, Any]) -> Way:
+    shutil.rmtree(mine, ignore_errors=True)
+    mine.mkdir(mode=0o700)
+    write_json(mine / "client.json", public)
+    print(keygen(mine / "client.json", mine, spots=len(prepared.names)), file=sys.stderr)
+    keys = Keys(mine)
+    way = Way(keys, Request.of(prepared, keys.client, keys.bound))
+    for path in (way.message(0), way.answer(0)):
+        path.parent.mkdir(mode=0o700)
+    keys.keep(way.request)
+    return way
+
+
+def _exchange(way: Way, prepared: Prepared, session: Session, done: Sent) -> None:
+    """Encrypt, send and fetch all missing messages of a request, a few at a time."""
     from tqdm.auto import tqdm
 
-    encryptor, most = keys.encryptor(), keys.client.most_output_bytes
+    encryptor, most, left = way.keys.encryptor(), way.keys.client.most_output_bytes, way.missing
     under_way: dict[Future[bytes], int] = {}
+    batches = way.request.batches
     with (
         ThreadPoolExecutor(session.in_flight) as pool,
-        tqdm(total=request.batches, desc="evaluating", unit="ciphertext") as bar,
+        tqdm(total=batches, initial=batches - len(left), desc="evaluating", unit="message") as bar,
     ):
         try:
-            for index in range(request.batches + 1):
-                if index < request.batches:
+            for index in [*left, None]:
+                if index is not None:
                     with done.stage("encrypt"):
-                        payload = request.encrypt(index, values, encryptor)
-                        data = messages.pack("input", payload, **request.place(index))
-                    under_way[pool.submit(session.evaluate, request, index, data, most)] = index
-                while len(under_way) > (session.in_flight if index < request.batches else 0):
+                        path = way.encrypt(index, prepared, encryptor)
+                    under_way[pool.submit(session.evaluate, way.request, index, path, most)] = index
+                while len(under_way) > (session.in_flight if index is not None else 0):
                     with done.stage("evaluate"):
                         ready, _ = wait(under_way, return_when=FIRST_COMPLETED)
                     for job in ready:
                         place = under_way.pop(job)
-                        with done.stage("decrypt"):
-                            file = f"{session.server.address} ciphertext {place}"
-                            result = messages.unpack(job.result(), file=file, kind="output", **request.place(place))
-                            answers.add(place, result, file=file)
+                        way.keep(place, job.result(), file=f"{session.server.address} message {place}")
                         bar.update()
         except BaseException:
             session.server.stopping = True

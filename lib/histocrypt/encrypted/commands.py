@@ -48,11 +48,14 @@ def compile_(
 def keygen(
     client: Annotated[Path, typer.Option(help="The model's public part, client.json.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the keys; keep it to yourself.")],
+    spots: Annotated[
+        int | None, typer.Option(min=1, help="About how many will be sent; a few go one by one. Default: a section.")
+    ] = None,
 ) -> None:
-    """Make keys for a compiled model (key owner)."""
+    """Make keys for a compiled model, for one section (key owner)."""
     from histocrypt.encrypted.key_owner import keygen
 
-    typer.echo(keygen(client, output))
+    typer.echo(keygen(client, output, spots=spots))
 
 
 @app.command()
@@ -93,7 +96,7 @@ def decrypt(
     response: Annotated[Path, typer.Argument(help="The response folder.")],
     keys: Keys,
     output: Predictions,
-    noise: Noise = 1e-3,
+    noise: Noise = 1e-2,
     overwrite: Overwrite = False,
 ) -> None:
     """Decrypt predictions (key owner)."""
@@ -150,7 +153,7 @@ def send(
     section: Annotated[str, typer.Argument(help="A section in any readable format.")],
     server: Annotated[str, typer.Option(help="Address of the server, https://host:port.")],
     token_file: Annotated[Path, typer.Option(help="Holds your token; ask the server's owner for it.")],
-    keys: Annotated[Path, typer.Option(help="Folder of the keys; they are made where there are none.")],
+    keys: Annotated[Path, typer.Option(help="A private folder: keys and what is under way, until all is done.")],
     output: Predictions,
     image: Image = None,
     um_per_px: Resolution = None,
@@ -158,7 +161,7 @@ def send(
     panel: ExpectedPanel = None,
     skip_out_of_range: Skip = False,
     spots: Some = None,
-    noise: Noise = 1e-3,
+    noise: Noise = 1e-2,
     overwrite: Overwrite = False,
     client: Annotated[str | None, typer.Option(help="Whose token, where the file holds several.")] = None,
     certificate_authority: Annotated[

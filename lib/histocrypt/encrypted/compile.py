@@ -14,10 +14,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from histocrypt.encrypted import engine
-from histocrypt.encrypted.bundle import hash_of, input_layout, is_client, write_client
+from histocrypt.encrypted.batch.plan import Plan, Unfit, make_plan
+from histocrypt.encrypted.bundle import is_client, write_client
 from histocrypt.encrypted.lowering import Affine, Lowered, linear, lower, scaling
 from histocrypt.encrypted.packing import Layout, best_ratio, blocked, diagonals, spots_side_by_side
 from histocrypt.encrypted.parameters import SECURITY_BITS, Parameters, check_security, choose
+from histocrypt.encrypted.single import hash_of, input_layout
 from histocrypt.errors import InputError
 from histocrypt.files import claim, write_json
 
@@ -133,11 +135,16 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
         "largest_before_square": largest,
         "output_sd": np.asarray(model.scaling.sd, dtype=float).tolist(),
     }
-    write_bundle(Path(output), compiled, about, private)
+    try:
+        plan = make_plan(lowered, described["input"], input_range=input_range, largest=[*largest, far])
+        said = f"; in batches of {plan.layouts[-1].tiles} spots, {plan.proof()}"
+    except Unfit as why:
+        plan, said = None, f"; no batches: {why}"
+    write_bundle(Path(output), compiled, about, private, plan)
     return (
         f"{output}: {about['title']} ({about['model']}), {lowered.levels} levels at N = 2^{parameters.logn}, "
         f"log QP {parameters.log_qp}, at least {SECURITY_BITS} bits; {sum(compiled.diagonals)} diagonals, "
-        f"{len(compiled.rotations)} rotation keys; public part {Path(output) / 'client.json'}"
+        f"{len(compiled.rotations)} rotation keys{said}; public part {Path(output) / 'client.json'}"
     )
 
 
@@ -164,7 +171,9 @@ def compile_lowered(lowered: Lowered, described: dict[str, Any]) -> Compiled:
     return assemble(matrices, parameters, layouts, engine.KeyOwner(parameters).moduli())
 
 
-def write_bundle(output: Path, compiled: Compiled, about: dict[str, Any], private: dict[str, Any]) -> None:
+def write_bundle(
+    output: Path, compiled: Compiled, about: dict[str, Any], private: dict[str, Any], plan: Plan | None = None
+) -> None:
     """Write ``server/`` (secret, mode 0700) and ``client.json`` (public).
 
     Parameters
@@ -177,10 +186,13 @@ def write_bundle(output: Path, compiled: Compiled, about: dict[str, Any], privat
         What clients learn beside parameters and rotations; see `bundle.REQUIRED`.
     private
         What stays in ``server/server.json`` beside the compiled network.
+    plan
+        The form ``batch``, where there is one.
     """
     parameters = compiled.parameters
     about = {
         **about,
+        "batch_form": None if plan is None else plan.public(),
         "parameters": parameters.to_dict(),
         "security_bits": SECURITY_BITS,
         "rotations": sorted(compiled.rotations),
@@ -195,6 +207,8 @@ def write_bundle(output: Path, compiled: Compiled, about: dict[str, Any], privat
     path.touch(mode=0o600)
     path.chmod(0o600)
     engine.write_model(path, parameters, compiled.nodes, compiled.rotations)
+    if plan is not None:
+        plan.save(server / "batch.safetensors")
     write_client(output / "client.json", about)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -206,6 +220,7 @@ def write_bundle(output: Path, compiled: Compiled, about: dict[str, Any], privat
             "sha256": digest,
             "encoded_bytes": compiled.encoded_bytes,
             "diagonals": compiled.diagonals,
+            "batch_bytes": 0 if plan is None else plan.most_bytes(),
             **private,
         },
     )
@@ -289,9 +304,9 @@ def _calibrate(
 
 
 def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[np.ndarray]:
-    """Yield what the network was trained on, as it enters the network, a section at a time."""
+    """Yield what the network was trained on, as it enters the network, some spots of a section at a time."""
     from histocrypt.data.load import normalised_chunks, section_features, spot_names
-    from histocrypt.encrypted.key_owner import network_inputs
+    from histocrypt.encrypted.key_owner import CHUNK, as_seen
     from histocrypt.paths import RunFolder
     from histocrypt.tissue.stain import StainStatistics
     from histocrypt.tissue.tiles import read_tiles
@@ -314,4 +329,6 @@ def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[
             side = model.about["geometry"]["input_px"]
             chunks = normalised_chunks(tiles, source=own, reference=reference, method=stain["method"], side=side)
             values = np.concatenate(list(chunks))
-        yield network_inputs(values, described["sees"], described["normalisation"]).astype(np.float64)
+        values, scale = as_seen(values, described["sees"], described["normalisation"])
+        for start in range(0, len(values), CHUNK):
+            yield scale(values[start : start + CHUNK]).astype(np.float64)

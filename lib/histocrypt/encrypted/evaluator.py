@@ -9,24 +9,66 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.answer_noise import AnswerNoise
-from histocrypt.encrypted.bundle import Bundle, load_bundle
+from histocrypt.encrypted.bundle import Bundle, forms, load_bundle
+from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, claim, read_json, write_json
 from histocrypt.machine import peak_gib
+
+if TYPE_CHECKING:
+    from histocrypt.encrypted.batch.evaluate import Session as BatchSession
 
 MOST_CIPHERTEXTS = 100_000
 """In a request: a client's number is not believed beyond what a section can have."""
 
 
+class Model:
+    """A compiled model, loaded as far as clients ask for it: the two forms have nothing in common."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self._lock = threading.Lock()
+        self._loaded: dict[str, Any] = {}
+
+    def session(self, keys: Path, *, workers: int, noise: AnswerNoise | None = None) -> Session | BatchSession:
+        """Return a client's session, in the form that its keys were made for; noise is added to outputs, if given.
+
+        Raises
+        ------
+        InputError
+            If the keys are damaged, or of another model.
+        """
+        made_for = str(messages.read_header(keys).get("client"))
+        client = forms(self.bundle.client).get(made_for)
+        if client is None:
+            problem, wanted = messages.MEANING["client"], self.bundle.client.hash
+            raise InputError(problem, file=keys, field="client", value=made_for, expected=wanted)
+        if client.form == "single":
+            model = self._load(client.form, lambda: engine.load_model(self.bundle.model))
+            return Session(self.bundle, model, keys, workers=workers, noise=noise)
+        from histocrypt.encrypted.batch.evaluate import Session as BatchSession
+        from histocrypt.encrypted.batch.plan import read_maps
+
+        maps = self._load(client.form, lambda: read_maps(self.bundle.integers))
+        return BatchSession(client, maps, keys, workers=workers, noise=noise)
+
+    def _load(self, form: str, load: Callable[[], Any]) -> Any:
+        with self._lock:
+            if form not in self._loaded:
+                self._loaded[form] = load()
+            return self._loaded[form]
+
+
 class Session:
-    """One client's evaluation keys on one compiled model; several ciphertexts at once.
+    """One client's evaluation keys on one compiled model, in the form ``single``; several ciphertexts at once.
 
     The encoded network is shared by all sessions and threads; every worker holds the client's keys once.
 
@@ -88,7 +130,7 @@ class Session:
             If the message is damaged, not bound to this session, or not a ciphertext under its parameters.
         """
         client = self._bundle.client
-        bound = {"client": client.hash, "key": self.key, **expected}
+        bound = {"client": client.hash, "key": self.key, "layout": 0, **expected}
         payload = messages.unpack(_mapped(data), file=file, kind="input", complete=True, **bound)
         parts = messages.unpack_list(payload, count=client.input.ciphertexts, file=file)
         for part in parts:
@@ -152,12 +194,13 @@ def evaluate_request(
     name, count = content.get("request"), content.get("of")
     if not isinstance(name, str) or not isinstance(count, int) or not 0 < count <= MOST_CIPHERTEXTS:
         raise InputError("does not describe a request", file=file, expected="what `histocrypt fhe encrypt` writes")
-    client, wanted = content.get("client"), loaded.client.hash
-    if client != wanted:
-        raise InputError("was made for another model", file=file, field="client", value=client, expected=wanted)
+    form, wanted = forms(loaded.client).get(str(content.get("client"))), loaded.client.hash
+    if form is None:
+        value = content.get("client")
+        raise InputError("was made for another model", file=file, field="client", value=value, expected=wanted)
     _claim_response(output)
     output.mkdir(parents=True, exist_ok=True)
-    answer = {key: content.get(key) for key in ("client", "key", "request", "of")}
+    answer = {key: content.get(key) for key in ("client", "key", "request", "of", "layout")}
     if (output / "response.json").is_file() and read_json(output / "response.json") != answer:
         problem, fix = "holds the response to another request", "choose another folder"
         raise InputError(problem, file=output, field="response.json", fix=fix)
@@ -165,18 +208,19 @@ def evaluate_request(
     paths = [output / f"{index:05d}.ct" for index in range(count)]
     pending = [index for index in range(count) if not _is_done(paths[index], index=index, **answer)]
     if len(pending) < count:
-        print(f"{count - len(pending)} of {count} ciphertexts were evaluated before and are kept", file=sys.stderr)
+        print(f"{count - len(pending)} of {count} messages were evaluated before and are kept", file=sys.stderr)
     if not pending:
-        return f"{output}: all {count} ciphertexts were evaluated before"
-    if loaded.client.parameters.bootstrapping is not None:
+        return f"{output}: all {count} messages were evaluated before"
+    if form.parameters.bootstrapping is not None:
         from histocrypt.encrypted.resnet.request import evaluate_tiles
 
         return evaluate_tiles(loaded, keys, request, output, pending, answer, workers=workers or 1)
-    workers = min(workers_for(loaded, workers), len(pending))
-    stated = loaded.evaluation_bytes(workers) / 2**30
+    workers = workers_for(loaded, form, workers)
+    workers = workers if form.form == "batch" else min(workers, len(pending))
+    stated = loaded.evaluation_bytes(workers, form) / 2**30
     print(f"{workers} at once, about {stated:.1f} GiB of memory", file=sys.stderr)
     started = time.monotonic()
-    session = Session(loaded, engine.load_model(loaded.model), keys, workers=workers)
+    session = Model(loaded).session(keys, workers=workers)
     if session.key != content.get("key"):
         problem, wanted = "these are another client's evaluation keys", str(content.get("key"))
         raise InputError(problem, file=keys, field="key", value=session.key, expected=wanted)
@@ -186,8 +230,7 @@ def evaluate_request(
         if stop.is_set():
             return
         path = request / paths[index].name
-        data = messages.read_whole(path, most=loaded.client.most_input_bytes)
-        result = session.evaluate(data, file=path, request=name, index=index, of=count)
+        result = session.evaluate(path, file=path, request=name, index=index, of=count, layout=answer["layout"])
         try:
             with atomic_path(paths[index]) as temporary:
                 temporary.write_bytes(result)
@@ -197,10 +240,10 @@ def evaluate_request(
             raise InputError(problem, file=output, value=f"{free / 2**20:.0f} MiB free", fix=fix) from error
 
     started, before = time.monotonic(), time.process_time()
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(1 if form.form == "batch" else workers) as pool:
         jobs = [pool.submit(evaluate, index) for index in pending]
         try:
-            for job in tqdm(jobs, desc="evaluating", unit="ciphertext"):
+            for job in tqdm(jobs, desc="evaluating", unit="message"):
                 job.result()
         except BaseException:
             stop.set()
@@ -208,7 +251,7 @@ def evaluate_request(
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - before
     session.close()
     cost = {
-        "ciphertexts": len(pending),
+        "messages": len(pending),
         "workers": workers,
         "load_seconds": round(loading, 3),
         "seconds": round(seconds, 3),
@@ -218,7 +261,7 @@ def evaluate_request(
     }
     write_json(output / "cost.json", cost)
     return (
-        f"{output}: {len(pending)} ciphertexts, loaded in {loading:.1f} s, evaluated in {seconds:.1f} s "
+        f"{output}: {len(pending)} messages, loaded in {loading:.1f} s, evaluated in {seconds:.1f} s "
         f"({seconds / len(pending):.2f} s each, {workers} at once), peak {peak_gib() or 0.0:.2f} GiB"
     )
 
@@ -234,12 +277,12 @@ def _claim_response(output: Path) -> None:
         return isinstance(content, dict) and field in content
 
     claim(output / "response.json", mine=partial(says, "request"), overwrite=None)
-    claim(output / "cost.json", mine=partial(says, "ciphertexts"), overwrite=None)
+    claim(output / "cost.json", mine=partial(says, "messages"), overwrite=None)
     for path in sorted(output.glob("[0-9]*.ct")):
         claim(path, mine=partial(messages.is_message, kind="output"), overwrite=None)
 
 
-def workers_for(bundle: Bundle, wanted: int | None = None) -> int:
+def workers_for(bundle: Bundle, form: Client, wanted: int | None = None) -> int:
     """Return how many ciphertexts to evaluate at once: one per core, fewer where memory is short.
 
     Raises
@@ -253,11 +296,11 @@ def workers_for(bundle: Bundle, wanted: int | None = None) -> int:
 
     workers = wanted or threads()
     free = psutil.virtual_memory().available
-    while workers > 1 and bundle.evaluation_bytes(workers) > 0.9 * free:
+    while workers > 1 and bundle.evaluation_bytes(workers, form) > 0.9 * free:
         workers -= 1
-    if bundle.evaluation_bytes(workers) > free:
+    if bundle.evaluation_bytes(workers, form) > free:
         problem, room = "this machine has too little memory to evaluate this model", f"{free / 2**30:.1f} GiB free"
-        needed, fix = f"{bundle.evaluation_bytes(workers) / 2**30:.1f} GiB", "use a shallower network"
+        needed, fix = f"{bundle.evaluation_bytes(workers, form) / 2**30:.1f} GiB", "use a shallower network"
         raise InputError(problem, file=bundle.folder, value=room, expected=needed, fix=fix)
     return workers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from histocrypt.encrypted.bundle import Client
+from histocrypt.encrypted.single import Client
 
 
 def spots_to_take(client: Client) -> int | None:

@@ -7,8 +7,8 @@ import os
 import secrets
 import shutil
 import sys
-import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -18,24 +18,32 @@ from typing import Any
 import numpy as np
 
 from histocrypt.encrypted import engine, messages
-from histocrypt.encrypted.bundle import Client, is_client, load_client
+from histocrypt.encrypted.bundle import best_form, forms, is_client, load_client
 from histocrypt.encrypted.parameters import SECURITY_BITS
 from histocrypt.encrypted.resnet.keys import bootstrapping_piece_number, bootstrapping_pieces
+from histocrypt.encrypted.scratch import scratch
+from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.files import claim, read_json, same_file, write_json
 
-NOISE = 1e-3
+NOISE = 1e-2
 """Noise added to decrypted values: standard deviation, as a share of the output's own over the section."""
-CANARIES = 2
-"""Spots that are sent twice, freshly encrypted and in random places, to notice an evaluator that mixes up spots."""
-PLAUSIBLE = 4.0
-"""Outputs may leave their range over the training tiles by so many times that range."""
-TOLERANCE = 1e-2
-"""How far copies of one output within a ciphertext may be apart, as a share of that range."""
-APART = 0.1
-"""How far the two results of a spot that was sent twice may be apart, in standard deviations over the section."""
+AGAIN = 3
+"""At least every so-manieth spot is sent again, in random places: what comes back must agree."""
+APART = 10.0
+"""How far copies of a spot may be apart, in standard deviations of the honest error, measured on the copies."""
+FEW = 30
+"""Copies that say as much of one output's error as all outputs together do: loud ones err four times as much."""
+FLOOD = 50.0
+"""Noise is at least so many times what copies may be apart. See ``docs/threat_model.md`` for what follows from it."""
+COARSE = 0.1
+"""Copies that differ by more than this share of a usual output's spread are refused, whatever the others do."""
+CHUNK = 256
+"""Spots that are looked at together."""
 KEY_BYTES_PER_SECOND = 50e6
 """For the estimate before keys are made."""
+NORMAL = 0.6745
+"""Median of the absolute value of a normal variable, in its standard deviations."""
 SAID = ("model", "title", "fold", "seed", "weights_sha256")
 """What a prediction file says of the model in its own words."""
 
@@ -50,17 +58,28 @@ class Prepared:
     coords: np.ndarray
     """(n, 2) x, y in full-resolution pixels."""
     patient: str
-    values: np.ndarray
-    """(n, channels, side, side) or (n, features) float32, as the network sees them."""
+    raw: np.ndarray
+    """(n, side, side, 3) uint8 tiles, or (n, features) float32."""
+    scale: Callable[[np.ndarray], np.ndarray]
+    """From rows of ``raw`` to what the network sees of them."""
     about: dict[str, Any]
     """Resolution, unmeasured genes, spots without prediction: goes into the prediction file."""
+
+    @property
+    def values(self) -> np.ndarray:
+        """(n, channels, side, side) or (n, features) float32, as the network sees them."""
+        return self.inputs(np.arange(len(self.names)))
+
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """Return what the network sees of some spots, as `values`."""
+        return self.scale(self.raw[rows])
 
     def only(self, rows: np.ndarray, *, reason: str = "") -> Prepared:
         """Return these spots alone; the others are counted as without prediction for a ``reason``, if one is given."""
         about = self.about
         if reason and (left := len(self.names) - len(rows)):
             about = {**about, "without_prediction": {**about["without_prediction"], reason: left}}
-        return replace(self, names=self.names[rows], coords=self.coords[rows], values=self.values[rows], about=about)
+        return replace(self, names=self.names[rows], coords=self.coords[rows], raw=self.raw[rows], about=about)
 
 
 def evenly(count: int, most: int | None) -> np.ndarray:
@@ -68,8 +87,12 @@ def evenly(count: int, most: int | None) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most or count)).round().astype(int))
 
 
-def network_inputs(values: np.ndarray, sees: str, normalisation: dict[str, Any]) -> np.ndarray:
-    """Return one section's tiles or features as the network sees them, float32.
+def as_seen(
+    values: np.ndarray, sees: str, normalisation: dict[str, Any]
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """Return a section's tiles or features, and the function from some of them to what the network sees, float32.
+
+    Tiles stay as they are, a quarter of the size; features are standardised at once.
 
     Parameters
     ----------
@@ -85,14 +108,26 @@ def network_inputs(values: np.ndarray, sees: str, normalisation: dict[str, Any])
         from histocrypt.predictors.closed_form import standardise
 
         sections = np.zeros(len(values), dtype=int)
-        return standardise(values, sections, mean, sd, by_section=normalisation["by_section"])
+        return standardise(values, sections, mean, sd, by_section=normalisation["by_section"]), _itself
     if normalisation["by_section"]:  # as `predictors.network.PixelMoments` has them, without torch
-        grey = values.reshape(-1, 3).astype(np.int64)
-        mean = grey.sum(axis=0) / len(grey)
-        sd = np.sqrt(np.maximum((grey * grey).sum(axis=0) / len(grey) - mean**2, 0)).clip(1.0)
+        total, squares = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
+        for tile in values:
+            grey = tile.reshape(-1, 3).astype(np.int64)
+            total, squares = total + grey.sum(axis=0), squares + (grey * grey).sum(axis=0)
+        count = values[..., 0].size
+        mean = total / count
+        sd = np.sqrt(np.maximum(squares / count - mean**2, 0)).clip(1.0)
         mean, sd = (np.stack([mean, sd]) / 255).astype(np.float32)
-    scaled = np.ascontiguousarray(values.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
-    return (scaled - mean[:, None, None]) / sd[:, None, None]
+
+    def scale(tiles: np.ndarray) -> np.ndarray:
+        scaled = np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+        return (scaled - mean[:, None, None]) / sd[:, None, None]
+
+    return values, scale
+
+
+def _itself(rows: np.ndarray) -> np.ndarray:
+    return rows
 
 
 def prepare(
@@ -105,6 +140,7 @@ def prepare(
     panel: str | Path | None = None,
     skip_out_of_range: bool = False,
     spots: int | None = None,
+    folder: Path | None = None,
 ) -> Prepared:
     """Prepare a section for encryption, or refuse it; nothing is encrypted and no key is needed.
 
@@ -124,6 +160,8 @@ def prepare(
         Leave out spots whose values are outside the calibrated range, instead of refusing the section.
     spots
         Of the section, evenly spread in the order of its file; all if not given. The section is standardised whole.
+    folder
+        Where a private folder is made in which tiles lie in the clear meanwhile; the system's if not given.
 
     Raises
     ------
@@ -152,13 +190,13 @@ def prepare(
     missing = check_fit(about, section, offered)
     for note in (*section.notes, *unlike_training(about, section)):
         print(f"note: {note}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="histocrypt-") as folder:
-        cut, coords, report = prepare_section(about, section, Path(folder), tuple(about["outputs"]))
+    with scratch(folder) as private:
+        cut, coords, report = prepare_section(about, section, private, tuple(about["outputs"]))
         sees = about["sees"]
         raw = cut.features(about["input"]["encoder"]) if sees == "features" else np.array(cut.tiles)
-        values = network_inputs(raw, sees, about["normalisation"])
+        raw, scale = as_seen(raw, sees, about["normalisation"])
         names = cut.names
-    keep = _in_range(values, client, names, section_path, skip=skip_out_of_range)
+    keep = _in_range(raw, scale, client, names, section_path, skip=skip_out_of_range)
     dropped = {**report.dropped, **({"out of range": int((~keep).sum())} if not keep.all() else {})}
     if not keep.any():
         raise InputError("no spot is left", file=section_path, value=dropped)
@@ -167,7 +205,8 @@ def prepare(
         names=names[keep],
         coords=coords[keep],
         patient=section.patient or "",
-        values=values[keep],
+        raw=raw[keep],
+        scale=scale,
         about={
             "um_per_px": float(section.um_per_px),
             "um_per_px_source": section.um_per_px_source,
@@ -178,11 +217,21 @@ def prepare(
     return prepared if spots is None else prepared.only(evenly(len(prepared.names), spots), reason="not asked for")
 
 
-def _in_range(values: np.ndarray, client: Client, names: np.ndarray, file: Any, *, skip: bool) -> np.ndarray:
+def _in_range(
+    raw: np.ndarray,
+    scale: Callable[[np.ndarray], np.ndarray],
+    client: Client,
+    names: np.ndarray,
+    file: Any,
+    *,
+    skip: bool,
+) -> np.ndarray:
     low, high = client.about["input_range"]
-    flat = values.reshape(len(values), -1)
-    lowest, highest = flat.min(axis=1), flat.max(axis=1)
-    keep = (lowest >= low) & (highest <= high) & np.isfinite(flat).all(axis=1)
+    lowest, highest = np.empty(len(raw)), np.empty(len(raw))
+    for start in range(0, len(raw), CHUNK):
+        flat = scale(raw[start : start + CHUNK]).reshape(-1, raw[0].size)
+        lowest[start : start + CHUNK], highest[start : start + CHUNK] = flat.min(axis=1), flat.max(axis=1)
+    keep = (lowest >= low) & (highest <= high)  # false for what is no number, too
     if not keep.all() and not skip:
         first = int(np.flatnonzero(~keep)[0])
         worst = lowest[first] if lowest[first] < low else highest[first]
@@ -195,53 +244,109 @@ def _in_range(values: np.ndarray, client: Client, names: np.ndarray, file: Any, 
 
 @dataclass(frozen=True)
 class Request:
-    """What the key owner knows of a request; the evaluator learns its name and the number of ciphertexts."""
+    """What the key owner knows of a request; the evaluator learns its name, its layout and how many messages it has."""
 
     name: str
     client: Client
+    """In the form that the request is made in."""
     bound: dict[str, str]
     """Client part and key that every message is bound to."""
     note: dict[str, Any]
-    """Section, patient, names and coordinates of the spots, and ``order``: spot of each place, some of them twice."""
+    """Section, patient, names and coordinates of the spots; ``order``: spot of each place; ``noise``: a seed."""
 
     @classmethod
-    def of(cls, prepared: Prepared, client: Client, bound: dict[str, str], *, canaries: int = CANARIES) -> Request:
-        """Lay out prepared spots in random order, ``canaries`` of them twice."""
-        chance = np.random.default_rng(secrets.randbits(128))
+    def of(cls, prepared: Prepared, client: Client, bound: dict[str, str]) -> Request:
+        """Lay out prepared spots in random order, a third of them and more in several places."""
         n = len(prepared.names)
-        order = np.concatenate([np.arange(n), chance.choice(n, size=min(canaries, n), replace=False)])
-        chance.shuffle(order)
+        layout = client.layout_for(n + copies_of(n))
         note = {
             "section": prepared.section,
             "patient": prepared.patient,
             "names": prepared.names.tolist(),
             "coords": prepared.coords.tolist(),
-            "order": order.tolist(),
+            "layout": layout,
+            "order": places_of(n, client.places(layout), apart=not client.alike).tolist(),
+            "noise": secrets.token_hex(32),
             "about": prepared.about,
         }
         return cls(secrets.token_hex(16), client, bound, note)
 
     @property
+    def layout(self) -> int:
+        """How spots are laid out; see `Client.layout_for`."""
+        return self.note["layout"]
+
+    @property
+    def each(self) -> int:
+        """Places of a message."""
+        return self.client.places(self.layout)
+
+    @property
     def batches(self) -> int:
         """Messages that make up the request."""
-        return -(-len(self.note["order"]) // self.client.batch)
+        return -(-len(self.note["order"]) // self.each)
 
     def place(self, index: int) -> dict[str, Any]:
         """Return what the header of a message at one place must say."""
-        return {**self.bound, "request": self.name, "index": index, "of": self.batches}
+        return {**self.bound, "request": self.name, "index": index, "of": self.batches, "layout": self.layout}
 
     def spots(self, index: int) -> np.ndarray:
-        """Return the spots at one place."""
-        return np.array(self.note["order"][index * self.client.batch : (index + 1) * self.client.batch])
+        """Return the spots of one message."""
+        return np.array(self.note["order"][index * self.each : (index + 1) * self.each])
 
-    def encrypt(self, index: int, values: np.ndarray, owner: engine.KeyOwner) -> bytes:
-        """Return the payload of one input message, from the network's inputs of all spots."""
-        chosen = values[self.spots(index)]
-        if self.client.about["sees"] == "features":
-            padded = np.zeros((self.client.batch, values.shape[1]))
-            padded[: len(chosen)] = chosen
-            chosen = padded.T
-        return messages.pack_list([owner.encrypt(slots, self.client.level) for slots in self.client.input.pack(chosen)])
+    def encrypt(self, index: int, prepared: Prepared, owner: engine.KeyOwner) -> Iterator[bytes]:
+        """Yield the payload of one input message."""
+        yield from self.client.encrypt(prepared.inputs(self.spots(index)), owner, self.layout)
+
+
+def copies_of(n: int) -> int:
+    """Return how many places beyond one for each spot are the fewest."""
+    return -(-n // AGAIN)
+
+
+def places_of(n: int, each: int, *, apart: bool) -> np.ndarray:
+    """Return the spot of every place of a request, at random.
+
+    All places of all messages are filled: more copies of a spot cost nothing more. In the form ``single`` every spot is
+    sent twice.
+
+    Parameters
+    ----------
+    n
+        Spots.
+    each
+        Places of a message.
+    apart
+        Copies of a spot lie at different places of their messages, too: what lies at the same place has the same part
+        of the secret key under it, and could be forged alike.
+    """
+    chance = np.random.default_rng(secrets.randbits(256))
+    messages_needed = -(-(n + (copies_of(n) if apart else n)) // each)
+    rest = messages_needed * each - n
+    order = np.concatenate([np.arange(n), *(chance.permutation(n) for _ in range(-(-rest // n)))])[: n + rest]
+    chance.shuffle(order)
+    while apart and messages_needed > 1:
+        where = np.arange(len(order)) % each
+        _, first, count = np.unique(order * each + where, return_index=True, return_counts=True)
+        clashing = first[count > 1]
+        if not len(clashing):
+            break
+        others = chance.choice(len(order), size=len(clashing), replace=False)
+        for one, other in zip(clashing, others, strict=True):
+            order[[one, other]] = order[[other, one]]
+    return order
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Decrypted values whose copies agree."""
+
+    values: np.ndarray
+    """(spots, outputs) float64, as they were decrypted."""
+    limit: np.ndarray
+    """(outputs,) how far copies might have been apart."""
+    checked: float
+    """Share of the places that hold a spot which lies in another place, too."""
 
 
 class Answers:
@@ -257,59 +362,53 @@ class Answers:
         Raises
         ------
         InputError
-            If it is no ciphertext of outputs, or does not decrypt to copies of plausible ones.
+            If it is no ciphertext of outputs, or does not decrypt to plausible ones and nothing else.
         """
-        client = self.request.client
-        parts = messages.unpack_list(payload, count=client.output.ciphertexts, file=file)
-        for part in parts:
-            messages.check_ciphertext(part, client.parameters, client.moduli, 0, file=file)
-        outputs = _outputs(np.stack([self._owner.decrypt(part) for part in parts]), client, file)
-        places = self._values[index * client.batch : (index + 1) * client.batch]
+        request = self.request
+        outputs = request.client.decrypt(payload, self._owner, request.layout, file=file)
+        places = self._values[index * request.each : (index + 1) * request.each]
         places[:] = outputs[: len(places)]
 
-    def values(self, *, file: Any) -> np.ndarray:
-        """Return (spots, outputs) once all were added, after comparing the results of spots that were sent twice."""
+    def values(self, *, file: Any) -> Checked:
+        """Return each spot's outputs once all were added, after comparing copies.
+
+        Honest copies differ by the error of the arithmetic alone, whose size is measured on them, output by output.
+
+        Raises
+        ------
+        InputError
+            If a copy stands out, or copies differ so much that nothing can be believed.
+        """
         order = np.array(self.request.note["order"])
-        values = np.empty((len(self.request.note["names"]), self._values.shape[1]))
-        values[order] = self._values
-        apart = (np.abs(values[order] - self._values) / _each_spread(values, self.request.client)).max(axis=1)
-        if apart.max() > APART:
+        n = len(self.request.note["names"])
+        number = np.bincount(order, minlength=n)
+        mean = np.zeros((n, self._values.shape[1]))
+        np.add.at(mean, order, self._values)
+        mean /= number[:, None]
+        several = number[order] > 1
+        error = (self._values - mean[order]) * np.sqrt(number / np.maximum(number - 1, 1))[order, None]
+        error = error[several]
+        spread = mean.std(axis=0)
+        usual = max(float(np.median(spread)), 1e-6 * _spread(self.request.client))
+        typical = np.median(np.abs(error))
+        limit = (len(error) * np.median(np.abs(error), axis=0) + FEW * 4 * typical) / (len(error) + FEW)
+        limit *= APART / NORMAL
+        limit = np.minimum(limit, COARSE * usual)
+        apart = np.abs(error).max(axis=1)
+        if (np.abs(error) > limit).any():
+            worst = int(np.argmax((np.abs(error) / limit).max(axis=1)))
             problem = "a spot that was sent twice came back different: the evaluator mixed up spots or made up results"
-            where = {"file": file, "field": f"spot {int(apart.argmax())}"}
-            value, fix = f"{apart.max():.2g} standard deviations", "do not use this response"
-            raise InputError(problem, **where, value=value, expected=f"at most {APART}", fix=fix)
-        return values
+            value = f"{apart[worst] / usual:.2g} standard deviations"
+            expected, fix = f"at most {limit.max() / usual:.2g}", "do not use this response; make new keys"
+            field = f"spot {order[several][worst]}"
+            raise InputError(problem, file=file, field=field, value=value, expected=expected, fix=fix)
+        first = np.unique(order, return_index=True)[1]
+        return Checked(self._values[first], limit, float(several.mean()))
 
 
 def _spread(client: Client) -> float:
     low, high = client.about["output_range"]
     return high - low
-
-
-def _each_spread(values: np.ndarray, client: Client) -> np.ndarray:
-    """Return (outputs,) standard deviations over spots, never zero: a section may have one spot, or a constant gene."""
-    return np.maximum(values.std(axis=0), 1e-2 * _spread(client))
-
-
-def _outputs(slots: np.ndarray, client: Client, file: Any) -> np.ndarray:
-    """Return (batch, outputs) from decrypted slots, after checking that nothing but copies of them is there."""
-    layout = client.output
-    outputs = layout.unpack(slots).T
-    low, high = client.about["output_range"]
-    low, high = low - PLAUSIBLE * (high - low), high + PLAUSIBLE * (high - low)
-    fix = "check that evaluation keys and ciphertexts belong together, and that the evaluator is sound"
-    if not np.isfinite(slots).all() or outputs.min() < low or outputs.max() > high:
-        value, plausible = float(np.abs(slots).max()), f"{low:.2f} to {high:.2f}"
-        raise InputError(
-            "does not decrypt to plausible values", file=file, field="slots", value=value, expected=plausible, fix=fix
-        )
-    used = np.zeros((layout.ciphertexts, layout.span))
-    used.reshape(-1)[layout.index] = outputs.T.reshape(-1)
-    copies = slots.reshape(layout.ciphertexts, -1, used.shape[1])
-    if np.abs(copies - used[:, None]).max() > TOLERANCE * _spread(client):
-        problem = "holds something else than copies of the outputs in its spare slots"
-        raise InputError(problem, file=file, field="spare slots", fix=fix)
-    return outputs
 
 
 def check_output(output: str | Path, *inputs: str | Path | None, overwrite: bool = False) -> Path:
@@ -323,16 +422,28 @@ def check_output(output: str | Path, *inputs: str | Path | None, overwrite: bool
     return claim(output, inputs=inputs, mine=is_loose_prediction, overwrite=overwrite)
 
 
-def write_result(output: Path, values: np.ndarray, request: Request, *, noise: float = NOISE) -> str:
-    """Write decrypted values as predictions, with noise added; see `decrypt_response`."""
+def write_result(output: Path, checked: Checked, request: Request, *, noise: float = NOISE) -> str:
+    """Write decrypted values as predictions, with noise added, and say what may be done with them.
+
+    Noise is normal, drawn from the request's own seed: who decrypts twice gets the same file, so nothing averages out.
+    Its deviation is ``noise`` of an output's spread over the section and, where that says something, at least `FLOOD`
+    times what copies might have been apart; then values are rounded to the power of two below it.
+    """
     from histocrypt.data.load import Spots
     from histocrypt.pipeline.predictions import write_predictions
     from histocrypt.targets.panels import Panel
 
-    about, note = request.client.about, request.note
+    about, note, values, added = request.client.about, request.note, checked.values, ""
     if noise:
-        chance = np.random.default_rng(secrets.randbits(128))
-        values = values + chance.normal(size=values.shape) * noise * _each_spread(values, request.client)
+        spread = np.maximum(values.std(axis=0), 1e-2 * _spread(request.client))  # a section may have one spot
+        deviation = noise * spread
+        if not request.client.alike:
+            deviation = np.maximum(deviation, FLOOD * checked.limit)
+        grid = 2.0 ** np.floor(np.log2(deviation))
+        values = np.round((values + deviation * _normal(note["noise"], values.shape)) / grid) * grid
+        bits = 0.5 * len(values) * np.log2(1 + (checked.limit / deviation) ** 2).sum()
+        added = f"noise of {np.median(deviation / spread):.1%} of a gene's spread was added; "
+    share = _share(request.client, bits if noise else None, checked.checked)
     names, of_section = np.array(note["names"]), note["about"]
     spots = Spots(
         names=names,
@@ -352,13 +463,38 @@ def write_result(output: Path, values: np.ndarray, request: Request, *, noise: f
         "encrypted": "CKKS",
         "security_bits": SECURITY_BITS,
         "noise": float(noise),
+        "share": share,
     }
     panel, coords = Panel.from_dict(about["panel"]), np.array(note["coords"])
     chosen = {"coords": coords, "panel": panel, "transforms": list(about["transforms"])}
     write_predictions(output, values.astype(np.float32), spots=spots, about=said, **chosen)
     return (
         f"{output}: {len(names)} spots x {len(panel)} genes of {note['section']}, "
-        f"predicted encrypted by {about['title']}{_gone(of_section)}"
+        f"predicted encrypted by {about['title']}{_gone(of_section)}\n{added}share this file {share}"
+    )
+
+
+def _normal(seed: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return normal values that follow from a secret seed, and from which it does not follow."""
+    from scipy.special import ndtri
+
+    drawn = np.frombuffer(hashlib.shake_256(bytes.fromhex(seed)).digest(8 * int(np.prod(shape))), "<u8")
+    return ndtri(((drawn >> np.uint64(12)) + 0.5) / 2.0**52).reshape(shape)
+
+
+def _share(client: Client, bits: float | None, checked: float) -> str:
+    """Return with whom predictions may be shared, and why; see ``docs/threat_model.md``."""
+    if bits is None:
+        return "with nobody: without noise it tells of the secret key"
+    if client.alike:
+        return (
+            "with those who may see the slide, and not with the evaluator: tiles went one by one, where a lying "
+            "evaluator can make all copies agree and hide its way to the key, or pixels, in the values"
+        )
+    return (
+        "with those who may see the slide: a lying evaluator can have hidden pixels in the values, which no copy "
+        f"tells; of the secret key at most {np.ceil(bits):.0f} bits are in it, unless the evaluator guessed which "
+        f"places were not sent twice ({checked:.0%} were)"
     )
 
 
@@ -378,11 +514,20 @@ def describe_keys(client: Client) -> str:
     )
 
 
-def keygen(client_file: str | Path, output: str | Path) -> str:
-    """Make keys for a compiled model.
+def keygen(client_file: str | Path, output: str | Path, *, spots: int | None = None) -> str:
+    """Make keys for a compiled model, to be used for one section.
 
     ``output`` gets ``secret.key`` (mode 0600; never give it away), ``public.key``, ``evaluation.keys`` (for the
     evaluator) and a copy of the client part.
+
+    Parameters
+    ----------
+    client_file
+        The model's public part.
+    output
+        Folder of the keys.
+    spots
+        How many will be encrypted, which chooses the form (`Client.best`); a whole section if not given.
 
     Raises
     ------
@@ -391,7 +536,7 @@ def keygen(client_file: str | Path, output: str | Path) -> str:
     """
     from tqdm.auto import tqdm
 
-    client, output = load_client(client_file), Path(output)
+    client, output = best_form(load_client(client_file), spots), Path(output)
     if (output / "secret.key").exists():
         problem, fix = "already holds keys, which would be lost", "choose another folder, or delete it"
         raise InputError(problem, file=output, field="secret.key", fix=fix)
@@ -401,7 +546,7 @@ def keygen(client_file: str | Path, output: str | Path) -> str:
     print(describe_keys(client), file=sys.stderr)
     need_disk(output, client.evaluation_key_bytes() + (64 << 20))
     owner = engine.KeyOwner(client.parameters)
-    if [str(prime) for prime in owner.moduli()] != client.about["moduli"]:
+    if owner.moduli() != client.moduli:
         problem = "lists other primes than this engine makes from its parameters"
         raise InputError(problem, file=client.file, field="moduli", fix="use the model owner's version of the engine")
     output.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that exists keeps its mode; the secret key has its own
@@ -410,7 +555,7 @@ def keygen(client_file: str | Path, output: str | Path) -> str:
     key = hashlib.sha256(public).hexdigest()[:32]
     bound = {"client": client.hash, "key": key}
     messages.write_message(output / "public.key", "public key", public, **bound)
-    pieces, number = owner.evaluation_keys(client.rotations), len(client.rotations) + 2
+    pieces, number = client.evaluation_keys(owner), len(client.rotations) + 2
     if client.parameters.bootstrapping is not None:
         pieces = chain(pieces, bootstrapping_pieces(owner, output))
         number += bootstrapping_piece_number(client.parameters)
@@ -434,8 +579,9 @@ class Keys:
         if not (self.folder / "secret.key").is_file():
             fix = "make them: histocrypt fhe keygen --client FILE -o FOLDER"
             raise InputError("holds no keys", file=folder, field="secret.key", fix=fix)
-        self.client = load_client(self.folder / "client.json")
-        self.key: str = messages.read_header(self.folder / "public.key").get("key", "")
+        public, header = load_client(self.folder / "client.json"), messages.read_header(self.folder / "public.key")
+        self.client = forms(public).get(str(header.get("client")), public)  # a wrong one is refused as keys are read
+        self.key: str = header.get("key", "")
         if (self.folder / "secret.key").stat().st_mode & 0o077:
             problem, fix = "can be read by others on this machine", "chmod 600 it; make new keys if others have read it"
             raise InputError(problem, file=self.folder / "secret.key", field="mode", fix=fix)
@@ -446,7 +592,9 @@ class Keys:
         return {"client": self.client.hash, "key": self.key}
 
     def encryptor(self) -> engine.KeyOwner:
-        """Return what encrypts; it has no secret key."""
+        """Return what encrypts."""
+        if not self.client.alike:  # batches are encrypted under the secret key: half as large
+            return self.decryptor()
         public = messages.read_message(self.folder / "public.key", "public key", **self.bound)
         return engine.KeyOwner(self.client.parameters, public=public)
 
@@ -454,6 +602,19 @@ class Keys:
         """Return what decrypts."""
         secret = messages.read_message(self.folder / "secret.key", "secret key", **self.bound)
         return engine.KeyOwner(self.client.parameters, secret=secret)
+
+    def keep(self, request: Request) -> None:
+        """Note which spot lies where in a request."""
+        self.note(request.name).parent.mkdir(mode=0o700, exist_ok=True)
+        write_json(self.note(request.name), request.note)
+
+    def request(self, name: str, *, file: Any) -> Request:
+        """Return a request that was made with these keys; ``file`` is what the error names where it was not."""
+        note = self.note(name)
+        if not note.is_file():
+            problem = "answers a request that was not made with these keys"
+            raise InputError(problem, file=file, field="request", value=name)
+        return Request(name, self.client, self.bound, read_json(note))
 
     def note(self, request: str) -> Path:
         """Return where it is kept which spot lies at which place of a request; it never leaves this folder."""
@@ -469,7 +630,11 @@ def encrypt_section(section: str | Path, keys: str | Path, output: str | Path, *
         raise InputError("already holds something", file=output, field="request.json", fix="choose another folder")
     for path in (output / "request.json", *sorted(output.glob("[0-9]*.ct"))):  # an interrupted request is made anew
         claim(path, mine=partial(messages.is_message, kind="input"), overwrite=None)
-    prepared = prepare(opened.client, section, **how)
+    used = next(opened.note("0").parent.glob("*.json"), None)
+    if used is not None:
+        problem, fix = "were used for a section already", "make new ones: keys are for one section"
+        raise InputError(problem, file=keys, field="requests", value=used.stem[:8], fix=fix)
+    prepared = prepare(opened.client, section, **how, folder=opened.folder)
     started = time.monotonic()
     request = encrypt(prepared, opened, output)
     size = sum(path.stat().st_size for path in output.glob("*.ct"))
@@ -479,26 +644,25 @@ def encrypt_section(section: str | Path, keys: str | Path, output: str | Path, *
     )
 
 
-def encrypt(prepared: Prepared, keys: Keys, output: Path, *, canaries: int = CANARIES) -> str:
+def encrypt(prepared: Prepared, keys: Keys, output: Path) -> str:
     """Encrypt prepared spots; return the request's name.
 
-    The request tells the evaluator how many spots there are and nothing else: no names, no coordinates, and spots in
-    random order, with ``canaries`` of them repeated.
+    The request tells the evaluator how many messages there are and nothing else: no names, no coordinates, and spots in
+    random order, many of them repeated.
     """
     from tqdm.auto import tqdm
 
     client = keys.client
-    request = Request.of(prepared, client, keys.bound, canaries=canaries)
+    request = Request.of(prepared, client, keys.bound)
     count = request.batches
-    need_disk(output, count * client.input.ciphertexts * client.parameters.ciphertext_bytes + (16 << 20))
+    need_disk(output, count * client.input_bytes(request.layout) + (16 << 20))
     owner = keys.encryptor()
     output.mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(count), desc="encrypting", unit="ciphertext"):
-        payload = request.encrypt(index, prepared.values, owner)
-        messages.write_message(output / f"{index:05d}.ct", "input", payload, **request.place(index))
-    keys.note(request.name).parent.mkdir(mode=0o700, exist_ok=True)
-    write_json(keys.note(request.name), request.note)
-    write_json(output / "request.json", {**keys.bound, "request": request.name, "of": count})
+    keys.keep(request)
+    for index in tqdm(range(count), desc="encrypting", unit="message"):
+        payload = request.encrypt(index, prepared, owner)
+        messages.write_pieces(output / f"{index:05d}.ct", "input", payload, **request.place(index))
+    write_json(output / "request.json", {**keys.bound, "request": request.name, "of": count, "layout": request.layout})
     return request.name
 
 
@@ -536,7 +700,7 @@ def decrypt_response(
 def decrypt(response: Path, keys: Keys) -> tuple[dict[str, Any], np.ndarray]:
     """Return what is known of a request's spots, and their (n, outputs) values without added noise."""
     answers = _read_response(response, keys)
-    return answers.request.note, answers.values(file=response)
+    return answers.request.note, answers.values(file=response).values
 
 
 def _read_response(response: Path, keys: Keys) -> Answers:
@@ -546,14 +710,11 @@ def _read_response(response: Path, keys: Keys) -> Answers:
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("request"), str):
         raise InputError("does not describe a response", file=file)
-    name = content["request"]
     for field, wanted in keys.bound.items():
         if content.get(field) != wanted:
             problem = "was made for other keys" if field == "key" else "was made for another compiled model"
             raise InputError(problem, file=file, field=field, value=content.get(field), expected=wanted)
-    if not keys.note(name).is_file():
-        raise InputError("answers a request that was not made with these keys", file=file, field="request", value=name)
-    request = Request(name, keys.client, keys.bound, read_json(keys.note(name)))
+    request = keys.request(content["request"], file=file)
     paths = [response / f"{index:05d}.ct" for index in range(request.batches)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:

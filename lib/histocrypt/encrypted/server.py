@@ -7,7 +7,7 @@
 | ``POST /v1/sessions`` | a new session, for ``{"client": hash, "bytes": size of the evaluation keys}`` |
 | ``GET /v1/sessions/S`` | how much of the keys is there |
 | ``PUT /v1/sessions/S/keys/OFFSET`` | a chunk of the keys; after the last one they are checked and loaded |
-| ``POST /v1/sessions/S/requests/R/INDEX?of=N`` | the output message for the input message in the body |
+| ``POST /v1/sessions/S/requests/R/INDEX?of=N&layout=K`` | the output message for the input message in the body |
 | ``DELETE /v1/sessions/S`` | keys are gone |
 
 Whatever is refused is ``{"error": one sentence}``. Tokens and sizes are checked before a body is read. An answer that
@@ -37,14 +37,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from histocrypt.encrypted import engine
 from histocrypt.encrypted.access import check_certificate, is_loopback, read_tokens
 from histocrypt.encrypted.answer_noise import AnswerNoise
-from histocrypt.encrypted.bundle import Bundle, load_bundle
+from histocrypt.encrypted.bundle import Bundle, forms, load_bundle
 from histocrypt.encrypted.connections import Door
-from histocrypt.encrypted.evaluator import workers_for
+from histocrypt.encrypted.evaluator import Model, workers_for
 from histocrypt.encrypted.extraction import extraction
-from histocrypt.encrypted.sessions import Limits, Refused, Store, spots_per_message
+from histocrypt.encrypted.sessions import Limits, Refused, Store
 from histocrypt.errors import InputError
 from histocrypt.files import read_json
 
@@ -109,7 +108,7 @@ def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: D
         except ValidationError as error:
             raise Refused(422, 'The body must be {"client": hash, "bytes": size of the evaluation keys}.') from error
         hosted = store.open(request.state.holder, client=wanted.client, size=wanted.bytes)
-        return {"session": hosted.name, "chunk_bytes": CHUNK, "in_flight": store.in_flight}
+        return {"session": hosted.name, "chunk_bytes": CHUNK, "in_flight": store.in_flight(hosted.client)}
 
     @app.get("/v1/sessions/{name}")
     async def state(request: Request, name: str) -> dict[str, Any]:
@@ -131,11 +130,12 @@ def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: D
         name_of_request: Annotated[str, fastapi.Path(pattern="^[0-9a-f]{32}$")],
         index: Annotated[int, fastapi.Path(ge=0, lt=100_000)],
         of: Annotated[int, fastapi.Query(ge=1, le=100_000)],
+        layout: Annotated[int, fastapi.Query(ge=0, lt=100)] = 0,
     ) -> Response:
         hosted = store.get(name, request.state.holder)
-        parts = _parts(request, store.client.most_input_bytes)
+        parts = _parts(request, hosted.client.most_input_bytes)
         async with _read_to_the_end(parts):
-            result = await store.evaluate(hosted, parts, request=name_of_request, index=index, of=of)
+            result = await store.evaluate(hosted, parts, request=name_of_request, index=index, of=of, layout=layout)
         return Response(result, media_type="application/octet-stream")
 
     @app.delete("/v1/sessions/{name}", status_code=204)
@@ -318,9 +318,9 @@ def serve(
     token_file = Path(token_file or loaded.folder / "server" / "token")
     tokens = read_tokens(token_file, make=True)
     limits = limits or Limits()
-    workers = workers_for(loaded, workers)
+    workers = workers_for(loaded, loaded.client, workers)
     limits = _fit(loaded, workers, limits)
-    each = spots_per_message(loaded.client)
+    each = min(form.places(layout) for form in forms(loaded.client).values() for layout in range(form.layouts))
     if each > min(limits.spots, limits.per_minute):
         problem, wanted = (
             "would let no message in",
@@ -328,10 +328,13 @@ def serve(
         )
         field = "--spots" if limits.spots < each else "--per-minute"
         raise InputError(problem, field=field, value=min(limits.spots, limits.per_minute), expected=wanted)
+    counted = " or ".join(
+        str(form.places(layout)) for form in forms(loaded.client).values() for layout in range(form.layouts)
+    )
     print(
         f"{workers} messages at once, at most {limits.sessions} sessions: "
         f"up to {_memory(loaded, workers, limits.sessions) / 2**30:.1f} GiB of memory; "
-        f"{limits.spots} spots a session, {limits.per_minute} a minute and client, {each} counted for a message; "
+        f"{limits.spots} spots a session, {limits.per_minute} a minute and client, {counted} counted for a message; "
         f"sessions end after {limits.idle_seconds:.0f} s without a request\n{extraction(loaded.client)}",
         file=sys.stderr,
     )
@@ -340,8 +343,7 @@ def serve(
         said = "`send` refuses answers whose copies differ by more than it takes for honest"
         print(f"noise of {noise:g} of each output's spread is added to answers; {said}", file=sys.stderr)
     with Door(_listen(host, port)) as door:
-        model = engine.load_model(loaded.model)
-        store = Store(loaded, model, workers=workers, clients=list(tokens), limits=limits, scratch=scratch, noise=added)
+        store = Store(Model(loaded), workers=workers, clients=list(tokens), limits=limits, scratch=scratch, noise=added)
         address = f"{'https' if certificate else 'http'}://{_shown(host)}:{door.getsockname()[1]}"
         greeting = (
             f"serving {loaded.client.about['title']} at {address}, to {', '.join(tokens)} with tokens in {token_file}"
@@ -373,7 +375,8 @@ def _shown(host: str) -> str:
 
 def _memory(bundle: Bundle, workers: int, sessions: int) -> int:
     """Return the bytes that so many sessions take; the engine frees the keys of ended ones some time later."""
-    return bundle.evaluation_bytes(workers * (sessions + 1 + sessions // 3))
+    held = workers * (sessions + 1 + sessions // 3)
+    return max(bundle.evaluation_bytes(held, form) for form in forms(bundle.client).values())
 
 
 def _fit(bundle: Bundle, workers: int, limits: Limits) -> Limits:

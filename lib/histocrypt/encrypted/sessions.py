@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import secrets
 import shutil
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -19,10 +17,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from histocrypt.encrypted.answer_noise import AnswerNoise
-from histocrypt.encrypted.bundle import Bundle, Client
+from histocrypt.encrypted.bundle import forms
 from histocrypt.encrypted.engine import EngineError
-from histocrypt.encrypted.evaluator import Session
+from histocrypt.encrypted.evaluator import Model
 from histocrypt.encrypted.messages import LONGEST_HEADER
+from histocrypt.encrypted.scratch import SERVER, own_folder
+from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 
 UPLOAD_SECONDS = 120.0
@@ -34,7 +34,6 @@ IN_MEMORY = 16 << 20
 WRITTEN_AT_ONCE = 1 << 20
 DEAD = 4
 """Connections of a session that may be waited for in vain: their client has come back on new ones."""
-PREFIX = "histocrypt-serve-"
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,6 @@ class Limits:
     """Spots sent by one client, whatever the session."""
     idle_seconds: float = 900.0
     """A session without a request for so long is ended."""
-
-
-def spots_per_message(client: Client) -> int:
-    """Return how many spots a message counts for: as many as it has places, since the server cannot see which are used.
-
-    Parameters
-    ----------
-    client
-        The public part of the compiled model.
-    """
-    return client.batch
 
 
 class Refused(Exception):
@@ -79,6 +67,8 @@ class Hosted:
     name: str
     holder: str
     """The client whose token opened it; no other can use it."""
+    client: Client
+    """The model in the form that its keys were made for."""
     size: int
     """Of its evaluation keys, bytes."""
     path: Path
@@ -86,7 +76,8 @@ class Hosted:
     received: int = 0
     state: str = "receiving"
     """``receiving``, ``loading``, ``ready`` or ``ended``."""
-    keys: Session | None = None
+    keys: Any = None
+    """What `Model.session` gave."""
     reading: int = 0
     running: int = 0
     sent: int = 0
@@ -100,10 +91,10 @@ class Store:
 
     Parameters
     ----------
-    bundle, model
-        The compiled model, and what `engine.load_model` gave for it.
+    model
+        The compiled model.
     workers
-        Ciphertexts evaluated at once, of all sessions together.
+        Ciphertexts evaluated at once, of all sessions together; a batch takes all of them.
     clients
         Names of those that have a token; each may have its share of the sessions, and one at least.
     limits
@@ -116,8 +107,7 @@ class Store:
 
     def __init__(
         self,
-        bundle: Bundle,
-        model: Any,
+        model: Model,
         *,
         workers: int,
         clients: Sequence[str],
@@ -125,26 +115,30 @@ class Store:
         scratch: Path | None,
         noise: AnswerNoise | None = None,
     ) -> None:
-        self.client, self.limits = bundle.client, limits
-        self.folder, self._lock = _own_folder(scratch)
-        self.in_flight = 2 * workers
-        self._bundle, self._model, self._workers, self._noise = bundle, model, workers, noise
+        self.limits = limits
+        self.folder, self._lock = own_folder(scratch, SERVER)
+        self._forms = forms(model.bundle.client)
+        self._model, self._workers, self._noise = model, workers, noise
         self._share = max(1, limits.sessions // len(clients))
-        self._recent: dict[str, deque[float]] = {name: deque() for name in clients}
-        self._each = spots_per_message(bundle.client)
+        self._recent: dict[str, deque[tuple[float, int]]] = {name: deque() for name in clients}
         self._spooling = 0
         self._sessions: dict[str, Hosted] = {}
         self._count = 0
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="evaluate")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self.most_key_bytes = int(1.1 * self.client.evaluation_key_bytes()) + (1 << 20) + LONGEST_HEADER
+
+    def in_flight(self, client: Client) -> int:
+        """Return how many messages of a session are taken at once: a batch is large, and the next one is received."""
+        return 2 if client.form == "batch" else 2 * self._workers
 
     def open(self, holder: str, *, client: str, size: int) -> Hosted:
         """Open a session for keys of ``size`` bytes, made for the model whose hash is ``client``."""
-        if client != self.client.hash:
+        form = self._forms.get(client)
+        if form is None:
             raise Refused(409, "The keys were made for another compiled model than the one served here.")
-        if not 0 < size <= self.most_key_bytes:
-            sentence = f"Evaluation keys of this model have at most {self.most_key_bytes} bytes, not {str(size)[:24]}."
+        most = int(1.1 * form.evaluation_key_bytes()) + (1 << 20) + LONGEST_HEADER
+        if not 0 < size <= most:
+            sentence = f"Evaluation keys of this model have at most {most} bytes, not {str(size)[:24]}."
             raise Refused(413, sentence)
         if len(self._sessions) >= self.limits.sessions:
             raise Refused(429, "All sessions are taken; try again later.", retry_after=15)
@@ -155,7 +149,7 @@ class Store:
         self._count += 1
         path = self.folder / f"{self._count}.keys"
         path.touch(mode=0o600)
-        hosted = Hosted(self._count, secrets.token_urlsafe(24), holder, size, path, path.open("r+b", buffering=0))
+        hosted = Hosted(self._count, secrets.token_urlsafe(24), holder, form, size, path, path.open("r+b", buffering=0))
         self._sessions[hosted.name] = hosted
         self._say(hosted, f"opened by {holder}, {size / 2**20:.0f} MiB of keys to come")
         return hosted
@@ -198,7 +192,7 @@ class Store:
     @contextmanager
     def _reading(self, hosted: Hosted) -> Iterator[None]:
         """While a body is read; only so many at once, since each is held."""
-        if hosted.reading >= self.in_flight + DEAD:
+        if hosted.reading >= self.in_flight(hosted.client) + DEAD:
             raise Refused(429, "Too many bodies of this session are on their way.", retry_after=5)
         hosted.reading += 1
         try:
@@ -210,7 +204,7 @@ class Store:
     @asynccontextmanager
     async def _message(self, hosted: Hosted, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes | Path]:
         """Give an input message: in memory while it is small, else in a private file that is deleted afterwards."""
-        held, path, most = bytearray(), None, self.client.most_input_bytes
+        held, path, most = bytearray(), None, hosted.client.most_input_bytes
         try:
             with self._reading(hosted):
                 async for part in parts:
@@ -251,7 +245,7 @@ class Store:
     async def _load(self, hosted: Hosted) -> None:
         hosted.state = "loading"
         hosted.file.close()
-        job = partial(Session, self._bundle, self._model, hosted.path, workers=self._workers, noise=self._noise)
+        job = partial(self._model.session, hosted.path, workers=self._workers, noise=self._noise)
         try:
             hosted.keys = await asyncio.get_running_loop().run_in_executor(self._loader, job)
         except InputError as error:
@@ -265,16 +259,18 @@ class Store:
             self._say(hosted, "ready")
 
     async def evaluate(
-        self, hosted: Hosted, parts: AsyncIterator[bytes], *, request: str, index: int, of: int
+        self, hosted: Hosted, parts: AsyncIterator[bytes], *, request: str, index: int, of: int, layout: int
     ) -> bytes:
         """Return the output message for the input message that ``parts`` make up."""
-        self._admit(hosted)
+        if layout >= hosted.client.layouts:
+            raise Refused(422, f"This model has {hosted.client.layouts} layouts, no number {layout}.")
+        self._admit(hosted, hosted.client.places(layout))
         async with self._message(hosted, parts) as data:
             if hosted.keys is None or hosted.state != "ready":
                 raise Refused(404, "The session ended while a message was on its way.")
             self._check_queue(hosted)
             hosted.running += 1
-            where = {"file": f"message {index}", "request": request, "index": index, "of": of}
+            where = {"file": f"message {index}", "request": request, "index": index, "of": of, "layout": layout}
             try:
                 job = partial(hosted.keys.evaluate, data, **where)
                 return await asyncio.get_running_loop().run_in_executor(self._pool, job)
@@ -288,26 +284,27 @@ class Store:
                 if hosted.state == "ended" and not hosted.running:
                     self._close(hosted)
 
-    def _admit(self, hosted: Hosted) -> None:
-        """Count a message's spots against the quotas, before its body is read."""
-        most, each = self.limits, self._each
+    def _admit(self, hosted: Hosted, each: int) -> None:
+        """Count a message's places against the quotas, before its body is read: nobody sees which of them are used."""
+        most = self.limits
         if hosted.state != "ready":
             raise Refused(409, f"The keys of this session are not there yet ({hosted.state}).")
         if hosted.sent + each > most.spots:
             raise Refused(403, f"This session has had {hosted.sent} of its {most.spots} spots; open another one.")
         self._check_queue(hosted)
         recent, now = self._recent[hosted.holder], time.monotonic()
-        while recent and now - recent[0] > 60:
+        while recent and now - recent[0][0] > 60:
             recent.popleft()
-        if (len(recent) + 1) * each > most.per_minute:
-            wait = max(1, int(61 - (now - recent[0]))) if recent else 60
+        if sum(spots for _, spots in recent) + each > most.per_minute:
+            wait = max(1, int(61 - (now - recent[0][0]))) if recent else 60
             raise Refused(429, f"At most {most.per_minute} spots a minute are taken of a client.", retry_after=wait)
-        recent.append(now)
+        recent.append((now, each))
         hosted.sent += each
 
     def _check_queue(self, hosted: Hosted) -> None:
-        if hosted.running >= self.in_flight:
-            raise Refused(429, f"At most {self.in_flight} messages of a session are taken at once.", retry_after=1)
+        most = self.in_flight(hosted.client)
+        if hosted.running >= most:
+            raise Refused(429, f"At most {most} messages of a session are taken at once.", retry_after=1)
 
     def end(self, hosted: Hosted, why: str = "ended by its client") -> None:
         """End a session: nobody can use it from now on; keys go as soon as nothing is done with them."""
@@ -335,7 +332,7 @@ class Store:
             self._forget(hosted)
             hosted.file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.close()
+        self._lock.release()
 
     def _forget(self, hosted: Hosted) -> None:
         hosted.state = "ended"
@@ -363,24 +360,3 @@ def _write(file: IO[bytes], offset: int, chunk: bytes | bytearray) -> None:
 def _append_to(path: Path, data: bytearray) -> None:
     with path.open("ab", buffering=0) as file:
         _write(file, file.tell(), data)
-
-
-def _own_folder(scratch: Path | None) -> tuple[Path, IO[bytes]]:
-    """Make a folder that only this user can read; delete those of servers that were killed."""
-    parent = Path(scratch or tempfile.gettempdir())
-    if not parent.is_dir():
-        raise InputError("is not a folder", file=parent, field="scratch")
-    for old in parent.glob(f"{PREFIX}*"):
-        try:
-            with (old / "lock").open("r+b") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(old, ignore_errors=True)
-        except OSError:
-            continue  # in use, or another user's
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700
-    except OSError as error:
-        raise InputError(f"cannot be written to ({error.strerror})", file=parent, field="scratch") from error
-    lock = (folder / "lock").open("w+b")
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return folder, lock

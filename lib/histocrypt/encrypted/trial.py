@@ -21,6 +21,7 @@ from histocrypt.predictors.registry import BOOTSTRAPPED, ENCRYPTED
 if TYPE_CHECKING:
     from histocrypt.encrypted.key_owner import Prepared
     from histocrypt.encrypted.lowering import Lowered
+    from histocrypt.encrypted.single import Client
     from histocrypt.pipeline.checkpoints import TrainedModel
     from histocrypt.study import Study
 
@@ -153,14 +154,26 @@ class Trial:
         self.steps[verb] = Step(verb, party, time.monotonic() - started, peak, said, _cpu_of_children() - before)
         return self.steps[verb]
 
+    @property
+    def form(self) -> Client:
+        """The form in which the hospital's keys were made."""
+        from histocrypt.encrypted.key_owner import Keys
+
+        return Keys(self.keys).client
+
     def set_up(self, model: str | Path) -> None:
-        """Compile a trained model and make the hospital's keys; hand over what each party gets."""
+        """Compile a trained model; hand over what each party gets."""
         owner, hospital, evaluator = (self.folder / party for party in (OWNER, HOSPITAL, EVALUATOR))
         self.run(OWNER, "compile", "--model", Path(model).resolve(), "-o", owner / "bundle")
         shutil.copytree(owner / "bundle", evaluator / "bundle")
         shutil.copyfile(owner / "bundle" / "client.json", hospital / "client.json")
-        self.run(HOSPITAL, "keygen", "--client", hospital / "client.json", "-o", self.keys)
-        shutil.copyfile(self.keys / "evaluation.keys", evaluator / "evaluation.keys")
+
+    def make_keys(self, spots: int | None = None) -> None:
+        """Make the hospital's keys for its next section, of so many spots, and hand the evaluation keys over."""
+        shutil.rmtree(self.keys, ignore_errors=True)
+        about = ("--client", self.folder / HOSPITAL / "client.json", "-o", self.keys)
+        self.run(HOSPITAL, "keygen", *about, *(("--spots", spots) if spots else ()))
+        shutil.copyfile(self.keys / "evaluation.keys", self.folder / EVALUATOR / "evaluation.keys")
 
     def evaluate(self, request: Path, response: Path) -> Step:
         """Evaluate a request that the evaluator has, and hand the response to the hospital."""
@@ -172,11 +185,11 @@ class Trial:
         return step
 
     def ciphertext_of(self, spot: str) -> bytes:
-        """Return what the evaluator got for a spot; only the hospital's own notes tell which that is."""
+        """Return the message in which the evaluator got a spot; only the hospital's own notes tell which that is."""
         (note,) = (self.keys / "requests").glob("*.json")
         content = read_json(note)
         place = content["order"].index(content["names"].index(spot))
-        return (self.request / f"{place // self.bundle.client.batch:05d}.ct").read_bytes()
+        return (self.request / f"{place // self.form.places(content['layout']):05d}.ct").read_bytes()
 
     def clean(self) -> None:
         """Delete keys, ciphertexts and the compiled network; logs and the public part stay."""
@@ -187,17 +200,18 @@ class Trial:
     def cost(self) -> dict[str, Any]:
         """Return seconds, memory and sizes under the names of ``agreement.json``."""
         evaluation = read_json(self.response / "cost.json")
-        batch, encrypted = self.bundle.client.batch, [step for step in self.steps.values() if step.name != "clear"]
+        (note,) = (self.keys / "requests").glob("*.json")
+        content, encrypted = read_json(note), [step for step in self.steps.values() if step.name != "clear"]
         inputs, outputs = (sorted(folder.glob("*.ct")) for folder in (self.request, self.response))
         return {
             "seconds": {
                 **{step.name: round(step.seconds, 2) for step in encrypted},
                 "load_model": evaluation["load_seconds"],
-                "evaluate_per_spot": round(evaluation["seconds"] / evaluation["ciphertexts"] / batch, 4),
+                "evaluate_per_spot": round(evaluation["seconds"] / len(content["names"]), 4),
             },
             "cpu_seconds": {
                 **{step.name: round(step.cpu_seconds, 2) for step in encrypted},
-                "evaluate_per_spot": round(evaluation["cpu_seconds"] / evaluation["ciphertexts"] / batch, 4),
+                "evaluate_per_spot": round(evaluation["cpu_seconds"] / len(content["names"]), 4),
             },
             "workers": evaluation["workers"],
             "peak_gib": {
@@ -205,9 +219,10 @@ class Trial:
                 for party in (EVALUATOR, HOSPITAL, OWNER)
             },
             "evaluation_keys_mib": round((self.folder / EVALUATOR / "evaluation.keys").stat().st_size / 2**20, 1),
-            "ciphertext_in_mib": round(inputs[0].stat().st_size / 2**20, 3),
-            "ciphertext_out_mib": round(outputs[0].stat().st_size / 2**20, 3),
-            "spots_per_ciphertext": batch,
+            "message_in_mib": round(inputs[0].stat().st_size / 2**20, 3),
+            "message_out_mib": round(outputs[0].stat().st_size / 2**20, 3),
+            "form": self.form.form,
+            "spots_per_message": self.form.places(content["layout"]),
         }
 
 
@@ -244,6 +259,7 @@ def run_trial(
 
     trial = Trial.begin(folder, workers=workers)
     trial.set_up(model)
+    trial.make_keys(spots)
     options = {"--image": source.get("image"), "--um-per-px": source.get("um_per_px"), "--spots": spots}
     given = [part for name, value in options.items() if value for part in (name, value)]
     hospital = trial.folder / HOSPITAL

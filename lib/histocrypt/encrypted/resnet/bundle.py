@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.encrypted import engine
-from histocrypt.encrypted.bundle import hash_of, write_client
+from histocrypt.encrypted.bundle import write_client
 from histocrypt.encrypted.lowering import scaling
 from histocrypt.encrypted.parameters import SECURITY_BITS, Parameters, bootstrapped, check_security
 from histocrypt.encrypted.resnet.compile import CELL, compile_network
 from histocrypt.encrypted.resnet.residual import Network, gains, lower, with_gains
 from histocrypt.encrypted.resnet.run import estimate
+from histocrypt.encrypted.single import hash_of
 from histocrypt.errors import InputError
 from histocrypt.files import write_json
 

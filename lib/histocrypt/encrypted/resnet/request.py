@@ -95,7 +95,7 @@ def evaluate_tiles(
     work.rmdir()
     seconds = time.monotonic() - started
     figures = {
-        "ciphertexts": len(pending),
+        "messages": len(pending),
         "workers": workers,
         "load_seconds": round(loading, 3),
         "seconds": round(seconds, 3),

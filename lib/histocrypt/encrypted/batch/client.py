@@ -1,0 +1,202 @@
+"""The key owner's side of a batch: hundreds of tiles in one message."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.encrypted.batch.layout import Layout
+from histocrypt.encrypted.batch.plan import LOG_SCALE
+from histocrypt.encrypted.messages import LONGEST_HEADER
+from histocrypt.encrypted.parameters import Parameters, check_security
+from histocrypt.encrypted.single import Client, hash_of
+from histocrypt.errors import InputError
+
+if TYPE_CHECKING:
+    from histocrypt.encrypted import engine
+    from histocrypt.encrypted.batch.ring import Ring
+
+SEED = 32
+"""Bytes of a message's seed: the second half of every ciphertext comes out of it, and is not sent."""
+AT_ONCE = 64
+"""Ciphertexts that are made before they are handed on."""
+
+
+@dataclass(frozen=True)
+class BatchClient(Client):
+    """The form ``batch`` of a compiled model's public part."""
+
+    batched: dict[str, Any] = field(default_factory=dict)
+    """``parameters``, ``moduli``, ``special``, ``layouts`` (how many convolutions each folds, and its cost) and
+    ``scale`` of the outputs."""
+
+    form = "batch"
+    alike = False
+
+    @classmethod
+    def of(cls, about: dict[str, Any], file: Path) -> BatchClient | None:
+        """Return the form of a public part, or None where a model has none.
+
+        Raises
+        ------
+        InputError
+            If its parameters give less than 128 bits, or it does not fit together.
+        """
+        batched = about.get("batch_form")
+        if batched is None:
+            return None
+        parameters = Parameters.from_dict(batched["parameters"])
+        check_security(parameters, file=file)
+        return cls(about, parameters, file, batched)
+
+    @property
+    def hash(self) -> str:
+        """What keys and messages of this form are bound to."""
+        return hash_of({**self.about, "form": self.form})
+
+    @cached_property
+    def choices(self) -> list[Layout]:
+        """The layouts. What keys they need follows from these alone: rotations never leave a tile's own slots."""
+        inputs, slots = self.about["input"], self.parameters.slots
+        tiles = inputs["kind"] == "tiles"
+        side, strides = (inputs["shape"][1], tuple(inputs["factors"])) if tiles else (1, ())
+        return [Layout(inputs["shape"][0], side, strides, one["folded"], slots) for one in self.batched["layouts"]]
+
+    @property
+    def layouts(self) -> int:
+        """Ways to lay spots out."""
+        return len(self.choices)
+
+    @property
+    def rotations(self) -> list[int]:
+        """Rotations whose keys the evaluator needs, of all layouts."""
+        return sorted({step for one in self.choices for step in one.rotations})
+
+    @property
+    def moduli(self) -> list[int]:
+        """The ciphertext primes."""
+        return [int(prime) for prime in self.batched["moduli"]]
+
+    @property
+    def squares(self) -> int:
+        """Squares of the network, each of which takes a prime."""
+        return len(self.choices[0].strides)
+
+    @property
+    def special(self) -> int:
+        """The prime of key switching."""
+        return int(self.batched["special"])
+
+    @cached_property
+    def ring(self) -> Ring:
+        """The arithmetic."""
+        from histocrypt.encrypted.batch.ring import Ring
+
+        return Ring(self.parameters.logn, self.moduli, self.special)
+
+    def level_of(self, layout: int) -> int:
+        """Return the level at which inputs are encrypted: a prime for each square, and one to blot out slots."""
+        return self.squares + bool(self.choices[layout].folded)
+
+    def places(self, layout: int) -> int:
+        """Return how many spots share a message in this layout."""
+        return self.choices[layout].tiles
+
+    def layout_for(self, spots: int) -> int:
+        """Return the layout that takes so many spots in the least time."""
+        cost = [one["cost"] * -(-spots // self.places(number)) for number, one in enumerate(self.batched["layouts"])]
+        return int(np.argmin(cost))
+
+    def input_bytes(self, layout: int) -> int:
+        """Return the size of an input message's payload."""
+        one = self.choices[layout]
+        return SEED + one.inputs * (self.level_of(layout) + 1) * self.parameters.limb_bytes
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of an output message's payload."""
+        return len(self.about["outputs"]) * 2 * self.parameters.limb_bytes
+
+    @property
+    def most_input_bytes(self) -> int:
+        """The largest input message that is read."""
+        return max(map(self.input_bytes, range(self.layouts))) + LONGEST_HEADER
+
+    @property
+    def most_output_bytes(self) -> int:
+        """The largest output message that is read."""
+        return self.output_bytes + LONGEST_HEADER
+
+    def evaluation_key_bytes(self) -> int:
+        """Return the size of all evaluation keys, the public key modulo the first prime among them."""
+        switching = (len(self.rotations) + 1) * self.parameters.switching_key_bytes if self.squares else 0
+        return switching + 2 * self.parameters.limb_bytes
+
+    def evaluation_keys(self, owner: engine.KeyOwner) -> Iterator[bytes]:
+        """Yield the evaluator's keys piece by piece: what switches keys, then the public key modulo the first prime."""
+        from histocrypt.encrypted.batch.secret import fresh
+
+        if self.squares:
+            yield from owner.evaluation_keys(self.rotations)
+        yield fresh(owner, self.ring, 1, 0).astype("<u8").tobytes()
+
+    def encrypt(self, values: np.ndarray, owner: engine.KeyOwner, layout: int) -> Iterator[bytes]:
+        """Yield the payload of an input message: a seed, then the first half of every ciphertext, prime by prime.
+
+        Ciphertexts are made under the secret key. The engine draws their errors; the second half of each, which is
+        uniform, is then exchanged for one that everybody can make from the seed, and the first half follows it.
+        """
+        from histocrypt.encrypted.batch.embedding import encode
+        from histocrypt.encrypted.batch.secret import fresh, read_secret, seeded
+        from histocrypt.paths import threads
+
+        seed = os.urandom(SEED)
+        yield seed
+        one, level, ring = self.choices[layout], self.level_of(layout), self.ring
+        slots, secret = one.pack(values), read_secret(owner.secret_bytes(), ring)
+
+        def make(number: int) -> bytes:
+            zero = seeded(fresh(owner, ring, 1, level)[0], part_of(seed, number), secret, ring)
+            plain = ring.residues(encode(slots[number].astype(np.float64), 2.0**LOG_SCALE), level)
+            return ring.add(zero, plain).astype("<u8").tobytes()
+
+        with ThreadPoolExecutor(threads()) as pool:
+            for start in range(0, one.inputs, AT_ONCE):
+                yield from pool.map(make, range(start, min(start + AT_ONCE, one.inputs)))
+
+    def decrypt(self, payload: bytes, owner: engine.KeyOwner, layout: int, *, file: Any) -> np.ndarray:
+        """Return (places, outputs) from the payload of an output message: sums over the positions.
+
+        Raises
+        ------
+        InputError
+            If it has another size, values outside the prime field, or sums that are not plausible.
+        """
+        from histocrypt.encrypted.batch.embedding import slots, sum_orbits
+        from histocrypt.encrypted.batch.secret import decrypt, read_secret
+
+        if len(payload) != self.output_bytes:
+            problem, fix = "is no list of results", "have it evaluated again"
+            raise InputError(problem, file=file, field="bytes", value=len(payload), expected=self.output_bytes, fix=fix)
+        one, ring = self.choices[layout], self.ring
+        results = np.frombuffer(payload, dtype="<u8").reshape(-1, 2, 1, ring.n)
+        if results.max() >= self.moduli[0]:
+            problem, value, limit = "is not a ciphertext under these parameters", int(results.max()), self.moduli[0]
+            raise InputError(problem, file=file, field="coefficients", value=value, expected=f"below {limit}")
+        clear = decrypt(results, read_secret(owner.secret_bytes(), ring), ring)[:, 0]
+        outputs = slots(ring, sum_orbits(ring, clear, one.positions), self.batched["scale"]).T
+        self.check_plausible(outputs, file=file)
+        return outputs
+
+
+def part_of(seed: bytes, number: int) -> bytes:
+    """Return the seed of one ciphertext of a message."""
+    return hashlib.sha256(seed + number.to_bytes(4, "little")).digest()

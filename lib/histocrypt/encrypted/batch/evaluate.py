@@ -1,0 +1,283 @@
+"""The evaluator's side of a batch: integers times ciphertexts, squares, and sums that tell nothing else.
+
+No native library is needed, and nothing here can decrypt. What goes back is made safe for the model's owner: slots
+that hold nothing of use are blotted out, a fresh encryption of zero hides how each ciphertext was made, and a mask
+that sums to zero over the positions leaves the key owner the sums alone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histocrypt.encrypted import messages
+from histocrypt.encrypted.answer_noise import AnswerNoise
+from histocrypt.encrypted.batch.client import SEED, BatchClient, part_of
+from histocrypt.encrypted.batch.embedding import encode, zero_sums
+from histocrypt.encrypted.batch.layout import Layout
+from histocrypt.encrypted.batch.plan import PRIME, Map
+from histocrypt.encrypted.batch.ring import Keys, Ring
+from histocrypt.errors import InputError
+
+ETA = 21
+"""Of the centred binomial distribution that errors are drawn from: a standard deviation of 3.2."""
+LOG_FLOOD = -20
+"""Errors that hide how a result was computed: their share of the outputs' range, binary logarithm."""
+
+ONE_AT_A_TIME = threading.Lock()
+"""A batch takes all cores and most of the memory."""
+
+Read = Callable[[int], np.ndarray]
+"""From a number of ciphertexts to the next ones, (number, 2, primes, slots) uint64."""
+
+
+class Evaluator:
+    """A network's integers under one client's keys.
+
+    Parameters
+    ----------
+    maps, scale
+        Of the plan; see `plan.Plan`.
+    ring
+        Of its parameters.
+    keys
+        The client's evaluation keys; None for a network without squares.
+    spread
+        Range of the outputs.
+    public
+        (2, slots) uint64: the client's public key modulo the first prime, as ring values.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[Map],
+        scale: float,
+        ring: Ring,
+        keys: Keys | None,
+        public: np.ndarray,
+        *,
+        spread: float = 1.0,
+    ) -> None:
+        self._maps, self._scale, self._ring, self._keys, self._public = maps, scale, ring, keys, public
+        self._wide = int(2.0 ** (LOG_FLOOD + 1) * spread * scale / np.sqrt(2 * ring.n / 3)) or 1
+
+    def __call__(
+        self, read: Read, layout: Layout, *, workers: int, noise: AnswerNoise | None = None
+    ) -> Iterator[np.ndarray]:
+        """Yield each output's ciphertext, (2, slots) uint64 modulo the first prime.
+
+        Parameters
+        ----------
+        read
+            Gives the batch's ciphertexts in the order of `Layout.pack`.
+        layout
+            Of the batch.
+        workers
+            Threads.
+        noise
+            Added to every value, if given.
+        """
+        with ThreadPoolExecutor(workers) as pool, _blas(1):
+            x = self._unfolded(layout.unfolded - 1, read, layout, pool) if self._maps[:-1] else read(layout.inputs)
+            for number, shifts in enumerate(layout.shifts, layout.unfolded):
+                turned = pool.map(partial(self._keys.rotate, rotations=shifts), x)
+                cells = np.stack([np.stack(places) for places in turned], axis=1)  # (places, channels, 2, primes, N)
+                x = self._squares(number, cells.reshape(-1, *cells.shape[2:]), pool)
+            y = self._linear(len(self._maps) - 1, x, pool)
+            del x
+            wipe = self._wipe(layout) if layout.folded else None
+            added = self._noise(layout, noise)
+
+            def finish(number: int) -> np.ndarray:
+                one = y[number]
+                if wipe is not None:
+                    one = self._ring.rescale(self._ring.multiply(one, wipe))
+                one = self._ring.add(one, self._zero())
+                one[0] = self._ring.add(one[0], zero_sums(self._ring, os.urandom(32), layout.positions)[None])
+                if added is not None:
+                    one[0] = self._ring.add(one[0], added[number])
+                return one[:, 0]
+
+            yield from pool.map(finish, range(len(y)))
+
+    def _unfolded(self, number: int, read: Read, layout: Layout, pool: Executor) -> np.ndarray:
+        """Return the squares of one place of the next convolution's cell: depth first, so that little is held."""
+        if number == 0:
+            x = read(layout.first)
+        else:
+            places = layout.strides[number] ** 2
+            x = np.concatenate([self._unfolded(number - 1, read, layout, pool) for _ in range(places)])
+        return self._squares(number, x, pool)
+
+    def _squares(self, number: int, x: np.ndarray, pool: Executor) -> np.ndarray:
+        y = self._linear(number, x, pool)
+        return np.stack(list(pool.map(self._keys.square, y)))
+
+    def _linear(self, number: int, x: np.ndarray, pool: Executor) -> np.ndarray:
+        one = self._maps[number]
+        return self._ring.linear(one.weights, x, one.bias)
+
+    def _wipe(self, layout: Layout) -> np.ndarray:
+        """Return (2, slots) ring values of a plaintext that keeps the useful slots: ones at the scale of a prime."""
+        slots = np.repeat(layout.useful.astype(float), layout.tiles)
+        return self._ring.residues(encode(slots[None], 2.0**PRIME), 1)[0]
+
+    def _noise(self, layout: Layout, noise: AnswerNoise | None) -> np.ndarray | None:
+        """Return (outputs, 1, slots) plaintexts of noise: at the first position, so that the sum has it once."""
+        if noise is None:
+            return None
+        drawn = noise.draw(layout.tiles)
+        slots = np.zeros((len(drawn), layout.positions, layout.tiles))
+        slots[:, 0] = drawn
+        return self._ring.residues(encode(slots.reshape(len(drawn), -1), self._scale), 0)
+
+    def _zero(self) -> np.ndarray:
+        """Return a fresh encryption of zero under the client's public key, (2, 1, slots), with a flooding error."""
+        ring, n = self._ring, self._ring.n
+        drawn = np.stack([_ternary(n), _uniform(n, self._wide) + _binomial(n), _binomial(n)]).astype(np.float64)
+        u, wide_error, error = ring.residues(drawn, 0)
+        return np.stack(
+            [
+                ring.add(ring.multiply(u, self._public[0][None]), wide_error),
+                ring.add(ring.multiply(u, self._public[1][None]), error),
+            ]
+        )
+
+
+def _ternary(n: int) -> np.ndarray:
+    """Return (n,) uniform -1, 0, 1 from the system's randomness."""
+    drawn = np.frombuffer(os.urandom(2 * n), dtype=np.uint8)
+    return (drawn[drawn < 255][:n] % 3).astype(np.int64) - 1
+
+
+def _binomial(n: int) -> np.ndarray:
+    """Return (n,) centred binomial integers from the system's randomness."""
+    drawn = np.frombuffer(os.urandom(8 * n), dtype="<u4").reshape(2, n) & np.uint32((1 << ETA) - 1)
+    ones = np.bitwise_count(drawn).astype(np.int64)
+    return ones[0] - ones[1]
+
+
+def _uniform(n: int, wide: int) -> np.ndarray:
+    """Return (n,) integers from -wide / 2 to wide / 2, uniform up to one part in 2^32, from the system's randomness."""
+    drawn = np.frombuffer(os.urandom(8 * n), dtype="<u8") >> np.uint64(1)
+    return (drawn % np.uint64(wide)).astype(np.int64) - wide // 2
+
+
+@contextmanager
+def _blas(threads: int) -> Iterator[None]:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(threads, user_api="blas"):
+        yield
+
+
+class Session:
+    """One client's keys on a compiled model, in the form ``batch``.
+
+    Parameters
+    ----------
+    client
+        The form.
+    maps
+        The network's integers.
+    keys
+        File of the client's evaluation keys.
+    workers
+        Threads.
+    noise
+        See `Evaluator`.
+
+    Raises
+    ------
+    InputError
+        If the keys are damaged, or of another model.
+    """
+
+    def __init__(
+        self,
+        client: BatchClient,
+        maps: Sequence[Map],
+        keys: Path,
+        *,
+        workers: int,
+        noise: AnswerNoise | None = None,
+    ) -> None:
+        header, start = messages.open_message(keys, "evaluation keys", client=client.hash)
+        expected = client.evaluation_key_bytes()
+        if not 0.9 * expected < header["bytes"] < 1.1 * expected + (1 << 20):
+            problem = "has not the size of this model's evaluation keys"
+            raise InputError(problem, file=keys, field="bytes", value=header["bytes"], expected=f"about {expected}")
+        self.key: str = str(header.get("key"))
+        self.client, self._workers, self._noise = client, workers, noise
+        last = 2 * client.parameters.limb_bytes
+        data = np.memmap(keys, dtype=np.uint8, mode="r", offset=start, shape=(header["bytes"],))
+        public = np.array(data[-last:]).view("<u8").reshape(2, -1)
+        if public.max() >= client.moduli[0]:
+            raise InputError("are no evaluation keys for these parameters", file=keys, field="public key")
+        switching = None
+        if client.squares:
+            switching = Keys.read(np.array(data[:-last]), client.ring, client.rotations)
+        low, high = client.about["output_range"]
+        scale = client.batched["scale"]
+        self._evaluator = Evaluator(maps, scale, client.ring, switching, public, spread=high - low)
+
+    def evaluate(self, data: bytes | Path, *, file: Any, **expected: Any) -> bytes:
+        """Return the output message for an input message, which may lie in a file.
+
+        Raises
+        ------
+        InputError
+            If the message is damaged, not bound to this session, or not made of ciphertexts under its parameters.
+        """
+        header = messages.read_header(data) if isinstance(data, Path) else messages.parse_header(data, file)[0]
+        number = header.get("layout")
+        bound = {"client": self.client.hash, "key": self.key, "layout": number, **expected}
+        if isinstance(data, Path):
+            payload = np.memmap(data, dtype=np.uint8, mode="r", offset=messages.open_message(data, "input", **bound)[1])
+        else:
+            payload = np.frombuffer(messages.unpack(data, file=file, kind="input", **bound), dtype=np.uint8)
+        if not isinstance(number, int) or not 0 <= number < self.client.layouts:
+            problem = "names a layout that this model does not have"
+            raise InputError(problem, file=file, field="layout", value=number, expected=f"below {self.client.layouts}")
+        if len(payload) != (wanted := self.client.input_bytes(number)):
+            problem = "has not the size of a batch"
+            raise InputError(problem, file=file, field="bytes", value=len(payload), expected=str(wanted))
+        layout, level = self.client.choices[number], self.client.level_of(number)
+        with ONE_AT_A_TIME:
+            read = self._reader(payload, level, file)
+            outputs = self._evaluator(read, layout, workers=self._workers, noise=self._noise)
+            results = b"".join(one.astype("<u8").tobytes() for one in outputs)
+        return messages.pack("output", results, **bound)
+
+    def _reader(self, payload: np.ndarray, level: int, file: Any) -> Read:
+        """Return what reads ciphertexts one after the other: halves from the message, the others from its seed."""
+        ring, at = self.client.ring, 0
+        seed, size = payload[:SEED].tobytes(), (level + 1) * self.client.parameters.limb_bytes
+        primes = np.array(ring.moduli[: level + 1], dtype=np.uint64)[:, None]
+
+        def read(number: int) -> np.ndarray:
+            nonlocal at
+            found = np.empty((number, 2, level + 1, ring.n), dtype=np.uint64)
+            for row in range(number):
+                start = SEED + at * size
+                found[row, 0] = payload[start : start + size].copy().view("<u8").reshape(level + 1, ring.n)
+                found[row, 1] = ring.uniform(part_of(seed, at), level)
+                at += 1
+            if (found[:, 0] >= primes).any():
+                problem, fix = "is not made of ciphertexts under these parameters", "encrypt it again for this model"
+                raise InputError(problem, file=file, field="coefficients", expected="below its prime", fix=fix)
+            return found
+
+        return read
+
+    def close(self) -> None:
+        """Free the keys."""
+        del self._evaluator

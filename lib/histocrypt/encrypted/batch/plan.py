@@ -1,0 +1,302 @@
+"""A network as integers: what the evaluator multiplies ciphertexts by, and the proof that no sum leaves its modulus.
+
+CKKS keeps a value as an integer, the value times a scale, modulo the primes that are left. Here every map is a matrix
+of integers, exact in double precision, with a scale of its own for each of its outputs; a square brings scale^2 and
+takes a prime away. A sum that grows beyond half of its modulus would come out as another value, and nobody would
+notice. So every sum is bounded for *all* inputs in the calibrated range, by interval arithmetic, and scales are chosen
+so that the bound holds. Squares of squares have bounds far above anything seen: where the room does not reach that far,
+the largest value over the training tiles must fit `HEADROOM` times, and the plan says that it rests on this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histocrypt.encrypted.batch.layout import Layout
+from histocrypt.encrypted.lowering import Affine, Lowered, convolution
+from histocrypt.encrypted.parameters import MAX_LOG_QP, Parameters, check_security
+from histocrypt.errors import InputError
+from histocrypt.files import atomic_path
+
+PRIME = 60
+"""Bits of a ciphertext prime: a convolution and the square after it share one."""
+LOG_SCALE = 27
+"""Of what is encrypted: its error is 3e-6 of a pixel's standard deviation."""
+LOG_BEFORE_SQUARE, LOG_BEFORE_LAST = 44, 46
+"""Largest scale of what enters a square, and the last one. What comes out has scale^2 / prime: the larger, the less its
+rounding costs (1e-5 of a value at 2^28), and the fewer bits are left for the next map's weights."""
+EXACT = 2.0**53
+"""Integers up to here are exact in double precision."""
+HALF = 29
+"""Bits of the signed halves in which residues go through it."""
+HEADROOM = 32.0
+"""How often the largest value over the training tiles must fit where all inputs cannot be bounded."""
+ENCRYPT, SWITCH, MULTIPLY, FINISH = 1.4e-7, 3e-8, 2.5e-10, 4e-7
+"""CPU seconds: a slot and prime of a ciphertext made, of a key switched (by primes and digits), of a ciphertext times a
+number, and a slot of an output finished and decrypted (measured by `benchmarks/encrypted.py`, 2 cores)."""
+LEAST_TILES = 64
+"""A layout of fewer tiles a batch is not offered."""
+
+
+class Unfit(Exception):
+    """Why a network cannot go through the batch layout."""
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """A linear map of a plan, for the channels and places of one cell."""
+
+    weights: np.ndarray
+    """(outputs, places of a cell * channels) float64 integers; place by place (the first map: channel by channel)."""
+    bias: np.ndarray
+    """(outputs,) int64, in the outputs' own scales."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the largest sum of a map was compared with, in the units of its modulus."""
+
+    all_inputs: float
+    """Share of half the modulus that no input in the calibrated range exceeds."""
+    seen: float
+    """The same over the training tiles."""
+
+    @property
+    def proved(self) -> bool:
+        """Whether it holds for every input in the calibrated range."""
+        return self.all_inputs < 1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All that evaluates a network, secret but for parameters and layouts."""
+
+    parameters: Parameters
+    moduli: list[int]
+    """The ciphertext primes, the first one first."""
+    special: int
+    """The prime of key switching."""
+    maps: list[Map]
+    layouts: list[Layout]
+    """From few tiles a batch to many."""
+    scale: float
+    """Of the outputs, after the sum over positions."""
+    bounds: list[Bound]
+
+    @property
+    def squares(self) -> int:
+        """Maps but the last end in a square."""
+        return len(self.maps) - 1
+
+    def level(self, layout: Layout) -> int:
+        """Return the level at which tiles are encrypted: a prime for each square, and one to blot out useless slots."""
+        return self.squares + bool(layout.folded)
+
+    def public(self) -> dict[str, Any]:
+        """Return what clients learn: parameters, primes, layouts with their cost, the scale of the outputs."""
+        return {
+            "parameters": self.parameters.to_dict(),
+            "moduli": [str(prime) for prime in self.moduli],
+            "special": str(self.special),
+            "layouts": [{"folded": one.folded, "cost": round(self.cost(one), 3)} for one in self.layouts],
+            "scale": self.scale,
+        }
+
+    def proof(self) -> str:
+        """Return which sums cannot leave their modulus whatever the tile, and what the others rest on."""
+        proved = sum(bound.proved for bound in self.bounds)
+        room = 1 / max(bound.seen for bound in self.bounds)
+        rest = "" if proved == len(self.bounds) else f", the others {room:.0f} times what the training tiles reach"
+        return f"{proved} of {len(self.bounds)} sums bounded for every input{rest}"
+
+    def transforms(self, layout: Layout) -> Iterator[tuple[int, int, int, int]]:
+        """Yield for each map: ciphertexts in, ciphertexts out, primes, key switches."""
+        level = self.level(layout)
+        for number, one in enumerate(self.maps):
+            later = layout.strides[number + 1 : layout.unfolded]
+            times = math.prod(later) ** 2
+            outputs, inputs = one.weights.shape
+            turned = inputs - inputs // layout.strides[number] ** 2 if layout.unfolded <= number < self.squares else 0
+            squares = outputs if number < self.squares else 0
+            yield inputs * times, outputs * times, level - number + 1, times * squares + turned
+
+    def cost(self, layout: Layout) -> float:
+        """Return about how many CPU seconds a batch takes, of both sides together."""
+        n = layout.slots
+        seconds = layout.inputs * (self.level(layout) + 2) * n * ENCRYPT
+        for (inputs, outputs, primes, switches), one in zip(self.transforms(layout), self.maps, strict=True):
+            seconds += switches * primes * (primes + 4) * n * SWITCH
+            seconds += inputs * outputs / (inputs / one.weights.shape[1]) * primes * n * MULTIPLY
+        return seconds + len(self.maps[-1].weights) * n * FINISH
+
+    def most_bytes(self) -> int:
+        """Return what the largest map's inputs and outputs take, in any layout."""
+        limb = self.parameters.limb_bytes
+        return max(
+            2 * limb * primes * (one.weights.shape[0] + 2 * one.weights.shape[1])
+            for layout in self.layouts
+            for (_, _, primes, _), one in zip(self.transforms(layout), self.maps, strict=True)
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the integers (safetensors); the file is readable by its owner only."""
+        from safetensors.numpy import save_file
+
+        arrays = {}
+        for number, one in enumerate(self.maps):
+            kind = np.int32 if np.abs(one.weights).max() < 2**31 else np.int64
+            arrays |= {f"weights{number}": one.weights.astype(kind), f"bias{number}": one.bias}
+        with atomic_path(path) as temporary:
+            temporary.touch(mode=0o600)
+            save_file(arrays, temporary)
+
+
+def read_maps(path: Path) -> list[Map]:
+    """Read what `Plan.save` wrote; `InputError` where it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = load_file(path)
+        return [
+            Map(arrays[f"weights{number}"].astype(np.float64), arrays[f"bias{number}"])
+            for number in range(len(arrays) // 2)
+        ]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError("the weights are missing or damaged", file=path, fix="compile the model again") from error
+
+
+def make_plan(
+    lowered: Lowered, inputs: dict[str, Any], *, input_range: Sequence[float], largest: Sequence[float]
+) -> Plan:
+    """Turn a network into integers and choose ring, scales and layouts.
+
+    Parameters
+    ----------
+    lowered
+        The network; its last map gives outputs in their own units.
+    inputs
+        ``kind``, ``shape`` and ``factors`` of the client part.
+    input_range
+        (low, high) that the key owner keeps inputs to.
+    largest
+        Largest absolute value over the training tiles after each map.
+
+    Raises
+    ------
+    Unfit
+        If weights differ between positions, or no ring of 128 bits holds the network.
+    """
+    from histocrypt.encrypted import engine
+
+    kernels = _kernels(lowered)
+    tiles = inputs["kind"] == "tiles"
+    strides, side = (tuple(inputs["factors"]), inputs["shape"][1]) if tiles else ((), 1)
+    if len(strides) != len(kernels) - 1:
+        raise Unfit("a convolution of this network has no square after it")
+    parameters, layouts = _ring(inputs["shape"][0], side, strides)
+    maps, bounds, places = [], [], layouts[-1].grid ** 2
+    scale = np.full(inputs["shape"][0], 2.0**LOG_SCALE)
+    low, high = (np.full(len(scale), float(limit)) for limit in input_range)
+    zero = np.zeros(len(scale))  # what an empty place holds
+    for number, ((weights, bias), seen) in enumerate(zip(kernels, largest, strict=True)):
+        last = number == len(kernels) - 1
+        least, most = _range(weights, bias, low, high, times=places if last else 1)
+        upper = np.maximum(np.abs(least), np.abs(most))
+        room = 2.0 ** (PRIME - 1) if last else 2.0 ** ((PRIME * (len(kernels) - number) - 1) / 2)
+        log_most = None if last else LOG_BEFORE_LAST if number == len(kernels) - 2 else LOG_BEFORE_SQUARE
+        aim = _scales(weights, scale, upper, seen, room, log_most=log_most)
+        bounds.append(Bound(float((upper * aim).max() / room), float(seen * aim.max() / room)))
+        nothing = np.einsum("ocp,c->o", weights, zero)
+        if last:  # the sum over slots has the bias once, and what empty positions add to it is taken away
+            bias = (bias - (layouts[-1].positions - places) * nothing) / layouts[-1].positions
+        integers = np.rint(weights * aim[:, None, None] / scale[None, :, None])
+        ordered = integers if number == 0 else integers.transpose(0, 2, 1)
+        maps.append(Map(ordered.reshape(len(aim), -1), np.rint(bias * aim).astype(np.int64)))
+        low, high = np.where((least < 0) & (most > 0), 0, np.minimum(least**2, most**2)), upper**2
+        zero, scale = (nothing + bias) ** 2, aim**2 / 2.0**PRIME
+    owner = engine.KeyOwner(parameters)
+    return Plan(parameters, owner.moduli(), owner.special_moduli()[0], maps, layouts, float(aim[0]), bounds)
+
+
+def _kernels(lowered: Lowered) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (outputs, inputs, places of a cell) weights and (outputs,) biases of each map; the last has one place."""
+    found = []
+    for one in lowered.maps[:-1]:
+        channels, side, _ = one.source
+        outputs, grid, _ = one.target
+        stride = side // grid
+        cell = np.arange(channels)[:, None, None] * side**2 + np.arange(stride)[:, None] * side + np.arange(stride)
+        weights = one.matrix[np.arange(outputs) * grid**2][:, cell.reshape(-1)].toarray()
+        weights = weights.reshape(outputs, channels, stride, stride)
+        bias = one.bias.reshape(outputs, -1)[:, 0]
+        _check_same(one, convolution(weights, bias, one.source, stride=stride), "kernels overlap, or differ by place")
+        found.append((weights.reshape(outputs, channels, -1), bias))
+    last = lowered.maps[-1]
+    places = math.prod(last.source[1:])
+    weights = last.matrix.toarray().reshape(len(last.bias), last.source[0], places)
+    if not np.allclose(weights, weights[:, :, :1], rtol=1e-6, atol=1e-9 * np.abs(weights).max()):
+        raise Unfit("the last map has weights for every place (pool > 1)")
+    return [*found, (weights[:, :, :1], last.bias)]
+
+
+def _check_same(one: Affine, other: Affine, problem: str) -> None:
+    apart = abs(one.matrix - other.matrix)
+    largest = abs(one.matrix).max()
+    if one.target != other.target or apart.max() > 1e-6 * largest or not np.allclose(one.bias, other.bias):
+        raise Unfit(problem)
+
+
+def _ring(channels: int, side: int, strides: tuple[int, ...]) -> tuple[Parameters, list[Layout]]:
+    """Return the smallest ring of 128 bits that has a layout for a network, and its layouts, few tiles first."""
+    for logn in (12, 13, 14):
+        primes = len(strides) + 1
+        room = MAX_LOG_QP[logn] - PRIME * primes
+        plain = Layout(channels, side, strides, 0, 1 << logn)
+        if room < 34 or plain.tiles < LEAST_TILES:
+            continue
+        layouts = [plain]
+        if room >= PRIME + 34 and plain.grid**2 == plain.positions:
+            layouts += [Layout(channels, side, strides, folded, 1 << logn) for folded in range(1, len(strides))]
+        layouts = [one for one in layouts if one.tiles >= LEAST_TILES]
+        primes += len(layouts) > 1
+        special = min(PRIME, MAX_LOG_QP[logn] - PRIME * primes)
+        parameters = Parameters(logn, (PRIME,) * primes, (special,), LOG_SCALE)
+        check_security(parameters)
+        return parameters, sorted(layouts, key=lambda one: one.tiles)
+    raise Unfit("no ring of 128 bits without bootstrapping holds it")
+
+
+def _range(
+    weights: np.ndarray, bias: np.ndarray, low: np.ndarray, high: np.ndarray, *, times: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and largest that each output can be, for inputs (by channel) in a range, at ``times`` places."""
+    up, down = np.maximum(weights, 0).sum(axis=2), np.minimum(weights, 0).sum(axis=2)
+    return times * (up @ low + down @ high) + bias, times * (up @ high + down @ low) + bias
+
+
+def _scales(
+    weights: np.ndarray, scale: np.ndarray, upper: np.ndarray, seen: float, room: float, *, log_most: int | None
+) -> np.ndarray:
+    """Return a scale for each output: as large as exactness, room and the maps to come allow.
+
+    Raises
+    ------
+    Unfit
+        If none is left.
+    """
+    total = np.abs(weights / scale[None, :, None]).sum(axis=(1, 2))
+    exact = (0.999 * EXACT / 2.0**HALF - weights[0].size) / np.maximum(total, 1e-300)  # rounding adds 1/2 each
+    if log_most is None:  # the last map: all outputs have one scale
+        return np.full(len(total), min(float(exact.min()), room / (HEADROOM * seen)))
+    aim = np.minimum(exact, 2.0**log_most)
+    certain = room / np.maximum(upper, 1e-300) * 0.999
+    if (certain < aim).any() and HEADROOM * seen * aim.max() > room:
+        raise Unfit("its sums leave the modulus")
+    return aim
