@@ -31,6 +31,16 @@ def test_a_model_may_override_training_and_set_its_own_options():
     assert study.options_of("resnet18") == {"average_pool": False}
 
 
+def test_bootstrapped_models_are_tried_encrypted_where_spots_are_asked_for():
+    models = {"fhe_cnn": {}, "resnet18": {}, "fhe_resnet18": {}}
+    study = parse_study({**GOOD, "models": models})
+    assert study.encrypted_models == ["fhe_cnn"]
+    more = parse_study({**GOOD, "models": models, "encrypted": {"bootstrapped_spots": 4}})
+    assert more.encrypted_models == ["fhe_cnn", "fhe_resnet18"]
+    assert (more.encrypted_spots("fhe_cnn"), more.encrypted_spots("fhe_resnet18")) == ("all", 4)
+    assert parse_study({**GOOD, "encrypted": {"bootstrapped_spots": 0}}).hash() == parse_study(GOOD).hash()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -59,8 +59,8 @@ class Plan:
     """Differently shifted copies of the inner tensor: the groups of the second convolution."""
 
 
-def plan_block(block: Residual, slots: int) -> Plan:
-    """Lay a block out with the fewest diagonals.
+def plan_block(block: Residual, slots: int, *, room: int = 0) -> Plan:
+    """Lay a block out with the fewest diagonals; ``room``: slots after which the inner tensor repeats, if not all.
 
     Spare slots serve the first convolution, as groups of partial sums, or the second, as shifted copies of the inner
     tensor: the product of both numbers is what there is to share out.
@@ -73,7 +73,8 @@ def plan_block(block: Residual, slots: int) -> Plan:
     second = shifted.count(block.second.matrix, outer, outer, 1)
     found = []
     shift, straight = sp.eye(len(base.position), format="csr"), rows(shape, slots)
-    for kept in (1 << power for power in range(min(spare, outer.size).bit_length())):
+    most = min(spare, outer.size, (room or slots) // outer.size)
+    for kept in (1 << power for power in range(most.bit_length())):
         inner = rows(block.first.target, slots, shifts=tuple(copy * outer.size // kept for copy in range(kept)))
         for groups in (1 << power for power in range(min(spare // kept, base.size).bit_length())):
             plan = Plan(pattern(base, inner.period, groups), inner, outer, groups, kept)
@@ -211,7 +212,7 @@ def compile_network(network: Network, parameters: Parameters, folder: Path) -> C
     for number, block in enumerate(network.blocks):
         kind = (block.first.source, block.first.target)
         if kind not in plans:
-            plans[kind] = plan_block(block, slots)
+            plans[kind] = plan_block(block, slots, room=room)
         plan = plans[kind]
         name = f"block{number}"
         shift = sp.eye(len(x.position), format="csr")

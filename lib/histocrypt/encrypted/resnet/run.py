@@ -33,8 +33,8 @@ the ring of 2^15, as ``benchmarks/fhe_resnet18.py`` prints them."""
 SECONDS_REFRESH = 14.5
 SECONDS_DIAGONAL = 0.018
 """Encoding and multiplying, which overlap, where a tile is alone."""
-SECONDS_PRODUCT = 0.005
-"""Multiplying alone, rotations included."""
+SECONDS_ENCODE, SECONDS_PRODUCT = 0.0105, 0.0015
+"""Of a diagonal, on one core: encoding, once for all tiles; multiplying, rotations included."""
 SECONDS_ENDS = 45.0
 """Before the first refresh and after the last one, where several tiles go together."""
 SECONDS_POLYNOMIAL = 1.5
@@ -54,7 +54,7 @@ class Timing:
     waited: float
     """For its diagonals to be encoded, and for the layers before it."""
     evaluated: float
-    """All tiles together; where several threads refresh, those of the last one alone."""
+    """All tiles together."""
 
 
 def write_ciphertexts(path: Path, ciphertexts: list[bytes]) -> None:
@@ -124,12 +124,9 @@ class _Tile:
             fix = "delete it, or give another folder"
             raise InputError("holds layers of another tile or network", file=work, field="of.txt", fix=fix)
         done = [number for number, step in enumerate(steps) if self._place[step["name"]].is_file()]
-        self.begin = max(done) + 1 if done else 0
+        self.next = max(done) + 1 if done else 0
+        """The layer that it goes through next."""
         self.output = self._place[steps[-1]["name"]]
-
-    def ready(self, number: int) -> bool:
-        """Return whether all that a layer takes is there."""
-        return all(self._place[name].is_file() for name in self._steps[number]["inputs"])
 
     def evaluate(self, number: int, evaluator: engine.Evaluator, model: Any) -> None:
         """Evaluate one layer; drop what no later one needs."""
@@ -141,66 +138,75 @@ class _Tile:
                 self._place[name].unlink()
 
 
-class _Layers:
-    """The layers in memory: loaded in order, as many ahead as fit; each is let go of once all tiles went through it."""
+Layer = tuple[Any, engine.Evaluator | None]
+"""A loaded network of one layer, and what evaluates it where it does not refresh."""
 
-    def __init__(
-        self,
-        load: Callable[[int], tuple[Any, engine.Evaluator | None]],
-        sizes: list[int],
-        room: float,
-        users: dict[int, int],
-    ) -> None:
-        self._load, self._sizes, self._room = load, sizes, room
-        self._users = users
-        """How many threads have not let go of a layer yet."""
-        self._loaded: dict[int, tuple[Any, engine.Evaluator | None]] = {}
-        self._held = 0
+
+class _Work:
+    """What there is to do: layers are loaded in order, as many ahead as fit; the tile that is furthest behind is next.
+
+    Every tile goes through the layers one after the other. A layer is let go of once all tiles went through it.
+    """
+
+    def __init__(self, steps: list[dict[str, Any]], runs: list[_Tile], sizes: list[int], room: float) -> None:
+        self._steps, self._runs, self._sizes, self._room = steps, runs, sizes, room
+        self._layers: dict[int, Layer] = {}
+        self._seconds = {number: [0.0, 0.0] for number in range(len(steps))}
+        self._held, self._busy, self._stopped = 0, set(), False
         self._changed = threading.Condition()
-        self._stopped = False
 
-    def load_all(self, numbers: Iterable[int]) -> None:
-        """Load layers, waiting for room; at least one is always loaded."""
-        for number in numbers:
+    def load_all(self, load: Callable[[int], Layer]) -> None:
+        """Load the layers that are needed, waiting for room; at least one is always loaded."""
+        for number in range(min(run.next for run in self._runs), len(self._steps)):
             size = self._sizes[number]
-            if not self.wait(lambda size=size: not self._held or self._held + size <= self._room):
-                return
             with self._changed:
+                self._changed.wait_for(
+                    lambda size=size: self._stopped or not self._held or self._held + size <= self._room
+                )
+                if self._stopped:
+                    return
                 self._held += size
-            loaded = self._load(number)
+            loaded = load(number)
             with self._changed:
-                self._loaded[number] = loaded
+                self._layers[number] = loaded
                 self._changed.notify_all()
 
-    def take(self, number: int) -> tuple[Any, engine.Evaluator | None] | None:
-        """Return a layer once it is loaded; None where all stops."""
-        return self._loaded[number] if self.wait(lambda: number in self._loaded) else None
-
-    def let_go(self, number: int) -> bool:
-        """Free a layer, unless another thread needs it; return whether it is free."""
+    def take(self, *, refreshes: bool) -> tuple[_Tile, int, Layer] | None:
+        """Wait for something of one kind to do: a tile, the number of a layer, and the layer; None: nothing is left."""
+        began = time.monotonic()
         with self._changed:
-            self._users[number] -= 1
-            if self._users[number]:
-                return False
-            model, evaluator = self._loaded.pop(number)
+            while not self._stopped:
+                kind = [number for number, step in enumerate(self._steps) if bool(step["refreshes"]) == refreshes]
+                if not kind or all(run.next > kind[-1] for run in self._runs):
+                    return None
+                ready = [run for run in self._runs if run.next in self._layers and run.next in kind]
+                if ready := [run for run in ready if run not in self._busy]:
+                    run = min(ready, key=lambda run: run.next)
+                    self._busy.add(run)
+                    self._seconds[run.next][0] += time.monotonic() - began
+                    return run, run.next, self._layers[run.next]
+                self._changed.wait()
+        return None
+
+    def done(self, run: _Tile, seconds: float) -> Timing | None:
+        """Note that a tile went through its layer; free the layer, and tell what it took, where it was the last."""
+        with self._changed:
+            number = run.next
+            self._seconds[number][1] += seconds
+            self._busy.remove(run)
+            run.next += 1
+            last = all(one.next > number for one in self._runs)
+            model, evaluator = self._layers.pop(number) if last else (None, None)
+            self._changed.notify_all()
+        if not last:
+            return None
         model.close()
         if evaluator is not None:
             evaluator.close()
         with self._changed:
             self._held -= self._sizes[number]
             self._changed.notify_all()
-        return True
-
-    def wait(self, ready: Callable[[], bool]) -> bool:
-        """Wait until something is so; False where all stops."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or ready())
-            return not self._stopped
-
-    def changed(self) -> None:
-        """Wake who waits."""
-        with self._changed:
-            self._changed.notify_all()
+        return Timing(self._steps[number]["name"], number, len(self._steps), *self._seconds[number])
 
     def stop(self) -> None:
         """Let nobody wait any longer."""
@@ -259,60 +265,41 @@ def evaluate(
     parameters, steps = Parameters.from_dict(plan["parameters"]), plan["steps"]
     identity = (network / "steps.json").read_bytes()
     runs = [_Tile(tile, steps, identity, work / tile.stem) for tile in tiles]
-    begin = min((run.begin for run in runs), default=len(steps))
+    begin = min((run.next for run in runs), default=len(steps))
     if begin == len(steps):
         return [run.output for run in runs]
     given, telling = EvaluationKeys(keys, parameters, start=start), threading.Lock()
-    refreshing = [number for number in range(begin, len(steps)) if steps[number]["refreshes"]]
-    multiplying = [number for number in range(begin, len(steps)) if not steps[number]["refreshes"]]
+    work_left = _Work(steps, runs, [step_bytes(step, parameters) for step in steps], ahead_gib * 2**30)
 
-    def load(number: int) -> tuple[Any, engine.Evaluator | None]:
+    def load(number: int) -> Layer:
         step = steps[number]
         model = engine.load_model(network / f"{step['name']}.orion")
         return model, None if step["refreshes"] else engine.Evaluator(parameters, given.subset(step["rotations"]))
 
-    refreshers = min(refreshers, len(runs))
-    users = dict.fromkeys(multiplying, 1) | dict.fromkeys(refreshing, refreshers)
-    layers = _Layers(load, [step_bytes(step, parameters) for step in steps], ahead_gib * 2**30, users)
-
-    def go(numbers: list[int], runs: list[_Tile], refresher: engine.Evaluator | None) -> None:
-        waited, evaluated = 0.0, 0.0
-        for number in numbers:
+    def go(refresher: engine.Evaluator | None) -> None:
+        while (task := work_left.take(refreshes=refresher is not None)) is not None:
+            run, number, (model, evaluator) = task
             began = time.monotonic()
-            if (layer := layers.take(number)) is None:
-                return
-            model, evaluator = layer
-            for run in runs:
-                if run.begin > number:
-                    continue
-                if not layers.wait(lambda run=run, number=number: run.ready(number)):
-                    return
-                waited, began = waited + time.monotonic() - began, time.monotonic()
-                run.evaluate(number, refresher or evaluator, model)
-                layers.changed()
-                evaluated, began = evaluated + time.monotonic() - began, time.monotonic()
-            if layers.let_go(number) and progress is not None:
+            run.evaluate(number, refresher or evaluator, model)
+            timing = work_left.done(run, time.monotonic() - began)
+            if timing is not None and progress is not None:
                 with telling:
-                    progress(Timing(steps[number]["name"], number, len(steps), waited, evaluated))
-                waited, evaluated = 0.0, 0.0
+                    progress(timing)
 
-    def refresh(own: list[_Tile]) -> None:
-        if refreshing:
-            refresher = engine.Evaluator(parameters, given.subset(()), keys, bootstrapping_start=given.end)
-            go(refreshing, own, refresher)
-            refresher.close()
+    def refresh() -> None:
+        refresher = engine.Evaluator(parameters, given.subset(()), keys, bootstrapping_start=given.end)
+        go(refresher)
+        refresher.close()
 
-    with ThreadPoolExecutor(2 + refreshers) as pool:
-        jobs = [
-            pool.submit(layers.load_all, range(begin, len(steps))),
-            pool.submit(go, multiplying, runs, None),
-            *(pool.submit(refresh, runs[one::refreshers]) for one in range(refreshers)),
-        ]
+    threads = min(refreshers, len(runs)) if any(step["refreshes"] for step in steps[begin:]) else 0
+    with ThreadPoolExecutor(2 + threads) as pool:
+        jobs = [pool.submit(work_left.load_all, load), pool.submit(go, None)]
+        jobs += [pool.submit(refresh) for _ in range(threads)]
         try:
             for job in as_completed(jobs):
                 job.result()
         finally:
-            layers.stop()
+            work_left.stop()
     return [run.output for run in runs]
 
 
@@ -337,8 +324,9 @@ class Estimate:
     seconds_once: float
     seconds_each: float
     """Of n tiles together: ``seconds_once + n * seconds_each``, and never less than one alone."""
-    seconds_work: float
-    """Of n tiles together, on a core: what cannot be had in less than half of it on two."""
+    work_once: float
+    work_each: float
+    """The same on one core: two cores need at least half of it."""
     peak_gib: float
     more_gib: float
     """Of each tile that is refreshed beside the first."""
@@ -347,8 +335,8 @@ class Estimate:
         """Return the seconds on two cores for so many tiles, ``group`` together, ``refreshers`` refreshed at once."""
 
         def together(number: int) -> float:
-            each = max(self.seconds_each / min(refreshers, number), self.seconds_work / 2)
-            return max(self.seconds_one, self.seconds_once + number * each)
+            refreshing = self.seconds_once + number * self.seconds_each / min(refreshers, number)
+            return max(self.seconds_one, refreshing, (self.work_once + number * self.work_each) / 2)
 
         last = tiles % group
         return tiles // group * together(group) + (together(last) if last else 0.0)
@@ -400,7 +388,8 @@ def estimate(steps: Sequence[dict[str, Any]], parameters: Parameters) -> Estimat
         seconds_one=first + each + diagonals * SECONDS_DIAGONAL * scale,
         seconds_once=first + SECONDS_ENDS * scale,
         seconds_each=max(each, diagonals * SECONDS_PRODUCT * scale),
-        seconds_work=each + diagonals * SECONDS_PRODUCT * scale,
+        work_once=first + diagonals * SECONDS_ENCODE * scale,
+        work_each=each + diagonals * SECONDS_PRODUCT * scale,
         peak_gib=(ENGINE_GIB + LOADING_GIB) * scale + min(AHEAD_GIB, ahead),
         more_gib=ENGINE_GIB * scale,
     )
