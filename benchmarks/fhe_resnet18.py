@@ -1,6 +1,6 @@
 """Print what the reference's ResNet-18, with squares for activations, costs between two parties that are processes.
 
-    python benchmarks/fhe_resnet18.py FOLDER [--light] [--model resnet18] [--tiles 4] [--workers 1] [--memory 10]
+    python benchmarks/fhe_resnet18.py FOLDER [--light] [--model resnet18] [--tiles 4] [--workers 1] [--memory GIB]
     python benchmarks/fhe_resnet18.py FOLDER --study studies/breast.yaml [--model resnet18] [--fold NAME] [--tiles 1]
 
 Without a study the network has random weights, and batch norm that has seen random tiles: all that engine work needs
@@ -169,7 +169,7 @@ def encrypt_stage(folder: Path) -> dict:
 
 def evaluate_stage(folder: Path, given: argparse.Namespace) -> dict:
     """Evaluate the tiles; one line a layer."""
-    from histocrypt.encrypted.resnet.run import Timing, evaluate
+    from histocrypt.encrypted.resnet.run import AHEAD_GIB, TOGETHER_GIB, Timing, evaluate
 
     evaluator, waited = folder / "evaluator", []
 
@@ -178,7 +178,8 @@ def evaluate_stage(folder: Path, given: argparse.Namespace) -> dict:
         print(f"  {timing.step:14}{timing.waited:8.1f} s for diagonals{timing.evaluated:8.1f} s evaluated", flush=True)
 
     tiles, started = sorted(evaluator.glob("tile*.ct")), time.monotonic()
-    how = {"refreshers": given.workers, "progress": show}
+    ahead = TOGETHER_GIB if len(tiles) > 1 else AHEAD_GIB
+    how = {"refreshers": given.workers, "ahead_gib": ahead, "progress": show}
     evaluate(evaluator / "network", evaluator / "keys", tiles, evaluator / "work", **how)
     return {"seconds a tile": (time.monotonic() - started) / len(tiles), "waited for diagonals s": sum(waited)}
 
@@ -227,13 +228,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiles", type=int, default=1, help="that are evaluated together")
     parser.add_argument("--workers", type=int, default=1, help="tiles that are refreshed at once; each takes 7 GiB")
     parser.add_argument(
-        "--memory", type=float, default=10, help="GiB above which the evaluator collects garbage at once"
+        "--memory", type=float, help="GiB above which the evaluator collects garbage at once; default: what it needs"
     )
     parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.role:
         run_stage(given.role, given.folder, given)
         return 0
+    given.memory = given.memory or 10 + 3 * (given.tiles > 1) + 7 * (given.workers - 1)
     (given.folder / "evaluator").mkdir(parents=True, exist_ok=True)
     for role in ROLES:
         if not (given.folder / f"{role}.json").is_file():

@@ -11,7 +11,16 @@ from typing import Any
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Bundle
-from histocrypt.encrypted.resnet.run import Timing, estimate, evaluate, read_ciphertexts, write_ciphertexts
+from histocrypt.encrypted.resnet.run import (
+    AHEAD_GIB,
+    TOGETHER_GIB,
+    Estimate,
+    Timing,
+    estimate,
+    evaluate,
+    read_ciphertexts,
+    write_ciphertexts,
+)
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.machine import peak_gib
@@ -21,15 +30,23 @@ GROUP = 32
 results come a group at a time."""
 
 
-def check_memory(bundle: Bundle, needed_gib: float) -> None:
-    """Refuse a machine on which the evaluation would run out of memory, before keys are read."""
+def room_for_layers(cost: Estimate, tiles: int, workers: int, *, bundle: Bundle) -> float:
+    """Return the memory that encoded layers may take, GiB.
+
+    Raises
+    ------
+    InputError
+        If there is not memory enough for the least.
+    """
     import psutil
 
     free = psutil.virtual_memory().available / 2**30
-    if needed_gib > free:
+    if (least := cost.gib(workers)) > free:
         problem, fix = "this machine has too little memory to evaluate this model", "use fhe_cnn, or another machine"
-        value, expected = f"{free:.1f} GiB free", f"{needed_gib:.0f} GiB"
+        value, expected = f"{free:.1f} GiB free", f"{least:.0f} GiB"
         raise InputError(problem, file=bundle.folder, value=value, expected=expected, fix=fix)
+    spare = 0.9 * free - least
+    return AHEAD_GIB if tiles == 1 else min(TOGETHER_GIB, AHEAD_GIB + max(spare, 0.0))
 
 
 def evaluate_tiles(
@@ -67,8 +84,10 @@ def evaluate_tiles(
     client, started = bundle.client, time.monotonic()
     cost = estimate(read_json(bundle.model / "steps.json")["steps"], client.parameters)
     workers = min(workers, len(pending))
-    print(f"{len(pending)} tiles, {cost.of_tiles(len(pending), GROUP, refreshers=workers)}", file=sys.stderr)
-    check_memory(bundle, cost.gib(workers))
+    ahead = room_for_layers(cost, len(pending), workers, bundle=bundle)
+    stated, minutes = cost.gib(workers, ahead_gib=ahead), cost.seconds(len(pending), GROUP, refreshers=workers) / 60
+    said = f"about {minutes:.0f} min on two idle cores and {stated:.1f} GiB of memory"
+    print(f"{len(pending)} tiles, {workers} refreshed at once, {said}", file=sys.stderr)
     header, start = messages.open_message(keys, "evaluation keys", client=client.hash)
     if header.get("key") != answer["key"]:
         problem, wanted = "these are another client's evaluation keys", str(answer["key"])
@@ -81,7 +100,7 @@ def evaluate_tiles(
         for tile, index in group.items():
             _unpack(request / tile.name, tile, bundle, index=index, **answer)
         try:
-            how = {"start": start, "refreshers": workers, "progress": _Progress(len(group))}
+            how = {"start": start, "refreshers": workers, "ahead_gib": ahead, "progress": _Progress(len(group))}
             results = evaluate(bundle.model, keys, list(group), work, **how)
         except engine.EngineError as error:
             fix = "check that keys and ciphertexts belong together"
@@ -99,7 +118,7 @@ def evaluate_tiles(
         "workers": workers,
         "load_seconds": round(loading, 3),
         "seconds": round(seconds, 3),
-        "stated_gib": round(cost.gib(workers), 3),
+        "stated_gib": round(stated, 3),
         "peak_gib": round(peak_gib() or 0.0, 3),
     }
     write_json(output / "cost.json", figures)

@@ -25,8 +25,9 @@ from histocrypt.encrypted.resnet import residual
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, read_json, write_text
 
-AHEAD_GIB = 3.5
-"""What the layer in work and those encoded ahead of it may take together."""
+AHEAD_GIB, TOGETHER_GIB = 3.5, 6.5
+"""What the layers in work and those encoded ahead of them may take together: for a tile alone; for several tiles, where
+memory is there, since a block's three layers are then in work at once."""
 SECONDS_FIRST = 37.5
 """What the first refresh of a process takes longer, since it sets the engine's circuit up. Seconds are of two cores and
 the ring of 2^15, as ``benchmarks/fhe_resnet18.py`` prints them."""
@@ -327,9 +328,11 @@ class Estimate:
     work_once: float
     work_each: float
     """The same on one core: two cores need at least half of it."""
-    peak_gib: float
-    more_gib: float
-    """Of each tile that is refreshed beside the first."""
+    engine_gib: float
+    """Of each tile that is refreshed at once."""
+    loading_gib: float
+    layers_gib: float
+    """Of all layers, encoded."""
 
     def seconds(self, tiles: int, group: int, *, refreshers: int = 1) -> float:
         """Return the seconds on two cores for so many tiles, ``group`` together, ``refreshers`` refreshed at once."""
@@ -341,21 +344,16 @@ class Estimate:
         last = tiles % group
         return tiles // group * together(group) + (together(last) if last else 0.0)
 
-    def gib(self, refreshers: int = 1) -> float:
+    def gib(self, refreshers: int = 1, *, ahead_gib: float = AHEAD_GIB) -> float:
         """Return the memory that is needed, GiB."""
-        return self.peak_gib + (refreshers - 1) * self.more_gib
-
-    def of_tiles(self, tiles: int, group: int, *, refreshers: int = 1) -> str:
-        """Return the sentence for so many tiles."""
-        minutes = self.seconds(tiles, group, refreshers=refreshers) / 60
-        return f"about {minutes:.0f} min on two idle cores and {self.gib(refreshers):.0f} GiB of memory"
+        return refreshers * self.engine_gib + self.loading_gib + min(ahead_gib, self.layers_gib)
 
     def __str__(self) -> str:
         one, four = self.seconds_one / 60, self.seconds(4, 4) / 4 / 60
         return (
             f"{self.activation}: {self.levels} levels, {self.refreshes} bootstrappings, {self.diagonals:,} diagonals; "
             f"about {one:.0f} min for a tile, {four:.1f} min each for four together, on two idle cores; "
-            f"{self.peak_gib:.0f} GiB"
+            f"{self.gib():.0f} GiB, better {self.gib(ahead_gib=TOGETHER_GIB):.0f}"
         )
 
 
@@ -378,7 +376,6 @@ def estimate(steps: Sequence[dict[str, Any]], parameters: Parameters) -> Estimat
     polynomials = refreshes * len(residual.DEGREES) / residual.REFRESHES if relus else 0
     scale = parameters.slots / 2**15
     each = (refreshes * SECONDS_REFRESH + polynomials * SECONDS_POLYNOMIAL) * scale
-    ahead = sum(step_bytes(step, parameters) for step in steps) / 2**30
     first = SECONDS_FIRST * scale if refreshes else 0.0
     return Estimate(
         activation="relu" if relus else "square",
@@ -390,6 +387,7 @@ def estimate(steps: Sequence[dict[str, Any]], parameters: Parameters) -> Estimat
         seconds_each=max(each, diagonals * SECONDS_PRODUCT * scale),
         work_once=first + diagonals * SECONDS_ENCODE * scale,
         work_each=each + diagonals * SECONDS_PRODUCT * scale,
-        peak_gib=(ENGINE_GIB + LOADING_GIB) * scale + min(AHEAD_GIB, ahead),
-        more_gib=ENGINE_GIB * scale,
+        engine_gib=ENGINE_GIB * scale,
+        loading_gib=LOADING_GIB * scale,
+        layers_gib=sum(step_bytes(step, parameters) for step in steps) / 2**30,
     )
