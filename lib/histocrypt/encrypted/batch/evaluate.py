@@ -29,8 +29,9 @@ from histocrypt.errors import InputError
 
 ETA = 21
 """Of the centred binomial distribution that errors are drawn from: a standard deviation of 3.2."""
-LOG_FLOOD = -20
-"""Errors that hide how a result was computed: their share of the outputs' range, binary logarithm."""
+LOG_FLOOD = -21
+"""Errors that hide how a result was computed: their share of the outputs' range, binary logarithm; three times what
+the arithmetic itself errs by, and a thousandth of the noise that the key owner adds."""
 
 ONE_AT_A_TIME = threading.Lock()
 """A batch takes all cores and most of the memory."""
@@ -67,7 +68,7 @@ class Evaluator:
         spread: float = 1.0,
     ) -> None:
         self._maps, self._scale, self._ring, self._keys, self._public = maps, scale, ring, keys, public
-        self._wide = int(2.0 ** (LOG_FLOOD + 1) * spread * scale / np.sqrt(2 * ring.n / 3)) or 1
+        self._flood = 2.0 ** (LOG_FLOOD + 1) * spread * scale / np.sqrt(2 * ring.n / 3)
 
     def __call__(
         self, read: Read, layout: Layout, *, workers: int, noise: AnswerNoise | None = None
@@ -100,7 +101,7 @@ class Evaluator:
                 one = y[number]
                 if wipe is not None:
                     one = self._ring.rescale(self._ring.multiply(one, wipe))
-                one = self._ring.add(one, self._zero())
+                one = self._ring.add(one, self._zero(layout.positions))
                 one[0] = self._ring.add(one[0], zero_sums(self._ring, os.urandom(32), layout.positions)[None])
                 if added is not None:
                     one[0] = self._ring.add(one[0], added[number])
@@ -139,10 +140,11 @@ class Evaluator:
         slots[:, 0] = drawn
         return self._ring.residues(encode(slots.reshape(len(drawn), -1), self._scale), 0)
 
-    def _zero(self) -> np.ndarray:
+    def _zero(self, positions: int) -> np.ndarray:
         """Return a fresh encryption of zero under the client's public key, (2, 1, slots), with a flooding error."""
         ring, n = self._ring, self._ring.n
-        drawn = np.stack([_ternary(n), _uniform(n, self._wide) + _binomial(n), _binomial(n)]).astype(np.float64)
+        wide = int(self._flood / np.sqrt(positions)) or 1  # the key owner sums over them
+        drawn = np.stack([_ternary(n), _uniform(n, wide) + _binomial(n), _binomial(n)]).astype(np.float64)
         u, wide_error, error = ring.residues(drawn, 0)
         return np.stack(
             [
