@@ -333,6 +333,8 @@ class Estimate:
     loading_gib: float
     layers_gib: float
     """Of all layers, encoded."""
+    largest_gib: float
+    """Of the largest one, which is in work whatever room there is."""
 
     def seconds(self, tiles: int, group: int, *, refreshers: int = 1) -> float:
         """Return the seconds on two cores for so many tiles, ``group`` together, ``refreshers`` refreshed at once."""
@@ -346,14 +348,15 @@ class Estimate:
 
     def gib(self, refreshers: int = 1, *, ahead_gib: float = AHEAD_GIB) -> float:
         """Return the memory that is needed, GiB."""
-        return refreshers * self.engine_gib + self.loading_gib + min(ahead_gib, self.layers_gib)
+        layers = max(min(ahead_gib, self.layers_gib), self.largest_gib)
+        return refreshers * self.engine_gib + self.loading_gib + layers
 
     def __str__(self) -> str:
         one, four = self.seconds_one / 60, self.seconds(4, 4) / 4 / 60
         return (
             f"{self.activation}: {self.levels} levels, {self.refreshes} bootstrappings, {self.diagonals:,} diagonals; "
             f"about {one:.0f} min for a tile, {four:.1f} min each for four together, on two idle cores; "
-            f"{self.gib():.0f} GiB, better {self.gib(ahead_gib=TOGETHER_GIB):.0f}"
+            f"{self.gib():.1f} GiB, {self.gib(ahead_gib=TOGETHER_GIB):.1f} for several tiles"
         )
 
 
@@ -376,6 +379,7 @@ def estimate(steps: Sequence[dict[str, Any]], parameters: Parameters) -> Estimat
     polynomials = refreshes * len(residual.DEGREES) / residual.REFRESHES if relus else 0
     scale = parameters.slots / 2**15
     each = (refreshes * SECONDS_REFRESH + polynomials * SECONDS_POLYNOMIAL) * scale
+    sizes = [step_bytes(step, parameters) for step in steps]
     first = SECONDS_FIRST * scale if refreshes else 0.0
     return Estimate(
         activation="relu" if relus else "square",
@@ -389,5 +393,6 @@ def estimate(steps: Sequence[dict[str, Any]], parameters: Parameters) -> Estimat
         work_each=each + diagonals * SECONDS_PRODUCT * scale,
         engine_gib=ENGINE_GIB * scale,
         loading_gib=LOADING_GIB * scale,
-        layers_gib=sum(step_bytes(step, parameters) for step in steps) / 2**30,
+        layers_gib=sum(sizes) / 2**30,
+        largest_gib=max(sizes) / 2**30,
     )
