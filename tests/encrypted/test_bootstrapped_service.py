@@ -67,13 +67,13 @@ def trained(tmp_path_factory, patch):
 
 @pytest.fixture(scope="module")
 def parties(trained, tmp_path_factory):
-    """The compiled model, keys and a request of two spots."""
+    """The compiled model, keys and a request of one spot, sent twice."""
     model, unseen = trained
     root = tmp_path_factory.mktemp("parties")
     said = compile.compile_model(model, root / "bundle")
     assert "bootstrappings" in said
     keygen(root / "bundle" / "client.json", root / "keys")
-    encrypt_section(unseen, root / "keys", root / "request", spots=2, skip_out_of_range=True)
+    encrypt_section(unseen, root / "keys", root / "request", spots=1, skip_out_of_range=True)
     return root
 
 

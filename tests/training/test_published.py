@@ -14,6 +14,7 @@ from tests.training.conftest import SIDE, make_study
 from torch import nn
 
 import histocrypt.torchvision_ops  # noqa: F401 - lets torchvision be imported beside a CPU-only torch
+from histocrypt import cli
 from histocrypt.data.folds import load_folds
 from histocrypt.data.load import load_spots
 from histocrypt.pipeline import published
@@ -165,19 +166,13 @@ def test_lists_that_are_refused(files, tmp_path):
     assert published.read_published(weights, **{**others, "means": vector}).genes[0] == f"ENSG{50:011d}"
 
 
-def test_command_refuses_in_one_sentence(small_study, files, tmp_path):
-    import subprocess
-    import sys
-
-    study = tmp_path / "study.yaml"
+def test_command_refuses_in_one_sentence(small_study, files, tmp_path, monkeypatch, capsys):
+    study, weights = tmp_path / "study.yaml", tmp_path / "net.pth"
     study.write_text(json.dumps(make_study().model_dump(mode="json")))
-    (tmp_path / "net.pth").write_bytes(b"no weights")
+    weights.write_bytes(b"no weights")
     given = [str(part) for key, path in files[1].items() for part in (f"--{key}", path)]
-    verb = [sys.executable, "-m", "histocrypt", "import-weights"]
-    done = subprocess.run(
-        [*verb, str(tmp_path / "net.pth"), "--study", str(study), *given],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr("sys.argv", ["histocrypt", "import-weights", str(weights), "--study", str(study), *given])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
