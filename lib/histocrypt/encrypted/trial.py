@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -165,7 +166,7 @@ class Trial:
         """Compile a trained model; hand over what each party gets."""
         owner, hospital, evaluator = (self.folder / party for party in (OWNER, HOSPITAL, EVALUATOR))
         self.run(OWNER, "compile", "--model", Path(model).resolve(), "-o", owner / "bundle")
-        shutil.copytree(owner / "bundle", evaluator / "bundle")
+        shutil.copytree(owner / "bundle", evaluator / "bundle", copy_function=_hand_over)
         shutil.copyfile(owner / "bundle" / "client.json", hospital / "client.json")
 
     def make_keys(self, spots: int | None = None) -> None:
@@ -173,7 +174,7 @@ class Trial:
         shutil.rmtree(self.keys, ignore_errors=True)
         about = ("--client", self.folder / HOSPITAL / "client.json", "-o", self.keys)
         self.run(HOSPITAL, "keygen", *about, *(("--spots", spots) if spots else ()))
-        shutil.copyfile(self.keys / "evaluation.keys", self.folder / EVALUATOR / "evaluation.keys")
+        _hand_over(self.keys / "evaluation.keys", self.folder / EVALUATOR / "evaluation.keys")
 
     def evaluate(self, request: Path, response: Path) -> Step:
         """Evaluate a request that the evaluator has, and hand the response to the hospital."""
@@ -224,6 +225,15 @@ class Trial:
             "form": self.form.form,
             "spots_per_message": self.form.places(content["layout"]),
         }
+
+
+def _hand_over(source: str | Path, target: str | Path) -> None:
+    """Give a file to another party: by a link where the disk has them, since keys and networks may have gigabytes."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def run_trial(
