@@ -8,9 +8,10 @@ from tests.encrypted.serving import refuses
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.answer_noise import AnswerNoise, score_left
+from histocrypt.encrypted.answers import Answers
 from histocrypt.encrypted.bundle import load_bundle
 from histocrypt.encrypted.evaluator import Session
-from histocrypt.encrypted.key_owner import Answers, Keys
+from histocrypt.encrypted.key_owner import Keys
 
 
 def decrypted(world, encrypted, noise: AnswerNoise | None) -> np.ndarray:

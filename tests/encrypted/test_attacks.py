@@ -12,9 +12,10 @@ import pytest
 from tests.encrypted.serving import refuses
 
 from histocrypt.encrypted import engine, messages
+from histocrypt.encrypted.answers import Answers
 from histocrypt.encrypted.bundle import load_client
 from histocrypt.encrypted.client import Session, send_section
-from histocrypt.encrypted.key_owner import Answers, Keys, Request, encrypt_section, prepare
+from histocrypt.encrypted.key_owner import Keys, Request, encrypt_section, prepare
 from histocrypt.errors import InputError
 
 

@@ -16,10 +16,11 @@ from tests.encrypted.serving import agree, refused, refuses, wait_for
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.access import read_tokens
+from histocrypt.encrypted.answers import Answers
 from histocrypt.encrypted.bundle import load_bundle, load_client
 from histocrypt.encrypted.client import send_section
 from histocrypt.encrypted.evaluator import Session
-from histocrypt.encrypted.key_owner import Answers, Keys
+from histocrypt.encrypted.key_owner import Keys
 from histocrypt.encrypted.messages import check_evaluation_keys
 from histocrypt.errors import InputError
 

@@ -205,7 +205,7 @@ def decrypted_records(
     InputError
         If the model cannot be evaluated encrypted, is not trained, or a section cannot be encrypted.
     """
-    from histocrypt.encrypted.key_owner import NOISE
+    from histocrypt.encrypted.answers import NOISE
     from histocrypt.encrypted.parameters import SECURITY_BITS
     from histocrypt.encrypted.trial import OWNER, Trial
     from histocrypt.explore.survey import study_sections

@@ -27,19 +27,9 @@ import httpx
 
 from histocrypt.encrypted import messages
 from histocrypt.encrypted.access import choose_token, is_loopback
+from histocrypt.encrypted.answers import NOISE, Answers, Checked, check_output, write_result
 from histocrypt.encrypted.bundle import best_form, parse_client
-from histocrypt.encrypted.key_owner import (
-    NOISE,
-    Answers,
-    Checked,
-    Keys,
-    Prepared,
-    Request,
-    check_output,
-    keygen,
-    prepare,
-    write_result,
-)
+from histocrypt.encrypted.key_owner import Keys, Prepared, Request, keygen, prepare
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.files import refuse_pipe, write_json

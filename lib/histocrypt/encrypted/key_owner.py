@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from histocrypt.encrypted import engine, messages
+from histocrypt.encrypted.answers import NOISE, Answers, check_output, gone, write_result
 from histocrypt.encrypted.bundle import best_form, forms, is_client, load_client
 from histocrypt.encrypted.parameters import SECURITY_BITS
 from histocrypt.encrypted.resnet.keys import bootstrapping_piece_number, bootstrapping_pieces
@@ -26,26 +27,12 @@ from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.files import claim, read_json, same_file, write_json
 
-NOISE = 1e-2
-"""Noise added to decrypted values: standard deviation, as a share of the output's own over the section."""
 AGAIN = 3
 """At least every so-manieth spot is sent again, in random places: what comes back must agree."""
-APART = 10.0
-"""How far copies of a spot may be apart, in standard deviations of the honest error, measured on the copies."""
-FEW = 30
-"""Copies that say as much of one output's error as all outputs together do: loud ones err four times as much."""
-FLOOD = 50.0
-"""Noise is at least so many times what copies may be apart. See ``docs/threat_model.md`` for what follows from it."""
-COARSE = 0.1
-"""Copies that differ by more than this share of a usual output's spread are refused, whatever the others do."""
 CHUNK = 256
 """Spots that are looked at together."""
 KEY_BYTES_PER_SECOND = 50e6
 """For the estimate before keys are made."""
-NORMAL = 0.6745
-"""Median of the absolute value of a normal variable, in its standard deviations."""
-SAID = ("model", "title", "fold", "seed", "weights_sha256")
-"""What a prediction file says of the model in its own words."""
 
 
 @dataclass(frozen=True)
@@ -337,171 +324,6 @@ def places_of(n: int, each: int, *, apart: bool) -> np.ndarray:
     return order
 
 
-@dataclass(frozen=True)
-class Checked:
-    """Decrypted values whose copies agree."""
-
-    values: np.ndarray
-    """(spots, outputs) float64, as they were decrypted."""
-    limit: np.ndarray
-    """(outputs,) how far copies might have been apart."""
-    checked: float
-    """Share of the places that hold a spot which lies in another place, too."""
-
-
-class Answers:
-    """The results of a request, decrypted and checked one by one."""
-
-    def __init__(self, request: Request, owner: engine.KeyOwner) -> None:
-        self.request, self._owner = request, owner
-        self._values = np.empty((len(request.note["order"]), len(request.client.about["outputs"])))
-
-    def add(self, index: int, payload: bytes, *, file: Any) -> None:
-        """Decrypt what an output message holds.
-
-        Raises
-        ------
-        InputError
-            If it is no ciphertext of outputs, or does not decrypt to plausible ones and nothing else.
-        """
-        request = self.request
-        outputs = request.client.decrypt(payload, self._owner, request.layout, file=file)
-        places = self._values[index * request.each : (index + 1) * request.each]
-        places[:] = outputs[: len(places)]
-
-    def values(self, *, file: Any) -> Checked:
-        """Return each spot's outputs once all were added, after comparing copies.
-
-        Honest copies differ by the error of the arithmetic alone, whose size is measured on them, output by output.
-
-        Raises
-        ------
-        InputError
-            If a copy stands out, or copies differ so much that nothing can be believed.
-        """
-        order = np.array(self.request.note["order"])
-        n = len(self.request.note["names"])
-        number = np.bincount(order, minlength=n)
-        mean = np.zeros((n, self._values.shape[1]))
-        np.add.at(mean, order, self._values)
-        mean /= number[:, None]
-        several = number[order] > 1
-        error = (self._values - mean[order]) * np.sqrt(number / np.maximum(number - 1, 1))[order, None]
-        error = error[several]
-        spread = mean.std(axis=0)
-        usual = max(float(np.median(spread)), 1e-6 * _spread(self.request.client))
-        typical = np.median(np.abs(error))
-        limit = (len(error) * np.median(np.abs(error), axis=0) + FEW * 4 * typical) / (len(error) + FEW)
-        limit *= APART / NORMAL
-        limit = np.minimum(limit, COARSE * usual)
-        apart = np.abs(error).max(axis=1)
-        if (np.abs(error) > limit).any():
-            worst = int(np.argmax((np.abs(error) / limit).max(axis=1)))
-            problem = "a spot that was sent twice came back different: the evaluator mixed up spots or made up results"
-            value = f"{apart[worst] / usual:.2g} standard deviations"
-            expected, fix = f"at most {limit.max() / usual:.2g}", "do not use this response; make new keys"
-            field = f"spot {order[several][worst]}"
-            raise InputError(problem, file=file, field=field, value=value, expected=expected, fix=fix)
-        first = np.unique(order, return_index=True)[1]
-        return Checked(self._values[first], limit, float(several.mean()))
-
-
-def _spread(client: Client) -> float:
-    low, high = client.about["output_range"]
-    return high - low
-
-
-def check_output(output: str | Path, *inputs: str | Path | None, overwrite: bool = False) -> Path:
-    """Refuse a name that predictions are not written to, before work is done for them; see `claim`."""
-    from histocrypt.pipeline.predictions import is_loose_prediction
-
-    output = Path(output)
-    if output.suffix != ".h5ad":
-        wanted = "a name that ends in .h5ad"
-        raise InputError("predictions are written as .h5ad", file=output, field="--output", expected=wanted)
-    return claim(output, inputs=inputs, mine=is_loose_prediction, overwrite=overwrite)
-
-
-def write_result(output: Path, checked: Checked, request: Request, *, noise: float = NOISE) -> str:
-    """Write decrypted values as predictions, with noise added, and say what may be done with them.
-
-    Noise is normal, drawn from the request's own seed: who decrypts twice gets the same file, so nothing averages out.
-    Its deviation is ``noise`` of an output's spread over the section and, where that says something, at least `FLOOD`
-    times what copies might have been apart; then values are rounded to the power of two below it.
-    """
-    from histocrypt.data.load import Spots
-    from histocrypt.pipeline.predictions import write_predictions
-    from histocrypt.targets.panels import Panel
-
-    about, note, values, added = request.client.about, request.note, checked.values, ""
-    if noise:
-        spread = np.maximum(values.std(axis=0), 1e-2 * _spread(request.client))  # a section may have one spot
-        deviation = noise * spread
-        if not request.client.alike:
-            deviation = np.maximum(deviation, FLOOD * checked.limit)
-        grid = 2.0 ** np.floor(np.log2(deviation))
-        values = np.round((values + deviation * _normal(note["noise"], values.shape)) / grid) * grid
-        bits = 0.5 * len(values) * np.log2(1 + (checked.limit / deviation) ** 2).sum()
-        added = f"noise of {np.median(deviation / spread):.1%} of a gene's spread was added; "
-    share = _share(request.client, bits if noise else None, checked.checked)
-    names, of_section = np.array(note["names"]), note["about"]
-    spots = Spots(
-        names=names,
-        sections=np.full(len(names), note["section"]),
-        patients=np.full(len(names), note["patient"]),
-        depth=np.zeros(len(names)),
-        outputs=tuple(about["outputs"]),
-    )
-    said = {
-        **{name: about[name] for name in SAID},
-        **{name: of_section[name] for name in ("um_per_px", "um_per_px_source")},
-        "part": "encrypted",
-        "study": about["study"]["name"],
-        "study_hash": about["study"]["hash"],
-        "section": note["section"],
-        "unmeasured_genes": np.array(of_section["unmeasured_genes"], dtype=str),
-        "encrypted": "CKKS",
-        "security_bits": SECURITY_BITS,
-        "noise": float(noise),
-        "share": share,
-    }
-    panel, coords = Panel.from_dict(about["panel"]), np.array(note["coords"])
-    chosen = {"coords": coords, "panel": panel, "transforms": list(about["transforms"])}
-    write_predictions(output, values.astype(np.float32), spots=spots, about=said, **chosen)
-    return (
-        f"{output}: {len(names)} spots x {len(panel)} genes of {note['section']}, "
-        f"predicted encrypted by {about['title']}{_gone(of_section)}\n{added}share this file {share}"
-    )
-
-
-def _normal(seed: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return normal values that follow from a secret seed, and from which it does not follow."""
-    from scipy.special import ndtri
-
-    drawn = np.frombuffer(hashlib.shake_256(bytes.fromhex(seed)).digest(8 * int(np.prod(shape))), "<u8")
-    return ndtri(((drawn >> np.uint64(12)) + 0.5) / 2.0**52).reshape(shape)
-
-
-def _share(client: Client, bits: float | None, checked: float) -> str:
-    """Return with whom predictions may be shared, and why; see ``docs/threat_model.md``."""
-    if bits is None:
-        return "with nobody: without noise it tells of the secret key"
-    if client.alike:
-        return (
-            "with those who may see the slide, and not with the evaluator: tiles went one by one, where a lying "
-            "evaluator can make all copies agree and hide its way to the key, or pixels, in the values"
-        )
-    return (
-        "with those who may see the slide: a lying evaluator can have hidden pixels in the values, which no copy "
-        f"tells; of the secret key at most {np.ceil(bits):.0f} bits are in it, unless the evaluator guessed which "
-        f"places were not sent twice ({checked:.0%} were)"
-    )
-
-
-def _gone(of_section: dict[str, Any]) -> str:
-    return "".join(f"; {count} {reason}" for reason, count in of_section["without_prediction"].items())
-
-
 def describe_keys(client: Client) -> str:
     """Return the sentences that a key owner reads before keys are made."""
     p, size = client.parameters, client.evaluation_key_bytes()
@@ -616,6 +438,22 @@ class Keys:
             raise InputError(problem, file=file, field="request", value=name)
         return Request(name, self.client, self.bound, read_json(note))
 
+    def settle(self, request: Request, payloads: Iterable[bytes], *, file: Any) -> None:
+        """Note what a request was answered with, before any of it is decrypted.
+
+        Every refusal tells a lying evaluator a little of the key, and so do two files that differ by what it changed.
+
+        Raises
+        ------
+        InputError
+            If it was answered with something else before.
+        """
+        answer = hashlib.sha256(b"".join(hashlib.sha256(payload).digest() for payload in payloads)).hexdigest()
+        if request.note.setdefault("answer", answer) != answer:
+            problem, fix = "is another answer to a request that was answered before", "make new keys, and encrypt again"
+            raise InputError(problem, file=file, field="answer", value=answer[:8], fix=fix)
+        self.keep(request)
+
     def note(self, request: str) -> Path:
         """Return where it is kept which spot lies at which place of a request; it never leaves this folder."""
         if not request.isalnum():
@@ -640,7 +478,7 @@ def encrypt_section(section: str | Path, keys: str | Path, output: str | Path, *
     size = sum(path.stat().st_size for path in output.glob("*.ct"))
     return (
         f"{output}: request {request[:8]}, {len(prepared.names)} spots of {prepared.section}, {size / 2**20:.0f} MiB, "
-        f"{time.monotonic() - started:.1f} s{_gone(prepared.about)}"
+        f"{time.monotonic() - started:.1f} s{gone(prepared.about)}"
     )
 
 
@@ -721,10 +559,15 @@ def _read_response(response: Path, keys: Keys) -> Answers:
         problem = f"{len(missing)} of {len(paths)} ciphertexts are missing"
         fix = "run the evaluation again; it goes on where it stopped"
         raise InputError(problem, file=response, field=missing[0], fix=fix)
+
+    def payload(index: int) -> bytes:
+        most = keys.client.most_output_bytes
+        return messages.read_message(paths[index], "output", most=most, **request.place(index))
+
+    keys.settle(request, map(payload, range(len(paths))), file=response)
     answers = Answers(request, keys.decryptor())
     for index, path in enumerate(tqdm(paths, desc="decrypting", unit="ciphertext")):
-        most = keys.client.most_output_bytes
-        answers.add(index, messages.read_message(path, "output", most=most, **request.place(index)), file=path)
+        answers.add(index, payload(index), file=path)
     return answers
 
 
