@@ -74,7 +74,7 @@ class Section:
         self.key = chance.normal(size=PLACES)
         about = {"outputs": [""] * OUTPUTS, "output_range": (-4.0, 4.0)}
         note = {"order": self.order.tolist(), "names": [""] * spots, "noise": "5a" * 32}
-        self.request = SimpleNamespace(note=note, client=SimpleNamespace(about=about))
+        self.request = SimpleNamespace(note=note, client=SimpleNamespace(about=about, alike=False))
 
     def forgery(self, which: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return (places, outputs), of standard deviation one at the chosen places and zero elsewhere."""

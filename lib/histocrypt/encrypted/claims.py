@@ -15,6 +15,7 @@ FILES = {
     "C": "test_connections.py",
     "N": "test_answer_noise.py",
     "A": "test_attacks.py",
+    "K": "test_key_recovery.py",
     "D": "test_decrypted_audit.py",
 }
 """Letters of the threat model to files of ``tests/encrypted``."""
