@@ -164,6 +164,7 @@ def test_what_can_be_taken_by_asking(world, tmp_path):
     features = head.about["input"]["shape"][0]
     assert spots_to_take(head) == features + 1
     assert f"{features + 1:,} spots" in extraction(head)
+    assert f"{features + 1:,} spots" in (tmp_path / "head" / "card.md").read_text()
     assert "copy" in extraction(network)
 
 

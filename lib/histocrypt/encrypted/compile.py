@@ -15,13 +15,14 @@ import scipy.sparse as sp
 
 from histocrypt.encrypted import engine
 from histocrypt.encrypted.batch.plan import Plan, Unfit, make_plan
-from histocrypt.encrypted.bundle import is_client, write_client
+from histocrypt.encrypted.bundle import is_client, load_client, write_client
+from histocrypt.encrypted.card import bundle_card
 from histocrypt.encrypted.lowering import Affine, Lowered, linear, lower, scaling
 from histocrypt.encrypted.packing import Layout, best_ratio, blocked, diagonals, spots_side_by_side
 from histocrypt.encrypted.parameters import SECURITY_BITS, Parameters, check_security, choose
 from histocrypt.encrypted.single import hash_of, input_layout
 from histocrypt.errors import InputError
-from histocrypt.files import claim, write_json
+from histocrypt.files import claim, write_json, write_text
 
 if TYPE_CHECKING:
     from histocrypt.pipeline.checkpoints import TrainedModel
@@ -141,6 +142,7 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     except Unfit as why:
         plan, said = None, f"; no batches: {why}"
     write_bundle(Path(output), compiled, about, private, plan)
+    write_text(Path(output) / "card.md", bundle_card(load_client(output), said))
     return (
         f"{output}: {about['title']} ({about['model']}), {lowered.levels} levels at N = 2^{parameters.logn}, "
         f"log QP {parameters.log_qp}, at least {SECURITY_BITS} bits; {sum(compiled.diagonals)} diagonals, "
@@ -230,7 +232,7 @@ def write_bundle(
 def claim_bundle(output: Path) -> None:
     """Refuse a folder where a bundle would replace what is none."""
     ours = is_client(output / "client.json")
-    for name in ("client.json", "server/server.json", "server/model.orion", "server/network/steps.json"):
+    for name in ("card.md", "client.json", "server/server.json", "server/model.orion", "server/network/steps.json"):
         claim(output / name, mine=lambda _: ours, overwrite=None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from histocrypt.encrypted.bundle import forms
 from histocrypt.encrypted.single import Client
 
 
@@ -27,7 +28,9 @@ def extraction(client: Client) -> str:
             "a client can train a copy of this network from answers to inputs of its own choice: encryption and quotas "
             "slow that down, a contract forbids it"
         )
+    places = [form.places(layout) for form in forms(client).values() for layout in range(form.layouts)]
+    ways = ", or ".join(f"{-(-taken // each):,} of {each}" for each in sorted(set(places)))
     return (
-        f"{taken:,} spots ({-(-taken // client.batch):,} messages) give a client all weights of this linear head "
-        f"exactly: serve it to whom you would give it"
+        f"{taken:,} spots (messages: {ways} places) give a client all weights of this linear head exactly: serve it to "
+        f"whom you would give it"
     )
