@@ -361,15 +361,12 @@ def normalised_chunks(
     side: int | None = None,
 ) -> Iterable[np.ndarray]:
     """Yield tiles (n, S, S, 3) uint8 in chunks, resized to ``side`` and brought from one stain to another."""
-    import torch
-
-    from histocrypt.encoders.encoders import resize
+    from histocrypt.tissue.resize import resize
     from histocrypt.tissue.stain import normalise
 
     for start in range(0, len(tiles), CHUNK):
         chunk = np.ascontiguousarray(tiles[start : start + CHUNK])
-        if side is not None and side != chunk.shape[1]:
-            chunk = resize(torch.from_numpy(chunk).permute(0, 3, 1, 2), side).permute(0, 2, 3, 1).contiguous().numpy()
+        chunk = chunk if side is None else resize(chunk, side)
         yield normalise(chunk, source=source, reference=reference, method=method)
 
 
