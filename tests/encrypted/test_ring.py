@@ -9,6 +9,8 @@ from tests.encrypted.serving import refuses
 
 from histocrypt.encrypted import engine
 from histocrypt.encrypted.batch import embedding, secret
+from histocrypt.encrypted.batch.evaluate import Evaluator
+from histocrypt.encrypted.batch.plan import Map
 from histocrypt.encrypted.batch.ring import Keys, Ring
 from histocrypt.encrypted.parameters import Parameters
 from histocrypt.encrypted.residues import prime_factors
@@ -184,6 +186,8 @@ def test_linear_is_exact(narrow):
             expected = (whole + (np.array(biases, dtype=object)[:, None] if part == 0 else 0)) % prime
             np.testing.assert_array_equal(found[:, part, limb].astype(object), expected)
     np.testing.assert_array_equal(ring.linear(weights, inputs, biases, columns=N), found)
+    with ThreadPoolExecutor(3) as pool:
+        np.testing.assert_array_equal(ring.linear(weights, inputs, biases, columns=N // 16, pool=pool), found)
     for wrong in (weights + 0.5, weights * 9):
         with pytest.raises(ValueError, match="whole"):
             ring.linear(wrong, inputs)
@@ -282,6 +286,25 @@ def test_threads_share_ring_and_keys(party):
         for found, expected in zip(pool.map(work, given), alone, strict=True):
             for a, b in zip(found, expected, strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+def test_folded_convolution(party, monkeypatch):
+    """Squares of sums over rotations; the same, bit for bit, however many channels are rotated at once."""
+    rng, shifts, factor = np.random.default_rng(9), (0, *ROTATIONS), 2.0**14
+    values, weights = rng.normal(size=(5, N)), rng.normal(size=(3, len(shifts), 5))
+    given = np.stack([party.encrypt(each, 2) for each in values])
+    one = Map(np.rint(weights * factor).reshape(3, -1), np.array([1, -2, 3]) << 54)
+    evaluator, found = Evaluator([one], SCALE, party.ring, party.keys, np.zeros((2, N), dtype=np.uint64)), []
+    with ThreadPoolExecutor(2) as pool:
+        for channels in (2, 32):
+            monkeypatch.setattr("histocrypt.encrypted.batch.evaluate.CHANNELS", channels)
+            found.append(evaluator._folded(0, given, shifts, pool))
+    np.testing.assert_array_equal(*found)
+    rotated = np.stack([np.roll(values, -shift, axis=1) for shift in shifts])
+    expected = (np.einsum("opc,pcn->on", weights, rotated) + np.array([[1], [-2], [3]])) ** 2
+    scale = (SCALE * factor) ** 2 / party.ring.moduli[2]
+    decrypted = [party.decrypt(each, scale) for each in found[0]]
+    np.testing.assert_allclose(decrypted, expected, atol=1e-3)
 
 
 def test_one_prime_without_keys():

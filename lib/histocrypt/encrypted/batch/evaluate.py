@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,6 +33,9 @@ ETA = 21
 LOG_FLOOD = -21
 """Errors that hide how a result was computed: their share of the outputs' range, binary logarithm; three times what
 the arithmetic itself errs by, and a thousandth of the noise that the key owner adds."""
+
+CHANNELS = 32
+"""That a folded convolution rotates before it adds them up: their rotations are four to sixteen times as large."""
 
 ONE_AT_A_TIME = threading.Lock()
 """A batch takes all cores and most of the memory."""
@@ -89,9 +93,7 @@ class Evaluator:
         with ThreadPoolExecutor(workers) as pool, _blas(1):
             x = self._unfolded(layout.unfolded - 1, read, layout, pool) if self._maps[:-1] else read(layout.inputs)
             for number, shifts in enumerate(layout.shifts, layout.unfolded):
-                turned = pool.map(partial(self._keys.rotate, rotations=shifts), x)
-                cells = np.stack([np.stack(places) for places in turned], axis=1)  # (places, channels, 2, primes, N)
-                x = self._squares(number, cells.reshape(-1, *cells.shape[2:]), pool)
+                x = self._folded(number, x, shifts, pool)
             y = self._linear(len(self._maps) - 1, x, pool)
             del x
             wipe = self._wipe(layout) if layout.folded else None
@@ -112,19 +114,38 @@ class Evaluator:
     def _unfolded(self, number: int, read: Read, layout: Layout, pool: Executor) -> np.ndarray:
         """Return the squares of one place of the next convolution's cell: depth first, so that little is held."""
         if number == 0:
-            x = read(layout.first)
-        else:
-            places = layout.strides[number] ** 2
-            x = np.concatenate([self._unfolded(number - 1, read, layout, pool) for _ in range(places)])
-        return self._squares(number, x, pool)
+            return self._squares(self._linear(number, read(layout.first), pool), pool)
+        places, x = layout.strides[number] ** 2, None
+        for place in range(places):
+            one = self._unfolded(number - 1, read, layout, pool)
+            x = np.empty((places, *one.shape), dtype=np.uint64) if x is None else x
+            x[place] = one
+        return self._squares(self._linear(number, x.reshape(-1, *x.shape[2:]), pool), pool)
 
-    def _squares(self, number: int, x: np.ndarray, pool: Executor) -> np.ndarray:
-        y = self._linear(number, x, pool)
-        return np.stack(list(pool.map(self._keys.square, y)))
+    def _folded(self, number: int, x: np.ndarray, shifts: Sequence[int], pool: Executor) -> np.ndarray:
+        """Return the squares of a folded convolution; a few channels are rotated at a time, so that little is held."""
+        one, y = self._maps[number], None
+        weights = one.weights.reshape(len(one.weights), len(shifts), -1)
+        for start in range(0, len(x), CHANNELS):
+            some = x[start : start + CHANNELS]
+            cells = np.empty((len(shifts), *some.shape), dtype=np.uint64)
+            for channel, turned in enumerate(pool.map(partial(self._keys.rotate, rotations=shifts), some)):
+                cells[:, channel] = turned
+            own = weights[:, :, start : start + CHANNELS].reshape(len(weights), -1)
+            cells = cells.reshape(-1, *some.shape[1:])
+            more = self._ring.linear(own, cells, None if start else one.bias, pool=pool)
+            y = self._ring.add(y, more) if start else more
+        return self._squares(y, pool)
+
+    def _squares(self, y: np.ndarray, pool: Executor) -> np.ndarray:
+        count, parts, primes, n = y.shape
+        out = np.empty((count, parts, primes - 1, n), dtype=np.uint64)
+        for target, one in zip(out, pool.map(self._keys.square, y), strict=True):
+            target[:] = one
+        return out
 
     def _linear(self, number: int, x: np.ndarray, pool: Executor) -> np.ndarray:
-        one = self._maps[number]
-        return self._ring.linear(one.weights, x, one.bias)
+        return self._ring.linear(self._maps[number].weights, x, self._maps[number].bias, pool=pool)
 
     def _wipe(self, layout: Layout) -> np.ndarray:
         """Return (2, slots) ring values of a plaintext that keeps the useful slots: ones at the scale of a prime."""
@@ -220,13 +241,12 @@ class Session:
         self.key: str = str(header.get("key"))
         self.client, self._workers, self._noise = client, workers, noise
         last = 2 * client.parameters.limb_bytes
-        data = np.memmap(keys, dtype=np.uint8, mode="r", offset=start, shape=(header["bytes"],))
-        public = np.array(data[-last:]).view("<u8").reshape(2, -1)
+        public = np.fromfile(keys, "<u8", offset=max(start + header["bytes"] - last, 0)).reshape(2, -1)
         if public.max() >= client.moduli[0]:
             raise InputError("are no evaluation keys for these parameters", file=keys, field="public key")
         switching = None
         if client.squares:
-            switching = Keys.read(np.array(data[:-last]), client.ring, client.rotations)
+            switching = Keys.read(keys, client.ring, client.rotations, start=start, after=last)
         low, high = client.about["output_range"]
         scale = client.batched["scale"]
         self._evaluator = Evaluator(maps, scale, client.ring, switching, public, spread=high - low)
@@ -243,34 +263,36 @@ class Session:
         number = header.get("layout")
         bound = {"client": self.client.hash, "key": self.key, "layout": number, **expected}
         if isinstance(data, Path):
-            payload = np.memmap(data, dtype=np.uint8, mode="r", offset=messages.open_message(data, "input", **bound)[1])
+            header, start = messages.open_message(data, "input", **bound)
+            size, source = header["bytes"], data
         else:
-            payload = np.frombuffer(messages.unpack(data, file=file, kind="input", **bound), dtype=np.uint8)
+            source, start = messages.unpack(data, file=file, kind="input", **bound), 0
+            size = len(source)
         if not isinstance(number, int) or not 0 <= number < self.client.layouts:
             problem = "names a layout that this model does not have"
             raise InputError(problem, file=file, field="layout", value=number, expected=f"below {self.client.layouts}")
-        if len(payload) != (wanted := self.client.input_bytes(number)):
+        if size != (wanted := self.client.input_bytes(number)):
             problem = "has not the size of a batch"
-            raise InputError(problem, file=file, field="bytes", value=len(payload), expected=str(wanted))
+            raise InputError(problem, file=file, field="bytes", value=size, expected=str(wanted))
         layout, level = self.client.choices[number], self.client.level_of(number)
-        with ONE_AT_A_TIME:
-            read = self._reader(payload, level, file)
+        with ONE_AT_A_TIME, source.open("rb") if isinstance(source, Path) else BytesIO(source) as stream:
+            stream.seek(start)  # read piece by piece: pages of a map would count as memory
+            read = self._reader(stream, level, file)
             outputs = self._evaluator(read, layout, workers=self._workers, noise=self._noise)
             results = b"".join(one.astype("<u8").tobytes() for one in outputs)
         return messages.pack("output", results, **bound)
 
-    def _reader(self, payload: np.ndarray, level: int, file: Any) -> Read:
+    def _reader(self, stream: BinaryIO, level: int, file: Any) -> Read:
         """Return what reads ciphertexts one after the other: halves from the message, the others from its seed."""
         ring, at = self.client.ring, 0
-        seed, size = payload[:SEED].tobytes(), (level + 1) * self.client.parameters.limb_bytes
+        seed, size = stream.read(SEED), (level + 1) * self.client.parameters.limb_bytes
         primes = np.array(ring.moduli[: level + 1], dtype=np.uint64)[:, None]
 
         def read(number: int) -> np.ndarray:
             nonlocal at
             found = np.empty((number, 2, level + 1, ring.n), dtype=np.uint64)
             for row in range(number):
-                start = SEED + at * size
-                found[row, 0] = payload[start : start + size].copy().view("<u8").reshape(level + 1, ring.n)
+                found[row, 0] = np.frombuffer(stream.read(size), "<u8").reshape(level + 1, ring.n)
                 found[row, 1] = ring.uniform(part_of(seed, at), level)
                 at += 1
             if (found[:, 0] >= primes).any():

@@ -16,8 +16,10 @@ import hashlib
 import math
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ LARGEST_WHOLE = 1 << 53
 """Up to here doubles hold every whole number."""
 COLUMNS = 512
 """Values of each polynomial that one matrix product takes."""
+STRETCHES = 4
+"""Pieces of each polynomial that threads share."""
 
 
 class Ring:
@@ -189,10 +193,11 @@ class Ring:
         biases: Sequence[int] | None = None,
         *,
         columns: int = COLUMNS,
+        pool: Executor | None = None,
     ) -> np.ndarray:
         """Return whole combinations of ciphertexts, exactly: matrix products of halves of residues in doubles.
 
-        Besides the result it takes 16 (I + O) ``columns`` bytes.
+        Besides the result, each thread takes 16 (I + O) ``columns`` bytes.
 
         Parameters
         ----------
@@ -204,10 +209,12 @@ class Ring:
             O whole numbers of any size, times the result's scale: added to every slot.
         columns
             Values of a polynomial that one product takes, a power of two.
+        pool
+            Threads that share the work; every product of theirs should take one.
 
         Returns
         -------
-        (O, 2, L, N) uint64, at the same level.
+        (O, 2, L, N) uint64, at the same level, whatever the threads.
 
         Raises
         ------
@@ -222,15 +229,21 @@ class Ring:
         number, columns = ciphertexts.shape[2], min(columns, self.n)
         ciphertexts = np.ascontiguousarray(ciphertexts)
         out = np.empty((outputs, 2, number, self.n), dtype=np.uint64)
-        halves, products = np.empty((inputs, 2 * columns)), np.empty((outputs, 2 * columns))
         none = np.zeros(outputs, dtype=np.uint64)
-        for limb, prime in enumerate(self.moduli[:number]):
-            shift = none if biases is None else np.array([int(bias) % prime for bias in biases], dtype=np.uint64)
-            for part in range(2):
-                for start in range(0, self.n, columns):
-                    kernels.halve(ciphertexts, part, limb, start, np.uint64(prime), halves)
-                    np.matmul(weights, halves, out=products)
-                    kernels.join(products, none if part else shift, part, limb, start, np.uint64(prime), out)
+        shifts = [none if biases is None else _modulo(biases, prime) for prime in self.moduli[:number]]
+        stretch = max(columns, self.n // STRETCHES)
+
+        def combine(limb: int, part: int, first: int) -> None:
+            halves, products = np.empty((inputs, 2 * columns)), np.empty((outputs, 2 * columns))
+            prime, shift = np.uint64(self.moduli[limb]), none if part else shifts[limb]
+            for start in range(first, first + stretch, columns):
+                kernels.halve(ciphertexts, part, limb, start, prime, halves)
+                np.matmul(weights, halves, out=products)
+                kernels.join(products, shift, part, limb, start, prime, out)
+
+        parts = product(range(number), range(2), range(0, self.n, stretch))
+        for _ in (map if pool is None else pool.map)(combine, *zip(*parts, strict=True)):
+            pass
         return out
 
     def automorphism(self, rotation: int) -> np.ndarray:
@@ -238,6 +251,11 @@ class Ring:
         order, bits = 4 * self.n, bit_reversed(self.n)
         exponents = (4 * bits + 1) * pow(GENERATOR, rotation % order, order) % order
         return bits[(exponents - 1) // 4]
+
+
+def _modulo(numbers: Sequence[int], prime: int) -> np.ndarray:
+    """Return whole numbers of any size modulo a prime."""
+    return np.array([int(number) % prime for number in numbers], dtype=np.uint64)
 
 
 def _below(last: int, data: bytes) -> np.ndarray:
@@ -270,7 +288,13 @@ class Keys:
 
     @classmethod
     def read(
-        cls, source: Path | bytes | np.ndarray, ring: Ring, rotations: Sequence[int] = (), *, start: int = 0
+        cls,
+        source: Path | bytes | np.ndarray,
+        ring: Ring,
+        rotations: Sequence[int] = (),
+        *,
+        start: int = 0,
+        after: int = 0,
     ) -> Keys:
         """Read the engine's keys and check every length and value; memory: the keys once, and one key more.
 
@@ -282,8 +306,8 @@ class Keys:
             With a special prime.
         rotations
             That the model needs; the keys must be these and no others.
-        start
-            Where the keys begin.
+        start, after
+            Where the keys begin, and bytes that follow them.
 
         Raises
         ------
@@ -301,7 +325,7 @@ class Keys:
         order = 4 * ring.n
         elements = {pow(GENERATOR, rotation % ring.n, order): rotation % ring.n for rotation in rotations}
         size = 1 + form.itemsize + 5 + len(elements) * (24 + form.itemsize)
-        check("bytes", (file.stat().st_size if file else memoryview(source).nbytes) - start, size)
+        check("bytes", (file.stat().st_size if file else memoryview(source).nbytes) - start - after, size)
         at = start
 
         def take(kind: Any) -> Any:
