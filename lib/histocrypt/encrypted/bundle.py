@@ -20,6 +20,10 @@ from histocrypt.errors import InputError
 from histocrypt.files import read_json, write_json
 
 FORMAT, VERSION = "histocrypt encrypted client", 2
+SECTION = 1000
+"""Spots of a section of which nothing is known."""
+AGAIN = 3
+"""At least every so-manieth spot is sent again, in random places: what comes back must agree."""
 BREAK_EVEN = 20
 """Spots from which on a batch takes less time of both sides together: `benchmarks/encrypted_section.py`."""
 REQUIRED = {
@@ -34,14 +38,23 @@ REQUIRED = {
 def forms(client: Client) -> dict[str, Client]:
     """Return a model in each of its forms, by the hash that keys and messages are bound to; ``single`` comes first."""
     single = Client(client.about, Parameters.from_dict(client.about["parameters"]), client.file)
-    batch = BatchClient.of(client.about, client.file)
-    return {form.hash: form for form in (single, batch) if form is not None}
+    return {form.hash: form for form in (single, *BatchClient.of(client.about, client.file))}
+
+
+def copies_of(n: int) -> int:
+    """Return how many places beyond one for each spot are the fewest."""
+    return -(-n // AGAIN)
 
 
 def best_form(client: Client, spots: int | None) -> Client:
     """Return the form for so many spots (None: a section): `batch` from where it takes less time."""
-    every = list(forms(client).values())
-    return every[0] if spots is not None and spots < BREAK_EVEN else every[-1]
+    single, *batches = forms(client).values()
+    spots = spots or SECTION
+    return (
+        single
+        if spots < BREAK_EVEN or not batches
+        else min(batches, key=lambda form: form.seconds(spots + copies_of(spots)))
+    )
 
 
 def write_client(path: Path, about: dict[str, Any]) -> None:

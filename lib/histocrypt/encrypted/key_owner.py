@@ -19,7 +19,7 @@ import numpy as np
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.answers import NOISE, Answers, check_output, gone, write_result
-from histocrypt.encrypted.bundle import best_form, forms, is_client, load_client
+from histocrypt.encrypted.bundle import best_form, copies_of, forms, is_client, load_client
 from histocrypt.encrypted.parameters import SECURITY_BITS
 from histocrypt.encrypted.resnet.keys import bootstrapping_piece_number, bootstrapping_pieces
 from histocrypt.encrypted.scratch import scratch
@@ -27,8 +27,6 @@ from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.files import claim, read_json, same_file, write_json
 
-AGAIN = 3
-"""At least every so-manieth spot is sent again, in random places: what comes back must agree."""
 CHUNK = 256
 """Spots that are looked at together."""
 KEY_BYTES_PER_SECOND = 50e6
@@ -245,7 +243,7 @@ class Request:
     def of(cls, prepared: Prepared, client: Client, bound: dict[str, str]) -> Request:
         """Lay out prepared spots in random order, a third of them and more in several places."""
         n = len(prepared.names)
-        layout = client.layout_for(n + copies_of(n))
+        layout = 0
         note = {
             "section": prepared.section,
             "patient": prepared.patient,
@@ -284,11 +282,6 @@ class Request:
     def encrypt(self, index: int, prepared: Prepared, owner: engine.KeyOwner) -> Iterator[bytes]:
         """Yield the payload of one input message."""
         yield from self.client.encrypt(prepared.inputs(self.spots(index)), owner, self.layout)
-
-
-def copies_of(n: int) -> int:
-    """Return how many places beyond one for each spot are the fewest."""
-    return -(-n // AGAIN)
 
 
 def places_of(n: int, each: int, *, apart: bool) -> np.ndarray:

@@ -45,11 +45,6 @@ class Client:
         """What keys and messages are bound to."""
         return hash_of(self.about)
 
-    def layout_for(self, spots: int) -> int:
-        """Return the layout that takes so many spots in the least time."""
-        del spots
-        return 0
-
     def places(self, layout: int) -> int:
         """Return how many spots share a message in this layout."""
         del layout

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SEED = 32
 """Bytes of a message's seed: the second half of every ciphertext comes out of it, and is not sent."""
+LINE = 30e6
+"""Bytes a second, where layouts are compared."""
 AT_ONCE = 64
 """Ciphertexts that are made before they are handed on."""
 
@@ -37,13 +39,15 @@ class BatchClient(Client):
     batched: dict[str, Any] = field(default_factory=dict)
     """``parameters``, ``moduli``, ``special``, ``layouts`` (how many convolutions each folds, and its cost) and
     ``scale`` of the outputs."""
+    number: int = 0
+    """Of the layout: each is a form of its own, with keys of its own."""
 
     form = "batch"
     alike = False
 
     @classmethod
-    def of(cls, about: dict[str, Any], file: Path) -> BatchClient | None:
-        """Return the form of a public part, or None where a model has none.
+    def of(cls, about: dict[str, Any], file: Path) -> list[BatchClient]:
+        """Return the forms of a public part, one for each layout; none where a model has none.
 
         Raises
         ------
@@ -52,15 +56,15 @@ class BatchClient(Client):
         """
         batched = about.get("batch_form")
         if batched is None:
-            return None
+            return []
         parameters = Parameters.from_dict(batched["parameters"])
         check_security(parameters, file=file)
-        return cls(about, parameters, file, batched)
+        return [cls(about, parameters, file, batched, number) for number in range(len(batched["layouts"]))]
 
     @property
     def hash(self) -> str:
         """What keys and messages of this form are bound to."""
-        return hash_of({**self.about, "form": self.form})
+        return hash_of({**self.about, "form": self.form, "layout": self.number})
 
     @cached_property
     def choices(self) -> list[Layout]:
@@ -68,7 +72,8 @@ class BatchClient(Client):
         inputs, slots = self.about["input"], self.parameters.slots
         tiles = inputs["kind"] == "tiles"
         side, strides = (inputs["shape"][1], tuple(inputs["factors"])) if tiles else (1, ())
-        return [Layout(inputs["shape"][0], side, strides, one["folded"], slots) for one in self.batched["layouts"]]
+        folded = self.batched["layouts"][self.number]["folded"]
+        return [Layout(inputs["shape"][0], side, strides, folded, slots)]
 
     @property
     def layouts(self) -> int:
@@ -110,10 +115,11 @@ class BatchClient(Client):
         """Return how many spots share a message in this layout."""
         return self.choices[layout].tiles
 
-    def layout_for(self, spots: int) -> int:
-        """Return the layout that takes so many spots in the least time."""
-        cost = [one["cost"] * -(-spots // self.places(number)) for number, one in enumerate(self.batched["layouts"])]
-        return int(np.argmin(cost))
+    def seconds(self, spots: int) -> float:
+        """Return about how long so many spots take: CPU seconds of both sides together, and the line."""
+        messages = -(-spots // self.places(0))
+        sent = messages * self.input_bytes(0) + self.evaluation_key_bytes()
+        return messages * self.batched["layouts"][self.number]["cost"] + sent / LINE
 
     def input_bytes(self, layout: int) -> int:
         """Return the size of an input message's payload."""
