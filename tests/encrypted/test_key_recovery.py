@@ -11,11 +11,12 @@ import pytest
 from tests.encrypted import forging
 
 from histocrypt.encrypted import messages
-from histocrypt.encrypted.bundle import load_client
+from histocrypt.encrypted.bundle import load_client, parse_client
 from histocrypt.encrypted.compile import compile_lowered, lowered_model, training_inputs, write_bundle
 from histocrypt.encrypted.evaluator import evaluate_request
 from histocrypt.encrypted.key_owner import Keys, decrypt_response, encrypt_section, keygen, prepare
 from histocrypt.encrypted.lowering import Lowered
+from histocrypt.encrypted.single import hash_of
 from histocrypt.errors import InputError
 from histocrypt.pipeline.checkpoints import load_model
 
@@ -149,7 +150,8 @@ def test_single_results_hold_the_key_where_nobody_looks(single, tmp_path, size, 
 
 
 def test_single_results_that_differ_by_place_are_refused(single, tmp_path):
-    _, payloads = windows(single, tmp_path, size=0.01, everywhere=False)
+    """Beyond a tenth of a standard deviation; smaller ones at all places pass for a large honest error."""
+    _, payloads = windows(single, tmp_path, size=0.5, everywhere=False)
     assert single.refuses(payloads, tmp_path).startswith("spot ")
 
 
@@ -258,6 +260,23 @@ def test_another_answer_to_a_request_is_refused(batch, forger, tmp_path):
             with pytest.raises(InputError) as error:
                 decrypt(other)
             assert error.value.field == "answer"
+
+
+def test_keys_are_for_one_section(world, batch, tmp_path):
+    with pytest.raises(InputError) as error:
+        encrypt_section(world.section, batch.folder / "keys", tmp_path / "request")
+    assert error.value.field == "requests"
+    assert not (tmp_path / "request").exists()
+
+
+@pytest.mark.parametrize("ends", [[float("nan"), 1.0], [-float("inf"), float("inf")], [2.0, -2.0], [0.0], ["0", "1"]])
+def test_ranges_that_are_none_are_refused(world, ends):
+    """They are the evaluator's words, and noise is scaled by them."""
+    content = json.loads((world.bundle / "client.json").read_text()) | {"output_range": ends}
+    about = {key: value for key, value in content.items() if key not in ("format", "version", "hash")}
+    with pytest.raises(InputError) as error:
+        parse_client({**content, "hash": hash_of(about)}, file="client.json")
+    assert error.value.field == "output_range"
 
 
 def test_a_consistent_lie_shows_pixels_to_who_sees_the_predictions(world, section, lowered, single, tmp_path):

@@ -92,7 +92,7 @@ class Answers:
         limit *= APART / NORMAL
         limit = np.minimum(limit, COARSE * usual)
         apart = np.abs(error).max(axis=1)
-        if (np.abs(error) > limit).any():
+        if not (np.abs(error) <= limit).all():  # what is no number, too
             worst = int(np.argmax((np.abs(error) / limit).max(axis=1)))
             problem = "a spot that was sent twice came back different: the evaluator mixed up spots or made up results"
             value = f"{apart[worst] / usual:.2g} standard deviations"

@@ -9,6 +9,7 @@ hundreds of tiles in one (`histocrypt.encrypted.batch`). Each has parameters, ke
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,11 @@ def parse_client(content: Any, *, file: Path | str) -> Client:
         for key in keys:
             if not isinstance(about.get(key), kind):
                 raise InputError("is missing or of the wrong type", file=file, field=key, expected=kind.__name__)
+    for key in ("input_range", "output_range"):  # the evaluator's own words, and noise is scaled by them
+        ends = about[key]
+        whole = len(ends) == 2 and all(isinstance(end, int | float) and math.isfinite(end) for end in ends)
+        if not whole or not ends[0] < ends[1]:
+            raise InputError("is no range", file=file, field=key, value=ends, expected="two numbers, the smaller first")
     parameters = Parameters.from_dict(about["parameters"])
     check_security(parameters, file=file)
     client = Client(about, parameters, Path(file))
