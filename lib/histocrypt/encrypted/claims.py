@@ -44,13 +44,14 @@ CLAIMS = (
     _claim(
         "evaluator",
         "learns",
-        "that a client is there, when, from which address; how many spots a section has (plus two, which are sent "
-        "twice); which model was asked; how fast the client sends",
+        "that a client is there, when, from which address; how many messages a section takes (in the form single two for "
+        "each spot, else one for some hundred places); which model was asked; how fast the client sends; whether its "
+        "response was refused, if it is told; what it computed from each spot, if predictions are shown to it",
     ),
     _claim(
         "evaluator",
         "does not learn",
-        "pixels, outputs, names, coordinates or order of spots",
+        "pixels, outputs, names, coordinates or order of spots, as long as no prediction is shown to it",
         "P::test_request_tells_no_names",
         "A::test_no_secret_key_and_no_pixel_in_the_servers_memory",
     ),
