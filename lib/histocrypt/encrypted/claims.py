@@ -45,8 +45,8 @@ CLAIMS = (
         "evaluator",
         "learns",
         "that a client is there, when, from which address; how many messages a section takes (in the form single two "
-        "for each spot, else one for some hundred places); which model was asked; how fast the client sends; whether its "
-        "response was refused, if it is told; what it computed from each spot, if predictions are shown to it",
+        "for each spot, else one for some hundred places); which model was asked; how fast the client sends; whether "
+        "its response was refused, if it is told; what it computed from each spot, if predictions are shown to it",
     ),
     _claim(
         "evaluator",
