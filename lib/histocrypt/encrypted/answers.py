@@ -200,10 +200,12 @@ def _share(client: Client, bits: float | None, checked: float) -> str:
             "with those who may see the slide, and not with the evaluator: tiles went one by one, where a lying "
             "evaluator can make all copies agree and hide its way to the key, or pixels, in the values"
         )
+    unless = (
+        "" if checked == 1 else f", unless the evaluator guessed which places were not sent twice ({checked:.0%} were)"
+    )
     return (
         "with those who may see the slide: a lying evaluator can have hidden pixels in the values, which no copy "
-        f"tells; of the secret key at most {np.ceil(bits):.0f} bits are in it, unless the evaluator guessed which "
-        f"places were not sent twice ({checked:.0%} were)"
+        f"tells; of the secret key at most {np.ceil(bits):.0f} bits are in it{unless}"
     )
 
 
