@@ -40,6 +40,7 @@ from histocrypt.pipeline.train import fit, taught
 from histocrypt.predictors.registry import MODELS, Entry, FheCnnOptions, tile_side
 from histocrypt.spatial import squares
 from histocrypt.study import Study, load_study, parse_study
+from histocrypt.training.loop import mean_section_pearson
 
 CNN, RESIDUAL, OVERLAPPING = "fhe_cnn", "fhe_resnet18", "fhe_overlapping"
 PARTS = ("test", "validation")
@@ -178,6 +179,8 @@ def train(variant: Variant, lessons: Lessons, *, seed: int, keep: Path | None) -
         with np.load(file) as found:
             return Trained(**{key: found[key] if found[key].ndim else found[key].item() for key in found})
     data = lessons.of(variant.teacher, variant.share)
+    for spots in (data.train, data.validation):
+        spots.tiles  # made once for all networks, and no part of a training  # noqa: B018
     started = time.process_time()
     predictor, _, validation = fit(variant.study, variant.network, data, seed=seed)
     seconds = time.process_time() - started
@@ -263,6 +266,9 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what trainings predict, and go on from there")
     arguments = parser.parse_args()
     teacher = arguments.teacher
+    for kernels in arguments.kernels:
+        if all(len(kernels) != len(STRIDES.get(depth, ())) for depth in arguments.depths):
+            parser.error(f"no network of --depths has {len(kernels)} convolutions, as many as --kernels {kernels}")
     try:
         study = load_study(arguments.study)
         folds = [fold for fold in load_folds(study.run.folds) if fold.name != FINAL]
@@ -321,11 +327,11 @@ def report(
     n_sections = sum(len(fold.test_sections) for fold in folds)
     many = f", mean of {n_seeds} seeds" if n_seeds > 1 else ""
     scale, first = study.target.transforms[0], variants[0].title
-    yardsticks = [titles[BASELINE], *([titles[teacher]] if students else [])]
+    yardsticks = list(titles.values())
     print(f"\n{study.name}: {len(folds)} folds, {n_sections} held-out sections, {scale}{many}\n")
     heads = ["network", "parameters", "validation r", f"less {first}", "side by side, less it"][: 5 if many else 4]
     heads += [f"held-out r ({scale})", *(f"less {title}" for title in yardsticks)]
-    heads += ["largest value squared", "training CPU s a fold"]
+    heads += ["validation r of all outputs", "largest value squared", "training CPU s a fold"]
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for title in [*titles.values(), *(variant.title for variant in variants)]:
         runs = [one for fold in folds for one in trained.get((title, fold.name), [])]
@@ -337,6 +343,13 @@ def report(
             cells += [beside.interval(of(first, "validation")) if runs else ""]
         cells += [test.interval()]
         cells += ["" if title == other else test.interval(of(other, "test")) for other in yardsticks]
+        judged = [
+            mean_section_pearson(one.validation, own.targets, own.sections)
+            for fold in folds
+            for own in [lessons[fold.name].measured.validation]
+            for one in trained.get((title, fold.name), [])
+        ]
+        cells += [f"{np.mean(judged):.3f}" if runs else ""]
         cells += [f"{max(one.largest for one in runs):.1f}" if runs else ""]
         cells += [f"{np.mean([one.seconds for one in runs]):.0f}" if runs else ""]
         print("| " + " | ".join(cells) + " |")
