@@ -442,15 +442,28 @@ class Way:
         """Return an input message, made now if it is not there."""
         path, place = self.message(index), self.request.place(index)
         if not path.is_file():  # written whole or not at all
-            messages.write_pieces(path, "input", self.request.encrypt(index, prepared, owner), **place)
+            with self._room():
+                messages.write_pieces(path, "input", self.request.encrypt(index, prepared, owner), **place)
         return path
 
     def keep(self, index: int, answer: bytes, *, file: Any) -> None:
         """Keep an answer that is bound to its message, whose ciphertexts are then of no use."""
         place = self.request.place(index)
         payload = messages.unpack(answer, file=file, kind="output", **place)
-        messages.write_message(self.answer(index), "output", payload, **place)
+        with self._room():
+            messages.write_message(self.answer(index), "output", payload, **place)
         self.message(index).unlink(missing_ok=True)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Say in one sentence that a message cannot be kept."""
+        try:
+            yield
+        except OSError as error:
+            problem = f"a message cannot be kept there ({error.strerror})"
+            free, fix = shutil.disk_usage(self.keys.folder).free, "make room and send it again; what was done is kept"
+            where = {"file": self.keys.folder, "field": "--keys", "value": f"{free / 2**20:.0f} MiB free"}
+            raise InputError(problem, **where, fix=fix) from error
 
     def open(self, *, file: Any) -> Checked:
         """Decrypt all answers and compare copies.
@@ -509,6 +522,8 @@ def _under_way(folder: Path, prepared: Prepared, offered: Client, public: dict[s
 
 
 def _begun(mine: Path) -> Way | None:
+    for partial_file in mine.rglob(".*.partial*"):  # of a process that was killed
+        partial_file.unlink()
     (note,) = (*mine.glob("requests/*.json"), None)[:1]
     if note is not None and (mine / "secret.key").is_file():
         way = Way(Keys(mine), Keys(mine).request(note.stem, file=note))

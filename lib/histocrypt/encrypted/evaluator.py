@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
 import queue
-import re
 import shutil
 import sys
 import threading
@@ -97,9 +95,7 @@ class Session:
             raise InputError(problem, file=keys, field="bytes", value=header["bytes"], expected=f"about {expected}")
         if client.parameters.bootstrapping is None:
             messages.check_evaluation_keys(keys, client.parameters, client.rotations, start=start)
-        self.key: str = header.get("key")
-        if not isinstance(self.key, str) or not re.fullmatch("[0-9a-f]{32}", self.key):
-            raise InputError("is no key's name", file=keys, field="key", value=self.key, expected="32 hex digits")
+        self.key: str = messages.name_of_key(header, file=keys)
         self._bundle, self._model, self._noise = bundle, model, noise
         self._free: queue.Queue[engine.Evaluator] = queue.Queue()
         self._all: list[engine.Evaluator] = []
@@ -131,7 +127,7 @@ class Session:
         """
         client = self._bundle.client
         bound = {"client": client.hash, "key": self.key, "layout": 0, **expected}
-        payload = messages.unpack(_mapped(data), file=file, kind="input", complete=True, **bound)
+        payload = messages.unpack(messages.mapped(data), file=file, kind="input", complete=True, **bound)
         parts = messages.unpack_list(payload, count=client.input.ciphertexts, file=file)
         for part in parts:
             messages.check_ciphertext(part, client.parameters, self._moduli, client.level, file=file, fresh=True)
@@ -150,16 +146,6 @@ class Session:
         """Free the keys."""
         for worker in self._all:
             worker.close()
-
-
-def _mapped(data: bytes | Path) -> messages.Data:
-    """Return a message's bytes; those of a file as a view of its pages, which are let go with the last view."""
-    if not isinstance(data, Path):
-        return data
-    if not data.stat().st_size:  # which cannot be mapped
-        return b""
-    with data.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def evaluate_request(

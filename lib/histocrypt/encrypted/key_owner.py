@@ -361,7 +361,7 @@ def keygen(client_file: str | Path, output: str | Path, *, spots: int | None = N
     print(describe_keys(client), file=sys.stderr)
     need_disk(output, client.evaluation_key_bytes() + (64 << 20))
     owner = engine.KeyOwner(client.parameters)
-    if owner.moduli() != client.moduli:
+    if owner.moduli() != client.moduli or (client.form == "batch" and owner.special_moduli() != [client.special]):
         problem = "lists other primes than this engine makes from its parameters"
         raise InputError(problem, file=client.file, field="moduli", fix="use the model owner's version of the engine")
     output.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that exists keeps its mode; the secret key has its own

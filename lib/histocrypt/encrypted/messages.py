@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import re
 import struct
 from collections.abc import Iterable, Sequence
@@ -40,6 +41,8 @@ MEANING = {
     "key": "was made under another key",
     "request": "belongs to another request",
     "index": "is out of its place",
+    "of": "belongs to a request of another length",
+    "layout": "is laid out in another way",
 }
 """Field of a header to what a wrong one means."""
 METADATA = re.compile(
@@ -136,6 +139,24 @@ def read_whole(path: Path, *, most: int | None = None) -> bytes:
             "is larger than any message of its kind", file=path, field="bytes", value=size, expected=f"at most {most}"
         )
     return path.read_bytes()
+
+
+def mapped(data: bytes | Path) -> Data:
+    """Return a message's bytes; those of a file as a view of its pages, which are let go with the last view."""
+    if not isinstance(data, Path):
+        return data
+    if not data.stat().st_size:  # which cannot be mapped
+        return b""
+    with data.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def name_of_key(header: dict[str, Any], *, file: Any) -> str:
+    """Return the key that a header names; `InputError` where that is no name."""
+    name = header.get("key")
+    if not isinstance(name, str) or not re.fullmatch("[0-9a-f]{32}", name):
+        raise InputError("is no key's name", file=file, field="key", value=name, expected="32 hex digits")
+    return name
 
 
 def open_message(path: Path, kind: str, **expected: Any) -> tuple[dict[str, Any], int]:

@@ -41,6 +41,8 @@ def own_folder(parent: str | Path | None, prefix: str) -> tuple[Path, Any]:
     if not parent.is_dir():
         raise InputError("is not a folder", file=parent, field="scratch")
     for old in parent.glob(f"{prefix}*"):
+        if old.is_symlink() or not (old / "lock").is_file():  # not ours, or another process is making it just now
+            continue
         try:
             with FileLock(old / "lock", timeout=0):
                 shutil.rmtree(old, ignore_errors=True)

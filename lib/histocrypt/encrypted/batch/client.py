@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,10 @@ LINE = 30e6
 """Bytes a second, where layouts are compared."""
 AT_ONCE = 64
 """Ciphertexts that are made before they are handed on."""
+SMALLEST = 64
+"""Places of a message, at least: what sums over positions are read with."""
+LOG_MOST, MOST_INPUTS, MOST_LAYOUTS = 61, 1 << 16, 16
+"""Bits of a prime, ciphertexts of a message, and layouts: at most."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,36 @@ class BatchClient(Client):
         batched = about.get("batch_form")
         if batched is None:
             return []
-        parameters = Parameters.from_dict(batched["parameters"])
-        check_security(parameters, file=file)
-        return [cls(about, parameters, file, batched, number) for number in range(len(batched["layouts"]))]
+        try:
+            parameters = Parameters.from_dict(batched["parameters"])
+            check_security(parameters, file=file)
+            every = [cls(about, parameters, file, batched, number) for number in range(len(batched["layouts"]))]
+            sound = 0 < len(every) <= MOST_LAYOUTS and all(form.is_sound() for form in every)
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            sound = False
+        if not sound:
+            problem, fix = "does not fit together", "ask the model's owner for it again"
+            raise InputError(problem, file=file, field="batch_form", fix=fix)
+        return every
+
+    def is_sound(self) -> bool:
+        """Whether all that it says of itself can be true; what cannot be read raises one of Python's own errors."""
+        p, (one,), cost = self.parameters, self.choices, self.batched["layouts"][self.number]["cost"]
+        return (
+            (p.ring, p.bootstrapping, p.log_scale) == ("conjugate_invariant", None, LOG_SCALE)
+            and len(self.moduli) == len(p.logq)
+            and all(prime >> LOG_MOST == 0 and prime % (4 * p.slots) == 1 for prime in (*self.moduli, self.special))
+            and type(one.folded) is int
+            and 0 <= one.folded <= max(self.squares - 1, 0)
+            and one.grid > 0
+            and one.tiles >= SMALLEST
+            and one.inputs <= MOST_INPUTS
+            and self.level_of(0) < len(self.moduli)
+            and 0 < cost < math.inf
+            and 0 < self.batched["scale"] < math.inf
+        )
 
     @property
     def hash(self) -> str:

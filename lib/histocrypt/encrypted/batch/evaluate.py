@@ -234,16 +234,17 @@ class Session:
         noise: AnswerNoise | None = None,
     ) -> None:
         header, start = messages.open_message(keys, "evaluation keys", client=client.hash)
-        expected = client.evaluation_key_bytes()
-        if not 0.9 * expected < header["bytes"] < 1.1 * expected + (1 << 20):
+        expected, last = client.evaluation_key_bytes(), 2 * client.parameters.limb_bytes
+        least, most = (0.9 * expected, expected + (1 << 20)) if client.squares else (expected, expected)
+        if not least <= header["bytes"] <= most:
             problem = "has not the size of this model's evaluation keys"
             raise InputError(problem, file=keys, field="bytes", value=header["bytes"], expected=f"about {expected}")
-        self.key: str = str(header.get("key"))
+        self.key: str = messages.name_of_key(header, file=keys)
         self.client, self._workers, self._noise = client, workers, noise
-        last = 2 * client.parameters.limb_bytes
         public = np.fromfile(keys, "<u8", offset=max(start + header["bytes"] - last, 0)).reshape(2, -1)
         if public.max() >= client.moduli[0]:
-            raise InputError("are no evaluation keys for these parameters", file=keys, field="public key")
+            problem, value, limit = "are no evaluation keys for these parameters", int(public.max()), client.moduli[0]
+            raise InputError(problem, file=keys, field="public key", value=value, expected=f"below {limit}")
         switching = None
         if client.squares:
             switching = Keys.read(keys, client.ring, client.rotations, start=start, after=last)
@@ -259,16 +260,15 @@ class Session:
         InputError
             If the message is damaged, not bound to this session, or not made of ciphertexts under its parameters.
         """
-        header = messages.read_header(data) if isinstance(data, Path) else messages.parse_header(data, file)[0]
+        mapped = messages.mapped(data)
+        header, start = messages.parse_header(mapped, file)
         number = header.get("layout")
         bound = {"client": self.client.hash, "key": self.key, "layout": number, **expected}
-        if isinstance(data, Path):
-            header, start = messages.open_message(data, "input", **bound)
-            size, source = header["bytes"], data
-        else:
-            source, start = messages.unpack(data, file=file, kind="input", **bound), 0
-            size = len(source)
-        if not isinstance(number, int) or not 0 <= number < self.client.layouts:
+        payload = messages.unpack(mapped, file=file, kind="input", complete=True, **bound)
+        size, source = len(payload), data if isinstance(data, Path) else payload
+        start = start if isinstance(data, Path) else 0
+        del mapped, payload
+        if type(number) is not int or not 0 <= number < self.client.layouts:
             problem = "names a layout that this model does not have"
             raise InputError(problem, file=file, field="layout", value=number, expected=f"below {self.client.layouts}")
         if size != (wanted := self.client.input_bytes(number)):

@@ -3,9 +3,10 @@
 CKKS keeps a value as an integer, the value times a scale, modulo the primes that are left. Here every map is a matrix
 of integers, exact in double precision, with a scale of its own for each of its outputs; a square brings scale^2 and
 takes a prime away. A sum that grows beyond half of its modulus would come out as another value, and nobody would
-notice. So every sum is bounded for *all* inputs in the calibrated range, by interval arithmetic, and scales are chosen
-so that the bound holds. Squares of squares have bounds far above anything seen: where the room does not reach that far,
-the largest value over the training tiles must fit `HEADROOM` times, and the plan says that it rests on this.
+notice. So every sum of the integers as they are is bounded for *all* inputs in the calibrated range, by interval
+arithmetic, and compared with the primes as they are. Squares of squares have bounds far above anything seen: where the
+room does not reach that far, the largest value over the training tiles must fit `HEADROOM` times, and the plan says
+that it rests on this. A network that has neither is refused.
 """
 
 from __future__ import annotations
@@ -36,10 +37,15 @@ EXACT = 2.0**53
 HALF = 29
 """Bits of the signed halves in which residues go through it."""
 HEADROOM = 32.0
-"""How often the largest value over the training tiles must fit where all inputs cannot be bounded."""
+"""How often the largest value over the training tiles must fit where all inputs cannot be bounded. It also stands for
+slots of folded layouts that hold nothing of use: the same maps of the same values there, but of cells that no training
+tile has."""
+ERRORS = 1e-3
+"""Share of the room that is left to errors of encryption, key switching and rounding."""
 ENCRYPT, SWITCH, MULTIPLY, FINISH = 1.4e-7, 3e-8, 2.5e-10, 4e-7
 """CPU seconds: a slot and prime of a ciphertext made, of a key switched (by primes and digits), of a ciphertext times a
 number, and a slot of an output finished and decrypted (measured by `benchmarks/encrypted.py`, 2 cores)."""
+OVERLAP = "kernels overlap, or differ by place"
 LEAST_TILES = 64
 """A layout of fewer tiles a batch is not offered."""
 
@@ -63,7 +69,7 @@ class Bound:
     """What the largest sum of a map was compared with, in the units of its modulus."""
 
     all_inputs: float
-    """Share of half the modulus that no input in the calibrated range exceeds."""
+    """Share of the room (half the modulus, before a square its root) that no input in the calibrated range exceeds."""
     seen: float
     """The same over the training tiles."""
 
@@ -113,7 +119,7 @@ class Plan:
         proved = sum(bound.proved for bound in self.bounds)
         room = 1 / max(bound.seen for bound in self.bounds)
         rest = "" if proved == len(self.bounds) else f", the others {room:.0f} times what the training tiles reach"
-        return f"{proved} of {len(self.bounds)} sums bounded for every input{rest}"
+        return f"{proved} of {len(self.bounds)} sums bounded for every input in range{rest}"
 
     def transforms(self, layout: Layout) -> Iterator[tuple[int, int, int, int]]:
         """Yield for each map: ciphertexts in, ciphertexts out, primes, key switches."""
@@ -173,7 +179,12 @@ def read_maps(path: Path) -> list[Map]:
 
 
 def make_plan(
-    lowered: Lowered, inputs: dict[str, Any], *, input_range: Sequence[float], largest: Sequence[float]
+    lowered: Lowered,
+    inputs: dict[str, Any],
+    *,
+    input_range: Sequence[float],
+    largest: Sequence[float],
+    ring: tuple[Parameters, list[Layout]] | None = None,
 ) -> Plan:
     """Turn a network into integers and choose ring, scales and layouts.
 
@@ -187,11 +198,13 @@ def make_plan(
         (low, high) that the key owner keeps inputs to.
     largest
         Largest absolute value over the training tiles after each map.
+    ring
+        Parameters and layouts, few tiles first; the smallest ring of 128 bits if not given.
 
     Raises
     ------
     Unfit
-        If weights differ between positions, or no ring of 128 bits holds the network.
+        If weights differ between positions, no ring of 128 bits holds the network, or a sum could leave its modulus.
     """
     from histocrypt.encrypted import engine
 
@@ -200,29 +213,38 @@ def make_plan(
     strides, side = (tuple(inputs["factors"]), inputs["shape"][1]) if tiles else ((), 1)
     if len(strides) != len(kernels) - 1:
         raise Unfit("a convolution of this network has no square after it")
-    parameters, layouts = _ring(inputs["shape"][0], side, strides)
-    maps, bounds, places = [], [], layouts[-1].grid ** 2
+    parameters, layouts = ring or _ring(inputs["shape"][0], side, strides)
+    owner = engine.KeyOwner(parameters)
+    moduli = owner.moduli()
+    end = Layout(inputs["shape"][0], side, strides, 0, parameters.slots)  # the positions that are summed over
+    maps, bounds, places, positions = [], [], end.grid**2, end.positions
     scale = np.full(inputs["shape"][0], 2.0**LOG_SCALE)
-    low, high = (np.full(len(scale), float(limit)) for limit in input_range)
     zero = np.zeros(len(scale))  # what an empty place holds
+    low, high = np.full(len(scale), min(input_range[0], 0.0)), np.full(len(scale), max(input_range[1], 0.0))
     for number, ((weights, bias), seen) in enumerate(zip(kernels, largest, strict=True)):
         last = number == len(kernels) - 1
-        least, most = _range(weights, bias, low, high, times=places if last else 1)
-        upper = np.maximum(np.abs(least), np.abs(most))
-        room = 2.0 ** (PRIME - 1) if last else 2.0 ** ((PRIME * (len(kernels) - number) - 1) / 2)
+        half = (1 - ERRORS) * math.prod(moduli[: len(kernels) - number]) / 2
+        room = half if last else math.sqrt(half)
         log_most = None if last else LOG_BEFORE_LAST if number == len(kernels) - 2 else LOG_BEFORE_SQUARE
-        aim = _scales(weights, scale, upper, seen, room, log_most=log_most)
-        bounds.append(Bound(float((upper * aim).max() / room), float(seen * aim.max() / room)))
-        nothing = np.einsum("ocp,c->o", weights, zero)
+        aim = _scales(weights, scale, seen, log_most=log_most)
         if last:  # the sum over slots has the bias once, and what empty positions add to it is taken away
-            bias = (bias - (layouts[-1].positions - places) * nothing) / layouts[-1].positions
-        integers = np.rint(weights * aim[:, None, None] / scale[None, :, None])
+            bias = (bias - (positions - places) * np.einsum("ocp,c->o", weights, zero)) / positions
+        integers, whole = np.rint(weights * aim[:, None, None] / scale[None, :, None]), np.rint(bias * aim)
+        weights, bias = integers * scale[None, :, None] / aim[:, None, None], whole / aim  # as they are from here on
+        nothing = np.einsum("ocp,c->o", weights, zero)
+        if last:
+            least, most = _range(weights, positions * bias + (positions - places) * nothing, low, high, times=places)
+        else:
+            least, most = _range(weights, bias, low, high, times=1)
+        upper = np.maximum(np.abs(least), np.abs(most))
+        bounds.append(Bound(float((upper * aim).max() / room), float(seen * aim.max() / room)))
+        if not (bounds[-1].proved or HEADROOM * bounds[-1].seen <= 1 + ERRORS):
+            raise Unfit(f"the sums of map {number + 1} leave the modulus")
         ordered = integers if number == 0 else integers.transpose(0, 2, 1)
-        maps.append(Map(ordered.reshape(len(aim), -1), np.rint(bias * aim).astype(np.int64)))
+        maps.append(Map(ordered.reshape(len(aim), -1), whole.astype(np.int64)))
         low, high = np.where((least < 0) & (most > 0), 0, np.minimum(least**2, most**2)), upper**2
         zero, scale = (nothing + bias) ** 2, aim**2 / 2.0**PRIME
-    owner = engine.KeyOwner(parameters)
-    return Plan(parameters, owner.moduli(), owner.special_moduli()[0], maps, layouts, float(aim[0]), bounds)
+    return Plan(parameters, moduli, owner.special_moduli()[0], maps, layouts, float(aim[0]), bounds)
 
 
 def _kernels(lowered: Lowered) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -231,12 +253,14 @@ def _kernels(lowered: Lowered) -> list[tuple[np.ndarray, np.ndarray]]:
     for one in lowered.maps[:-1]:
         channels, side, _ = one.source
         outputs, grid, _ = one.target
+        if side % grid:
+            raise Unfit(OVERLAP)
         stride = side // grid
         cell = np.arange(channels)[:, None, None] * side**2 + np.arange(stride)[:, None] * side + np.arange(stride)
         weights = one.matrix[np.arange(outputs) * grid**2][:, cell.reshape(-1)].toarray()
         weights = weights.reshape(outputs, channels, stride, stride)
         bias = one.bias.reshape(outputs, -1)[:, 0]
-        _check_same(one, convolution(weights, bias, one.source, stride=stride), "kernels overlap, or differ by place")
+        _check_same(one, convolution(weights, bias, one.source, stride=stride))
         found.append((weights.reshape(outputs, channels, -1), bias))
     last = lowered.maps[-1]
     places = math.prod(last.source[1:])
@@ -246,11 +270,10 @@ def _kernels(lowered: Lowered) -> list[tuple[np.ndarray, np.ndarray]]:
     return [*found, (weights[:, :, :1], last.bias)]
 
 
-def _check_same(one: Affine, other: Affine, problem: str) -> None:
-    apart = abs(one.matrix - other.matrix)
-    largest = abs(one.matrix).max()
-    if one.target != other.target or apart.max() > 1e-6 * largest or not np.allclose(one.bias, other.bias):
-        raise Unfit(problem)
+def _check_same(one: Affine, other: Affine) -> None:
+    apart, largest = abs(one.matrix - other.matrix), abs(one.matrix).max()
+    if apart.max() > 1e-6 * largest or not np.allclose(one.bias, other.bias):
+        raise Unfit(OVERLAP)
 
 
 def _ring(channels: int, side: int, strides: tuple[int, ...]) -> tuple[Parameters, list[Layout]]:
@@ -281,22 +304,10 @@ def _range(
     return times * (up @ low + down @ high) + bias, times * (up @ high + down @ low) + bias
 
 
-def _scales(
-    weights: np.ndarray, scale: np.ndarray, upper: np.ndarray, seen: float, room: float, *, log_most: int | None
-) -> np.ndarray:
-    """Return a scale for each output: as large as exactness, room and the maps to come allow.
-
-    Raises
-    ------
-    Unfit
-        If none is left.
-    """
+def _scales(weights: np.ndarray, scale: np.ndarray, seen: float, *, log_most: int | None) -> np.ndarray:
+    """Return a scale for each output, as large as exactness and the maps to come allow; ``seen``: its largest value."""
     total = np.abs(weights / scale[None, :, None]).sum(axis=(1, 2))
     exact = (0.999 * EXACT / 2.0**HALF - weights[0].size) / np.maximum(total, 1e-300)  # rounding adds 1/2 each
     if log_most is None:  # the last map: all outputs have one scale
-        return np.full(len(total), min(float(exact.min()), room / (HEADROOM * seen)))
-    aim = np.minimum(exact, 2.0**log_most)
-    certain = room / np.maximum(upper, 1e-300) * 0.999
-    if (certain < aim).any() and HEADROOM * seen * aim.max() > room:
-        raise Unfit("its sums leave the modulus")
-    return aim
+        return np.full(len(total), min(float(exact.min()), (1 - ERRORS) * 2.0 ** (PRIME - 1) / (HEADROOM * seen)))
+    return np.minimum(exact, 2.0**log_most)
