@@ -32,7 +32,7 @@ from histocrypt.encrypted.bundle import best_form, parse_client
 from histocrypt.encrypted.key_owner import Keys, Prepared, Request, keygen, prepare
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
-from histocrypt.files import refuse_pipe, write_json
+from histocrypt.files import refuse_pipe, write_json, write_text
 
 if TYPE_CHECKING:
     from histocrypt.encrypted import engine
@@ -211,20 +211,31 @@ class Server:
             return answer.status_code, answer.headers, bytes(body)
 
     @contextmanager
-    def session(self, keys: Keys) -> Iterator[Session]:
-        """Upload evaluation keys; have the server delete them at the end, whatever happens."""
+    def session(self, keys: Keys, *, remember: Path | None = None) -> Iterator[Session]:
+        """Upload evaluation keys; have the server delete them at the end, whatever happens.
+
+        Where that cannot be (the line is cut, this process is killed), ``remember`` keeps the session's name, and the
+        next call ends it first: a client has few sessions, and others would wait until it expires.
+        """
+        if remember is not None and remember.is_file():
+            with suppress(InputError):
+                self.ask("DELETE", remember.read_text(), most=MOST_JSON, patient=False)
         size = (keys.folder / "evaluation.keys").stat().st_size
         answer = self.json("POST", "/v1/sessions", json={"client": keys.client.hash, "bytes": size})
         name, in_flight, chunk = (answer.get(key) for key in ("session", "in_flight", "chunk_bytes"))
         if not (isinstance(name, str) and isinstance(in_flight, int) and isinstance(chunk, int)):
             raise self.strange("/v1/sessions")
         session = Session(self, f"/v1/sessions/{quote(name, safe='')}", min(max(in_flight, 1), MOST_IN_FLIGHT))
+        if remember is not None:
+            write_text(remember, session.path)
         try:
             session.upload(keys.folder / "evaluation.keys", size, min(max(chunk, 1 << 10), MOST_JSON))
             yield session
         finally:
             with suppress(InputError):  # it expires by itself
                 self.ask("DELETE", session.path, most=MOST_JSON, patient=False)
+                if remember is not None:
+                    remember.unlink(missing_ok=True)
 
 
 @dataclass
@@ -391,7 +402,7 @@ def send_section(
             way = stack.enter_context(_under_way(folder, prepared, offered, remote.public))
         started = time.monotonic()
         if way.missing:
-            with remote.session(way.keys) as session:
+            with remote.session(way.keys, remember=way.keys.folder / "session") as session:
                 done.seconds["upload"] = time.monotonic() - started
                 _exchange(way, prepared, session, done)
         with done.stage("decrypt"):  # all at once, so that a server does not learn at which message it was caught
@@ -406,11 +417,14 @@ def send_section(
 
 @contextmanager
 def _folder(folder: Path) -> Iterator[None]:
-    """Make a private folder where there is none, and take it away again if nothing was left in it."""
-    if folder.exists():
+    """Make a private folder where there is none, and take it away again if nothing was left in it.
+
+    One that was there and empty is the user's, and stays; one that held something held what an earlier call left.
+    """
+    if folder.exists() and not any(folder.iterdir()):
         yield
         return
-    folder.mkdir(mode=0o700, parents=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         yield
     finally:
