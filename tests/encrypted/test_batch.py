@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.encrypted.serving import refuses
 
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.batch import embedding, evaluate, plan, secret
@@ -71,6 +72,7 @@ class Party:
         folder: Path,
         *,
         first: int = 60,  # bits of the first prime
+        number: int = 0,  # of the layout
     ) -> None:
         self.lowered, slots = lowered, layouts[-1].slots
         clear = lowered(examples)
@@ -82,7 +84,7 @@ class Party:
         about = {"input": inputs, "outputs": [f"o{number}" for number in range(clear.shape[1])]}
         about["output_range"] = [float(clear.min()), float(clear.max())]
         public = json.loads(json.dumps(self.plan.public()))
-        self.client = BatchClient(about, parameters, folder / "client.json", public)
+        self.client = BatchClient(about, parameters, folder / "client.json", public, number)
         self.owner = engine.KeyOwner(parameters)
         self.owner.generate()
         self.bound = {"client": self.client.hash, "key": "0" * 32, "request": "1" * 32, "index": 0, "of": 1}
@@ -247,18 +249,24 @@ def test_one_spot_and_several_messages(plain):
 
 
 def test_two_layouts_of_one_plan(tmp_path):
-    """One set of keys and maps serves both; a message names its own."""
+    """One set of integers serves both; each has keys of its own."""
     strides, grid = DEPTHS[5]
     net, side = network(strides, grid)
     layouts = [Layout(2, side, strides, fold, 1024) for fold in (1, 0)]
     inputs = about_of((2, side, side), strides)
-    party = Party(lower(net, (2, side, side)), inputs, layouts, tiles_of(64, 2, side), tmp_path)
-    assert [party.client.places(number) for number in range(2)] == [64, 256]
-    values = tiles_of(40, 2, side, seed=3).astype(np.float32)
-    clear = party.lowered(values.astype(float))
-    for number in range(2):
-        found = party.decrypt(party.evaluate(party.encrypt(values, number), number), number)[:40]
-        assert (np.abs(found - clear) / party.sd).max() < 1e-3
+    lowered, examples = lower(net, (2, side, side)), tiles_of(64, 2, side)
+    values, parties = tiles_of(40, 2, side, seed=3).astype(np.float32), []
+    for number, (places, rotations) in enumerate(((64, 3), (256, 0))):
+        party = Party(lowered, inputs, layouts, examples, tmp_path, number=number)
+        assert (party.client.places(0), len(party.client.rotations)) == (places, rotations)
+        found = party.decrypt(party.evaluate(party.encrypt(values)))[:40]
+        assert (np.abs(found - lowered(values.astype(float))) / party.sd).max() < 1e-3
+        parties.append(party)
+    for one, other in zip(*(party.plan.maps for party in parties), strict=True):
+        np.testing.assert_array_equal(one.weights, other.weights)
+    assert parties[0].client.hash != parties[1].client.hash
+    with refuses("client"):
+        parties[0].session.evaluate(parties[1].message(b""), file="it", request="1" * 32, index=0, of=1)
 
 
 def test_samples_made_by_threads_share_no_errors():

@@ -265,9 +265,9 @@ class Session:
         number = header.get("layout")
         bound = {"client": self.client.hash, "key": self.key, "layout": number, **expected}
         payload = messages.unpack(mapped, file=file, kind="input", complete=True, **bound)
-        size, source = len(payload), data if isinstance(data, Path) else payload
-        start = start if isinstance(data, Path) else 0
-        del mapped, payload
+        size = len(payload)
+        source, start = (data, start) if isinstance(data, Path) else (payload, 0)
+        del mapped, payload  # whose pages would count as memory
         if type(number) is not int or not 0 <= number < self.client.layouts:
             problem = "names a layout that this model does not have"
             raise InputError(problem, file=file, field="layout", value=number, expected=f"below {self.client.layouts}")
