@@ -301,7 +301,7 @@ def test_folded_convolution(party, monkeypatch):
             found.append(evaluator._folded(0, given, shifts, pool))
     np.testing.assert_array_equal(*found)
     rotated = np.stack([np.roll(values, -shift, axis=1) for shift in shifts])
-    expected = (np.einsum("opc,pcn->on", weights, rotated) + np.array([[1], [-2], [3]])) ** 2
+    expected = (np.einsum("opc,pcn->on", np.rint(weights * factor) / factor, rotated) + np.array([[1], [-2], [3]])) ** 2
     scale = (SCALE * factor) ** 2 / party.ring.moduli[2]
     decrypted = [party.decrypt(each, scale) for each in found[0]]
     np.testing.assert_allclose(decrypted, expected, atol=1e-3)
