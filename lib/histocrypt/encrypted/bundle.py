@@ -17,7 +17,7 @@ from typing import Any
 from histocrypt.encrypted.batch.client import BatchClient
 from histocrypt.encrypted.parameters import Parameters, check_security
 from histocrypt.encrypted.single import Client, hash_of
-from histocrypt.errors import InputError
+from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import read_json, write_json
 
 FORMAT, VERSION = "histocrypt encrypted client", 2
@@ -47,15 +47,23 @@ def copies_of(n: int) -> int:
     return -(-n // AGAIN)
 
 
-def best_form(client: Client, spots: int | None) -> Client:
-    """Return the form for so many spots (None: a section): `batch` from where it takes less time."""
+def best_form(client: Client, spots: int | None, *, wanted: str | None = None) -> Client:
+    """Return the form for so many spots (None: a section): `batch` from where it takes less time, or the one wanted.
+
+    Raises
+    ------
+    InputError
+        If the model does not have the form that is wanted.
+    """
     single, *batches = forms(client).values()
     spots = spots or SECTION
-    return (
-        single
-        if spots < BREAK_EVEN or not batches
-        else min(batches, key=lambda form: form.seconds(spots + copies_of(spots)))
-    )
+    if wanted is None:
+        wanted = "single" if spots < BREAK_EVEN or not batches else "batch"
+    if wanted == "single":
+        return single
+    if wanted != "batch" or not batches:
+        raise unknown_name("form", wanted, ("single", *(["batch"] if batches else [])), field="--form")
+    return min(batches, key=lambda form: form.seconds(spots + copies_of(spots)))
 
 
 def write_client(path: Path, about: dict[str, Any]) -> None:

@@ -352,6 +352,7 @@ def send_section(
     certificate_authority: Path | None = None,
     insecure_http: bool = False,
     noise: float = NOISE,
+    form: str | None = None,
     overwrite: bool = False,
     **how: Any,
 ) -> Sent:
@@ -375,6 +376,8 @@ def send_section(
         PEM file with the certificate that the server's own is signed by; the usual authorities if not given.
     noise
         See `key_owner.decrypt_response`.
+    form
+        ``single`` or ``batch``; else as `bundle.best_form` chooses.
     overwrite
         Replace what lies at ``output``; else only predictions of `predict`, `decrypt` and `send` are replaced.
     how
@@ -399,7 +402,7 @@ def send_section(
         with done.stage("prepare"):
             prepared = prepare(offered, section, **how, folder=folder)
         with done.stage("keys"):
-            way = stack.enter_context(_under_way(folder, prepared, offered, remote.public))
+            way = stack.enter_context(_under_way(folder, prepared, offered, remote.public, form))
         started = time.monotonic()
         if way.missing:
             with remote.session(way.keys, remember=way.keys.folder / "session") as session:
@@ -509,7 +512,9 @@ class Way:
 
 
 @contextmanager
-def _under_way(folder: Path, prepared: Prepared, offered: Client, public: dict[str, Any]) -> Iterator[Way]:
+def _under_way(
+    folder: Path, prepared: Prepared, offered: Client, public: dict[str, Any], wanted: str | None
+) -> Iterator[Way]:
     """Give the way where an earlier call for this very section and model stopped, or a new one; nobody else gets it.
 
     Raises
@@ -519,7 +524,7 @@ def _under_way(folder: Path, prepared: Prepared, offered: Client, public: dict[s
     """
     from filelock import FileLock, Timeout
 
-    form = best_form(offered, len(prepared.names))
+    form = best_form(offered, len(prepared.names), wanted=wanted)
     identity = hashlib.sha256(form.hash.encode() + "\n".join(prepared.names.tolist()).encode() + prepared.raw.tobytes())
     mine = folder / f"{re.sub('[^A-Za-z0-9]+', '-', prepared.section)[:40]}-{identity.hexdigest()[:16]}"
     lock = FileLock(mine.with_name(f".{mine.name}.lock"))
@@ -529,7 +534,7 @@ def _under_way(folder: Path, prepared: Prepared, offered: Client, public: dict[s
         problem, fix = "this section is under way in another process", "wait for it, or give another folder"
         raise InputError(problem, file=mine, field="--keys", fix=fix) from error
     try:
-        yield _begun(mine) or _begin(mine, prepared, public)
+        yield _begun(mine) or _begin(mine, prepared, public, wanted)
     finally:
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -547,11 +552,11 @@ def _begun(mine: Path) -> Way | None:
     return None
 
 
-def _begin(mine: Path, prepared: Prepared, public: dict[str, Any]) -> Way:
+def _begin(mine: Path, prepared: Prepared, public: dict[str, Any], form: str | None) -> Way:
     shutil.rmtree(mine, ignore_errors=True)
     mine.mkdir(mode=0o700)
     write_json(mine / "client.json", public)
-    print(keygen(mine / "client.json", mine, spots=len(prepared.names)), file=sys.stderr)
+    print(keygen(mine / "client.json", mine, spots=len(prepared.names), form=form), file=sys.stderr)
     keys = Keys(mine)
     way = Way(keys, Request.of(prepared, keys.client, keys.bound))
     for path in (way.message(0), way.answer(0)):

@@ -20,6 +20,7 @@ BinSize = Annotated[
     float | None, typer.Option(metavar="UM", help="Side of the squares that Visium HD or Xenium is summed to.")
 ]
 ExpectedPanel = Annotated[Path | None, typer.Option(help="Gene ids you expect, one a line; another panel is refused.")]
+Form = Annotated[str | None, typer.Option(help="single: tile by tile; batch: hundreds in one. Default: the faster.")]
 Some = Annotated[int | None, typer.Option(min=1, help="Spots to encrypt, evenly spread; default: all.")]
 Skip = Annotated[bool, typer.Option("--skip-out-of-range", help="Leave out spots outside the calibrated range.")]
 
@@ -51,11 +52,12 @@ def keygen(
     spots: Annotated[
         int | None, typer.Option(min=1, help="About how many will be sent; a few go one by one. Default: a section.")
     ] = None,
+    form: Form = None,
 ) -> None:
     """Make keys for a compiled model, for one section (key owner)."""
     from histocrypt.encrypted.key_owner import keygen
 
-    typer.echo(keygen(client, output, spots=spots))
+    typer.echo(keygen(client, output, spots=spots, form=form))
 
 
 @app.command()
@@ -162,6 +164,7 @@ def send(
     skip_out_of_range: Skip = False,
     spots: Some = None,
     noise: Noise = 1e-2,
+    form: Form = None,
     overwrite: Overwrite = False,
     client: Annotated[str | None, typer.Option(help="Whose token, where the file holds several.")] = None,
     certificate_authority: Annotated[
@@ -175,7 +178,7 @@ def send(
     from histocrypt.encrypted.client import send_section
 
     line = {"certificate_authority": certificate_authority, "insecure_http": insecure_http}
-    line |= {"token_file": token_file, "client": client}
+    line |= {"token_file": token_file, "client": client, "form": form}
     how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel}
     how |= {"skip_out_of_range": skip_out_of_range, "overwrite": overwrite}
     typer.echo(send_section(section, server=server, keys=keys, output=output, noise=noise, spots=spots, **line, **how))

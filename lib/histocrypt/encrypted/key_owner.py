@@ -105,8 +105,11 @@ def as_seen(
         mean, sd = (np.stack([mean, sd]) / 255).astype(np.float32)
 
     def scale(tiles: np.ndarray) -> np.ndarray:
-        scaled = np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
-        return (scaled - mean[:, None, None]) / sd[:, None, None]
+        scaled = tiles.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+        scaled /= np.float32(255)  # in place: a batch of four thousand tiles is large
+        scaled -= mean[:, None, None]
+        scaled /= sd[:, None, None]
+        return scaled
 
     return values, scale
 
@@ -329,7 +332,7 @@ def describe_keys(client: Client) -> str:
     )
 
 
-def keygen(client_file: str | Path, output: str | Path, *, spots: int | None = None) -> str:
+def keygen(client_file: str | Path, output: str | Path, *, spots: int | None = None, form: str | None = None) -> str:
     """Make keys for a compiled model, to be used for one section.
 
     ``output`` gets ``secret.key`` (mode 0600; never give it away), ``public.key``, ``evaluation.keys`` (for the
@@ -342,7 +345,9 @@ def keygen(client_file: str | Path, output: str | Path, *, spots: int | None = N
     output
         Folder of the keys.
     spots
-        How many will be encrypted, which chooses the form (`Client.best`); a whole section if not given.
+        How many will be encrypted, which chooses the form (`bundle.best_form`); a whole section if not given.
+    form
+        ``single`` or ``batch``, whatever their number.
 
     Raises
     ------
@@ -351,7 +356,7 @@ def keygen(client_file: str | Path, output: str | Path, *, spots: int | None = N
     """
     from tqdm.auto import tqdm
 
-    client, output = best_form(load_client(client_file), spots), Path(output)
+    client, output = best_form(load_client(client_file), spots, wanted=form), Path(output)
     if (output / "secret.key").exists():
         problem, fix = "already holds keys, which would be lost", "choose another folder, or delete it"
         raise InputError(problem, file=output, field="secret.key", fix=fix)
