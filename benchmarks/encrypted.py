@@ -1,12 +1,16 @@
-"""What encrypted inference costs on random weights: time, memory, sizes and error; beside orion-fhe if asked to.
+"""What encrypted inference costs on random weights, tile by tile and in batches; beside orion-fhe if asked to.
 
-    python benchmarks/encrypted.py [--depth 5 --depth 9] [--outputs 250] [--tiles 12] [--orion]
+    python benchmarks/encrypted.py [--depth 5 --depth 9] [--outputs 250] [--tiles 12] [--batch-tiles 300] [--orion]
 
 For `fhe_cnn` at each depth (3 x 64 x 64 tiles, batch norms calibrated) the parties work as their users run them: a
 process for each step, a folder for each party, real ciphertexts, the commands' own functions. Compile and evaluate
 belong to the model's owner; keygen, encrypt and decrypt to the key owner, who also compares the result with torch.
 Peaks are what a whole process ever held (VmHWM), memory-mapped files included. CPU seconds stand beside wall seconds
-because they do not depend on what else the machine does. Nothing is simulated.
+because they do not depend on what else the machine does. Nothing is simulated. Every tile is sent twice (tile by tile)
+or a third of them are (in batches), as `encrypt` does it: figures "a tile" have the copies in them.
+
+Below each table stands, for each layout of a batch that the run used, what the plan's cost model predicts and what was
+measured; ``--every-layout`` runs all of them.
 
 With ``--orion`` the same network is evaluated by orion-fhe, in one process that holds the secret key: it gets the same
 weights, inputs, ring, primes and scale, and packs, fuses and evaluates in its own way (`histocrypt.encrypted.orion`).
@@ -17,13 +21,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +39,15 @@ SPREAD = 1.5
 """Standard deviation of inputs to the head; inputs to the network are standard normal."""
 
 
-def cnn(folder: Path, *, depth: int, outputs: int, pool: int, tiles: int, orion_tiles: int) -> dict[str, Any]:
+def cnn(folder: Path, *, depth: int, outputs: int, tiles: int, orion_tiles: int) -> dict[str, Any]:
     """Compile `fhe_cnn` with random weights; write the bundle, and what the comparison needs."""
     import torch
 
     from histocrypt.encrypted.lowering import lower
-    from histocrypt.models.fhe import STRIDES, FheCnn
+    from histocrypt.models.fhe import FheCnn
 
     torch.manual_seed(depth)
-    pool = pool or SIDE // math.prod(STRIDES[depth])
-    network = FheCnn(outputs, depth=depth, pool=pool, side=SIDE)
+    network = FheCnn(outputs, depth=depth, side=SIDE)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # average over all batches
@@ -65,7 +67,7 @@ def cnn(folder: Path, *, depth: int, outputs: int, pool: int, tiles: int, orion_
     result, parameters = bundle(folder, lowered, described, x.numpy(), expected, started)
     state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     np.savez(folder / "network.npz", **state, tiles=x.numpy(), expected=expected)
-    about = {"depth": depth, "width": 1.0, "pool": pool, "side": SIDE, "outputs": outputs, "parameters": parameters}
+    about = {"depth": depth, "width": 1.0, "side": SIDE, "outputs": outputs, "parameters": parameters}
     (folder / "network.json").write_text(json.dumps({**about, "orion_tiles": orion_tiles}))
     return result
 
@@ -92,62 +94,72 @@ def bundle(
     folder: Path, lowered: Any, described: dict, x: np.ndarray, expected: np.ndarray, started: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the bundle of a network, its inputs and its clear outputs; return what it cost, and its parameters."""
+    from histocrypt.encrypted.batch.plan import make_plan
     from histocrypt.encrypted.compile import compile_lowered, write_bundle
 
+    input_range = [float(x.min()), float(x.max())]
     compiled = compile_lowered(lowered, described)
+    largest = [*lowered.largest(x.astype(np.float64)), float(np.abs(expected).max())]
+    plan = make_plan(lowered, described["input"], input_range=input_range, largest=largest)
     about = {
         **described, "model": "benchmark", "title": "random weights", "panel": {}, "transforms": [], "geometry": {},
         "outputs": [f"output {number}" for number in range(expected.shape[1])], "preprocessing": {}, "stain": {},
-        "input_range": [float(x.min()), float(x.max())], "output_range": [float(expected.min()), float(expected.max())],
+        "input_range": input_range, "output_range": [float(expected.min()), float(expected.max())],
         "study": {}, "fold": "none", "seed": 0, "weights_sha256": "",
     }  # fmt: skip
-    write_bundle(folder / "bundle", compiled, about, {})
+    write_bundle(folder / "bundle", compiled, about, {}, plan)
     seconds = time.perf_counter() - started
     np.savez(folder / "inputs.npz", x=x, expected=expected)
     cost = {
         "compile_seconds": seconds, "diagonals": compiled.diagonals, "levels": lowered.levels,
         "rotations": len(compiled.rotations), "logn": compiled.parameters.logn, "log_qp": compiled.parameters.log_qp,
+        "batch_logn": plan.parameters.logn, "batch_log_qp": plan.parameters.log_qp, "proof": plan.proof(),
+        "predicted": [plan.costs(layout) for layout in plan.layouts], "places": [one.tiles for one in plan.layouts],
     }  # fmt: skip
     return cost, compiled.parameters.to_dict()
 
 
-def keygen(folder: Path) -> dict[str, Any]:
+def keygen(folder: Path, form: str) -> dict[str, Any]:
     from histocrypt.encrypted.key_owner import keygen
 
     started = time.perf_counter()
-    keygen(folder / "client.json", folder / "keys")
-    return {"seconds": time.perf_counter() - started, "bytes": (folder / "keys" / "evaluation.keys").stat().st_size}
+    keygen(folder / "client.json", folder / form, form=form)
+    return {"seconds": time.perf_counter() - started, "bytes": (folder / form / "evaluation.keys").stat().st_size}
 
 
-def encrypt(folder: Path) -> dict[str, Any]:
-    """Encrypt all inputs, and one alone."""
+def encrypt(folder: Path, form: str, name: str, spots: int, layout: int) -> dict[str, Any]:
+    """Encrypt some inputs, in a given layout of a batch if that is not below 0."""
     from histocrypt.encrypted.key_owner import Keys, Prepared, encrypt
 
-    x = np.load(folder / "inputs.npz")["x"]
-    keys, cost = Keys(folder / "keys"), {}
-    for name, chosen in (("one", x[: keys.client.batch]), ("all", x)):
-        n = len(chosen)
-        names = np.array([f"section:{number}" for number in range(n)])
-        prepared = Prepared("section", names, np.zeros((n, 2)), "patient", chosen, {"without_prediction": {}})
-        started = time.perf_counter()
-        encrypt(prepared, keys, folder / name, canaries=0)
-        cost["seconds"] = (time.perf_counter() - started) / n
-    cost["bytes"] = (folder / "all" / "00000.ct").stat().st_size
-    return cost
+    x, keys = np.load(folder / "inputs.npz")["x"], Keys(folder / form)
+    if layout >= 0:
+        every = keys.client.batched["layouts"]
+        costs = [{**one, "cost": float(number != layout)} for number, one in enumerate(every)]
+        keys.client = replace(keys.client, batched={**keys.client.batched, "layouts": costs})
+    chosen = x[np.arange(spots) % len(x)]
+    names = np.array([f"section:{number}" for number in range(spots)])
+    about = {"without_prediction": {}}
+    prepared = Prepared("section", names, np.zeros((spots, 2)), "patient", chosen, lambda rows: rows, about)
+    started, before = time.perf_counter(), time.process_time()
+    encrypt(prepared, keys, folder / name)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - before
+    note = json.loads((folder / name / "request.json").read_text())
+    size = sum(path.stat().st_size for path in (folder / name).glob("*.ct"))
+    return {"seconds": seconds, "cpu": cpu, "bytes": size, "layout": note["layout"], "messages": note["of"]}
 
 
-def decrypt(folder: Path) -> dict[str, Any]:
+def decrypt(folder: Path, form: str, name: str) -> dict[str, Any]:
     """Decrypt all outputs, without noise, and compare them with the clear network."""
     from histocrypt.encrypted.key_owner import Keys, decrypt
 
-    started = time.perf_counter()
-    _, values = decrypt(folder / "all.out", Keys(folder / "keys"))
-    seconds = (time.perf_counter() - started) / len(values)
+    started, before = time.perf_counter(), time.process_time()
+    _, values = decrypt(folder / f"{name}.out", Keys(folder / form))
+    seconds, cpu = time.perf_counter() - started, time.process_time() - before
     expected = np.load(folder / "inputs.npz")["expected"]
-    error = np.abs(values - expected)
+    error = np.abs(values - expected[np.arange(len(values)) % len(expected)])
     return {
-        "seconds": seconds, "error": float(error.max()), "mean_error": float(error.mean()),
-        "spread": float(expected.std()), "bytes": (folder / "all.out" / "00000.ct").stat().st_size,
+        "seconds": seconds, "cpu": cpu, "error": float(error.max()), "mean_error": float(error.mean()),
+        "spread": float(expected.std()), "bytes": sum(p.stat().st_size for p in (folder / f"{name}.out").glob("*.ct")),
     }  # fmt: skip
 
 
@@ -162,7 +174,7 @@ def orion_fhe(folder: Path) -> dict[str, Any]:
 
     about, stored = json.loads((folder / "network.json").read_text()), np.load(folder / "network.npz")
     shape = {name: about[name] for name in ("depth", "width", "side")}
-    network = FheCnn(about["outputs"], pool=about["pool"], **shape)
+    network = FheCnn(about["outputs"], **shape)
     network.load_state_dict({name: torch.tensor(stored[name]) for name in network.state_dict()})
     lowered = lower(network.eval(), (3, SIDE, SIDE))
     one = orion.plain(network, lowered, {**shape, "outputs": about["outputs"]})
@@ -195,16 +207,13 @@ def step(*arguments: Any) -> dict[str, Any]:
     return json.loads(process(sys.executable, __file__, *arguments))
 
 
-def evaluate(folder: Path, name: str, workers: int) -> dict[str, Any]:
-    """Evaluate a request with the command that evaluators use; return its own account, and CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def evaluate(folder: Path, form: str, name: str, workers: int) -> dict[str, Any]:
+    """Evaluate a request with the command that evaluators use; return its own account."""
     process(
         *(sys.executable, "-m", "histocrypt", "fhe", "evaluate", folder / name, "--bundle", folder / "bundle"),
-        *("--evaluation-keys", folder / "evaluation.keys", "-o", folder / f"{name}.out", "--workers", workers),
+        *("--evaluation-keys", folder / f"{form}.keys", "-o", folder / f"{name}.out", "--workers", workers),
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"process_cpu": cpu, **json.loads((folder / f"{name}.out" / "cost.json").read_text())}
+    return json.loads((folder / f"{name}.out" / "cost.json").read_text())
 
 
 def hand_over(source: Path, target: Path) -> None:
@@ -213,93 +222,150 @@ def hand_over(source: Path, target: Path) -> None:
     source.rename(target)
 
 
-def two_parties(folder: Path, *compile_arguments: Any) -> dict[str, Any]:
-    """Do all steps; return all that was measured."""
+def through(folder: Path, form: str, name: str, spots: int, *, workers: int, layout: int = -1) -> dict[str, Any]:
+    """Encrypt, evaluate and decrypt some tiles; return what each step took."""
+    owner, client = folder / "owner", folder / "client"
+    cost = {"spots": spots, "encrypt": step("encrypt", client, form, name, spots, layout)}
+    hand_over(client / name, owner / name)
+    cost["evaluate"] = evaluate(owner, form, name, workers)
+    hand_over(owner / f"{name}.out", client / f"{name}.out")
+    return {**cost, "decrypt": step("decrypt", client, form, name)}
+
+
+def two_parties(folder: Path, given: argparse.Namespace, *compile_arguments: Any) -> dict[str, Any]:
+    """Do all steps in both forms; return all that was measured."""
     owner, client = folder / "owner", folder / "client"
     owner.mkdir()
     client.mkdir()
-    cost = {"compile": step("compile", owner, *compile_arguments)}
+    cost = {"compile": step("compile", owner, *compile_arguments), "keygen": {}}
     (client / "client.json").write_bytes((owner / "bundle" / "client.json").read_bytes())
     (client / "inputs.npz").write_bytes((owner / "inputs.npz").read_bytes())
-    cost["keygen"] = step("keygen", client)
-    cost["encrypt"] = step("encrypt", client)
-    (owner / "evaluation.keys").write_bytes((client / "keys" / "evaluation.keys").read_bytes())
-    for name in ("one", "all"):
-        hand_over(client / name, owner / name)
-    cost["one"] = evaluate(owner, "one", 1)
-    cost["all"] = evaluate(owner, "all", 2)
-    hand_over(owner / "all.out", client / "all.out")
-    cost["decrypt"] = step("decrypt", client)
+    for form in ("single", "batch"):
+        cost["keygen"][form] = step("keygen", client, form)
+        (owner / f"{form}.keys").write_bytes((client / form / "evaluation.keys").read_bytes())
+    cost["one"] = through(folder, "single", "one", 1, workers=1)
+    cost["single"] = through(folder, "single", "all", given.tiles, workers=2)
+    cost["batch"] = through(folder, "batch", "many", given.batch_tiles, workers=2)
+    cost["layouts"] = {cost["batch"]["encrypt"]["layout"]: cost["batch"]}
+    for layout, places in enumerate(cost["compile"]["places"] if given.every_layout else ()):
+        if layout not in cost["layouts"]:
+            there = through(folder, "batch", f"layout{layout}", 3 * places // 4, workers=2, layout=layout)
+            cost["layouts"][layout] = there
     return cost
 
 
-def rows(cost: dict[str, Any]) -> dict[str, str]:
-    """Return the table's rows."""
-    one, every, made = cost["one"], cost["all"], cost["compile"]
-    batches = every["ciphertexts"]
-    marginal = (every["process_cpu"] - one["process_cpu"]) / (batches - 1)
-    client = max(cost[step]["peak_gib"] for step in ("keygen", "encrypt", "decrypt"))
+def rows(cost: dict[str, Any], form: str) -> dict[str, str]:
+    """Return the table's rows for one form."""
+    made, keys, there = cost["compile"], cost["keygen"][form], cost[form]
+    sent, done, back, spots = there["encrypt"], there["evaluate"], there["decrypt"], there["spots"]
+    client = max(found["peak_gib"] for found in (keys, sent, back))
+    single = form == "single"
+    logn, log_qp = (made["logn"], made["log_qp"]) if single else (made["batch_logn"], made["batch_log_qp"])
     return {
-        "levels": f"{made['levels']}",
-        "N, log QP": f"2^{made['logn']}, {made['log_qp']}",
-        "diagonals": "+".join(map(str, made["diagonals"])),
-        "rotation keys": f"{made['rotations']}",
-        "compile, s": f"{made['compile_seconds']:.1f}",
-        "key generation, s": f"{cost['keygen']['seconds']:.1f}",
-        "evaluation keys, MiB": f"{cost['keygen']['bytes'] / 2**20:.0f}",
-        "encrypt a tile, s": f"{cost['encrypt']['seconds']:.3f}",
-        "ciphertext in, MiB": f"{cost['encrypt']['bytes'] / 2**20:.2f}",
-        "load model and keys, s": f"{every['load_seconds']:.1f}",
-        "one tile alone, s": f"{one['seconds'] / one['ciphertexts']:.2f}",
-        "a tile, two at once, s": f"{every['seconds'] / batches:.3f}",
-        "CPU a tile, s": f"{marginal:.2f}",
-        "server peak, GiB": f"{every['peak_gib']:.2f}",
-        "server, stated before, GiB": f"{every['stated_gib']:.2f}",
-        "ciphertext out, MiB": f"{cost['decrypt']['bytes'] / 2**20:.2f}",
-        "decrypt a tile, s": f"{cost['decrypt']['seconds']:.3f}",
+        "N, log QP": f"2^{logn}, {log_qp}",
+        "tiles, messages": f"{spots}, {sent['messages']}",
+        "diagonals": "+".join(map(str, made["diagonals"])) if single else "none",
+        "key generation, s": f"{keys['seconds']:.1f}",
+        "evaluation keys, MiB": f"{keys['bytes'] / 2**20:.1f}",
+        "upload a tile, MiB": f"{sent['bytes'] / 2**20 / spots:.2f}",
+        "download a tile, MiB": f"{back['bytes'] / 2**20 / spots:.2f}",
+        "encrypt, CPU s a tile": f"{sent['cpu'] / spots:.3f}",
+        "evaluate, CPU s a tile": f"{done['cpu_seconds'] / spots:.3f}",
+        "decrypt, CPU s a tile": f"{back['cpu'] / spots:.4f}",
+        "evaluate, s a tile": f"{done['seconds'] / spots:.3f}",
+        "load model and keys, s": f"{done['load_seconds']:.1f}",
+        "server peak, GiB": f"{done['peak_gib']:.2f}",
+        "server, stated before, GiB": f"{done['stated_gib']:.2f}",
         "client peak, GiB": f"{client:.2f}",
-        "largest absolute error": f"{cost['decrypt']['error']:.1e}",
-        "spread of outputs": f"{cost['decrypt']['spread']:.2f}",
+        "largest absolute error": f"{back['error']:.1e}",
+        "spread of outputs": f"{back['spread']:.2f}",
     }
 
 
 def table(columns: dict[str, dict[str, str]]) -> None:
     print(f"{'':<28}" + "".join(f"{name:>24}" for name in columns))
     for row in next(iter(columns.values())):
-        print(f"{row:<28}" + "".join(f"{found[row]:>24}" for found in columns.values()))
+        print(f"{row:<28}" + "".join(f"{found[row]:>24}" for found in columns.values()), flush=True)
+
+
+def cpu_a_tile(there: dict[str, Any]) -> float:
+    """Return the CPU seconds of a tile on both sides: encrypting, evaluating, decrypting; its copies are in it."""
+    return (there["encrypt"]["cpu"] + there["evaluate"]["cpu_seconds"] + there["decrypt"]["cpu"]) / there["spots"]
+
+
+def ratios(cost: dict[str, Any]) -> str:
+    """Return the batch beside single tiles."""
+    one, other, keys = cost["single"], cost["batch"], cost["keygen"]
+    up = [there["encrypt"]["bytes"] / there["spots"] for there in (one, other)]
+    server = [there["evaluate"]["cpu_seconds"] / there["spots"] for there in (one, other)]
+    return (
+        f"tile by tile / in a batch of {other['spots']} tiles: CPU of both sides "
+        f"{cpu_a_tile(one) / cpu_a_tile(other):.1f} ({cpu_a_tile(one):.3f} and {cpu_a_tile(other):.3f} s a tile), "
+        f"server's {server[0] / server[1]:.1f}, its memory "
+        f"{one['evaluate']['peak_gib'] / other['evaluate']['peak_gib']:.1f}, upload {up[0] / up[1]:.1f}, evaluation "
+        f"keys {keys['single']['bytes'] / keys['batch']['bytes']:.0f}\n{cost['compile']['proof']}"
+    )
+
+
+def predictions(cost: dict[str, Any]) -> str:
+    """Return for each layout that was run what the plan's cost model says of a batch, and what was measured."""
+    made, lines = cost["compile"], []
+    for layout, there in sorted(cost["layouts"].items()):
+        predicted, batches = made["predicted"][layout], there["encrypt"]["messages"]
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in predicted.items())
+        lines.append(
+            f"layout {layout} ({made['places'][layout]} places): predicted {sum(predicted.values()):.1f} CPU s a batch "
+            f"({parts}); measured {cpu_a_tile(there) * there['spots'] / batches:.1f} (encrypt "
+            f"{there['encrypt']['cpu'] / batches:.1f}, evaluate "
+            f"{there['evaluate']['cpu_seconds'] / batches:.1f}, decrypt "
+            f"{there['decrypt']['cpu'] / batches:.1f}), server {there['evaluate']['peak_gib']:.2f} GiB, "
+            f"client {max(there['encrypt']['peak_gib'], there['decrypt']['peak_gib']):.2f} GiB"
+        )
+    return "\n".join(lines)
 
 
 def beside(depth: int, cost: dict[str, Any], reference: dict[str, Any]) -> str:
     """Return ratios to orion-fhe."""
-    one, every = cost["one"], cost["all"]
-    batches = every["ciphertexts"]
-    alone, shared = one["seconds"] / one["ciphertexts"], every["seconds"] / batches
-    marginal = (every["process_cpu"] - one["process_cpu"]) / (batches - 1)
+    one, every, batch = cost["one"]["evaluate"], cost["single"]["evaluate"], cost["batch"]
+    alone, shared = one["seconds"] / one["messages"], every["seconds"] / every["messages"]
+    cpu = every["cpu_seconds"] / every["messages"]
     return (
         f"depth {depth}, orion-fhe 1.0.2 (one process that holds the secret key; {reference['diagonals']} "
         f"diagonals): compile {reference['compile_seconds']:.1f} s, {reference['seconds']:.2f} s a tile "
         f"({reference['cpu']:.2f} s of CPU), peak {reference['orion_peak_gib']:.2f} GiB "
         f"(stated before: {reference['stated_gib']:.2f}), error {reference['error']:.1e}\n"
-        f"  histocrypt beside it: compile {reference['compile_seconds'] / cost['compile']['compile_seconds']:.1f} x "
-        f"faster; a tile alone {reference['seconds'] / alone:.1f} x, tiles in a row "
-        f"{reference['seconds'] / shared:.1f} x faster (CPU a tile {reference['cpu'] / marginal:.1f} x less); "
-        f"{reference['orion_peak_gib'] / every['peak_gib']:.1f} x leaner with two at once, "
-        f"{reference['orion_peak_gib'] / one['peak_gib']:.1f} x with one"
+        f"  tile by tile beside it, copies left out: compile "
+        f"{reference['compile_seconds'] / cost['compile']['compile_seconds']:.1f} x faster; a tile alone "
+        f"{reference['seconds'] / alone:.1f} x, tiles in a row {reference['seconds'] / shared:.1f} x faster (CPU a "
+        f"tile {reference['cpu'] / cpu:.1f} x less); {reference['orion_peak_gib'] / every['peak_gib']:.1f} x leaner "
+        f"with two at once, {reference['orion_peak_gib'] / one['peak_gib']:.1f} x with one\n"
+        f"  in a batch of {batch['spots']} tiles, copies counted: CPU a tile of both sides "
+        f"{reference['cpu'] / cpu_a_tile(batch):.0f} x less, wall of the evaluation "
+        f"{reference['seconds'] / (batch['evaluate']['seconds'] / batch['spots']):.0f} x, "
+        f"{reference['orion_peak_gib'] / batch['evaluate']['peak_gib']:.1f} x leaner"
     )
+
+
+def report(title: str, cost: dict[str, Any]) -> None:
+    """Print both forms side by side."""
+    print()
+    table({f"{title}, {form}": rows(cost, form) for form in ("single", "batch")})
+    print(ratios(cost), predictions(cost), sep="\n", flush=True)
 
 
 def do_step(given: argparse.Namespace) -> None:
     """Do one step in this process and print what it cost."""
-    if given.step == "compile":
-        options = {"outputs": given.outputs, "tiles": given.tiles}
+    folder, more = Path(given.step[1]), given.step[2:]
+    if given.step[0] == "compile":
+        options = {"outputs": given.outputs, "tiles": max(given.tiles, given.batch_tiles)}
         made = (
-            cnn(given.folder, depth=given.depth[0], pool=given.pool, orion_tiles=given.orion_tiles, **options)
+            cnn(folder, depth=given.depth[0], orion_tiles=given.orion_tiles, **options)
             if given.depth
-            else head(given.folder, **options)
+            else head(folder, outputs=given.outputs, tiles=-(-options["tiles"] // 16))
         )
     else:
         steps = {"keygen": keygen, "encrypt": encrypt, "decrypt": decrypt, "orion": orion_fhe}
-        made = steps[given.step](given.folder)
+        made = steps[given.step[0]](folder, *(int(part) if part.lstrip("-").isdigit() else part for part in more))
     from histocrypt.machine import peak_gib
 
     print(json.dumps({**made, "peak_gib": peak_gib()}))
@@ -309,48 +375,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, action="append", help="3, 5, 7 or 9; repeat it; default: 5 and 9")
     parser.add_argument("--outputs", type=int, default=250)
-    parser.add_argument("--pool", type=int, default=0, help="side that the last grid is pooled to; 0: not pooled")
     parser.add_argument("--tiles", type=int, default=12, help="tiles evaluated in a row")
+    parser.add_argument("--batch-tiles", type=int, default=300, help="tiles evaluated in batches")
+    parser.add_argument("--every-layout", action="store_true", help="also the batch layouts that were not chosen")
     parser.add_argument("--orion", action="store_true", help="also by orion-fhe, as one party")
     parser.add_argument("--orion-tiles", type=int, default=3, help="tiles that orion-fhe evaluates")
     parser.add_argument("--no-head", action="store_true", help="leave out the head on features")
-    parser.add_argument("step", nargs="?", help=argparse.SUPPRESS)
-    parser.add_argument("folder", nargs="?", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("step", nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
         do_step(given)
         return
-    options = ("--outputs", given.outputs, "--tiles", given.tiles)
-    columns, compared = {}, []
+    options = ("--outputs", given.outputs, "--tiles", given.tiles, "--batch-tiles", given.batch_tiles)
     print(f"load of the machine before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
     for depth in given.depth or (5, 9):
         with tempfile.TemporaryDirectory() as name:
-            network = ("--depth", depth, "--pool", given.pool, "--orion-tiles", given.orion_tiles)
-            cost = two_parties(Path(name), *options, *network)
-            columns[f"depth {depth}"] = rows(cost)
+            network = ("--depth", depth, "--orion-tiles", given.orion_tiles)
+            cost = two_parties(Path(name), given, *options, *network)
+            report(f"depth {depth}", cost)
             if given.orion:
                 try:
-                    reference = step("orion", Path(name) / "owner")
-                    compared.append(beside(depth, cost, reference))
-                except (
-                    RuntimeError
-                ) as error:  # too little memory, say; what was measured before is printed all the same
-                    compared.append(str(error))
-    if columns:
-        table(columns)
-    for line in compared:
-        print(line)
+                    print(beside(depth, cost, step("orion", Path(name) / "owner")), flush=True)
+                except RuntimeError as error:  # too little memory, say
+                    print(error)
     if not given.no_head:
         with tempfile.TemporaryDirectory() as name:
-            cost = two_parties(Path(name), *options)
-        batches, spots = cost["all"]["ciphertexts"], 16
-        print(
-            f"head on features, {HEAD_FEATURES} -> {given.outputs}, {spots} spots in a ciphertext set: "
-            f"{1000 * cost['all']['seconds'] / batches / spots:.1f} ms a spot with two at once, "
-            f"{1000 * cost['encrypt']['seconds']:.1f} ms to encrypt, {1000 * cost['decrypt']['seconds']:.1f} ms to "
-            f"decrypt; server peak {cost['all']['peak_gib']:.2f} GiB, evaluation keys "
-            f"{cost['keygen']['bytes'] / 2**20:.0f} MiB, error {cost['decrypt']['error']:.1e}"
-        )
+            report(f"head, {HEAD_FEATURES} features", two_parties(Path(name), given, *options))
 
 
 if __name__ == "__main__":

@@ -85,8 +85,7 @@ class Answers:
         several = number[order] > 1
         error = (self._values - mean[order]) * np.sqrt(number / np.maximum(number - 1, 1))[order, None]
         error = error[several]
-        spread = mean.std(axis=0)
-        usual = max(float(np.median(spread)), 1e-6 * _spread(self.request.client))
+        usual = float(np.median(_spreads(mean, self.request.client)))
         typical = np.median(np.abs(error))
         limit = (len(error) * np.median(np.abs(error), axis=0) + FEW * 4 * typical) / (len(error) + FEW)
         limit *= APART / NORMAL

@@ -25,8 +25,10 @@ SECTION = 1000
 """Spots of a section of which nothing is known."""
 AGAIN = 3
 """At least every so-manieth spot is sent again, in random places: what comes back must agree."""
-BREAK_EVEN = 20
-"""Spots from which on a batch takes less time of both sides together: `benchmarks/encrypted_section.py`."""
+BREAK_EVEN = 8
+"""Messages of the form ``single`` from which on a batch takes less time of both sides together: 4 tiles or 64 vectors
+of features, each sent twice. In CPU seconds it is 3 tiles at depth 5, fewer at depth 9, and 59 vectors; in wall
+seconds 7 tiles (`benchmarks/encrypted_section.py --spots 2 8`)."""
 REQUIRED = {
     str: ("model", "title", "sees", "fold", "weights_sha256"),
     dict: ("parameters", "input", "panel", "geometry", "preprocessing", "stain", "normalisation", "study"),
@@ -58,7 +60,7 @@ def best_form(client: Client, spots: int | None, *, wanted: str | None = None) -
     single, *batches = forms(client).values()
     spots = spots or SECTION
     if wanted is None:
-        wanted = "single" if spots < BREAK_EVEN or not batches else "batch"
+        wanted = "single" if 2 * spots < BREAK_EVEN * single.batch or not batches else "batch"
     if wanted == "single":
         return single
     if wanted != "batch" or not batches:

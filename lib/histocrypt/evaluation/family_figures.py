@@ -37,7 +37,13 @@ STAGES = {
 
 
 def journey(
-    tile: np.ndarray, ciphertext: bytes, symbols: Sequence[str], clear: np.ndarray, encrypted: np.ndarray
+    tile: np.ndarray,
+    ciphertext: bytes,
+    symbols: Sequence[str],
+    clear: np.ndarray,
+    encrypted: np.ndarray,
+    *,
+    places: int = 1,
 ) -> Figure:
     """Draw one spot before, encrypted, and after.
 
@@ -51,6 +57,8 @@ def journey(
         Names of the genes.
     clear, encrypted
         (genes,) predictions of this spot.
+    places
+        Spots that share the ciphertext.
     """
     with style():
         figure, (left, middle, right) = canvas(1, 3, figsize=(9.5, 3.2), width_ratios=[1, 1, 1.35])
@@ -58,7 +66,8 @@ def journey(
         left.set_title("what the hospital sees")
         pixels = (np.frombuffer(ciphertext[-8 * 65536 :], dtype="<u8") & 255).reshape(256, 256)
         middle.imshow(pixels, cmap="gray", interpolation="nearest")
-        middle.set_title(f"what the evaluator sees ({len(ciphertext) / 2**20:.1f} MiB)")
+        among = f",\n{places} spots" if places > 1 else ""
+        middle.set_title(f"what the evaluator sees ({len(ciphertext) / 2**20:.1f} MiB{among})")
         for axes in (left, middle):
             axes.set_xticks([])
             axes.set_yticks([])

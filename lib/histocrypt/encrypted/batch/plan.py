@@ -42,9 +42,10 @@ slots of folded layouts that hold nothing of use: the same maps of the same valu
 tile has."""
 ERRORS = 1e-3
 """Share of the room that is left to errors of encryption, key switching and rounding."""
-ENCRYPT, SWITCH, MULTIPLY, FINISH = 1.4e-7, 3e-8, 2.5e-10, 4e-7
-"""CPU seconds: a slot and prime of a ciphertext made, of a key switched (by primes and digits), of a ciphertext times a
-number, and a slot of an output finished and decrypted (measured by `benchmarks/encrypted.py`, 2 cores)."""
+ENCRYPT, SWITCH, MULTIPLY, FINISH = 1.1e-7, 8e-9, 2.2e-10, 2e-7
+"""CPU seconds: a slot and prime of a ciphertext made and read again, of a key switched (by primes and digits), of a
+ciphertext times a number, and a slot of an output finished and decrypted. `benchmarks/encrypted.py` prints what follows
+from them beside what it measures."""
 OVERLAP = "kernels overlap, or differ by place"
 LEAST_TILES = 64
 """A layout of fewer tiles a batch is not offered."""
@@ -134,12 +135,20 @@ class Plan:
 
     def cost(self, layout: Layout) -> float:
         """Return about how many CPU seconds a batch takes, of both sides together."""
-        n = layout.slots
-        seconds = layout.inputs * (self.level(layout) + 2) * n * ENCRYPT
-        for (inputs, outputs, primes, switches), one in zip(self.transforms(layout), self.maps, strict=True):
-            seconds += switches * primes * (primes + 4) * n * SWITCH
-            seconds += inputs * outputs / (inputs / one.weights.shape[1]) * primes * n * MULTIPLY
-        return seconds + len(self.maps[-1].weights) * n * FINISH
+        return sum(self.costs(layout).values())
+
+    def costs(self, layout: Layout) -> dict[str, float]:
+        """Return the parts of `cost`: making and reading ciphertexts, key switches, products, finishing outputs."""
+        n, switched, multiplied = layout.slots, 0.0, 0.0
+        for (_, outputs, primes, switches), one in zip(self.transforms(layout), self.maps, strict=True):
+            switched += switches * primes * (primes + 4) * n
+            multiplied += outputs * one.weights.shape[1] * primes * n
+        return {
+            "encrypt": layout.inputs * (self.level(layout) + 2) * n * ENCRYPT,
+            "switch": switched * SWITCH,
+            "multiply": multiplied * MULTIPLY,
+            "finish": len(self.maps[-1].weights) * n * FINISH,
+        }
 
     def most_bytes(self) -> int:
         """Return what the largest map's inputs and outputs take, in any layout."""
