@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,23 +118,32 @@ def bundle(
     return cost, compiled.parameters.to_dict()
 
 
-def keygen(folder: Path, form: str) -> dict[str, Any]:
-    from histocrypt.encrypted.key_owner import keygen
+def keygen(folder: Path, name: str, form: str, spots: int, layout: int) -> dict[str, Any]:
+    """Make keys for so many spots in a form, and in a given layout of a batch if that is not below 0."""
+    from histocrypt.encrypted import key_owner
+    from histocrypt.encrypted.batch.client import BatchClient
 
+    if layout >= 0:
+        chosen = next(one for one in _forms(folder) if isinstance(one, BatchClient) and one.number == layout)
+        key_owner.best_form = lambda *_, **__: chosen
     started = time.perf_counter()
-    keygen(folder / "client.json", folder / form, form=form)
-    return {"seconds": time.perf_counter() - started, "bytes": (folder / form / "evaluation.keys").stat().st_size}
+    key_owner.keygen(folder / "client.json", folder / name, spots=spots, form=form)
+    seconds = time.perf_counter() - started
+    number = getattr(key_owner.Keys(folder / name).client, "number", 0)
+    return {"seconds": seconds, "bytes": (folder / name / "evaluation.keys").stat().st_size, "layout": number}
 
 
-def encrypt(folder: Path, form: str, name: str, spots: int, layout: int) -> dict[str, Any]:
-    """Encrypt some inputs, in a given layout of a batch if that is not below 0."""
+def _forms(folder: Path) -> list[Any]:
+    from histocrypt.encrypted.bundle import forms, load_client
+
+    return list(forms(load_client(folder / "client.json")).values())
+
+
+def encrypt(folder: Path, own: str, name: str, spots: int) -> dict[str, Any]:
+    """Encrypt some inputs under keys of one's own."""
     from histocrypt.encrypted.key_owner import Keys, Prepared, encrypt
 
-    x, keys = np.load(folder / "inputs.npz")["x"], Keys(folder / form)
-    if layout >= 0:
-        every = keys.client.batched["layouts"]
-        costs = [{**one, "cost": float(number != layout)} for number, one in enumerate(every)]
-        keys.client = replace(keys.client, batched={**keys.client.batched, "layouts": costs})
+    x, keys = np.load(folder / "inputs.npz")["x"], Keys(folder / own)
     chosen = x[np.arange(spots) % len(x)]
     names = np.array([f"section:{number}" for number in range(spots)])
     about = {"without_prediction": {}}
@@ -145,15 +153,15 @@ def encrypt(folder: Path, form: str, name: str, spots: int, layout: int) -> dict
     seconds, cpu = time.perf_counter() - started, time.process_time() - before
     note = json.loads((folder / name / "request.json").read_text())
     size = sum(path.stat().st_size for path in (folder / name).glob("*.ct"))
-    return {"seconds": seconds, "cpu": cpu, "bytes": size, "layout": note["layout"], "messages": note["of"]}
+    return {"seconds": seconds, "cpu": cpu, "bytes": size, "messages": note["of"]}
 
 
-def decrypt(folder: Path, form: str, name: str) -> dict[str, Any]:
+def decrypt(folder: Path, own: str, name: str) -> dict[str, Any]:
     """Decrypt all outputs, without noise, and compare them with the clear network."""
     from histocrypt.encrypted.key_owner import Keys, decrypt
 
     started, before = time.perf_counter(), time.process_time()
-    _, values = decrypt(folder / f"{name}.out", Keys(folder / form))
+    _, values = decrypt(folder / f"{name}.out", Keys(folder / own))
     seconds, cpu = time.perf_counter() - started, time.process_time() - before
     expected = np.load(folder / "inputs.npz")["expected"]
     error = np.abs(values - expected[np.arange(len(values)) % len(expected)])
@@ -207,11 +215,11 @@ def step(*arguments: Any) -> dict[str, Any]:
     return json.loads(process(sys.executable, __file__, *arguments))
 
 
-def evaluate(folder: Path, form: str, name: str, workers: int) -> dict[str, Any]:
+def evaluate(folder: Path, own: str, name: str, workers: int) -> dict[str, Any]:
     """Evaluate a request with the command that evaluators use; return its own account."""
     process(
         *(sys.executable, "-m", "histocrypt", "fhe", "evaluate", folder / name, "--bundle", folder / "bundle"),
-        *("--evaluation-keys", folder / f"{form}.keys", "-o", folder / f"{name}.out", "--workers", workers),
+        *("--evaluation-keys", folder / f"{own}.keys", "-o", folder / f"{name}.out", "--workers", workers),
     )
     return json.loads((folder / f"{name}.out" / "cost.json").read_text())
 
@@ -222,14 +230,14 @@ def hand_over(source: Path, target: Path) -> None:
     source.rename(target)
 
 
-def through(folder: Path, form: str, name: str, spots: int, *, workers: int, layout: int = -1) -> dict[str, Any]:
+def through(folder: Path, own: str, name: str, spots: int, *, workers: int) -> dict[str, Any]:
     """Encrypt, evaluate and decrypt some tiles; return what each step took."""
     owner, client = folder / "owner", folder / "client"
-    cost = {"spots": spots, "encrypt": step("encrypt", client, form, name, spots, layout)}
+    cost = {"spots": spots, "encrypt": step("encrypt", client, own, name, spots)}
     hand_over(client / name, owner / name)
-    cost["evaluate"] = evaluate(owner, form, name, workers)
+    cost["evaluate"] = evaluate(owner, own, name, workers)
     hand_over(owner / f"{name}.out", client / f"{name}.out")
-    return {**cost, "decrypt": step("decrypt", client, form, name)}
+    return {**cost, "decrypt": step("decrypt", client, own, name)}
 
 
 def two_parties(folder: Path, given: argparse.Namespace, *compile_arguments: Any) -> dict[str, Any]:
@@ -240,17 +248,24 @@ def two_parties(folder: Path, given: argparse.Namespace, *compile_arguments: Any
     cost = {"compile": step("compile", owner, *compile_arguments), "keygen": {}}
     (client / "client.json").write_bytes((owner / "bundle" / "client.json").read_bytes())
     (client / "inputs.npz").write_bytes((owner / "inputs.npz").read_bytes())
-    for form in ("single", "batch"):
-        cost["keygen"][form] = step("keygen", client, form)
-        (owner / f"{form}.keys").write_bytes((client / form / "evaluation.keys").read_bytes())
+
+    def keys(name: str, form: str, spots: int, layout: int = -1) -> int:
+        made = step("keygen", client, name, form, spots, layout)
+        (owner / f"{name}.keys").write_bytes((client / name / "evaluation.keys").read_bytes())
+        cost["keygen"][name] = made
+        return made["layout"]
+
+    keys("single", "single", given.tiles)
+    chosen = keys("batch", "batch", given.batch_tiles)
     cost["one"] = through(folder, "single", "one", 1, workers=1)
     cost["single"] = through(folder, "single", "all", given.tiles, workers=2)
     cost["batch"] = through(folder, "batch", "many", given.batch_tiles, workers=2)
-    cost["layouts"] = {cost["batch"]["encrypt"]["layout"]: cost["batch"]}
+    cost["layouts"] = {chosen: cost["batch"]}
     for layout, places in enumerate(cost["compile"]["places"] if given.every_layout else ()):
-        if layout not in cost["layouts"]:
-            there = through(folder, "batch", f"layout{layout}", 3 * places // 4, workers=2, layout=layout)
-            cost["layouts"][layout] = there
+        if layout != chosen:
+            spots = 3 * places // 4
+            keys(f"layout{layout}", "batch", spots, layout)
+            cost["layouts"][layout] = through(folder, f"layout{layout}", f"all{layout}", spots, workers=2)
     return cost
 
 
@@ -400,7 +415,7 @@ def main() -> None:
                     print(error)
     if not given.no_head:
         with tempfile.TemporaryDirectory() as name:
-            report(f"head, {HEAD_FEATURES} features", two_parties(Path(name), given, *options))
+            report("head", two_parties(Path(name), given, *options))
 
 
 if __name__ == "__main__":
