@@ -123,7 +123,7 @@ def repeated(section: Path, spots: int, folder: Path) -> Path:
     side = int(np.ceil(np.sqrt(copy.max() + 1)))
     moved = (np.stack([copy % side, copy // side], axis=1) * extent).astype(int)
     made = source[rows].copy()
-    names = [f"{name}-{number}" if number else name for name, number in zip(made.obs_names, copy, strict=True)]
+    names = [f"c{number}_{name}" if number else name for name, number in zip(made.obs_names, copy, strict=True)]
     made.obs_names, made.obsm["spatial"] = names, made.obsm["spatial"] + moved
     made.uns["section"] = f"{source.uns.get('section', section.stem)}_{spots}"
     path = folder / f"{section.stem}_{spots}.h5ad"
