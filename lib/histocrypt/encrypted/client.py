@@ -466,9 +466,9 @@ class Way:
     def keep(self, index: int, answer: bytes, *, file: Any) -> None:
         """Keep an answer that is bound to its message, whose ciphertexts are then of no use."""
         place = self.request.place(index)
-        payload = messages.unpack(answer, file=file, kind="output", **place)
+        payload = messages.unpack(memoryview(answer), file=file, kind="output", **place)  # a view: answers are large
         with self._room():
-            messages.write_message(self.answer(index), "output", payload, **place)
+            messages.write_pieces(self.answer(index), "output", [payload], **place)
         self.message(index).unlink(missing_ok=True)
 
     @contextmanager

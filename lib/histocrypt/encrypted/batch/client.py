@@ -29,7 +29,7 @@ SEED = 32
 """Bytes of a message's seed: the second half of every ciphertext comes out of it, and is not sent."""
 LINE = 30e6
 """Bytes a second, where layouts are compared."""
-AT_ONCE = 64
+AT_ONCE = 16
 """Ciphertexts that are made before they are handed on."""
 SMALLEST = 64
 """Places of a message, at least: what sums over positions are read with."""
