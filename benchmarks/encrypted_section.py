@@ -16,7 +16,7 @@ noise that would be added by default. Kernels are compiled once a machine: run a
 it would take for the section is extrapolated: its set-up, and each tile as long.
 
 ``--spots`` makes sections of so many spots from the given one (an AnnData with patches): some of its spots, or all of
-them several times over, under other names, two pixels apart. Tile by tile, more than ``--most-single`` spots are not
+them several times over, under other names and at other places. Tile by tile, more than ``--most-single`` spots are not
 run but extrapolated by the line through the last two that were.
 """
 
@@ -43,8 +43,8 @@ import psutil
 
 HISTOCRYPT = [sys.executable, "-m", "histocrypt"]
 FORMS = ("single", "batch")
-APART = 2
-"""Pixels between copies of a spot, which must lie on the same tissue."""
+APART = 1024
+"""Pixels between copies of a section."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,19 @@ def repeated(section: Path, spots: int, folder: Path) -> Path:
     n = source.n_obs
     rows = np.linspace(0, n - 1, spots).round().astype(int) if spots <= n else np.arange(spots) % n
     copy = np.arange(spots) // n if spots > n else np.zeros(spots, dtype=int)
-    moved = (APART * np.stack([copy, copy], axis=1)).astype(int)
+    extent, side = source.obsm["spatial"].max(axis=0) + APART, int(np.ceil(np.sqrt(copy.max() + 1)))
+    moved = (np.stack([copy % side, copy // side], axis=1) * extent).astype(int)
     made = source[rows].copy()
     made.obs = made.obs.drop(columns=["array_row", "array_col"], errors="ignore")  # one slide's own positions
     names = [f"spot{number}" for number in range(spots)]
     made.obs_names, made.obsm["spatial"] = names, made.obsm["spatial"] + moved
     made.uns["section"] = f"{source.uns.get('section', section.stem)}_{spots}"
     path = folder / f"{section.stem}_{spots}.h5ad"
+    for library in made.uns["spatial"].values():  # the image is another one
+        library.pop("images", None)
+        library["metadata"]["source_image_path"] = f"{path.stem}_patches.h5"
+        for number, name in enumerate(("fullres_width", "fullres_height")):
+            library["metadata"][name] = int(moved[:, number].max() + library["metadata"][name])
     made.write_h5ad(path)
     with (
         h5py.File(section.with_name(f"{section.stem}_patches.h5")) as old,
