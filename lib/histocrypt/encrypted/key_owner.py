@@ -193,7 +193,7 @@ def prepare(
         names=names[keep],
         coords=coords[keep],
         patient=section.patient or "",
-        raw=raw[keep],
+        raw=raw if keep.all() else raw[keep],  # no second copy of a large section
         scale=scale,
         about={
             "um_per_px": float(section.um_per_px),
