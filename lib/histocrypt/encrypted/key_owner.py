@@ -246,14 +246,13 @@ class Request:
     def of(cls, prepared: Prepared, client: Client, bound: dict[str, str]) -> Request:
         """Lay out prepared spots in random order, a third of them and more in several places."""
         n = len(prepared.names)
-        layout = 0
         note = {
             "section": prepared.section,
             "patient": prepared.patient,
             "names": prepared.names.tolist(),
             "coords": prepared.coords.tolist(),
-            "layout": layout,
-            "order": places_of(n, client.places(layout), apart=not client.alike).tolist(),
+            "layout": 0,
+            "order": places_of(n, client.places(0), apart=not client.alike).tolist(),
             "noise": secrets.token_hex(32),
             "about": prepared.about,
         }
@@ -261,7 +260,7 @@ class Request:
 
     @property
     def layout(self) -> int:
-        """How spots are laid out; see `Client.layout_for`."""
+        """What messages say of how spots are laid out; each form has one way."""
         return self.note["layout"]
 
     @property
