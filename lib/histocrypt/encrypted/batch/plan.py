@@ -27,11 +27,13 @@ from histocrypt.files import atomic_path
 
 PRIME = 60
 """Bits of a ciphertext prime: a convolution and the square after it share one."""
-LOG_SCALE = 27
-"""Of what is encrypted: its error is 3e-6 of a pixel's standard deviation."""
-LOG_BEFORE_SQUARE, LOG_BEFORE_LAST = 44, 46
+LOG_SCALE = 25
+"""Of what is encrypted: its error is 1e-5 of a pixel's standard deviation."""
+LOG_BEFORE_SQUARE, LOG_BEFORE_LAST = 44, 45
 """Largest scale of what enters a square, and the last one. What comes out has scale^2 / prime: the larger, the less its
 rounding costs (1e-5 of a value at 2^28), and the fewer bits are left for the next map's weights."""
+SHALLOW = 2
+"""Up to so many squares rounding builds up little, and weights get a bit more."""
 EXACT = 2.0**53
 """Integers up to here are exact in double precision."""
 HALF = 29
@@ -234,8 +236,8 @@ def make_plan(
         last = number == len(kernels) - 1
         half = (1 - ERRORS) * math.prod(moduli[: len(kernels) - number]) / 2
         room = half if last else math.sqrt(half)
-        log_most = None if last else LOG_BEFORE_LAST if number == len(kernels) - 2 else LOG_BEFORE_SQUARE
-        aim = _scales(weights, scale, seen, log_most=log_most)
+        log_most = LOG_BEFORE_LAST if number == len(kernels) - 2 else LOG_BEFORE_SQUARE - (len(kernels) - 1 <= SHALLOW)
+        aim = _scales(weights, scale, seen, log_most=None if last else log_most)
         if last:  # the sum over slots has the bias once, and what empty positions add to it is taken away
             bias = (bias - (positions - places) * np.einsum("ocp,c->o", weights, zero)) / positions
         integers, whole = np.rint(weights * aim[:, None, None] / scale[None, :, None]), np.rint(bias * aim)
