@@ -251,6 +251,7 @@ def test_send_refuses_a_lying_server(world, section, overheard, monkeypatch, tmp
     monkeypatch.setattr(Session, "evaluate", lying)
     running = overheard.running
     how = {"server": running.address, "token_file": running.token_file, "client": "client-0", "keys": tmp_path / "keys"}
+    how["form"] = "single"  # a message for each spot
     with pytest.raises(InputError) as error:
         send_section(section, output=tmp_path / "p.h5ad", **how)
     assert error.value.field.startswith("spot ")
