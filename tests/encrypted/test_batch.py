@@ -94,22 +94,22 @@ class Party:
         self.session = evaluate.Session(self.client, self.plan.maps, self.file, workers=2)
         self.secret = secret.read_secret(self.owner.secret_bytes(), self.client.ring)
 
-    def encrypt(self, values: np.ndarray, layout: int = 0) -> bytes:
-        payload = b"".join(self.client.encrypt(values, self.owner, layout))
-        assert len(payload) == self.client.input_bytes(layout)
+    def encrypt(self, values: np.ndarray) -> bytes:
+        payload = b"".join(self.client.encrypt(values, self.owner))
+        assert len(payload) == self.client.input_bytes
         return payload
 
-    def message(self, payload: bytes, layout: int = 0, **changes) -> bytes:
-        return messages.pack("input", payload, **{**self.bound, "layout": layout, **changes})
+    def message(self, payload: bytes, **changes) -> bytes:
+        return messages.pack("input", payload, **{**self.bound, **changes})
 
-    def evaluate(self, payload: bytes, layout: int = 0) -> bytes:
+    def evaluate(self, payload: bytes) -> bytes:
         """Return an output's payload, made as the evaluator makes it from a message."""
         place = {name: self.bound[name] for name in ("request", "index", "of")}
-        output = self.session.evaluate(self.message(payload, layout), file="it", layout=layout, **place)
-        return messages.unpack(output, file="it", kind="output", **self.bound, layout=layout)
+        output = self.session.evaluate(self.message(payload), file="it", **place)
+        return messages.unpack(output, file="it", kind="output", **self.bound)
 
-    def decrypt(self, payload: bytes, layout: int = 0) -> np.ndarray:
-        return self.client.decrypt(payload, self.owner, layout, file="it")
+    def decrypt(self, payload: bytes) -> np.ndarray:
+        return self.client.decrypt(payload, self.owner, file="it")
 
     def raw(self, payload: bytes) -> np.ndarray:
         """Return an output's ciphertexts, (outputs, 2, 1, N)."""
@@ -217,8 +217,8 @@ def test_a_batch_predicts_as_in_the_clear(depth, folded, tmp_path):
 
     party = party_of(depth, folded, tmp_path)
     net, side = network(*DEPTHS[depth])
-    assert party.client.choices[0] == party.plan.layouts[0]
-    n = party.client.places(0) - 5
+    assert party.client.layout == party.plan.layouts[0]
+    n = party.client.places - 5
     values = tiles_of(n, 2, side, seed=7).astype(np.float32)
     found = party.decrypt(party.evaluate(party.encrypt(values)))
     assert found.shape == (n + 5, 3)
@@ -239,7 +239,7 @@ def test_a_head_predicts_as_in_the_clear(head):
 
 def test_one_spot_and_several_messages(plain):
     """A message of one tile; and more tiles than a message has places, cut where the last one is not full."""
-    each, side = plain.client.places(0), plain.client.about["input"]["shape"][1]
+    each, side = plain.client.places, plain.client.about["input"]["shape"][1]
     for n in (1, each, each + 3):
         values = tiles_of(n, 2, side, seed=n).astype(np.float32)
         parts = [values[start : start + each] for start in range(0, n, each)]
@@ -258,7 +258,7 @@ def test_two_layouts_of_one_plan(tmp_path):
     values, parties = tiles_of(40, 2, side, seed=3).astype(np.float32), []
     for number, (places, rotations) in enumerate(((64, 3), (256, 0))):
         party = Party(lowered, inputs, layouts, examples, tmp_path, number=number)
-        assert (party.client.places(0), len(party.client.rotations)) == (places, rotations)
+        assert (party.client.places, len(party.client.rotations)) == (places, rotations)
         found = party.decrypt(party.evaluate(party.encrypt(values)))[:40]
         assert (np.abs(found - lowered(values.astype(float))) / party.sd).max() < 1e-3
         parties.append(party)
@@ -358,7 +358,7 @@ def test_without_the_sum_nothing_is_seen(plain):
 
 def test_useless_slots_do_not_reach_the_sum(folded):
     """A folded convolution leaves something at positions between the useful ones; it would change the sum a lot."""
-    side, layout = folded.client.about["input"]["shape"][1], folded.client.choices[0]
+    side, layout = folded.client.about["input"]["shape"][1], folded.client.layout
     assert 0 < layout.useful.sum() < layout.grid**2
     values = tiles_of(64, 2, side, seed=6).astype(np.float32)
     payload, clear = folded.encrypt(values), folded.lowered(values.astype(float))

@@ -49,9 +49,6 @@ def spoilt(request: Request, data: bytes) -> dict[str, tuple[bytes, str, str]]:
         return payload[:offset] + struct.pack("<Q", value) + payload[offset + 8 :]
 
     return {
-        "another layout": (remade(data, layout=1), "layout", "laid out"),
-        "layout that is true": (remade(data, layout=False), "layout", "laid out"),
-        "no layout": (remade(data, layout=None), "layout", "laid out"),
         "another length": (remade(data, of=2), "of", "another length"),
         "one more field": (remade(data, more=1), "more", "no field"),
         "short by a word": (remade(data, payload[:-8]), "bytes", "size of a batch"),
@@ -68,18 +65,14 @@ def spoilt(request: Request, data: bytes) -> dict[str, tuple[bytes, str, str]]:
 def test_crafted_messages_are_refused(world, sent, evaluating, tmp_path):
     """In memory and from a file, whose name is nobody's business."""
     request, data = sent
-    place = {name: request.place(0)[name] for name in ("request", "index", "of", "layout")}
+    place = {name: request.place(0)[name] for name in ("request", "index", "of")}
     for name, (message, field, _) in spoilt(request, data).items():
         with refuses(field, file="it"):
             evaluating.evaluate(message, file="it", **place)
-        if name in ("another layout", "short by a byte", "the last residue"):
+        if name in ("another length", "short by a byte", "the last residue"):
             (tmp_path / "message").write_bytes(message)
             with refuses(field, file="it"):
                 evaluating.evaluate(tmp_path / "message", file="it", **place)
-    whatever = {name: place[name] for name in ("request", "index", "of")}
-    for layout in (1, 99, -1, None, "0", 0.0, True):  # where only the message says how it is laid out
-        with refuses("layout", file="it"):
-            evaluating.evaluate(remade(data, layout=layout), file="it", **whatever)
 
 
 def test_a_server_answers_crafted_batches_in_one_sentence(world, sent, running):
@@ -87,13 +80,11 @@ def test_a_server_answers_crafted_batches_in_one_sentence(world, sent, running):
     with running.connect() as server, server.session(Keys(world.batch_keys)) as opened:
         where = f"{opened.path}/requests/{request.name}/0"
         for message, _, says in spoilt(request, data).values():
-            answer = running.http.post(where, params={"of": 1, "layout": 0}, content=message)
+            answer = running.http.post(where, params={"of": 1}, content=message)
             refused(answer, 413 if len(message) > request.client.most_input_bytes else 422, "")
             assert says in answer.text or answer.status_code == 413
             assert str(running.scratch) not in answer.text
-        for layout, says in ((1, "layouts"), (99, "layouts"), (100, ""), (-1, ""), ("x", "")):
-            refused(running.http.post(where, params={"of": 1, "layout": layout}, content=data), 422, says)
-        good = running.http.post(where, params={"of": 1, "layout": 0}, content=data)
+        good = running.http.post(where, params={"of": 1}, content=data)
     assert good.status_code == 200, good.text
     assert running.is_well()
     assert "Traceback" not in running.log.read_text()

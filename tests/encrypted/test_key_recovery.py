@@ -77,7 +77,7 @@ class Hospital:
     def error(self) -> float:
         """Return the typical difference of two copies' results, in an output's standard deviations."""
         request, owner = self.request, self.keys.decryptor()
-        values = self.keys.client.decrypt(self.payloads()[0], owner, request.layout, file="response") / self.spread
+        values = self.keys.client.decrypt(self.payloads()[0], owner, file="response") / self.spread
         order = np.array(request.note["order"])[: len(values)]
         pairs = np.argsort(order, kind="stable")
         same = np.diff(order[pairs]) == 0
@@ -86,7 +86,7 @@ class Hospital:
     def unchecked(self, payloads: list[bytes]) -> np.ndarray:
         """Return (spots, outputs) as they were published when the attack worked: no copy is compared."""
         request, owner = self.request, self.keys.decryptor()
-        each = [self.keys.client.decrypt(one, owner, request.layout, file="response") for one in payloads]
+        each = [self.keys.client.decrypt(one, owner, file="response") for one in payloads]
         order = np.array(request.note["order"])
         values = np.concatenate(each)[np.unique(order, return_index=True)[1]]
         return values + np.random.default_rng(0).normal(size=values.shape) * OLD_NOISE * self.spread
@@ -190,7 +190,7 @@ def forger(batch):
 
 
 def sizes(batch, size):
-    return np.full(batch.keys.client.places(batch.request.layout), size)
+    return np.full(batch.keys.client.places, size)
 
 
 def test_batches_hold_the_key_where_nobody_looks(batch, forger):

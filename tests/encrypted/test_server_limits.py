@@ -150,7 +150,7 @@ def test_quotas_count_spots(world, tmp_path):
 
 
 def test_a_quota_below_one_message_is_refused(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(Client, "places", lambda *_: 512)
+    monkeypatch.setattr(Client, "places", 512)
     for limits, field in ((sessions.Limits(spots=511), "--spots"), (sessions.Limits(per_minute=511), "--per-minute")):
         with refuses(field):
             serve(world.bundle, token_file=tmp_path / "token", limits=limits)

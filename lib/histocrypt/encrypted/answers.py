@@ -62,7 +62,7 @@ class Answers:
             If it is no ciphertext of outputs, or does not decrypt to plausible ones and nothing else.
         """
         request = self.request
-        outputs = request.client.decrypt(payload, self._owner, request.layout, file=file)
+        outputs = request.client.decrypt(payload, self._owner, file=file)
         places = self._values[index * request.each : (index + 1) * request.each]
         places[:] = outputs[: len(places)]
 

@@ -20,7 +20,7 @@ def bundle_card(client: Client, said: str) -> str:
     """
     about = client.about
     rows = [
-        f"| {form.form} | {' or '.join(str(form.places(layout)) for layout in range(form.layouts))} "
+        f"| {form.form} | {form.places} "
         f"| 2^{form.parameters.logn} | {form.parameters.log_qp} | {form.evaluation_key_bytes() / 2**20:.1f} MiB |"
         for form in forms(client).values()
     ]

@@ -283,7 +283,7 @@ class Session:
     def evaluate(self, request: Request, index: int, message: bytes | Path, most: int) -> bytes:
         """Return the output message for an input message, which may lie in a file."""
         where = f"{self.path}/requests/{request.name}/{index}"
-        how = {"of": request.batches, "layout": request.layout}
+        how = {"of": request.batches}
         return self.server.ask("POST", where, most=most, content=message, params=how)
 
 

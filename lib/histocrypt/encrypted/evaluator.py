@@ -126,7 +126,7 @@ class Session:
             If the message is damaged, not bound to this session, or not a ciphertext under its parameters.
         """
         client = self._bundle.client
-        bound = {"client": client.hash, "key": self.key, "layout": 0, **expected}
+        bound = {"client": client.hash, "key": self.key, **expected}
         payload = messages.unpack(messages.mapped(data), file=file, kind="input", complete=True, **bound)
         parts = messages.unpack_list(payload, count=client.input.ciphertexts, file=file)
         for part in parts:
@@ -186,7 +186,7 @@ def evaluate_request(
         raise InputError("was made for another model", file=file, field="client", value=value, expected=wanted)
     _claim_response(output)
     output.mkdir(parents=True, exist_ok=True)
-    answer = {key: content.get(key) for key in ("client", "key", "request", "of", "layout")}
+    answer = {key: content.get(key) for key in ("client", "key", "request", "of")}
     if (output / "response.json").is_file() and read_json(output / "response.json") != answer:
         problem, fix = "holds the response to another request", "choose another folder"
         raise InputError(problem, file=output, field="response.json", fix=fix)
@@ -216,7 +216,7 @@ def evaluate_request(
         if stop.is_set():
             return
         path = request / paths[index].name
-        result = session.evaluate(path, file=path, request=name, index=index, of=count, layout=answer["layout"])
+        result = session.evaluate(path, file=path, request=name, index=index, of=count)
         try:
             with atomic_path(paths[index]) as temporary:
                 temporary.write_bytes(result)

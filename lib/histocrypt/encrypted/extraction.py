@@ -28,7 +28,7 @@ def extraction(client: Client) -> str:
             "a client can train a copy of this network from answers to inputs of its own choice: encryption and quotas "
             "slow that down, a contract forbids it"
         )
-    places = [form.places(layout) for form in forms(client).values() for layout in range(form.layouts)]
+    places = [form.places for form in forms(client).values()]
     ways = ", or ".join(f"{-(-taken // each):,} of {each}" for each in sorted(set(places)))
     return (
         f"{taken:,} spots (messages: {ways} places) give a client all weights of this linear head exactly: serve it to "

@@ -232,7 +232,7 @@ def _in_range(
 
 @dataclass(frozen=True)
 class Request:
-    """What the key owner knows of a request; the evaluator learns its name, its layout and how many messages it has."""
+    """What the key owner knows of a request; the evaluator learns its name, its form and how many messages it has."""
 
     name: str
     client: Client
@@ -251,22 +251,16 @@ class Request:
             "patient": prepared.patient,
             "names": prepared.names.tolist(),
             "coords": prepared.coords.tolist(),
-            "layout": 0,
-            "order": places_of(n, client.places(0), apart=not client.alike).tolist(),
+            "order": places_of(n, client.places, apart=not client.alike).tolist(),
             "noise": secrets.token_hex(32),
             "about": prepared.about,
         }
         return cls(secrets.token_hex(16), client, bound, note)
 
     @property
-    def layout(self) -> int:
-        """What messages say of how spots are laid out; each form has one way."""
-        return self.note["layout"]
-
-    @property
     def each(self) -> int:
         """Places of a message."""
-        return self.client.places(self.layout)
+        return self.client.places
 
     @property
     def batches(self) -> int:
@@ -275,7 +269,7 @@ class Request:
 
     def place(self, index: int) -> dict[str, Any]:
         """Return what the header of a message at one place must say."""
-        return {**self.bound, "request": self.name, "index": index, "of": self.batches, "layout": self.layout}
+        return {**self.bound, "request": self.name, "index": index, "of": self.batches}
 
     def spots(self, index: int) -> np.ndarray:
         """Return the spots of one message."""
@@ -283,7 +277,7 @@ class Request:
 
     def encrypt(self, index: int, prepared: Prepared, owner: engine.KeyOwner) -> Iterator[bytes]:
         """Yield the payload of one input message."""
-        yield from self.client.encrypt(prepared.inputs(self.spots(index)), owner, self.layout)
+        yield from self.client.encrypt(prepared.inputs(self.spots(index)), owner)
 
 
 def places_of(n: int, each: int, *, apart: bool) -> np.ndarray:
@@ -490,14 +484,14 @@ def encrypt(prepared: Prepared, keys: Keys, output: Path) -> str:
     client = keys.client
     request = Request.of(prepared, client, keys.bound)
     count = request.batches
-    need_disk(output, count * client.input_bytes(request.layout) + (16 << 20))
+    need_disk(output, count * client.input_bytes + (16 << 20))
     owner = keys.encryptor()
     output.mkdir(parents=True, exist_ok=True)
     keys.keep(request)
     for index in tqdm(range(count), desc="encrypting", unit="message"):
         payload = request.encrypt(index, prepared, owner)
         messages.write_pieces(output / f"{index:05d}.ct", "input", payload, **request.place(index))
-    write_json(output / "request.json", {**keys.bound, "request": request.name, "of": count, "layout": request.layout})
+    write_json(output / "request.json", {**keys.bound, "request": request.name, "of": count})
     return request.name
 
 

@@ -42,7 +42,6 @@ MEANING = {
     "request": "belongs to another request",
     "index": "is out of its place",
     "of": "belongs to a request of another length",
-    "layout": "is laid out in another way",
 }
 """Field of a header to what a wrong one means."""
 METADATA = re.compile(

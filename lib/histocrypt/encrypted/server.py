@@ -7,7 +7,7 @@
 | ``POST /v1/sessions`` | a new session, for ``{"client": hash, "bytes": size of the evaluation keys}`` |
 | ``GET /v1/sessions/S`` | how much of the keys is there |
 | ``PUT /v1/sessions/S/keys/OFFSET`` | a chunk of the keys; after the last one they are checked and loaded |
-| ``POST /v1/sessions/S/requests/R/INDEX?of=N&layout=K`` | the output message for the input message in the body |
+| ``POST /v1/sessions/S/requests/R/INDEX?of=N`` | the output message for the input message in the body |
 | ``DELETE /v1/sessions/S`` | keys are gone |
 
 Whatever is refused is ``{"error": one sentence}``. Tokens and sizes are checked before a body is read. An answer that
@@ -130,12 +130,11 @@ def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: D
         name_of_request: Annotated[str, fastapi.Path(pattern="^[0-9a-f]{32}$")],
         index: Annotated[int, fastapi.Path(ge=0, lt=100_000)],
         of: Annotated[int, fastapi.Query(ge=1, le=100_000)],
-        layout: Annotated[int, fastapi.Query(ge=0, lt=100)] = 0,
     ) -> Response:
         hosted = store.get(name, request.state.holder)
         parts = _parts(request, hosted.client.most_input_bytes)
         async with _read_to_the_end(parts):
-            result = await store.evaluate(hosted, parts, request=name_of_request, index=index, of=of, layout=layout)
+            result = await store.evaluate(hosted, parts, request=name_of_request, index=index, of=of)
         return Response(result, media_type="application/octet-stream")
 
     @app.delete("/v1/sessions/{name}", status_code=204)
@@ -320,7 +319,7 @@ def serve(
     limits = limits or Limits()
     workers = workers_for(loaded, loaded.client, workers)
     limits = _fit(loaded, workers, limits)
-    each = min(form.places(layout) for form in forms(loaded.client).values() for layout in range(form.layouts))
+    each = min(form.places for form in forms(loaded.client).values())
     if each > min(limits.spots, limits.per_minute):
         problem, wanted = (
             "would let no message in",
@@ -328,9 +327,7 @@ def serve(
         )
         field = "--spots" if limits.spots < each else "--per-minute"
         raise InputError(problem, field=field, value=min(limits.spots, limits.per_minute), expected=wanted)
-    counted = " or ".join(
-        str(form.places(layout)) for form in forms(loaded.client).values() for layout in range(form.layouts)
-    )
+    counted = " or ".join(str(form.places) for form in forms(loaded.client).values())
     print(
         f"{workers} messages at once, at most {limits.sessions} sessions: "
         f"up to {_memory(loaded, workers, limits.sessions) / 2**30:.1f} GiB of memory; "

@@ -259,18 +259,16 @@ class Store:
             self._say(hosted, "ready")
 
     async def evaluate(
-        self, hosted: Hosted, parts: AsyncIterator[bytes], *, request: str, index: int, of: int, layout: int
+        self, hosted: Hosted, parts: AsyncIterator[bytes], *, request: str, index: int, of: int
     ) -> bytes:
         """Return the output message for the input message that ``parts`` make up."""
-        if layout >= hosted.client.layouts:
-            raise Refused(422, f"This model has {hosted.client.layouts} layouts, no number {layout}.")
-        self._admit(hosted, hosted.client.places(layout))
+        self._admit(hosted, hosted.client.places)
         async with self._message(hosted, parts) as data:
             if hosted.keys is None or hosted.state != "ready":
                 raise Refused(404, "The session ended while a message was on its way.")
             self._check_queue(hosted)
             hosted.running += 1
-            where = {"file": f"message {index}", "request": request, "index": index, "of": of, "layout": layout}
+            where = {"file": f"message {index}", "request": request, "index": index, "of": of}
             try:
                 job = partial(hosted.keys.evaluate, data, **where)
                 return await asyncio.get_running_loop().run_in_executor(self._pool, job)

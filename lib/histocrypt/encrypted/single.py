@@ -37,22 +37,19 @@ class Client:
     form = "single"
     alike = True
     """Whether a place of one message has the same slots, of the secret key too, as a place of another."""
-    layouts = 1
-    """Ways to lay spots out; a message names its own."""
 
     @property
     def hash(self) -> str:
         """What keys and messages are bound to."""
         return hash_of(self.about)
 
-    def places(self, layout: int) -> int:
-        """Return how many spots share a message in this layout."""
-        del layout
+    @property
+    def places(self) -> int:
+        """How many spots share a message."""
         return self.batch
 
-    def encrypt(self, values: np.ndarray, owner: engine.KeyOwner, layout: int) -> Iterator[bytes]:
+    def encrypt(self, values: np.ndarray, owner: engine.KeyOwner) -> Iterator[bytes]:
         """Yield the payload of an input message for at most `places` spots, (n, ...) as the network sees them."""
-        del layout
         if self.about["sees"] == "features":
             padded = np.zeros((self.batch, values.shape[1]))
             padded[: len(values)] = values
@@ -61,7 +58,7 @@ class Client:
             ciphertext = owner.encrypt(slots, self.level)
             yield messages.pack_list([ciphertext])
 
-    def decrypt(self, payload: bytes, owner: engine.KeyOwner, layout: int, *, file: Any) -> np.ndarray:
+    def decrypt(self, payload: bytes, owner: engine.KeyOwner, *, file: Any) -> np.ndarray:
         """Return (places, outputs) from the payload of an output message.
 
         Raises
@@ -69,7 +66,6 @@ class Client:
         InputError
             If it is no ciphertext of outputs, or holds anything but copies of outputs.
         """
-        del layout
         parts = messages.unpack_list(payload, count=self.output.ciphertexts, file=file)
         for part in parts:
             messages.check_ciphertext(part, self.parameters, self.moduli, 0, file=file)
@@ -138,9 +134,9 @@ class Client:
         """The largest output message that is read."""
         return self._most_bytes(self.output, 0)
 
-    def input_bytes(self, layout: int) -> int:
-        """Return the size of an input message's payload."""
-        del layout
+    @property
+    def input_bytes(self) -> int:
+        """Size of an input message's payload."""
         return self.input.ciphertexts * self.parameters.ciphertext_bytes
 
     def evaluation_keys(self, owner: engine.KeyOwner) -> Iterator[bytes]:

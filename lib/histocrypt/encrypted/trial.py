@@ -190,7 +190,7 @@ class Trial:
         (note,) = (self.keys / "requests").glob("*.json")
         content = read_json(note)
         place = content["order"].index(content["names"].index(spot))
-        return (self.request / f"{place // self.form.places(content['layout']):05d}.ct").read_bytes()
+        return (self.request / f"{place // self.form.places:05d}.ct").read_bytes()
 
     def clean(self) -> None:
         """Delete keys, ciphertexts and the compiled network; logs and the public part stay."""
@@ -223,7 +223,7 @@ class Trial:
             "message_in_mib": round(inputs[0].stat().st_size / 2**20, 3),
             "message_out_mib": round(outputs[0].stat().st_size / 2**20, 3),
             "form": self.form.form,
-            "spots_per_message": self.form.places(content["layout"]),
+            "spots_per_message": self.form.places,
         }
 
 

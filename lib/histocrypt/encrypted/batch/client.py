@@ -78,7 +78,7 @@ class BatchClient(Client):
 
     def is_sound(self) -> bool:
         """Whether all that it says of itself can be true; what cannot be read raises one of Python's own errors."""
-        p, (one,), cost = self.parameters, self.choices, self.batched["layouts"][self.number]["cost"]
+        p, one, cost = self.parameters, self.layout, self.batched["layouts"][self.number]["cost"]
         return (
             (p.ring, p.bootstrapping, p.log_scale) == ("conjugate_invariant", None, LOG_SCALE)
             and len(self.moduli) == len(p.logq)
@@ -88,7 +88,7 @@ class BatchClient(Client):
             and one.grid > 0
             and one.tiles >= SMALLEST
             and one.inputs <= MOST_INPUTS
-            and self.level_of(0) < len(self.moduli)
+            and self.level < len(self.moduli)
             and 0 < cost < math.inf
             and 0 < self.batched["scale"] < math.inf
         )
@@ -99,23 +99,18 @@ class BatchClient(Client):
         return hash_of({**self.about, "form": self.form, "layout": self.number})
 
     @cached_property
-    def choices(self) -> list[Layout]:
-        """The layouts. What keys they need follows from these alone: rotations never leave a tile's own slots."""
+    def layout(self) -> Layout:
+        """Where tiles lie. What keys that needs follows from it alone: rotations never leave a tile's own slots."""
         inputs, slots = self.about["input"], self.parameters.slots
         tiles = inputs["kind"] == "tiles"
         side, strides = (inputs["shape"][1], tuple(inputs["factors"])) if tiles else (1, ())
         folded = self.batched["layouts"][self.number]["folded"]
-        return [Layout(inputs["shape"][0], side, strides, folded, slots)]
-
-    @property
-    def layouts(self) -> int:
-        """Ways to lay spots out."""
-        return len(self.choices)
+        return Layout(inputs["shape"][0], side, strides, folded, slots)
 
     @property
     def rotations(self) -> list[int]:
-        """Rotations whose keys the evaluator needs, of all layouts."""
-        return sorted({step for one in self.choices for step in one.rotations})
+        """Rotations whose keys the evaluator needs."""
+        return self.layout.rotations
 
     @property
     def moduli(self) -> list[int]:
@@ -125,7 +120,7 @@ class BatchClient(Client):
     @property
     def squares(self) -> int:
         """Squares of the network, each of which takes a prime."""
-        return len(self.choices[0].strides)
+        return len(self.layout.strides)
 
     @property
     def special(self) -> int:
@@ -139,24 +134,26 @@ class BatchClient(Client):
 
         return Ring(self.parameters.logn, self.moduli, self.special)
 
-    def level_of(self, layout: int) -> int:
-        """Return the level at which inputs are encrypted: a prime for each square, and one to blot out slots."""
-        return self.squares + bool(self.choices[layout].folded)
+    @property
+    def level(self) -> int:
+        """Level at which inputs are encrypted: a prime for each square, and one to blot out slots."""
+        return self.squares + bool(self.layout.folded)
 
-    def places(self, layout: int) -> int:
-        """Return how many spots share a message in this layout."""
-        return self.choices[layout].tiles
+    @property
+    def places(self) -> int:
+        """How many spots share a message."""
+        return self.layout.tiles
 
     def seconds(self, spots: int) -> float:
         """Return about how long so many spots take: CPU seconds of both sides together, and the line."""
-        messages = -(-spots // self.places(0))
-        sent = messages * self.input_bytes(0) + self.evaluation_key_bytes()
+        messages = -(-spots // self.places)
+        sent = messages * self.input_bytes + self.evaluation_key_bytes()
         return messages * self.batched["layouts"][self.number]["cost"] + sent / LINE
 
-    def input_bytes(self, layout: int) -> int:
-        """Return the size of an input message's payload."""
-        one = self.choices[layout]
-        return SEED + one.inputs * (self.level_of(layout) + 1) * self.parameters.limb_bytes
+    @property
+    def input_bytes(self) -> int:
+        """Size of an input message's payload."""
+        return SEED + self.layout.inputs * (self.level + 1) * self.parameters.limb_bytes
 
     @property
     def output_bytes(self) -> int:
@@ -166,7 +163,7 @@ class BatchClient(Client):
     @property
     def most_input_bytes(self) -> int:
         """The largest input message that is read."""
-        return max(map(self.input_bytes, range(self.layouts))) + LONGEST_HEADER
+        return self.input_bytes + LONGEST_HEADER
 
     @property
     def most_output_bytes(self) -> int:
@@ -186,7 +183,7 @@ class BatchClient(Client):
             yield from owner.evaluation_keys(self.rotations)
         yield fresh(owner, self.ring, 1, 0).astype("<u8").tobytes()
 
-    def encrypt(self, values: np.ndarray, owner: engine.KeyOwner, layout: int) -> Iterator[bytes]:
+    def encrypt(self, values: np.ndarray, owner: engine.KeyOwner) -> Iterator[bytes]:
         """Yield the payload of an input message: a seed, then the first half of every ciphertext, prime by prime.
 
         Ciphertexts are made under the secret key. The engine draws their errors; the second half of each, which is
@@ -198,7 +195,7 @@ class BatchClient(Client):
 
         seed = os.urandom(SEED)
         yield seed
-        one, level, ring = self.choices[layout], self.level_of(layout), self.ring
+        one, level, ring = self.layout, self.level, self.ring
         slots, secret = one.pack(values), read_secret(owner.secret_bytes(), ring)
 
         def make(number: int) -> bytes:
@@ -210,7 +207,7 @@ class BatchClient(Client):
             for start in range(0, one.inputs, AT_ONCE):
                 yield from pool.map(make, range(start, min(start + AT_ONCE, one.inputs)))
 
-    def decrypt(self, payload: bytes, owner: engine.KeyOwner, layout: int, *, file: Any) -> np.ndarray:
+    def decrypt(self, payload: bytes, owner: engine.KeyOwner, *, file: Any) -> np.ndarray:
         """Return (places, outputs) from the payload of an output message: sums over the positions.
 
         Raises
@@ -224,7 +221,7 @@ class BatchClient(Client):
         if len(payload) != self.output_bytes:
             problem, fix = "is no list of results", "have it evaluated again"
             raise InputError(problem, file=file, field="bytes", value=len(payload), expected=self.output_bytes, fix=fix)
-        one, ring = self.choices[layout], self.ring
+        one, ring = self.layout, self.ring
         results = np.frombuffer(payload, dtype="<u8").reshape(-1, 2, 1, ring.n)
         if results.max() >= self.moduli[0]:
             problem, value, limit = "is not a ciphertext under these parameters", int(results.max()), self.moduli[0]

@@ -261,24 +261,19 @@ class Session:
             If the message is damaged, not bound to this session, or not made of ciphertexts under its parameters.
         """
         mapped = messages.mapped(data)
-        header, start = messages.parse_header(mapped, file)
-        number = header.get("layout")
-        bound = {"client": self.client.hash, "key": self.key, "layout": number, **expected}
+        _, start = messages.parse_header(mapped, file)
+        bound = {"client": self.client.hash, "key": self.key, **expected}
         payload = messages.unpack(mapped, file=file, kind="input", complete=True, **bound)
         size = len(payload)
         source, start = (data, start) if isinstance(data, Path) else (payload, 0)
         del mapped, payload  # whose pages would count as memory
-        if type(number) is not int or not 0 <= number < self.client.layouts:
-            problem = "names a layout that this model does not have"
-            raise InputError(problem, file=file, field="layout", value=number, expected=f"below {self.client.layouts}")
-        if size != (wanted := self.client.input_bytes(number)):
+        if size != (wanted := self.client.input_bytes):
             problem = "has not the size of a batch"
             raise InputError(problem, file=file, field="bytes", value=size, expected=str(wanted))
-        layout, level = self.client.choices[number], self.client.level_of(number)
         with ONE_AT_A_TIME, source.open("rb") if isinstance(source, Path) else BytesIO(source) as stream:
             stream.seek(start)  # read piece by piece: pages of a map would count as memory
-            read = self._reader(stream, level, file)
-            outputs = self._evaluator(read, layout, workers=self._workers, noise=self._noise)
+            read = self._reader(stream, self.client.level, file)
+            outputs = self._evaluator(read, self.client.layout, workers=self._workers, noise=self._noise)
             results = b"".join(one.astype("<u8").tobytes() for one in outputs)
         return messages.pack("output", results, **bound)
 
