@@ -20,6 +20,7 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+from scipy.sparse import coo_array
 
 from histocrypt.encrypted.answers import Answers, flooded
 from histocrypt.encrypted.key_owner import places_of
@@ -63,7 +64,9 @@ class Section:
 
     def __init__(self, spots: int, chance: np.random.Generator) -> None:
         self.chance, self.order = chance, places_of(spots, PLACES, apart=True)
-        self.first = np.unique(self.order, return_index=True)[1]
+        number = np.bincount(self.order)
+        self.shown = coo_array((1 / number[self.order], (self.order, np.arange(len(self.order))))).tocsr()
+        """(spots, places): what is shown of a spot is the mean over its places."""
         table = chance.normal(size=(RANK, OUTPUTS)) / np.sqrt(RANK)
         self.values = (chance.normal(size=(spots, RANK)) @ table)[self.order]
         self.values += HONEST * chance.normal(size=self.values.shape)
@@ -94,17 +97,17 @@ class Section:
 
     def told(self, forged: np.ndarray, deviation: np.ndarray) -> float:
         """Return how many bits of the key the published values can hold at most."""
-        return float(0.5 * np.log2(1 + (forged[self.first] / deviation) ** 2).sum())
+        return float(0.5 * np.log2(1 + (self.shown @ forged / deviation) ** 2).sum())
 
     def correlation(self, published: np.ndarray) -> float:
-        """Return how well least squares find the numbers of the key, for an evaluator that knows which spot lay where.
+        """Return how well least squares find what spots say of the key, for an evaluator that knows which lay where.
 
-        Messages put the same place of theirs on the same slots of the key, so what they say of it is averaged.
+        Messages put the same place of theirs on the same slots of the key.
         """
-        found, place = published @ self.along, self.first % PLACES
-        number = np.bincount(place, minlength=PLACES)
-        mean = np.bincount(place, found, minlength=PLACES)[number > 0] / number[number > 0]
-        return float(np.corrcoef(mean, self.key[number > 0])[0, 1])
+        spot, place = self.shown.tocoo().coords
+        said = coo_array((self.shown.tocoo().data, (spot, place % PLACES)), (len(published), PLACES)).toarray()
+        found = np.linalg.lstsq(said, published @ self.along, rcond=None)[0]
+        return float(np.corrcoef(said @ found, said @ self.key)[0, 1])
 
 
 def largest(section: Section, which: np.ndarray | slice) -> float:

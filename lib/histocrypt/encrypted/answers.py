@@ -39,7 +39,7 @@ class Checked:
     """Decrypted values whose copies agree."""
 
     values: np.ndarray
-    """(spots, outputs) float64, as they were decrypted."""
+    """(spots, outputs) float64, the mean of what a spot's copies decrypted to."""
     limit: np.ndarray
     """(outputs,) how far copies might have been apart."""
     checked: float
@@ -98,8 +98,7 @@ class Answers:
             expected, fix = f"at most {limit.max() / usual:.2g}", "do not use this response; make new keys"
             field = f"spot {order[several][worst]}"
             raise InputError(problem, file=file, field=field, value=value, expected=expected, fix=fix)
-        first = np.unique(order, return_index=True)[1]
-        return Checked(self._values[first], limit, float(several.mean()))
+        return Checked(mean, limit, float(several.mean()))
 
 
 def _spread(client: Client) -> float:

@@ -21,6 +21,8 @@ from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import read_json, write_json
 
 FORMAT, VERSION = "histocrypt encrypted client", 2
+MODEL = "model.orion.xz"
+"""The network of the form `single`, where nothing is bootstrapped."""
 SECTION = 1000
 """Spots of a section of which nothing is known."""
 AGAIN = 3
@@ -137,7 +139,7 @@ class Bundle:
     def model(self) -> Path:
         """The compiled network: a file; where it is bootstrapped, a folder with a file for each layer."""
         bootstrapped = self.client.parameters.bootstrapping is not None
-        return self.folder / "server" / ("network" if bootstrapped else "model.orion")
+        return self.folder / "server" / ("network" if bootstrapped else MODEL)
 
     @property
     def integers(self) -> Path:
@@ -156,7 +158,7 @@ class Bundle:
         keys, one = form.evaluation_key_bytes(), form.parameters.switching_key_bytes
         if form.form == "batch":
             return int(self.server["batch_bytes"] + 2 * keys) + (250 << 20)
-        held = self.server["encoded_bytes"] + self.server["file_bytes"]
+        held = self.server["encoded_bytes"] + self.server["model_bytes"]
         return int(held + 1.05 * (workers + 1.5) * keys + 20 * workers * one) + (200 << 20)
 
 

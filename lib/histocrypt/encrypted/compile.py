@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from histocrypt.encrypted import engine
 from histocrypt.encrypted.batch.plan import Plan, Unfit, make_plan
-from histocrypt.encrypted.bundle import is_client, load_client, write_client
+from histocrypt.encrypted.bundle import MODEL, is_client, load_client, write_client
 from histocrypt.encrypted.card import bundle_card
 from histocrypt.encrypted.lowering import Affine, Lowered, linear, lower, scaling
 from histocrypt.encrypted.packing import Layout, best_ratio, blocked, diagonals, spots_side_by_side
@@ -205,10 +205,10 @@ def write_bundle(
     server = output / "server"
     server.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that exists keeps its mode; what it gets has its own
     (server / "server.json").unlink(missing_ok=True)
-    path = server / "model.orion"
+    path = server / MODEL
     path.touch(mode=0o600)
     path.chmod(0o600)
-    engine.write_model(path, parameters, compiled.nodes, compiled.rotations)
+    size = engine.write_model(path, parameters, compiled.nodes, compiled.rotations)
     if plan is not None:
         plan.save(server / "batch.safetensors")
     write_client(output / "client.json", about)
@@ -219,6 +219,7 @@ def write_bundle(
         {
             "client": hash_of(about),
             "file_bytes": path.stat().st_size,
+            "model_bytes": size,
             "sha256": digest,
             "encoded_bytes": compiled.encoded_bytes,
             "diagonals": compiled.diagonals,
@@ -232,7 +233,7 @@ def write_bundle(
 def claim_bundle(output: Path) -> None:
     """Refuse a folder where a bundle would replace what is none."""
     ours = is_client(output / "client.json")
-    for name in ("card.md", "client.json", "server/server.json", "server/model.orion", "server/network/steps.json"):
+    for name in ("card.md", "client.json", "server/server.json", f"server/{MODEL}", "server/network/steps.json"):
         claim(output / name, mine=lambda _: ours, overwrite=None)
 
 

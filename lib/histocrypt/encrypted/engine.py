@@ -32,6 +32,7 @@ from histocrypt.files import atomic_path
 
 VERSIONS = {"orion-v2-lattigo": "6.2.4", "orion-v2-evaluator": "2.1.8"}
 MAGIC = b"ORION\x00\x02\x00"
+PACKED = ".xz"
 COLLECT_AT = "25"
 """The engine collects garbage when its memory has grown by so many per cent; Go's own default is 100."""
 GENERATOR = 5
@@ -123,8 +124,11 @@ def linear_node(
     return Node(name, "linear_transform", level, inputs, config, blobs)
 
 
-def write_model(path: Path, parameters: Parameters, nodes: Sequence[Node], rotations: set[int]) -> None:
-    """Write a compiled network for the evaluator, block by block."""
+def write_model(path: Path, parameters: Parameters, nodes: Sequence[Node], rotations: set[int]) -> int:
+    """Write a compiled network for the evaluator, block by block; return its size in bytes before compression.
+
+    Under a name that ends in ``.xz`` it is compressed: diagonals repeat the weights, so a hundredth of it is left.
+    """
     blobs = [(node, name) for node in nodes for name in node.blobs]
     number = {(node.name, name): i for i, (node, name) in enumerate(blobs)}
     again = parameters.bootstrapping
@@ -161,12 +165,19 @@ def write_model(path: Path, parameters: Parameters, nodes: Sequence[Node], rotat
         "blob_count": len(blobs),
     }
     header = json.dumps(meta, separators=(",", ":")).encode()
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, _written(temporary, packed=path.suffix == PACKED) as file:
         file.write(MAGIC + struct.pack("<I", len(header)) + header + struct.pack("<I", len(blobs)))
         for node, name in blobs:
             data = node.blobs[name]()
             file.write(struct.pack("<Q", len(data)))
             file.write(data)
+        return file.tell()
+
+
+def _written(path: Path, *, packed: bool) -> Any:
+    import lzma
+
+    return lzma.open(path, "wb", preset=1) if packed else path.open("wb")
 
 
 def engine_parameters(parameters: Parameters) -> dict[str, Any]:
@@ -368,9 +379,12 @@ def restart_to_collect_early() -> None:
 def load_model(path: Path) -> Any:
     """Load a compiled network; every diagonal is encoded now."""
     check()
+    import lzma
+
     from orion_evaluator import ffi
 
-    with _mapped(path) as (pointer, size):
+    packed = Path(path).suffix == PACKED
+    with _mapped(np.frombuffer(lzma.decompress(path.read_bytes()), np.uint8) if packed else path) as (pointer, size):
         error = ctypes.c_char_p(None)
         handle = ffi._lib_call().EvalLoadModel(pointer, size, ctypes.byref(error))
         ffi._check_err(error)
