@@ -149,7 +149,7 @@ def keys_stage(folder: Path) -> dict:
     (client / "public_key").write_bytes(public)
     sizes = []
     with (evaluator / "keys").open("wb") as file:
-        for pieces in (owner.evaluation_keys(stored["rotations"]), bootstrapping_pieces(owner, client)):
+        for pieces in (owner.evaluation_keys(stored["rotations"]), bootstrapping_pieces(owner)):
             sizes.append(sum(map(file.write, pieces)) / 2**30)
     return dict(zip(("rotation keys GiB", "bootstrapping keys GiB"), sizes, strict=True))
 

@@ -20,7 +20,7 @@ from histocrypt.encrypted.lowering import convolution
 from histocrypt.encrypted.parameters import Bootstrapping, Parameters, check_security
 from histocrypt.encrypted.parameters import bootstrapped as parameter_set
 from histocrypt.encrypted.resnet import compile, residual, run, shifted
-from histocrypt.encrypted.resnet.keys import bootstrapping_key_bytes, bootstrapping_pieces
+from histocrypt.encrypted.resnet.keys import _Ring, bootstrapping_key_bytes, bootstrapping_pieces
 from histocrypt.models.fhe import FheResNet18
 
 SLOTS = 2048
@@ -147,13 +147,70 @@ def parties(tmp_path_factory):
     owner = engine.KeyOwner(parameters)
     secret, public = owner.generate()
     (client / "secret").write_bytes(secret)
-    more = b"".join(bootstrapping_pieces(owner, client))
+    more = b"".join(bootstrapping_pieces(owner))
     assert 0.9 * bootstrapping_key_bytes(parameters) < len(more) < 1.1 * bootstrapping_key_bytes(parameters)
     (evaluator / "keys").write_bytes(b"".join(owner.evaluation_keys(sorted(made.rotations))) + more)
     for name, image in zip(("tile.ct", "other.ct"), images.numpy(), strict=False):
         tile = [owner.encrypt(values, made.level) for values in made.source.pack(image)]
         run.write_ciphertexts(evaluator / name, tile)
     return evaluator, owner, secret, made, lowered(images[:2].double().numpy())
+
+
+def switching_keys(stored: bytes, count: int) -> list[list[list[list[list[np.ndarray]]]]]:
+    """Read bootstrapping keys: key, row, polynomial (b, a), primes and special primes, values modulo each."""
+    words_at, at = np.frombuffer, 0
+
+    def word() -> int:
+        nonlocal at
+        at += 8
+        return int(words_at(stored, "<u8", 1, at - 8)[0])
+
+    def limb() -> np.ndarray:
+        nonlocal at
+        size = word()
+        at += 8 * size
+        return words_at(stored, "<u8", size, at - 8 * size)
+
+    def polynomials() -> list:
+        assert word() == 1
+        return [[[limb() for _ in range(word())] for _ in range(2)] for _ in range(word())]
+
+    found = []
+    while len(found) < count:
+        at += 1
+        if stored[at - 1]:
+            assert word() == 0
+            found.append([polynomials() for _ in range(word())])
+    return found
+
+
+def spread(key: list, primes: list[int]) -> float:
+    """Return how many different values the top bits of the coefficients of a key's b take, at least: of 1."""
+    least = 1.0
+    for (b, _), *_ in zip(key, strict=True):
+        for limb, prime in zip(b[0], primes, strict=False):
+            coefficients = residues.coefficients(limb, prime)
+            least = min(least, len(np.unique(coefficients >> 18)) / len(coefficients))
+    return least
+
+
+def test_no_key_holds_a_secret_in_the_clear(parties):
+    """Modulo every prime a key's b hides the secret; the engine's own key from the larger ring does not."""
+    evaluator, owner, _, made, _ = parties
+    from lattigo import rlwe
+
+    kept, again = len(owner.parameters.logq), owner.parameters.bootstrapping
+    keys = run.EvaluationKeys(evaluator / "keys", owner.parameters)
+    ours = switching_keys((evaluator / "keys").read_bytes()[keys.end :], 4)
+    primes = _Ring(owner.parameters, again.h).primes
+    assert [[len(chain) for chain in key[0][0]] for key in ours] == [[22, 11], [kept, kept], [1, 1], [22, 11]]
+    for key in ours:
+        assert spread(key, primes) > 0.9
+
+    logp = list(again.logp)
+    engines = rlwe.BootstrapParams(owner._ckks, logn=again.logn, logp=logp, h=again.h, log_slots=4)
+    stored = engines.gen_eval_keys(owner._secret)[1].marshal_binary()
+    assert spread(switching_keys(stored, 2)[1], primes) < 0.01, "the engine is mended: its own keys may do"
 
 
 RUN = """

@@ -67,7 +67,7 @@ def test_on_ciphertexts(tmp_path):
     assert [step.ciphertexts for step in made.steps if step.refreshes] == [2, 1, 1]
     owner = engine.KeyOwner(parameters)
     owner.generate()
-    pieces = [*owner.evaluation_keys(sorted(made.rotations)), *bootstrapping_pieces(owner, tmp_path)]
+    pieces = [*owner.evaluation_keys(sorted(made.rotations)), *bootstrapping_pieces(owner)]
     (tmp_path / "keys").write_bytes(b"".join(pieces))
     tile = [owner.encrypt(values, made.level) for values in made.source.pack(images[0].numpy())]
     run.write_ciphertexts(tmp_path / "tile.ct", tile)

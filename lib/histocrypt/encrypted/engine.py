@@ -278,34 +278,6 @@ class KeyOwner:
         """Return the secret key as the engine stores it."""
         return self._secret.marshal_binary()
 
-    def bootstrapping_keys(self, path: Path, *, log_slots: int | None = None) -> int:
-        """Make the keys of the bootstrapping ring in one go and write them to ``path``; return their size in bytes.
-
-        They go from the native buffer to the file: a copy in Python would cost gigabytes. See `bootstrapping_keys` for
-        a way with less memory.
-        """
-        from lattigo import ffi, rlwe
-
-        again = self.parameters.bootstrapping
-        made = rlwe.BootstrapParams(
-            self._ckks, logn=again.logn, logp=list(again.logp), h=again.h, log_slots=log_slots or again.log_slots
-        )
-        subset, keys = made.gen_eval_keys(self._secret)
-        subset.close()
-        error, size = ctypes.c_char_p(None), ctypes.c_ulong(0)
-        native = ffi._lib_call()
-        buffer = native.BootstrapEvalKeysMarshal(keys._handle.raw, ctypes.byref(size), ctypes.byref(error))
-        ffi._check_err(error)
-        keys.close()
-        made.close()
-        try:
-            with Path(path).open("wb") as file:
-                for at in range(0, size.value, 1 << 26):
-                    file.write((ctypes.c_char * min(1 << 26, size.value - at)).from_address(buffer + at))
-        finally:
-            native.FreeCArray(buffer)
-        return size.value
-
     def moduli(self) -> list[int]:
         """Return the ciphertext primes."""
         return self._ckks.moduli_chain()

@@ -370,7 +370,7 @@ def keygen(client_file: str | Path, output: str | Path, *, spots: int | None = N
     messages.write_message(output / "public.key", "public key", public, **bound)
     pieces, number = client.evaluation_keys(owner), len(client.rotations) + 2
     if client.parameters.bootstrapping is not None:
-        pieces = chain(pieces, bootstrapping_pieces(owner, output))
+        pieces = chain(pieces, bootstrapping_pieces(owner))
         number += bootstrapping_piece_number(client.parameters)
     pieces = tqdm(pieces, total=number, desc="evaluation keys", unit="key")
     messages.write_pieces(output / "evaluation.keys", "evaluation keys", pieces, **bound)

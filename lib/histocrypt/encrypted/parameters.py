@@ -137,6 +137,13 @@ def check_security(parameters: Parameters, *, file: Any = None) -> int:
             problem = "the bootstrapping ring with its secret is not known to give 128 bits of security"
             room = f"at most {bound}" if bound else f"one of the published sets {sorted(MAX_LOG_QP_SPARSE)}"
             raise wrong(problem, field="parameters.bootstrapping.log_qp", value=log_qp, expected=room, fix=fix)
+        back = sum(parameters.logq) + sum(again.logp[: len(parameters.logq)])
+        if back > limit:  # the key from the larger ring is one under the secret of the smaller ring
+            problem, field = (
+                "the key back from the bootstrapping ring gives less than 128 bits",
+                "parameters.bootstrapping",
+            )
+            raise wrong(problem, field=f"{field}.logp", value=back, expected=f"at most {limit}", fix=fix)
     return SECURITY_BITS
 
 

@@ -1,9 +1,13 @@
-"""Bootstrapping keys within the memory of a laptop.
+"""Keys of the bootstrapping ring, made one at a time within the memory of a laptop, and made here.
 
-The engine makes all keys of the bootstrapping ring in one call, under a secret that it draws and throws away, and holds
-them three times over when it serialises them: ten gigabytes. But the key owner can find that secret out, for one of the
-keys encrypts it under the key owner's own: so the engine is asked for the few keys that a bootstrapping of 16 slots
-needs, the secret is read out of them, and the engine's ordinary key generator makes the rest, one key at a time.
+The engine can make them all in one call, but must not. In its key from the bootstrapping ring to the key owner's it
+extends the key owner's secret to seven primes only: the other residues hold the secret of the bootstrapping ring in the
+clear, and the error that hides the key owner's own (Lattigo 6.2.0, found in November 2026). That key also has more
+modulus than the key owner's smaller ring can bear. So the engine draws secrets, samples of zero, relinearisation and
+rotation keys; the four other keys are made here of samples and a secret:
+
+``(b, a)`` with ``b + a * out = P * given + error``, ``P`` the product of the special primes, and zero modulo the primes
+of other digits.
 
 Like `engine`, this file knows the engine's formats; it fits the same versions.
 """
@@ -12,10 +16,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +25,8 @@ from histocrypt.encrypted import engine
 from histocrypt.encrypted.parameters import CIRCUIT_LOGQ, Parameters
 from histocrypt.encrypted.residues import coefficients, multiply, values
 
-FEW = 4
-"""log2 of the slots of the small bootstrapping: the fewest keys of any with the same chain of primes."""
+SPARSE_WEIGHT = 32
+"""Of the ephemeral secret that the engine's circuit passes through (Bossuat et al., 2022)."""
 ROTATIONS = {
     10: (
         -1020, -8, -4, 1, 2, 3, 4, 8, 16, 24, 32, 48, 64, 128, 192, 256, 512, 768, 896, 960, 992, 1008, 1016, 1020,
@@ -52,128 +54,120 @@ def bootstrapping_key_bytes(parameters: Parameters) -> int:
 
 
 def bootstrapping_piece_number(parameters: Parameters) -> int:
-    """Return about how many pieces `bootstrapping_pieces` yields, for a bar of progress."""
-    return len(ROTATIONS.get(parameters.bootstrapping.log_slots, ROTATIONS[14])) + 14
+    """Return how many pieces `bootstrapping_pieces` yields, for a bar of progress."""
+    return len(ROTATIONS.get(parameters.bootstrapping.log_slots, ROTATIONS[14])) + 9
 
 
-def bootstrapping_pieces(owner: engine.KeyOwner, scratch: Path) -> Iterator[bytes]:
+def bootstrapping_pieces(owner: engine.KeyOwner) -> Iterator[bytes]:
     """Make the keys of the bootstrapping ring and yield them piece by piece.
 
     Parameters
     ----------
     owner
         Holds the secret key.
-    scratch
-        A folder, in which some of the keys lie for a while: they say nothing to who has no secret key.
+
+    Raises
+    ------
+    ValueError
+        If it is not known which rotations the parameters need.
     """
-    again = owner.parameters.bootstrapping
-    known = again.log_slots in ROTATIONS and again.logn == again.log_slots + 2
-    some = scratch / ".bootstrapping.keys"
-    try:
-        owner.bootstrapping_keys(some, log_slots=FEW if known else None)
-        with some.open("rb") as start:
-            yield from _pieces(owner, start) if known else iter(partial(start.read, 1 << 26), b"")
-    finally:
-        some.unlink(missing_ok=True)
-
-
-def _pieces(owner: engine.KeyOwner, few: BinaryIO) -> Iterator[bytes]:
-    """Yield the file of keys: everything but the rotation keys from the small set, and those made one by one."""
-    from lattigo import ckks, rlwe
+    from lattigo import rlwe
 
     again = owner.parameters.bootstrapping
-    ring = ckks.Parameters(
-        again.logn,
-        [*owner.parameters.logq, *CIRCUIT_LOGQ],
-        list(again.logp),
-        owner.parameters.log_scale,
-        "standard",
-        h=again.h,
-        log_nth_root=again.logn + 1,
-    )
-    primes, special = ring.moduli_chain(), ring.aux_moduli_chain()
-    if primes[: len(owner.parameters.logq)] != owner.moduli():
-        raise RuntimeError("the engine did not choose the same primes for both rings")
-    secret = b""
-    for number in range(6):  # to the ring of other kind and back, real to complex and back, dense, sparse
-        flag = few.read(1)
-        yield flag
-        if flag == b"\x01":
-            key = _read_key(few)
-            yield key
-            if number == 3:
-                secret = _secret(key, owner.secret_bytes(), primes, special, again.h)
-    yield few.read(2)
-    yield _read_key(few)  # the relinearisation key
+    if again.log_slots not in ROTATIONS or again.logn != again.log_slots + 2:
+        raise ValueError(f"no rotations are known for 2^{again.log_slots} slots in the ring of 2^{again.logn}")
+    ring = _Ring(owner.parameters, again.h)
+    everything, kept = (len(ring.primes), len(ring.special)), len(owner.parameters.logq)
+    secret, sparse = ring.draw(), _Ring(owner.parameters, SPARSE_WEIGHT).draw()
+    own = ring.unfolded(owner)
+    yield b"\x00\x00\x01"  # no keys between two standard rings; from the key owner's ring to the larger one
+    yield ring.switching_key(own, secret, *everything)
+    yield b"\x01" + ring.switching_key(secret, own, kept, kept)  # in the smaller ring: no larger modulus than needed
+    yield b"\x01" + ring.switching_key(secret, sparse, 1, 1)
+    yield b"\x01" + ring.switching_key(sparse, secret, *everything)
     two_n = 2 << again.logn
     elements = [pow(engine.GENERATOR, rotation % two_n, two_n) for rotation in ROTATIONS[again.log_slots]] + [two_n - 1]
-    yield b"\x01" + struct.pack("<I", len(elements))
-    generator = rlwe.KeyGenerator(ring)
-    with rlwe.SecretKey.unmarshal_binary(secret) as key_of_ring:
+    with rlwe.SecretKey.unmarshal_binary(ring.stored(secret)) as key_of_ring:
+        with ring.generator.gen_relin_key(key_of_ring) as made:
+            yield b"\x01\x01" + made.marshal_binary()
+        yield b"\x01" + struct.pack("<I", len(elements))
         for element in elements:
-            with generator.gen_galois_key(key_of_ring, element) as made:
+            with ring.generator.gen_galois_key(key_of_ring, element) as made:
                 yield struct.pack("<Q", element) + made.marshal_binary()
 
 
-def _read_key(file: BinaryIO) -> bytes:
-    """Read one switching key: rows of columns of pairs of polynomials, each modulo both sets of primes."""
-    parts: list[bytes] = []
+class _Ring:
+    """The bootstrapping ring of N coefficients. Secrets are (N,) int64 in {-1, 0, 1}."""
 
-    def word() -> int:
-        parts.append(file.read(8))
-        return struct.unpack("<Q", parts[-1])[0]
+    def __init__(self, parameters: Parameters, weight: int) -> None:
+        from lattigo import ckks, rlwe
 
-    word()
-    for _ in range(word()):
-        for _ in range(word()):
-            for _ in range(word()):
-                for _ in range(2):
-                    for _ in range(word()):
-                        parts.append(file.read(8 * word()))
-    return b"".join(parts)
+        again = parameters.bootstrapping
+        made = ckks.Parameters(
+            again.logn,
+            [*parameters.logq, *CIRCUIT_LOGQ],
+            list(again.logp),
+            parameters.log_scale,
+            "standard",
+            h=weight,
+            log_nth_root=again.logn + 1,
+        )
+        self.n, self.generator = 1 << again.logn, rlwe.KeyGenerator(made)
+        self.primes, self.special = made.moduli_chain(), made.aux_moduli_chain()
+
+    def draw(self) -> np.ndarray:
+        """Draw a secret of this ring's weight."""
+        with self.generator.gen_secret_key() as made:
+            return coefficients(np.frombuffer(made.marshal_binary(), "<u8", self.n, 16), self.primes[0])
+
+    def unfolded(self, owner: engine.KeyOwner) -> np.ndarray:
+        """Return the key owner's secret, of the conjugate-invariant ring of half the degree, as one of this ring."""
+        if self.primes[: len(owner.parameters.logq)] != owner.moduli():
+            raise RuntimeError("the engine did not choose the same primes for both rings")
+        inside = np.frombuffer(owner.secret_bytes(), "<u8", self.n // 2, 16)
+        return coefficients(np.concatenate([inside, inside[::-1]]), self.primes[0])
+
+    def stored(self, secret: np.ndarray) -> bytes:
+        """Return a secret as the engine stores it."""
+        return _polynomial(*([values(secret, prime) for prime in chain] for chain in (self.primes, self.special)))
+
+    def switching_key(self, given: np.ndarray, out: np.ndarray, number: int, special: int) -> bytes:
+        """Return a key from the secret ``given`` to ``out`` as the engine stores it.
+
+        Parameters
+        ----------
+        given, out
+            Secrets.
+        number, special
+            How many primes and special primes it has, the first ones: what is switched has no more of the former. With
+            fewer, the key is a sample of a smaller modulus.
+        """
+        from lattigo import rlwe
+
+        factor, rows = math.prod(self.special[:special]), -(-number // special)
+        found = [struct.pack("<QQ", 0, rows)]
+        with rlwe.SecretKey.unmarshal_binary(self.stored(out)) as key:
+            for row in range(rows):
+                with self.generator.gen_public_key(key) as made:
+                    words = np.frombuffer(made.marshal_binary(), "<u8")[1:].reshape(2, -1)
+                count = len(self.primes) * (1 + self.n)
+                limbs = [
+                    (part[1:][:count].reshape(-1, 1 + self.n)[:number, 1:].copy(),
+                     part[1 + count + 1 :].reshape(-1, 1 + self.n)[:special, 1:])
+                    for part in words
+                ]  # fmt: skip
+                for place in range(row * special, min((row + 1) * special, number)):
+                    prime = self.primes[place]
+                    b = limbs[0][0][place]
+                    limbs[0][0][place] = (b + multiply(values(given, prime), factor % prime, prime)) % np.uint64(prime)
+                found += [struct.pack("<QQ", 1, 2), *(_polynomial(*part) for part in limbs)]
+        return b"".join(found)
 
 
-def _limb(data: bytes, polynomial: int, degree: int, limbs: Sequence[int]) -> np.ndarray:
-    """Return the values modulo the first prime of polynomial 0 or 1 of a switching key's first row."""
-    start = 8 * (4 + polynomial * (2 + sum(limbs) * (1 + degree)) + 2)
-    return np.frombuffer(data, "<u8", degree, start)
-
-
-def _secret(key: bytes, own: bytes, primes: list[int], special: list[int], weight: int) -> bytes:
-    """Return the secret of the bootstrapping ring, as the engine stores it.
-
-    The key's first row is ``(b, a)`` with ``b + a * own = P * secret + error``, P the product of the special primes.
-
-    Parameters
-    ----------
-    key
-        From the bootstrapping ring to the key owner's.
-    own
-        The key owner's secret key.
-    primes, special
-        Of the bootstrapping ring.
-    weight
-        How many coefficients of the secret are not zero.
-    """
-    first = primes[0]
-    half = struct.unpack_from("<Q", own, 8)[0]
-    inside = np.frombuffer(own, "<u8", half, 16)
-    mapped = np.concatenate([inside, inside[::-1]])  # the conjugate-invariant ring in the one of twice its degree
-    limbs = (len(primes), len(special))
-    b, a = (_limb(key, number, 2 * half, limbs) for number in (0, 1))
-    product = multiply(a, multiply(mapped, pow(2, -64, first), first), first)
-    total = coefficients((b + product) % np.uint64(first), first)
-    factor = math.prod(special) % first
-    scaled = np.mod(total, first)
-    ternary = np.zeros(2 * half, dtype=np.int64)
-    for value in (1, -1):
-        distance = np.abs(scaled - value * factor % first)
-        ternary[np.minimum(distance, first - distance) < 64] = value
-    near_zero = np.minimum(scaled, first - scaled) < 64
-    if np.count_nonzero(ternary) != weight or not (near_zero | (ternary != 0)).all():
-        raise RuntimeError("the secret of the bootstrapping ring could not be read from its keys")
+def _polynomial(*chains: Any) -> bytes:
+    """Return a polynomial's values modulo primes and special primes as the engine stores them."""
     out = []
-    for chain in (primes, special):
+    for chain in chains:
         out.append(struct.pack("<Q", len(chain)))
-        out += [struct.pack("<Q", 2 * half) + values(ternary, prime).astype("<u8").tobytes() for prime in chain]
+        out += [struct.pack("<Q", len(limb)) + np.ascontiguousarray(limb, "<u8").tobytes() for limb in chain]
     return b"".join(out)
