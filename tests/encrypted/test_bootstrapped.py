@@ -19,7 +19,7 @@ from histocrypt.encrypted import engine, residues
 from histocrypt.encrypted.lowering import convolution
 from histocrypt.encrypted.parameters import Bootstrapping, Parameters, check_security
 from histocrypt.encrypted.parameters import bootstrapped as parameter_set
-from histocrypt.encrypted.resnet import compile, residual, run, shifted
+from histocrypt.encrypted.resnet import compile, pairs, residual, run, shifted
 from histocrypt.encrypted.resnet.keys import _Ring, bootstrapping_key_bytes, bootstrapping_pieces
 from histocrypt.models.fhe import FheResNet18
 
@@ -150,10 +150,10 @@ def parties(tmp_path_factory):
     more = b"".join(bootstrapping_pieces(owner))
     assert 0.9 * bootstrapping_key_bytes(parameters) < len(more) < 1.1 * bootstrapping_key_bytes(parameters)
     (evaluator / "keys").write_bytes(b"".join(owner.evaluation_keys(sorted(made.rotations))) + more)
-    for name, image in zip(("tile.ct", "other.ct"), images.numpy(), strict=False):
+    for name, image in zip(("tile.ct", "other.ct", "alone.ct"), images.numpy(), strict=False):
         tile = [owner.encrypt(values, made.level) for values in made.source.pack(image)]
         run.write_ciphertexts(evaluator / name, tile)
-    return evaluator, owner, secret, made, lowered(images[:2].double().numpy())
+    return evaluator, owner, secret, made, lowered(images[:3].double().numpy())
 
 
 def switching_keys(stored: bytes, count: int) -> list[list[list[list[list[np.ndarray]]]]]:
@@ -218,7 +218,8 @@ import sys
 from pathlib import Path
 from histocrypt.encrypted.resnet.run import evaluate
 root = Path(sys.argv[1])
-print(*evaluate(root / "network", root / "keys", [root / "tile.ct", root / "other.ct"], root / "work",
+tiles = [root / f"{name}.ct" for name in ("tile", "other", "alone")]
+print(*evaluate(root / "network", root / "keys", tiles, root / "work",
                 progress=lambda timing: print(timing.step, flush=True)))
 """
 
@@ -246,8 +247,8 @@ def test_killed_and_resumed(parties):
     again = second.communicate(timeout=300)[0].split()
     assert second.returncode == 0
     names = [step.name for step in made.steps]
-    outputs = again[-2:]
-    assert again[:-2] == names[names.index(again[0]) :]
+    outputs = again[-3:]
+    assert again[:-3] == names[names.index(again[0]) :]
     assert names.index(again[0]) > names.index("block0_sum")
 
     for output, values in zip(outputs, expected, strict=True):
@@ -260,9 +261,37 @@ def test_killed_and_resumed(parties):
         if path.is_file():
             held = path.read_bytes()
             assert secret[64:4096] not in held, path
-    tiles = [evaluator / "tile.ct", evaluator / "other.ct"]
+    tiles = [evaluator / "tile.ct", evaluator / "other.ct", evaluator / "alone.ct"]
     done = run.evaluate(evaluator / "network", evaluator / "absent", tiles, evaluator / "work")
     assert list(map(str, done)) == outputs, "nothing is evaluated twice"
+
+
+def test_two_in_one_refresh(parties, tmp_path):
+    """Real and imaginary part come back apart and exact, alone or not; keys with the engine's fault are refused."""
+    from lattigo import rlwe
+
+    evaluator, owner, *_ = parties
+    parameters = owner.parameters
+    plan = json.loads((evaluator / "network" / "steps.json").read_text())
+    primes = tuple(map(tuple, plan["bootstrapping_primes"]))
+    start = run.EvaluationKeys(evaluator / "keys", parameters).end
+    refresher = pairs.Refresher(parameters, *primes, evaluator / "keys", start=start)
+    rng = np.random.default_rng(0)
+    given = np.tile(rng.uniform(-1, 1, size=(3, 1024)), 2)
+    refreshed = refresher([owner.encrypt(values, 1) for values in given])
+    refresher.close()
+    for one, values in zip(refreshed, given, strict=True):
+        np.testing.assert_allclose(owner.decrypt(one), values, atol=1e-6)
+        assert len(one) > 7 * 2 * parameters.limb_bytes, "of level 6"
+
+    again = parameters.bootstrapping
+    engines = rlwe.BootstrapParams(owner._ckks, logn=again.logn, logp=list(again.logp), h=again.h, log_slots=4)
+    (tmp_path / "old").write_bytes(engines.gen_eval_keys(owner._secret)[1].marshal_binary())
+    with refuses("limbs"):
+        pairs.Refresher(parameters, *primes, tmp_path / "old", start=0)
+    (tmp_path / "old").write_bytes((evaluator / "keys").read_bytes()[start : start + 2_000_000])
+    with refuses("bytes"):
+        pairs.Refresher(parameters, *primes, tmp_path / "old", start=0)
 
 
 def test_refuses_what_does_not_fit(parties, tmp_path):

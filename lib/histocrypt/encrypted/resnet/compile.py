@@ -26,6 +26,7 @@ from histocrypt.encrypted import engine
 from histocrypt.encrypted.packing import best_ratio
 from histocrypt.encrypted.parameters import LEVELS, Parameters
 from histocrypt.encrypted.resnet import residual, shifted
+from histocrypt.encrypted.resnet.keys import bootstrapping_primes
 from histocrypt.encrypted.resnet.residual import Network, Residual
 from histocrypt.encrypted.resnet.shifted import Shifted, cells, rows, spread
 from histocrypt.files import write_json
@@ -245,6 +246,7 @@ def compile_network(network: Network, parameters: Parameters, folder: Path) -> C
         folder / "steps.json",
         {
             "parameters": parameters.to_dict(),
+            "bootstrapping_primes": bootstrapping_primes(parameters),
             "level": made.level,
             "rotations": sorted(made.rotations),
             "steps": [vars(step) for step in made.steps],

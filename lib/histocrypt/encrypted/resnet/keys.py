@@ -96,6 +96,12 @@ def bootstrapping_pieces(owner: engine.KeyOwner) -> Iterator[bytes]:
                 yield struct.pack("<Q", element) + made.marshal_binary()
 
 
+def bootstrapping_primes(parameters: Parameters) -> tuple[list[int], list[int]]:
+    """Return the primes and the special primes of the bootstrapping ring."""
+    ring = _Ring(parameters, parameters.bootstrapping.h)
+    return ring.primes, ring.special
+
+
 class _Ring:
     """The bootstrapping ring of N coefficients. Secrets are (N,) int64 in {-1, 0, 1}."""
 

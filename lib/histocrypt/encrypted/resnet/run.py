@@ -22,6 +22,7 @@ from histocrypt.encrypted import engine
 from histocrypt.encrypted.messages import pack_list, switching_key_words, unpack_list
 from histocrypt.encrypted.parameters import Parameters
 from histocrypt.encrypted.resnet import residual
+from histocrypt.encrypted.resnet.pairs import Refresher
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, read_json, write_text
 
@@ -129,11 +130,14 @@ class _Tile:
         """The layer that it goes through next."""
         self.output = self._place[steps[-1]["name"]]
 
-    def evaluate(self, number: int, evaluator: engine.Evaluator, model: Any) -> None:
-        """Evaluate one layer; drop what no later one needs."""
-        step = self._steps[number]
-        given = [one for name in step["inputs"] for one in read_ciphertexts(self._place[name])]
-        write_ciphertexts(self._place[step["name"]], evaluator(model, given))
+    def inputs(self) -> list[bytes]:
+        """Read what its next layer takes."""
+        return [one for name in self._steps[self.next]["inputs"] for one in read_ciphertexts(self._place[name])]
+
+    def write(self, outputs: list[bytes]) -> None:
+        """Write what its next layer gave; drop what no later one needs."""
+        number, step = self.next, self._steps[self.next]
+        write_ciphertexts(self._place[step["name"]], outputs)
         for name in step["inputs"]:
             if self._last_use[name] == number and name != "input":
                 self._place[name].unlink()
@@ -143,16 +147,24 @@ Layer = tuple[Any, engine.Evaluator | None]
 """A loaded network of one layer, and what evaluates it where it does not refresh."""
 
 
+def refreshed_together(steps: Sequence[dict[str, Any]]) -> int:
+    """Return how many tiles one refresh takes: two, unless it is one of the refreshes within an activation."""
+    return 2 if max((step["refreshes"] for step in steps), default=0) == 1 else 1
+
+
 class _Work:
     """What there is to do: layers are loaded in order, as many ahead as fit; the tile that is furthest behind is next.
 
     Every tile goes through the layers one after the other. A layer is let go of once all tiles went through it.
+    Partners are refreshed together: each waits for the other one, unless an earlier call has brought that further.
     """
 
     def __init__(self, steps: list[dict[str, Any]], runs: list[_Tile], sizes: list[int], room: float) -> None:
         self._steps, self._runs, self._sizes, self._room = steps, runs, sizes, room
         self._layers: dict[int, Layer] = {}
         self._seconds = {number: [0.0, 0.0] for number in range(len(steps))}
+        together = refreshed_together(steps)
+        self._partners = {run: runs[at // together * together :][:together] for at, run in enumerate(runs)}
         self._held, self._busy, self._stopped = 0, set(), False
         self._changed = threading.Condition()
 
@@ -172,8 +184,8 @@ class _Work:
                 self._layers[number] = loaded
                 self._changed.notify_all()
 
-    def take(self, *, refreshes: bool) -> tuple[_Tile, int, Layer] | None:
-        """Wait for something of one kind to do: a tile, the number of a layer, and the layer; None: nothing is left."""
+    def take(self, *, refreshes: bool) -> tuple[list[_Tile], Layer] | None:
+        """Wait for something of one kind to do: tiles, and the layer that is next for all; None: nothing is left."""
         began = time.monotonic()
         with self._changed:
             while not self._stopped:
@@ -181,11 +193,15 @@ class _Work:
                 if not kind or all(run.next > kind[-1] for run in self._runs):
                     return None
                 ready = [run for run in self._runs if run.next in self._layers and run.next in kind]
-                if ready := [run for run in ready if run not in self._busy]:
+                ready = [run for run in ready if run not in self._busy]
+                if refreshes:
+                    ready = [run for run in ready if all(other.next >= run.next for other in self._partners[run])]
+                if ready:
                     run = min(ready, key=lambda run: run.next)
-                    self._busy.add(run)
+                    found = [other for other in self._partners[run] if other.next == run.next] if refreshes else [run]
+                    self._busy.update(found)
                     self._seconds[run.next][0] += time.monotonic() - began
-                    return run, run.next, self._layers[run.next]
+                    return found, self._layers[run.next]
                 self._changed.wait()
         return None
 
@@ -245,7 +261,7 @@ def evaluate(
     start
         Where the keys begin in their file.
     refreshers
-        Tiles that are refreshed at once. Each takes about 7 GiB.
+        Refreshes at once, of two tiles each where activations are squares. Each takes about 7 GiB.
     ahead_gib
         What the layers in work and those encoded ahead may take together, beside the refreshers; loading a layer takes
         about one GiB more.
@@ -277,22 +293,31 @@ def evaluate(
         model = engine.load_model(network / f"{step['name']}.orion")
         return model, None if step["refreshes"] else engine.Evaluator(parameters, given.subset(step["rotations"]))
 
-    def go(refresher: engine.Evaluator | None) -> None:
+    def go(refresher: Refresher | engine.Evaluator | None) -> None:
         while (task := work_left.take(refreshes=refresher is not None)) is not None:
-            run, number, (model, evaluator) = task
+            found, (model, evaluator) = task
             began = time.monotonic()
-            run.evaluate(number, refresher or evaluator, model)
-            timing = work_left.done(run, time.monotonic() - began)
-            if timing is not None and progress is not None:
-                with telling:
-                    progress(timing)
+            inputs = [run.inputs() for run in found]
+            every = [one for each in inputs for one in each]
+            outputs = refresher(every) if isinstance(refresher, Refresher) else (refresher or evaluator)(model, every)
+            seconds, each = time.monotonic() - began, len(outputs) // len(found)
+            for at, run in enumerate(found):
+                run.write(outputs[at * each : (at + 1) * each])
+                timing = work_left.done(run, seconds / len(found))
+                if timing is not None and progress is not None:
+                    with telling:
+                        progress(timing)
 
     def refresh() -> None:
-        refresher = engine.Evaluator(parameters, given.subset(()), keys, bootstrapping_start=given.end)
+        if together > 1:
+            refresher = Refresher(parameters, *plan["bootstrapping_primes"], keys, start=given.end)
+        else:
+            refresher = engine.Evaluator(parameters, given.subset(()), keys, bootstrapping_start=given.end)
         go(refresher)
         refresher.close()
 
-    threads = min(refreshers, len(runs)) if any(step["refreshes"] for step in steps[begin:]) else 0
+    together = refreshed_together(steps)
+    threads = min(refreshers, -(-len(runs) // together)) if any(step["refreshes"] for step in steps[begin:]) else 0
     with ThreadPoolExecutor(2 + threads) as pool:
         jobs = [pool.submit(work_left.load_all, load), pool.submit(go, None)]
         jobs += [pool.submit(refresh) for _ in range(threads)]
@@ -324,10 +349,13 @@ class Estimate:
     """Of a tile alone, on two idle cores."""
     seconds_once: float
     seconds_each: float
-    """Of n tiles together: ``seconds_once + n * seconds_each``, and never less than one alone."""
+    """Of n refreshes of all layers: ``seconds_once + n * seconds_each``, and never less than one tile alone."""
+    together: int
+    """Tiles in each refresh."""
     work_once: float
     work_each: float
-    """The same on one core: two cores need at least half of it."""
+    work_refreshing: float
+    """The same on one core, of a tile, and of a refresh of all layers: two cores need at least half of it."""
     engine_gib: float
     """Of each tile that is refreshed at once."""
     loading_gib: float
@@ -340,8 +368,10 @@ class Estimate:
         """Return the seconds on two cores for so many tiles, ``group`` together, ``refreshers`` refreshed at once."""
 
         def together(number: int) -> float:
-            refreshing = self.seconds_once + number * self.seconds_each / min(refreshers, number)
-            return max(self.seconds_one, refreshing, (self.work_once + number * self.work_each) / 2)
+            refreshes = -(-number // self.together)
+            refreshing = self.seconds_once + refreshes * self.seconds_each / min(refreshers, refreshes)
+            work = self.work_once + number * self.work_each + refreshes * self.work_refreshing
+            return max(self.seconds_one, refreshing, work / 2)
 
         last = tiles % group
         return tiles // group * together(group) + (together(last) if last else 0.0)
@@ -388,9 +418,11 @@ def estimate(steps: Sequence[dict[str, Any]], parameters: Parameters) -> Estimat
         diagonals=diagonals,
         seconds_one=first + each + diagonals * SECONDS_DIAGONAL * scale,
         seconds_once=first + SECONDS_ENDS * scale,
-        seconds_each=max(each, diagonals * SECONDS_PRODUCT * scale),
+        seconds_each=each,
+        together=refreshed_together(steps),
         work_once=first + diagonals * SECONDS_ENCODE * scale,
-        work_each=each + diagonals * SECONDS_PRODUCT * scale,
+        work_each=diagonals * SECONDS_PRODUCT * scale,
+        work_refreshing=each,
         engine_gib=ENGINE_GIB * scale,
         loading_gib=LOADING_GIB * scale,
         layers_gib=sum(sizes) / 2**30,
