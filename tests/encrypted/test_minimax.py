@@ -91,3 +91,6 @@ def test_estimate_counts_what_is_compiled(tmp_path):
         # stem, pool, (shift, first, sum) of two blocks, head; an activation after five of these
         assert found.levels == 9 + 5 * (1 if activation == "square" else 14)
         assert f"{refreshes} bootstrappings" in str(found)
+        # two tiles share refreshes that lie between layers, not those within an activation
+        assert found.together == (2 if activation == "square" else 1)
+        assert (found.seconds(6, 6) == found.seconds(5, 5)) == (activation == "square")

@@ -32,7 +32,7 @@ memory is there, since a block's three layers are then in work at once."""
 SECONDS_FIRST = 37.5
 """What the first refresh of a process takes longer, since it sets the engine's circuit up. Seconds are of two cores and
 the ring of 2^15, as ``benchmarks/fhe_resnet18.py`` prints them."""
-SECONDS_REFRESH = 14.5
+SECONDS_REFRESH = 16.5
 SECONDS_DIAGONAL = 0.018
 """Encoding and multiplying, which overlap, where a tile is alone."""
 SECONDS_ENCODE, SECONDS_PRODUCT = 0.0105, 0.0015
@@ -349,7 +349,7 @@ class Estimate:
     """Of a tile alone, on two idle cores."""
     seconds_once: float
     seconds_each: float
-    """Of n refreshes of all layers: ``seconds_once + n * seconds_each``, and never less than one tile alone."""
+    """Of n refreshes of all layers: ``seconds_once + n * seconds_each``; the first takes no less than a tile."""
     together: int
     """Tiles in each refresh."""
     work_once: float
@@ -371,7 +371,10 @@ class Estimate:
             refreshes = -(-number // self.together)
             refreshing = self.seconds_once + refreshes * self.seconds_each / min(refreshers, refreshes)
             work = self.work_once + number * self.work_each + refreshes * self.work_refreshing
-            return max(self.seconds_one, refreshing, work / 2)
+            alone = (
+                self.seconds_one if number <= self.together else 0.0
+            )  # nothing to multiply while these are refreshed
+            return max(alone, refreshing, work / 2)
 
         last = tiles % group
         return tiles // group * together(group) + (together(last) if last else 0.0)
