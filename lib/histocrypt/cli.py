@@ -12,7 +12,7 @@ import typer
 from histocrypt import __version__
 from histocrypt.encrypted import commands as fhe
 from histocrypt.errors import InputError
-from histocrypt.paths import use_writable_caches
+from histocrypt.paths import use_weights, use_writable_caches
 
 app = typer.Typer(
     help="Private prediction of spatial gene expression from H&E histology.",
@@ -32,6 +32,7 @@ def _print_version(asked: bool) -> None:  # noqa: FBT001  typer calls it so
 
 
 BinSize = fhe.BinSize
+Weights = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of encoders' weights, see docs/encoders.md.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that lie there, whoever made them.")]
 
 
@@ -86,10 +87,11 @@ def download(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(weights: Weights = None) -> None:
     """Say what this machine has, what is missing, and how to mend it."""
     from histocrypt.doctor import examine, render
 
+    use_weights(weights)
     findings = examine()
     typer.echo(render(findings))
     raise typer.Exit(1 if any(finding.status == "broken" for finding in findings) else 0)
@@ -124,10 +126,12 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the plan: jobs and why, core-hours, peak memory, disk.")
     ] = False,
+    weights: Weights = None,
 ) -> None:
     """Run a study from section files to report; resume what an interruption left."""
     from histocrypt.workflow.run import run_study
 
+    use_weights(weights)
     pairs = [tuple(pair.split("=", 1)) for pair in parameter or []]
     raise typer.Exit(run_study(study, cores=cores, until=until, parameters=pairs, profile=profile, dry_run=dry_run))
 
@@ -182,11 +186,13 @@ def predict(
     batch_size: Annotated[
         int | None, typer.Option(help="Tiles held at a time; predictions do not depend on it.")
     ] = None,
+    weights: Weights = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Apply a trained model to a new section. A hackathon file stands for its test slide; FILE.h5/S_1 names another."""
     from histocrypt.pipeline.predict import predict_section
 
+    use_weights(weights)
     said = predict_section(
         model,
         section,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from histocrypt import __version__, paths
+from histocrypt.errors import InputError
 from histocrypt.machine import usable_cores
 
 SET_UP = "bash install_host.sh"
@@ -97,7 +98,7 @@ def examine() -> list[Finding]:
         probes = [pool.submit(_probe, name, code, mend) for name, (code, mend) in PROBES.items()]
         quick = [_shielded(look) for look in (_python, _package, _locked, _kernel)]
         machine = [_shielded(look) for look in (_processor, _memory, _disk, _data)]
-        optional = [_shielded(look) for look in (_gpu, _slurm, _docker, _engine, _one_party, _extras)]
+        optional = [_shielded(look) for look in (_gpu, _weights, _slurm, _docker, _engine, _one_party, _extras)]
         return [*quick, *(probe.result() for probe in probes), *machine, *optional]
 
 
@@ -229,6 +230,31 @@ def _data() -> Finding:
         return Finding("real sections", f"{sections} .h5ad in {folder}")
     mend = "not needed for the demo; else set HISTOCRYPT_DATA to the folder that holds them"
     return Finding("real sections", f"none in {folder}", "absent", mend)
+
+
+def _weights() -> Finding:
+    """Look into the folder of encoders' weights; only encoders other than the installed one need it."""
+    from histocrypt.encoders.registry import ENCODERS
+    from histocrypt.encoders.weights import in_folder
+
+    name, folder = "folder of weights", paths.weights()
+    mend = "not needed for EfficientNet-Lite0; docs/encoders.md says which file of which encoder goes where"
+    if folder is None:
+        return Finding(name, "HISTOCRYPT_WEIGHTS is not set", "absent", mend)
+    if not folder.is_dir():
+        return Finding(name, f"{folder} is no folder", "broken", "set HISTOCRYPT_WEIGHTS, or --weights, to a folder")
+    there, bad = [], []
+    for entry in ENCODERS.values():
+        try:
+            if in_folder(entry.name, entry.files) is not None:
+                there.append(entry.name)
+        except InputError as error:
+            bad.append(str(error))
+    if bad:
+        return Finding(name, bad[0], "broken", "put the file itself there, readable")
+    if not there:
+        return Finding(name, f"none in {folder}", "absent", mend)
+    return Finding(name, f"{', '.join(there)}, in {folder}")
 
 
 def _gpu() -> Finding:

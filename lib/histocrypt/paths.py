@@ -5,6 +5,7 @@
 | HISTOCRYPT_DATA      | ../shared/data     | real sections, never committed                       |
 | HISTOCRYPT_OUTPUTS   | outputs            | one run folder per study                             |
 | HISTOCRYPT_CACHE     | outputs/.cache     | frozen features, found again by content              |
+| HISTOCRYPT_WEIGHTS   | none               | weights of encoders, for machines without a network  |
 | HF_TOKEN             | its usual file     | Hugging Face token, only for downloads that need one |
 """
 
@@ -41,6 +42,17 @@ def outputs() -> Path:
 def cache() -> Path:
     """Return the folder of recomputable, content-addressed intermediate results."""
     return _folder("HISTOCRYPT_CACHE", outputs() / ".cache")
+
+
+def weights() -> Path | None:
+    """Return the folder of encoders' weights (see `encoders.weights`), or None where the user names none."""
+    return _folder("HISTOCRYPT_WEIGHTS", Path()) if os.environ.get("HISTOCRYPT_WEIGHTS") else None
+
+
+def use_weights(folder: str | Path | None) -> None:
+    """Take a folder that an option names for that of weights, here and in child processes; None: as it was."""
+    if folder is not None:
+        os.environ["HISTOCRYPT_WEIGHTS"] = str(Path(folder).expanduser().resolve())  # jobs start elsewhere
 
 
 def resolve(path: str, folder: str | Path | None = None) -> Path:
