@@ -271,6 +271,31 @@ def score(
     typer.echo(render(score_files(prediction, truth, name=section, bin_um=bin_um), as_json=json))
 
 
+@app.command("hest-bench")
+def hest_bench(
+    folder: Annotated[Path, typer.Argument(help="A task of hest-bench, or the folder of its tasks.")],
+    encoder: Annotated[
+        list[str] | None, typer.Option("-e", "--encoder", help="As in a study; may be repeated.")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    components: Annotated[int, typer.Option(min=1, help="Principal components kept, at most.")] = 256,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write every fold's genes (.csv).")] = None,
+    weights: Weights = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score frozen encoders by the protocol of HEST-Benchmark, and print its table (see docs/hest_bench.md)."""
+    from histocrypt.evaluation.hest_bench import DEFAULT_ENCODER, render, run
+    from histocrypt.files import claim, write_table
+
+    use_weights(weights)
+    if output is not None:
+        claim(output, overwrite=overwrite)
+    scores = run(folder, encoder or [DEFAULT_ENCODER], tasks=task or [], components=components, say=typer.echo)
+    typer.echo(f"\n{render(scores)}")
+    if output is not None:
+        write_table(output, scores, index=False)
+
+
 @app.command("demo-tissue")
 def demo_tissue(
     folder: Annotated[Path, typer.Argument(help="Sections are written here.")],
