@@ -124,11 +124,13 @@ class Target(Part):
 class Folds(Part):
     """Who is held out together. A patient is never on two sides, unless sections are asked for."""
 
-    scheme: Literal["leave_one_patient_out", "group_k_fold", "leave_one_section_out"] = Field(
+    later = ("splits",)
+    scheme: Literal["leave_one_patient_out", "group_k_fold", "leave_one_section_out", "hest_splits"] = Field(
         "leave_one_patient_out",
         description="leave_one_section_out also trains on the tested patient: it says nothing of a new one",
     )
     n: Annotated[int, Field(ge=2)] | None = Field(None, description="number of folds of group_k_fold")
+    splits: str | None = Field(None, description="of hest_splits: task of hest-bench, relative to the study file")
 
 
 class Training(Part):

@@ -93,6 +93,48 @@ def test_what_cannot_be_split_is_refused_with_a_reason():
         assert refused.value.field == field
 
 
+@pytest.fixture
+def task(tmp_path):
+    """Splits of a task of hest-bench: two of four patients are tested, one of them with two sections."""
+    (tmp_path / "IDC" / "splits").mkdir(parents=True)
+    halves = {"train_0": "bcd", "test_0": ["a1", "a2"], "train_1": ["a1", "c", "d"], "test_1": "b"}
+    for name, samples in halves.items():
+        rows = [f"{one},patches/{one}.h5,adata/{one}.h5ad" for one in samples]
+        text = "\n".join(["sample_id,patches_path,expr_path", *rows])
+        (tmp_path / "IDC" / "splits" / f"{name}.csv").write_text(text)
+    return tmp_path
+
+
+BY_TASK = Folds(scheme="hest_splits", splits="IDC")
+OF_TASK = {"a1": "A", "a2": "A", "b": "B", "c": "C", "d": "D", "unused": "E"}
+
+
+def test_splits_of_a_task_are_folds(task, tmp_path):
+    first, second = make_folds(OF_TASK, BY_TASK, 0, folder=task)
+    assert (first.name, first.test_sections, first.training_sections) == ("fold_0", ("a1", "a2"), ("b", "c", "d"))
+    assert (second.name, second.test_patients, second.training_sections) == ("fold_1", ("B",), ("a1", "c", "d"))
+    assert all(len(fold.validation_sections) == 1 for fold in (first, second))
+    save_folds(tmp_path / "folds.json", [first, second], OF_TASK, scheme="hest_splits")
+    assert load_folds(tmp_path / "folds.json") == [first, second]
+
+
+def test_splits_that_do_not_go_with_the_study_are_refused(task):
+    def refused(patients, choice=BY_TASK):
+        with pytest.raises(InputError) as raised:
+            make_folds(patients, choice, 0, folder=task)
+        return raised.value
+
+    assert refused({**OF_TASK, "b": "A"}).value == "A"  # one patient on two sides
+    assert refused({name: whose for name, whose in OF_TASK.items() if name != "d"}).value == "d"
+    assert refused(OF_TASK, Folds(scheme="hest_splits")).field == "folds.splits"
+    assert refused(OF_TASK, Folds(scheme="hest_splits", splits="LUAD")).field == "folds.splits"
+    twice = task / "IDC" / "splits" / "test_1.csv"
+    twice.write_text(twice.read_text().replace("b", "a2"))
+    assert refused(OF_TASK).value == "A"
+    (task / "IDC" / "splits" / "train_1.csv").write_text((task / "IDC" / "splits" / "train_0.csv").read_text())
+    assert refused(OF_TASK).value == "a2"  # tested twice
+
+
 def test_names_are_safe_in_file_names_and_never_shared():
     folds = make_folds({"1": "a/b", "2": "a b", "3": "A-B", "4": "c"}, Folds(), 0)
     names = [fold.name for fold in folds]

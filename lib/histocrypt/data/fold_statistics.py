@@ -55,7 +55,7 @@ def prepare_folds(study: Study, *, sections: list[str] | None = None) -> list[Fo
     known = {section: _patient(run.section(section)) for section in sections}
     patients = {section: patient for section, (patient, _) in known.items()}
     uncounted = [section for section, (_, counted) in known.items() if not counted]
-    folds = [*make_folds(patients, study.folds, study.seed), final_fold(patients)]
+    folds = [*make_folds(patients, study.folds, study.seed, folder=study.folder), final_fold(patients)]
     save_folds(run.folds, folds, patients, scheme=study.folds.scheme, uncounted=uncounted)
     _prepare(study, folds, {})
     return folds

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import read_json, write_json
 
@@ -24,6 +25,9 @@ FINAL = "final"
 BY_SECTION = "leave_one_section_out"
 """The scheme that trains on other sections of the tested patient. It has to be asked for, and says nothing of a new
 patient."""
+
+BY_TASK = "hest_splits"
+"""The scheme that holds out what a task of hest-bench holds out."""
 
 
 def caveat(scheme: str) -> str:
@@ -51,7 +55,7 @@ class Fold:
         return tuple(sorted((*self.train_sections, *self.validation_sections)))
 
 
-def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
+def make_folds(patients: dict[str, str], folds: Folds, seed: int, *, folder: str | Path | None = None) -> list[Fold]:
     """Split sections into folds by patient.
 
     The validation patient of a fold is the training patient that follows the fold's test patients in an order shuffled
@@ -63,14 +67,18 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
     patients
         Patient of each section, by section id.
     folds
-        The study's ``folds``: leave-one-patient-out, group k-fold (`group_k_fold`) or leave-one-section-out.
+        The study's ``folds``: leave-one-patient-out, group k-fold (`group_k_fold`), leave-one-section-out, or the
+        splits of a task of hest-bench.
     seed
         Seed of the order of validation patients (and sections).
+    folder
+        Where the path of a task starts, if it is relative.
 
     Raises
     ------
     InputError
-        If there is one patient only, fewer patients than folds, or nothing left to validate on.
+        If there is one patient only, fewer patients than folds, or nothing left to validate on; if a task's splits name
+        a section that is not there, or have a patient on two sides.
     """
     if folds.scheme == BY_SECTION:
         return _by_section(patients, seed)
@@ -84,6 +92,8 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
             expected="two patients or more, because a predictor is judged on a patient that its training never saw",
             fix="add sections of another patient; folds.scheme leave_one_section_out answers a lesser question",
         )
+    if folds.scheme == BY_TASK:
+        return _by_task(patients, folds.splits, seed, folder)
     if folds.scheme == "leave_one_patient_out":
         parts = [np.flatnonzero(groups == patient) for patient in everyone]
     elif folds.scheme == "group_k_fold":
@@ -97,13 +107,45 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int) -> list[Fold]:
             )
         parts = group_k_fold(groups, folds.n)
     else:
-        known = ["leave_one_patient_out", "group_k_fold", BY_SECTION]
+        known = ["leave_one_patient_out", "group_k_fold", BY_SECTION, BY_TASK]
         raise unknown_name("fold scheme", folds.scheme, known, field="folds.scheme")
 
     held_out = sorted(sorted(set(groups[part])) for part in parts)
     names = _names(held_out, one_each=folds.scheme == "leave_one_patient_out")
     order = [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
     return [_fold(name, test, patients, order, seed) for name, test in zip(names, held_out, strict=True)]
+
+
+def _by_task(patients: dict[str, str], splits: str | None, seed: int, folder: str | Path | None) -> list[Fold]:
+    """Return the folds of a task of hest-bench: ``fold_<number>``; a section that no half names takes no part in it."""
+    from histocrypt.sections.formats.hest import hest_splits
+    from histocrypt.sections.identity import safe_id
+
+    if splits is None:
+        expected = "the folder of a task of hest-bench, with its splits/train_0.csv and test_0.csv"
+        raise InputError("does not say whose splits", field="folds.splits", value=splits, expected=expected)
+    task = paths.resolve(splits, folder)
+    halves = hest_splits(task)
+    if not halves:
+        raise InputError("holds no splits", file=task, field="folds.splits", expected="splits/train_0.csv, test_0.csv")
+    found, tested_by = [], {}
+    known = sorted(set(patients.values()))
+    everyone = [known[i] for i in np.random.default_rng(seed).permutation(len(known))]
+    for number, split in halves.items():
+        where = {"file": task / "splits" / f"test_{number}.csv", "field": "sample_id"}
+        train, test = ([safe_id(row["sample_id"]) for row in split[half]] for half in ("train", "test"))
+        own = {section: patients[section] for section in (*train, *test) if section in patients}
+        for section in (*train, *test):
+            if section not in own:
+                raise InputError("names a section that the study does not have", **where, value=section)
+        held_out = sorted({own[section] for section in test})
+        if both := {own[section] for section in train} & set(held_out):
+            raise InputError("patient is trained on and tested in one split", **where, value=min(both))
+        for section in test:
+            if tested_by.setdefault(section, number) != number:
+                raise InputError(f"section is tested in split {tested_by[section]}, too", **where, value=section)
+        found.append(_fold(f"fold_{number}", held_out, own, [one for one in everyone if one in own.values()], seed))
+    return found
 
 
 def group_k_fold(groups: np.ndarray, n: int) -> list[np.ndarray]:

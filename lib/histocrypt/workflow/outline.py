@@ -116,7 +116,8 @@ class Outline:
     @cached_property
     def folds(self) -> dict[str, Fold]:
         """The folds that hold patients out, by name."""
-        return {fold.name: fold for fold in make_folds(self.patients, self.study.folds, seed=self.study.seed)}
+        made = make_folds(self.patients, self.study.folds, seed=self.study.seed, folder=self.study.folder)
+        return {fold.name: fold for fold in made}
 
     @cached_property
     def encrypted(self) -> dict[str, str]:
