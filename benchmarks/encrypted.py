@@ -94,12 +94,13 @@ def bundle(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the bundle of a network, its inputs and its clear outputs; return what it cost, and its parameters."""
     from histocrypt.encrypted.batch.plan import make_plan
-    from histocrypt.encrypted.compile import compile_lowered, write_bundle
+    from histocrypt.encrypted.compile import EXAMPLES, compile_lowered, write_bundle
 
     input_range = [float(x.min()), float(x.max())]
     compiled = compile_lowered(lowered, described)
     largest = [*lowered.largest(x.astype(np.float64)), float(np.abs(expected).max())]
-    plan = make_plan(lowered, described["input"], input_range=input_range, largest=largest)
+    examples = x[:EXAMPLES].astype(np.float64)
+    plan = make_plan(lowered, described["input"], input_range=input_range, largest=largest, examples=examples)
     about = {
         **described, "model": "benchmark", "title": "random weights", "panel": {}, "transforms": [], "geometry": {},
         "outputs": [f"output {number}" for number in range(expected.shape[1])], "preprocessing": {}, "stain": {},

@@ -47,7 +47,8 @@ def compile_anew(lowered: Lowered, described: dict, about: dict, inputs: np.ndar
     largest = [*lowered.largest(inputs), float(np.abs(outputs).max())]
     public, private, plan = {key: value for key, value in about.items() if key != "batch_form"}, {}, None
     try:
-        plan = make_plan(lowered, described["input"], input_range=about["input_range"], largest=largest)
+        reached = {"input_range": about["input_range"], "largest": largest, "examples": inputs.astype(float)}
+        plan = make_plan(lowered, described["input"], **reached)
         public["batch_form"], private["batch_bytes"] = plan.public(), plan.most_bytes()
     except Unfit:
         pass

@@ -10,6 +10,8 @@ from tests.encrypted.serving import refused, refuses
 
 from histocrypt.encrypted import messages
 from histocrypt.encrypted.batch.client import SEED, BatchClient
+from histocrypt.encrypted.batch.packed import pack_residues, packed_bytes, unpack_residues
+from histocrypt.encrypted.batch.ring import Ring
 from histocrypt.encrypted.bundle import forms, hash_of, load_bundle, load_client, parse_client
 from histocrypt.encrypted.evaluator import Model
 from histocrypt.encrypted.key_owner import Answers, Keys, Request, keygen, prepare
@@ -43,11 +45,17 @@ def spoilt(request: Request, data: bytes) -> dict[str, tuple[bytes, str, str]]:
     """Return spoilt messages, each with the field that is at fault and some words of the refusal."""
     start = messages.parse_header(data, "message")[1]
     payload, ring = data[start:], request.client.ring
-    limb = 8 * ring.n
+    all_of_one, limb = packed_bytes(ring.moduli, ring.n), 8 * ring.n
 
-    def at(offset: int, value: int) -> bytes:
-        return payload[:offset] + struct.pack("<Q", value) + payload[offset + 8 :]
+    def at(prime: int, place: int, value: int, *, end: bool = False) -> bytes:
+        """Return the payload with another residue in its first ciphertext, or its last one."""
+        begin = len(payload) - all_of_one if end else SEED
+        values = unpack_residues(payload[begin : begin + all_of_one], ring.moduli, ring.n)
+        values[prime, place] = value
+        return payload[:begin] + pack_residues(values, ring.moduli) + payload[begin + all_of_one :]
 
+    last = len(ring.moduli) - 1
+    most = (1 << ring.moduli[last].bit_length()) - 1
     return {
         "another length": (remade(data, of=2), "of", "another length"),
         "one more field": (remade(data, more=1), "more", "no field"),
@@ -56,10 +64,26 @@ def spoilt(request: Request, data: bytes) -> dict[str, tuple[bytes, str, str]]:
         "a ciphertext more": (remade(data, payload + bytes(2 * limb)), "bytes", "size of a batch"),
         "a seed alone": (remade(data, payload[:SEED]), "bytes", "size of a batch"),
         "nothing": (remade(data, b""), "bytes", "size of a batch"),
-        "a residue that is the prime": (remade(data, at(SEED, ring.moduli[0])), "coefficients", "not made of"),
-        "the last residue": (remade(data, at(len(payload) - 8, 2**64 - 1)), "coefficients", "not made of"),
-        "the second prime's": (remade(data, at(SEED + limb, ring.moduli[1])), "coefficients", "not made of"),
+        "a residue that is the prime": (remade(data, at(0, 0, ring.moduli[0])), "coefficients", "not made of"),
+        "the last residue": (remade(data, at(last, ring.n - 1, most, end=True)), "coefficients", "not made of"),
+        "the second prime's": (remade(data, at(1, 0, ring.moduli[1])), "coefficients", "not made of"),
     }
+
+
+def with_first(payload: bytes, value: int, ring: Ring) -> bytes:
+    """Return an output's payload with another first residue."""
+    size = packed_bytes(ring.moduli[:1], ring.n)
+    values = unpack_residues(payload[:size], ring.moduli[:1], ring.n)
+    values[0, 0] = value
+    return pack_residues(values, ring.moduli[:1]) + payload[size:]
+
+
+def made_up(request: Request) -> bytes:
+    """Return a payload of outputs that are nothing but noise."""
+    client = request.client
+    number = 2 * len(client.about["outputs"])
+    values = np.random.default_rng(0).integers(0, client.moduli[0], (number, client.ring.n), dtype=np.uint64)
+    return pack_residues(values, client.moduli[:1] * number)
 
 
 def test_crafted_messages_are_refused(world, sent, evaluating, tmp_path):
@@ -97,8 +121,8 @@ def test_a_server_answers_crafted_batches_in_one_sentence(world, sent, running):
         (payload + bytes(8), "bytes"),
         (b"", "bytes"),
         (payload[:-8] + b"\xff" * 8, "coefficients"),
-        (struct.pack("<Q", request.client.moduli[0]) + payload[8:], "coefficients"),
-        (np.random.default_rng(0).integers(0, 2**59, len(payload) // 8, dtype=np.uint64).tobytes(), "slots"),
+        (with_first(payload, request.client.moduli[0], request.client.ring), "coefficients"),
+        (made_up(request), "slots"),
     ):
         with refuses(field, file="answer"):
             answers.add(0, wrong, file="answer")

@@ -188,6 +188,7 @@ def test_linear_is_exact(narrow):
     np.testing.assert_array_equal(ring.linear(weights, inputs, biases, columns=N), found)
     with ThreadPoolExecutor(3) as pool:
         np.testing.assert_array_equal(ring.linear(weights, inputs, biases, columns=N // 16, pool=pool), found)
+    np.testing.assert_array_equal(ring.linear(weights, inputs, biases, device="cpu"), found)  # by torch
     for wrong in (weights + 0.5, weights * 9):
         with pytest.raises(ValueError, match="whole"):
             ring.linear(wrong, inputs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.encrypted import engine
+from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.parameters import SECURITY_BITS
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
@@ -53,7 +53,7 @@ class Answers:
         self.request, self._owner = request, owner
         self._values = np.empty((len(request.note["order"]), len(request.client.about["outputs"])))
 
-    def add(self, index: int, payload: bytes, *, file: Any) -> None:
+    def add(self, index: int, payload: messages.Data, *, file: Any) -> None:
         """Decrypt what an output message holds.
 
         Raises

@@ -19,11 +19,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 import httpx
+import numpy as np
 
 from histocrypt.encrypted import messages
 from histocrypt.encrypted.access import choose_token, is_loopback
@@ -134,7 +136,15 @@ class Server:
         return InputError("does not answer as `histocrypt fhe serve` does", file=self.address, field=path)
 
     def ask(
-        self, method: str, path: str, *, most: int, patient: bool = True, resend: bool = True, **content: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        most: int,
+        into: Path | None = None,
+        patient: bool = True,
+        resend: bool = True,
+        **content: Any,
     ) -> bytes:
         """Send a request, again where the connection drops or the server is busy; return the answer's body.
 
@@ -144,6 +154,8 @@ class Server:
             Of the request.
         most
             Bytes of the largest answer that is read.
+        into
+            A file that gets what is answered, instead of memory; nothing is returned then.
         patient
             Try again at all.
         resend
@@ -160,7 +172,7 @@ class Server:
         attempt, since = 0, time.monotonic()
         while True:
             try:
-                status, headers, body = self._once(method, path, most, content)
+                status, headers, body = self._once(method, path, most, content, into)
             except httpx.RequestError as error:
                 attempt += 1
                 if attempt == ATTEMPTS or not (patient and resend) or self.stopping:
@@ -189,8 +201,10 @@ class Server:
             self._said_busy = True
         print(f"{self.address} is busy ({why}); each request waits for up to {PATIENCE / 60:.0f} min", file=sys.stderr)
 
-    def _once(self, method: str, path: str, most: int, content: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
-        body, size = content.get("content", b""), 0
+    def _once(
+        self, method: str, path: str, most: int, content: dict[str, Any], into: Path | None
+    ) -> tuple[int, httpx.Headers, bytes]:
+        body, size, received = content.get("content", b""), 0, 0
         with ExitStack() as stack:
             if isinstance(body, Path):
                 size = body.stat().st_size
@@ -199,16 +213,18 @@ class Server:
             else:
                 size = len(body)
             answer = stack.enter_context(self._http.stream(method, path, **content))
-            body = bytearray()
+            kept: BinaryIO = BytesIO()
+            if into is not None and answer.status_code < 300:
+                kept = stack.enter_context(into.open("wb"))
             for part in answer.iter_raw():
-                body += part
-                if len(body) > most:
+                received += kept.write(part)
+                if received > most:
                     problem, limit = "sends more than any answer can hold", f"at most {most} bytes"
                     raise InputError(problem, file=self.address, field=path, expected=limit)
             with self._counting:
                 self.bytes_up += size
-                self.bytes_down += len(body)
-            return answer.status_code, answer.headers, bytes(body)
+                self.bytes_down += received
+            return answer.status_code, answer.headers, kept.getvalue() if isinstance(kept, BytesIO) else b""
 
     @contextmanager
     def session(self, keys: Keys, *, remember: Path | None = None) -> Iterator[Session]:
@@ -280,11 +296,13 @@ class Session:
             raise self.server.strange(self.path)
         return state, received
 
-    def evaluate(self, request: Request, index: int, message: bytes | Path, most: int) -> bytes:
-        """Return the output message for an input message, which may lie in a file."""
+    def evaluate(
+        self, request: Request, index: int, message: bytes | Path, most: int, *, into: Path | None = None
+    ) -> bytes:
+        """Return the output message for an input message, which may lie in a file, or write it to another one."""
         where = f"{self.path}/requests/{request.name}/{index}"
         how = {"of": request.batches}
-        return self.server.ask("POST", where, most=most, content=message, params=how)
+        return self.server.ask("POST", where, most=most, into=into, content=message, params=how)
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
@@ -463,12 +481,24 @@ class Way:
                 messages.write_pieces(path, "input", self.request.encrypt(index, prepared, owner), **place)
         return path
 
-    def keep(self, index: int, answer: bytes, *, file: Any) -> None:
-        """Keep an answer that is bound to its message, whose ciphertexts are then of no use."""
-        place = self.request.place(index)
-        payload = messages.unpack(memoryview(answer), file=file, kind="output", **place)  # a view: answers are large
+    def arriving(self, index: int) -> Path:
+        """Return where an answer lies until it has been looked at; what is left of it is deleted by `_begun`."""
+        return self.answer(index).with_name(f".{index:05d}.partial")
+
+    def fetch(self, index: int, message: Path, session: Session) -> None:
+        """Have a message evaluated, and its answer written to a private file: answers are large."""
         with self._room():
-            messages.write_pieces(self.answer(index), "output", [payload], **place)
+            self.arriving(index).touch(mode=0o600)
+            session.evaluate(
+                self.request, index, message, self.keys.client.most_output_bytes, into=self.arriving(index)
+            )
+
+    def keep(self, index: int, *, file: Any) -> None:
+        """Keep an answer that is bound to its message, whose ciphertexts are then of no use."""
+        arrived, place = self.arriving(index), self.request.place(index)
+        messages.unpack(messages.mapped(arrived), file=file, kind="output", **place)
+        with self._room():
+            arrived.replace(self.answer(index))
         self.message(index).unlink(missing_ok=True)
 
     @contextmanager
@@ -492,7 +522,8 @@ class Way:
         """
         answers = Answers(self.request, self.keys.decryptor())
         for index in range(self.request.batches):
-            payload = messages.read_message(self.answer(index), "output", **self.request.place(index))
+            path, place = self.answer(index), self.request.place(index)
+            payload = messages.unpack(messages.mapped(path), file=path, kind="output", **place)
             with self._burning():
                 answers.add(index, payload, file=f"{file} message {index}")
         with self._burning():
@@ -525,7 +556,8 @@ def _under_way(
     from filelock import FileLock, Timeout
 
     form = best_form(offered, len(prepared.names), wanted=wanted)
-    identity = hashlib.sha256(form.hash.encode() + "\n".join(prepared.names.tolist()).encode() + prepared.raw.tobytes())
+    identity = hashlib.sha256(form.hash.encode() + "\n".join(prepared.names.tolist()).encode())
+    identity.update(np.ascontiguousarray(prepared.raw))
     mine = folder / f"{re.sub('[^A-Za-z0-9]+', '-', prepared.section)[:40]}-{identity.hexdigest()[:16]}"
     lock = FileLock(mine.with_name(f".{mine.name}.lock"))
     try:
@@ -569,8 +601,8 @@ def _exchange(way: Way, prepared: Prepared, session: Session, done: Sent) -> Non
     """Encrypt, send and fetch all missing messages of a request, a few at a time."""
     from tqdm.auto import tqdm
 
-    encryptor, most, left = way.keys.encryptor(), way.keys.client.most_output_bytes, way.missing
-    under_way: dict[Future[bytes], int] = {}
+    encryptor, left = way.keys.encryptor(), way.missing
+    under_way: dict[Future[None], int] = {}
     batches = way.request.batches
     with (
         ThreadPoolExecutor(session.in_flight) as pool,
@@ -581,13 +613,14 @@ def _exchange(way: Way, prepared: Prepared, session: Session, done: Sent) -> Non
                 if index is not None:
                     with done.stage("encrypt"):
                         path = way.encrypt(index, prepared, encryptor)
-                    under_way[pool.submit(session.evaluate, way.request, index, path, most)] = index
+                    under_way[pool.submit(way.fetch, index, path, session)] = index
                 while len(under_way) > (session.in_flight if index is not None else 0):
                     with done.stage("evaluate"):
                         ready, _ = wait(under_way, return_when=FIRST_COMPLETED)
                     for job in ready:
                         place = under_way.pop(job)
-                        way.keep(place, job.result(), file=f"{session.server.address} message {place}")
+                        job.result()
+                        way.keep(place, file=f"{session.server.address} message {place}")
                         bar.update()
         except BaseException:
             session.server.stopping = True

@@ -33,6 +33,8 @@ PUBLIC = ("panel", "transforms", "geometry", "preprocessing", "stain", "study", 
 """What clients learn of ``model.json`` as it stands."""
 HEAD_BATCH = 16
 """Spots that share ciphertexts where the evaluator holds a head alone: fewest diagonals a spot at N = 2^12."""
+EXAMPLES = 256
+"""Training tiles, at least, by which weights of batches are rounded, where there are so many; twice as many at most."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     described, lowered = lowered_model(model)
     compiled = compile_lowered(lowered, described)
     parameters = compiled.parameters
-    input_range, output_range, largest = _calibrate(model, described, lowered)
+    input_range, output_range, largest, examples = _calibrate(model, described, lowered)
     room = 2.0 ** (parameters.logq[0] - parameters.log_scale - 1)
     far = max(map(abs, output_range))
     if 2 * far > room:
@@ -137,7 +139,8 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
         "output_sd": np.asarray(model.scaling.sd, dtype=float).tolist(),
     }
     try:
-        plan = make_plan(lowered, described["input"], input_range=input_range, largest=[*largest, far])
+        reached = {"input_range": input_range, "largest": [*largest, far], "examples": examples}
+        plan = make_plan(lowered, described["input"], **reached)
         said = f"; in batches of {plan.layouts[-1].tiles} spots, {plan.proof()}"
     except Unfit as why:
         plan, said = None, f"; no batches: {why}"
@@ -293,17 +296,23 @@ def _for_batch(one: Affine, batch: int) -> Affine:
 
 def _calibrate(
     model: TrainedModel, described: dict[str, Any], lowered: Lowered
-) -> tuple[list[float], list[float], list[float]]:
-    """Return the range of inputs over the training tiles, widened, that of outputs, and what entered each square."""
+) -> tuple[list[float], list[float], list[float], np.ndarray]:
+    """Return the range of inputs over the training tiles, widened, of outputs, what entered each square, some tiles."""
     low, high, out_low, out_high = np.inf, -np.inf, np.inf, -np.inf
-    largest = [0.0] * (len(lowered.maps) - 1)
+    largest, examples, step, number = [0.0] * (len(lowered.maps) - 1), [], 1, 0
     for inputs in training_inputs(model, described):
         low, high = min(low, float(inputs.min())), max(high, float(inputs.max()))
         outputs = lowered(inputs)
         out_low, out_high = min(out_low, float(outputs.min())), max(out_high, float(outputs.max()))
         largest = [max(pair) for pair in zip(largest, lowered.largest(inputs), strict=True)]
+        for one in inputs:
+            if number % step == 0:
+                examples.append(one.astype(np.float32))
+            number += 1
+            if len(examples) == 2 * EXAMPLES:  # every second one, and from now on half as often
+                examples, step = examples[::2], 2 * step
     room = MARGIN * (high - low)
-    return [low - room, high + room], [out_low, out_high], largest
+    return [low - room, high + room], [out_low, out_high], largest, np.stack(examples).astype(np.float64)
 
 
 def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[np.ndarray]:

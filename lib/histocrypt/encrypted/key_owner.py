@@ -429,7 +429,7 @@ class Keys:
             raise InputError(problem, file=file, field="request", value=name)
         return Request(name, self.client, self.bound, read_json(note))
 
-    def settle(self, request: Request, payloads: Iterable[bytes], *, file: Any) -> None:
+    def settle(self, request: Request, payloads: Iterable[messages.Data], *, file: Any) -> None:
         """Note what a request was answered with, before any of it is decrypted.
 
         Every refusal tells a lying evaluator a little of the key, and so do two files that differ by what it changed.
@@ -551,9 +551,9 @@ def _read_response(response: Path, keys: Keys) -> Answers:
         fix = "run the evaluation again; it goes on where it stopped"
         raise InputError(problem, file=response, field=missing[0], fix=fix)
 
-    def payload(index: int) -> bytes:
-        most = keys.client.most_output_bytes
-        return messages.read_message(paths[index], "output", most=most, **request.place(index))
+    def payload(index: int) -> messages.Data:
+        messages.check_size(paths[index], most=keys.client.most_output_bytes)
+        return messages.unpack(messages.mapped(paths[index]), file=paths[index], kind="output", **request.place(index))
 
     keys.settle(request, map(payload, range(len(paths))), file=response)
     answers = Answers(request, keys.decryptor())

@@ -132,12 +132,17 @@ def read_message(path: Path, kind: str, *, most: int | None = None, **expected: 
 
 def read_whole(path: Path, *, most: int | None = None) -> bytes:
     """Read a message file as it is, unless it has more than ``most`` bytes."""
+    check_size(path, most=most)
+    return path.read_bytes()
+
+
+def check_size(path: Path, *, most: int | None) -> None:
+    """Refuse what is no file, or has more than ``most`` bytes."""
     _, size = _peek(path)
     if most is not None and size > most:
         raise InputError(
             "is larger than any message of its kind", file=path, field="bytes", value=size, expected=f"at most {most}"
         )
-    return path.read_bytes()
 
 
 def mapped(data: bytes | Path) -> Data:

@@ -58,7 +58,7 @@ class Client:
             ciphertext = owner.encrypt(slots, self.level)
             yield messages.pack_list([ciphertext])
 
-    def decrypt(self, payload: bytes, owner: engine.KeyOwner, *, file: Any) -> np.ndarray:
+    def decrypt(self, payload: messages.Data, owner: engine.KeyOwner, *, file: Any) -> np.ndarray:
         """Return (places, outputs) from the payload of an output message.
 
         Raises
@@ -69,7 +69,7 @@ class Client:
         parts = messages.unpack_list(payload, count=self.output.ciphertexts, file=file)
         for part in parts:
             messages.check_ciphertext(part, self.parameters, self.moduli, 0, file=file)
-        return self._copies(np.stack([owner.decrypt(part) for part in parts]), file)
+        return self._copies(np.stack([owner.decrypt(bytes(part)) for part in parts]), file)
 
     def _copies(self, slots: np.ndarray, file: Any) -> np.ndarray:
         """Return (batch, outputs) from decrypted slots, after checking that nothing but copies of them is there."""

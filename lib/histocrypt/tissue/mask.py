@@ -11,6 +11,9 @@ SMALLEST_PIECE_UM2 = 20_000.0
 LARGEST_HOLE_UM2 = 20_000.0
 """Smaller holes (vessels, ducts, fat cells) belong to the tissue."""
 
+BAND = 512
+"""Rows of a mask that are averaged over discs together."""
+
 
 def tissue_mask(rgb_thumb: np.ndarray, *, um_per_px: float = 10.0) -> np.ndarray:
     """Return where a thumbnail shows tissue.
@@ -35,8 +38,8 @@ def tissue_mask(rgb_thumb: np.ndarray, *, um_per_px: float = 10.0) -> np.ndarray
     from skimage.filters import threshold_otsu
     from skimage.morphology import closing, disk, opening, remove_small_holes, remove_small_objects
 
-    darkest = rgb_thumb.min(axis=2).astype(np.float32)
-    smooth = gaussian_filter(darkest, sigma=max(0.5, 8.0 / um_per_px))
+    darkest = rgb_thumb.min(axis=2)  # whole numbers of 8 bits: a section's thumbnail is large
+    smooth = gaussian_filter(darkest, sigma=max(0.5, 8.0 / um_per_px), output=np.float32)
     blank = np.zeros(darkest.shape, dtype=bool)
     if np.ptp(smooth) < LEAST_CONTRAST:
         return blank
@@ -44,6 +47,7 @@ def tissue_mask(rgb_thumb: np.ndarray, *, um_per_px: float = 10.0) -> np.ndarray
     contrast, level_bright = float(smooth[~dark].mean() - smooth[dark].mean()), float(smooth[~dark].mean())
     if contrast < LEAST_CONTRAST:
         return blank
+    del smooth
     if level_bright < 150:  # no background in view: what Otsu parted is dark tissue from pale tissue
         return ~blank
     # Lines: darker than all that surrounds them within a cell's radius. A smooth stain of the background is no line.
@@ -81,8 +85,14 @@ def disc_share(mask: np.ndarray, diameter: float) -> np.ndarray:
     """Return, for a disc centred on each pixel of the mask, the share of it that is tissue; (h, w) float32."""
     from scipy.signal import fftconvolve
 
-    kernel = _disc(diameter)
-    return np.clip(fftconvolve(mask.astype(np.float32), kernel, mode="same"), 0, 1).astype(np.float32)
+    kernel, out = _disc(diameter), np.empty(mask.shape, dtype=np.float32)
+    reach = len(kernel) // 2
+    for start in range(0, len(mask), BAND):  # a transform of the whole mask is many times as large as the mask
+        before = min(start, reach)
+        rows = mask[start - before : start + BAND + reach].astype(np.float32)
+        band = out[start : start + BAND]
+        band[:] = fftconvolve(rows, kernel, mode="same")[before : before + len(band)].clip(0, 1)
+    return out
 
 
 def sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:

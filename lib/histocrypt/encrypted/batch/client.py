@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.encrypted.batch.layout import Layout
+from histocrypt.encrypted.batch.packed import pack_residues, packed_bytes, unpack_residues
 from histocrypt.encrypted.batch.plan import LOG_SCALE
-from histocrypt.encrypted.messages import LONGEST_HEADER
+from histocrypt.encrypted.messages import LONGEST_HEADER, Data
 from histocrypt.encrypted.parameters import Parameters, check_security
 from histocrypt.encrypted.single import Client, hash_of
 from histocrypt.errors import InputError
@@ -82,13 +83,13 @@ class BatchClient(Client):
         return (
             (p.ring, p.bootstrapping, p.log_scale) == ("conjugate_invariant", None, LOG_SCALE)
             and len(self.moduli) == len(p.logq)
+            and len(self.moduli) - self.squares in ((2,) if one.folded else (1, 2) if self.squares else (1,))
             and all(prime >> LOG_MOST == 0 and prime % (4 * p.slots) == 1 for prime in (*self.moduli, self.special))
             and type(one.folded) is int
             and 0 <= one.folded <= max(self.squares - 1, 0)
             and one.grid > 0
             and one.tiles >= SMALLEST
             and one.inputs <= MOST_INPUTS
-            and self.level < len(self.moduli)
             and 0 < cost < math.inf
             and 0 < self.batched["scale"] < math.inf
         )
@@ -136,8 +137,8 @@ class BatchClient(Client):
 
     @property
     def level(self) -> int:
-        """Level at which inputs are encrypted: a prime for each square, and one to blot out slots."""
-        return self.squares + bool(self.layout.folded)
+        """Level at which inputs are encrypted."""
+        return len(self.moduli) - 1
 
     @property
     def places(self) -> int:
@@ -153,12 +154,12 @@ class BatchClient(Client):
     @property
     def input_bytes(self) -> int:
         """Size of an input message's payload."""
-        return SEED + self.layout.inputs * (self.level + 1) * self.parameters.limb_bytes
+        return SEED + self.layout.inputs * packed_bytes(self.moduli, self.parameters.slots)
 
     @property
     def output_bytes(self) -> int:
         """Size of an output message's payload."""
-        return len(self.about["outputs"]) * 2 * self.parameters.limb_bytes
+        return len(self.about["outputs"]) * 2 * packed_bytes(self.moduli[:1], self.parameters.slots)
 
     @property
     def most_input_bytes(self) -> int:
@@ -197,17 +198,18 @@ class BatchClient(Client):
         yield seed
         one, level, ring = self.layout, self.level, self.ring
         slots, secret = one.pack(values), read_secret(owner.secret_bytes(), ring)
+        del values  # as large as what was made of them
 
         def make(number: int) -> bytes:
             zero = seeded(fresh(owner, ring, 1, level)[0], part_of(seed, number), secret, ring)
             plain = ring.residues(encode(slots[number].astype(np.float64), 2.0**LOG_SCALE), level)
-            return ring.add(zero, plain).astype("<u8").tobytes()
+            return pack_residues(ring.add(zero, plain), ring.moduli)
 
         with ThreadPoolExecutor(threads()) as pool:
             for start in range(0, one.inputs, AT_ONCE):
                 yield from pool.map(make, range(start, min(start + AT_ONCE, one.inputs)))
 
-    def decrypt(self, payload: bytes, owner: engine.KeyOwner, *, file: Any) -> np.ndarray:
+    def decrypt(self, payload: Data, owner: engine.KeyOwner, *, file: Any) -> np.ndarray:
         """Return (places, outputs) from the payload of an output message: sums over the positions.
 
         Raises
@@ -222,12 +224,15 @@ class BatchClient(Client):
             problem, fix = "is no list of results", "have it evaluated again"
             raise InputError(problem, file=file, field="bytes", value=len(payload), expected=self.output_bytes, fix=fix)
         one, ring = self.layout, self.ring
-        results = np.frombuffer(payload, dtype="<u8").reshape(-1, 2, 1, ring.n)
-        if results.max() >= self.moduli[0]:
-            problem, value, limit = "is not a ciphertext under these parameters", int(results.max()), self.moduli[0]
-            raise InputError(problem, file=file, field="coefficients", value=value, expected=f"below {limit}")
-        clear = decrypt(results, read_secret(owner.secret_bytes(), ring), ring)[:, 0]
-        outputs = slots(ring, sum_orbits(ring, clear, one.positions), self.batched["scale"]).T
+        key, size = read_secret(owner.secret_bytes(), ring), 2 * packed_bytes(self.moduli[:1], ring.n)
+        outputs = np.empty((one.tiles, len(self.about["outputs"])))
+        for number, target in enumerate(outputs.T):  # one at a time: all are larger than anything else here
+            part = memoryview(payload)[number * size : (number + 1) * size]
+            result = unpack_residues(part, self.moduli[:1] * 2, ring.n).reshape(2, 1, ring.n)
+            if result.max() >= self.moduli[0]:
+                problem, value, limit = "is not a ciphertext under these parameters", int(result.max()), self.moduli[0]
+                raise InputError(problem, file=file, field="coefficients", value=value, expected=f"below {limit}")
+            target[:] = slots(ring, sum_orbits(ring, decrypt(result, key, ring), one.positions), self.batched["scale"])
         self.check_plausible(outputs, file=file)
         return outputs
 

@@ -24,7 +24,9 @@ from histocrypt.encrypted.answer_noise import AnswerNoise
 from histocrypt.encrypted.batch.client import SEED, BatchClient, part_of
 from histocrypt.encrypted.batch.embedding import encode, zero_sums
 from histocrypt.encrypted.batch.layout import Layout
-from histocrypt.encrypted.batch.plan import PRIME, Map
+from histocrypt.encrypted.batch.order import Order
+from histocrypt.encrypted.batch.packed import pack_residues, packed_bytes, unpack_residues
+from histocrypt.encrypted.batch.plan import CHANNELS, LOG_WIPE, Map
 from histocrypt.encrypted.batch.ring import Keys, Ring
 from histocrypt.errors import InputError
 
@@ -33,9 +35,6 @@ ETA = 21
 LOG_FLOOD = -21
 """Errors that hide how a result was computed: their share of the outputs' range, binary logarithm; three times what
 the arithmetic itself errs by, and a thousandth of the noise that the key owner adds."""
-
-CHANNELS = 32
-"""That a folded convolution rotates before it adds them up: their rotations are four to sixteen times as large."""
 
 ONE_AT_A_TIME = threading.Lock()
 """A batch takes all cores and most of the memory."""
@@ -72,6 +71,7 @@ class Evaluator:
         spread: float = 1.0,
     ) -> None:
         self._maps, self._scale, self._ring, self._keys, self._public = maps, scale, ring, keys, public
+        self._order = Order(ring.moduli, len(maps) - 1)
         self._flood = 2.0 ** (LOG_FLOOD + 1) * spread * scale / np.sqrt(2 * ring.n / 3)
 
     def __call__(
@@ -96,7 +96,7 @@ class Evaluator:
                 x = self._folded(number, x, shifts, pool)
             y = self._linear(len(self._maps) - 1, x, pool)
             del x
-            wipe = self._wipe(layout) if layout.folded else None
+            wipe = self._wipe(layout) if self._order.before else None
             added = self._noise(layout, noise)
 
             def finish(number: int) -> np.ndarray:
@@ -114,13 +114,15 @@ class Evaluator:
     def _unfolded(self, number: int, read: Read, layout: Layout, pool: Executor) -> np.ndarray:
         """Return the squares of one place of the next convolution's cell: depth first, so that little is held."""
         if number == 0:
-            return self._squares(self._linear(number, read(layout.first), pool), pool)
+            return self._squares(number, self._linear(number, read(layout.first), pool), pool)
         places, x = layout.strides[number] ** 2, None
         for place in range(places):
             one = self._unfolded(number - 1, read, layout, pool)
             x = np.empty((places, *one.shape), dtype=np.uint64) if x is None else x
             x[place] = one
-        return self._squares(self._linear(number, x.reshape(-1, *x.shape[2:]), pool), pool)
+        y = self._linear(number, x.reshape(-1, *x.shape[2:]), pool)
+        del x
+        return self._squares(number, y, pool)
 
     def _folded(self, number: int, x: np.ndarray, shifts: Sequence[int], pool: Executor) -> np.ndarray:
         """Return the squares of a folded convolution; a few channels are rotated at a time, so that little is held."""
@@ -135,22 +137,30 @@ class Evaluator:
             cells = cells.reshape(-1, *some.shape[1:])
             more = self._ring.linear(own, cells, None if start else one.bias, pool=pool)
             y = self._ring.add(y, more) if start else more
-        return self._squares(y, pool)
+        return self._squares(number, y, pool)
 
-    def _squares(self, y: np.ndarray, pool: Executor) -> np.ndarray:
+    def _squares(self, number: int, y: np.ndarray, pool: Executor) -> np.ndarray:
+        """Return squares, divided by one prime: before or after squaring."""
+        before, after = (self._order.of_map(number) > 1), self._order.of_square(number) > 1
+
         count, parts, primes, n = y.shape
         out = np.empty((count, parts, primes - 1, n), dtype=np.uint64)
-        for target, one in zip(out, pool.map(self._keys.square, y), strict=True):
-            target[:] = one
+
+        def square(row: int) -> None:
+            out[row] = self._keys.square(self._ring.rescale(y[row]) if before else y[row], rescale=after)
+
+        for _ in pool.map(square, range(count)):
+            pass
         return out
 
     def _linear(self, number: int, x: np.ndarray, pool: Executor) -> np.ndarray:
         return self._ring.linear(self._maps[number].weights, x, self._maps[number].bias, pool=pool)
 
     def _wipe(self, layout: Layout) -> np.ndarray:
-        """Return (2, slots) ring values of a plaintext that keeps the useful slots: ones at the scale of a prime."""
-        slots = np.repeat(layout.useful.astype(float), layout.tiles)
-        return self._ring.residues(encode(slots[None], 2.0**PRIME), 1)[0]
+        """Return (2, slots) ring values of a plaintext that keeps the useful slots: ones at a scale of its own."""
+        kept = layout.useful if layout.folded else np.ones(layout.positions)
+        slots = np.repeat(kept.astype(float), layout.tiles)
+        return self._ring.residues(encode(slots[None], 2.0**LOG_WIPE), 1)[0]
 
     def _noise(self, layout: Layout, noise: AnswerNoise | None) -> np.ndarray | None:
         """Return (outputs, 1, slots) plaintexts of noise: at the first position, so that the sum has it once."""
@@ -274,20 +284,20 @@ class Session:
             stream.seek(start)  # read piece by piece: pages of a map would count as memory
             read = self._reader(stream, self.client.level, file)
             outputs = self._evaluator(read, self.client.layout, workers=self._workers, noise=self._noise)
-            results = b"".join(one.astype("<u8").tobytes() for one in outputs)
+            results = b"".join(pack_residues(one, self.client.moduli[:1] * 2) for one in outputs)
         return messages.pack("output", results, **bound)
 
     def _reader(self, stream: BinaryIO, level: int, file: Any) -> Read:
         """Return what reads ciphertexts one after the other: halves from the message, the others from its seed."""
         ring, at = self.client.ring, 0
-        seed, size = stream.read(SEED), (level + 1) * self.client.parameters.limb_bytes
-        primes = np.array(ring.moduli[: level + 1], dtype=np.uint64)[:, None]
+        seed, moduli = stream.read(SEED), ring.moduli[: level + 1]
+        size, primes = packed_bytes(moduli, ring.n), np.array(moduli, dtype=np.uint64)[:, None]
 
         def read(number: int) -> np.ndarray:
             nonlocal at
             found = np.empty((number, 2, level + 1, ring.n), dtype=np.uint64)
             for row in range(number):
-                found[row, 0] = np.frombuffer(stream.read(size), "<u8").reshape(level + 1, ring.n)
+                found[row, 0] = unpack_residues(stream.read(size), moduli, ring.n)
                 found[row, 1] = ring.uniform(part_of(seed, at), level)
                 at += 1
             if (found[:, 0] >= primes).any():

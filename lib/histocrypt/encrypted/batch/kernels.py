@@ -409,3 +409,35 @@ def sum_blocks(values, prime, out):
             for j in range(count):
                 total = less(total + values[k, i * count + j], prime)
             out[k, i] = total
+
+
+@compiled
+def squeeze(values, bits, out):
+    """Put values (N,) uint64 of so many bits, up to 63, one after the other: out (N * bits / 64,)."""
+    word, held, place = WORD(0), WORD(0), 0
+    width, full = WORD(bits), WORD(64)
+    for value in values:
+        word |= value << held
+        held += width
+        if held >= full:
+            out[place] = word
+            place += 1
+            held -= full
+            word = value >> (width - held) if held else WORD(0)
+
+
+@compiled
+def spread(words, bits, out):
+    """Undo `squeeze`: out (N,)."""
+    held, place = WORD(0), 0
+    width, full = WORD(bits), WORD(64)
+    mask = (ONE << width) - ONE
+    for i in range(out.size):
+        value = words[place] >> held
+        held += width
+        if held >= full:
+            place += 1
+            held -= full
+            if held:
+                value |= words[place] << (width - held)
+        out[i] = value & mask

@@ -106,5 +106,6 @@ class Layout:
         first = [1, *((rows + len(split) - 1, columns + len(split) - 1) if strides else ())]
         ordered = cells.transpose(*later, *first, rows, columns, 0)
         packed = np.zeros((self.inputs, self.positions, self.tiles), dtype=np.float32)
-        packed[:, : grid**2, :n] = ordered.reshape(self.inputs, grid**2, n)
+        outer, places = ordered.shape[:-3], packed[:, : grid**2, :n]
+        places.reshape(*outer, grid, grid, n, copy=False)[:] = ordered  # no second copy of a whole batch
         return packed.reshape(self.inputs, self.slots)

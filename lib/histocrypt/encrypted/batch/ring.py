@@ -27,6 +27,7 @@ import numpy as np
 
 from histocrypt.encrypted.batch import kernels
 from histocrypt.encrypted.batch.field import WORD, field
+from histocrypt.encrypted.batch.products import product_with
 from histocrypt.encrypted.engine import GENERATOR
 from histocrypt.encrypted.residues import bit_reversed
 from histocrypt.errors import InputError
@@ -194,6 +195,7 @@ class Ring:
         *,
         columns: int = COLUMNS,
         pool: Executor | None = None,
+        device: str | None = None,
     ) -> np.ndarray:
         """Return whole combinations of ciphertexts, exactly: matrix products of halves of residues in doubles.
 
@@ -211,6 +213,8 @@ class Ring:
             Values of a polynomial that one product takes, a power of two.
         pool
             Threads that share the work; every product of theirs should take one.
+        device
+            Of the products, see `products.product_with`.
 
         Returns
         -------
@@ -231,14 +235,14 @@ class Ring:
         out = np.empty((outputs, 2, number, self.n), dtype=np.uint64)
         none = np.zeros(outputs, dtype=np.uint64)
         shifts = [none if biases is None else _modulo(biases, prime) for prime in self.moduli[:number]]
-        stretch = max(columns, self.n // STRETCHES)
+        stretch, multiply = max(columns, self.n // STRETCHES), product_with(weights, device=device)
 
         def combine(limb: int, part: int, first: int) -> None:
             halves, products = np.empty((inputs, 2 * columns)), np.empty((outputs, 2 * columns))
             prime, shift = np.uint64(self.moduli[limb]), none if part else shifts[limb]
             for start in range(first, first + stretch, columns):
                 kernels.halve(ciphertexts, part, limb, start, prime, halves)
-                np.matmul(weights, halves, out=products)
+                multiply(halves, products)
                 kernels.join(products, shift, part, limb, start, prime, out)
 
         parts = product(range(number), range(2), range(0, self.n, stretch))
@@ -367,25 +371,27 @@ class Keys:
             found[elements[element]] = take_key(field)
         return cls(ring, relinearisation, found)
 
-    def square(self, ciphertext: np.ndarray) -> np.ndarray:
-        """Square (2, L, N), relinearise and rescale by the last prime: (2, L - 1, N), scale^2 / prime.
+    def square(self, ciphertext: np.ndarray, *, rescale: bool = True) -> np.ndarray:
+        """Square (2, L, N) and relinearise; rescale by the last prime: (2, L - 1, N), scale^2 / prime, or leave it.
 
-        The square, times the special prime, joins the sum of the relinearisation; one division by both primes ends it.
+        The square, times the special prime, joins the sum of the relinearisation; one division by one or both primes
+        ends it.
         """
         ring, number = self.ring, ciphertext.shape[1]
-        if number < 2:
-            raise ValueError("a square needs two primes at least")
-        limbs = (*range(number - 1), len(ring.moduli), number - 1)
+        if number < 2 and rescale:
+            raise ValueError("a square that is rescaled needs two primes at least")
+        kept = number - rescale
+        limbs = (*range(kept), len(ring.moduli), *range(kept, number))
         b, a = np.ascontiguousarray(ciphertext)
         room = ring.room(number * (number + 1) + 2 * number + 6)
         digits, scaled, sums, spare = np.split(room, np.cumsum([number * (number + 1), number, number + 1]))
         digits = digits.reshape(number + 1, number, ring.n)
         self._decompose(ring.multiply(a, a), limbs, spare, digits)
-        out = np.empty((2, number - 1, ring.n), dtype=np.uint64)
+        out = np.empty((2, kept, ring.n), dtype=np.uint64)
         for part, other in enumerate((b, a)):
             self._scale(b, self._lifted[part], scaled)
             self._sum(part, self.relinearisation, digits, limbs, (scaled, other), sums)
-            ring._drop(sums, limbs[-2:], spare, out[part])
+            ring._drop(sums, limbs[kept:], spare, out[part])
         return out
 
     def rotate(self, ciphertext: np.ndarray, rotations: Sequence[int]) -> list[np.ndarray]:
