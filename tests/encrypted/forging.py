@@ -20,6 +20,7 @@ import scipy.sparse as sp
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.batch.client import BatchClient
 from histocrypt.encrypted.batch.embedding import encode, slots
+from histocrypt.encrypted.batch.packed import pack_residues, unpack_residues
 from histocrypt.encrypted.batch.plan import Unfit, make_plan
 from histocrypt.encrypted.batch.ring import Ring
 from histocrypt.encrypted.batch.secret import read_secret
@@ -345,9 +346,10 @@ class BatchForger:
         ring = self.client.ring
         times = np.zeros((len(self._spread), ring.n))
         times[:, : len(sizes)] = (self.along * self._spread)[:, None] * sizes / self.typical
-        results = np.frombuffer(payload, "<u8").reshape(-1, 2, 1, ring.n).copy()
+        moduli = ring.moduli[:1] * (2 * len(times))
+        results = unpack_residues(payload, moduli, ring.n).reshape(-1, 2, 1, ring.n)
         results[:, 1] = ring.add(results[:, 1], ring.residues(encode(times, self.client.batched["scale"]), 0))
-        return results.tobytes()
+        return pack_residues(results.reshape(-1, ring.n), moduli)
 
     def recover(self, published: np.ndarray) -> np.ndarray:
         """Return (spots,) estimates of the numbers, up to a factor, from a published (spots, outputs) table."""

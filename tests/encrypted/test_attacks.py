@@ -244,9 +244,10 @@ def test_send_refuses_a_lying_server(world, section, overheard, monkeypatch, tmp
     """The whole command against a server that answers every spot with another one's result: no file is written."""
     honest, kept = Session.evaluate, []
 
-    def lying(self, request, index, data, most):
-        kept.append(messages.unpack(honest(self, request, index, data, most), file=0, kind="output"))
-        return messages.pack("output", kept[-1 if len(kept) < 3 else -3], **request.place(index))
+    def lying(self, request, index, data, most, *, into):
+        honest(self, request, index, data, most, into=into)
+        kept.append(messages.read_message(into, "output"))
+        messages.write_message(into, "output", kept[-1 if len(kept) < 3 else -3], **request.place(index))
 
     monkeypatch.setattr(Session, "evaluate", lying)
     running = overheard.running

@@ -164,8 +164,8 @@ def test_a_cut_line_costs_what_was_under_way(world, section, running, few, sendi
     monkeypatch.setattr(client, "MOST_IN_FLIGHT", 1)
     line, came_back, keep = Cutting(running.port, []), [], Way.keep
 
-    def cut(way, index, answer, **how):
-        keep(way, index, answer, **how)
+    def cut(way, index, **how):
+        keep(way, index, **how)
         came_back.append(index)
         line.hang_up()
 
@@ -193,8 +193,8 @@ def test_a_killed_server_costs_what_was_under_way(world, section, few, sending, 
     keep, number = Way.keep, []
     with serving(world.bundle, tmp_path / "first") as server, monkeypatch.context() as patch:
 
-        def kill(way, index, answer, **how):
-            keep(way, index, answer, **how)
+        def kill(way, index, **how):
+            keep(way, index, **how)
             number.append(index)
             if len(number) == 2:
                 os.kill(server.process.pid, signal.SIGKILL)
@@ -217,11 +217,12 @@ def test_a_refused_answer_burns_the_keys(section, sending, monkeypatch):
     """Each refusal tells a liar a little: nothing is left that a next call could go on with."""
     honest = client.Session.evaluate
 
-    def lie(session, request, index, message, most):
+    def lie(session, request, index, message, most, *, into):
         """Give the first spot's result for the second one's."""
-        answer = honest(session, request, index, message, most)
-        lie.payload = messages.unpack(answer, file=0, kind="output") if index == 0 else lie.payload
-        return messages.pack("output", lie.payload, **request.place(index)) if index == 1 else answer
+        honest(session, request, index, message, most, into=into)
+        lie.payload = messages.read_message(into, "output") if index == 0 else lie.payload
+        if index == 1:
+            messages.write_message(into, "output", lie.payload, **request.place(index))
 
     monkeypatch.setattr(client, "MOST_IN_FLIGHT", 1)  # one after the other
     monkeypatch.setattr("histocrypt.encrypted.key_owner.places_of", lambda *_, **__: np.array([0, 1, 0, 1]))
@@ -236,10 +237,10 @@ def test_a_refused_answer_burns_the_keys(section, sending, monkeypatch):
 def test_a_section_is_under_way_once(world, section, few, sending, monkeypatch):
     go_on, under_way, honest = threading.Event(), threading.Event(), client.Session.evaluate
 
-    def wait(*given):
+    def wait(*given, **how):
         under_way.set()
         go_on.wait(60)
-        return honest(*given)
+        return honest(*given, **how)
 
     sending.keys.mkdir(mode=0o700)  # the user's own, which stays
     monkeypatch.setattr(client.Session, "evaluate", wait)
