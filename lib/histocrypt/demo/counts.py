@@ -75,12 +75,15 @@ class SpotCounts:
         (n, g) float32, log(1 + counts per 10,000) expected from what the image shows alone.
     log_rate, image_log_rate
         (n, g) log of the true normalised rate, and of the rate with the image-borne part alone.
+    rate
+        (n, g) expected counts before the noise of counting: the counts are Poisson about them.
     """
 
     counts: np.ndarray
     image_signal: np.ndarray
     log_rate: np.ndarray
     image_log_rate: np.ndarray
+    rate: np.ndarray
 
 
 def draw_genes(n_genes: int, rng: np.random.Generator) -> GeneModel:
@@ -155,9 +158,10 @@ def draw_counts(
         expected = np.where(np.isnan(depth), expected, depth)
     mean = np.exp(log_rate) * expected[:, None]
     shape = 1 / genes.dispersion
-    counts = rng.poisson(mean * rng.gamma(shape, 1 / shape, (n, g)))
+    rate = mean * rng.gamma(shape, 1 / shape, (n, g))
+    counts = rng.poisson(rate)
     signal = np.log1p(1e4 * np.exp(image_log_rate))
-    return SpotCounts(counts.astype(np.float32), signal.astype(np.float32), log_rate, image_log_rate)
+    return SpotCounts(counts.astype(np.float32), signal.astype(np.float32), log_rate, image_log_rate, rate)
 
 
 def image_share(sections: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -35,7 +35,8 @@ def write_demo(
     Each section is ``S_<k>.h5ad`` of patient ``P_<k>`` with ``S_<k>.png`` (1 µm per pixel) and ``S_<k>_mask.png``, 255
     where tumour is. What is known of the truth is in the file: ``obs`` tumour, tumour_share, nuclear_density (nuclei
     per 1,000 µm²); ``obsm["region_share"]`` (columns in ``uns["demo"]["regions"]``); ``layers["image_signal"]``, the
-    log(1 + counts per 10,000) expected from what the image shows alone (constant for the programme OFF); ``var``
+    log(1 + counts per 10,000) expected from what the image shows alone (constant for the programme OFF);
+    ``layers["rate"]``, the expected counts before the noise of counting; ``var``
     programme and image_share; ``uns["demo"]["planted"]``, the planted defects (read them with `planted`). Truth refers
     to where the spots truly lie: in the shifted sections ``obsm["spatial"]`` is off by the planted shift.
 
@@ -233,7 +234,8 @@ def _section(
     var = pd.DataFrame(
         {"symbol": genes.symbols, "programme": genes.programme}, index=pd.Index(genes.ids, name="gene_id")
     )
-    adata = AnnData(csr_matrix(measured), obs=obs, var=var, layers={"image_signal": counts.image_signal})
+    layers = {"image_signal": counts.image_signal, "rate": counts.rate.astype(np.float32)}
+    adata = AnnData(csr_matrix(measured), obs=obs, var=var, layers=layers)
     adata.obsm["spatial"] = where + np.asarray(shift)
     adata.obsm["region_share"] = share.astype(np.float32)
     adata.uns = {

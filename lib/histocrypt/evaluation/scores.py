@@ -2,10 +2,11 @@
 
 Written to ``evaluation/``: ``scores.csv`` (one row per model, section, transform and gene; section ``pooled`` too),
 ``summary.csv`` (one row per model and transform), ``paired.csv`` (each model against each baseline, a stack against
-every model, on shared bootstrap draws), ``sections.csv`` (mean correlation by section, with its patient) and
-``notes.json`` (what was not scored). Panels of cell types are also scored within spots (``within_spot`` in all but the
-first). While a study is being trained, the models that are finished can be scored (``unfinished``): those that every
-fold has predicted, never a model on some folds only.
+every model, on shared bootstrap draws), ``sections.csv`` (mean correlation by section, with its patient),
+``patients.csv`` (the same by patient) and ``notes.json`` (what was not scored). All but ``paired.csv`` hold the noise
+ceiling and the share of it that is reached, where a section has one. Panels of cell types are also scored within spots
+(``within_spot`` in all but the first). While a study is being trained, the models that are finished can be scored
+(``unfinished``): those that every fold has predicted, never a model on some folds only.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from histocrypt.data.folds import BY_SECTION
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
 from histocrypt.evaluation.bootstrap import Draws
+from histocrypt.evaluation.ceiling import section_ceiling
 from histocrypt.evaluation.metrics import METRICS, POOLED, Pool
 from histocrypt.files import read_json, read_table, write_json, write_table
 from histocrypt.paths import RunFolder
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 CEILING = "image_signal"
 CEILING_TITLE = "Ceiling: what the image carries"
 CEILING_TRANSFORM = "log1p_cp10k"
+NOISE_CEILING, SHARE = "noise_ceiling", "share"
+"""The correlation that the noise of counting leaves (`evaluation.ceiling`), and the part of it that a model reaches."""
+LOW_CEILING = 0.05
+"""A share of less than this correlation is not told: chance alone leaves more (`docs/ceiling.md`)."""
 FEW_BLOCKS = 4
 WITHIN = "within_spot"
 """The correlation within a spot, over a panel of cell types."""
@@ -61,7 +67,8 @@ class Scores:
     notes: dict[str, Any]
     """``unscored_genes`` by section, ``pooled_genes``, ``few_blocks``, ``draws``, ``block_um``, ``k``; where they apply
     ``scheme`` (sections were held out, not patients), ``matrix``, ``left_out`` (model -> why it has no score) and
-    ``coming`` (model that is not trained yet -> folds that it has predicted, and all)."""
+    ``coming`` (model that is not trained yet -> folds that it has predicted, and all), ``no_ceiling`` (section -> why
+    it has no noise ceiling)."""
 
     @property
     def transforms(self) -> list[str]:
@@ -83,6 +90,15 @@ class Scores:
         rows = self.paired
         keep = (rows["baseline"] == baseline) & (rows["transform"] == transform) & (rows["metric"] == metric)
         return rows[keep].set_index("model")
+
+    def patients(self, transform: str | None = None) -> pd.DataFrame:
+        """Return one row per transform, model and held-out patient: means over its sections, and the share reached."""
+        rows = self.sections if transform is None else self.sections[self.sections["transform"] == transform]
+        by = rows.groupby(["transform", "model", "patient"], sort=False)
+        table = by.agg(
+            sections=("section", "nunique"), pearson=("pearson", "mean"), **{NOISE_CEILING: (NOISE_CEILING, "mean")}
+        )
+        return table.assign(**{SHARE: share(table["pearson"], table[NOISE_CEILING])}).reset_index()
 
     def by_gene(self, transform: str) -> pd.DataFrame:
         """Return the rows of ``genes`` of one transform that are of a section and can be scored."""
@@ -126,9 +142,21 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
     if unfinished and covering(study, models):
         return load_scores(study)
     pairs = _pairs(models)
-    draws, genes, rows, unscored, few_blocks = Draws(pairs), [], [], {}, {}
+    draws, genes, rows, unscored, few_blocks, no_ceiling = Draws(pairs), [], [], {}, {}, {}
     with Pool() as pool:
         for fold, section, joined, rankings, rng in _test_sections(study, folds, models):
+            first = next(iter(joined.values()))
+            ceilings, why = section_ceiling(
+                section,
+                first.genes,
+                first.symbols,
+                study.target.transforms,
+                name=first.section,
+                matrix=study.target.matrix,
+                rng=rng.spawn(1)[0],
+            )
+            if why:
+                no_ceiling[first.section] = why
             scored = score_section(
                 joined,
                 um_per_px=float(as_mapping(section.uns.get("preprocessing")).get("um_per_px", 1.0)),
@@ -138,13 +166,13 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
                 k=about.k,
                 rankings=rankings,
                 within=study.target.matrix is not None,
+                ceilings={name: pd.Series(values, index=first.genes) for name, values in ceilings.items()},
             )
             for table in scored.genes:
                 table.insert(1, "fold", fold)
             genes += scored.genes
             rows += [{"model": row["model"], "fold": fold, **row} for row in scored.rows]
             draws.add(scored.draws)
-            first = next(iter(joined.values()))
             if first.unscored_genes:
                 unscored[first.section] = first.unscored_genes
             if scored.blocks < FEW_BLOCKS:
@@ -170,6 +198,7 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
         "scheme": BY_SECTION if study.folds.scheme == BY_SECTION else None,
         "matrix": study.target.matrix,
         "left_out": absent,
+        "no_ceiling": no_ceiling,
         "coming": {model: _predicted(run, model, folds) for model in coming},
     }
     scores = Scores(
@@ -397,6 +426,7 @@ def score_section(
     k: Sequence[int] = (),
     rankings: Mapping[str, Mapping[str, pd.Series]] | None = None,
     within: bool = False,
+    ceilings: Mapping[str, pd.Series] | None = None,
 ) -> SectionScores:
     """Score one section under every model, all on the same bootstrap draws of its blocks.
 
@@ -414,6 +444,8 @@ def score_section(
         Model -> transform -> each gene's correlation on validation data.
     within
         Score the order of names within each spot, too: for panels of cell types.
+    ceilings
+        Transform -> each gene's noise ceiling, where the section has one.
     """
     first = next(iter(joined.values()))
     labels = squares(first.coords * um_per_px, block_um)
@@ -433,13 +465,18 @@ def score_section(
             rank = np.full(len(pair.genes), np.nan) if ranking is None else ranking.reindex(pair.genes).to_numpy()
             keys = {"model": model, "section": pair.section, "patient": pair.patient, "transform": transform}
             names = {"gene": pair.genes, "symbol": pair.symbols}
-            tables.append(pd.DataFrame({**keys, **names, **scores, "validation_pearson": rank}))
+            own = (ceilings or {}).get(transform)
+            ceiling = np.full(len(pair.genes), np.nan) if own is None else own.reindex(pair.genes).to_numpy()
+            last = {"validation_pearson": rank, NOISE_CEILING: ceiling, SHARE: share(scores["pearson"], ceiling)}
+            tables.append(pd.DataFrame({**keys, **names, **scores, **last}))
             sums = bootstrap.block_sums(true, predicted, labels)
             for name, of in bootstrap.OF_DRAWS.items():
                 drawn[transform, name, model] = of(sums, weights)
             usable = ~scores["constant_truth"]
             row = {**keys, "spots": len(true), "genes": int(usable.sum()), "blocks": blocks}
             row |= {name: scores[name][usable].mean() if usable.any() else np.nan for name in bootstrap.OF_DRAWS}
+            row[NOISE_CEILING] = metrics.finite_mean(ceiling[usable])
+            row[SHARE] = share(row["pearson"], row[NOISE_CEILING])
             for n in k:
                 chosen = metrics.mean_of_top(scores["pearson"], rank, n)
                 row[f"pcc_{n}_training"] = chosen if ranking is not None else np.nan
@@ -452,6 +489,16 @@ def score_section(
                 row[f"{WITHIN}_undefined"] = len(spots) - known
             rows.append(row)
     return SectionScores(tables, rows, drawn, blocks)
+
+
+def share(score: np.ndarray | float, ceiling: np.ndarray | float) -> np.ndarray | float:
+    """Return the part of a ceiling that a score reaches; NaN where there is no ceiling, or one of hardly anything.
+
+    Of a section or patient it is the ratio of two means over genes, not the mean of their ratios: a gene of which
+    counting leaves nearly nothing would rule that.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(np.asarray(ceiling) >= LOW_CEILING, np.divide(score, ceiling), np.nan)[()]
 
 
 def _pairs(models: list[str]) -> list[tuple[str, str]]:
@@ -492,6 +539,9 @@ def _summarise(
                 low, high = bootstrap.interval(draws.mean(transform, WITHIN, model), mean)
                 row |= {WITHIN: mean, f"{WITHIN}_low": low, f"{WITHIN}_high": high}
                 row |= {name: int(by_section[name].sum()) for name in (f"{WITHIN}_spots", f"{WITHIN}_undefined")}
+            row[NOISE_CEILING] = by_section[NOISE_CEILING].mean()
+            known = by_section[NOISE_CEILING].notna()
+            row[SHARE] = share(by_section.loc[known, "pearson"].mean(), row[NOISE_CEILING])
             row |= {"pooled_pearson": pooled["pearson"].mean(), "pooled_genes": len(pooled)}
             for k in study.evaluation.k:
                 for way in ("training", "published"):
@@ -537,6 +587,7 @@ def save_scores(study: Study, scores: Scores) -> None:
     """Write the tables to ``evaluation/``, each atomically."""
     for name, file in FILES.items():
         write_table(study.run.evaluation / file, getattr(scores, name), index=False, float_format="%.9g")
+    write_table(study.run.evaluation / "patients.csv", scores.patients(), index=False, float_format="%.9g")
     write_json(study.run.evaluation / "notes.json", scores.notes)
 
 

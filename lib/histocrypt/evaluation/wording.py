@@ -10,7 +10,8 @@ import numpy as np
 
 from histocrypt.data.folds import BY_SECTION, caveat
 from histocrypt.evaluation.metrics import METRICS
-from histocrypt.evaluation.scores import CEILING, WITHIN, title_of
+from histocrypt.evaluation.scores import CEILING, NOISE_CEILING, SHARE, WITHIN, title_of
+from histocrypt.pipeline.predictions import some
 from histocrypt.predictors.registry import BASELINES
 from histocrypt.targets.matrix import noun
 
@@ -48,6 +49,16 @@ METRIC_WORDS = {
     ),
 }
 """The glossary's term and its meaning, for every metric in `METRICS`."""
+CEILING_WORDS = {
+    NOISE_CEILING: (
+        "Noise ceiling",
+        "The PCC that a predictor would reach that knew every spot’s true {one} level: counts are a sample of it, and "
+        "their noise cannot be predicted. Estimated from the counts themselves, by splitting them at random in halves "
+        "(Spearman and Brown). It counts all that differs between spots as predictable, seen in the image or not.",
+    ),
+    SHARE: ("Share of it", "Mean PCC divided by the mean noise ceiling of the same {many} and sections."),
+}
+"""The glossary's terms for how high a score can be, where some section has a noise ceiling."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,11 @@ def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
         return "\u2013"
     rounded = round(float(value), digits) + 0.0  # no negative zero
     return f"{rounded:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
+
+
+def percent(value: float) -> str:
+    """Return a share for readers, in whole percent; an en dash where there is none."""
+    return "\u2013" if value is None or not np.isfinite(value) else f"{number(100 * value, 0)} %"
 
 
 def span(low: float | None, high: float | None, digits: int = 3, *, sign: bool = False) -> str:
@@ -164,6 +180,8 @@ def score_table(scores: Scores, transform: str) -> pd.DataFrame:
                 "95 % interval": span(row["pearson_low"], row["pearson_high"]),
                 f"{unit}s, lowest to highest": span(row[f"{unit}_min"], row[f"{unit}_max"], 2),
                 "against colour-only ridge": beside,
+                "noise ceiling": number(row[NOISE_CEILING]),
+                "share of it": percent(row[SHARE]),
                 "pooled": number(row["pooled_pearson"]),
                 **{one.title: number(row[name], one.digits) for name, one in METRICS.items() if "main" in one.tables},
             }
@@ -254,6 +272,11 @@ def answer(scores: Scores) -> list[str]:
             f"expected to do better than about {number(ceiling)}, of which {title_of(best)} recovers "
             f"{100 * row['recovered']:.0f} %."
         )
+    if np.isfinite(row[NOISE_CEILING]):
+        lines.append(
+            f"The noise of counting alone leaves a ceiling of {number(row[NOISE_CEILING])}, of which "
+            f"{title_of(best)} reaches {percent(row[SHARE])}."
+        )
     if WITHIN in table:
         lines.append(within(scores, best, main))
     for other in scores.transforms[1:]:
@@ -280,6 +303,17 @@ def within(scores: Scores, model: str, transform: str) -> str:
     )
 
 
+def no_ceiling(scores: Scores) -> list[str]:
+    """Return why sections have no noise ceiling: one sentence for each reason."""
+    sections: dict[str, list[str]] = {}
+    for section, why in scores.notes.get("no_ceiling", {}).items():
+        sections.setdefault(why, []).append(section)
+    return [
+        f"No noise ceiling for {plural(len(names), 'section')} ({some(names)}): {why}."
+        for why, names in sections.items()
+    ]
+
+
 def limits(scores: Scores) -> list[str]:
     """Return what a reader must not conclude, from the numbers at hand."""
     main = scores.of(scores.transforms[0])
@@ -296,6 +330,7 @@ def limits(scores: Scores) -> list[str]:
         "The best model is named after seeing all test scores; with several models this flatters it a little.",
         "Pooled correlations mix differences within sections with differences between them (depth, batch, centre).",
     ]
+    lines += no_ceiling(scores)
     if scores.notes["few_blocks"]:
         few = listed(scores.notes["few_blocks"])
         lines.append(f"Too few blocks of tissue for a trustworthy interval in: {few}.")

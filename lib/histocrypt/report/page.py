@@ -21,6 +21,8 @@ from histocrypt.evaluation.figures import embed
 from histocrypt.evaluation.metrics import METRICS, POOLED
 from histocrypt.evaluation.scores import (
     CEILING,
+    NOISE_CEILING,
+    SHARE,
     WITHIN,
     Scores,
     covering,
@@ -29,7 +31,7 @@ from histocrypt.evaluation.scores import (
     ready_models,
     title_of,
 )
-from histocrypt.evaluation.wording import cell, number, plural, span, terms_of
+from histocrypt.evaluation.wording import cell, number, percent, plural, span, terms_of
 from histocrypt.files import read_table, write_json, write_table, write_text
 from histocrypt.pipeline.predictions import PredictionFile, as_mapping, h5ad_errors, join, read_h5ad
 from histocrypt.predictors.registry import BASELINES
@@ -81,7 +83,7 @@ def write_report(study: Study, *, run: Mapping[str, Any] | None = None, unfinish
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals.update(number=number, span=span, plural=plural)
+    environment.globals.update(number=number, percent=percent, span=span, plural=plural)
     coming = _coming(scores, asked)
     content = _content(study, scores, folds, there if unfinished else list(asked))
     content |= {"coming": coming, "run": None if run is None else parts.shown_run(study, run)}
@@ -111,6 +113,7 @@ def _content(study: Study, scores: Scores, folds: list[dict[str, Any]], shown: C
     for name, figure in drawn.items():
         pictures[f"multitask_{name}"] = embed(figures.save(figure, run.evaluation / f"multitask_{name}.png"))
     terms = terms_of(scores)
+    limited = bool(scores.summary[NOISE_CEILING].notna().any())
     return {
         "title": study.title or study.name,
         "name": study.name,
@@ -130,8 +133,8 @@ def _content(study: Study, scores: Scores, folds: list[dict[str, Any]], shown: C
         "metrics": METRICS.values(),
         "glossary": [
             (term, words.format(one=terms.one, many=terms.many))
-            for name, (term, words) in wording.METRIC_WORDS.items()
-            if name in METRICS
+            for name, (term, words) in {**wording.METRIC_WORDS, **wording.CEILING_WORDS}.items()
+            if name in METRICS or (limited and name in wording.CEILING_WORDS)
         ],
         "left_out": {m: {"title": title_of(m), "why": why} for m, why in scores.notes.get("left_out", {}).items()},
         "transforms": [_transform(scores, name) for name in scores.transforms],
@@ -149,6 +152,8 @@ def _content(study: Study, scores: Scores, folds: list[dict[str, Any]], shown: C
         "block_mm": number(scores.notes["block_um"] / 1000, 1),
         "ks": scores.notes["k"],
         "ceiling": CEILING in scores.of(main).index,
+        "limited": limited,
+        "no_ceiling": wording.no_ceiling(scores),
         "encrypted": parts.encrypted(study),
         "one_party": parts.one_party(study),
         "figures": pictures,
@@ -286,8 +291,20 @@ def by_section(scores: Scores, transform: str, some: set[str]) -> dict[str, Any]
         }
         for model, row in order.iterrows()
     ]
-    spots = rows.drop_duplicates("section").set_index("section")["spots"]
-    columns = [{"patient": patient, "section": name, "spots": int(spots[name])} for patient, name in wide.columns]
+    shares = rows.pivot(index="model", columns=["patient", "section"], values=SHARE).reindex(columns=wide.columns)
+    for row, model in zip(table, order.index, strict=True):
+        for cell_, part in zip(row["cells"], shares.loc[model], strict=True):
+            cell_["share"] = part
+    about = rows.drop_duplicates("section").set_index("section")
+    columns = [
+        {
+            "patient": patient,
+            "section": name,
+            "spots": int(about.loc[name, "spots"]),
+            "ceiling": about.loc[name, NOISE_CEILING],
+        }
+        for patient, name in wide.columns
+    ]
     return {"columns": columns, "rows": table, "total": every}
 
 
