@@ -168,6 +168,33 @@ def touching(coords: np.ndarray, *, reach: float = REACH) -> csr_matrix:
     return csr_matrix((np.ones(edges.shape[1]), edges), shape=(len(coords), len(coords)))
 
 
+def surroundings(um: np.ndarray, within_um: float) -> csr_matrix:
+    """Return what averages over the surroundings of each spot: (n, n) CSR, rows of sum 1.
+
+    The surroundings are the spots whose centres lie within ``within_um``, the spot itself left out. One that has none,
+    or whose place nobody knows, stands for its surroundings.
+
+    Parameters
+    ----------
+    um
+        (n, 2) spot centres of one section, micrometres; NaN where nobody knows.
+    within_um
+        How far surroundings reach: the same tissue, whatever the pitch.
+    """
+    from scipy.sparse import csr_matrix, diags
+    from scipy.spatial import cKDTree
+
+    um = np.asarray(um, dtype=np.float64)
+    known = np.flatnonzero(np.isfinite(um).all(axis=1))
+    pairs = np.zeros((0, 2), dtype=int)
+    if len(known) > 1:
+        pairs = known[cKDTree(um[known]).query_pairs(within_um, output_type="ndarray")]
+    alone = np.setdiff1d(np.arange(len(um)), pairs)
+    rows, columns = np.concatenate([pairs, pairs[:, ::-1], np.column_stack([alone, alone])]).T
+    graph = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(um), len(um)))
+    return diags(1 / np.asarray(graph.sum(axis=1)).ravel()) @ graph
+
+
 def section_edges(adata: AnnData) -> np.ndarray:
     """Return the edges of one section, (2, m) int: spot ``edges[0, k]`` has the neighbour ``edges[1, k]``.
 

@@ -1,8 +1,9 @@
 """What a predictor sees of a run: spots with normalised tiles, targets and frozen features, joined by name.
 
-A name says which features are wanted: ``a``, ``a+b`` (two encoders side by side), ``a+b@4`` (the first four of the
-eight views of each tile); ``prepared:<folder>#<encoder>`` reads embeddings that were made elsewhere: see
-`encoders.precomputed`. Features are cached by content.
+A name says which features are wanted: ``a``, ``a+b`` (two families side by side), ``a+b@4`` (the first four of the
+eight views of each tile). ``a~320`` is the context of a: its mean over the spots, or places of a grid, whose centres
+lie within 320 um, the spot itself left out. ``prepared:<folder>#<encoder>`` reads embeddings that were made elsewhere:
+see `encoders.precomputed`. Features are cached by content.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from histocrypt.data.fold_statistics import PANEL, STAIN, TARGETS, read_clean_se
 from histocrypt.data.folds import Fold
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
-from histocrypt.spatial import graph_of, section_edges
+from histocrypt.spatial import graph_of, section_edges, surroundings
 from histocrypt.targets.matrix import columns_of, depth, has_counts
 from histocrypt.targets.panels import Panel
 from histocrypt.targets.transforms import TargetStatistics, output_names
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
     from histocrypt.study import Study
     from histocrypt.targets.matrix import Label
     from histocrypt.tissue.stain import StainStatistics
+    from histocrypt.tissue.tiles import Places
 
 VIEWS = 8
 """The tile as it is, and its seven turned and mirrored copies."""
 IN_MEMORY = 2**30
 """Tiles of more bytes than this are memory-mapped in the cache folder."""
+FARTHEST = 5000
+"""Micrometres that a context may reach."""
 CHUNK = 256
 """Tiles that are normalised and resized at a time."""
 UNCOUNTED = ("obs", "var", "obsm", "uns")
@@ -256,7 +260,7 @@ def load_spots(
         tile.
     """
     from histocrypt.tissue.stain import StainStatistics
-    from histocrypt.tissue.tiles import read_tiles
+    from histocrypt.tissue.tiles import read_places, read_tiles
 
     run, sections, method = study.run, list(sections), study.preprocessing.stain
     reference = StainStatistics.load(run.fold(fold if isinstance(fold, str) else fold.name) / STAIN)
@@ -289,13 +293,11 @@ def load_spots(
 
     @cache
     def features(encoder: str) -> np.ndarray:
-        each = zip(sections, every_barcode, raw(), stains, strict=True)
-        return np.concatenate(
-            [
-                section_features(own, stain=stain, method=method, encoder=encoder, names=spot_names(section, barcodes))
-                for section, barcodes, own, stain in each
-            ]
-        )
+        def of(section: str, barcodes: np.ndarray, own: np.ndarray, stain: StainStatistics) -> np.ndarray:
+            names, places = spot_names(section, barcodes), read_places(run.tiles(section), barcodes)
+            return section_features(own, stain=stain, method=method, encoder=encoder, names=names, places=places)
+
+        return np.concatenate(list(map(of, sections, every_barcode, raw(), stains)))
 
     measured = None
     if with_targets:
@@ -380,13 +382,20 @@ def room(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def section_features(
-    tiles: np.ndarray, *, stain: StainStatistics, method: str, encoder: str, names: np.ndarray
+    tiles: np.ndarray,
+    *,
+    stain: StainStatistics,
+    method: str,
+    encoder: str,
+    names: np.ndarray,
+    places: Places | None = None,
 ) -> np.ndarray:
     """Return the frozen features of one section, from the cache where they are there.
 
-    The encoder sees tiles in **one fixed stain**, a published reference that was learnt from no patient of any study
+    An encoder sees tiles in **one fixed stain**, a published reference that was learnt from no patient of any study
     (`tissue.stain.DEFAULT_REFERENCE`), not in the fold's. Features hence do not depend on the fold: they are computed
-    once per section, and nothing of a training patient is in them, nor of a test patient.
+    once per section, and nothing of a training patient is in them, nor of a test patient. What is described by hand
+    (`encoders.described`) sees the raw tile and the section's stain.
 
     They are found again by content: the key is a SHA-256 over the raw tiles, the section's stain statistics, the
     reference, the method, one tile as normalised (so that a change of the normalisation itself counts), the encoder and
@@ -406,50 +415,70 @@ def section_features(
         own in the cache: a calculation that was stopped goes on with the view that it was at.
     names
         (n,) names of the spots; stored beside the features and checked when these are read.
+    places
+        Where the tiles lie; all spots of the section at once, since they are each other's context. Encoders' own
+        features do without.
 
     Returns
     -------
     (n, d) float32, or (n, views, d) where views are asked for
     """
     from histocrypt.encoders.precomputed import PREPARED, prepared_features
+    from histocrypt.tissue.tiles import Places
 
     encoders, views = parts_of(encoder)
+    places = Places(np.full((len(tiles), 2), np.nan), float("nan")) if places is None else places
 
     def views_of(name: str) -> np.ndarray:
         """Return (n, views, d)."""
+        name, around = split_context(name)
+        if around:  # the surroundings are not turned
+            own = section_features(tiles, stain=stain, method=method, encoder=name, names=names, places=places)
+            return np.repeat((surroundings(places.um, around) @ own)[:, None].astype(np.float32), views or 1, axis=1)
         if name.startswith(PREPARED):
             return prepared_features(name, names=names, views=views or 1)
         seen = (turned(np.asarray(tiles), view) if view else tiles for view in range(views or 1))
-        return np.stack([_encoded(own, stain=stain, method=method, encoder=name, names=names) for own in seen], axis=1)
+        how = {"stain": stain, "method": method, "encoder": name, "names": names, "tile_um": places.tile_um}
+        return np.stack([_encoded(own, **how) for own in seen], axis=1)
 
     together = np.concatenate([views_of(name) for name in encoders], axis=-1)
     return together if views else together[:, 0]
 
 
-def _encoded(tiles: np.ndarray, *, stain: StainStatistics, method: str, encoder: str, names: np.ndarray) -> np.ndarray:
-    """Return one encoder's features of one section, (n, d), from the cache where they are there."""
+def _encoded(
+    tiles: np.ndarray, *, stain: StainStatistics, method: str, encoder: str, names: np.ndarray, tile_um: float
+) -> np.ndarray:
+    """Return one family's features of one section, (n, d), from the cache where they are there."""
     from tqdm.auto import tqdm
 
+    from histocrypt.encoders.described import DESCRIBED
     from histocrypt.encoders.encoders import encode, encoder_of
     from histocrypt.tissue.stain import DEFAULT_REFERENCE
 
     def normal(part: np.ndarray) -> Iterable[np.ndarray]:
         return normalised_chunks(part, source=stain, reference=DEFAULT_REFERENCE, method=method)
 
-    entry = encoder_of(encoder)
-    key = hashlib.sha256()
-    how = [stain.to_dict(), DEFAULT_REFERENCE.to_dict(), method, encoder, entry.px, entry.weights_hash()]
+    described = DESCRIBED.get(encoder)
+    key, how = hashlib.sha256(), [stain.to_dict(), encoder]
+    if described is None:
+        entry = encoder_of(encoder)
+        how += [DEFAULT_REFERENCE.to_dict(), method, entry.px, entry.weights_hash()]
+    else:
+        how += [described.version, tile_um]
     key.update(json.dumps([how, list(tiles.shape), list(map(str, names))], sort_keys=True, default=_plain).encode())
     for start in range(0, len(tiles), CHUNK):
         key.update(np.ascontiguousarray(tiles[start : start + CHUNK]).data)
-    for tile in normal(tiles[:1]):
+    for tile in normal(tiles[:1]) if described is None else ():
         key.update(np.ascontiguousarray(tile).data)
     path = paths.cache() / "features" / f"{key.hexdigest()}.h5"
     cached = _read_features(path, names)
     if cached is None:
         with _alone(path):  # jobs side by side want the same sections: one computes, the others wait and read
             cached = _read_features(path, names, quietly=True)
-            if cached is None:
+            if cached is None and described is not None:
+                cached = described.describe(tiles, stain=stain, um_per_px=tile_um / tiles.shape[1])
+                _write_features(path, names, cached, encoder)
+            elif cached is None:
                 section, chunks = str(names[0]).split(":")[0], -(-len(tiles) // CHUNK)
                 bar = tqdm(normal(tiles), total=chunks, desc=f"features {section}", leave=False)
                 cached = np.concatenate([encode(chunk, encoder, progress=False) for chunk in bar])
@@ -467,6 +496,8 @@ def parts_of(name: str) -> tuple[list[str], int | None]:
     """
     joined, _, views = name.partition("@")
     encoders = joined.split("+")
+    for encoder in encoders:
+        split_context(encoder)
     if not all(encoders) or len(set(encoders)) < len(encoders):
         raise InputError(
             "names no encoder, or one twice",
@@ -481,6 +512,17 @@ def parts_of(name: str) -> tuple[list[str], int | None]:
             "asks for an impossible number of views", field="encoder", value=name, expected=f"1 to {VIEWS} after @"
         )
     return encoders, int(views)
+
+
+def split_context(name: str) -> tuple[str, float]:
+    """Return a family's name and how far its surroundings reach, micrometres; 0: the spot itself."""
+    family, mark, reach = name.partition("~")
+    if not mark:
+        return name, 0.0
+    if not family or not reach.isdigit() or not 1 <= int(reach) <= FARTHEST:
+        wanted = f"e.g. morphology~320: a whole number of micrometres, 1 to {FARTHEST}, after ~"
+        raise InputError("names no surroundings", field="encoder", value=name, expected=wanted)
+    return family, float(reach)
 
 
 def turned(tiles: np.ndarray, view: int) -> np.ndarray:

@@ -32,6 +32,9 @@ RENAMED = (
     (r"^layernorm\.", "norm."),
 )
 """Names of DINOv2 in transformers, and what timm calls the same tensors."""
+MIDDLE = (7, 10, 14)
+"""Blocks of EfficientNet-Lite0 whose maps are summarised: 80, 112, 192 channels. On patients never seen they tell more of
+tissue than the last layer, which has learnt to tell dogs from cars (`docs/ablation.md`)."""
 PARTS = re.compile(r"^(blocks\.\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
 
 
@@ -59,6 +62,24 @@ def lite0(entry: Encoder, file: Path) -> torch.nn.Module:
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     _fold(network.eval())
     return _computing(network, lambda images: network.extract_features(images).mean((2, 3)))
+
+
+def lite0_middle(entry: Encoder, file: Path) -> torch.nn.Module:
+    """Return the mean and deviation over the maps of the blocks `MIDDLE` of EfficientNet-Lite0."""
+    import torch
+
+    whole = lite0(entry, file).network
+    blocks = list(whole._blocks)[: max(MIDDLE) + 1]
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        seen, found = whole._swish(whole._bn0(whole._conv_stem(images))), []
+        for number, block in enumerate(blocks):
+            seen = block(seen)
+            if number in MIDDLE:
+                found += [seen.mean((2, 3)), seen.std((2, 3))]
+        return torch.cat(found, dim=1)
+
+    return _computing(whole, features)
 
 
 def vit(entry: Encoder, file: Path) -> torch.nn.Module:
@@ -218,6 +239,7 @@ def conch(entry: Encoder, file: Path) -> torch.nn.Module:
 
 BUILDERS: dict[str, Callable[[Encoder, Path], torch.nn.Module]] = {
     "lite0": lite0,
+    "lite0_middle": lite0_middle,
     "vit": vit,
     "cnn": cnn,
     "ctranspath": ctranspath,

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 TIMM = "timm:"
 """What a name starts with that stands for a model of the package timm."""
 
-Output = Literal["class token", "class token + mean patch token", "mean over the map", "mean over the third stage"]
+Output = Literal[
+    "class token",
+    "class token + mean patch token",
+    "mean over the map",
+    "mean over the third stage",
+    "mean and sd over the maps",
+]
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "sd": (0.229, 0.224, 0.225)}
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "sd": (0.26862954, 0.26130258, 0.27577711)}
@@ -39,7 +45,7 @@ class Encoder:
     name: str
     title: str
     """How tables call it."""
-    network: Literal["lite0", "vit", "cnn", "ctranspath", "conch"]
+    network: Literal["lite0", "lite0_middle", "vit", "cnn", "ctranspath", "conch"]
     """Which function of `encoders.networks` builds it."""
     architecture: str
     """Name in timm; empty where timm does not have it."""
@@ -101,6 +107,13 @@ def _lite0(name: str, px: int) -> Encoder:
     )  # fmt: skip
 
 
+def _lite0_middle() -> Encoder:
+    return Encoder(
+        "efficientnet_lite0_middle", "EfficientNet-Lite0, middle layers", "lite0_middle", "", 768,
+        "mean and sd over the maps", 2.3, "Apache-2.0", FREE, gated=False, px=160, um_per_px=None, **LITE,
+    )  # fmt: skip
+
+
 _CLASS, _BOTH = "class token", "class token + mean patch token"
 _SCALE = {"init_values": 1e-5}
 _PLAIN = {**_SCALE, "img_size": 224}
@@ -118,6 +131,7 @@ ENCODERS: dict[str, Encoder] = {
     for entry in (
         _lite0("efficientnet_lite0", 224),
         _lite0("efficientnet_lite0_128", 128),
+        _lite0_middle(),
         Encoder(
             "resnet50", "ResNet-50, third stage", "cnn", "resnet50.tv_in1k", 1024, "mean over the third stage", 8.5,
             "BSD-3-Clause", FREE, "timm/resnet50.tv_in1k", gated=False, files=("model.safetensors",), um_per_px=None,
@@ -216,7 +230,7 @@ def table() -> str:
         physical = f"{entry.px} px" + (f" at {entry.um_per_px:g} µm" if entry.um_per_px else "")
         normal = "; ".join(", ".join(f"{value:.3f}" for value in values) for values in (entry.mean, entry.sd))
         page = f"[{entry.repository}](https://huggingface.co/{entry.repository})" if entry.repository else "its authors"
-        if entry.network == "lite0":
+        if entry.network.startswith("lite0"):
             page = "installed"
         page += ", gated" if entry.gated and entry.repository else ""
         cells = (f"`{entry.name}`", entry.title, f"{entry.parameters:g}", str(entry.width), entry.output)

@@ -321,7 +321,7 @@ def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[
     from histocrypt.encrypted.key_owner import CHUNK, as_seen
     from histocrypt.paths import RunFolder
     from histocrypt.tissue.stain import StainStatistics
-    from histocrypt.tissue.tiles import read_tiles
+    from histocrypt.tissue.tiles import read_places, read_tiles
 
     run = RunFolder(model.folder.resolve().parents[2])
     stain = model.about["stain"]
@@ -336,7 +336,8 @@ def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[
         if described["sees"] == "features":
             names = spot_names(section, np.asarray(barcodes).astype(str))
             encoder = described["input"]["encoder"]
-            values = section_features(tiles, stain=own, method=stain["method"], encoder=encoder, names=names)
+            how = {"stain": own, "method": stain["method"], "names": names, "places": read_places(run.tiles(section))}
+            values = section_features(tiles, encoder=encoder, **how)
         else:
             side = model.about["geometry"]["input_px"]
             chunks = normalised_chunks(tiles, source=own, reference=reference, method=stain["method"], side=side)

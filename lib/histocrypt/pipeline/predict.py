@@ -112,6 +112,7 @@ def predicted_part(
             coords,
             um_per_px=section.um_per_px,
             tile_um=factor * about["geometry"]["tile_um"],
+            connected=kind != "patches",
             about=about,
             own=own,
             reference=reference,
@@ -515,6 +516,7 @@ def prepare_section(
     from histocrypt.options import Preprocessing
     from histocrypt.tissue.preprocess import preprocess_section
     from histocrypt.tissue.stain import StainStatistics
+    from histocrypt.tissue.tiles import read_places
 
     least = {"min_counts": 0, **({"min_tissue": 0.0} if every else {}), **({} if align is None else {"align": align})}
     settings = Preprocessing(**{**about["preprocessing"], **least})
@@ -538,7 +540,9 @@ def prepare_section(
 
     def features(encoder: str) -> np.ndarray:
         with h5py.File(paths["tiles_path"], "r") as file:
-            return section_features(file["img"][()], stain=own, method=method, encoder=encoder, names=names)
+            tiles = file["img"][()]
+        how = {"stain": own, "method": method, "names": names, "places": read_places(paths["tiles_path"])}
+        return section_features(tiles, encoder=encoder, **how)
 
     spots = Spots(
         names=names,

@@ -171,7 +171,8 @@ def fit(
     predicted = scaling.restore(predictor.predict(validation))
     if MODELS[model].kind == "fitted" or settings.refit:
         predictor = new()
-        predictor.fit(joined(learnt, lesson(validation)), None, seed=seed, chosen=chosen)
+        again = predictor.fit(joined(learnt, lesson(validation)), None, seed=seed, chosen=chosen)
+        chosen = again if MODELS[model].kind == "fitted" else chosen
     return predictor, chosen, predicted
 
 

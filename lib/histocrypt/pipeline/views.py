@@ -109,6 +109,7 @@ def recut(
     *,
     um_per_px: float,
     tile_um: float,
+    connected: bool,
     about: dict[str, Any],
     own: StainStatistics,
     reference: StainStatistics,
@@ -116,9 +117,10 @@ def recut(
 ) -> Spots:
     """Return spots of **one section** with tiles of ``tile_um``, cut from its image and brought to the model's stain.
 
-    Tiles lie in ``file``, raw, and beside it, normalised; both are memory-mapped.
+    Tiles lie in ``file``, raw, and beside it, normalised; both are memory-mapped. Where spots are not ``connected``,
+    their places tell nothing, and none is another's context.
     """
-    from histocrypt.tissue.tiles import iter_tiles
+    from histocrypt.tissue.tiles import Places, iter_tiles
 
     stored, side, n = about["geometry"]["tile_px"], about["geometry"]["input_px"], len(spots)
     method = about["stain"]["method"]
@@ -132,7 +134,10 @@ def recut(
         chunks = normalised_chunks(raw, source=own, reference=reference, method=method, side=side)
         return mapped(file.with_suffix(".normal"), chunks, n=n, side=side)
 
+    places = Places(coords * um_per_px if connected else np.full(coords.shape, np.nan), tile_um)
+
     def features(encoder: str) -> np.ndarray:
-        return section_features(np.asarray(raw), stain=own, method=method, encoder=encoder, names=spots.names)
+        how = {"stain": own, "method": method, "names": spots.names, "places": places}
+        return section_features(np.asarray(raw), encoder=encoder, **how)
 
     return replace(spots, pixels=pixels, features=features)

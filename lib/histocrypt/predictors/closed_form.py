@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from histocrypt.data.load import Spots
+from histocrypt.encoders.described import colour_features
 from histocrypt.predictors.base import Predictor
 
 LEAST_SHARE = 0.25
@@ -16,9 +17,6 @@ PENALTIES = tuple(float(10.0**power) for power in np.arange(-4, 4.01, 0.5))
 """Penalties tried, per training spot: the same value means the same shrinkage for any number of spots."""
 NEIGHBOURS = (3, 5, 10, 20, 40, 80, 160)
 """Values of k that are tried."""
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SIDE = 48
-"""About as many pixels a side are looked at, evenly spaced: enough for statistics of colour."""
 
 
 class Fitted(Predictor):
@@ -390,27 +388,3 @@ def principal_components(scores: np.ndarray, most: int) -> Any:
     # Exact solvers only: the randomised one would make the result depend on more than the data.
     solver = "covariance_eigh" if len(scores) > scores.shape[1] else "full"
     return PCA(n_components=max(kept, 1), svd_solver=solver).fit(scores.astype(np.float64))
-
-
-def colour_features(tiles: np.ndarray) -> np.ndarray:
-    """Return (n, 42) float32: mean, standard deviation and five quantiles of six channels.
-
-    The channels are R, G, B (0 to 1) and the optical densities of haematoxylin, eosin and DAB (Ruifrok and Johnston
-    2001). Pixels are taken one by one: shuffling the pixels that are looked at changes nothing.
-
-    Parameters
-    ----------
-    tiles
-        (n, S, S, 3) uint8.
-    """
-    from skimage.color import rgb2hed
-
-    features = np.empty((len(tiles), 6 * (2 + len(QUANTILES))), dtype=np.float32)
-    step = max(1, tiles.shape[1] // SIDE)
-    for start in range(0, len(tiles), 256):
-        sample = np.asarray(tiles[start : start + 256, step // 2 :: step, step // 2 :: step])
-        rgb = sample.reshape(len(sample), -1, 3).astype(np.float32) / np.float32(255)
-        channels = np.concatenate([rgb, rgb2hed(rgb).astype(np.float32)], axis=-1)
-        parts = [channels.mean(axis=1), channels.std(axis=1), *np.quantile(channels, QUANTILES, axis=1)]
-        features[start : start + 256] = np.concatenate(parts, axis=-1)
-    return features

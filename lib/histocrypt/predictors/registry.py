@@ -45,6 +45,21 @@ class FheHeadOptions(EncoderOptions):
     encoder: str = Field("efficientnet_lite0_128", description="frozen encoder, a name in encoders.ENCODERS")
 
 
+class FusionOptions(Options):
+    """See `predictors.fusion_ridge.FusionRidge`."""
+
+    families: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = Field(
+        ("colour", "morphology", "efficientnet_lite0_middle"),
+        description="of features: colour, morphology, frozen encoders by name",
+    )
+    context_um: Annotated[int, Field(ge=0, le=5000)] = Field(
+        320, description="how far a spot's surroundings reach, micrometres; 0: the spot alone"
+    )
+    patients: Literal["new", "known"] = Field(
+        "new", description="known: the patients that are predicted are trained on, by other sections of theirs"
+    )
+
+
 class VisionMLPOptions(Options):
     """See `models.vision_mlp.VisionMLP`."""
 
@@ -188,6 +203,9 @@ MODELS: dict[str, Entry] = {
         "histocrypt.predictors.closed_form:EncoderRidge", "fitted", "Frozen-encoder ridge", EncoderOptions
     ),
     "knn": Entry("histocrypt.predictors.closed_form:NearestNeighbours", "fitted", "Frozen-encoder kNN", EncoderOptions),
+    "fusion_ridge": Entry(
+        "histocrypt.predictors.fusion_ridge:FusionRidge", "fitted", "Fusion of frozen features", FusionOptions
+    ),
     "vision_mlp": Entry(
         "histocrypt.models.vision_mlp:VisionMLP", "network", "VisionMLP (multi-scale CNN)", VisionMLPOptions
     ),

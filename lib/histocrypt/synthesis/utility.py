@@ -351,8 +351,8 @@ def label_probabilities(
     They are NaN for a set that has images of one class only: a filter may have left no other. Training sets are told by
     a frozen encoder's features, baselines by statistics of colour without any shape or texture.
     """
+    from histocrypt.encoders.described import colour_features
     from histocrypt.encoders.encoders import encode
-    from histocrypt.predictors.closed_form import colour_features
 
     classes = test.scheme.classes
     looked_at = {"real": sets["real"], "synthetic": sets["synthetic"], "validation": validation, "test": test}

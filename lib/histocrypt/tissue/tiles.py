@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,34 @@ def write_tiles(
         file["coords"] = corners
         values = {**(attrs or {}), "um_per_px": um_per_px, "tile_um": tile_um, "tile_px": tile_px}
         file.attrs.update(values)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tiles of a section lie, and how wide they are."""
+
+    um: np.ndarray
+    """(n, 2) centres x, y, micrometres; NaN where nobody knows, as of single patches."""
+    tile_um: float
+    """Side of a tile."""
+
+
+def read_places(path: str | Path, barcodes: Sequence[str] | None = None) -> Places:
+    """Return where the tiles of a file lie, in the order asked for (default: as stored); see `write_tiles`."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            um_per_px, tile_um = float(file.attrs["um_per_px"]), float(file.attrs["tile_um"])
+            um = np.asarray(file["coords"][()], dtype=np.float64) * um_per_px + tile_um / 2
+            names = [name.decode() for name in np.asarray(file["barcode"]).reshape(-1)]
+    except (OSError, KeyError) as error:
+        problem = f"does not say where its tiles lie ({error})"
+        raise InputError(problem, file=path, fix="run preprocessing again") from error
+    if barcodes is None:
+        return Places(um, tile_um)
+    position = {name: index for index, name in enumerate(names)}
+    return Places(um[[position[str(name)] for name in barcodes]], tile_um)
 
 
 def read_tiles(path: str | Path, barcodes: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:

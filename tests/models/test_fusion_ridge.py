@@ -1,0 +1,178 @@
+"""Fusion of frozen features: context, low rank, what is chosen on training patients alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from histocrypt.data.load import Spots, parts_of, split_context
+from histocrypt.errors import InputError
+from histocrypt.predictors.fusion_ridge import FusionRidge, candidates, low_rank
+from histocrypt.predictors.registry import build
+from histocrypt.spatial import surroundings
+
+FAMILIES = ("good", "noise")
+
+
+def made(patients=("a", "b", "c"), n=60, genes=12, seed=0):
+    """Spots whose expression has two directions, both in the features of the family good."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).normal(size=(2, genes))
+    loading = np.random.default_rng(98).normal(size=(2, 10))
+    features, targets, sections, owners = {name: [] for name in FAMILIES}, [], [], []
+    for patient in patients:
+        hidden = rng.normal(size=(n, 2))
+        features["good"].append(hidden @ loading + rng.normal(size=(n, 10)) + rng.normal(size=10) * 3)
+        features["noise"].append(rng.normal(size=(n, 30)))
+        targets.append(hidden @ mixing + rng.normal(size=(n, genes)) + rng.normal(size=genes))
+        sections += [f"S_{patient}"] * n
+        owners += [patient] * n
+    found = {name: np.concatenate(parts).astype(np.float32) for name, parts in features.items()}
+
+    def of(name):
+        return np.concatenate([found[part.partition("~")[0]] for part in name.split("+")], axis=1)
+
+    names = np.array([f"{section}:{i}" for i, section in enumerate(sections)])
+    outputs = tuple(f"log1p:g{i}" for i in range(genes // 2)) + tuple(f"raw:g{i}" for i in range(genes // 2))
+    return Spots(
+        names=names,
+        sections=np.array(sections),
+        patients=np.array(owners),
+        depth=np.ones(len(names)),
+        outputs=outputs,
+        targets=np.concatenate(targets).astype(np.float32),
+        features=of,
+    )
+
+
+def correlation(predicted, spots):
+    found = [np.corrcoef(predicted[:, j], spots.targets[:, j])[0, 1] for j in range(predicted.shape[1])]
+    return float(np.mean(found))
+
+
+def fitted(train, **options):
+    predictor = FusionRidge(**{"families": FAMILIES, "context_um": 0, **options})
+    return predictor, predictor.fit(train)
+
+
+def test_what_is_planted_is_found_on_another_patient():
+    train, test = made(), replace(made(("d",), seed=5), targets=None)
+    truth = made(("d",), seed=5)
+    predictor, chosen = fitted(train)
+    assert correlation(predictor.predict(test), truth) > 0.5
+    assert chosen["log1p"]["weights"].get("noise", 0) <= chosen["log1p"]["weights"]["good"]
+    assert len(chosen["raw"]["genes"]) == 6
+    assert min(chosen["raw"]["genes"]) > 0.2
+    assert chosen["held_out"] == "3 parts of patients"
+    assert chosen["patients"] == "new"
+
+
+def test_the_state_is_small_and_comes_back_bit_by_bit(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    train, test = made(), made(("d",), seed=5)
+    predictor, _ = fitted(train)
+    save_file(predictor.state(), tmp_path / "state.safetensors")
+    again = FusionRidge(families=FAMILIES, context_um=0)
+    again.load_state(load_file(tmp_path / "state.safetensors"))
+    assert np.array_equal(again.predict(test), predictor.predict(test))
+    assert sum(array.nbytes for array in predictor.state().values()) < 10_000
+
+
+def test_labels_of_the_predicted_section_change_nothing():
+    train, test = made(), made(("d",), seed=5)
+    predictor, _ = fitted(train)
+    other = replace(test, targets=test.targets[::-1])
+    assert np.array_equal(predictor.predict(test), predictor.predict(other))
+
+
+def test_predictions_reach_as_far_as_held_out_spots_say():
+    train = made()
+    predictor, chosen = fitted(train)
+    predicted = predictor.predict(train)
+    for section in np.unique(train.sections):
+        rows = train.sections == section
+        share = predicted[rows].std(axis=0) / train.targets[rows].std(axis=0)
+        assert (share < 1).all()
+        assert share.mean() == pytest.approx(chosen["log1p"]["correlation"], abs=0.15)
+
+
+@pytest.mark.parametrize("patients", [("a",), ("a", "b")])
+def test_few_patients_and_tiny_sections(patients):
+    predictor, chosen = fitted(made(patients, n=40))
+    one = made(("d",), n=1, seed=3)
+    assert np.isfinite(predictor.predict(one)).all()
+    assert np.allclose(predictor.predict(one), predictor.state()["intercept"], atol=1e-5)  # nothing to compare it with
+    assert np.isfinite(predictor.predict(made(("d",), n=3, seed=3))).all()
+    assert chosen["held_out"].endswith("patients" if len(patients) > 1 else "sections")
+
+
+def test_a_refit_uses_what_was_chosen():
+    train = made(("a",))
+    _, chosen = fitted(train)
+    chosen["log1p"]["weights"] = {"noise": 1.0}
+    predictor = FusionRidge(families=FAMILIES, context_um=0)
+    assert predictor.fit(train, chosen=chosen) == chosen
+    assert predictor.fit(made(), chosen=chosen)["log1p"]["weights"]["good"] > 0  # several patients judge again
+    predictor.fit(train, chosen=chosen)
+    used = np.abs(predictor.state()["axes"][:, :12]).sum(axis=1)
+    assert used[:10].sum() < 1e-6
+    assert used[10:].sum() > 0
+
+
+def test_known_patients_are_told_more():
+    """Their own sections are trained on: directions that the next patient does not share are worth learning."""
+    train, chosen = made(n=200), {}
+    rich, chosen = fitted(train, patients="known")
+    poor, _ = fitted(train)
+    assert chosen["patients"] == "known"
+    assert chosen["log1p"]["weights"] == {"all": 1.0}
+    assert correlation(rich.predict(train), train) > correlation(poor.predict(train), train)
+
+
+def test_low_rank_gives_directions_of_equal_spread():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(100, 8)), rng.normal(size=(100, 20))
+    weight = low_rank(x, y, [np.arange(20)], (0.01,), (2,))
+    assert np.linalg.matrix_rank(weight) == 2
+    assert np.allclose((x @ weight).std(axis=0), 1)
+    wide = np.concatenate(
+        [x, np.zeros((100, 200))], axis=1
+    )  # more columns than rows: the same numbers by the other way
+    assert np.allclose(low_rank(wide, y, [np.arange(20)], (0.01,), (2,))[:8], weight)
+
+
+def test_every_choice_is_tried_once():
+    tried = candidates(["colour", "morphology", "some_encoder"])
+    assert len(tried) == len({tuple(sorted(one.items())) for one in tried}) == 7 + 3
+    assert {"morphology": 1.0, "some_encoder": 2.0} in tried
+
+
+@pytest.mark.parametrize("pitch", [100.0, 200.0])
+def test_surroundings_against_brute_force(pitch):
+    rng = np.random.default_rng(1)
+    um = np.stack(np.meshgrid(np.arange(7), np.arange(6)), axis=-1).reshape(-1, 2) * pitch
+    um = np.concatenate([um, [[1e5, 1e5]], [[np.nan, np.nan]]])
+    values = rng.normal(size=(len(um), 3))
+    found = surroundings(um, 320.0) @ values
+    for i in range(len(um)):
+        away = np.linalg.norm(um - um[i], axis=1)
+        near = np.flatnonzero((away > 0) & (away <= 320))
+        assert np.allclose(found[i], values[near].mean(axis=0) if len(near) else values[i])
+
+
+def test_names_of_surroundings():
+    assert split_context("morphology~320") == ("morphology", 320.0)
+    assert split_context("uni") == ("uni", 0.0)
+    assert parts_of("uni+uni~200@2") == (["uni", "uni~200"], 2)
+    for wrong in ("uni~", "~320", "uni~0", "uni~3.5", "uni~9999"):
+        with pytest.raises(InputError) as error:
+            parts_of(wrong)
+        assert error.value.value == wrong
+
+
+def test_a_study_names_its_families():
+    predictor = build("fusion_ridge", ("log1p:a",), settings={}, options={"families": ["colour"], "context_um": 100})
+    assert predictor.encoder == "colour+colour~100"
+    with pytest.raises(InputError):
+        build("fusion_ridge", ("log1p:a",), settings={}, options={"families": []})

@@ -1,0 +1,136 @@
+"""Nuclei and tissue described by hand: discs of known size and place give their numbers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from histocrypt.encoders import morphology as module
+from histocrypt.encoders.morphology import FEATURES, Limits, concentrations, describe, limits_of, morphology, nuclei_of
+from histocrypt.errors import InputError
+from histocrypt.tissue.stain import DEFAULT_CONCENTRATIONS, DEFAULT_MATRIX, DEFAULT_REFERENCE, INCIDENT_LIGHT
+
+SIDE = 222
+LIMITS = Limits(nuclei=0.9, haematoxylin=0.3, eosin=0.3)
+
+
+def drawn(centres_um, radius_um, *, um_per_px=module.UM, side=SIDE, eosin=0.5, stretch=1.0):
+    """Return a tile with dark ellipses on pink, (side, side, 3) uint8 in the published stains."""
+    y, x = (np.mgrid[:side, :side] + 0.5) * um_per_px
+    inside = np.zeros((side, side), dtype=bool)
+    for cx, cy in centres_um:
+        inside |= ((x - cx) / stretch) ** 2 + ((y - cy) * stretch) ** 2 <= radius_um**2
+    amounts = np.stack([np.where(inside, 1.6, 0.1), np.where(inside, 0.1, eosin)], axis=-1)
+    return np.clip(INCIDENT_LIGHT * np.exp(-amounts @ DEFAULT_MATRIX.T) - 1, 0, 255).round().astype(np.uint8)
+
+
+def lattice(pitch_um, around=15.0, side_um=150.0):
+    line = np.arange(around, side_um - around + 1, pitch_um)
+    return [(x, y) for x in line for y in line]
+
+
+def numbers(tile, *, um_per_px=module.UM):
+    row = morphology(tile[None], stain=DEFAULT_REFERENCE, um_per_px=um_per_px)[0]
+    return dict(zip(FEATURES, row.tolist(), strict=True))
+
+
+def test_discs_give_their_number_size_and_distance():
+    found = numbers(drawn(lattice(20.0), 4.0))
+    field = (SIDE * module.UM) ** 2 / 1e4
+    assert found["nuclei"] ** 2 * field == pytest.approx(49, abs=0.5)
+    assert np.exp(found["log_area_median"]) == pytest.approx(np.pi * 16, rel=0.12)
+    assert found["nearest_mean"] == pytest.approx(20, rel=0.03)
+    assert found["edge_median"] == pytest.approx(20, rel=0.05)
+    assert found["eccentricity_median"] < 0.3
+    assert found["roundness_median"] == pytest.approx(1, abs=0.12)
+    assert found["share_50_80"] + found["share_32_50"] == pytest.approx(1)
+    assert found["nuclear"] == pytest.approx(49 * np.pi * 16 / (SIDE * module.UM) ** 2, rel=0.12)
+    assert found["clear"] == 0
+
+
+def test_touching_discs_are_cut_apart():
+    pairs = [(x + dx, y) for x, y in lattice(40.0) for dx in (0.0, 7.0)]
+    found = numbers(drawn(pairs, 4.0))
+    assert found["nuclei"] ** 2 * (SIDE * module.UM) ** 2 / 1e4 == pytest.approx(len(pairs), abs=0.5)
+
+
+def test_long_nuclei_are_long_and_point_one_way():
+    found = numbers(drawn(lattice(30.0), 4.0, stretch=2.0))
+    assert found["eccentricity_median"] > 0.9
+    assert found["spindle_share"] == pytest.approx(1)
+    assert found["spindle_order"] > 0.95
+    assert found["roundness_median"] < 0.8
+
+
+def test_a_tile_means_the_same_at_another_resolution():
+    coarse, fine = (
+        numbers(drawn(lattice(20.0), 4.0, um_per_px=um, side=round(150 / um)), um_per_px=um) for um in (0.675, 0.34)
+    )
+    for name in ("nuclei", "log_area_mean", "nearest_mean", "e_mean", "nuclear"):
+        assert fine[name] == pytest.approx(coarse[name], rel=0.06), name
+
+
+def test_turned_and_mirrored_tiles_are_described_alike():
+    rng = np.random.default_rng(0)
+    tile = drawn(np.array(lattice(20.0)) + rng.uniform(-4, 4, (49, 2)), 3.6)
+    upright = np.array(list(numbers(tile).values()))
+    for turned in (np.rot90(tile), tile[::-1], tile.swapaxes(0, 1)):
+        other = np.array(list(numbers(np.ascontiguousarray(turned)).values()))
+        assert np.allclose(other, upright, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_a_tile_of_one_colour_gives_finite_numbers(grey):
+    found = numbers(np.full((64, 64, 3), grey, dtype=np.uint8))
+    assert np.isfinite(list(found.values())).all()
+    assert found["clear"] == (grey == 255)
+    assert grey != 255 or found["nuclei"] == 0
+
+
+def test_clear_holes_are_counted_and_measured():
+    tile = drawn([], 4.0)
+    tile[20:70, 20:70] = 255  # 34 um a side
+    tile[120:130, 120:130] = 255
+    found = numbers(tile)
+    field = (SIDE * module.UM) ** 2
+    assert found["holes"] ** 2 * field / 1e4 == pytest.approx(2, abs=0.01)
+    assert found["largest_hole"] == pytest.approx(50 * module.UM, rel=0.05)
+    assert found["fat"] == pytest.approx((50 * module.UM) ** 2 / field, rel=0.08)
+
+
+def test_a_stronger_stain_changes_nothing_once_it_is_known():
+    weak = drawn(lattice(20.0), 4.0)
+    density = -np.log((weak.astype(float) + 1) / INCIDENT_LIGHT)
+    strong = np.clip(INCIDENT_LIGHT * np.exp(-1.3 * density) - 1, 0, 255).round().astype(np.uint8)
+    stain = replace(DEFAULT_REFERENCE, max_concentrations=1.3 * DEFAULT_CONCENTRATIONS)
+    one = describe(concentrations(weak, DEFAULT_REFERENCE), LIMITS)
+    other = describe(concentrations(strong, stain), LIMITS)
+    names = list(FEATURES)
+    for name in ("nuclei", "log_area_mean", "h_mean", "e_mean", "darkness_mean"):
+        assert other[names.index(name)] == pytest.approx(one[names.index(name)], rel=0.04), name
+
+
+def test_limits_come_from_all_tiles_of_the_section():
+    tiles = np.stack([drawn(lattice(20.0), 4.0), drawn([], 4.0)])
+    limits = limits_of(tiles, DEFAULT_REFERENCE)
+    assert 0.5 <= limits.nuclei < 1.6
+    held = concentrations(tiles[0], DEFAULT_REFERENCE)
+    assert nuclei_of(held[..., 0], limits).max() == 49
+    assert nuclei_of(concentrations(tiles[1], DEFAULT_REFERENCE)[..., 0], limits).max() == 0
+
+
+def test_bad_input_is_named():
+    with pytest.raises(InputError) as error:
+        morphology(np.zeros((2, 8, 8), dtype=np.uint8), stain=DEFAULT_REFERENCE, um_per_px=0.5)
+    assert error.value.value == "(2, 8, 8) uint8"
+    with pytest.raises(InputError) as error:
+        morphology(np.zeros((2, 8, 8, 3), dtype=np.uint8), stain=DEFAULT_REFERENCE, um_per_px=float("nan"))
+    assert error.value.field == "um_per_px"
+
+
+def test_the_page_names_every_feature():
+    page = (Path(__file__).parents[1] / "docs" / "morphology.md").read_text(encoding="utf-8")
+    for name, meaning in FEATURES.items():
+        if "_pattern_" not in name:  # forty of a kind stand in one line
+            assert f"| `{name}` | {meaning} |" in page, name
