@@ -33,7 +33,7 @@ RENAMED = (
 )
 """Names of DINOv2 in transformers, and what timm calls the same tensors."""
 MIDDLE = (7, 10, 14)
-"""Blocks of EfficientNet-Lite0 whose maps are summarised: 80, 112, 192 channels. On patients never seen they tell more of
+"""Blocks of EfficientNet-Lite0 whose maps are summarised: 80, 112, 192 channels. On new patients they tell more of
 tissue than the last layer, which has learnt to tell dogs from cars (`docs/ablation.md`)."""
 PARTS = re.compile(r"^(blocks\.\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
 

@@ -2,8 +2,9 @@
 
 Every family of features (colour, nuclei and tissue, middle layers of an encoder) is one block with its context. For
 each, ridge regression is averaged over penalties and ranks: with two or three training patients a choice flips between
-the ends of any range. The families' predictions are then added, each to its own scale. Which families, and whether
-encoders count double, is chosen on training patients alone.
+the ends of any range. The families' predictions are then added, each to its own scale: all of them, in fixed shares.
+For the same reason a choice of families by inner validation on training patients is offered and is not the default: with
+two training patients it lost .007 of correlation on the third (`docs/ablation.md`).
 
 All of it is linear in the standardised features, so what is kept is a product of two thin matrices, as of a ridge on
 principal components: it is printed, shipped, and evaluated on ciphertexts as `fhe_head` is.
@@ -17,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 
 from histocrypt.data.load import Spots
-from histocrypt.encoders.described import DESCRIBED
 from histocrypt.predictors.closed_form import EncoderRidge, inner_folds
 
 FAMILIES = ("colour", "morphology", "efficientnet_lite0_middle")
@@ -31,8 +31,9 @@ KNOWN_PENALTIES, KNOWN_RANKS = (1e-4, 1e-3), (5,)
 """Where the patients that are predicted were trained on, more can be told."""
 KEPT = 12
 """Rank of what is kept of each transform."""
-DOUBLE = 2.0
-"""Weight of encoders where they count double."""
+SHARES = {"colour": 0.5, "morphology": 1.0}
+ENCODER_SHARE = 2.0
+"""Weights of the families' predictions: of any encoder, the second. Colour leads astray where the laboratory changes."""
 LEAST_REACH = 0.02
 """Predictions spread by at least this share of a target's own deviation, however badly held-out spots were told."""
 
@@ -45,18 +46,19 @@ class FusionRidge(EncoderRidge):
         *,
         families: tuple[str, ...] = FAMILIES,
         context_um: int = CONTEXT_UM,
+        choose: bool = False,
         patients: Literal["new", "known"] = "new",
         normalise_by_section: bool = True,
     ) -> None:
         self.blocks = {name: [name, *([f"{name}~{context_um}"] if context_um else [])] for name in families}
         every = "+".join(name for block in self.blocks.values() for name in block)
         super().__init__(encoder=every, normalise_by_section=normalise_by_section)
-        self.patients = patients
+        self.patients, self.choose = patients, choose
 
     def fit(
         self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Fit; chooses each transform's weights of the families.
+        """Fit; finds each transform's weights of the families.
 
         What an earlier fit chose is used where there is one patient; else patients of ``train`` are a better judge.
 
@@ -79,7 +81,8 @@ class FusionRidge(EncoderRidge):
                 (rows, {name: inputs[rows][:, place] @ fitted[name] for name, place in where.items()})
                 for (_, rows), fitted in zip(folds, held_out, strict=True)
             ]
-            chosen = {name: choose(tried, targets, columns, train.sections) for name, columns in groups.items()}
+            weights = candidates(list(where)) if self.choose else [shares(list(where))]
+            chosen = {name: best(weights, tried, targets, columns, train.sections) for name, columns in groups.items()}
             by = "patients" if len(np.unique(train.patients)) > 1 else "sections"
             chosen |= {"patients": self.patients, "held_out": f"{len(folds)} parts of {by}"}
         fitted = fit_families(inputs, targets, where, **how)
@@ -167,18 +170,19 @@ def low_rank(
     return total
 
 
+def shares(families: list[str]) -> dict[str, float]:
+    """Return the fixed weights of families; one alone has all of it."""
+    return {name: SHARES.get(name, ENCODER_SHARE) if len(families) > 1 else 1.0 for name in families}
+
+
 def candidates(families: list[str]) -> list[dict[str, float]]:
-    """Return the weights that are tried: every choice of families, and encoders double beside what is made by hand."""
-    found = []
-    for size in range(1, len(families) + 1):
-        for some in combinations(families, size):
-            found.append(dict.fromkeys(some, 1.0))
-            if 0 < sum(name in DESCRIBED for name in some) < size:
-                found.append({name: 1.0 if name in DESCRIBED else DOUBLE for name in some})
-    return found
+    """Return the weights that may be chosen: those of every set of families, all of them first."""
+    sets = [some for size in range(len(families), 0, -1) for some in combinations(families, size)]
+    return [shares(list(some)) for some in sets]
 
 
-def choose(
+def best(
+    weights: list[dict[str, float]],
     tried: list[tuple[np.ndarray, dict[str, np.ndarray]]],
     targets: np.ndarray,
     columns: np.ndarray,
@@ -188,14 +192,16 @@ def choose(
 
     Parameters
     ----------
+    weights
+        Those that are tried; the first of equals is taken, and where nothing was held out.
     tried
         Of each held-out part, its rows and each family's predictions of them.
     """
-    best: dict[str, Any] = {}
-    for weights in candidates(list(tried[0][1]) if tried else ["all"]):
+    found: dict[str, Any] = {}
+    for one in weights:
         parts = []
         for rows, said in tried:
-            mixed = sum(share * said[name][:, columns] for name, share in weights.items())
+            mixed = sum(share * said[name][:, columns] for name, share in one.items())
             each = [
                 _correlations(mixed[own], targets[np.ix_(rows[own], columns)])
                 for own in (sections[rows] == section for section in np.unique(sections[rows]))
@@ -203,13 +209,13 @@ def choose(
             ]
             parts += [np.mean(each, axis=0)] if each else []
         genes = np.mean(parts, axis=0) if parts else np.zeros(len(columns))
-        if not best or genes.mean() > best["correlation"]:
-            best = {
-                "weights": weights,
+        if not found or genes.mean() > found["correlation"]:
+            found = {
+                "weights": one,
                 "correlation": float(genes.mean()),
                 "genes": [round(float(r), 4) for r in genes],
             }
-    return best
+    return found
 
 
 def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:

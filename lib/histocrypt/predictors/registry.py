@@ -55,6 +55,7 @@ class FusionOptions(Options):
     context_um: Annotated[int, Field(ge=0, le=5000)] = Field(
         320, description="how far a spot's surroundings reach, micrometres; 0: the spot alone"
     )
+    choose: bool = Field(False, description="choose families on training patients; else all count, in fixed shares")
     patients: Literal["new", "known"] = Field(
         "new", description="known: the patients that are predicted are trained on, by other sections of theirs"
     )
