@@ -33,7 +33,7 @@ KEPT = 12
 """Rank of what is kept of each transform."""
 SHARES = {"colour": 0.5, "morphology": 1.0}
 ENCODER_SHARE = 2.0
-"""Weights of the families' predictions: of any encoder, the second. Colour leads astray where the laboratory changes."""
+"""Weights of families: of any encoder, the second. Colour leads astray where the laboratory changes."""
 LEAST_REACH = 0.02
 """Predictions spread by at least this share of a target's own deviation, however badly held-out spots were told."""
 
