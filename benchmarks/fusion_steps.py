@@ -1,10 +1,10 @@
 """Print what each step of `fusion_ridge` buys on patients that nothing saw: `python benchmarks/fusion_steps.py STUDY`.
 
-The study must have run up to 22_folds (`histocrypt run STUDY --until 22_folds`). Every variant is fitted on all training
-patients of a fold and scored on the one held out: mean Pearson over the panel, within sections, mean of the sections.
-Baselines stand beside it. The interval is of the mean over patients, by drawing genes again (1,000 times, one seed): it
-says nothing of other patients. Nothing is chosen by what is printed; who does so reports another number than a new
-patient's.
+The study must have run up to 22_folds (`histocrypt run STUDY --until 22_folds`). Every variant is fitted on all
+training patients of a fold and scored on the one held out: mean Pearson over the panel, within sections, mean of the
+sections. Baselines stand beside it. The interval is of the mean over patients, by drawing genes again (1,000 times, one
+seed): it says nothing of other patients. Nothing is chosen by what is printed; who does so reports another number than
+a new patient's.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ round, how they lie to one another, and what lies between them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ def concentrations(tiles: np.ndarray, stain: StainStatistics) -> np.ndarray:
     return np.clip(density[tiles] @ unmix.astype(np.float32), 0, MOST)
 
 
-def limits_of(tiles: Any, stain: StainStatistics) -> Limits:
+def limits_of(tiles: Iterable[np.ndarray], stain: StainStatistics) -> Limits:
     """Return the limits of a section from all pixels of its tiles, whichever way these are turned."""
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
@@ -181,30 +182,20 @@ def morphology(tiles: Any, *, stain: StainStatistics, um_per_px: float) -> np.nd
         )
     if not (np.isfinite(um_per_px) and um_per_px > 0):
         raise InputError("is no resolution", field="um_per_px", value=um_per_px, expected="micrometres, above 0")
-    from concurrent.futures import ThreadPoolExecutor
-
-    from histocrypt.machine import usable_cores
-
-    seen = _Looked(tiles, um_per_px)
-    limits = limits_of(seen, stain)
-    with ThreadPoolExecutor(usable_cores()) as pool:  # what takes long is numpy's and scipy's, outside the lock
-        rows = list(pool.map(lambda tile: describe(concentrations(tile, stain), limits), seen))
+    limits = limits_of(at_scale(tiles, um_per_px), stain)
+    rows = [describe(concentrations(tile, stain), limits) for tile in at_scale(tiles, um_per_px)]
     return np.array(rows, dtype=np.float32).reshape(-1, len(FEATURES))
 
 
-class _Looked:
-    """Tiles at the resolution at which they are looked at, one at a time."""
+def at_scale(tiles: Any, um_per_px: float) -> Iterator[np.ndarray]:
+    """Yield tiles (n, S, S, 3), one by one, with `UM` micrometres a pixel."""
+    from histocrypt.tissue.resize import resize
 
-    def __init__(self, tiles: Any, um_per_px: float) -> None:
-        side = max(round(tiles.shape[1] * um_per_px / UM), 8)
-        self.tiles, self.side = tiles, side if abs(um_per_px / UM - 1) > NEAR else tiles.shape[1]
-
-    def __iter__(self) -> Any:
-        from histocrypt.tissue.resize import resize
-
-        for index in range(len(self.tiles)):
-            tile = np.asarray(self.tiles[index : index + 1])
-            yield (resize(tile, self.side) if self.side != tile.shape[1] else tile)[0]
+    side = tiles.shape[1]
+    wanted = max(round(side * um_per_px / UM), 8) if abs(um_per_px / UM - 1) > NEAR else side
+    for index in range(len(tiles)):
+        tile = np.asarray(tiles[index : index + 1])
+        yield (tile if wanted == side else resize(tile, wanted))[0]
 
 
 def nuclei_of(haematoxylin: np.ndarray, limits: Limits) -> np.ndarray:

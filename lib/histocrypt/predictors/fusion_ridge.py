@@ -2,9 +2,9 @@
 
 Every family of features (colour, nuclei and tissue, middle layers of an encoder) is one block with its context. For
 each, ridge regression is averaged over penalties and ranks: with two or three training patients a choice flips between
-the ends of any range. The families' predictions are then added, each to its own scale: all of them, in fixed shares.
-For the same reason a choice of families by inner validation on training patients is offered and is not the default: with
-two training patients it lost .007 of correlation on the third (`docs/ablation.md`).
+the ends of any range. The predictions of families are then added, each to its own scale: all of them, in fixed shares.
+the ends of any range. The predictions of families are added, each to its own scale: all of them, in fixed shares.
+two training patients it loses on the third (`docs/ablation.md`).
 
 All of it is linear in the standardised features, so what is kept is a product of two thin matrices, as of a ridge on
 principal components: it is printed, shipped, and evaluated on ciphertexts as `fhe_head` is.
