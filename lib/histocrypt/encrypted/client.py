@@ -236,22 +236,37 @@ class Server:
         if remember is not None and remember.is_file():
             with suppress(InputError):
                 self.ask("DELETE", remember.read_text(), most=MOST_JSON, patient=False)
+        session, size, chunk = self.open(keys, remember=remember)
+        try:
+            session.upload(keys.folder / "evaluation.keys", size, chunk)
+            yield session
+        finally:
+            session.end(remember)
+
+    def open(self, keys: Keys, *, remember: Path | None, **more: Any) -> tuple[Session, int, int]:
+        """Open a session; return it, the size of its keys, and that of a chunk of them."""
         size = (keys.folder / "evaluation.keys").stat().st_size
-        answer = self.json("POST", "/v1/sessions", json={"client": keys.client.hash, "bytes": size})
+        answer = self.json("POST", "/v1/sessions", json={"client": keys.client.hash, "bytes": size, **more})
         name, in_flight, chunk = (answer.get(key) for key in ("session", "in_flight", "chunk_bytes"))
         if not (isinstance(name, str) and isinstance(in_flight, int) and isinstance(chunk, int)):
             raise self.strange("/v1/sessions")
         session = Session(self, f"/v1/sessions/{quote(name, safe='')}", min(max(in_flight, 1), MOST_IN_FLIGHT))
         if remember is not None:
             write_text(remember, session.path)
+        return session, size, min(max(chunk, 1 << 10), MOST_JSON)
+
+    def resume(self, remember: Path) -> Session | None:
+        """Return the session that an earlier call noted, if the server still has it."""
+        if not remember.is_file():
+            return None
+        session = Session(self, remember.read_text(), 1)
         try:
-            session.upload(keys.folder / "evaluation.keys", size, min(max(chunk, 1 << 10), MOST_JSON))
-            yield session
-        finally:
-            with suppress(InputError):  # it expires by itself
-                self.ask("DELETE", session.path, most=MOST_JSON, patient=False)
-                if remember is not None:
-                    remember.unlink(missing_ok=True)
+            self.json("GET", session.path)
+        except InputError as error:
+            if isinstance(error.__cause__, httpx.RequestError):
+                raise
+            return None  # it expired, or its keys were refused
+        return session
 
 
 @dataclass
@@ -263,6 +278,13 @@ class Session:
     in_flight: int
     """Requests at once."""
 
+    def end(self, remember: Path | None) -> None:
+        """Have the server delete it; where that cannot be, it expires by itself."""
+        with suppress(InputError):
+            self.server.ask("DELETE", self.path, most=MOST_JSON, patient=False)
+            if remember is not None:
+                remember.unlink(missing_ok=True)
+
     def upload(self, keys: Path, size: int, chunk: int) -> None:
         """Send the evaluation keys; after a dropped connection, go on where the server says it stopped."""
         from tqdm.auto import tqdm
@@ -271,8 +293,9 @@ class Session:
             keys.open("rb") as file,
             tqdm(total=size, desc="uploading keys", unit="B", unit_scale=True, unit_divisor=1024) as bar,
         ):
-            failures, received = 0, 0
-            while received < size or self._state(size)[0] != "ready":
+            failures, received = 0, self.state(size)[1]
+            bar.update(received)
+            while received < size or self.state(size)[0] != "ready":
                 if received == size:  # they are being loaded
                     time.sleep(0.2)
                     continue
@@ -286,10 +309,11 @@ class Session:
                         raise
                     time.sleep(min(0.5 * 2**failures, 10))
                     failures += 1
-                    received = self._state(size)[1]
+                    received = self.state(size)[1]
                 bar.update(received - bar.n)
 
-    def _state(self, size: int) -> tuple[str, int]:
+    def state(self, size: int) -> tuple[str, int]:
+        """Return what the server says of the session, and how many bytes of the keys are there."""
         answer = self.server.json("GET", self.path)
         state, received = answer.get("state"), answer.get("received")
         if state not in ("receiving", "loading", "ready") or not isinstance(received, int) or not 0 <= received <= size:
@@ -417,12 +441,19 @@ def send_section(
         ExitStack() as stack,
     ):
         offered = remote.client()
+        jobs = offered.parameters.bootstrapping is not None
         with done.stage("prepare"):
             prepared = prepare(offered, section, **how, folder=folder)
+        if jobs:
+            from histocrypt.encrypted.resnet.send import exchange_by_job, price
+
+            print(price(remote, offered, len(prepared.names)), file=sys.stderr)
         with done.stage("keys"):
             way = stack.enter_context(_under_way(folder, prepared, offered, remote.public, form))
         started = time.monotonic()
-        if way.missing:
+        if jobs:
+            exchange_by_job(remote, way, prepared, done)
+        elif way.missing:
             with remote.session(way.keys, remember=way.keys.folder / "session") as session:
                 done.seconds["upload"] = time.monotonic() - started
                 _exchange(way, prepared, session, done)

@@ -30,7 +30,7 @@ Predictions = Annotated[Path, typer.Option("-o", "--output", help="Predictions a
 Noise = Annotated[float, typer.Option(min=0, help="Noise added to values, as a share of a gene's spread; 0: none.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies there, whoever made it.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Ciphertexts at once; default: one per core (ResNet-18: one).")
+    int | None, typer.Option(min=1, help="Ciphertexts at once; default: one per core (ResNet-18: refreshes, one).")
 ]
 
 
@@ -120,17 +120,27 @@ def serve(
     insecure_http: Annotated[bool, typer.Option("--insecure-http", help="Let others in without TLS.")] = False,
     workers: Workers = None,
     sessions: Annotated[int, typer.Option(min=1, help="Clients at once; fewer where memory is short.")] = 4,
-    spots: Annotated[int, typer.Option(min=1, help="Spots in a session; copies and spare places count.")] = 30_000,
+    spots: Annotated[
+        int | None,
+        typer.Option(min=1, help="Spots in a session; copies and spare places count. Default: 30000 (ResNet-18: 256)."),
+    ] = None,
     per_minute: Annotated[int, typer.Option(min=1, help="Spots of a client in a minute.")] = 12_000,
-    idle_minutes: Annotated[float, typer.Option(min=0.01, help="Sessions end after so long without a request.")] = 15.0,
-    scratch: Annotated[Path | None, typer.Option(help="Where keys and large messages lie for a while.")] = None,
+    idle_minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Sessions end after so long without a request. Default: 15 (ResNet-18: a day)."),
+    ] = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(help="Where keys and large messages lie for a while (ResNet-18: whole sessions, kept on disk)."),
+    ] = None,
     noise: Annotated[float, typer.Option(min=0, help="Noise in answers, as a share of an output's spread.")] = 0.0,
 ) -> None:
-    """Serve a compiled model over HTTP(S) (evaluator)."""
+    """Serve a compiled model over HTTP(S); a ResNet-18 by jobs that a killed server goes on with (evaluator)."""
     from histocrypt.encrypted.server import serve
-    from histocrypt.encrypted.sessions import Limits
 
-    limits = Limits(sessions, spots, per_minute, 60 * idle_minutes)
+    limits = {"sessions": sessions, "per_minute": per_minute}
+    limits |= {} if spots is None else {"spots": spots}
+    limits |= {} if idle_minutes is None else {"idle_seconds": 60 * idle_minutes}
     tls = {"certificate": certificate, "private_key": private_key, "insecure_http": insecure_http}
     how = {"workers": workers, "limits": limits, "scratch": scratch, "noise": noise}
     serve(bundle, host=host, port=port, token_file=token_file, **how, **tls)
@@ -174,7 +184,10 @@ def send(
         bool, typer.Option("--insecure-http", help="Send the token to another machine without TLS.")
     ] = False,
 ) -> None:
-    """Encrypt a section, have a server predict it, decrypt the answer (key owner)."""
+    """Encrypt a section, have a server predict it, decrypt the answer (key owner).
+
+    For a ResNet-18 it says first what that costs, and waits for minutes or hours: the same call goes on after a stop.
+    """
     from histocrypt.encrypted.client import send_section
 
     line = {"certificate_authority": certificate_authority, "insecure_http": insecure_http}

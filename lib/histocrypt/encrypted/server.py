@@ -10,6 +10,16 @@
 | ``POST /v1/sessions/S/requests/R/INDEX?of=N`` | the output message for the input message in the body |
 | ``DELETE /v1/sessions/S`` | keys are gone |
 
+A bootstrapped network, whose keys are gigabytes and whose answers take minutes, keeps sessions on disk
+(`histocrypt.encrypted.resnet.sessions`). There an input message is answered by 202, and:
+
+| request | answer |
+|---|---|
+| ``GET /v1/cost?of=N`` | what that many messages will cost; refused where that is over the quota |
+| ``GET /v1/sessions/S/requests/R?of=N`` | which messages are there |
+| ``POST /v1/sessions/S/requests/R?of=N`` | their evaluation is started, or goes on |
+| ``GET /v1/sessions/S/requests/R/INDEX?of=N`` | the output message; 202, how far it is and ``Retry-After`` until then |
+
 Whatever is refused is ``{"error": one sentence}``. Tokens and sizes are checked before a body is read. An answer that
 says "later" (429, 503, 507) has a ``Retry-After``.
 """
@@ -27,7 +37,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import fastapi
 from fastapi import FastAPI, Request, Response
@@ -46,6 +56,9 @@ from histocrypt.encrypted.extraction import extraction
 from histocrypt.encrypted.sessions import Limits, Refused, Store
 from histocrypt.errors import InputError
 from histocrypt.files import read_json
+
+if TYPE_CHECKING:
+    from histocrypt.encrypted.resnet.sessions import KeptStore
 
 PORT = 8423
 MOST_SAID = 600
@@ -75,6 +88,13 @@ class Opening(BaseModel):
     """Hash of the compiled model that the keys were made for."""
     bytes: int
     """Size of the evaluation keys."""
+    count: int = 0
+    """Messages of the request, where sessions are kept on disk."""
+
+
+Name = Annotated[str, fastapi.Path(pattern="^[0-9a-f]{32}$")]
+Place = Annotated[int, fastapi.Path(ge=0, lt=100_000)]
+Count = Annotated[int, fastapi.Query(ge=1, le=100_000)]
 
 
 def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: Door, greeting: str = "") -> Any:
@@ -107,7 +127,8 @@ def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: D
             wanted = Opening.model_validate_json(b"".join([part async for part in _parts(request, 4096)]))
         except ValidationError as error:
             raise Refused(422, 'The body must be {"client": hash, "bytes": size of the evaluation keys}.') from error
-        hosted = store.open(request.state.holder, client=wanted.client, size=wanted.bytes)
+        more = {"count": wanted.count} if store.keeps else {}
+        hosted = store.open(request.state.holder, client=wanted.client, size=wanted.bytes, **more)
         return {"session": hosted.name, "chunk_bytes": CHUNK, "in_flight": store.in_flight(hosted.client)}
 
     @app.get("/v1/sessions/{name}")
@@ -127,21 +148,50 @@ def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: D
     async def evaluate(
         request: Request,
         name: str,
-        name_of_request: Annotated[str, fastapi.Path(pattern="^[0-9a-f]{32}$")],
-        index: Annotated[int, fastapi.Path(ge=0, lt=100_000)],
-        of: Annotated[int, fastapi.Query(ge=1, le=100_000)],
+        name_of_request: Name,
+        index: Place,
+        of: Count,
     ) -> Response:
         hosted = store.get(name, request.state.holder)
         parts = _parts(request, hosted.client.most_input_bytes)
         async with _read_to_the_end(parts):
             result = await store.evaluate(hosted, parts, request=name_of_request, index=index, of=of)
-        return Response(result, media_type="application/octet-stream")
+        return Response(result, 200 if result else 202, media_type="application/octet-stream")
+
+    if store.keeps:
+        _add_jobs(app, store)
 
     @app.delete("/v1/sessions/{name}", status_code=204)
     async def end(request: Request, name: str) -> None:
         store.end(store.get(name, request.state.holder))
 
     return _Guard(app, tokens, door)
+
+
+def _add_jobs(app: FastAPI, store: KeptStore) -> None:
+    """Add what clients of a bootstrapped network ask for."""
+    from histocrypt.encrypted.resnet.sessions import RETRY_SECONDS
+
+    @app.get("/v1/cost")
+    async def cost(of: Count) -> dict[str, Any]:
+        return store.cost(of)
+
+    @app.get("/v1/sessions/{name}/requests/{name_of_request}")
+    async def there(request: Request, name: str, name_of_request: Name, of: Count) -> dict[str, Any]:
+        return {"there": store.there(store.get(name, request.state.holder), name_of_request, of)}
+
+    @app.post("/v1/sessions/{name}/requests/{name_of_request}", status_code=202)
+    async def start(request: Request, name: str, name_of_request: Name, of: Count) -> dict[str, Any]:
+        store.start(store.get(name, request.state.holder), name_of_request, of)
+        return {}
+
+    @app.get("/v1/sessions/{name}/requests/{name_of_request}/{index}")
+    async def answer(request: Request, name: str, name_of_request: Name, index: Place, of: Count) -> Response:
+        found = store.answer(store.get(name, request.state.holder), name_of_request, index, of)
+        if isinstance(found, bytes):
+            return Response(found, media_type="application/octet-stream")
+        said = {"progress": found, "retry_after": RETRY_SECONDS}
+        return JSONResponse(said, 202, {"Retry-After": str(RETRY_SECONDS)})
 
 
 async def _refusal(_request: Request, error: Exception) -> Response:
@@ -267,7 +317,7 @@ def serve(
     private_key: Path | None = None,
     insecure_http: bool = False,
     workers: int | None = None,
-    limits: Limits | None = None,
+    limits: Limits | dict[str, Any] | None = None,
     scratch: Path | None = None,
     noise: float = 0.0,
 ) -> None:
@@ -290,9 +340,10 @@ def serve(
     workers
         Ciphertexts at once; all cores if not given, fewer where memory is short.
     limits
-        What clients may use.
+        What clients may use; a dictionary says only what is not as usual for the model.
     scratch
-        Where keys lie while they are uploaded; the system's folder for temporary files if not given.
+        Where keys lie while they are uploaded; the system's folder for temporary files if not given. Of a bootstrapped
+        network whole sessions lie there, also while no server runs; ``server`` in the bundle if not given.
     noise
         Standard deviation of what is added to outputs, as a share of each output's own over the training spots; see
         `answer_noise`.
@@ -310,37 +361,12 @@ def serve(
     if certificate or private_key:
         check_certificate(certificate, private_key)
     loaded = load_bundle(bundle)
-    if loaded.client.parameters.bootstrapping is not None:
-        problem = "is evaluated with bootstrapping, which takes minutes a spot and is not served over HTTP"
-        fix = "exchange folders: histocrypt fhe encrypt, evaluate, decrypt"
-        raise InputError(problem, file=bundle, field="parameters.bootstrapping", fix=fix)
     token_file = Path(token_file or loaded.folder / "server" / "token")
     tokens = read_tokens(token_file, make=True)
-    limits = limits or Limits()
-    workers = workers_for(loaded, loaded.client, workers)
-    limits = _fit(loaded, workers, limits)
-    each = min(form.places for form in forms(loaded.client).values())
-    if each > min(limits.spots, limits.per_minute):
-        problem, wanted = (
-            "would let no message in",
-            f"at least the {each} spots that a message of this model counts for",
-        )
-        field = "--spots" if limits.spots < each else "--per-minute"
-        raise InputError(problem, field=field, value=min(limits.spots, limits.per_minute), expected=wanted)
-    counted = " or ".join(str(form.places) for form in forms(loaded.client).values())
-    print(
-        f"{workers} messages at once, at most {limits.sessions} sessions: "
-        f"up to {_memory(loaded, workers, limits.sessions) / 2**30:.1f} GiB of memory; "
-        f"{limits.spots} spots a session, {limits.per_minute} a minute and client, {counted} counted for a message; "
-        f"sessions end after {limits.idle_seconds:.0f} s without a request\n{extraction(loaded.client)}",
-        file=sys.stderr,
-    )
-    added = AnswerNoise.of(loaded, noise) if noise else None
-    if added:
-        said = "`send` refuses answers whose copies differ by more than it takes for honest"
-        print(f"noise of {noise:g} of each output's spread is added to answers; {said}", file=sys.stderr)
+    kept = loaded.client.parameters.bootstrapping is not None
+    make = (_kept_store if kept else _store)(loaded, list(tokens), limits, workers, scratch, noise)
     with Door(_listen(host, port)) as door:
-        store = Store(Model(loaded), workers=workers, clients=list(tokens), limits=limits, scratch=scratch, noise=added)
+        store = make()
         address = f"{'https' if certificate else 'http'}://{_shown(host)}:{door.getsockname()[1]}"
         greeting = (
             f"serving {loaded.client.about['title']} at {address}, to {', '.join(tokens)} with tokens in {token_file}"
@@ -364,6 +390,69 @@ def serve(
             uvicorn.Server(config).run(sockets=[door])
         finally:
             store.stop()
+
+
+def _store(
+    loaded: Bundle,
+    clients: list[str],
+    limits: Limits | dict[str, Any] | None,
+    workers: int | None,
+    scratch: Path | None,
+    noise: float,
+) -> Callable[[], Store]:
+    """Return what makes the sessions of a network that answers at once, after saying what they take."""
+    limits = limits if isinstance(limits, Limits) else Limits(**(limits or {}))
+    workers = workers_for(loaded, loaded.client, workers)
+    limits = _fit(loaded, workers, limits)
+    each = min(form.places for form in forms(loaded.client).values())
+    if each > min(limits.spots, limits.per_minute):
+        problem, wanted = (
+            "would let no message in",
+            f"at least the {each} spots that a message of this model counts for",
+        )
+        field = "--spots" if limits.spots < each else "--per-minute"
+        raise InputError(problem, field=field, value=min(limits.spots, limits.per_minute), expected=wanted)
+    counted = " or ".join(str(form.places) for form in forms(loaded.client).values())
+    print(
+        f"{workers} messages at once, at most {limits.sessions} sessions: "
+        f"up to {_memory(loaded, workers, limits.sessions) / 2**30:.1f} GiB of memory; "
+        f"{limits.spots} spots a session, {limits.per_minute} a minute and client, {counted} counted for a message; "
+        f"sessions end after {limits.idle_seconds:.0f} s without a request\n{extraction(loaded.client)}",
+        file=sys.stderr,
+    )
+    added = AnswerNoise.of(loaded, noise) if noise else None
+    if added:
+        said = "`send` refuses answers whose copies differ by more than it takes for honest"
+        print(f"noise of {noise:g} of each output's spread is added to answers; {said}", file=sys.stderr)
+    how = {"workers": workers, "clients": clients, "limits": limits, "scratch": scratch, "noise": added}
+    return lambda: Store(Model(loaded), **how)
+
+
+def _kept_store(
+    loaded: Bundle,
+    clients: list[str],
+    limits: Limits | dict[str, Any] | None,
+    workers: int | None,
+    scratch: Path | None,
+    noise: float,
+) -> Callable[[], Store]:
+    """Return what makes the sessions of a bootstrapped network, after saying what they take."""
+    from histocrypt.encrypted.resnet.request import cost_of
+    from histocrypt.encrypted.resnet.sessions import LIMITS, KeptStore
+
+    if noise:
+        problem, fix = "is not added to what a bootstrapped network answers", "leave it out"
+        raise InputError(problem, field="--noise", value=noise, fix=fix)
+    limits = limits if isinstance(limits, Limits) else dataclasses.replace(LIMITS, **(limits or {}))
+    folder, size = scratch or loaded.folder / "server", loaded.client.evaluation_key_bytes() / 2**30
+    print(
+        f"one job at a time, {cost_of(loaded)}\nat most {limits.sessions} sessions: up to "
+        f"{limits.sessions * size:.1f} GiB of keys on disk, in {folder}; {limits.spots} tiles a session; sessions end "
+        f"after {limits.idle_seconds / 60:.0f} min without a request\n{extraction(loaded.client)}",
+        file=sys.stderr,
+    )
+    how = {"workers": workers or 1, "clients": clients, "limits": limits, "folder": folder}
+    return lambda: KeptStore(loaded, **how)
 
 
 def _shown(host: str) -> str:

@@ -77,9 +77,14 @@ class Hosted:
     state: str = "receiving"
     """``receiving``, ``loading``, ``ready`` or ``ended``."""
     keys: Any = None
-    """What `Model.session` gave."""
+    """What `Model.session` gave; where the session is kept on disk, the key's name."""
     reading: int = 0
     running: int = 0
+    """Messages that are evaluated; 1 while a job is queued or runs, where the whole request is one."""
+    failure: str = ""
+    """Why that job broke off."""
+    doing: str = ""
+    """What it waits for."""
     sent: int = 0
     """Spots."""
     touched: float = field(default_factory=time.monotonic)
@@ -104,6 +109,9 @@ class Store:
     noise
         Added to outputs, if given.
     """
+
+    keeps = False
+    """Whether sessions lie on disk and outlive the server: `histocrypt.encrypted.resnet.sessions`."""
 
     def __init__(
         self,
@@ -147,12 +155,17 @@ class Store:
             raise Refused(429, sentence, retry_after=15)
         self._need_disk(size, "these keys")
         self._count += 1
-        path = self.folder / f"{self._count}.keys"
+        name = secrets.token_urlsafe(24)
+        path = self._keys_of(name)
         path.touch(mode=0o600)
-        hosted = Hosted(self._count, secrets.token_urlsafe(24), holder, form, size, path, path.open("r+b", buffering=0))
+        hosted = Hosted(self._count, name, holder, form, size, path, path.open("r+b", buffering=0))
         self._sessions[hosted.name] = hosted
         self._say(hosted, f"opened by {holder}, {size / 2**20:.0f} MiB of keys to come")
         return hosted
+
+    def _keys_of(self, _name: str) -> Path:
+        """Return where a new session's keys lie."""
+        return self.folder / f"{self._count}.keys"
 
     def _need_disk(self, size: int, what: str) -> None:
         coming = sum(one.size - one.received for one in self._sessions.values() if one.state == "receiving")
@@ -313,14 +326,18 @@ class Store:
 
     async def sweep(self) -> None:
         """End sessions whose client is gone, now and then, until cancelled."""
-        idle = self.limits.idle_seconds
         while True:
-            await asyncio.sleep(min(10.0, idle / 4))
+            await asyncio.sleep(min(10.0, self.limits.idle_seconds / 4))
             now = time.monotonic()
             for hosted in list(self._sessions.values()):
-                patience = min(idle, UPLOAD_SECONDS) if hosted.state == "receiving" else idle
-                if hosted.state in ("receiving", "ready") and not hosted.running and now - hosted.touched > patience:
+                idle = now - hosted.touched > self._patience(hosted)
+                if hosted.state in ("receiving", "ready") and not hosted.running and idle:
                     self.end(hosted, "expired")
+
+    def _patience(self, hosted: Hosted) -> float:
+        """Return for how many seconds a session may be without a request."""
+        idle = self.limits.idle_seconds
+        return min(idle, UPLOAD_SECONDS) if hosted.state == "receiving" else idle
 
     def stop(self) -> None:
         """End everything and delete the folder."""

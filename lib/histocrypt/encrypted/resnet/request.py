@@ -21,6 +21,7 @@ from histocrypt.encrypted.resnet.run import (
     read_ciphertexts,
     write_ciphertexts,
 )
+from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.machine import peak_gib
@@ -28,6 +29,13 @@ from histocrypt.machine import peak_gib
 GROUP = 32
 """Tiles that go through the network together: of what is done once for all of them, each bears a thirty-second part;
 results come a group at a time."""
+PROGRESS = "progress.json"
+"""In the folder of a request that is in work: its tiles, its layer, of how many layers."""
+
+
+def cost_of(bundle: Bundle) -> Estimate:
+    """Return what a compiled network costs."""
+    return estimate(read_json(bundle.model / "steps.json")["steps"], bundle.client.parameters)
 
 
 def room_for_layers(cost: Estimate, tiles: int, workers: int, *, bundle: Bundle) -> float:
@@ -74,7 +82,8 @@ def evaluate_tiles(
     answer
         ``client``, ``key``, ``request`` and ``of``, as headers must say.
     workers
-        Tiles that are refreshed at once; each takes memory of its own, so that there is one where nobody asks for more.
+        Refreshes at once, of two tiles each where activations are squares; each takes memory of its own, so that there
+        is one where nobody asks for more.
 
     Raises
     ------
@@ -82,12 +91,13 @@ def evaluate_tiles(
         If memory is short, the keys are another client's, or a ciphertext is damaged or belongs to something else.
     """
     client, started = bundle.client, time.monotonic()
-    cost = estimate(read_json(bundle.model / "steps.json")["steps"], client.parameters)
-    workers = min(workers, len(pending))
+    cost = cost_of(bundle)
+    workers = min(workers, -(-len(pending) // cost.together))
     ahead = room_for_layers(cost, len(pending), workers, bundle=bundle)
     stated, minutes = cost.gib(workers, ahead_gib=ahead), cost.seconds(len(pending), GROUP, refreshers=workers) / 60
     said = f"about {minutes:.0f} min on two idle cores and {stated:.1f} GiB of memory"
-    print(f"{len(pending)} tiles, {workers} refreshed at once, {said}", file=sys.stderr)
+    once = workers * cost.together
+    print(f"{len(pending)} tiles, {once} of them refreshed at once, {said}", file=sys.stderr)
     header, start = messages.open_message(keys, "evaluation keys", client=client.hash)
     if header.get("key") != answer["key"]:
         problem, wanted = "these are another client's evaluation keys", str(answer["key"])
@@ -100,7 +110,7 @@ def evaluate_tiles(
         for tile, index in group.items():
             _unpack(request / tile.name, tile, bundle, index=index, **answer)
         try:
-            how = {"start": start, "refreshers": workers, "ahead_gib": ahead, "progress": _Progress(len(group))}
+            how = {"start": start, "refreshers": workers, "ahead_gib": ahead, "progress": _Progress(len(group), work)}
             results = evaluate(bundle.model, keys, list(group), work, **how)
         except engine.EngineError as error:
             fix = "check that keys and ciphertexts belong together"
@@ -130,25 +140,30 @@ def evaluate_tiles(
 
 def _unpack(message: Path, tile: Path, bundle: Bundle, **expected: Any) -> None:
     """Check a message of the request and write its ciphertexts, unless an earlier call has."""
-    client = bundle.client
-    payload = messages.read_message(message, "input", most=client.most_input_bytes, **expected)
-    parts = messages.unpack_list(payload, count=client.input.ciphertexts, file=message)
+    payload = messages.read_message(message, "input", most=bundle.client.most_input_bytes, **expected)
+    write_ciphertexts(tile, check_tile(payload, bundle.client, file=message))
+
+
+def check_tile(payload: messages.Data, client: Client, *, file: Any) -> list[messages.Data]:
+    """Return the ciphertexts of an input message; `InputError` where they are not fresh ones of this model."""
+    parts = messages.unpack_list(payload, count=client.input.ciphertexts, file=file)
     for part in parts:
-        messages.check_ciphertext(part, client.parameters, client.moduli, client.level, file=message, fresh=True)
-    write_ciphertexts(tile, parts)
+        messages.check_ciphertext(part, client.parameters, client.moduli, client.level, file=file, fresh=True)
+    return parts
 
 
 class _Progress:
-    """A bar over layers, which says what each took."""
+    """A bar over layers, which says what each took; a file says how far they are."""
 
-    def __init__(self, tiles: int) -> None:
-        self._tiles, self._bar = tiles, None
+    def __init__(self, tiles: int, work: Path) -> None:
+        self._tiles, self._work, self._bar = tiles, work, None
 
     def __call__(self, timing: Timing) -> None:
         from tqdm.auto import tqdm
 
         if self._bar is None:
             self._bar = tqdm(total=timing.of, initial=timing.number, desc=f"{self._tiles} tiles", unit="layer")
+        write_json(self._work / PROGRESS, {"tiles": self._tiles, "layer": timing.number + 1, "of": timing.of})
         self._bar.set_postfix_str(f"{timing.step} {timing.waited + timing.evaluated:.0f} s")
         self._bar.update()
         if self._bar.n == timing.of:

@@ -276,10 +276,13 @@ def evaluate(
     Raises
     ------
     InputError
-        If ``work`` holds layers of something else, or keys do not fit.
+        If ``work`` holds layers of something else, keys do not fit, or an older version compiled the network.
     """
     plan = read_json(network / "steps.json")
     parameters, steps = Parameters.from_dict(plan["parameters"]), plan["steps"]
+    if "bootstrapping_primes" not in plan:
+        problem, fix = "was compiled before two tiles shared a refresh", "compile the model again"
+        raise InputError(problem, file=network / "steps.json", field="bootstrapping_primes", fix=fix)
     identity = (network / "steps.json").read_bytes()
     runs = [_Tile(tile, steps, identity, work / tile.stem) for tile in tiles]
     begin = min((run.next for run in runs), default=len(steps))
