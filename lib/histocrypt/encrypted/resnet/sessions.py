@@ -304,11 +304,11 @@ def _check_keys(path: Path, client: Client) -> str:
     return messages.name_of_key(header, file=path)
 
 
-def _keep(path: Path, data: bytes | Path, client: Client, *, file: str, **bound: Any) -> None:
+def _keep(path: Path, data: bytes | Path, model: Client, *, file: str, **bound: Any) -> None:
     """Write an input message whose every field and value fits."""
     view = messages.mapped(data)
     payload = messages.unpack(view, file=file, kind="input", complete=True, **bound)
-    check_tile(payload, client, file=file)
+    check_tile(payload, model, file=file)
     try:
         messages.write_pieces(path, "input", [payload], **bound)
     except OSError as error:
