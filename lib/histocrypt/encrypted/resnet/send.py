@@ -96,7 +96,7 @@ def _fetch(session: Session, way: Way) -> None:
                     continue
                 heard = time.monotonic()
                 if body.startswith(messages.MAGIC):
-                    way.keep(index, body, file=f"{session.server.address} message {index}")
+                    way.take(index, body, file=f"{session.server.address} message {index}")
                     bar.update()
                     break
                 bar.set_postfix_str(_progress(session, where, body))
