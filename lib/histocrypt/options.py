@@ -48,7 +48,7 @@ class Part(BaseModel):
 class SectionSource(Part):
     """Where sections come from: one entry may name one section, a folder or a glob of many."""
 
-    later = ("bin_um",)
+    later = ("bin_um", "laboratory")
     path: str = Field(
         description="file, folder or glob; `data:` stands for HISTOCRYPT_DATA; `demo` for the demo tissue"
     )
@@ -56,6 +56,9 @@ class SectionSource(Part):
     image: str | None = Field(None, description="image file, where the section file does not name it")
     id: str | None = Field(None, description="section id, where the file does not name it")
     patient: str | None = Field(None, description="patient id, where the file does not name it")
+    laboratory: str | None = Field(
+        None, description="who cut, stained and sequenced it, where the file does not say (obs or uns `laboratory`)"
+    )
     um_per_px: Positive | None = Field(
         None, description="micrometres per full-resolution pixel; else read or estimated"
     )
@@ -125,7 +128,9 @@ class Folds(Part):
     """Who is held out together. A patient is never on two sides, unless sections are asked for."""
 
     later = ("splits",)
-    scheme: Literal["leave_one_patient_out", "group_k_fold", "leave_one_section_out", "hest_splits"] = Field(
+    scheme: Literal[
+        "leave_one_patient_out", "group_k_fold", "leave_one_section_out", "leave_one_laboratory_out", "hest_splits"
+    ] = Field(
         "leave_one_patient_out",
         description="leave_one_section_out also trains on the tested patient: it says nothing of a new one",
     )

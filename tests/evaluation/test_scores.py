@@ -162,3 +162,16 @@ def test_a_fold_that_learns_from_its_test_patient_is_refused(fresh):
 def test_tables_are_asked_for_before_they_exist(fresh):
     with pytest.raises(InputError, match="score the study first"):
         load_scores(fresh)
+
+
+def test_means_are_told_apart_by_the_question_that_sections_answer(scored):
+    scores = scored[1]
+    assert set(scores.sections["question"]) == {"laboratory unknown"}  # the made sections state none
+    known = {"A": "new laboratory", "B": "new patient, known laboratory"}
+    sections = scores.sections.assign(question=scores.sections["patient"].map(known))
+    table = dataclasses.replace(scores, sections=sections).by_question(MAIN).set_index(["question", "model"])
+    people = scores.patients(MAIN).set_index(["patient", "model"])
+    for patient, question in known.items():
+        for column in ("pearson", "noise_ceiling", "share"):
+            expected = people.loc[(patient, "vision_mlp"), column]
+            assert table.loc[(question, "vision_mlp"), column] == pytest.approx(expected)

@@ -13,6 +13,8 @@ from histocrypt.data.folds import (
     load_fold,
     load_folds,
     make_folds,
+    questions,
+    read_questions,
     save_folds,
     uncounted_sections,
 )
@@ -198,3 +200,39 @@ def test_held_out_sections_come_from_all_folds_before_a_second_of_any():
     folds = [*make_folds(patients, Folds(scheme="leave_one_patient_out"), seed=0), final_fold(patients)]
     assert held_out_sections(folds, 3) == {"S1": "fold_P1", "S3": "fold_P2", "S4": "fold_P3"}
     assert list(held_out_sections(folds, 99)) == ["S1", "S3", "S4", "S2"]
+
+
+LABORATORIES = {"A1": "X", "A2": "X", "B1": "X", "C1": "Y", "C2": "Y"}
+OF = {"A1": "A", "A2": "A", "B1": "B", "C1": "C", "C2": "C"}
+
+
+def test_no_laboratory_is_on_two_sides_and_folds_say_which_question_they_answer(tmp_path):
+    folds = make_folds(OF, Folds(scheme="leave_one_laboratory_out"), 0, laboratories=LABORATORIES)
+    assert [fold.name for fold in folds] == ["fold_X", "fold_Y"]
+    for fold in folds:
+        sides = [fold.train_sections, fold.validation_sections, fold.test_sections]
+        assert all(sides)
+        assert not {LABORATORIES[s] for s in fold.training_sections} & {LABORATORIES[s] for s in fold.test_sections}
+    folds.append(final_fold(OF))
+    save_folds(tmp_path / "folds.json", folds, OF, laboratories=LABORATORIES)
+    assert set(json.loads((tmp_path / "folds.json").read_text())["questions"].values()) == {"new laboratory"}
+    assert read_questions(tmp_path / "folds.json") == dict.fromkeys(OF, "new laboratory")
+
+
+def test_a_question_needs_what_is_stated():
+    folds = make_folds(OF, Folds(scheme="leave_one_patient_out"), 0)
+    asked = questions(folds, OF, LABORATORIES)
+    assert (asked["A1"], asked["B1"], asked["C1"]) == (*["new patient, known laboratory"] * 2, "new laboratory")
+    partly = {section: name for section, name in LABORATORIES.items() if section != "B1"}
+    asked = questions(folds, OF, partly)
+    assert (asked["A1"], asked["B1"], asked["C1"]) == ("laboratory unknown",) * 3
+    by_section = make_folds(OF, Folds(scheme=BY_SECTION), 0)
+    assert questions(by_section, OF, LABORATORIES)["A1"] == "new section, known patient"
+
+
+@pytest.mark.parametrize(("change", "value"), [({"B1": None}, "B1"), ({"A2": "Y"}, "A"), (dict.fromkeys(OF, "X"), "X")])
+def test_laboratories_that_cannot_be_held_out_are_named(change, value):
+    given = {section: name for section, name in {**LABORATORIES, **change}.items() if name}
+    with pytest.raises(InputError) as error:
+        make_folds(OF, Folds(scheme="leave_one_laboratory_out"), 0, laboratories=given)
+    assert (error.value.field, error.value.value) == ("laboratory", value)

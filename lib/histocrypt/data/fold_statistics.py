@@ -53,10 +53,13 @@ def prepare_folds(study: Study, *, sections: list[str] | None = None) -> list[Fo
     if not sections:
         raise InputError("no preprocessed section", file=folder, fix="run the preprocessing first")
     known = {section: _patient(run.section(section)) for section in sections}
-    patients = {section: patient for section, (patient, _) in known.items()}
-    uncounted = [section for section, (_, counted) in known.items() if not counted]
-    folds = [*make_folds(patients, study.folds, study.seed, folder=study.folder), final_fold(patients)]
-    save_folds(run.folds, folds, patients, scheme=study.folds.scheme, uncounted=uncounted)
+    patients = {section: patient for section, (patient, _, _) in known.items()}
+    uncounted = [section for section, (_, counted, _) in known.items() if not counted]
+    laboratories = {section: laboratory for section, (*_, laboratory) in known.items() if laboratory}
+    split = make_folds(patients, study.folds, study.seed, folder=study.folder, laboratories=laboratories)
+    folds = [*split, final_fold(patients)]
+    about = {"scheme": study.folds.scheme, "uncounted": uncounted, "laboratories": laboratories}
+    save_folds(run.folds, folds, patients, **about)
     _prepare(study, folds, {})
     return folds
 
@@ -134,8 +137,8 @@ def _section_moments(
     return {name: moments[panel.genes] for name, panel in panels.items()}
 
 
-def _patient(path: Path) -> tuple[str, bool]:
-    """Return the patient of a preprocessed section, and whether the section has counts."""
+def _patient(path: Path) -> tuple[str, bool, str]:
+    """Return the patient of a preprocessed section, whether it has counts, and its laboratory (empty: not stated)."""
     obs = read_clean_section(path, parts=["obs"]).obs
     if not {"patient", "total_counts"} <= set(obs):
         raise InputError("is not a preprocessed section", file=path, field="obs", fix="run the preprocessing again")
@@ -144,7 +147,8 @@ def _patient(path: Path) -> tuple[str, bool]:
         raise InputError(
             "a section belongs to one patient", file=path, field="obs['patient']", value=sorted(map(str, patients))
         )
-    return str(patients[0]), bool(np.isfinite(obs["total_counts"].astype(float)).all())
+    laboratory = str(obs["laboratory"].iloc[0]) if "laboratory" in obs else ""
+    return str(patients[0]), bool(np.isfinite(obs["total_counts"].astype(float)).all()), laboratory
 
 
 def read_clean_section(path: Path, *, parts: Sequence[str] = ()) -> AnnData:

@@ -26,6 +26,14 @@ BY_SECTION = "leave_one_section_out"
 """The scheme that trains on other sections of the tested patient. It has to be asked for, and says nothing of a new
 patient."""
 
+BY_LABORATORY = "leave_one_laboratory_out"
+"""The scheme that holds out all patients of a laboratory."""
+
+NEW_LABORATORY, KNOWN_LABORATORY = "new laboratory", "new patient, known laboratory"
+UNKNOWN_LABORATORY, KNOWN_PATIENT = "laboratory unknown", "new section, known patient"
+QUESTIONS = (KNOWN_LABORATORY, NEW_LABORATORY, UNKNOWN_LABORATORY, KNOWN_PATIENT)
+"""What a score on a held-out section can answer."""
+
 BY_TASK = "hest_splits"
 """The scheme that holds out what a task of hest-bench holds out."""
 
@@ -55,7 +63,41 @@ class Fold:
         return tuple(sorted((*self.train_sections, *self.validation_sections)))
 
 
-def make_folds(patients: dict[str, str], folds: Folds, seed: int, *, folder: str | Path | None = None) -> list[Fold]:
+def questions(folds: Iterable[Fold], patients: dict[str, str], laboratories: dict[str, str]) -> dict[str, str]:
+    """Return which of `QUESTIONS` a score on each tested section answers.
+
+    A laboratory is new only where that of every training section is known, and none is the tested one's.
+
+    Parameters
+    ----------
+    patients
+        Patient of each section.
+    laboratories
+        Laboratory of each section of which it is stated.
+    """
+    asked = {}
+    for fold in folds:
+        learnt = {laboratories.get(section) for section in fold.training_sections}
+        people = {patients[section] for section in fold.training_sections}
+        for section in fold.test_sections:
+            own = laboratories.get(section)
+            if patients[section] in people:
+                asked[section] = KNOWN_PATIENT
+            elif own is None or (own not in learnt and None in learnt):
+                asked[section] = UNKNOWN_LABORATORY
+            else:
+                asked[section] = KNOWN_LABORATORY if own in learnt else NEW_LABORATORY
+    return asked
+
+
+def make_folds(
+    patients: dict[str, str],
+    folds: Folds,
+    seed: int,
+    *,
+    folder: str | Path | None = None,
+    laboratories: dict[str, str] | None = None,
+) -> list[Fold]:
     """Split sections into folds by patient.
 
     The validation patient of a fold is the training patient that follows the fold's test patients in an order shuffled
@@ -73,6 +115,8 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int, *, folder: str
         Seed of the order of validation patients (and sections).
     folder
         Where the path of a task starts, if it is relative.
+    laboratories
+        Laboratory of each section of which it is stated; leave-one-laboratory-out needs all of them.
 
     Raises
     ------
@@ -94,6 +138,11 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int, *, folder: str
         )
     if folds.scheme == BY_TASK:
         return _by_task(patients, folds.splits, seed, folder)
+    if folds.scheme == BY_LABORATORY:
+        held_out = _laboratories(patients, laboratories or {})
+        order = [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
+        names = _names([[laboratory] for laboratory in held_out], one_each=True)
+        return [_fold(name, test, patients, order, seed) for name, test in zip(names, held_out.values(), strict=True)]
     if folds.scheme == "leave_one_patient_out":
         parts = [np.flatnonzero(groups == patient) for patient in everyone]
     elif folds.scheme == "group_k_fold":
@@ -107,13 +156,31 @@ def make_folds(patients: dict[str, str], folds: Folds, seed: int, *, folder: str
             )
         parts = group_k_fold(groups, folds.n)
     else:
-        known = ["leave_one_patient_out", "group_k_fold", BY_SECTION, BY_TASK]
+        known = ["leave_one_patient_out", "group_k_fold", BY_SECTION, BY_LABORATORY, BY_TASK]
         raise unknown_name("fold scheme", folds.scheme, known, field="folds.scheme")
 
     held_out = sorted(sorted(set(groups[part])) for part in parts)
     names = _names(held_out, one_each=folds.scheme == "leave_one_patient_out")
     order = [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
     return [_fold(name, test, patients, order, seed) for name, test in zip(names, held_out, strict=True)]
+
+
+def _laboratories(patients: dict[str, str], laboratories: dict[str, str]) -> dict[str, list[str]]:
+    """Return the patients of each laboratory, both sorted; none may be unknown, and no patient may be of two."""
+    of: dict[str, set[str]] = {}
+    where = {"field": "laboratory", "fix": "add `laboratory:` to the section's entry in the study"}
+    for section, patient in sorted(patients.items()):
+        if section not in laboratories:
+            raise InputError("the laboratory of a section is not stated", value=section, **where)
+        of.setdefault(patient, set()).add(laboratories[section])
+    for patient, own in of.items():
+        if len(own) > 1:
+            problem = f"patient has sections of {len(own)} laboratories, so neither can be held out alone"
+            raise InputError(problem, field="laboratory", value=patient, expected="one laboratory a patient")
+    held_out = {name: sorted(p for p, own in of.items() if name in own) for name in sorted(set(laboratories.values()))}
+    if len(held_out) < 2:
+        raise InputError("all sections are of one laboratory", field="laboratory", value=next(iter(held_out), None))
+    return held_out
 
 
 def _by_task(patients: dict[str, str], splits: str | None, seed: int, folder: str | Path | None) -> list[Fold]:
@@ -239,7 +306,13 @@ def _names(held_out: list[list[str]], *, one_each: bool) -> list[str]:
 
 
 def save_folds(
-    path: str | Path, folds: list[Fold], patients: dict[str, str], *, scheme: str = "", uncounted: Iterable[str] = ()
+    path: str | Path,
+    folds: list[Fold],
+    patients: dict[str, str],
+    *,
+    scheme: str = "",
+    uncounted: Iterable[str] = (),
+    laboratories: dict[str, str] | None = None,
 ) -> None:
     """Write the folds, and the patient of every section, as JSON; atomically.
 
@@ -249,6 +322,9 @@ def save_folds(
         The study's ``folds.scheme``; kept where it lets a patient be on two sides.
     uncounted
         Sections without counts; kept where there are any, since what predicts from depth cannot be used then.
+    laboratories
+        Laboratory of each section that states one; kept where there are any, with the question that each tested
+        section answers.
     """
     by_section, uncounted = scheme == BY_SECTION, sorted(uncounted)
     _check(folds, patients, path, by_section=by_section)
@@ -256,9 +332,23 @@ def save_folds(
         **({"scheme": scheme} if by_section else {}),
         **({"uncounted": uncounted} if uncounted else {}),
         "patients": dict(sorted(patients.items())),
+        **(
+            {
+                "laboratories": dict(sorted(laboratories.items())),
+                "questions": dict(sorted(questions(folds, patients, laboratories).items())),
+            }
+            if laboratories
+            else {}
+        ),
         "folds": [asdict(fold) for fold in folds],
     }
     write_json(path, content)
+
+
+def read_questions(path: str | Path) -> dict[str, str]:
+    """Return which of `QUESTIONS` each tested section of a run answers."""
+    content = read_json(path)
+    return questions(load_folds(path), content["patients"], content.get("laboratories", {}))
 
 
 def uncounted_sections(path: str | Path) -> list[str]:

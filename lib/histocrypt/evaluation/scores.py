@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from histocrypt.data.folds import BY_SECTION
+from histocrypt.data.folds import BY_SECTION, Fold, questions
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
 from histocrypt.evaluation.bootstrap import Draws
@@ -97,6 +97,16 @@ class Scores:
         by = rows.groupby(["transform", "model", "patient"], sort=False)
         table = by.agg(
             sections=("section", "nunique"), pearson=("pearson", "mean"), **{NOISE_CEILING: (NOISE_CEILING, "mean")}
+        )
+        return table.assign(**{SHARE: share(table["pearson"], table[NOISE_CEILING])}).reset_index()
+
+    def by_question(self, transform: str) -> pd.DataFrame:
+        """Return one row per model and question that held-out sections answer: means of patients, share reached."""
+        rows = self.sections[self.sections["transform"] == transform]
+        each = rows.groupby(["model", "question", "patient"], sort=False)[["pearson", NOISE_CEILING]].mean()
+        by = each.reset_index().groupby(["model", "question"], sort=False)
+        table = by.agg(
+            patients=("patient", "nunique"), pearson=("pearson", "mean"), noise_ceiling=(NOISE_CEILING, "mean")
         )
         return table.assign(**{SHARE: share(table["pearson"], table[NOISE_CEILING])}).reset_index()
 
@@ -186,6 +196,7 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
         genes_table = pd.concat([*genes, *pool.tables()], ignore_index=True)
         pooled_genes = pool.common()
     sections = pd.DataFrame(rows)
+    sections["question"] = sections["section"].map(_questions(run, folds))
     notes = {
         "unscored_genes": unscored,
         "pooled_genes": pooled_genes,
@@ -300,6 +311,14 @@ def read_folds(study: Study) -> list[dict[str, Any]]:
                 fix="remake the folds; such scores would mean nothing",
             )
     return folds
+
+
+def _questions(run: RunFolder, folds: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the question that each held-out section answers (`data.folds.questions`)."""
+    sides = ("train_sections", "validation_sections", "test_sections")
+    split = [Fold(fold["name"], (), *(tuple(fold[side]) for side in sides)) for fold in folds]
+    patients = {name: patient_of(run, name) for fold in folds for side in sides for name in fold[side]}
+    return questions(split, patients, read_json(run.folds).get("laboratories", {}))
 
 
 def patient_of(run: RunFolder, section: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.data.folds import BY_SECTION, caveat
+from histocrypt.data.folds import BY_SECTION, QUESTIONS, UNKNOWN_LABORATORY, caveat
 from histocrypt.evaluation.metrics import METRICS
 from histocrypt.evaluation.scores import CEILING, NOISE_CEILING, SHARE, WITHIN, title_of
 from histocrypt.pipeline.predictions import some
@@ -301,6 +301,23 @@ def within(scores: Scores, model: str, transform: str) -> str:
         f"common everywhere; what the model adds is the difference, {number(pair['difference'], sign=True)} "
         f"({span(pair['low'], pair['high'], sign=True)})."
     )
+
+
+def by_question(scores: Scores) -> dict[str, Any]:
+    """Return means of patients by the question that a section answers; empty where no laboratory is stated."""
+    if "question" not in scores.sections:  # scored before laboratories were stated
+        return {}
+    table = scores.by_question(scores.transforms[0])
+    asked = [one for one in QUESTIONS if one in set(table["question"])]
+    if asked == [UNKNOWN_LABORATORY]:
+        return {}
+    cells = table.set_index(["model", "question"])
+    rows = [
+        {"title": row["title"], "role": row["role"], "cells": [cells.loc[(model, one)].to_dict() for one in asked]}
+        for model, row in scores.of(scores.transforms[0]).sort_values("pearson", ascending=False).iterrows()
+    ]
+    sections = scores.sections.drop_duplicates("section").groupby("question")["section"].agg(list).to_dict()
+    return {"asked": [(one, some(sections[one])) for one in asked], "rows": rows}
 
 
 def no_ceiling(scores: Scores) -> list[str]:

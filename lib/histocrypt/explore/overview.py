@@ -199,10 +199,13 @@ def listed(files: SectionFiles, size: SectionSize) -> dict[str, Any]:
     how = {key: str(value) for key, value in asdict(files).items()}
     if files.bin_um is None:  # which the first version did not have
         del how["bin_um"]
+    if files.laboratory is None:
+        del how["laboratory"]
     del how["counts_only"]  # which a study never asks for
     return {
         "section": files.id,
         "patient": files.patient,
+        **({"laboratory": files.laboratory} if files.laboratory else {}),
         "size": asdict(size),
         "read_as": how,
         "files": [str(path) for path in watched(files)],

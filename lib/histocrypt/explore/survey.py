@@ -71,7 +71,7 @@ def survey(study: Study, *, keep: bool = True, tissue: bool = True) -> dict[Sect
     for _, _, error in conflicts(prints):
         raise error
     return sizes | {
-        replace(files, id=known.id, patient=known.patient): known.size
+        replace(files, id=known.id, patient=known.patient, laboratory=known.laboratory or None): known.size
         for files, known in zip(sections, prints, strict=True)
     }
 

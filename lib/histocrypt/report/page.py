@@ -153,6 +153,7 @@ def _content(study: Study, scores: Scores, folds: list[dict[str, Any]], shown: C
         "ks": scores.notes["k"],
         "ceiling": CEILING in scores.of(main).index,
         "limited": limited,
+        "questions": wording.by_question(scores),
         "no_ceiling": wording.no_ceiling(scores),
         "encrypted": parts.encrypted(study),
         "one_party": parts.one_party(study),

@@ -170,14 +170,16 @@ class Fingerprint:
     """Hash of the image content; empty where not computed."""
     size: SectionSize | None = None
     """None where the section was not read."""
+    laboratory: str = ""
+    """Empty where neither the study nor the file states it."""
 
 
 def fingerprint_of(section: Section, files: SectionFiles) -> Fingerprint:
     """Return the fingerprint of a section that has been read."""
     image = section.image.content_hash() if section.image is not None else ""
-    return Fingerprint(
-        section.id, section.patient, str(files.path), counts_hash(section.adata), image, size_of(section)
-    )
+    laboratory = str(section.adata.obs["laboratory"].iloc[0]) if "laboratory" in section.adata.obs else ""
+    counts, size = counts_hash(section.adata), size_of(section)
+    return Fingerprint(section.id, section.patient, str(files.path), counts, image, size, laboratory)
 
 
 def counts_hash(adata: AnnData) -> str:

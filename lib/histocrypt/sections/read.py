@@ -74,6 +74,7 @@ def find_sections(source: SectionSource, *, folder: str | Path | None = None) ->
             summed(files, source.bin_um),
             id=source.id or files.id,
             patient=patient_text(source.patient or "") or files.patient,
+            laboratory=patient_text(source.laboratory or "") or None,
             image=image or files.image,
             um_per_px=source.um_per_px or files.um_per_px,
         )

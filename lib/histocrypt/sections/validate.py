@@ -10,7 +10,7 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.sections.counts import are_counts, check_counts, counted, places_of, rows_of
 from histocrypt.sections.genes import GeneNames, expression_only, odd_names, read_by_id
-from histocrypt.sections.identity import check_id, missing_patient, near_name, patient_text, safe_id
+from histocrypt.sections.identity import check_id, missing_patient, near_name, one_value, patient_text, safe_id
 from histocrypt.sections.image import ScaledImage
 from histocrypt.sections.picture import Witnesses, reduced_note
 from histocrypt.sections.resolution import resolve
@@ -85,6 +85,10 @@ def validated(
     patient = files.patient or stated
     if not patient and require_patient:
         raise missing_patient(adata, file, files.format)
+    told = one_value(adata, "laboratory", file)
+    laboratory = files.laboratory or told
+    if files.laboratory and told and files.laboratory != told:
+        notes.append(f"{file}: the laboratory is {laboratory!r} as given; the file says {told!r}.")
     if image is None and require_image:
         raise InputError(loaded.image_note or "image is missing", file=file, setting="image")
     if image is not None and image.orientation != 1 and "spatial" in adata.obsm:
@@ -141,6 +145,8 @@ def validated(
     adata.X = counts
     adata.obsm["spatial"] = coords
     adata.obs["section"], adata.obs["patient"] = files.id, patient or ""
+    if laboratory:
+        adata.obs["laboratory"] = laboratory
     loaded.adata = adata
     um_per_px, source, how, differing = np.nan, "not looked for", "not looked for", []
     if not files.counts_only:

@@ -116,7 +116,9 @@ class Outline:
     @cached_property
     def folds(self) -> dict[str, Fold]:
         """The folds that hold patients out, by name."""
-        made = make_folds(self.patients, self.study.folds, seed=self.study.seed, folder=self.study.folder)
+        stated = {section: row["laboratory"] for section, row in self.rows.items() if row.get("laboratory")}
+        how = {"seed": self.study.seed, "folder": self.study.folder, "laboratories": stated}
+        made = make_folds(self.patients, self.study.folds, **how)
         return {fold.name: fold for fold in made}
 
     @cached_property
