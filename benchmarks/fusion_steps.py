@@ -11,9 +11,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from histocrypt.data.load import FoldData
+    from histocrypt.study import Study
+    from histocrypt.targets.panels import Panel
 
 MIDDLE = "efficientnet_lite0_middle"
 VARIANTS: dict[str, tuple[str, dict]] = {
@@ -35,7 +42,7 @@ VARIANTS: dict[str, tuple[str, dict]] = {
 def main() -> int:
     """Fit every variant on every fold and print a table for each transform."""
     from histocrypt.data.folds import FINAL, load_folds
-    from histocrypt.data.load import joined, load_test, load_training, scaled, scaling_of
+    from histocrypt.data.load import joined, load_spots, load_training, scaled, scaling_of
     from histocrypt.predictors.registry import build
     from histocrypt.study import load_study
 
@@ -50,12 +57,14 @@ def main() -> int:
         data, scaling = load_training(study, fold), scaling_of(study, fold)
         parts = [scaled(study, scaling, part) for part in (data.train, data.validation) if part is not None]
         train = parts[0] if len(parts) == 1 else joined(*parts)
-        test = load_test(study, data, with_targets=True)
+        shared = measured(study, data)
+        test = load_spots(study, fold, fold.test_sections, panel=shared, with_targets=True)
         patients.append(", ".join(fold.test_patients))
         for title, (model, options) in VARIANTS.items():
             predictor = build(model, train.outputs, settings=study.training_of(model), options=options)
             predictor.fit(train)
-            genes = within_sections(predictor.predict(test), test.targets, test.sections)
+            at = [train.outputs.index(name) for name in test.outputs]  # a held-out section need not measure all
+            genes = within_sections(predictor.predict(test)[:, at], test.targets, test.sections)
             for transform in study.target.transforms:
                 own = [j for j, name in enumerate(test.outputs) if name.startswith(f"{transform}:")]
                 found.setdefault((transform, title), {})[patients[-1]] = genes[own]
@@ -75,6 +84,19 @@ def main() -> int:
             middle = np.mean([own.mean() for own in genes.values()])
             print(f"| {title} | {' | '.join(cells)} | {middle:.3f} ({low:.3f} to {high:.3f}) |")
     return 0
+
+
+def measured(study: Study, data: FoldData) -> Panel:
+    """Return what of a fold's panel all its held-out sections measure."""
+    from histocrypt.data.fold_statistics import read_clean_section
+    from histocrypt.targets.matrix import columns_of
+
+    panel, kept = data.panel, np.ones(len(data.panel), dtype=bool)
+    for section in data.fold.test_sections:
+        adata = read_clean_section(study.run.section(section), parts=["obs", "var"])
+        kept &= columns_of(adata, panel.genes, panel.symbols, section=section) >= 0
+    genes, symbols = (tuple(np.array(names)[kept].tolist()) for names in (panel.genes, panel.symbols))
+    return replace(panel, genes=genes, symbols=symbols, scores=())
 
 
 def within_sections(predicted: np.ndarray, truth: np.ndarray, sections: np.ndarray) -> np.ndarray:
