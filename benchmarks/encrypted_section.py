@@ -168,8 +168,8 @@ def send(form: str, model: Path, bundle: Path, section: Path, clear: Path, folde
 
         server_cpu, server_peak = cpu_of(server) - before, peak_gib(server.pid)
     print(client.said, file=sys.stderr)
-    keys = best_form(load_client(bundle), None, wanted=form).evaluation_key_bytes() / 2**20
     spots, error, share = errors(output, clear, model)
+    keys = best_form(load_client(bundle), spots, wanted=form).evaluation_key_bytes() / 2**20
     up = float(re.search(r"(\d+) MiB up", client.said)[1])
     return {
         "spots": spots, "cpu": client.cpu + server_cpu, "client cpu": client.cpu, "server cpu": server_cpu,
