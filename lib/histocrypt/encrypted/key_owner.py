@@ -231,6 +231,20 @@ def _in_range(
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What the network sees of some spots, as `Prepared.values`: made when a slice of them is asked for."""
+
+    prepared: Prepared
+    spots: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.spots)
+
+    def __getitem__(self, which: slice) -> np.ndarray:
+        return self.prepared.inputs(self.spots[which])
+
+
+@dataclass(frozen=True)
 class Request:
     """What the key owner knows of a request; the evaluator learns its name, its form and how many messages it has."""
 
@@ -277,7 +291,7 @@ class Request:
 
     def encrypt(self, index: int, prepared: Prepared, owner: engine.KeyOwner) -> Iterator[bytes]:
         """Yield the payload of one input message."""
-        yield from self.client.encrypt(prepared.inputs(self.spots(index)), owner)
+        yield from self.client.encrypt(Rows(prepared, self.spots(index)), owner)
 
 
 def places_of(n: int, each: int, *, apart: bool) -> np.ndarray:

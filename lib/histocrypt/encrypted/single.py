@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,14 @@ PLAUSIBLE = 4.0
 TOLERANCE = 1e-2
 """How far copies of one output within a ciphertext may be apart, as a share of that range."""
 FIX = "check that evaluation keys and ciphertexts belong together, and that the evaluator is sound"
+
+
+class Sliced(Protocol):
+    """An array, or what makes a slice of one when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: slice, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,9 @@ class Client:
         """How many spots share a message."""
         return self.batch
 
-    def encrypt(self, values: np.ndarray, owner: engine.KeyOwner) -> Iterator[bytes]:
+    def encrypt(self, values: Sliced, owner: engine.KeyOwner) -> Iterator[bytes]:
         """Yield the payload of an input message for at most `places` spots, (n, ...) as the network sees them."""
+        values = values[:]
         if self.about["sees"] == "features":
             padded = np.zeros((self.batch, values.shape[1]))
             padded[: len(values)] = values

@@ -539,10 +539,9 @@ def prepare_section(
             return mapped(folder / "tiles.bin", chunks, n=len(names), side=side)
 
     def features(encoder: str) -> np.ndarray:
-        with h5py.File(paths["tiles_path"], "r") as file:
-            tiles = file["img"][()]
         how = {"stain": own, "method": method, "names": names, "places": read_places(paths["tiles_path"])}
-        return section_features(tiles, encoder=encoder, **how)
+        with h5py.File(paths["tiles_path"], "r") as file:
+            return section_features(file["img"], encoder=encoder, **how)  # read chunk by chunk
 
     spots = Spots(
         names=names,

@@ -19,7 +19,7 @@ from histocrypt.encrypted.batch.packed import pack_residues, packed_bytes, unpac
 from histocrypt.encrypted.batch.plan import LOG_SCALE
 from histocrypt.encrypted.messages import LONGEST_HEADER, Data
 from histocrypt.encrypted.parameters import Parameters, check_security
-from histocrypt.encrypted.single import Client, hash_of
+from histocrypt.encrypted.single import Client, Sliced, hash_of
 from histocrypt.errors import InputError
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class BatchClient(Client):
             yield from owner.evaluation_keys(self.rotations)
         yield fresh(owner, self.ring, 1, 0).astype("<u8").tobytes()
 
-    def encrypt(self, values: np.ndarray, owner: engine.KeyOwner) -> Iterator[bytes]:
+    def encrypt(self, values: Sliced, owner: engine.KeyOwner) -> Iterator[bytes]:
         """Yield the payload of an input message: a seed, then the first half of every ciphertext, prime by prime.
 
         Ciphertexts are made under the secret key. The engine draws their errors; the second half of each, which is
@@ -198,7 +198,6 @@ class BatchClient(Client):
         yield seed
         one, level, ring = self.layout, self.level, self.ring
         slots, secret = one.pack(values), read_secret(owner.secret_bytes(), ring)
-        del values  # as large as what was made of them
 
         def make(number: int) -> bytes:
             zero = seeded(fresh(owner, ring, 1, level)[0], part_of(seed, number), secret, ring)

@@ -16,8 +16,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from histocrypt.encrypted.single import Sliced
+
+AT_ONCE = 128
+"""Tiles that are laid out together."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Layout:
         y, x = np.divmod(np.arange(self.positions), self.grid)
         return (y < self.grid) & (y % apart == 0) & (x % apart == 0)
 
-    def pack(self, values: np.ndarray) -> np.ndarray:
+    def pack(self, values: Sliced) -> np.ndarray:
         """Return (inputs, slots) float32, in the order in which the evaluator takes them.
 
         Ciphertexts are ordered by place in the cell of the last unfolded convolution, then of the one before, ..., then
@@ -96,16 +103,18 @@ class Layout:
         Parameters
         ----------
         values
-            (n, channels, side, side) or (n, channels), at most `tiles` of them; other places are filled with zeros.
+            (n, channels, side, side) or (n, channels), at most `tiles` of them; other places are filled with zeros. A
+            few are asked for at a time, so that a batch is held once.
         """
-        n, strides, grid = len(values), self.strides[: self.unfolded], self.grid
+        strides, grid = self.strides[: self.unfolded], self.grid
         split = (grid, *reversed(strides))
-        cells = np.asarray(values).reshape(n, self.channels, *split, *split)
         rows, columns = 2, 2 + len(split)
         later = [axis for j in range(1, len(split) - 1) for axis in (rows + j, columns + j)]
         first = [1, *((rows + len(split) - 1, columns + len(split) - 1) if strides else ())]
-        ordered = cells.transpose(*later, *first, rows, columns, 0)
         packed = np.zeros((self.inputs, self.positions, self.tiles), dtype=np.float32)
-        outer, places = ordered.shape[:-3], packed[:, : grid**2, :n]
-        places.reshape(*outer, grid, grid, n, copy=False)[:] = ordered  # no second copy of a whole batch
+        for start in range(0, len(values), AT_ONCE):
+            some = np.asarray(values[start : start + AT_ONCE])
+            cells = some.reshape(len(some), self.channels, *split, *split)
+            ordered = cells.transpose(*later, *first, rows, columns, 0)
+            packed[:, : grid**2, start : start + len(some)] = ordered.reshape(self.inputs, grid**2, len(some))
         return packed.reshape(self.inputs, self.slots)
