@@ -36,8 +36,8 @@ def price(remote: Server, model: Client, spots: int) -> str:
     keys, tiles = model.evaluation_key_bytes() / 2**30, count * model.input_bytes / 2**20
     return (
         f"{spots} spots, each sent twice: {keys:.1f} GiB of keys and {tiles:.0f} MiB of tiles go up, and keys take as "
-        f"much disk on both sides; about {minutes:.0f} min on the server's two idle cores and {gib:.1f} GiB of its "
-        f"memory, after {jobs} jobs before it. Stopped, the same call goes on where it was"
+        f"much disk on both sides; about {minutes:.0f} min on the server's two idle cores and at least {gib:.1f} "
+        f"GiB of its memory, after {jobs} jobs before it. Stopped, the same call goes on where it was"
     )
 
 
