@@ -290,7 +290,12 @@ def test_served_and_killed_in_the_middle(parties, trained, tmp_path, monkeypatch
         return send_section(unseen, output=tmp_path / "encrypted.h5ad", **address, **how)
 
     def kill(server):
-        assert wait_for(lambda: list(lasting.glob("*/session-*/response/work/*/block0_first.ct")), 120)
+        def refreshed():
+            """Whether the first refresh is over: the second one takes longer than it takes to look."""
+            told = list(lasting.glob("*/session-*/response/work/progress.json"))
+            return told and json.loads(told[0].read_text())["layer"] >= 3
+
+        assert wait_for(refreshed, 120)
         os.kill(server.process.pid, signal.SIGKILL)
 
     with serving(parties / "bundle", tmp_path / "first", "--scratch", lasting) as server:
