@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 from histocrypt.encrypted.access import read_tokens
-from histocrypt.encrypted.client import Server
 from histocrypt.encrypted.key_owner import Keys, Request
+from histocrypt.encrypted.remote import Server
 from histocrypt.errors import InputError
 
 

@@ -14,8 +14,9 @@ from tests.encrypted.serving import refuses
 from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.answers import Answers
 from histocrypt.encrypted.bundle import load_client
-from histocrypt.encrypted.client import Session, send_section
+from histocrypt.encrypted.client import send_section
 from histocrypt.encrypted.key_owner import Keys, Request, encrypt_section, prepare
+from histocrypt.encrypted.remote import Session
 from histocrypt.errors import InputError
 
 

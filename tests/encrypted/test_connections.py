@@ -16,7 +16,7 @@ import pytest
 from tests.encrypted.serving import serving, wait_for
 from tests.encrypted.test_server_limits import certificate  # noqa: F401  a fixture
 
-from histocrypt.encrypted import client as sending
+from histocrypt.encrypted import remote as sending
 from histocrypt.encrypted import server as endpoints
 from histocrypt.encrypted.connections import Door
 from histocrypt.errors import InputError

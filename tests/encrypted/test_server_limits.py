@@ -16,11 +16,12 @@ from histocrypt.encrypted import server as endpoints
 from histocrypt.encrypted import sessions
 from histocrypt.encrypted.access import add_token, check_certificate, choose_token, read_tokens
 from histocrypt.encrypted.bundle import load_bundle, load_client
-from histocrypt.encrypted.client import Server, send_section
+from histocrypt.encrypted.client import send_section
 from histocrypt.encrypted.compile import compile_model
 from histocrypt.encrypted.evaluator import Model
 from histocrypt.encrypted.extraction import extraction, spots_to_take
 from histocrypt.encrypted.key_owner import Keys
+from histocrypt.encrypted.remote import Server
 from histocrypt.encrypted.scratch import SERVER, own_folder
 from histocrypt.encrypted.server import serve
 from histocrypt.encrypted.single import Client

@@ -9,8 +9,8 @@ from tests.encrypted.serving import wait_for
 
 from histocrypt.encrypted import messages
 from histocrypt.encrypted.bundle import load_client
-from histocrypt.encrypted.client import Server
 from histocrypt.encrypted.key_owner import Answers, Keys, Request, decrypt, encrypt, prepare
+from histocrypt.encrypted.remote import Server
 
 ABSENT = """
 import asyncio, os, psutil, sys  # the first and third import POSIX modules where they are at home

@@ -1,15 +1,20 @@
 """Fusion of frozen features: context, low rank, what is chosen on training patients alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from histocrypt.data.load import Spots, parts_of, split_context
+from histocrypt.data.load import Spots, check_families, parts_of, reach_of, section_features, split_context
+from histocrypt.encrypted.compile import lowered_model
+from histocrypt.encrypted.key_owner import as_seen
 from histocrypt.errors import InputError
+from histocrypt.pipeline.predict import alone
 from histocrypt.predictors.fusion_ridge import FusionRidge, candidates, low_rank
 from histocrypt.predictors.registry import build
 from histocrypt.spatial import surroundings
+from histocrypt.tissue.stain import DEFAULT_REFERENCE
 
 FAMILIES = ("good", "noise")
 
@@ -180,3 +185,44 @@ def test_a_study_names_its_families():
     assert predictor.encoder == "colour+colour~100"
     with pytest.raises(InputError):
         build("fusion_ridge", ("log1p:a",), settings={}, options={"families": []})
+
+
+def test_families_are_known_by_name_and_their_reach():
+    for good in ("colour", "morphology~320+efficientnet_lite0_middle", "prepared:somewhere#uni"):
+        check_families(good)
+    with pytest.raises(InputError, match="unknown encoder 'coluor'.*did you mean 'colour'"):
+        check_families("colour+coluor")
+    assert reach_of("colour+colour~320+morphology~100") == 320
+    assert reach_of("colour") == 0
+
+
+def test_nothing_is_read_of_surroundings_where_nobody_knows_them():
+    tiles = np.zeros((2, 16, 16, 3), dtype=np.uint8)
+    for name in ("efficientnet_lite0_128~320", "morphology"):
+        with pytest.raises(InputError) as error:
+            section_features(
+                tiles, stain=DEFAULT_REFERENCE, method="none", encoder=name, names=np.array(["S:a", "S:b"])
+            )
+        assert error.value.field == "encoder"
+
+
+def test_spots_that_stand_for_their_surroundings_are_counted():
+    section = SimpleNamespace(id="S", um_per_px=0.5)
+    coords = np.array([[0, 0], [400, 0], [9000, 0]])
+    assert alone("colour", section, coords, connected=True) == []
+    (note,) = alone("colour+colour~320", section, coords, connected=True)
+    assert note.startswith("S: 1 of 3 spots")
+    (note,) = alone("colour~320", section, coords, connected=False)
+    assert note.startswith("S: 3 of 3 patches")
+
+
+def test_it_is_compiled_as_a_head_of_one_linear_map():
+    train, test = made(), made(("d",), seed=5)
+    predictor, _ = fitted(train)
+    about = {"model": "fusion_ridge", "kind": "fitted", "training": {"normalise_by_section": True}}
+    scaling = SimpleNamespace(mean=np.zeros(12), sd=np.ones(12))
+    model = SimpleNamespace(about=about, predictor=predictor, scaling=scaling, folder="model")
+    described, lowered = lowered_model(model)
+    assert described["input"]["encoder"] == "good+noise"
+    standardised, _ = as_seen(test.features("good+noise"), "features", described["normalisation"])
+    assert np.allclose(lowered(standardised.astype(float)), predictor.predict(test), atol=1e-4)

@@ -236,3 +236,21 @@ def test_laboratories_that_cannot_be_held_out_are_named(change, value):
     with pytest.raises(InputError) as error:
         make_folds(OF, Folds(scheme="leave_one_laboratory_out"), 0, laboratories=given)
     assert (error.value.field, error.value.value) == ("laboratory", value)
+
+
+def test_one_laboratory_in_two_spellings_is_not_new_to_itself():
+    with pytest.raises(InputError) as error:
+        make_folds(OF, Folds(scheme="leave_one_patient_out"), 0, laboratories={**LABORATORIES, "B1": "x"})
+    assert (error.value.field, error.value.value) == ("laboratory", "'X' and 'x'")
+
+
+def test_a_file_with_a_laboratory_on_two_sides_is_refused(tmp_path):
+    path, scheme = tmp_path / "folds.json", "leave_one_laboratory_out"
+    folds = make_folds(OF, Folds(scheme=scheme), 0, laboratories=LABORATORIES)
+    save_folds(path, folds, OF, scheme=scheme, laboratories=LABORATORIES)
+    assert [fold.name for fold in load_folds(path)] == ["fold_X", "fold_Y"]
+    content = json.loads(path.read_text())
+    content["laboratories"]["B1"] = "Y"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="'Y' is both trained on and tested"):
+        load_folds(path)

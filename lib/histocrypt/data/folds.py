@@ -15,6 +15,7 @@ import numpy as np
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import read_json, write_json
+from histocrypt.sections.identity import same_name
 
 if TYPE_CHECKING:
     from histocrypt.options import Folds
@@ -122,8 +123,9 @@ def make_folds(
     ------
     InputError
         If there is one patient only, fewer patients than folds, or nothing left to validate on; if a task's splits name
-        a section that is not there, or have a patient on two sides.
+        a section that is not there, or have a patient on two sides; if two laboratories differ in spelling alone.
     """
+    _check_spelling(laboratories or {})
     if folds.scheme == BY_SECTION:
         return _by_section(patients, seed)
     sections = np.array(sorted(patients))
@@ -163,6 +165,15 @@ def make_folds(
     names = _names(held_out, one_each=folds.scheme == "leave_one_patient_out")
     order = [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
     return [_fold(name, test, patients, order, seed) for name, test in zip(names, held_out, strict=True)]
+
+
+def _check_spelling(laboratories: dict[str, str]) -> None:
+    """Refuse names that are probably one laboratory's: it would be new to itself."""
+    known: dict[str, str] = {}
+    for name in sorted(set(laboratories.values())):
+        if (other := known.setdefault(same_name(name), name)) != name:
+            problem, fix = "two laboratories differ in spelling alone", "write it in one way in the study"
+            raise InputError(problem, field="laboratory", value=f"{other!r} and {name!r}", fix=fix)
 
 
 def _laboratories(patients: dict[str, str], laboratories: dict[str, str]) -> dict[str, list[str]]:
@@ -319,17 +330,17 @@ def save_folds(
     Parameters
     ----------
     scheme
-        The study's ``folds.scheme``; kept where it lets a patient be on two sides.
+        The study's ``folds.scheme``; kept where it lets a patient be on two sides, or no laboratory.
     uncounted
         Sections without counts; kept where there are any, since what predicts from depth cannot be used then.
     laboratories
         Laboratory of each section that states one; kept where there are any, with the question that each tested
         section answers.
     """
-    by_section, uncounted = scheme == BY_SECTION, sorted(uncounted)
-    _check(folds, patients, path, by_section=by_section)
+    uncounted = sorted(uncounted)
+    _check(folds, patients, path, scheme=scheme, laboratories=laboratories or {})
     content = {
-        **({"scheme": scheme} if by_section else {}),
+        **({"scheme": scheme} if scheme in (BY_SECTION, BY_LABORATORY) else {}),
         **({"uncounted": uncounted} if uncounted else {}),
         "patients": dict(sorted(patients.items())),
         **(
@@ -363,11 +374,11 @@ def load_folds(path: str | Path) -> list[Fold]:
     ------
     InputError
         If the file is unreadable, or a patient or section is on two sides of a fold (a patient may be, where the study
-        asked for leave-one-section-out).
+        asked for leave-one-section-out), or a laboratory, where the study holds these out.
     """
     content = read_json(path)
     try:
-        patients = dict(content["patients"])
+        patients, laboratories = dict(content["patients"]), dict(content.get("laboratories", {}))
         folds = [
             Fold(**{key: value if key == "name" else tuple(value) for key, value in fold.items()})
             for fold in content["folds"]
@@ -376,7 +387,7 @@ def load_folds(path: str | Path) -> list[Fold]:
         raise InputError(
             "does not hold folds", file=path, expected="the keys patients and folds", fix="run preprocessing again"
         ) from error
-    _check(folds, patients, path, by_section=content.get("scheme") == BY_SECTION)
+    _check(folds, patients, path, scheme=str(content.get("scheme", "")), laboratories=laboratories)
     return folds
 
 
@@ -414,7 +425,9 @@ def held_out_sections(folds: list[Fold], number: int) -> dict[str, str]:
     return dict(islice(found.items(), number))
 
 
-def _check(folds: list[Fold], patients: dict[str, str], path: str | Path, *, by_section: bool) -> None:
+def _check(
+    folds: list[Fold], patients: dict[str, str], path: str | Path, *, scheme: str, laboratories: dict[str, str]
+) -> None:
     for fold in folds:
         where = {"file": path, "field": fold.name}
         sides = (fold.train_sections, fold.validation_sections, fold.test_sections)
@@ -429,12 +442,18 @@ def _check(folds: list[Fold], patients: dict[str, str], path: str | Path, *, by_
             )
         trained = {patients[section] for section in fold.training_sections}
         tested = {patients[section] for section in fold.test_sections}
-        if trained & tested and not by_section:
+        if trained & tested and scheme != BY_SECTION:
             raise InputError(
                 f"patient {min(trained & tested)!r} is both trained on and tested",
                 **where,
                 fix="run preprocessing again",
             )
+        shared = {laboratories.get(one) for one in fold.training_sections} & {
+            laboratories.get(one) for one in fold.test_sections
+        }
+        if shared and scheme == BY_LABORATORY:
+            problem = f"laboratory {min(map(str, shared))!r} is both trained on and tested"
+            raise InputError(problem, **where, fix="run preprocessing again")
         if tested != set(fold.test_patients):
             raise InputError(
                 f"test_patients {sorted(fold.test_patients)} are not the patients of the test sections",

@@ -432,6 +432,10 @@ def section_features(
     def views_of(name: str) -> np.ndarray:
         """Return (n, views, d)."""
         name, around = split_context(name)
+        if around and np.isnan(places.tile_um):
+            raise InputError(
+                "needs to know where tiles lie", field="encoder", value=f"{name}~{around:g}", fix="leave ~ out"
+            )
         if around:  # the surroundings are not turned
             own = section_features(tiles, stain=stain, method=method, encoder=name, names=names, places=places)
             return np.repeat((surroundings(places.um, around) @ own)[:, None].astype(np.float32), views or 1, axis=1)
@@ -460,6 +464,9 @@ def _encoded(
 
     described = DESCRIBED.get(encoder)
     key, how = hashlib.sha256(), [stain.to_dict(), encoder]
+    if described is not None and np.isnan(tile_um):
+        problem, fix = "is described by hand, and needs the size of tiles", "name an encoder"
+        raise InputError(problem, field="encoder", value=encoder, fix=fix)
     if described is None:
         entry = encoder_of(encoder)
         how += [DEFAULT_REFERENCE.to_dict(), method, entry.px, entry.weights_hash()]
@@ -523,6 +530,23 @@ def split_context(name: str) -> tuple[str, float]:
         wanted = f"e.g. morphology~320: a whole number of micrometres, 1 to {FARTHEST}, after ~"
         raise InputError("names no surroundings", field="encoder", value=name, expected=wanted)
     return family, float(reach)
+
+
+def check_families(name: str) -> None:
+    """Refuse a name of features of which one is no encoder, nor described by hand, nor prepared elsewhere."""
+    from histocrypt.encoders.described import DESCRIBED
+    from histocrypt.encoders.encoders import encoder_of
+    from histocrypt.encoders.precomputed import PREPARED
+
+    for part in parts_of(name)[0]:
+        family, _ = split_context(part)
+        if family not in DESCRIBED and not family.startswith(PREPARED):
+            encoder_of(family)
+
+
+def reach_of(name: str) -> float:
+    """Return how far the widest surroundings reach that a name of features asks for, micrometres; 0: none."""
+    return max(split_context(part)[1] for part in parts_of(name)[0])
 
 
 def turned(tiles: np.ndarray, view: int) -> np.ndarray:

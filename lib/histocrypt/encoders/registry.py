@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from histocrypt.encoders.described import DESCRIBED
 from histocrypt.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def encoder_of(name: str) -> Encoder:
     if name in ENCODERS:
         return ENCODERS[name]
     if not name.startswith(TIMM):
-        raise unknown_name("encoder", name, [*ENCODERS, f"{TIMM}<model>"])
+        raise unknown_name("encoder", name, [*ENCODERS, *DESCRIBED, f"{TIMM}<model>"])
     from histocrypt.encoders.networks import timm_for
 
     timm, model = timm_for(name), name.removeprefix(TIMM)

@@ -37,7 +37,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import fastapi
 from fastapi import FastAPI, Request, Response
@@ -364,7 +364,7 @@ def serve(
     token_file = Path(token_file or loaded.folder / "server" / "token")
     tokens = read_tokens(token_file, make=True)
     kept = loaded.client.parameters.bootstrapping is not None
-    make = (_kept_store if kept else _store)(loaded, list(tokens), limits, workers, scratch, noise)
+    make = (_kept_store if kept else _store)(loaded, _Wanted(list(tokens), limits, workers, scratch, noise))
     with Door(_listen(host, port)) as door:
         store = make()
         address = f"{'https' if certificate else 'http'}://{_shown(host)}:{door.getsockname()[1]}"
@@ -392,26 +392,26 @@ def serve(
             store.stop()
 
 
-def _store(
-    loaded: Bundle,
-    clients: list[str],
-    limits: Limits | dict[str, Any] | None,
-    workers: int | None,
-    scratch: Path | None,
-    noise: float,
-) -> Callable[[], Store]:
+class _Wanted(NamedTuple):
+    """What a server's owner wants of sessions, as `serve` has it."""
+
+    clients: list[str]
+    limits: Limits | dict[str, Any] | None
+    workers: int | None
+    scratch: Path | None
+    noise: float
+
+
+def _store(loaded: Bundle, wanted: _Wanted) -> Callable[[], Store]:
     """Return what makes the sessions of a network that answers at once, after saying what they take."""
-    limits = limits if isinstance(limits, Limits) else Limits(**(limits or {}))
-    workers = workers_for(loaded, loaded.client, workers)
+    limits = wanted.limits if isinstance(wanted.limits, Limits) else Limits(**(wanted.limits or {}))
+    workers = workers_for(loaded, loaded.client, wanted.workers)
     limits = _fit(loaded, workers, limits)
     each = min(form.places for form in forms(loaded.client).values())
     if each > min(limits.spots, limits.per_minute):
-        problem, wanted = (
-            "would let no message in",
-            f"at least the {each} spots that a message of this model counts for",
-        )
+        problem, least = "would let no message in", f"at least the {each} spots that a message of this model counts for"
         field = "--spots" if limits.spots < each else "--per-minute"
-        raise InputError(problem, field=field, value=min(limits.spots, limits.per_minute), expected=wanted)
+        raise InputError(problem, field=field, value=min(limits.spots, limits.per_minute), expected=least)
     counted = " or ".join(str(form.places) for form in forms(loaded.client).values())
     print(
         f"{workers} messages at once, at most {limits.sessions} sessions: "
@@ -420,38 +420,32 @@ def _store(
         f"sessions end after {limits.idle_seconds:.0f} s without a request\n{extraction(loaded.client)}",
         file=sys.stderr,
     )
-    added = AnswerNoise.of(loaded, noise) if noise else None
+    added = AnswerNoise.of(loaded, wanted.noise) if wanted.noise else None
     if added:
         said = "`send` refuses answers whose copies differ by more than it takes for honest"
-        print(f"noise of {noise:g} of each output's spread is added to answers; {said}", file=sys.stderr)
-    how = {"workers": workers, "clients": clients, "limits": limits, "scratch": scratch, "noise": added}
-    return lambda: Store(Model(loaded), **how)
+        print(f"noise of {wanted.noise:g} of each output's spread is added to answers; {said}", file=sys.stderr)
+    how = {"workers": workers, "limits": limits, "noise": added}
+    return lambda: Store(Model(loaded), clients=wanted.clients, scratch=wanted.scratch, **how)
 
 
-def _kept_store(
-    loaded: Bundle,
-    clients: list[str],
-    limits: Limits | dict[str, Any] | None,
-    workers: int | None,
-    scratch: Path | None,
-    noise: float,
-) -> Callable[[], Store]:
+def _kept_store(loaded: Bundle, wanted: _Wanted) -> Callable[[], Store]:
     """Return what makes the sessions of a bootstrapped network, after saying what they take."""
     from histocrypt.encrypted.resnet.request import cost_of
     from histocrypt.encrypted.resnet.sessions import LIMITS, KeptStore
 
-    if noise:
+    if wanted.noise:
         problem, fix = "is not added to what a bootstrapped network answers", "leave it out"
-        raise InputError(problem, field="--noise", value=noise, fix=fix)
+        raise InputError(problem, field="--noise", value=wanted.noise, fix=fix)
+    limits = wanted.limits
     limits = limits if isinstance(limits, Limits) else dataclasses.replace(LIMITS, **(limits or {}))
-    folder, size = scratch or loaded.folder / "server", loaded.client.evaluation_key_bytes() / 2**30
+    folder, size = wanted.scratch or loaded.folder / "server", loaded.client.evaluation_key_bytes() / 2**30
     print(
         f"one job at a time, {cost_of(loaded)}\nat most {limits.sessions} sessions: up to "
         f"{limits.sessions * size:.1f} GiB of keys on disk, in {folder}; {limits.spots} tiles a session; sessions end "
         f"after {limits.idle_seconds / 60:.0f} min without a request\n{extraction(loaded.client)}",
         file=sys.stderr,
     )
-    how = {"workers": workers or 1, "clients": clients, "limits": limits, "folder": folder}
+    how = {"workers": wanted.workers or 1, "clients": wanted.clients, "limits": limits, "folder": folder}
     return lambda: KeptStore(loaded, **how)
 
 

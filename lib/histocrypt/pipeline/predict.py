@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from histocrypt.data.load import Spots, normalised_chunks, section_features, spot_names
+from histocrypt.data.load import Spots, normalised_chunks, reach_of, section_features, spot_names
 from histocrypt.errors import InputError
 from histocrypt.files import claim
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
@@ -21,6 +21,7 @@ from histocrypt.pipeline.views import Views, mapped, predict_views, recut
 from histocrypt.predictors.registry import MODELS, NEEDS_COUNTS
 from histocrypt.sections.genes import GeneNames, why_apart
 from histocrypt.sections.image import PatchMosaic
+from histocrypt.spatial import surroundings
 from histocrypt.targets.matrix import columns_of, depth, has_counts, noun
 from histocrypt.targets.panels import Panel
 from histocrypt.tissue.grid import grid_section, is_patch_folder, patch_sections, widest
@@ -252,6 +253,9 @@ def predict_section(
                 widest_um=widest(section),
             )
             parts.append(predicted_part(model, section, own, views, every=submission is not None, kind=kind))
+        for section, part in zip(sections, parts, strict=True):
+            for note in alone(_features_of(model), section, part.coords, connected=kind != "patches"):
+                print(f"note: {note}", file=sys.stderr)
         whole = PredictedPart.joined(parts)
         about = _said(model, sections, missing, views, kind)
         write_predictions(
@@ -386,6 +390,36 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
         **({"points": "of a grid over the image, no spots of the section"} if kind == "grid" else {}),
         **({"places": "side by side, since patches do not say where they lie"} if kind == "patches" else {}),
     }
+
+
+def _features_of(model: TrainedModel) -> str:
+    """Return the name of the features that a model reads; empty for one that reads tiles."""
+    options = model.about["options"]
+    return getattr(model.predictor, "encoder", "") or options.get("encoder") or options.get("backbone") or ""
+
+
+def alone(features: str, section: Section, coords: np.ndarray, *, connected: bool) -> list[str]:
+    """Return a note on spots that stand for their own surroundings, where a model reads surroundings.
+
+    Parameters
+    ----------
+    features
+        Their name.
+    coords
+        (n, 2) of the spots, full-resolution pixels.
+    connected
+        Whether these are places in one tissue.
+    """
+    reach = reach_of(features) if features else 0.0
+    if not reach:
+        return []
+    um = coords * section.um_per_px if connected else np.full(coords.shape, np.nan)
+    number = int((surroundings(um, reach).diagonal() > 0).sum())
+    if not number:
+        return []
+    why = f"have no other one within {reach:g} um" if connected else "do not say where they lie"
+    said = "the model reads of their surroundings what it reads of themselves"
+    return [f"{section.id}: {number} of {len(um)} {'spots' if connected else 'patches'} {why}; {said}"]
 
 
 def _add_heads(adata: AnnData, heads: dict[str, np.ndarray], model: TrainedModel) -> None:

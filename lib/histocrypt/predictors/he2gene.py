@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from histocrypt.data.load import Spots
+from histocrypt.data.load import Spots, check_families
 from histocrypt.errors import InputError
 from histocrypt.models.he2gene import HE2Gene, Head, take_imagenet
 from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR
@@ -203,9 +203,7 @@ class MultitaskPredictor(NetworkPredictor):
     def __init__(self, model: str, outputs: tuple[str, ...], **given: Any) -> None:
         super().__init__(model, outputs, **given)
         if not self.plan.is_trained:
-            from histocrypt.encoders.encoders import encoder_of
-
-            encoder_of(self.plan.backbone)
+            check_families(self.plan.backbone)
         self.averages_symmetries = self.plan.average_symmetries
         self.genes: dict[str, str] = {}
         """Auxiliary genes, id -> symbol, in the order of their head's outputs."""

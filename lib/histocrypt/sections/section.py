@@ -35,8 +35,9 @@ class SectionFiles:
     path: Path
     """The section file; for ``st_array`` and ``space_ranger`` the folder that holds ``counts/`` or ``spatial/``."""
     patient: str | None = None
-    laboratory: str | None = None
     """Patient id as given in the study, or as read quickly from the file; None where only the reader can tell."""
+    laboratory: str | None = None
+    """As given in the study; None where only the reader can tell."""
     image: Path | None = None
     """Image file, patches file or tile folder as given; None where the section file names it."""
     um_per_px: float | None = None

@@ -33,8 +33,10 @@ from histocrypt.errors import InputError
 ETA = 21
 """Of the centred binomial distribution that errors are drawn from: a standard deviation of 3.2."""
 LOG_FLOOD = -21
-"""Errors that hide how a result was computed: their share of the outputs' range, binary logarithm; three times what
-the arithmetic itself errs by, and a thousandth of the noise that the key owner adds."""
+"""Errors that blur how a result was computed: their share of the outputs' range, binary logarithm. They are about as
+large as what the arithmetic itself errs by, at depth 9 smaller, so they prove nothing hidden (``docs/threat_model.md``).
+Larger ones would be taken for a lie: how far copies may differ, and the noise, follow from how far they do.
+"""
 
 ONE_AT_A_TIME = threading.Lock()
 """A batch takes all cores and most of the memory."""

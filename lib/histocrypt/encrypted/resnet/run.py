@@ -42,6 +42,8 @@ SECONDS_ENDS = 45.0
 SECONDS_POLYNOMIAL = 1.5
 ENGINE_GIB, LOADING_GIB = 7.0, 1.0
 """Of bootstrapping, and of a layer while it is loaded."""
+PAIR_GIB = 2.6
+"""More of bootstrapping two tiles at once: a served job of one pair held 17.1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -429,7 +431,7 @@ def estimate(steps: Sequence[dict[str, Any]], parameters: Parameters) -> Estimat
         work_once=first + diagonals * SECONDS_ENCODE * scale,
         work_each=diagonals * SECONDS_PRODUCT * scale,
         work_refreshing=each,
-        engine_gib=ENGINE_GIB * scale,
+        engine_gib=(ENGINE_GIB + PAIR_GIB * (refreshed_together(steps) > 1)) * scale,
         loading_gib=LOADING_GIB * scale,
         layers_gib=sum(sizes) / 2**30,
         largest_gib=max(sizes) / 2**30,

@@ -15,8 +15,9 @@ from histocrypt.encrypted import messages
 from histocrypt.errors import InputError
 
 if TYPE_CHECKING:
-    from histocrypt.encrypted.client import Sent, Server, Session, Way
+    from histocrypt.encrypted.client import Sent, Way
     from histocrypt.encrypted.key_owner import Prepared
+    from histocrypt.encrypted.remote import Server, Session
     from histocrypt.encrypted.single import Client
 
 CHUNK = 4 << 20
@@ -36,7 +37,7 @@ def price(remote: Server, model: Client, spots: int) -> str:
     keys, tiles = model.evaluation_key_bytes() / 2**30, count * model.input_bytes / 2**20
     return (
         f"{spots} spots, each sent twice: {keys:.1f} GiB of keys and {tiles:.0f} MiB of tiles go up, and keys take as "
-        f"much disk on both sides; about {minutes:.0f} min on the server's two idle cores and at least {gib:.1f} "
+        f"much disk on both sides; about {minutes:.0f} min on the server's two idle cores and up to {gib:.1f} "
         f"GiB of its memory, after {jobs} jobs before it. Stopped, the same call goes on where it was"
     )
 

@@ -26,7 +26,7 @@ from histocrypt.encrypted import engine, messages
 from histocrypt.encrypted.bundle import Bundle
 from histocrypt.encrypted.evaluator import Model
 from histocrypt.encrypted.resnet.request import GROUP, PROGRESS, check_tile, cost_of, room_for_layers
-from histocrypt.encrypted.resnet.run import EvaluationKeys
+from histocrypt.encrypted.resnet.run import TOGETHER_GIB, EvaluationKeys
 from histocrypt.encrypted.sessions import Hosted, Limits, Refused, Store
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
@@ -84,7 +84,7 @@ class KeptStore(Store):
         cost = cost_of(self._bundle)
         return {
             "minutes": cost.seconds(count, GROUP, refreshers=self._refreshers) / 60,
-            "gib": cost.gib(self._refreshers),
+            "gib": cost.gib(self._refreshers, ahead_gib=TOGETHER_GIB),
             "jobs": sum(hosted.running for hosted in self._sessions.values()),
         }
 
