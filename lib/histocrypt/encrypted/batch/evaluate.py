@@ -34,7 +34,7 @@ ETA = 21
 """Of the centred binomial distribution that errors are drawn from: a standard deviation of 3.2."""
 LOG_FLOOD = -21
 """Errors that blur how a result was computed: their share of the outputs' range, binary logarithm. They are about as
-large as what the arithmetic itself errs by, at depth 9 smaller, so they prove nothing hidden (``docs/threat_model.md``).
+large as what the arithmetic itself errs by, at depth 9 smaller, so nothing is hidden for sure (``threat_model.md``).
 Larger ones would be taken for a lie: how far copies may differ, and the noise, follow from how far they do.
 """
 
