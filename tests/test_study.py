@@ -66,6 +66,21 @@ def test_a_wrong_study_is_refused_in_one_sentence(change, words):
         assert word in sentence
 
 
+@pytest.mark.parametrize(
+    ("models", "field"),
+    [
+        ({"encoder_ridge": {"encoder": "morphology~320+efficientnet"}}, "models.encoder_ridge.encoder"),
+        ({"fusion_ridge": {"families": ["coluor"]}}, "models.fusion_ridge.families"),
+        ({"fusion_ridge": {"families": ["colour~320"]}}, "models.fusion_ridge.families"),
+    ],
+)
+def test_features_that_nobody_has_are_refused_before_any_work(models, field):
+    with pytest.raises(InputError) as error:
+        parse_study({**GOOD, "models": models}, file="s.yaml")
+    assert error.value.field == field
+    assert parse_study({**GOOD, "models": {"encoder_ridge": {"encoder": "uni+colour~100@4"}}}).models
+
+
 def test_a_missing_or_broken_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml: study cannot be read"):
         load_study(tmp_path / "none.yaml")

@@ -203,6 +203,12 @@ def _check_model(name: str, options: dict[str, Any], file: str | Path) -> None:
             part(**{key: value for key, value in options.items() if key in part.model_fields})
         except ValidationError as error:
             raise first_problem(error, part, file=file, prefix=f"models.{name}.") from error
+    for key in ("encoder", "families"):  # known now, and not after an hour of preprocessing
+        if key in options and key in own.model_fields:
+            from histocrypt.data.load import check_families
+
+            value, where = options[key], {"file": file, "field": f"models.{name}.{key}"}
+            check_families(value if isinstance(value, str) else "+".join(value), **where)
 
 
 # What no single value of a study can tell: whether its models, their teachers and its stack go together.

@@ -15,7 +15,7 @@ import pytest
 from tests.encrypted.serving import agree, refuses, serving
 from tests.encrypted.test_service import Cutting
 
-from histocrypt.encrypted import client, messages
+from histocrypt.encrypted import client, messages, remote
 from histocrypt.encrypted.client import Way, send_section
 from histocrypt.encrypted.key_owner import Keys, Request, prepare
 from histocrypt.encrypted.scratch import CLIENT, own_folder, scratch
@@ -160,8 +160,8 @@ def test_a_killed_client_of_a_batch_goes_on(world, running, sending, tmp_path):
 
 def test_a_cut_line_costs_what_was_under_way(world, section, running, few, sending, monkeypatch):
     """The line breaks for good after some answers; the same call over another line goes on."""
-    monkeypatch.setattr(client, "ATTEMPTS", 2)
-    monkeypatch.setattr(client, "MOST_IN_FLIGHT", 1)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    monkeypatch.setattr(remote, "MOST_IN_FLIGHT", 1)
     line, came_back, keep = Cutting(running.port, []), [], Way.keep
 
     def cut(way, index, **how):
@@ -189,7 +189,7 @@ def test_a_cut_line_costs_what_was_under_way(world, section, running, few, sendi
 
 @pytest.mark.slow
 def test_a_killed_server_costs_what_was_under_way(world, section, few, sending, tmp_path, monkeypatch):
-    monkeypatch.setattr(client, "ATTEMPTS", 2)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
     keep, number = Way.keep, []
     with serving(world.bundle, tmp_path / "first") as server, monkeypatch.context() as patch:
 
@@ -200,7 +200,7 @@ def test_a_killed_server_costs_what_was_under_way(world, section, few, sending, 
                 os.kill(server.process.pid, signal.SIGKILL)
 
         patch.setattr(Way, "keep", kill)
-        patch.setattr(client, "MOST_IN_FLIGHT", 1)
+        patch.setattr(remote, "MOST_IN_FLIGHT", 1)
         with pytest.raises(InputError):
             sending(section, server=server.address, token_file=server.token_file)
         left = list(server.scratch.iterdir())
@@ -224,7 +224,7 @@ def test_a_refused_answer_burns_the_keys(section, sending, monkeypatch):
         if index == 1:
             messages.write_message(into, "output", lie.payload, **request.place(index))
 
-    monkeypatch.setattr(client, "MOST_IN_FLIGHT", 1)  # one after the other
+    monkeypatch.setattr(remote, "MOST_IN_FLIGHT", 1)  # one after the other
     monkeypatch.setattr("histocrypt.encrypted.key_owner.places_of", lambda *_, **__: np.array([0, 1, 0, 1]))
     monkeypatch.setattr(client.Session, "evaluate", lie)
     with pytest.raises(InputError) as error:

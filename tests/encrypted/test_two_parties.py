@@ -315,6 +315,7 @@ def test_secret_key_stays_private(world):
     assert (world.keys / "secret.key").stat().st_mode & 0o777 == 0o600
     assert world.keys.stat().st_mode & 0o777 == 0o700
     assert (world.bundle / "server").stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in (world.bundle / "server").iterdir()} == {0o600}
 
 
 def test_readable_secret_key_is_refused(world, tmp_path):

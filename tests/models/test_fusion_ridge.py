@@ -183,8 +183,10 @@ def test_names_of_surroundings():
 def test_a_study_names_its_families():
     predictor = build("fusion_ridge", ("log1p:a",), settings={}, options={"families": ["colour"], "context_um": 100})
     assert predictor.encoder == "colour+colour~100"
-    with pytest.raises(InputError):
-        build("fusion_ridge", ("log1p:a",), settings={}, options={"families": []})
+    for wrong in ([], ["colour", "colour"], ["colour~320"], ["colour+morphology"]):
+        with pytest.raises(InputError) as error:
+            build("fusion_ridge", ("log1p:a",), settings={}, options={"families": wrong})
+        assert error.value.field == "models.fusion_ridge.families"
 
 
 def test_families_are_known_by_name_and_their_reach():

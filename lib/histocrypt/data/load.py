@@ -18,14 +18,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histocrypt import paths
 from histocrypt.data.fold_statistics import PANEL, STAIN, TARGETS, read_clean_section, section_targets
 from histocrypt.data.folds import Fold
-from histocrypt.errors import InputError
+from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import atomic_path
 from histocrypt.spatial import graph_of, section_edges, surroundings
 from histocrypt.targets.matrix import columns_of, depth, has_counts
@@ -532,16 +532,19 @@ def split_context(name: str) -> tuple[str, float]:
     return family, float(reach)
 
 
-def check_families(name: str) -> None:
-    """Refuse a name of features of which one is no encoder, nor described by hand, nor prepared elsewhere."""
+def check_families(name: str, **where: Any) -> None:
+    """Refuse a name of features of which one is no encoder, nor described by hand, nor prepared elsewhere.
+
+    Whether a model of timm is one is found out when it is loaded. ``where`` goes to the error.
+    """
     from histocrypt.encoders.described import DESCRIBED
-    from histocrypt.encoders.encoders import encoder_of
     from histocrypt.encoders.precomputed import PREPARED
+    from histocrypt.encoders.registry import ENCODERS, TIMM
 
     for part in parts_of(name)[0]:
         family, _ = split_context(part)
-        if family not in DESCRIBED and not family.startswith(PREPARED):
-            encoder_of(family)
+        if family not in ENCODERS and family not in DESCRIBED and not family.startswith((PREPARED, TIMM)):
+            raise unknown_name("encoder", family, [*ENCODERS, *DESCRIBED, f"{TIMM}<model>"], **where)
 
 
 def reach_of(name: str) -> float:

@@ -209,8 +209,6 @@ def write_bundle(
     server.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that exists keeps its mode; what it gets has its own
     (server / "server.json").unlink(missing_ok=True)
     path = server / MODEL
-    path.touch(mode=0o600)
-    path.chmod(0o600)
     size = engine.write_model(path, parameters, compiled.nodes, compiled.rotations)
     if plan is not None:
         plan.save(server / "batch.safetensors")

@@ -177,6 +177,7 @@ def write_model(path: Path, parameters: Parameters, nodes: Sequence[Node], rotat
 def _written(path: Path, *, packed: bool) -> Any:
     import lzma
 
+    path.touch(mode=0o600)  # weights are nobody else's business, in whatever folder they lie
     return lzma.open(path, "wb", preset=1) if packed else path.open("wb")
 
 

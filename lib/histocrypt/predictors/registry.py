@@ -60,6 +60,13 @@ class FusionOptions(Options):
         "new", description="known: the patients that are predicted are trained on, by other sections of theirs"
     )
 
+    @field_validator("families")
+    @classmethod
+    def _plain(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value) or any(mark in name for name in value for mark in "~+@"):
+            raise ValueError("each family once, by its plain name; context_um adds surroundings")
+        return value
+
 
 class VisionMLPOptions(Options):
     """See `models.vision_mlp.VisionMLP`."""
