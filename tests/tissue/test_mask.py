@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from histocrypt.sections.image import open_image
+from histocrypt.sections.image import PatchMosaic, open_image
 from histocrypt.tissue.mask import disc_share, spot_tissue_share, tissue_mask
 from histocrypt.tissue.preprocess import find_tissue
 
@@ -100,6 +100,20 @@ def test_share_below_a_disc():
     share = spot_tissue_share(mask, coords, 0.1, 200.0)
     np.testing.assert_allclose(share[:5], [0.5, 0, 1, 1, 0], atol=0.02)
     assert 0.4 < share[5] < 0.7  # half of the disc lies outside the image
+
+
+def test_patches_that_lie_apart_are_tissue_and_specks_in_them_are_dust():
+    """16 patches of 112 µm, 200 µm apart: half of them full of tissue, half glass with a speck of 30 µm."""
+    side, corners = 112, np.stack(np.meshgrid(np.arange(4), np.arange(4)), axis=-1).reshape(-1, 2) * 200 + 40
+    speck = np.zeros((side, side), dtype=bool)
+    speck[40:70, 40:70] = True
+    full = np.arange(16) % 2 == 0
+    patches = [drawn(np.ones_like(speck) if one else speck, seed=number) for number, one in enumerate(full)]
+    mosaic = PatchMosaic("patches", corners, side, patches.__getitem__, size=(840, 840))
+    mask, scale = find_tissue(mosaic, um_per_px=1.0)
+    share = spot_tissue_share(mask, corners + side / 2, scale, 55.0)
+    assert (share[full] > 0.95).all()
+    assert (share[~full] < 0.05).all()
 
 
 @pytest.mark.parametrize("diameter", [0.3, 1.0, 2.5, 7.0, 20.4])

@@ -1,9 +1,12 @@
 import json
+from io import BytesIO
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from histocrypt.demo.write import planted
 from histocrypt.errors import InputError
@@ -183,6 +186,23 @@ def test_real_sections(real_data: Path, tmp_path, name):
     tiles, _ = read_tiles(paths["tiles"])
     assert tiles.shape == (report.spots_out, 78, 78, 3)
     assert (tiles.reshape(len(tiles), -1).mean(axis=1) < 235).all()  # no tile is bare glass
+
+
+def test_real_patches_that_lie_apart_are_no_dust(real_data: Path, tmp_path):
+    """A patch of HEST is 112 µm wide and spots lie 200 µm apart: each is an island smaller than dust of a slide."""
+    given = read_path(real_data / "HBCIS_BC23209_C1.h5ad")
+    side = round(112 / given.um_per_px)
+    with h5py.File(real_data / "HBCIS_BC23209_C1_patches.h5") as file, h5py.File(tmp_path / "p.h5", "w") as cut:
+        edge = (512 - side) // 2
+        inner = slice(edge, edge + side)
+        cut["img"] = np.stack([np.asarray(Image.open(BytesIO(one.tobytes())))[inner, inner] for one in file["jpeg"]])
+        cut["coords"], cut["barcode"] = file["coords"][:] + edge, file["barcode"][:]
+    apart = read_path(real_data / "HBCIS_BC23209_C1.h5ad", image=tmp_path / "p.h5")
+    whole, _, _ = run(given, tmp_path / "whole", tile_um=112)
+    report, cleaned, _ = run(apart, tmp_path / "apart", tile_um=112)
+    assert report.spots_out == whole.spots_out
+    assert report.dropped == whole.dropped
+    assert cleaned.obs["tissue_share"].median() > 0.9
 
 
 def test_defects_planted_in_the_demo_tissue_are_found(demo_tissue, tmp_path):

@@ -15,7 +15,9 @@ BAND = 512
 """Rows of a mask that are averaged over discs together."""
 
 
-def tissue_mask(rgb_thumb: np.ndarray, *, um_per_px: float = 10.0) -> np.ndarray:
+def tissue_mask(
+    rgb_thumb: np.ndarray, *, um_per_px: float = 10.0, smallest_um2: float = SMALLEST_PIECE_UM2
+) -> np.ndarray:
     """Return where a thumbnail shows tissue.
 
     Otsu's threshold on the smoothed darkest channel: staining lowers it whether it darkens a pixel or colours it, so
@@ -28,6 +30,8 @@ def tissue_mask(rgb_thumb: np.ndarray, *, um_per_px: float = 10.0) -> np.ndarray
         (h, w, 3) uint8.
     um_per_px
         Micrometres per pixel of the thumbnail.
+    smallest_um2
+        Area below which a piece is taken for dust.
 
     Returns
     -------
@@ -54,7 +58,7 @@ def tissue_mask(rgb_thumb: np.ndarray, *, um_per_px: float = 10.0) -> np.ndarray
     window = 2 * max(1, round(16.0 / um_per_px)) + 1
     lines = grey_closing(darkest, size=(window, window)) - darkest > max(LEAST_CONTRAST, 0.2 * contrast)
     radius = max(1, round(16.0 / um_per_px))
-    piece, hole = (max(1, round(area / um_per_px**2)) for area in (SMALLEST_PIECE_UM2, LARGEST_HOLE_UM2))
+    piece, hole = (max(1, round(area / um_per_px**2)) for area in (smallest_um2, LARGEST_HOLE_UM2))
     filled = remove_small_holes(closing(dark | lines, disk(radius)), max_size=hole)
     return remove_small_objects(opening(filled, disk(radius)), max_size=piece)
 

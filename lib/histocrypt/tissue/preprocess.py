@@ -17,7 +17,7 @@ from histocrypt.machine import peak_gib
 from histocrypt.spatial import spot_pitch
 from histocrypt.tissue import stain
 from histocrypt.tissue.alignment import Alignment, align
-from histocrypt.tissue.mask import spot_tissue_share, tissue_mask
+from histocrypt.tissue.mask import SMALLEST_PIECE_UM2, spot_tissue_share, tissue_mask
 from histocrypt.tissue.tiles import coarse_note, read_tiles, write_tiles
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MASK_UM_PER_PX = 8.0
 """Resolution of the thumbnail on which tissue is found."""
 MASK_MAX_SIDE = 4096
+PIECE_OF_PATCH = 0.25
+"""Tissue in a patch that lies apart ends where the patch does: less than this share of one is dust there."""
 _WINDOWS, _WINDOW_PX = 2000, 12  # many small windows: neighbouring pixels are alike
 
 
@@ -204,7 +206,9 @@ def find_tissue(image: ImageSource, *, um_per_px: float) -> tuple[np.ndarray, fl
     longest = max(image.width, image.height)
     side = int(np.clip(longest * um_per_px / MASK_UM_PER_PX, 256, MASK_MAX_SIDE))
     thumbnail, scale = image.thumbnail(min(side, longest))
-    return tissue_mask(thumbnail, um_per_px=um_per_px / scale), scale
+    patch_um2 = np.inf if image.side is None else (image.side * um_per_px) ** 2
+    smallest = min(SMALLEST_PIECE_UM2, PIECE_OF_PATCH * patch_um2)
+    return tissue_mask(thumbnail, um_per_px=um_per_px / scale, smallest_um2=smallest), scale
 
 
 def sample_tissue_pixels(image: ImageSource, mask: np.ndarray, scale: float, *, seed: int) -> np.ndarray:
