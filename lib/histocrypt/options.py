@@ -141,7 +141,9 @@ class Folds(Part):
 class Training(Part):
     """How networks are trained; any model may override any of these."""
 
-    later = ("teacher", "distil", "range_penalty", "replace_over", "augment_contrast")
+    later = (
+        "teacher", "distil", "distil_held_out", "range_penalty", "replace_over", "augment_contrast", "seeds",
+    )  # fmt: skip
     epochs: Count = 40
     batch_size: Count = 32
     learning_rate: Positive = 1e-3
@@ -169,6 +171,14 @@ class Training(Part):
     )
     distil: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="with a teacher: its share of the targets of training tiles; the rest is measured"
+    )
+    distil_held_out: bool = Field(
+        False,
+        description="learn what a teacher fitted in closed form says of spots held out from it (whole patients, else "
+        "sections), not of those that it was fitted to",
+    )
+    seeds: Annotated[int, Field(ge=1, le=20)] = Field(
+        1, description="networks that are trained, with seeds that follow each other; predictions are their mean"
     )
     replace_over: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the epochs over which ReLUs give way to squares; 0: squares from the start"

@@ -30,7 +30,15 @@ from histocrypt.options import (
     Training,
     first_problem,
 )
-from histocrypt.predictors.registry import BASELINES, BOOTSTRAPPED, ENCRYPTED, MODELS, NEEDS_COUNTS, STACKS
+from histocrypt.predictors.registry import (
+    BASELINES,
+    BOOTSTRAPPED,
+    ENCRYPTED,
+    MODELS,
+    NEEDS_COUNTS,
+    STACKS,
+    check_seeds,
+)
 from histocrypt.targets.matrix import check_target
 
 
@@ -174,6 +182,8 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
         raise first_problem(error, Study, file=file) from error
     for name, options in study.models.items():
         _check_model(name, options, file)
+    for name in study.models:
+        check_seeds(name, study.training_of(name), file=file)
     _check_teachers(study, file)
     check_target(study.target, study.panel, file)
     _check_stacking(study, file)
@@ -235,6 +245,29 @@ def _check_teachers(study: Study, file: str | Path) -> None:
                 raise InputError("a model is, by way of its teachers, its own teacher", **where, value=teacher)
             seen.append(teacher)
             teacher = study.teacher_of(teacher)
+        _check_lesson(study, name, where)
+
+
+def _check_lesson(study: Study, name: str, where: dict[str, Any]) -> None:
+    """Refuse a teacher that cannot teach as a model asks it to."""
+    settings, teacher = study.training_of(name), study.teacher_of(name)
+    if teacher is None:
+        return
+    network = MODELS[teacher].kind == "network"
+    if network and settings.distil_held_out:
+        raise InputError(
+            "a network would be trained anew without each part that it is held out from",
+            **{**where, "field": f"models.{name}.distil_held_out"},
+            value=True,
+            fix="remove it, or name a teacher that is fitted in closed form",
+        )
+    if network and settings.replace_over and study.training_of(teacher).seeds > 1:
+        raise InputError(
+            f"{name} starts from the weights of one network, and this teacher is the mean of several",
+            **where,
+            value=teacher,
+            fix=f"set models.{teacher}.seeds to 1",
+        )
 
 
 def _check_stacking(study: Study, file: str | Path) -> None:

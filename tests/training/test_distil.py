@@ -1,5 +1,7 @@
 """A student learns from its fold's own teacher: mixed right, honest, resumable, and made again when the teacher is."""
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from torch import nn
 
 from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.data.folds import load_folds
-from histocrypt.data.load import load_training, scaled, scaling_of
+from histocrypt.data.load import joined, load_training, scaled, scaling_of
 from histocrypt.errors import InputError
 from histocrypt.files import read_json
 from histocrypt.models.fhe import Square, watched
@@ -52,6 +54,45 @@ def test_targets_are_a_mean_of_the_measured_and_the_teachers(small_study, teache
         assert loop.mean_section_pearson(soft, train.targets, train.sections) > 0.1
     for section in fold.train_sections:
         np.testing.assert_allclose(soft[train.sections == section].mean(axis=0), 0, atol=1e-5)
+
+
+def test_held_out_targets_come_from_teachers_that_learnt_neither_the_spot_nor_validation(small_study):
+    study = with_student(small_study)
+    train_fold(study, "colour_ridge", "fold_a")
+    fold = fold_of(study, "fold_a")
+    data = load_training(study, fold, side=32)
+    scaling = scaling_of(study, fold)
+    train, validation = (scaled(study, scaling, part) for part in (data.train, data.validation))
+
+    def soft(spots, **how):
+        one = taught(study, "colour_ridge", 1.0, spots, fold=fold, panel=data.panel, held_out=True, **how)
+        return dict(zip(one.names.tolist(), one.targets, strict=True))
+
+    before = soft(train)
+    patient = train.patients == train.patients[0]
+    assert len(set(train.patients)) > 1
+    changed = train.targets.copy()
+    changed[patient] = np.random.default_rng(0).normal(size=changed[patient].shape)
+    after = soft(replace(train, targets=changed))
+    same = np.array([np.array_equal(before[name], after[name]) for name in train.names.tolist()])
+    np.testing.assert_array_equal(same, patient)  # whose targets changed is the one whose teachers did not see them
+    both = soft(joined(train, validation))
+    assert any(not np.array_equal(both[name], before[name]) for name in before)
+    fitted = taught(study, "colour_ridge", 1.0, train, fold=fold, panel=data.panel).targets
+    close = [
+        loop.mean_section_pearson(x, train.targets, train.sections) for x in (fitted, np.stack([*before.values()]))
+    ]
+    assert close[0] > close[1]
+
+
+def test_a_student_of_what_is_held_out_is_not_that_of_what_was_fitted(small_study):
+    weights = []
+    for held_out in (False, True):
+        study = with_student(small_study, distil_held_out=held_out, refit=True, epochs=1)
+        train_fold(study, "colour_ridge", "fold_a")
+        (result,) = train_fold(study, "fhe_cnn", "fold_a", device="cpu")
+        weights.append((result.folder / "weights.safetensors").read_bytes())
+    assert weights[0] != weights[1]
 
 
 def test_a_teacher_never_sees_the_test_section(small_study):
@@ -177,6 +218,11 @@ def test_a_killed_student_goes_on_to_the_same_bits(small_study, monkeypatch, cap
         ({"fhe_cnn": {"teacher": "resnet18"}}, {}, ["unknown teacher 'resnet18'"]),
         ({"fhe_cnn": {"teacher": "fhe_cnn"}}, {}, ["its own teacher"]),
         ({"fhe_cnn": {"teacher": "resnet18"}, "resnet18": {"teacher": "fhe_cnn"}}, {}, ["its own teacher"]),
+        (
+            {"fhe_cnn": {"teacher": "resnet18", "distil_held_out": True}, "resnet18": {}},
+            {},
+            ["models.fhe_cnn.distil_held_out", "closed form"],
+        ),
         ({"knn": {"teacher": "colour_ridge"}}, {}, ["models.knn.teacher", "takes no teacher"]),
         ({"fhe_cnn": {"teacher": "knn", "distil": 1.5}}, {}, ["models.fhe_cnn.distil", "1.5"]),
         ({}, {"teacher": "knn"}, ["training.teacher", "under `models`"]),

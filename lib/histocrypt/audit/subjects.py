@@ -357,7 +357,8 @@ class Auditable:
         learnt = self.spots(model).subset(keep)
         if settings.teacher is not None:
             teacher, seen = self._shadow(settings.teacher, keep, seed), self.spots(settings.teacher).subset(keep)
-            mixed = mixed_targets(self.study, settings.teacher, teacher, settings.distil, seen, learnt.targets)
+            lesson = settings.teacher, teacher, settings.distil, seen, learnt.targets
+            mixed = mixed_targets(self.study, *lesson, held_out=settings.distil_held_out)
             learnt = replace(learnt, targets=mixed)
         predictor = build(
             model, learnt.outputs, settings=settings, options=self.study.options_of(model), device=self.device

@@ -363,7 +363,8 @@ def import_weights(
             published_outputs, published.mean.astype(np.float32), published.sd.astype(np.float32)
         )
     used = joined or published
-    settings = study.training_of(MODEL).model_copy(update={"normalise_by_section": False, "augment_stain": 0.0})
+    plain = {"normalise_by_section": False, "augment_stain": 0.0, "seeds": 1}
+    settings = study.training_of(MODEL).model_copy(update=plain)
     about = _about(study, split, panel, scaling, settings=settings, transform=transform, average_pool=average_pool)
     about["imported"] = {"file": Path(weights).name, "sha256": _sha256(Path(weights))}
     if joined is not None:

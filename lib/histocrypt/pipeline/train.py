@@ -4,7 +4,9 @@ A network may learn from another model of its own fold as well as from what was 
 2015): what was measured of a tile is noisy, a teacher's prediction is a smooth version of it. With a squared error,
 learning from both at once is learning from their weighted mean, so the loop need not know. The teacher was trained on
 the fold's training patients, like the student; the test patient stays unseen by both. Validation spots keep their
-measured targets, which decide when to stop.
+measured targets, which decide when to stop. The teacher learnt from them, too, unless the student asks for what is held
+out (``distil_held_out``): then a teacher in closed form is fitted anew without each part of the student's own training
+spots and says what it makes of that part, so that neither its overfitting nor a validation spot gets into a target.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from histocrypt.data.load import FoldData, Spots, joined, load_spots, load_test,
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.pipeline.checkpoints import imported_model, load_model, made_from, save_model, teacher_of, trained_about
 from histocrypt.pipeline.predictions import as_mapping, write_heads, write_predictions
+from histocrypt.predictors.closed_form import inner_folds
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS, build, model_class, tile_side
 from histocrypt.targets.transforms import TargetStatistics
 
@@ -153,7 +156,8 @@ def fit(
     def lesson(part: Spots) -> Spots:
         if settings.teacher is None:
             return part
-        return taught(study, settings.teacher, settings.distil, part, fold=data.fold, panel=data.panel, device=device)
+        how = {"panel": data.panel, "device": device, "held_out": settings.distil_held_out}
+        return taught(study, settings.teacher, settings.distil, part, fold=data.fold, **how)
 
     def new() -> Any:
         fresh = build(
@@ -171,13 +175,23 @@ def fit(
     predicted = scaling.restore(predictor.predict(validation))
     if MODELS[model].kind == "fitted" or settings.refit:
         predictor = new()
-        again = predictor.fit(joined(learnt, lesson(validation)), None, seed=seed, chosen=chosen)
+        every = joined(train, validation)
+        every = lesson(every) if settings.distil_held_out else joined(learnt, lesson(validation))
+        again = predictor.fit(every, None, seed=seed, chosen=chosen)
         chosen = again if MODELS[model].kind == "fitted" else chosen
     return predictor, chosen, predicted
 
 
 def taught(
-    study: Study, teacher: str, share: float, spots: Spots, *, fold: Fold, panel: Panel, device: str | None = None
+    study: Study,
+    teacher: str,
+    share: float,
+    spots: Spots,
+    *,
+    fold: Fold,
+    panel: Panel,
+    device: str | None = None,
+    held_out: bool = False,
 ) -> Spots:
     """Return training spots whose targets are mixed with a teacher's predictions.
 
@@ -195,6 +209,8 @@ def taught(
         The fold and its panel.
     device
         Torch device of the teacher, where it is a network.
+    held_out
+        Teach what a closed form like the teacher says of spots that it was not fitted to, see `mixed_targets`.
 
     Raises
     ------
@@ -214,18 +230,35 @@ def taught(
             file=model.folder,
             fix=f"train {teacher} again",
         )
-    return replace(spots, targets=mixed_targets(study, teacher, model.predictor, share, seen, spots.targets))
+    mixed = mixed_targets(study, teacher, model.predictor, share, seen, spots.targets, held_out=held_out)
+    return replace(spots, targets=mixed)
 
 
 def mixed_targets(
-    study: Study, teacher: str, predictor: Predictor, share: float, seen: Spots, targets: np.ndarray
+    study: Study,
+    teacher: str,
+    predictor: Predictor,
+    share: float,
+    seen: Spots,
+    targets: np.ndarray,
+    *,
+    held_out: bool = False,
 ) -> np.ndarray:
     """Return (n, k) float32 targets mixed with what a fitted teacher predicts of the same spots, ``seen`` as it does.
 
-    A network's predictions are averaged over the eight symmetries of each tile.
+    A network's predictions are averaged over the eight symmetries of each tile. With ``held_out``, ``predictor`` is not
+    asked: a closed form of its settings is fitted to these spots and targets without each part in turn (whole patients;
+    sections of one patient; stretches of one section), and says what it makes of that part.
     """
     soft: Any = 0
-    if MODELS[teacher].kind == "network":
+    if held_out:
+        settings, options = study.training_of(teacher), study.options_of(teacher)
+        learnt, soft = replace(seen, targets=targets), np.zeros(targets.shape, dtype=np.float32)
+        for rows, part in inner_folds(learnt):
+            apart = build(teacher, learnt.outputs, settings=settings, options=options)
+            apart.fit(learnt.subset(rows), seed=study.seed)
+            soft[part] = apart.predict(seen)[part]  # whole sections, by whose means inputs are standardised
+    elif MODELS[teacher].kind == "network":
         for view in seen.symmetries():
             soft = soft + predictor.predict(view) / 8
     else:
@@ -280,7 +313,7 @@ def train_one(
     started = time.monotonic()
     fold, folder = data.fold, study.run.model(model, data.fold.name)
     folder.mkdir(parents=True, exist_ok=True)
-    stale = [folder / name for name in ("model.json", "curves.csv", "curves_refit.csv")]
+    stale = [folder / "model.json", *folder.glob("curves*.csv")]
     stale += [study.run.prediction(model, fold.name, part) for part in ("validation", "test")]
     for path in [*stale, study.run.heads(model, fold.name)]:
         path.unlink(missing_ok=True)

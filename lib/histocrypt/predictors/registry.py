@@ -199,6 +199,8 @@ class Entry:
     """Whether it predicts more than the panel, see `Predictor.predict_heads`."""
     draws_samples: bool = False
     """Whether it predicts a distribution, see `Predictor.samples`."""
+    averages_seeds: bool = False
+    """Whether several networks of it may predict as one, see `predictors.seeds`."""
     many_processes: bool = False
     """Whether several processes may train it together, see `training.distributed`."""
 
@@ -215,9 +217,15 @@ MODELS: dict[str, Entry] = {
         "histocrypt.predictors.fusion_ridge:FusionRidge", "fitted", "Fusion of frozen features", FusionOptions
     ),
     "vision_mlp": Entry(
-        "histocrypt.models.vision_mlp:VisionMLP", "network", "VisionMLP (multi-scale CNN)", VisionMLPOptions
+        "histocrypt.models.vision_mlp:VisionMLP",
+        "network",
+        "VisionMLP (multi-scale CNN)",
+        VisionMLPOptions,
+        averages_seeds=True,
     ),
-    "resnet18": Entry("histocrypt.models.resnet18:ResNet18", "network", "ResNet-18", ResNet18Options),
+    "resnet18": Entry(
+        "histocrypt.models.resnet18:ResNet18", "network", "ResNet-18", ResNet18Options, averages_seeds=True
+    ),
     "fhe_cnn": Entry("histocrypt.models.fhe:FheCnn", "network", "CNN for encryption", FheCnnOptions),
     "fhe_resnet18": Entry(
         "histocrypt.models.fhe:FheResNet18", "network", "ResNet-18 of squares, for encryption", FheResNet18Options
@@ -262,6 +270,10 @@ BOOTSTRAPPED = ("fhe_resnet18",)
 """Can be evaluated on ciphertexts, in minutes a spot: ciphertexts are refreshed on the way."""
 
 
+SEVERAL = "histocrypt.predictors.seeds:SeedAverage"
+"""What trains a network with several seeds and predicts the mean."""
+
+
 def model_class(name: str) -> type:
     """Return the class of a registered predictor, importing its module now."""
     if name not in MODELS:
@@ -284,6 +296,28 @@ def checked_options(model: str, given: dict[str, Any] | None) -> Options:
         return options(**(given or {}))
     except ValidationError as error:
         raise first_problem(error, options, prefix=f"models.{model}.") from error
+
+
+def check_seeds(model: str, settings: Training, *, file: str | Path | None = None) -> None:
+    """Refuse several seeds of a network that cannot be averaged; what is fitted in closed form heeds no seed.
+
+    Raises
+    ------
+    InputError
+        If several are asked for.
+    """
+    if settings.seeds == 1 or MODELS[model].kind != "network" or MODELS[model].averages_seeds:
+        return
+    why = "its family has a training of its own"
+    if model in (*ENCRYPTED, *BOOTSTRAPPED):
+        why = "each of several networks would have to be evaluated on ciphertexts"
+    raise InputError(
+        f"{model} is trained with one seed: {why}",
+        file=file,
+        field=f"models.{model}.seeds",
+        value=settings.seeds,
+        fix="set it to 1 there",
+    )
 
 
 def build(
@@ -315,11 +349,12 @@ def build(
     Raises
     ------
     InputError
-        If an option is unknown or has a wrong value.
+        If an option is unknown or has a wrong value, or several seeds are asked of a family that has one.
     """
     settings = Training(**settings) if isinstance(settings, dict) else settings
+    check_seeds(model, settings)
     if MODELS[model].kind == "network":
-        predictor = _class_of(MODELS[model].predictor)
+        predictor = _class_of(SEVERAL if settings.seeds > 1 else MODELS[model].predictor)
         return predictor(model, outputs, settings=settings, options=options, device=device, folder=folder)
     own = checked_options(model, options).model_dump()
     return model_class(model)(normalise_by_section=settings.normalise_by_section, **own)

@@ -190,7 +190,7 @@ def _fit(study: Study, total: Total, model: str) -> Cost:
     width = options.width / usual.default if usual else 1.0
     memory = BASE_GIB + 0.5 + _table(study, total, 3) + _gib(total.spots * side**2 * 3)
     work = total.spots * training.epochs * (own + a_pixel * side**2) * width**WIDER
-    return memory, work * (2 if training.refit else 1), True
+    return memory, work * training.seeds * (2 if training.refit else 1), True
 
 
 def _he2gene_s(options: HE2GeneOptions, epochs: int, genes: int) -> float:
@@ -304,7 +304,6 @@ def disk_bytes(study: Study, sizes: Sequence[SectionSize], folds: int) -> int:
     total = Total.of(sizes)
     tiles = total.spots * study.preprocessing.tile_px**2 * 3 * 0.8
     features = total.spots * 1280 * 4 * 2
-    models = len(study.model_names)
-    predictions = total.spots * _panel(study, total) * 4 * 2 * models * (2 if study.stacking else 1)
-    weights = models * (folds + 1) * 30e6
+    predictions = total.spots * _panel(study, total) * 4 * 2 * len(study.model_names) * (2 if study.stacking else 1)
+    weights = sum(study.training_of(name).seeds for name in study.model_names) * (folds + 1) * 30e6
     return int(total.values * 4 + tiles + features + predictions + weights + 50e6)
