@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 BRANCHES = ("tile", "subtiles", "centre")
-"""The three scales: the whole tile, the mean over its 3 x 3 subtiles, and the middle one with weights of its own."""
+"""The three scales: the whole tile, the mean over its 3 x 3 subtiles, and the middle one with weights of its own.
+
+None looks beyond the tile: at 150 um, about as far as a Visium spot's nearest neighbour. More takes larger tiles."""
 
 SLOPE = 0.01  # of every LeakyReLU
 

@@ -74,7 +74,8 @@ class VisionMLPOptions(Options):
     width: Factor = Field(1.0, description="multiplies every channel and layer width")
     dropout: Share = Field(0.1, description="in the projections and the head")
     branches: Annotated[tuple[Literal["tile", "subtiles", "centre"], ...], Field(min_length=1, strict=False)] = Field(
-        ("tile", "subtiles", "centre"), description="which scales are looked at, in any order"
+        ("tile", "subtiles", "centre"),
+        description="which scales are looked at, in any order; all lie within the tile (preprocessing.tile_um)",
     )
 
     @field_validator("branches")
