@@ -2,10 +2,12 @@
 
 The study must have trained `fusion_ridge` on its folds (`histocrypt run STUDY`). Every step is trained with every seed
 on a fold's training patients, stopped by its validation patient and, unchanged, scored on the one held out: mean
-Pearson of the main transform over the panel, within sections, mean of the sections. A step stands twice: one network
-(the mean of the seeds' scores), and the mean of their predictions (`seeds` of a study). What is chosen is chosen by the
-validation columns; the held-out ones only say whether that was right. A teacher's fitted values saw the validation
-patient, so their validation scores are too good: with the values that it has of spots held out, they are not.
+Pearson of the main transform over the panel, within sections, mean of the sections. A step stands three times: one
+network (the mean of the seeds' scores), the mean of their predictions (`seeds` of a study), and that smoothed over 320
+um (`smooth_um`). With `--refit` who is held out is predicted by networks that learnt from the validation patient, too.
+What is chosen is chosen by the validation columns; the held-out ones only say whether that was right. A fold's teacher
+learnt from the validation patient, so where its fitted values teach the validation scores are too good; where what it
+says of spots held out teaches, they are not.
 
 The interval is of the mean over patients, by drawing genes again (1,000 times, one seed): it says nothing of other
 patients.
@@ -26,6 +28,7 @@ from histocrypt.data.folds import FINAL, load_folds
 from histocrypt.data.load import load_spots, load_training, scaling_of
 from histocrypt.errors import InputError
 from histocrypt.pipeline.train import fit
+from histocrypt.predictors.network import smoothed
 from histocrypt.predictors.registry import MODELS, tile_side
 from histocrypt.study import Study, load_study
 
@@ -37,16 +40,18 @@ STEPS: dict[str, dict[str, Any]] = {
     "taught by the ridge's fitted values": {"teacher": TEACHER, "distil": 0.9},
     "taught by its values held out": {"teacher": TEACHER, "distil": 0.9, "distil_held_out": True},
 }
+SMOOTH_UM = 320
 OPTIONS = {"resnet18": {"average_pool": True}, "vision_mlp": {"width": 0.25}}
 
 Genes = dict[str, np.ndarray]
-"""By patient, each gene's correlation."""
+"""By fold, each gene's correlation."""
 
 
 def scored(study: Study, model: str, own: dict[str, Any], seeds: range) -> dict[str, tuple[Genes, Genes]]:
-    """Return correlations of validation and of held-out patients, for one network and for the mean of all."""
+    """Return correlations of validation and of held-out patients: of one network, of the mean of all, and smoothed."""
     study = study.model_copy(update={"models": {**study.models, model: own}})
-    found: dict[str, tuple[Genes, Genes]] = {"one": ({}, {}), "mean": ({}, {})}
+    ways = ("one network", f"mean of {len(seeds)}", f"mean of {len(seeds)}, smoothed")
+    found: dict[str, tuple[Genes, Genes]] = {way: ({}, {}) for way in ways}
     side = tile_side(model, study.training_of(model))
     for fold in load_folds(study.run.folds):
         if fold.name == FINAL:
@@ -61,11 +66,10 @@ def scored(study: Study, model: str, own: dict[str, Any], seeds: range) -> dict[
             said[1].append(scaling_of(study, fold).restore(predictor.predict(test))[:, at])
         for side_of, spots, every in zip((0, 1), (data.validation, test), said, strict=True):
             main = [j for j, name in enumerate(spots.outputs) if name.startswith(f"{study.target.transforms[0]}:")]
-            genes = [within_sections(x[:, main], spots.targets[:, main], spots.sections) for x in every]
-            together = within_sections(np.mean(every, axis=0)[:, main], spots.targets[:, main], spots.sections)
-            who = ", ".join(sorted(set(spots.patients.tolist())))
-            found["one"][side_of][f"{fold.name} {who}"] = np.mean(genes, axis=0)
-            found["mean"][side_of][f"{fold.name} {who}"] = together
+            mean = np.mean(every, axis=0)
+            for way, some in zip(ways, (every, [mean], [smoothed(mean, spots, SMOOTH_UM)]), strict=True):
+                genes = [within_sections(x[:, main], spots.targets[:, main], spots.sections) for x in some]
+                found[way][side_of][fold.name] = np.mean(genes, axis=0)
     return found
 
 
@@ -87,8 +91,10 @@ def main() -> None:
     parser.add_argument("--input-px", type=int, default=32, help="side of its tiles; default: 32, an hour's work")
     parser.add_argument("--epochs", type=int, default=12, help="at most; patience is a third of them")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--refit", action="store_true", help="learn from the validation patient, too, once chosen")
     asked = parser.parse_args()
     own = {"input_px": asked.input_px, "epochs": asked.epochs, "patience": max(1, asked.epochs // 3)}
+    own |= {"refit": True} if asked.refit else {}
     own |= OPTIONS.get(asked.model, {})
     rows = []
     for title, step in STEPS.items():
@@ -98,10 +104,9 @@ def main() -> None:
         except InputError as error:
             sys.exit(f"network_steps: {error}")
         spent = time.process_time() - started
-        for name, (validated, held_out) in found.items():
-            how = "one network" if name == "one" else f"mean of {asked.seeds}"
-            seconds = f"{spent / asked.seeds:.0f}" if name == "one" else f"{spent:.0f}"
-            rows.append(f"| {title} | {how} | {cells(validated)} | {cells(held_out)} | {seconds} |")
+        for how, (validated, held_out) in found.items():
+            seconds = spent / asked.seeds if how == "one network" else spent
+            rows.append(f"| {title} | {how} | {cells(validated)} | {cells(held_out)} | {seconds:.0f} |")
         print(f"{title}: done", file=sys.stderr)
     print(f"\n{asked.model}, {own}\n")
     print("| step | | validation, by fold | mean | held out, by fold | mean | CPU s |\n|---|---|---|---|---|---|---|")

@@ -142,7 +142,8 @@ class Training(Part):
     """How networks are trained; any model may override any of these."""
 
     later = (
-        "teacher", "distil", "distil_held_out", "range_penalty", "replace_over", "augment_contrast", "seeds",
+        "teacher", "distil", "distil_held_out", "range_penalty", "replace_over", "augment_contrast",
+        "seeds", "smooth_um",
     )  # fmt: skip
     epochs: Count = 40
     batch_size: Count = 32
@@ -179,6 +180,11 @@ class Training(Part):
     )
     seeds: Annotated[int, Field(ge=1, le=20)] = Field(
         1, description="networks that are trained, with seeds that follow each other; predictions are their mean"
+    )
+    smooth_um: Annotated[int, Field(ge=0, le=5000)] = Field(
+        0,
+        description="predictions are half a spot's own and half the mean of those around it, within so many "
+        "micrometres; 0: the spot's own",
     )
     replace_over: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the epochs over which ReLUs give way to squares; 0: squares from the start"

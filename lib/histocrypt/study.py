@@ -37,7 +37,7 @@ from histocrypt.predictors.registry import (
     MODELS,
     NEEDS_COUNTS,
     STACKS,
-    check_seeds,
+    check_averages,
 )
 from histocrypt.targets.matrix import check_target
 
@@ -183,7 +183,7 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
     for name, options in study.models.items():
         _check_model(name, options, file)
     for name in study.models:
-        check_seeds(name, study.training_of(name), file=file)
+        check_averages(name, study.training_of(name), file=file)
     _check_teachers(study, file)
     check_target(study.target, study.panel, file)
     _check_stacking(study, file)

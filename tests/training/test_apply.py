@@ -1,5 +1,7 @@
 """A trained model on a section that no study knows."""
 
+import shutil
+
 import anndata
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.errors import InputError
 from histocrypt.evaluation.score_file import score_files
 from histocrypt.explore.survey import study_sections
+from histocrypt.files import read_json, write_json
 from histocrypt.pipeline.checkpoints import load_model
 from histocrypt.pipeline.predict import check_fit, predict_section, unlike_training
 from histocrypt.pipeline.train import train_fold
@@ -62,6 +65,30 @@ def test_a_section_from_its_files_is_predicted_as_in_the_study(trained, model, t
         np.testing.assert_allclose(found.layers[transform], known.layers[transform], rtol=1e-5, atol=1e-5)
     assert found.uns["prediction"]["part"] == "new"
     assert f"{found.n_obs} spots x 8 genes of S_1" in said
+
+
+@pytest.mark.parametrize("points", ["spots", "grid"])
+def test_a_network_that_smooths_averages_over_the_surroundings_of_each_spot(trained, points, tmp_path):
+    study, fold, section = trained
+    plain, smooth = study.run.model("vision_mlp", fold), tmp_path / "smooth"
+    shutil.copytree(plain, smooth)
+    about = read_json(smooth / "model.json")
+    about["training"]["smooth_um"] = reach = 250
+    write_json(smooth / "model.json", about)
+    how = {"spacing_um": 180.0} if points == "grid" else {}
+    for folder, file in ((plain, "plain"), (smooth, "smooth")):
+        predict_section(folder, section, tmp_path / f"{file}.h5ad", **how)
+    one, other = (anndata.read_h5ad(tmp_path / f"{file}.h5ad") for file in ("plain", "smooth"))
+    um = one.obsm["spatial"] * one.uns["prediction"]["um_per_px"]
+    near = np.linalg.norm(um[:, None] - um[None], axis=2) <= reach
+    near &= ~np.eye(len(um), dtype=bool)
+    lonely = ~near.any(axis=1)
+    assert near.any()
+    near[lonely, lonely] = True
+    for transform in study.target.transforms:
+        own = np.asarray(one.layers[transform])
+        expected = (own + near @ own / near.sum(axis=1, keepdims=True)) / 2
+        np.testing.assert_allclose(other.layers[transform], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_section_without_the_genes_is_predicted_with_a_note(trained, tmp_path, capsys):

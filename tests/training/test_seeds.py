@@ -12,7 +12,7 @@ from histocrypt.files import read_json
 from histocrypt.options import Training
 from histocrypt.pipeline.checkpoints import load_model
 from histocrypt.pipeline.train import train_fold
-from histocrypt.predictors.registry import build
+from histocrypt.predictors.registry import build, check_no_average
 from histocrypt.sections.section import SectionSize
 from histocrypt.study import parse_study
 from histocrypt.training import loop
@@ -83,14 +83,47 @@ def test_killed_in_the_second_network_it_ends_with_the_same_bits(small_study, mo
 
 
 @pytest.mark.parametrize("model", ["fhe_cnn", "fhe_resnet18", "he2gene", "stem"])
+@pytest.mark.parametrize(("name", "value"), [("seeds", 3), ("smooth_um", 320)])
 @pytest.mark.parametrize("where", ["model", "study"])
-def test_what_is_one_network_is_refused_when_the_study_is_read(model, where):
+def test_what_is_one_network_is_refused_when_the_study_is_read(model, where, name, value):
     content = {"name": "x", "sections": [{"path": "a"}], "models": {model: {}}}
-    content |= {"models": {model: {"seeds": 3}}} if where == "model" else {"training": {"seeds": 3}}
+    content |= {"models": {model: {name: value}}} if where == "model" else {"training": {name: value}}
     with pytest.raises(InputError) as refused:
         parse_study(content)
-    assert refused.value.field == f"models.{model}.seeds"
-    assert refused.value.value == 3
+    assert refused.value.field == f"models.{model}.{name}"
+    assert refused.value.value == value
+
+
+def test_smoothing_keeps_sections_apart_and_is_not_for_ciphertexts(small_study, tmp_path):
+    (plain,) = train_fold(with_seeds(small_study, seeds=1), "vision_mlp", "fold_a", device="cpu")
+    before = (plain.folder / "weights.safetensors").read_bytes()
+    study = with_seeds(small_study, seeds=1, smooth_um=100)
+    fold = fold_of(study, "fold_a")
+    every = load_training(study, fold, side=36).train
+    alone = load_model(plain.folder, device="cpu").predictor.predict(every)
+    (smooth,) = train_fold(study, "vision_mlp", "fold_a", device="cpu")
+    assert (smooth.folder / "weights.safetensors").read_bytes() == before, "training does not look around"
+    found = load_model(smooth.folder, device="cpu").predictor.predict(every)
+    for section in fold.train_sections:
+        rows = every.sections == section
+        own = alone[rows].reshape(5, 5, -1)  # 100 um apart: four neighbours, fewer at the border
+        total, number = np.zeros_like(own), np.zeros((5, 5, 1))
+        for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+            total[here] += own[there]
+            number[here] += 1
+            total[:, here] += own[:, there]
+            number[:, here] += 1
+        np.testing.assert_allclose(found[rows].reshape(5, 5, -1), (own + total / number) / 2, atol=1e-5)
+    with pytest.raises(InputError) as refused:
+        compile_model(smooth.folder, tmp_path / "bundle")
+    assert refused.value.field == "training.smooth_um"
+
+
+def test_what_is_fitted_in_closed_form_heeds_no_average(small_study):
+    content = small_study.model_dump(mode="json")
+    content["training"] |= {"seeds": 3, "smooth_um": 100}
+    (result,) = train_fold(parse_study({**content, "models": {}}), "colour_ridge", "fold_a")
+    check_no_average(read_json(result.folder / "model.json"), result.folder)
 
 
 def test_a_network_that_takes_over_weights_needs_one_to_start_from():
@@ -108,4 +141,4 @@ def test_more_seeds_cost_more_time_and_disk_and_leave_older_studies_as_they_were
     seconds = [resources.needs(resources.train, study, sizes, model="vision_mlp").seconds for study in (one, three)]
     assert seconds[1] - resources.START_S == pytest.approx(3 * (seconds[0] - resources.START_S))
     assert resources.disk_bytes(three, sizes, 3) > resources.disk_bytes(one, sizes, 3)
-    assert not {"seeds", "distil_held_out"} & set(Training().model_dump())
+    assert not {"seeds", "smooth_um", "distil_held_out"} & set(Training().model_dump())

@@ -44,6 +44,8 @@ VIEWS = 8
 """The tile as it is, and its seven turned and mirrored copies."""
 IN_MEMORY = 2**30
 """Tiles of more bytes than this are memory-mapped in the cache folder."""
+PLACES = "places"
+"""Name of what is no feature of a tile: its centre x, y in micrometres; NaN where nobody knows."""
 FARTHEST = 5000
 """Micrometres that a context may reach."""
 CHUNK = 256
@@ -439,6 +441,8 @@ def section_features(
         if around:  # the surroundings are not turned
             own = section_features(tiles, stain=stain, method=method, encoder=name, names=names, places=places)
             return np.repeat((surroundings(places.um, around) @ own)[:, None].astype(np.float32), views or 1, axis=1)
+        if name == PLACES:
+            return np.repeat(places.um[:, None], views or 1, axis=1)
         if name.startswith(PREPARED):
             return prepared_features(name, names=names, views=views or 1)
         seen = (turned(np.asarray(tiles), view) if view else tiles for view in range(views or 1))

@@ -108,11 +108,11 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     """
     from histocrypt.encrypted.resnet.bundle import RESIDUAL, compile_residual
     from histocrypt.pipeline.checkpoints import load_model
-    from histocrypt.predictors.seeds import check_one_network
+    from histocrypt.predictors.registry import check_no_average
 
     claim_bundle(Path(output))
     model = load_model(model_folder, device="cpu")
-    check_one_network(model.predictor, Path(model_folder))
+    check_no_average(model.about, Path(model_folder))
     if model.about["model"] in RESIDUAL:
         told = {key: model.about[key] for key in PUBLIC}
         return compile_residual(model, Path(output), inputs=partial(training_inputs, model), margin=MARGIN, told=told)

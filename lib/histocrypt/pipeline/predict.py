@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from histocrypt.data.load import Spots, normalised_chunks, reach_of, section_features, spot_names
+from histocrypt.data.load import PLACES, Spots, normalised_chunks, reach_of, section_features, spot_names
 from histocrypt.errors import InputError
 from histocrypt.files import claim
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
@@ -393,8 +393,10 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
 
 
 def _features_of(model: TrainedModel) -> str:
-    """Return the name of the features that a model reads; empty for one that reads tiles."""
+    """Return the name of the features that a model reads; empty for one that reads tiles, one by one."""
     options = model.about["options"]
+    if MODELS[model.about["model"]].averages and (reach := model.about["training"].get("smooth_um")):
+        return f"{PLACES}~{reach}"
     return getattr(model.predictor, "encoder", "") or options.get("encoder") or options.get("backbone") or ""
 
 

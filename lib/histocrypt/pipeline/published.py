@@ -363,7 +363,7 @@ def import_weights(
             published_outputs, published.mean.astype(np.float32), published.sd.astype(np.float32)
         )
     used = joined or published
-    plain = {"normalise_by_section": False, "augment_stain": 0.0, "seeds": 1}
+    plain = {"normalise_by_section": False, "augment_stain": 0.0, "seeds": 1, "smooth_um": 0}
     settings = study.training_of(MODEL).model_copy(update=plain)
     about = _about(study, split, panel, scaling, settings=settings, transform=transform, average_pool=average_pool)
     about["imported"] = {"file": Path(weights).name, "sha256": _sha256(Path(weights))}

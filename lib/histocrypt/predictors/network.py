@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from histocrypt.data.load import Spots, room
+from histocrypt.data.load import PLACES, Spots, room
 from histocrypt.errors import InputError
 from histocrypt.machine import choose_device
 from histocrypt.models.fhe import set_share, watched
 from histocrypt.options import Training
 from histocrypt.predictors.base import Predictor
 from histocrypt.predictors.registry import checked_options, model_class
+from histocrypt.spatial import surroundings
 from histocrypt.training.images import Images, flip_and_turn, predict, vary_contrast, vary_stain
 from histocrypt.training.loop import Progress, Trainer, generator_of, mean_section_pearson, precision
 
@@ -44,6 +45,19 @@ def resized(tiles: np.ndarray, side: int) -> torch.Tensor:
             chunk = chunk.round_().clamp_(0, 255).to(torch.uint8)
         images[start : start + CHUNK] = chunk
     return images
+
+
+def smoothed(predicted: np.ndarray, spots: Spots, um: float) -> np.ndarray:
+    """Return (n, k) predictions, half each spot's own and half the mean of those around it in its section.
+
+    Expression changes little from spot to spot, and what a network makes of a tile changes more. A spot that has none
+    around it keeps its own.
+    """
+    places, around = spots.features(PLACES), np.empty_like(predicted)
+    for section in np.unique(spots.sections):
+        own = spots.sections == section
+        around[own] = surroundings(places[own], um) @ predicted[own]
+    return (predicted + around) / 2
 
 
 def train_network(
@@ -275,7 +289,8 @@ class NetworkPredictor(Predictor):
             rows = slice(start, start + CHUNK)
             pixels = resized(spots.tiles[rows], self.input_px)
             parts.append(predict(self.network, self._with(pixels, spots.sections[rows], moments), self.device))
-        return self._bounded(np.concatenate(parts))
+        predicted = self._bounded(np.concatenate(parts))
+        return smoothed(predicted, spots, self.settings.smooth_um) if self.settings.smooth_um else predicted
 
     def _bounded(self, predicted: np.ndarray) -> np.ndarray:
         """Put the training mean where a network of squares left every bound, and say for how many tiles."""

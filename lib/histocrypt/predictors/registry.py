@@ -200,8 +200,8 @@ class Entry:
     """Whether it predicts more than the panel, see `Predictor.predict_heads`."""
     draws_samples: bool = False
     """Whether it predicts a distribution, see `Predictor.samples`."""
-    averages_seeds: bool = False
-    """Whether several networks of it may predict as one, see `predictors.seeds`."""
+    averages: bool = False
+    """Whether its predictions may be averaged, see `AVERAGES`."""
     many_processes: bool = False
     """Whether several processes may train it together, see `training.distributed`."""
 
@@ -222,11 +222,9 @@ MODELS: dict[str, Entry] = {
         "network",
         "VisionMLP (multi-scale CNN)",
         VisionMLPOptions,
-        averages_seeds=True,
+        averages=True,
     ),
-    "resnet18": Entry(
-        "histocrypt.models.resnet18:ResNet18", "network", "ResNet-18", ResNet18Options, averages_seeds=True
-    ),
+    "resnet18": Entry("histocrypt.models.resnet18:ResNet18", "network", "ResNet-18", ResNet18Options, averages=True),
     "fhe_cnn": Entry("histocrypt.models.fhe:FheCnn", "network", "CNN for encryption", FheCnnOptions),
     "fhe_resnet18": Entry(
         "histocrypt.models.fhe:FheResNet18", "network", "ResNet-18 of squares, for encryption", FheResNet18Options
@@ -271,6 +269,8 @@ BOOTSTRAPPED = ("fhe_resnet18",)
 """Can be evaluated on ciphertexts, in minutes a spot: ciphertexts are refreshed on the way."""
 
 
+AVERAGES = {"seeds": 1, "smooth_um": 0}
+"""Settings by which the predictions of several networks, or of neighbouring spots, are averaged, and what says: not."""
 SEVERAL = "histocrypt.predictors.seeds:SeedAverage"
 """What trains a network with several seeds and predicts the mean."""
 
@@ -299,26 +299,54 @@ def checked_options(model: str, given: dict[str, Any] | None) -> Options:
         raise first_problem(error, options, prefix=f"models.{model}.") from error
 
 
-def check_seeds(model: str, settings: Training, *, file: str | Path | None = None) -> None:
-    """Refuse several seeds of a network that cannot be averaged; what is fitted in closed form heeds no seed.
+def check_averages(model: str, settings: Training, *, file: str | Path | None = None) -> None:
+    """Refuse averages over seeds or surroundings of a network that has none; closed forms heed neither setting.
 
     Raises
     ------
     InputError
-        If several are asked for.
+        If one is asked for.
     """
-    if settings.seeds == 1 or MODELS[model].kind != "network" or MODELS[model].averages_seeds:
+    if MODELS[model].kind != "network" or MODELS[model].averages:
         return
     why = "its family has a training of its own"
     if model in (*ENCRYPTED, *BOOTSTRAPPED):
-        why = "each of several networks would have to be evaluated on ciphertexts"
-    raise InputError(
-        f"{model} is trained with one seed: {why}",
-        file=file,
-        field=f"models.{model}.seeds",
-        value=settings.seeds,
-        fix="set it to 1 there",
-    )
+        why = "one network is evaluated on ciphertexts, spot by spot"
+    for name, none in AVERAGES.items():
+        if (value := getattr(settings, name)) != none:
+            raise InputError(
+                f"{model} takes no such average: {why}",
+                file=file,
+                field=f"models.{model}.{name}",
+                value=value,
+                fix=f"set it to {none} there",
+            )
+
+
+def check_no_average(about: dict[str, Any], folder: Path) -> None:
+    """Refuse a model whose predictions are averages, where one network is evaluated on ciphertexts, spot by spot.
+
+    Parameters
+    ----------
+    about
+        Its ``model.json``.
+    folder
+        Where that lies.
+
+    Raises
+    ------
+    InputError
+        If it averages over seeds or surroundings.
+    """
+    for name, none in AVERAGES.items() if MODELS[about["model"]].averages else ():
+        if (value := about["training"].get(name, none)) != none:
+            raise InputError(
+                "predicts averages, and one network is evaluated on ciphertexts, spot by spot",
+                file=folder,
+                field=f"training.{name}",
+                value=value,
+                fix=f"train it with {name}: {none}",
+            )
 
 
 def build(
@@ -350,10 +378,10 @@ def build(
     Raises
     ------
     InputError
-        If an option is unknown or has a wrong value, or several seeds are asked of a family that has one.
+        If an option is unknown or has a wrong value, or an average is asked of a family that has none.
     """
     settings = Training(**settings) if isinstance(settings, dict) else settings
-    check_seeds(model, settings)
+    check_averages(model, settings)
     if MODELS[model].kind == "network":
         predictor = _class_of(SEVERAL if settings.seeds > 1 else MODELS[model].predictor)
         return predictor(model, outputs, settings=settings, options=options, device=device, folder=folder)

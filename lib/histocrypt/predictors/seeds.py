@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.errors import InputError
 from histocrypt.options import Training
 from histocrypt.predictors.base import Predictor
 from histocrypt.predictors.network import NetworkPredictor
@@ -81,21 +80,3 @@ class SeedAverage(Predictor):
         for number, one in enumerate(self.networks):
             own = f"seed_{number}."
             one.load_state({key.removeprefix(own): value for key, value in state.items() if key.startswith(own)})
-
-
-def check_one_network(predictor: Predictor, folder: Path) -> None:
-    """Refuse several networks where one is evaluated on ciphertexts.
-
-    Raises
-    ------
-    InputError
-        If the predictor is a mean over seeds.
-    """
-    if isinstance(predictor, SeedAverage):
-        raise InputError(
-            "is the mean of several networks, and each would have to be evaluated on ciphertexts",
-            file=folder,
-            field="training.seeds",
-            value=len(predictor.networks),
-            fix="train it with seeds: 1",
-        )
