@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 REACH = 1.5
 """In spot pitches: the 8 neighbours of a square array, the 6 of a hexagonal one."""
+FEW = 3
+"""Neighbours that the surroundings of a spot are read from, at least; where fewer were measured a ring helps out."""
 UNUSUAL = 0.25
 """A nearest neighbour nearer or farther than the pitch by this share of it is out of the ordinary."""
 SQUARE = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
@@ -168,11 +170,12 @@ def touching(coords: np.ndarray, *, reach: float = REACH) -> csr_matrix:
     return csr_matrix((np.ones(edges.shape[1]), edges), shape=(len(coords), len(coords)))
 
 
-def surroundings(um: np.ndarray, within_um: float) -> csr_matrix:
-    """Return what averages over the surroundings of each spot: (n, n) CSR, rows of sum 1.
+def surroundings(um: np.ndarray, within_um: float, *, ring: tuple[np.ndarray, np.ndarray] | None = None) -> csr_matrix:
+    """Return what averages over the surroundings of each spot: (n, n) CSR, rows of sum 1; (n, n + m) with a ring.
 
-    The surroundings are the spots whose centres lie within ``within_um``, the spot itself left out. One that has none,
-    or whose place nobody knows, stands for its surroundings.
+    The surroundings are the spots whose centres lie within ``within_um``, the spot itself left out; of a spot that has
+    fewer than `FEW`, the tiles of its ring that lie there, too. One that has neither, or whose place nobody knows,
+    stands for its surroundings.
 
     Parameters
     ----------
@@ -180,19 +183,39 @@ def surroundings(um: np.ndarray, within_um: float) -> csr_matrix:
         (n, 2) spot centres of one section, micrometres; NaN where nobody knows.
     within_um
         How far surroundings reach: the same tissue, whatever the pitch.
+    ring
+        (m, 2) centres of further tiles, micrometres, and (k, 2) which spot has which of them in its ring
+        (`tissue.ring.Ring`). Their columns follow those of the spots.
     """
     from scipy.sparse import csr_matrix, diags
-    from scipy.spatial import cKDTree
 
     um = np.asarray(um, dtype=np.float64)
-    known = np.flatnonzero(np.isfinite(um).all(axis=1))
-    pairs = np.zeros((0, 2), dtype=int)
-    if len(known) > 1:
-        pairs = known[cKDTree(um[known]).query_pairs(within_um, output_type="ndarray")]
-    alone = np.setdiff1d(np.arange(len(um)), pairs)
-    rows, columns = np.concatenate([pairs, pairs[:, ::-1], np.column_stack([alone, alone])]).T
-    graph = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(um), len(um)))
+    n, pairs = len(um), _pairs_within(um, within_um)
+    beside, more = (np.zeros((0, 2)), np.zeros((0, 2), dtype=int)) if ring is None else ring
+    spot, tile = more[np.isin(more[:, 0], few_around(um, within_um))].T
+    near = np.linalg.norm(um[spot] - beside[tile], axis=1) <= within_um
+    alone = np.setdiff1d(np.arange(n), np.concatenate([pairs.ravel(), spot[near]]))
+    own = np.column_stack([spot[near], n + tile[near]])
+    rows, columns = np.concatenate([pairs, pairs[:, ::-1], own, np.column_stack([alone, alone])]).T
+    graph = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(n, n + len(beside)))
     return diags(1 / np.asarray(graph.sum(axis=1)).ravel()) @ graph
+
+
+def few_around(um: np.ndarray, within_um: float) -> np.ndarray:
+    """Return the spots, (k,) int, that have fewer than `FEW` others within so many micrometres; see `surroundings`."""
+    um = np.asarray(um, dtype=np.float64)
+    around = np.bincount(_pairs_within(um, within_um).ravel(), minlength=len(um))
+    return np.flatnonzero((around < FEW) & np.isfinite(um).all(axis=1))
+
+
+def _pairs_within(um: np.ndarray, within_um: float) -> np.ndarray:
+    """Return the pairs of spots, (k, 2) int, that lie within so many micrometres of one another."""
+    from scipy.spatial import cKDTree
+
+    known = np.flatnonzero(np.isfinite(um).all(axis=1))
+    if len(known) < 2:
+        return np.zeros((0, 2), dtype=int)
+    return known[cKDTree(um[known]).query_pairs(within_um, output_type="ndarray")]
 
 
 def section_edges(adata: AnnData) -> np.ndarray:

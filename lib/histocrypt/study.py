@@ -38,6 +38,7 @@ from histocrypt.predictors.registry import (
     NEEDS_COUNTS,
     STACKS,
     check_averages,
+    checked_options,
 )
 from histocrypt.targets.matrix import check_target
 
@@ -121,6 +122,15 @@ class Study(Part):
     def options_of(self, model: str) -> dict[str, Any]:
         """Return the constructor options of a model: whatever it was given beyond training settings."""
         return {key: value for key, value in self.models.get(model, {}).items() if key not in Training.model_fields}
+
+    @property
+    def around_um(self) -> float:
+        """Around which spots rings of tiles are cut, micrometres (`tissue.ring.ring_reach`); 0: no model asks."""
+        from histocrypt.data.load import reaches_of
+        from histocrypt.tissue.ring import ring_reach
+
+        read = [checked_options(name, self.options_of(name)).features for name in self.model_names]
+        return ring_reach(reach for features in read for reach in reaches_of(features))
 
     def hash(self, *parts: str) -> str:
         """Return a short hash of the whole study, or of the named parts (`"preprocessing"`, `"panel"`, ...).

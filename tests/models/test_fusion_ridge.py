@@ -1,20 +1,23 @@
 """Fusion of frozen features: context, low rank, what is chosen on training patients alone."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from histocrypt.data.load import Spots, check_families, parts_of, reach_of, section_features, split_context
+from histocrypt.data.load import Spots, check_families, parts_of, reaches_of, section_features, split_context
 from histocrypt.encrypted.compile import lowered_model
 from histocrypt.encrypted.key_owner import as_seen
 from histocrypt.errors import InputError
-from histocrypt.pipeline.predict import alone
+from histocrypt.pipeline.predict import said_of_surroundings
 from histocrypt.predictors.fusion_ridge import FusionRidge, candidates, low_rank
 from histocrypt.predictors.registry import build
 from histocrypt.spatial import surroundings
+from histocrypt.tissue.ring import Ring
 from histocrypt.tissue.stain import DEFAULT_REFERENCE
+from histocrypt.tissue.tiles import Places
 
 FAMILIES = ("good", "noise")
 
@@ -194,8 +197,8 @@ def test_families_are_known_by_name_and_their_reach():
         check_families(good)
     with pytest.raises(InputError, match="unknown encoder 'coluor'.*did you mean 'colour'"):
         check_families("colour+coluor")
-    assert reach_of("colour+colour~320+morphology~100") == 320
-    assert reach_of("colour") == 0
+    assert reaches_of("colour+colour~320+morphology~100") == [320, 100]
+    assert reaches_of("colour") == reaches_of("") == reaches_of("places~320+prepared:here#uni~320") == []
 
 
 def test_nothing_is_read_of_surroundings_where_nobody_knows_them():
@@ -209,13 +212,17 @@ def test_nothing_is_read_of_surroundings_where_nobody_knows_them():
 
 
 def test_spots_that_stand_for_their_surroundings_are_counted():
-    section = SimpleNamespace(id="S", um_per_px=0.5)
-    coords = np.array([[0, 0], [400, 0], [9000, 0]])
-    assert alone("colour", section, coords, connected=True) == []
-    (note,) = alone("colour+colour~320", section, coords, connected=True)
+    places = Places(np.array([[0.0, 0], [200, 0], [4500, 0]]), 150.0)
+    assert said_of_surroundings("colour", "S", places) == said_of_surroundings("", "S", places) == []
+    (note,) = said_of_surroundings("colour+colour~320", "S", places)
     assert note.startswith("S: 1 of 3 spots")
-    (note,) = alone("colour~320", section, coords, connected=False)
+    (note,) = said_of_surroundings("colour~320", "S", Places(np.full((3, 2), np.nan), 150.0))
     assert note.startswith("S: 3 of 3 patches")
+    ring = Ring(np.array([[4500.0, 200]]), np.array([[2, 0]]), nullcontext)
+    (note,) = said_of_surroundings("colour+colour~320", "S", replace(places, ring=ring))
+    assert note.startswith("S: 3 of 3 spots have fewer than 3 others within 320 um; for 1 of them")
+    (note,) = said_of_surroundings("prepared:here#uni~320", "S", replace(places, ring=ring))
+    assert note.startswith("S: 1 of 3 spots")  # nobody prepared what lies around
 
 
 def test_it_is_compiled_as_a_head_of_one_linear_map():

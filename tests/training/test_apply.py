@@ -16,12 +16,15 @@ from histocrypt.evaluation.score_file import score_files
 from histocrypt.explore.survey import study_sections
 from histocrypt.files import read_json, write_json
 from histocrypt.pipeline.checkpoints import load_model
-from histocrypt.pipeline.predict import check_fit, predict_section, unlike_training
+from histocrypt.pipeline.predict import check_fit, predict_section, prepare_section, unlike_training
 from histocrypt.pipeline.train import train_fold
+from histocrypt.sections.image import open_image
 from histocrypt.sections.read import read_path, read_section
 from histocrypt.study import parse_study
 from histocrypt.targets.panels import Panel
+from histocrypt.tissue.grid import grid_section
 from histocrypt.tissue.preprocess import preprocess_section
+from histocrypt.tissue.tiles import read_places
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def trained(tmp_path_factory, demo_tissue):
         "preprocessing": {"tile_um": 150, "tile_px": 75, "min_counts": 0},
         "panel": {"method": "top_mean", "size": 8},
         "training": {"epochs": 1, "input_px": 36},
-        "models": {"vision_mlp": {"width": 0.1}},
+        "models": {"vision_mlp": {"width": 0.1}, "fusion_ridge": {"families": ["colour"]}},
     }
     study = parse_study(content)
     for found in study_sections(study):
@@ -45,15 +48,16 @@ def trained(tmp_path_factory, demo_tissue):
         preprocess_section(
             read_section(found), settings=study.preprocessing, section_path=run.section(found.id),
             tiles_path=run.tiles(found.id), stain_path=run.stain(found.id), seed=study.seed, progress=False,
+            around_um=study.around_um,
         )  # fmt: skip
     fold = next(fold for fold in prepare_folds(study) if fold.test_patients == ("P_1",))
-    for model in ("vision_mlp", "colour_ridge", "depth_only"):
+    for model in ("vision_mlp", "colour_ridge", "depth_only", "fusion_ridge"):
         train_fold(study, model, fold.name, device="cpu")
     yield study, fold.name, files[0]
     patch.undo()
 
 
-@pytest.mark.parametrize("model", ["vision_mlp", "colour_ridge", "depth_only"])
+@pytest.mark.parametrize("model", ["vision_mlp", "colour_ridge", "depth_only", "fusion_ridge"])
 def test_a_section_from_its_files_is_predicted_as_in_the_study(trained, model, tmp_path):
     study, fold, section = trained
     said = predict_section(study.run.model(model, fold), section, tmp_path / "out.h5ad")
@@ -89,6 +93,34 @@ def test_a_network_that_smooths_averages_over_the_surroundings_of_each_spot(trai
         own = np.asarray(one.layers[transform])
         expected = (own + near @ own / near.sum(axis=1, keepdims=True)) / 2
         np.testing.assert_allclose(other.layers[transform], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_surroundings_mean_the_same_on_a_wide_grid_as_on_a_fine_one(trained, demo_tissue, tmp_path, capsys):
+    """Of places 600 µm apart no neighbour is there, and what a grid of 200 µm has around them is cut for them."""
+    study, fold, _ = trained
+    model, (section,) = load_model(study.run.model("fusion_ridge", fold)), demo_tissue(sections=1, spots_per_side=12)
+    found = {}
+    for spacing in (200, 600):
+        grid = grid_section(open_image(section.with_suffix(".png")), spacing_um=spacing, um_per_px=1.0, min_tissue=0.1)
+        (folder := tmp_path / str(spacing)).mkdir()
+        spots, coords, _ = prepare_section(
+            model.about, grid, folder, model.scaling.outputs, align=False, around_um=study.around_um
+        )
+        kept = np.ones(len(spots), dtype=bool)
+        if spacing == 600:
+            kept = np.bincount(read_places(folder / "tiles.h5").ring.pairs[:, 0], minlength=len(spots)) == 8
+        around = spots.features("colour~320")[kept]
+        found[spacing] = dict(zip(map(tuple, coords[kept].round().tolist()), around, strict=True))
+    assert found[600]
+    for place, around in found[600].items():
+        np.testing.assert_allclose(around, found[200][place], rtol=1e-5, atol=1e-6)
+    capsys.readouterr()
+    for windows in (False, True):
+        how = {"spacing_um": 600.0, "um_per_px": 1.0, "average_windows": windows, "overwrite": True}
+        predict_section(model.folder, section.with_suffix(".png"), tmp_path / "out.h5ad", **how)
+        assert "have fewer than 3 others within 320 um" in capsys.readouterr().err
+        values = anndata.read_h5ad(tmp_path / "out.h5ad")
+        assert np.isfinite(values.layers["log1p"]).all()
 
 
 def test_a_section_without_the_genes_is_predicted_with_a_note(trained, tmp_path, capsys):

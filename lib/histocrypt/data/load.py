@@ -2,7 +2,8 @@
 
 A name says which features are wanted: ``a``, ``a+b`` (two families side by side), ``a+b@4`` (the first four of the
 eight views of each tile). ``a~320`` is the context of a: its mean over the spots, or places of a grid, whose centres
-lie within 320 um, the spot itself left out. ``prepared:<folder>#<encoder>`` reads embeddings that were made elsewhere:
+lie within 320 um, the spot itself left out; where these are few, over a ring of tiles, too (`tissue.ring`).
+``prepared:<folder>#<encoder>`` reads embeddings that were made elsewhere:
 see `encoders.precomputed`. Features are cached by content.
 """
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from histocrypt.study import Study
     from histocrypt.targets.matrix import Label
+    from histocrypt.tissue.ring import Ring
     from histocrypt.tissue.stain import StainStatistics
     from histocrypt.tissue.tiles import Places
 
@@ -440,7 +442,14 @@ def section_features(
             )
         if around:  # the surroundings are not turned
             own = section_features(tiles, stain=stain, method=method, encoder=name, names=names, places=places)
-            return np.repeat((surroundings(places.um, around) @ own)[:, None].astype(np.float32), views or 1, axis=1)
+            ring = ring_read(places, f"{name}~{around:g}")
+            graph = surroundings(places.um, around, ring=None if ring is None else (ring.um, ring.pairs))
+            if ring is not None:
+                numbered = spot_names(str(names[0]).partition(":")[0], [f"ring {i}" for i in range(len(ring.um))])
+                how = {"stain": stain, "method": method, "encoder": name, "names": numbered, "tile_um": places.tile_um}
+                with ring.tiles() as cut:
+                    own = np.concatenate([own, _encoded(cut, **how, of=tiles)])
+            return np.repeat((graph @ own)[:, None].astype(np.float32), views or 1, axis=1)
         if name == PLACES:
             return np.repeat(places.um[:, None], views or 1, axis=1)
         if name.startswith(PREPARED):
@@ -453,10 +462,26 @@ def section_features(
     return together if views else together[:, 0]
 
 
+def ring_read(places: Places, name: str) -> Ring | None:
+    """Return the ring that the context ``a~320`` is read from; none where a tile of it cannot be described by a."""
+    return places.ring if reaches_of(name) else None
+
+
 def _encoded(
-    tiles: np.ndarray, *, stain: StainStatistics, method: str, encoder: str, names: np.ndarray, tile_um: float
+    tiles: np.ndarray,
+    *,
+    stain: StainStatistics,
+    method: str,
+    encoder: str,
+    names: np.ndarray,
+    tile_um: float,
+    of: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return one family's features of one section, (n, d), from the cache where they are there."""
+    """Return one family's features of one section, (n, d), from the cache where they are there.
+
+    ``of`` are the tiles of the section's own spots, where these are others: what is described by hand takes its limits
+    from them, so that a ring changes nothing of the spots and is described as they are.
+    """
     from tqdm.auto import tqdm
 
     from histocrypt.encoders.described import DESCRIBED
@@ -477,8 +502,9 @@ def _encoded(
     else:
         how += [described.version, tile_um]
     key.update(json.dumps([how, list(tiles.shape), list(map(str, names))], sort_keys=True, default=_plain).encode())
-    for start in range(0, len(tiles), CHUNK):
-        key.update(np.ascontiguousarray(tiles[start : start + CHUNK]).data)
+    for part in (tiles, *([of] if of is not None and described is not None else [])):
+        for start in range(0, len(part), CHUNK):
+            key.update(np.ascontiguousarray(part[start : start + CHUNK]).data)
     for tile in normal(tiles[:1]) if described is None else ():
         key.update(np.ascontiguousarray(tile).data)
     path = paths.cache() / "features" / f"{key.hexdigest()}.h5"
@@ -487,7 +513,7 @@ def _encoded(
         with _alone(path):  # jobs side by side want the same sections: one computes, the others wait and read
             cached = _read_features(path, names, quietly=True)
             if cached is None and described is not None:
-                cached = described.describe(tiles, stain=stain, um_per_px=tile_um / tiles.shape[1])
+                cached = described.describe(tiles, stain=stain, um_per_px=tile_um / tiles.shape[1], of=of)
                 _write_features(path, names, cached, encoder)
             elif cached is None:
                 section, chunks = str(names[0]).split(":")[0], -(-len(tiles) // CHUNK)
@@ -551,9 +577,15 @@ def check_families(name: str, **where: Any) -> None:
             raise unknown_name("encoder", family, [*ENCODERS, *DESCRIBED, f"{TIMM}<model>"], **where)
 
 
-def reach_of(name: str) -> float:
-    """Return how far the widest surroundings reach that a name of features asks for, micrometres; 0: none."""
-    return max(split_context(part)[1] for part in parts_of(name)[0])
+def reaches_of(name: str) -> list[float]:
+    """Return how far the surroundings reach, micrometres, whose tiles a name of features asks for; empty: none.
+
+    What was prepared elsewhere, and mere places, are known of the spots alone.
+    """
+    from histocrypt.encoders.precomputed import PREPARED
+
+    parts = map(split_context, parts_of(name)[0]) if name else []
+    return [reach for family, reach in parts if reach and not family.startswith((PREPARED, PLACES))]
 
 
 def turned(tiles: np.ndarray, view: int) -> np.ndarray:

@@ -27,7 +27,8 @@ class Described:
     version: int
     """Raised when its numbers change, so that cached ones are not taken for them."""
     describe: Callable[..., np.ndarray]
-    """From raw tiles of one section (n, S, S, 3), ``stain`` of it and ``um_per_px`` of the tiles to (n, d) float32."""
+    """From raw tiles of one section (n, S, S, 3), its ``stain``, ``um_per_px`` of the tiles and ``of``, the tiles that
+    limits are taken from (None: these), to (n, d) float32."""
 
 
 def colour_features(tiles: np.ndarray) -> np.ndarray:
@@ -54,7 +55,7 @@ def colour_features(tiles: np.ndarray) -> np.ndarray:
     return features
 
 
-def _colour(tiles: Any, *, stain: StainStatistics, um_per_px: float) -> np.ndarray:
+def _colour(tiles: Any, *, stain: StainStatistics, um_per_px: float, of: Any = None) -> np.ndarray:
     return colour_features(tiles)
 
 

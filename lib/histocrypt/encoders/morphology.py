@@ -155,7 +155,7 @@ def _histogram(values: np.ndarray) -> np.ndarray:
     return np.bincount((values * np.float32((BINS - 1) / MOST)).astype(np.int32).ravel(), minlength=BINS)
 
 
-def morphology(tiles: Any, *, stain: StainStatistics, um_per_px: float) -> np.ndarray:
+def morphology(tiles: Any, *, stain: StainStatistics, um_per_px: float, of: Any = None) -> np.ndarray:
     """Describe the tiles of one section.
 
     Parameters
@@ -166,6 +166,8 @@ def morphology(tiles: Any, *, stain: StainStatistics, um_per_px: float) -> np.nd
         Of the section that they come from.
     um_per_px
         Micrometres per pixel of the tiles.
+    of
+        Tiles of that section that its limits are taken from, in the same size; None: these.
 
     Returns
     -------
@@ -182,7 +184,7 @@ def morphology(tiles: Any, *, stain: StainStatistics, um_per_px: float) -> np.nd
         )
     if not (np.isfinite(um_per_px) and um_per_px > 0):
         raise InputError("is no resolution", field="um_per_px", value=um_per_px, expected="micrometres, above 0")
-    limits = limits_of(at_scale(tiles, um_per_px), stain)
+    limits = limits_of(at_scale(tiles if of is None else of, um_per_px), stain)
     rows = [describe(concentrations(tile, stain), limits) for tile in at_scale(tiles, um_per_px)]
     return np.array(rows, dtype=np.float32).reshape(-1, len(FEATURES))
 

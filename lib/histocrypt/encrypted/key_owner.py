@@ -157,10 +157,13 @@ def prepare(
         If the section cannot be read, its pixels are too coarse, the panel is another one, or a spot's values are
         outside the range that the model was calibrated for.
     """
-    from histocrypt.pipeline.predict import check_fit, prepare_section, unlike_training
+    from histocrypt.data.load import reaches_of
+    from histocrypt.pipeline.predict import check_fit, prepare_section, said_of_surroundings, unlike_training
     from histocrypt.sections.genes import GeneNames, meant_by
     from histocrypt.sections.read import read_path
     from histocrypt.targets.panels import Panel, read_gene_list
+    from histocrypt.tissue.ring import ring_reach
+    from histocrypt.tissue.tiles import read_places
 
     about = client.about
     offered = Panel.from_dict(about["panel"])
@@ -179,9 +182,13 @@ def prepare(
     for note in (*section.notes, *unlike_training(about, section)):
         print(f"note: {note}", file=sys.stderr)
     with scratch(folder) as private:
-        cut, coords, report = prepare_section(about, section, private, tuple(about["outputs"]))
         sees = about["sees"]
-        raw = cut.features(about["input"]["encoder"]) if sees == "features" else np.array(cut.tiles)
+        encoder = about["input"]["encoder"] if sees == "features" else ""
+        around = ring_reach(reaches_of(encoder))
+        cut, coords, report = prepare_section(about, section, private, tuple(about["outputs"]), around_um=around)
+        for note in said_of_surroundings(encoder, section.id, read_places(private / "tiles.h5")):
+            print(f"note: {note}", file=sys.stderr)
+        raw = cut.features(encoder) if encoder else np.array(cut.tiles)
         raw, scale = as_seen(raw, sees, about["normalisation"])
         names = cut.names
     keep = _in_range(raw, scale, client, names, section_path, skip=skip_out_of_range)

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from histocrypt.data.load import PLACES, Spots, normalised_chunks, reach_of, section_features, spot_names
+from histocrypt.data.load import (
+    PLACES,
+    Spots,
+    normalised_chunks,
+    parts_of,
+    reaches_of,
+    ring_read,
+    section_features,
+    split_context,
+    spot_names,
+)
 from histocrypt.errors import InputError
 from histocrypt.files import claim
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
@@ -21,10 +31,12 @@ from histocrypt.pipeline.views import Views, mapped, predict_views, recut
 from histocrypt.predictors.registry import MODELS, NEEDS_COUNTS
 from histocrypt.sections.genes import GeneNames, why_apart
 from histocrypt.sections.image import PatchMosaic
-from histocrypt.spatial import surroundings
+from histocrypt.spatial import FEW, few_around, surroundings
 from histocrypt.targets.matrix import columns_of, depth, has_counts, noun
 from histocrypt.targets.panels import Panel
 from histocrypt.tissue.grid import grid_section, is_patch_folder, patch_sections, widest
+from histocrypt.tissue.ring import ring_reach
+from histocrypt.tissue.tiles import Places, read_places
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -55,6 +67,8 @@ class PredictedPart:
     """By head, (n, outputs)."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Reason -> spots without prediction."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of surroundings that the model reads."""
 
     @classmethod
     def joined(cls, parts: list[PredictedPart]) -> PredictedPart:
@@ -93,16 +107,19 @@ def predicted_part(
     """
     from histocrypt.tissue.stain import StainStatistics
 
-    about = model.about
+    about, features = model.about, _features_of(model)
     reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")
+    tile_um = about["geometry"]["tile_um"]
     dropped: dict[str, int] = {}
     if kind == "patches":
         own, coords = _patch_stain(section.image), np.asarray(section.coords)
         spots = _bare(section, model.scaling.outputs)
+        places = Places(np.full(coords.shape, np.nan), tile_um)
     else:
-        align = False if kind == "grid" else None
-        spots, coords, report = prepare_section(about, section, folder, model.scaling.outputs, every=every, align=align)
-        own, dropped = StainStatistics.load(folder / "s.json"), report.dropped
+        how = {"every": every, "align": False if kind == "grid" else None}
+        how["around_um"] = ring_reach(reaches_of(features))
+        spots, coords, report = prepare_section(about, section, folder, model.scaling.outputs, **how)
+        own, dropped, places = StainStatistics.load(folder / "s.json"), report.dropped, read_places(folder / "tiles.h5")
 
     def window(factor: float) -> Spots:
         if factor == 1 and kind != "patches":
@@ -112,15 +129,16 @@ def predicted_part(
             section.image,
             coords,
             um_per_px=section.um_per_px,
-            tile_um=factor * about["geometry"]["tile_um"],
-            connected=kind != "patches",
+            tile_um=factor * tile_um,
+            places=places,
             about=about,
             own=own,
             reference=reference,
             file=folder / f"window_{factor:g}.bin",
         )
 
-    return PredictedPart(spots, coords, predict_views(model, window, views), dropped)
+    heads = predict_views(model, window, views)
+    return PredictedPart(spots, coords, heads, dropped, tuple(said_of_surroundings(features, section.id, places)))
 
 
 def _bare(section: Section, outputs: tuple[str, ...]) -> Spots:
@@ -253,9 +271,8 @@ def predict_section(
                 widest_um=widest(section),
             )
             parts.append(predicted_part(model, section, own, views, every=submission is not None, kind=kind))
-        for section, part in zip(sections, parts, strict=True):
-            for note in alone(_features_of(model), section, part.coords, connected=kind != "patches"):
-                print(f"note: {note}", file=sys.stderr)
+        for note in (note for part in parts for note in part.notes):
+            print(f"note: {note}", file=sys.stderr)
         whole = PredictedPart.joined(parts)
         about = _said(model, sections, missing, views, kind)
         write_predictions(
@@ -400,28 +417,34 @@ def _features_of(model: TrainedModel) -> str:
     return getattr(model.predictor, "encoder", "") or options.get("encoder") or options.get("backbone") or ""
 
 
-def alone(features: str, section: Section, coords: np.ndarray, *, connected: bool) -> list[str]:
-    """Return a note on spots that stand for their own surroundings, where a model reads surroundings.
+def said_of_surroundings(features: str, section: str, places: Places) -> list[str]:
+    """Return notes on spots of which few neighbours were measured, where a model reads surroundings.
 
     Parameters
     ----------
     features
-        Their name.
-    coords
-        (n, 2) of the spots, full-resolution pixels.
-    connected
-        Whether these are places in one tissue.
+        Names of what the model reads; empty: no features.
+    section
+        Its id.
+    places
+        Where the tiles of the spots lie, and the rings that were cut around them.
     """
-    reach = reach_of(features) if features else 0.0
-    if not reach:
-        return []
-    um = coords * section.um_per_px if connected else np.full(coords.shape, np.nan)
-    number = int((surroundings(um, reach).diagonal() > 0).sum())
-    if not number:
-        return []
-    why = f"have no other one within {reach:g} um" if connected else "do not say where they lie"
-    said = "the model reads of their surroundings what it reads of themselves"
-    return [f"{section.id}: {number} of {len(um)} {'spots' if connected else 'patches'} {why}; {said}"]
+    notes, n, nowhere = [], len(places.um), not np.isfinite(places.um).all()
+    for part in parts_of(features)[0] if features else []:
+        _, reach = split_context(part)
+        if not reach:
+            continue
+        few, ring = few_around(places.um, reach), ring_read(places, part)
+        graph = surroundings(places.um, reach, ring=None if ring is None else (ring.um, ring.pairs))
+        alone, helped = int((graph.diagonal() > 0).sum()), len(np.unique(graph[:, n:].nonzero()[0]))
+        if helped:
+            told = f"{section}: {len(few)} of {n} spots have fewer than {FEW} others within {reach:g} um"
+            notes.append(f"{told}; for {helped} of them tiles of the image around them are read, too")
+        if alone:
+            why = "patches do not say where they lie" if nowhere else f"spots have no other one within {reach:g} um"
+            said = "the model reads of their surroundings what it reads of themselves"
+            notes.append(f"{section}: {alone} of {n} {why}; {said}")
+    return list(dict.fromkeys(notes))
 
 
 def _add_heads(adata: AnnData, heads: dict[str, np.ndarray], model: TrainedModel) -> None:
@@ -524,6 +547,7 @@ def prepare_section(
     *,
     every: bool = False,
     align: bool | None = None,
+    around_um: float = 0.0,
 ) -> tuple[Spots, np.ndarray, Any]:
     """Preprocess a section as a model's training sections were.
 
@@ -541,6 +565,8 @@ def prepare_section(
         Keep spots off tissue, too.
     align
         Whether spots are aligned to the tissue; None: as those of the training sections were.
+    around_um
+        Around which spots rings of tiles are cut, see `tissue.ring.ring_reach`.
 
     Returns
     -------
@@ -552,7 +578,6 @@ def prepare_section(
     from histocrypt.options import Preprocessing
     from histocrypt.tissue.preprocess import preprocess_section
     from histocrypt.tissue.stain import StainStatistics
-    from histocrypt.tissue.tiles import read_places
 
     least = {"min_counts": 0, **({"min_tissue": 0.0} if every else {}), **({} if align is None else {"align": align})}
     settings = Preprocessing(**{**about["preprocessing"], **least})
@@ -561,7 +586,7 @@ def prepare_section(
         "tiles_path": folder / "tiles.h5",
         "stain_path": folder / "s.json",
     }
-    report = preprocess_section(section, settings=settings, seed=about["seed"], **paths)
+    report = preprocess_section(section, settings=settings, seed=about["seed"], around_um=around_um, **paths)
     cleaned: AnnData = read_clean_section(paths["section_path"])
     own = StainStatistics.load(paths["stain_path"])
     reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from histocrypt.predictors.registry import MODELS
 if TYPE_CHECKING:
     from histocrypt.sections.image import ImageSource
     from histocrypt.tissue.stain import StainStatistics
+    from histocrypt.tissue.tiles import Places
 
 WINDOWS = (1.0, 0.5, 1.5)
 """Widths of the windows, in widths of the model's tiles."""
@@ -109,7 +111,7 @@ def recut(
     *,
     um_per_px: float,
     tile_um: float,
-    connected: bool,
+    places: Places,
     about: dict[str, Any],
     own: StainStatistics,
     reference: StainStatistics,
@@ -117,24 +119,29 @@ def recut(
 ) -> Spots:
     """Return spots of **one section** with tiles of ``tile_um``, cut from its image and brought to the model's stain.
 
-    Tiles lie in ``file``, raw, and beside it, normalised; both are memory-mapped. Where spots are not ``connected``,
-    their places tell nothing, and none is another's context.
+    Tiles lie in ``file``, raw, and beside it, normalised; both are memory-mapped. ``places`` are those of the model's
+    own tiles: rings are cut anew, too.
     """
-    from histocrypt.tissue.tiles import Places, iter_tiles
+    from histocrypt.tissue.tiles import iter_tiles
 
     stored, side, n = about["geometry"]["tile_px"], about["geometry"]["input_px"], len(spots)
     method = about["stain"]["method"]
-    raw = np.memmap(file, dtype=np.uint8, mode="w+", shape=(n, stored, stored, 3))
-    cut = iter_tiles(image, coords, um_per_px=um_per_px, tile_um=tile_um, tile_px=stored)
-    for row, tile in enumerate(cut):
-        raw[row] = tile
+
+    def cut(centres: np.ndarray, into: Path) -> np.ndarray:
+        tiles = iter_tiles(image, centres, um_per_px=um_per_px, tile_um=tile_um, tile_px=stored)
+        return mapped(into, (tile[None] for tile in tiles), n=len(centres), side=stored)
+
+    raw, ring = cut(coords, file), places.ring
+    if ring is not None:
+        around = cache(lambda: cut(ring.um / um_per_px, file.with_suffix(".ring")))
+        ring = replace(ring, tiles=lambda: nullcontext(around()))
 
     @cache
     def pixels() -> np.ndarray:
         chunks = normalised_chunks(raw, source=own, reference=reference, method=method, side=side)
         return mapped(file.with_suffix(".normal"), chunks, n=n, side=side)
 
-    places = Places(coords * um_per_px if connected else np.full(coords.shape, np.nan), tile_um)
+    places = replace(places, tile_um=tile_um, ring=ring)
 
     def features(encoder: str) -> np.ndarray:
         how = {"stain": own, "method": method, "names": spots.names, "places": places}

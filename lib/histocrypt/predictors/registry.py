@@ -31,6 +31,11 @@ class Options(Part):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @property
+    def features(self) -> str:
+        """Name of the frozen features that the model reads (`data.load`); empty where it reads tiles, or none."""
+        return getattr(self, "encoder", "")
+
 
 class EncoderOptions(Options):
     """Of what is fitted on frozen features."""
@@ -59,6 +64,12 @@ class FusionOptions(Options):
     patients: Literal["new", "known"] = Field(
         "new", description="known: the patients that are predicted are trained on, by other sections of theirs"
     )
+
+    @property
+    def features(self) -> str:
+        """Every family with its context."""
+        around = [f"~{self.context_um}"] if self.context_um else []
+        return "+".join(name + mark for name in self.families for mark in ("", *around))
 
     @field_validator("families")
     @classmethod
@@ -150,6 +161,11 @@ class HE2GeneOptions(Options):
     def is_trained(self) -> bool:
         """Whether the encoder is trained."""
         return self.backbone in ("resnet18", "resnet50")
+
+    @property
+    def features(self) -> str:
+        """The backbone, where it is a frozen encoder."""
+        return "" if self.is_trained else self.backbone
 
     def where(self) -> Label | None:
         """Return where the label is found, if one is named."""

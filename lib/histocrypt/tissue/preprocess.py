@@ -14,11 +14,12 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
 from histocrypt.machine import peak_gib
-from histocrypt.spatial import spot_pitch
+from histocrypt.spatial import FEW, few_around, spot_pitch
 from histocrypt.tissue import stain
 from histocrypt.tissue.alignment import Alignment, align
 from histocrypt.tissue.mask import SMALLEST_PIECE_UM2, spot_tissue_share, tissue_mask
-from histocrypt.tissue.tiles import coarse_note, read_tiles, write_tiles
+from histocrypt.tissue.ring import lay_rings
+from histocrypt.tissue.tiles import centres_um, coarse_note, read_tiles, write_tiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -97,6 +98,7 @@ def preprocess_section(
     stain_path: str | Path,
     seed: int = 0,
     study_hash: str = "",
+    around_um: float = 0.0,
     progress: bool = True,
 ) -> PreprocessReport:
     """Clean one section and write its three artifacts, each atomically.
@@ -115,6 +117,10 @@ def preprocess_section(
         Seed of the pixel sample and of the alignment's bootstrap.
     study_hash
         Kept in the tile file, if given.
+    around_um
+        How far surroundings reach that a model reads (`tissue.ring.ring_reach`): around spots of which fewer than
+        `spatial.FEW` others were kept there, rings of tiles are cut, too. 0: none. A mosaic of patches has no image
+        around its spots, and no rings.
     progress
         Show a progress bar on stderr.
 
@@ -178,6 +184,13 @@ def preprocess_section(
         seconds=seconds,
     )
     cleaned = _clean(section, kept, coords, share, totals, report)
+    size = {"um_per_px": um_per_px, "tile_um": settings.tile_um}
+    ring = None
+    if around_um:
+        least = max(settings.min_tissue, 1e-6)
+        places = {"mask": mask, "scale": scale, "diameter_um": diameter_um, "least": least}
+        ring, note = _rings(section, centres_um(coords[kept], **size), around_um, **places)
+        report.notes += [note] if note else []
     with _timed(seconds, "tiles"):
         attrs = {"section": section.id, "patient": section.patient, "study_hash": study_hash}
         write_tiles(
@@ -185,10 +198,10 @@ def preprocess_section(
             image,
             cleaned.obs_names,
             cleaned.obsm["spatial"],
-            um_per_px=um_per_px,
-            tile_um=settings.tile_um,
+            **size,
             tile_px=settings.tile_px,
             attrs=attrs,
+            ring=ring,
             progress=progress,
         )
     with _timed(seconds, "write"):
@@ -199,6 +212,31 @@ def preprocess_section(
     report.peak_mib = None if peak is None else 1024 * peak
     image.release()  # a study's sections must not pile up in memory
     return report
+
+
+def _rings(
+    section: Section,
+    um: np.ndarray,
+    around_um: float,
+    *,
+    mask: np.ndarray,
+    scale: float,
+    diameter_um: float,
+    least: float,
+) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
+    """Return the rings around the (n, 2) spots, micrometres, as `write_tiles` takes them; and what is to be said."""
+    few, um_per_px = len(few_around(um, around_um)), section.um_per_px
+    if not few:
+        return None, ""
+    told = f"{section.id}: {few} of {len(um)} spots have fewer than {FEW} others within {around_um:g} µm"
+    if section.image.side is not None:
+        return None, f"{told}, and patches show nothing around them."
+
+    def is_tissue(places: np.ndarray) -> np.ndarray:
+        return spot_tissue_share(mask, places / um_per_px, scale, diameter_um / um_per_px) >= least
+
+    places, pairs = lay_rings(um, around_um, is_tissue=is_tissue)
+    return (places / um_per_px, pairs), f"{told}; their surroundings are read from {len(places)} more tiles, too."
 
 
 def find_tissue(image: ImageSource, *, um_per_px: float) -> tuple[np.ndarray, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.files import atomic_path
+from histocrypt.tissue.ring import Ring
 
 if TYPE_CHECKING:
     from histocrypt.sections.image import ImageSource
@@ -94,6 +97,7 @@ def write_tiles(
     tile_um: float,
     tile_px: int,
     attrs: dict[str, Any] | None = None,
+    ring: tuple[np.ndarray, np.ndarray] | None = None,
     progress: bool = False,
 ) -> None:
     """Cut the tiles of a section and write them, one at a time and atomically.
@@ -101,21 +105,31 @@ def write_tiles(
     The file holds ``img`` (n, S, S, 3) uint8 in raw colours, ``barcode`` (n, 1) bytes and ``coords`` (n, 2) top-left
     corners in pixels of full resolution; geometry and ``attrs`` (e.g. section, patient) are attributes. Tiles are
     uncompressed and chunked one by one, so that any of them is read alone and at the speed of the disk.
+
+    ``ring`` are (m, 2) centres of further tiles, pixels, and (k, 2) which spot has which of them in its ring. They go
+    to a group ``ring`` with ``img``, ``coords`` and ``pairs``: who reads the spots' tiles does not see them.
     """
     import h5py
     from tqdm.auto import tqdm
 
-    corners, _ = window(coords_px, um_per_px=um_per_px, tile_um=tile_um)
     names = np.array([str(barcode).encode() for barcode in barcodes])
-    tiles = iter_tiles(image, coords_px, um_per_px=um_per_px, tile_um=tile_um, tile_px=tile_px)
-    shape = (len(names), tile_px, tile_px, 3)
+    how = {"um_per_px": um_per_px, "tile_um": tile_um}
     bar = {} if progress else {"disable": True}  # else as the environment says
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        img = file.create_dataset("img", shape, dtype=np.uint8, chunks=(1, *shape[1:]))
-        for index, tile in enumerate(tqdm(tiles, total=len(names), desc="tiles", unit="tile", **bar)):
+
+    def cut(into: h5py.Group, centres: np.ndarray, what: str) -> None:
+        shape = (len(centres), tile_px, tile_px, 3)
+        img = into.create_dataset("img", shape, dtype=np.uint8, chunks=(1, *shape[1:]))
+        tiles = iter_tiles(image, centres, tile_px=tile_px, **how)
+        for index, tile in enumerate(tqdm(tiles, total=len(centres), desc=what, unit="tile", **bar)):
             img[index] = tile
+        into["coords"] = window(centres, **how)[0]
+
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        cut(file, coords_px, "tiles")
         file["barcode"] = names[:, None]
-        file["coords"] = corners
+        if ring is not None and len(ring[0]):
+            cut(group := file.create_group("ring"), ring[0], "ring")
+            group["pairs"] = ring[1]
         values = {**(attrs or {}), "um_per_px": um_per_px, "tile_um": tile_um, "tile_px": tile_px}
         file.attrs.update(values)
 
@@ -128,6 +142,18 @@ class Places:
     """(n, 2) centres x, y, micrometres; NaN where nobody knows, as of single patches."""
     tile_um: float
     """Side of a tile."""
+    ring: Ring | None = None
+    """What else was cut around spots that have few neighbours, if anything."""
+
+
+def centres_um(coords_px: np.ndarray, *, um_per_px: float, tile_um: float) -> np.ndarray:
+    """Return the centres (n, 2), micrometres, of the tiles of (n, 2) spots as they are cut: from whole pixels on."""
+    corners, _ = window(coords_px, um_per_px=um_per_px, tile_um=tile_um)
+    return _centres(corners, um_per_px, tile_um)
+
+
+def _centres(corners: np.ndarray, um_per_px: float, tile_um: float) -> np.ndarray:
+    return np.asarray(corners, dtype=np.float64) * um_per_px + tile_um / 2
 
 
 def read_places(path: str | Path, barcodes: Sequence[str] | None = None) -> Places:
@@ -137,15 +163,33 @@ def read_places(path: str | Path, barcodes: Sequence[str] | None = None) -> Plac
     try:
         with h5py.File(path, "r") as file:
             um_per_px, tile_um = float(file.attrs["um_per_px"]), float(file.attrs["tile_um"])
-            um = np.asarray(file["coords"][()], dtype=np.float64) * um_per_px + tile_um / 2
+            um = _centres(file["coords"][()], um_per_px, tile_um)
             names = [name.decode() for name in np.asarray(file["barcode"]).reshape(-1)]
+            ring = None
+            if "ring" in file:
+                beside, pairs = _centres(file["ring/coords"][()], um_per_px, tile_um), file["ring/pairs"][()]
+                ring = Ring(beside, pairs, partial(_ring_tiles, Path(path)))
     except (OSError, KeyError) as error:
         problem = f"does not say where its tiles lie ({error})"
         raise InputError(problem, file=path, fix="run preprocessing again") from error
     if barcodes is None:
-        return Places(um, tile_um)
+        return Places(um, tile_um, ring)
     position = {name: index for index, name in enumerate(names)}
-    return Places(um[[position[str(name)] for name in barcodes]], tile_um)
+    chosen = [position[str(name)] for name in barcodes]
+    if ring is not None:
+        now = np.full(len(names), -1)
+        now[chosen] = np.arange(len(chosen))
+        spot, tile = now[ring.pairs[:, 0]], ring.pairs[:, 1]
+        ring = replace(ring, pairs=np.column_stack([spot, tile])[spot >= 0])
+    return Places(um[chosen], tile_um, ring)
+
+
+@contextmanager
+def _ring_tiles(path: Path) -> Iterator[Any]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        yield file["ring/img"]
 
 
 def read_tiles(path: str | Path, barcodes: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:

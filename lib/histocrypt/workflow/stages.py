@@ -78,6 +78,12 @@ def _preprocessed(o: Outline, section: str) -> list[Path]:
     return [o.run.section(section), o.run.tiles(section), o.run.stain(section)]
 
 
+def _preprocessing_depends(o: Outline, section: str) -> Any:
+    """Return settings, and how far surroundings reach where a model reads them: rings of tiles are cut for it."""
+    around = o.study.around_um
+    return [o.study.hash("seed", "preprocessing"), o.rows[section]["read_as"], *([around] if around else [])]
+
+
 def _folds(o: Outline) -> Iterator[Path]:
     yield o.run.folds
     for fold in (*o.folds, FINAL):
@@ -320,7 +326,7 @@ STAGES = {
             jobs=lambda o: [{"section": section} for section in o.rows],
             reads=lambda o, section: o.rows[section]["files"],
             makes=_preprocessed,
-            depends=lambda o, section: [o.study.hash("seed", "preprocessing"), o.rows[section]["read_as"]],
+            depends=_preprocessing_depends,
         ),
         Stage(
             "22_folds",
