@@ -197,6 +197,7 @@ def test_patients_are_stained_differently_and_centres_strongly(folder, sections)
     colours = np.array(colours)
     centre = np.array([a.uns["demo"]["centre"] for a in sections])
     assert list(centre) == ["north", "south", "north", "south", "north"]
+    assert [a.uns["laboratory"] for a in sections] == list(centre)
     within = [np.abs(stains[i] - stains[j]).max() for i in range(5) for j in range(i)]
     assert min(within) > 0.01
     between = np.abs(colours[centre == "north"].mean(0) - colours[centre == "south"].mean(0)).max()

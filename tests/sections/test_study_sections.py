@@ -163,6 +163,14 @@ def test_demo_tissue_is_written_once_and_again_when_its_settings_change(tmp_path
     assert stamp["settings"]["genes"] == 44
 
 
+def test_laboratories_of_the_demo_tissue_are_known_before_it_is_written():
+    demo = study("demo", demo={"sections": 3, "spots_per_side": 6, "genes": 40})
+    planned = {files.id: files.laboratory for files in survey.survey(demo, keep=False)}
+    assert not demo.run.demo_tissue.exists()
+    assert planned == {files.id: files.laboratory for files in study_sections(demo)}
+    assert planned == {"S_1": "north", "S_2": "south", "S_3": "north"}
+
+
 def test_one_section_under_two_patients_is_found_whatever_its_genes_are_called(tiny_section, tmp_path):
     one = tiny_section(tmp_path, "A", "P1")
     adata = anndata.read_h5ad(one)

@@ -247,9 +247,14 @@ def enlarge(field: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(field.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR))
 
 
+def centre_of(index: int) -> str:
+    """Return the centre that stained the section of patient ``index``, from 0."""
+    return list(CENTRES)[index % len(CENTRES)]
+
+
 def _stain(index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
     """Draw a patient's stain vectors and amounts round those of their centre."""
-    centre = list(CENTRES)[index % len(CENTRES)]
+    centre = centre_of(index)
     vectors, amounts = CENTRES[centre]
     stain = np.clip(np.asarray(vectors) + rng.normal(0, 0.025, (2, 3)), 0.02, None)
     stain /= np.linalg.norm(stain, axis=1, keepdims=True)

@@ -36,9 +36,10 @@ def write_demo(
     where tumour is. What is known of the truth is in the file: ``obs`` tumour, tumour_share, nuclear_density (nuclei
     per 1,000 µm²); ``obsm["region_share"]`` (columns in ``uns["demo"]["regions"]``); ``layers["image_signal"]``, the
     log(1 + counts per 10,000) expected from what the image shows alone (constant for the programme OFF);
-    ``layers["rate"]``, the expected counts before the noise of counting; ``var``
-    programme and image_share; ``uns["demo"]["planted"]``, the planted defects (read them with `planted`). Truth refers
-    to where the spots truly lie: in the shifted sections ``obsm["spatial"]`` is off by the planted shift.
+    ``layers["rate"]``, the expected counts before the noise of counting; ``var`` programme and image_share;
+    ``uns["laboratory"]``, the centre that stained the section (counts do not differ between centres);
+    ``uns["demo"]["planted"]``, the planted defects (read them with `planted`). Truth refers to where the spots truly
+    lie: in the shifted sections ``obsm["spatial"]`` is off by the planted shift.
 
     Parameters
     ----------
@@ -241,6 +242,7 @@ def _section(
     adata.uns = {
         "section": section,
         "patient": patient,
+        "laboratory": tissue.centre,
         "dataset": "demo tissue",
         "technology": f"demo lattice, {DISC} um spots, {PITCH} um pitch",
         "spatial": {section: _spatial(tissue.rgb, f"{section}.png")},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from histocrypt import paths
+from histocrypt.demo.tissue import centre_of
 from histocrypt.demo.write import MARGIN, PITCH, demo_in, is_demo_in
 from histocrypt.errors import InputError
 from histocrypt.explore.registration import laid_otherwise
@@ -141,7 +142,10 @@ def _to_be_simulated(study: Study) -> dict[SectionFiles, SectionSize]:
     spots, megapixels = side**2, (side * PITCH + 2 * MARGIN) ** 2 / 1e6
     size = SectionSize(spots, study.demo.genes, spots * study.demo.genes, megapixels)
     names = range(1, study.demo.sections + 1)
-    return {SectionFiles(f"S_{k}", "h5ad", folder / f"S_{k}.h5ad", patient=f"P_{k}"): size for k in names}
+    return {
+        SectionFiles(f"S_{k}", "h5ad", folder / f"S_{k}.h5ad", patient=f"P_{k}", laboratory=centre_of(k - 1)): size
+        for k in names
+    }
 
 
 # The table behind `histocrypt check`: what is there, what was dropped, and what forbids its use.
