@@ -1,5 +1,6 @@
 """Print what stain changes, a teacher and several seeds buy a network: `python benchmarks/network_steps.py STUDY`.
 
+`--model fhe_cnn --input-px 64 --epochs 24 --seeds 3` takes ten minutes, ResNet-18 as by default half an hour.
 The study must have trained `fusion_ridge` on its folds (`histocrypt run STUDY`). Every step is trained with every seed
 on a fold's training patients, stopped by its validation patient and, unchanged, scored on the one held out: mean
 Pearson of the main transform over the panel, within sections, mean of the sections. A step stands three times: one
@@ -37,6 +38,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "no change of stain": {"augment_stain": 0.0},
     "stain by 0.1 (the default)": {},
     "stain by 0.3": {"augment_stain": 0.3},
+    "stain by 0.1, contrast by 0.3": {"augment_contrast": 0.3},
     "taught by the ridge's fitted values": {"teacher": TEACHER, "distil": 0.9},
     "taught by its values held out": {"teacher": TEACHER, "distil": 0.9, "distil_held_out": True},
 }
