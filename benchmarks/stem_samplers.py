@@ -63,13 +63,13 @@ def main() -> None:
     predictor, plan = trained.predictor, trained.predictor.plan
     # The conditions are those of whole sections; only what is drawn is cut short.
     features = every.features(plan.encoder)[:, None]
-    conditions = predictor._conditions(features, every.sections)[:, 0]
+    conditions, started = predictor._conditions(features, every.sections)[:, 0], predictor.started(every)[..., 0]
     keep = np.concatenate(
         [np.flatnonzero(every.sections == name)[: given.spots or None] for name in np.unique(every.sections)]
     )
-    spots, conditions = every.subset(keep), conditions[keep]
+    spots, conditions, started = every.subset(keep), conditions[keep], started[keep]
     samples = given.samples or plan.samples
-    columns = [trained.scaling.outputs.index(f"{predictor.transforms[0]}:{gene}") for gene in predictor.genes]
+    columns = [trained.scaling.outputs.index(f"{predictor.transforms[0]}:{gene}") for gene in predictor.panel]
     mean, sd = trained.scaling.mean[columns], trained.scaling.sd[columns]
     network = predictor.network.to(device).eval()
 
@@ -77,11 +77,10 @@ def main() -> None:
         from histocrypt.predictors.stem_diffusion import draw
 
         started = time.perf_counter()
-        drawn = draw(
-            network, conditions, spots.names, samples=samples, sampler=sampler, steps=steps, seed=seed, device=device
-        )
+        how = {"sampler": sampler, "steps": steps, "seed": seed, "opposite": plan.opposite}
+        drawn = draw(network, conditions, spots.names, samples=samples, device=device, **how)
         seconds = 1000 * (time.perf_counter() - started) / len(spots)
-        values = drawn[..., 0] * sd + mean
+        values = (drawn[..., 0] + started[:, None]) * sd + mean
         row = {"sampler": sampler, "steps": steps, "seed": seed, "seconds": seconds}
         row |= scores(study, given.model, trained, spots, values)
         print(

@@ -54,6 +54,9 @@ class HE2Gene(nn.Module):
         With ``features``: width of the one shared layer.
     dropout
         Share of the embedding that is dropped in training.
+    starts
+        With ``features``: the target head starts at zero. It learns what is left of a prediction that stands in the
+        columns behind the features, one for each of its outputs, and is added to what it says.
     """
 
     input_px = 96
@@ -67,8 +70,10 @@ class HE2Gene(nn.Module):
         width: int = 0,
         hidden: int = 256,
         dropout: float = 0.0,
+        starts: bool = False,
     ) -> None:
         super().__init__()
+        self.width = width
         if backbone == "features":
             self.encoder: nn.Module = nn.Sequential(nn.Linear(width, hidden), nn.GELU())
             embedding = hidden
@@ -81,18 +86,26 @@ class HE2Gene(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleDict({head.name: _linear(embedding, head) for head in heads})
         self.first = heads[0].name
+        if starts:
+            nn.init.zeros_(self.heads[self.first].weight)
+            nn.init.zeros_(self.heads[self.first].bias)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Map images (B, 3, S, S), or frozen features (B, width), to their embedding (B, d)."""
-        return self.dropout(self.encoder(images))
+        """Map images (B, 3, S, S), or frozen features (B, width) and what follows them, to their embedding (B, d)."""
+        return self.dropout(self.encoder(images[:, : self.width] if self.width else images))
+
+    def started(self, images: torch.Tensor) -> torch.Tensor | float:
+        """Return what stands behind the features, (B, k): where the target head starts; 0 where nothing does."""
+        return images[:, self.width :] if self.width and images.shape[1] > self.width else 0.0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map images (B, 3, S, S) to the target head's (B, k)."""
-        return self.heads[self.first](self.embed(images))
+        """Map images (B, 3, S, S), or features, to the target head's (B, k)."""
+        return self.heads[self.first](self.embed(images)) + self.started(images)
 
-    def every_head(self, embedded: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map an embedding (B, d) to every head's (B, outputs), by name; labels as logits."""
-        return {name: head(embedded) for name, head in self.heads.items()}
+    def every_head(self, embedded: torch.Tensor, started: torch.Tensor | float = 0.0) -> dict[str, torch.Tensor]:
+        """Map an embedding (B, d) to every head's (B, outputs), by name; labels as logits; see `started`."""
+        out = {name: head(embedded) for name, head in self.heads.items()}
+        return {**out, self.first: out[self.first] + started}
 
 
 def _linear(width: int, head: Head) -> nn.Module:

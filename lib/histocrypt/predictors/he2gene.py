@@ -3,6 +3,10 @@
 Targets are those that all networks learn. Every other gene is ln(1 + counts per 10,000), less its section's mean where
 the study centres by section, all divided by one number (so that their mean square is 1, and noise of rare genes is not
 blown up): with equal weights both gene heads start from the same loss.
+
+On a frozen encoder the panel's head starts from a closed form on the same features (`predictors.start`), and features
+enter divided by the root of their number: all of them together then are about as large as one, and a step of the
+optimiser moves predictions by as much, however many features there are.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR
 from histocrypt.predictors.closed_form import mean_and_sd, standardise
 from histocrypt.predictors.network import NetworkPredictor, resized
 from histocrypt.predictors.registry import HE2GeneOptions
+from histocrypt.predictors.start import Start, start_from
 from histocrypt.sections.genes import GeneNames, meant_by, places
 from histocrypt.training.images import Images
 from histocrypt.training.loop import precision
@@ -161,7 +166,8 @@ class Lesson(Images):
     def loss(self, network: nn.Module, images: torch.Tensor, index: np.ndarray) -> torch.Tensor:
         """Return target + weights x (other genes, tumour, spatial term) of one batch."""
         embedded = network.embed(images)
-        out = {name: values.float() for name, values in network.every_head(embedded).items()}
+        every = network.every_head(embedded, network.started(images))
+        out = {name: values.float() for name, values in every.items()}
         device, rows = images.device, torch.as_tensor(index)
         total = nn.functional.mse_loss(out[TARGET], self.targets[rows].to(device))
         for head in self.heads[1:]:
@@ -212,6 +218,10 @@ class MultitaskPredictor(NetworkPredictor):
         self.scale = 1.0
         self.has_label = False
         self.width = 0
+        self.base: Start | None = None
+        """What the panel's head starts from."""
+        self.feature_scale = 1.0
+        """What standardised features are multiplied by."""
         self._training: Spots | None = None
 
     @property
@@ -231,9 +241,8 @@ class MultitaskPredictor(NetworkPredictor):
 
     def _new_network(self) -> HE2Gene:
         backbone = self.plan.backbone if self.plan.is_trained else "features"
-        network = HE2Gene(
-            self.heads, backbone=backbone, width=self.width, hidden=self.plan.hidden, dropout=self.plan.dropout
-        )
+        size = {"width": self.width, "hidden": self.plan.hidden, "dropout": self.plan.dropout}
+        network = HE2Gene(self.heads, backbone=backbone, **size, starts=self.base is not None)
         if self.plan.pretrained and self.network is None and self._training is not None:
             take_imagenet(network, self.plan.backbone)
         return network
@@ -258,6 +267,11 @@ class MultitaskPredictor(NetworkPredictor):
             )
         if not self.plan.is_trained:
             self.width = train.features(self.plan.backbone).shape[1]
+            self.feature_scale = float(np.float32(1 / np.sqrt(self.width)))
+            self.base = None
+            if self.plan.start != "none":
+                self.base = Start(self.plan.backbone, normalise_by_section=self.settings.normalise_by_section)
+                self.base.fit(train)
         self._training = train
         try:
             return super().fit(train, validation, seed=seed, chosen=chosen)
@@ -329,9 +343,12 @@ class MultitaskPredictor(NetworkPredictor):
             *self.pixel_moments,
             by_section=self.settings.normalise_by_section,
         )
+        seen = [features * np.float32(self.feature_scale)]
+        if self.base is not None:
+            seen.append(self.base.predict(spots).astype(np.float32))
         one = torch.ones((1, 3, 1, 1))
         targets = None if spots.targets is None else torch.from_numpy(np.asarray(spots.targets, dtype=np.float32))
-        return Lesson(torch.from_numpy(features), 0 * one, one, np.asarray(spots.sections), targets)
+        return Lesson(torch.from_numpy(np.concatenate(seen, axis=1)), 0 * one, one, np.asarray(spots.sections), targets)
 
     def predict(self, spots: Spots) -> np.ndarray:
         """Return (n, len(outputs)) float32, in the units of the targets; give whole sections."""
@@ -390,6 +407,8 @@ class MultitaskPredictor(NetworkPredictor):
         with torch.inference_mode(), precision(self.device):
             embedded = self.network.embed(images)
             out = {name: self.network.heads[name](embedded).float() for name in names}
+            if TARGET in out:
+                out[TARGET] = out[TARGET] + self.network.started(images)
         if TUMOUR in out:
             out[TUMOUR] = torch.sigmoid(out[TUMOUR])
         found = {name: values.cpu().numpy() for name, values in out.items()}
@@ -406,6 +425,8 @@ class MultitaskPredictor(NetworkPredictor):
             "auxiliary_scale": self.scale,
             "has_label": self.has_label,
             "width": self.width,
+            "feature_scale": self.feature_scale,
+            **({} if self.base is None else self.base.prefixed()),
         }
 
     def _take(self, state: dict[str, Any]) -> None:
@@ -414,6 +435,9 @@ class MultitaskPredictor(NetworkPredictor):
         self.means = np.asarray(state["auxiliary_mean"], dtype=np.float32)
         self.scale, self.has_label = float(state["auxiliary_scale"]), bool(state["has_label"])
         self.width = int(state["width"])
+        self.feature_scale = float(state.get("feature_scale", 1.0))  # earlier models took features as they are
+        by_section = self.settings.normalise_by_section
+        self.base = start_from(state, self.plan.backbone, normalise_by_section=by_section)
         if len(self.means) != len(self.genes):
             raise InputError("auxiliary genes and their means differ in number", fix="train the model again")
         moments = np.asarray(state["pixel_moments"], dtype=np.float32)

@@ -127,6 +127,11 @@ class HE2GeneOptions(Options):
     pretrained: bool = Field(False, description="start from ImageNet weights, where torch's cache folder has them")
     hidden: Size = Field(256, description="width of the shared layer on a frozen encoder")
     dropout: Share = 0.0
+    start: Literal["low_rank", "none"] = Field(
+        "low_rank",
+        description="on a frozen encoder, what the panel's head starts from, and learns the rest of: fusion_ridge on "
+        "the same features; or nothing",
+    )
     aux_weight: Weight = Field(1.0, description="of the other genes; 0: no such head")
     aux_rank: Annotated[int, Field(ge=0)] = Field(128, description="of their head; 0: a full matrix")
     label: str | None = Field(None, description="obs:COLUMN, or obsm:MATRIX/COLUMN")
@@ -186,6 +191,11 @@ class StemOptions(Options):
     components: Annotated[int, Field(ge=0)] = Field(
         0, description="principal components of the features that condition the network; 0: all features, as published"
     )
+    start: Literal["low_rank", "none"] = Field(
+        "low_rank",
+        description="what is drawn is the rest beside a closed form on the same features, fusion_ridge; none: all of "
+        "expression, as published",
+    )
     width: Size = 384
     blocks: Size = 12
     heads: Size = 6
@@ -195,6 +205,11 @@ class StemOptions(Options):
         10,
         description="of 1000; ancestral is meant to take all of them. Ten of dpm++ are the fastest whose scores lie "
         "within the ancestral sampler's own spread from seed to seed (benchmarks/stem_samplers.py)",
+    )
+    opposite: bool = Field(
+        True,
+        description="ddim and dpm++ start from noise in opposite pairs: the mean of few samples is near the mean of "
+        "many; false: from independent noise, as published. ancestral draws are always independent",
     )
 
 

@@ -13,6 +13,7 @@ from histocrypt.models.stem import Stem
 from histocrypt.predictors import stem_diffusion
 from histocrypt.predictors.closed_form import mean_and_sd, principal_components, standardise
 from histocrypt.predictors.network import NetworkPredictor
+from histocrypt.predictors.start import Start, start_from
 from histocrypt.training import distributed
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from histocrypt.targets.transforms import TargetStatistics
 
-DRAWING = {"samples", "sampler", "sampler_steps"}
+DRAWING = {"samples", "sampler", "sampler_steps", "opposite"}
 """Options of drawing, on which weights do not depend."""
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 """Layers of a prediction file, of the main transform, beside ``sd``."""
@@ -29,8 +30,9 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 class DiffusionPredictor(NetworkPredictor):
     """A conditional diffusion model on frozen features. See `StemOptions`.
 
-    ``outputs`` are named transform by transform. Tiles are seen through frozen features, so that ``input_px`` and the
-    random changes of images do not count.
+    What is diffused is the rest beside a closed form on the same features (`predictors.start`): its prediction is added
+    to every draw. ``outputs`` are named transform by transform. Tiles are seen through frozen features, so that
+    ``input_px`` and the random changes of images do not count.
     """
 
     def __init__(self, model: str, outputs: tuple[str, ...], **given: Any) -> None:
@@ -41,6 +43,8 @@ class DiffusionPredictor(NetworkPredictor):
         self._state: dict[str, np.ndarray] = {}
         self.n_features = 0
         self.seed = 0
+        self.base: Start | None = None
+        """What is added to every draw."""
         self._drawn: dict[str, np.ndarray] = {}
         """What was drawn for each spot, by name: (1 + quantiles, outputs): sd and quantiles in the loss's units."""
 
@@ -61,6 +65,10 @@ class DiffusionPredictor(NetworkPredictor):
     def _lessons(
         self, train: Spots, validation: Spots | None
     ) -> tuple[stem_diffusion.Lesson, stem_diffusion.Lesson | None]:
+        self.base = None
+        if self.plan.start != "none":
+            self.base = Start(self.plan.encoder, normalise_by_section=self.settings.normalise_by_section)
+            self.base.fit(train)
         features = train.features(self._views)
         self._fit_features(features[:, 0], train.sections)
         data = self._lesson(train, features)
@@ -118,12 +126,14 @@ class DiffusionPredictor(NetworkPredictor):
         adata.uns["prediction"]["sampler"] = f"{self.plan.sampler} {self.plan.sampler_steps}"
 
     def _besides(self) -> dict[str, Any]:
-        return {**self._state, "seed": self.seed}
+        return {**self._state, "seed": self.seed, **({} if self.base is None else self.base.prefixed())}
 
     def _take(self, state: dict[str, Any]) -> None:
         self.seed = int(state["seed"])
         self._state = {key: np.asarray(state[key]) for key in ("mean", "sd", "centre", "axes") if key in state}
         self.n_features = state["network.tile.0.weight"].shape[1]
+        by_section = self.settings.normalise_by_section
+        self.base = start_from(state, self.plan.encoder, normalise_by_section=by_section)
 
     def _new_network(self) -> Stem:
         size = {"width": self.plan.width, "blocks": self.plan.blocks, "heads": self.plan.heads}
@@ -143,23 +153,34 @@ class DiffusionPredictor(NetworkPredictor):
             raise RuntimeError("fit or load_state comes before predict")
         network = self.network.to(self.device).eval()
         features = self._conditions(spots.features(self.plan.encoder)[:, None], spots.sections)[:, 0]
+        started = self.started(spots)
         with tqdm(total=len(spots), desc=f"{self.model} draws", unit="spot", mininterval=1, leave=False) as bar:
             for start in range(0, len(spots), 512):
                 rows = slice(start, min(start + 512, len(spots)))
-                yield (
-                    rows,
-                    stem_diffusion.draw(
-                        network,
-                        features[rows],
-                        spots.names[rows],
-                        samples=self.plan.samples,
-                        sampler=self.plan.sampler,
-                        steps=self.plan.sampler_steps,
-                        seed=self.seed,
-                        device=self.device,
-                        progress=bar.update,
-                    ),
+                drawn = stem_diffusion.draw(
+                    network,
+                    features[rows],
+                    spots.names[rows],
+                    samples=self.plan.samples,
+                    sampler=self.plan.sampler,
+                    steps=self.plan.sampler_steps,
+                    opposite=self.plan.opposite,
+                    seed=self.seed,
+                    device=self.device,
+                    progress=bar.update,
                 )
+                yield rows, drawn + started[rows, None]
+
+    def started(self, spots: Spots) -> np.ndarray:
+        """Return what is added to every draw, (n, G, T) float32; zero where all of expression is drawn."""
+        if self.base is None:
+            return np.zeros((len(spots), len(self.panel), len(self.transforms)), dtype=np.float32)
+        return self._by_gene(self.base.predict(spots))
+
+    def _by_gene(self, values: np.ndarray) -> np.ndarray:
+        """Return (n, outputs) as (n, G, T) float32."""
+        by_transform = np.asarray(values, dtype=np.float32).reshape(len(values), len(self.transforms), len(self.panel))
+        return np.ascontiguousarray(by_transform.transpose(0, 2, 1))
 
     def _fit_features(self, features: np.ndarray, sections: np.ndarray) -> None:
         """Fit standardisation and components to the training spots' (n, d) features."""
@@ -184,6 +205,5 @@ class DiffusionPredictor(NetworkPredictor):
         return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
 
     def _lesson(self, spots: Spots, features: np.ndarray) -> stem_diffusion.Lesson:
-        values = np.asarray(spots.targets, dtype=np.float32).reshape(len(spots), len(self.transforms), len(self.panel))
-        values = torch.from_numpy(np.ascontiguousarray(values.transpose(0, 2, 1)))  # (n, G, T)
+        values = torch.from_numpy(self._by_gene(spots.targets) - self.started(spots))
         return stem_diffusion.Lesson(spots.names, self._conditions(features, spots.sections), values)
