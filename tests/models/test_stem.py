@@ -152,3 +152,16 @@ def test_equal_seeds_draw_the_same_whatever_is_drawn_beside(sampler, steps):
     assert np.allclose(drawn(network, turned, **how)[::-1], together, atol=1e-3 * spread)
     assert not np.allclose(drawn(network, lesson, seed=1, **how), together, atol=0.1 * spread)
     assert not np.allclose(together[:, 0], together[:, 1], atol=0.1 * spread)
+
+
+@pytest.mark.parametrize("samples", [4, 5])
+def test_opposite_noise_gives_opposite_draws_where_nothing_was_learnt(samples):
+    """An untrained network says no noise: draws are their noise, scaled, so that pairs cancel from the mean."""
+    network, lesson = small(), simulated(3, 1)[0]
+    found = drawn(network, lesson, samples=samples, steps=5, opposite=True)
+    half = -(-samples // 2)
+    assert np.allclose(found[:, : samples - half], -found[:, half:], atol=1e-4)
+    independent = drawn(network, lesson, samples=samples, steps=5)
+    assert not np.allclose(independent[:, : samples - half], -independent[:, half:], atol=0.1)
+    ancestral = drawn(network, lesson, samples=samples, steps=5, sampler="ancestral", opposite=True)
+    assert np.array_equal(ancestral, drawn(network, lesson, samples=samples, steps=5, sampler="ancestral"))
