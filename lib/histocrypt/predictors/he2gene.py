@@ -26,7 +26,7 @@ from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR
 from histocrypt.predictors.closed_form import mean_and_sd, standardise
 from histocrypt.predictors.network import NetworkPredictor, resized
 from histocrypt.predictors.registry import HE2GeneOptions
-from histocrypt.predictors.start import Start, start_from
+from histocrypt.predictors.start import Start, start_from, state_of
 from histocrypt.sections.genes import GeneNames, meant_by, places
 from histocrypt.training.images import Images
 from histocrypt.training.loop import precision
@@ -426,7 +426,7 @@ class MultitaskPredictor(NetworkPredictor):
             "has_label": self.has_label,
             "width": self.width,
             "feature_scale": self.feature_scale,
-            **({} if self.base is None else self.base.prefixed()),
+            **state_of(self.base),
         }
 
     def _take(self, state: dict[str, Any]) -> None:

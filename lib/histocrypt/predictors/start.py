@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from histocrypt.data.load import parts_of, split_context
 from histocrypt.errors import InputError
 from histocrypt.predictors.fusion_ridge import FusionRidge
@@ -30,16 +28,18 @@ class Start(FusionRidge):
             self.blocks.setdefault(split_context(part)[0], []).append(part)
         self.encoder = "+".join(part for block in self.blocks.values() for part in block)
 
-    def prefixed(self) -> dict[str, np.ndarray]:
-        """Return the fitted arrays under their names in a network's state."""
-        return {PREFIX + name: array for name, array in self.state().items()}
+
+def state_of(start: Start | None) -> dict[str, Any]:
+    """Return what a network's state holds of what it started from."""
+    arrays = {} if start is None else {PREFIX + name: array for name, array in start.state().items()}
+    return {"starts": start is not None, **arrays}
 
 
 def start_from(state: dict[str, Any], features: str, *, normalise_by_section: bool) -> Start | None:
-    """Return what a network's state says that it started from; None where it started from nothing."""
-    own = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
-    if not own:
+    """Return what a network's state says that it started from; None where it started from nothing, as they once did."""
+    if not state.get("starts", False):
         return None
+    own = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     start = Start(features, normalise_by_section=normalise_by_section)
     missing = {"mean", "sd", "centre", "axes", "coefficient", "intercept"} - own.keys()
     if missing:

@@ -13,7 +13,7 @@ from histocrypt.models.stem import Stem
 from histocrypt.predictors import stem_diffusion
 from histocrypt.predictors.closed_form import mean_and_sd, principal_components, standardise
 from histocrypt.predictors.network import NetworkPredictor
-from histocrypt.predictors.start import Start, start_from
+from histocrypt.predictors.start import Start, start_from, state_of
 from histocrypt.training import distributed
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class DiffusionPredictor(NetworkPredictor):
         adata.uns["prediction"]["sampler"] = f"{self.plan.sampler} {self.plan.sampler_steps}"
 
     def _besides(self) -> dict[str, Any]:
-        return {**self._state, "seed": self.seed, **({} if self.base is None else self.base.prefixed())}
+        return {**self._state, "seed": self.seed, **state_of(self.base)}
 
     def _take(self, state: dict[str, Any]) -> None:
         self.seed = int(state["seed"])
