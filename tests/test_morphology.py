@@ -104,11 +104,31 @@ def test_a_stronger_stain_changes_nothing_once_it_is_known():
     density = -np.log((weak.astype(float) + 1) / INCIDENT_LIGHT)
     strong = np.clip(INCIDENT_LIGHT * np.exp(-1.3 * density) - 1, 0, 255).round().astype(np.uint8)
     stain = replace(DEFAULT_REFERENCE, max_concentrations=1.3 * DEFAULT_CONCENTRATIONS)
-    one = describe(concentrations(weak, DEFAULT_REFERENCE), LIMITS)
-    other = describe(concentrations(strong, stain), LIMITS)
+    one = describe(weak, DEFAULT_REFERENCE, LIMITS)
+    other = describe(strong, stain, LIMITS)
     names = list(FEATURES)
     for name in ("nuclei", "log_area_mean", "h_mean", "e_mean", "darkness_mean"):
         assert other[names.index(name)] == pytest.approx(one[names.index(name)], rel=0.04), name
+
+
+@pytest.mark.parametrize("glass", [(250, 250, 250), (220, 194, 218), (233, 216, 232)])
+def test_glass_is_found_whatever_the_scanner_makes_of_it(glass):
+    rng = np.random.default_rng(0)
+    tile = drawn([], 4.0).astype(int) + rng.integers(-12, 13, (SIDE, SIDE, 1))  # pale tissue is not flat
+    tile[20:120, 20:120] = glass
+    found = numbers(tile.clip(0, 255).astype(np.uint8))
+    assert found["clear"] == pytest.approx((100 / SIDE) ** 2, rel=0.05)
+
+
+def test_an_evenly_stained_section_holds_no_glass():
+    assert limits_of(drawn([], 4.0, eosin=1.0)[None], DEFAULT_REFERENCE).clear == pytest.approx(0.35)
+    assert numbers(drawn([], 4.0, eosin=1.0))["clear"] == 0
+
+
+def test_turned_tiles_set_the_same_limits():
+    tiles = np.stack([drawn(lattice(20.0), 4.0), drawn(lattice(30.0), 3.0, eosin=0.8)])
+    tiles[0, 5:60, 100:180] = 235
+    assert limits_of(np.rot90(tiles, 1, (1, 2)), DEFAULT_REFERENCE) == limits_of(tiles, DEFAULT_REFERENCE)
 
 
 def test_limits_come_from_all_tiles_of_the_section():

@@ -163,8 +163,17 @@ def predict(
     section: Annotated[
         str, typer.Argument(help="A section in any readable format, a slide, or a folder of <section>_<x>_<y>.tif.")
     ],
-    model: Annotated[Path, typer.Option(help="Folder of a trained model, e.g. outputs/demo/models/resnet18/final.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a trained model, e.g. outputs/demo/models/resnet18/final; "
+            "default: the small model of breast tissue that comes with HistoCrypt."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Predictions go here (.h5ad); default: SECTION_predicted.h5ad, here."),
+    ] = None,
     image: Annotated[str | None, typer.Option(help="Image file, where the section does not name it.")] = None,
     um_per_px: Annotated[float | None, typer.Option(help="Micrometres per full-resolution pixel.")] = None,
     bin_um: BinSize = None,
@@ -172,7 +181,8 @@ def predict(
         Path | None, typer.Option(help="Also write a CSV: ID and the panel, one row a spot in the section's order.")
     ] = None,
     spacing: Annotated[
-        float | None, typer.Option(metavar="UM", help="Predict on a grid over the tissue, points this far apart.")
+        float | None,
+        typer.Option(metavar="UM", help="Predict on a grid over the tissue, points this far apart (a slide: 200)."),
     ] = None,
     average_symmetries: Annotated[
         bool | None, typer.Option(help="Average over the eight symmetries of a tile; default: as the model says.")

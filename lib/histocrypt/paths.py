@@ -99,6 +99,11 @@ def hugging_face_token() -> str | None:
     return (file.read_text(encoding="utf-8").strip() or None) if file.is_file() else None
 
 
+def shipped_model() -> Path:
+    """Return the folder of the small model of breast tissue that comes with the library; its card lies there."""
+    return Path(__file__).resolve().parent / "shipped" / "breast"
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The named artifacts of one study, below ``outputs/<study>/``. Every path in a run is built here."""

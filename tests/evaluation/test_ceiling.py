@@ -10,7 +10,7 @@ from histocrypt.demo.counts import draw_counts, draw_genes
 from histocrypt.errors import InputError
 from histocrypt.evaluation.ceiling import beside_truth, corrected, halves, noise_ceiling, section_ceiling
 from histocrypt.evaluation.metrics import pearson
-from histocrypt.evaluation.scores import share
+from histocrypt.evaluation.section_scores import share
 from histocrypt.targets.transforms import transform
 
 TRANSFORMS = ("log1p_cp10k", "log1p", "rank")

@@ -7,7 +7,7 @@ from scipy.stats import pearsonr
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation.metrics import POOLED
-from histocrypt.evaluation.scores import load_scores, read_folds, score_study
+from histocrypt.evaluation.scores import EVERY_PATIENT, load_scores, read_folds, score_study
 from histocrypt.evaluation.wording import answer, verdict
 from histocrypt.files import read_json, write_json
 from histocrypt.predictors.registry import BASELINES
@@ -175,3 +175,20 @@ def test_means_are_told_apart_by_the_question_that_sections_answer(scored):
         for column in ("pearson", "noise_ceiling", "share"):
             expected = people.loc[(patient, "vision_mlp"), column]
             assert table.loc[(question, "vision_mlp"), column] == pytest.approx(expected)
+
+
+def test_each_patient_has_an_interval_of_its_own(scored):
+    """Differences by patient are those of its sections, and their mean counts every patient the same."""
+    _, scores = scored
+    apart = scores.apart[scores.apart["transform"] == scores.transforms[0]]
+    by_patient = scores.patients(scores.transforms[0]).pivot(index="patient", columns="model", values="pearson")
+    for (model, baseline), own in apart.groupby(["model", "baseline"]):
+        found = own.set_index("patient")
+        expected = by_patient[model] - by_patient[baseline]
+        assert found["difference"].drop(EVERY_PATIENT).to_dict() == pytest.approx(expected.to_dict())
+        assert found.loc[EVERY_PATIENT, "difference"] == pytest.approx(expected.mean())
+        if not (expected == 0).all():
+            assert (found["low"] <= found["difference"]).all()
+            assert (found["difference"] <= found["high"]).all()
+            widths = found["high"] - found["low"]
+            assert widths[EVERY_PATIENT] < widths.drop(EVERY_PATIENT).max()

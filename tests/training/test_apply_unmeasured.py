@@ -198,7 +198,7 @@ def test_a_map_of_any_head_with_and_without_its_picture(world, tmp_path):
 @pytest.mark.parametrize(
     ("source", "given", "words"),
     [
-        ("slide", {}, "is an image without spots"),
+        ("slide", {}, "does not say how large a pixel is"),
         ("slide", {"spacing_um": 100}, "does not say how large a pixel is"),
         ("slide", {"spacing_um": -1, "um_per_px": UM_PER_PX}, "is not a distance"),
         ("slide", {"spacing_um": 0.01, "um_per_px": UM_PER_PX}, "more than 1,000,000 spots"),

@@ -61,6 +61,6 @@ def _colour(tiles: Any, *, stain: StainStatistics, um_per_px: float, of: Any = N
 
 DESCRIBED = {
     "colour": Described("Colour of the raw tile", 1, _colour),
-    "morphology": Described("Nuclei and tissue", 1, morphology),
+    "morphology": Described("Nuclei and tissue", 2, morphology),
 }
 """By name."""

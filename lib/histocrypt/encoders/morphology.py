@@ -40,8 +40,13 @@ LEAST_UM2 = 7.0
 """Specks below are no nuclei."""
 CLASSES = (7, 12, 20, 32, 50, 80)
 """Lower ends of the size classes of nuclei, um2."""
-WHITE_OD = 0.134
-"""Optical density below which a pixel is bare glass, lumen or fat, once its stain is the reference's."""
+CLEAR_OD = (0.134, 0.35)
+"""The least and the most that a section may call the density of its glass. A fixed limit does not do: glass is grey or
+pink on some scanners, and differs between the fields of one mosaic."""
+FLAT_UM, FLAT_OD = 6.0, 0.015
+"""Glass is flat: over so many micrometres its density deviates by less than this. Pale stroma deviates more."""
+LEAST_FLAT = 0.002
+"""Share of a section that must be flat and bright to say what its glass is like; with less, the least limit stands."""
 FAT_UM2 = 800.0
 """Clear holes larger than this are fat cells or wide lumina."""
 DISTANCES = (1, 4, 10)
@@ -124,6 +129,8 @@ class Limits:
     haematoxylin: float
     eosin: float
     """Medians."""
+    clear: float = CLEAR_OD[0]
+    """Optical density, not reference units, below which every channel is in glass, a lumen or fat."""
 
 
 def concentrations(tiles: np.ndarray, stain: StainStatistics) -> np.ndarray:
@@ -140,15 +147,38 @@ def limits_of(tiles: Iterable[np.ndarray], stain: StainStatistics) -> Limits:
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
 
-    dark, eosin = np.zeros(BINS, dtype=np.int64), np.zeros(BINS, dtype=np.int64)
+    dark, eosin, dense, flat = (np.zeros(BINS, dtype=np.int64) for _ in range(4))
     for tile in tiles:
-        held = concentrations(tile, stain)
+        held, density = concentrations(tile, stain), density_of(tile)
         dark += _histogram(gaussian_filter(held[..., 0], SMOOTH_UM / UM))
         eosin += _histogram(held[..., 1])
+        dense += _histogram(density)
+        flat += _histogram(density[_is_flat(density)])
     centres = (np.arange(BINS) + 0.5) * MOST / BINS
+
+    def below(counts: np.ndarray, share: float) -> float:
+        return float(centres[np.searchsorted(np.cumsum(counts), share * counts.sum())])
+
     limit = threshold_otsu(hist=(dark, centres)) if (dark > 0).sum() > 1 else LEAST_HAEMATOXYLIN
-    middle = [float(centres[np.searchsorted(np.cumsum(one), one.sum() / 2)]) for one in (dark, eosin)]
-    return Limits(max(float(limit), LEAST_HAEMATOXYLIN), *middle)
+    flat[centres > below(dense, 0.5)] = 0  # an even stain is flat too, but not bright
+    known = flat.sum() >= LEAST_FLAT * max(dense.sum(), 1)
+    glass = np.clip(below(flat, 0.9) + 2 * MOST / BINS, *CLEAR_OD) if known else CLEAR_OD[0]
+    return Limits(max(float(limit), LEAST_HAEMATOXYLIN), below(dark, 0.5), below(eosin, 0.5), float(glass))
+
+
+def density_of(tile: np.ndarray) -> np.ndarray:
+    """Return (S, S) float32, the optical density of the channel that absorbs most, of (S, S, 3) uint8 as scanned."""
+    from histocrypt.tissue.stain import INCIDENT_LIGHT
+
+    light = (tile.min(axis=-1).astype(np.float32) + 1) / np.float32(INCIDENT_LIGHT)
+    return np.maximum(-np.log(light), 0)
+
+
+def _is_flat(density: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import uniform_filter
+
+    side = 2 * round(FLAT_UM / UM / 2) + 1
+    return uniform_filter(density * density, side) - uniform_filter(density, side) ** 2 < FLAT_OD**2
 
 
 def _histogram(values: np.ndarray) -> np.ndarray:
@@ -185,7 +215,7 @@ def morphology(tiles: Any, *, stain: StainStatistics, um_per_px: float, of: Any 
     if not (np.isfinite(um_per_px) and um_per_px > 0):
         raise InputError("is no resolution", field="um_per_px", value=um_per_px, expected="micrometres, above 0")
     limits = limits_of(at_scale(tiles if of is None else of, um_per_px), stain)
-    rows = [describe(concentrations(tile, stain), limits) for tile in at_scale(tiles, um_per_px)]
+    rows = [describe(tile, stain, limits) for tile in at_scale(tiles, um_per_px)]
     return np.array(rows, dtype=np.float32).reshape(-1, len(FEATURES))
 
 
@@ -218,11 +248,12 @@ def nuclei_of(haematoxylin: np.ndarray, limits: Limits) -> np.ndarray:
     return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[nuclei]
 
 
-def describe(held: np.ndarray, limits: Limits) -> list[float]:
-    """Return the numbers of one tile in the order of `FEATURES`, from its (S, S, 2) haematoxylin and eosin."""
+def describe(tile: np.ndarray, stain: StainStatistics, limits: Limits) -> list[float]:
+    """Return the numbers of one tile in the order of `FEATURES`, from (S, S, 3) uint8 at `UM` micrometres a pixel."""
+    held, clear = concentrations(tile, stain), clear_of(tile, limits)
     haematoxylin, eosin = np.ascontiguousarray(held[..., 0]), np.ascontiguousarray(held[..., 1])
     nuclei = nuclei_of(haematoxylin, limits)
-    found = [*_of_nuclei(nuclei, haematoxylin), *_of_tissue(nuclei, haematoxylin, eosin, held, limits)]
+    found = [*_of_nuclei(nuclei, haematoxylin), *_of_tissue(nuclei, haematoxylin, eosin, clear, limits)]
     found += [*_spread(haematoxylin), *_spread(eosin), _correlation(haematoxylin[::3, ::3], eosin[::3, ::3])]
     for one in (haematoxylin, eosin):
         found += [*_edges(one), *_patterns(one), *_co_occurrence(one)]
@@ -308,11 +339,11 @@ def _of_places(um: np.ndarray) -> list[float]:
 
 
 def _of_tissue(
-    nuclei: np.ndarray, haematoxylin: np.ndarray, eosin: np.ndarray, held: np.ndarray, limits: Limits
+    nuclei: np.ndarray, haematoxylin: np.ndarray, eosin: np.ndarray, clear: np.ndarray, limits: Limits
 ) -> list[float]:
     from scipy.ndimage import label
 
-    clear, inside = clear_of(held), nuclei > 0
+    inside = nuclei > 0
     holes, count = label(clear)
     areas = np.bincount(holes.ravel())[1:] * UM**2 if count else np.zeros(0)
     stroma = ~inside & ~clear & (eosin > limits.eosin)
@@ -324,14 +355,11 @@ def _of_tissue(
     ]  # fmt: skip
 
 
-def clear_of(held: np.ndarray) -> np.ndarray:
-    """Return (S, S) bool: where there is no stain, from (S, S, 2) haematoxylin and eosin."""
+def clear_of(tile: np.ndarray, limits: Limits) -> np.ndarray:
+    """Return (S, S) bool: where there is no stain, of (S, S, 3) uint8 as scanned."""
     from scipy.ndimage import gaussian_filter
 
-    from histocrypt.tissue.stain import DEFAULT_MATRIX
-
-    bare = (held @ DEFAULT_MATRIX.T.astype(np.float32)).max(axis=-1) < WHITE_OD
-    return gaussian_filter(bare.astype(np.float32), 1.5) > 0.5
+    return gaussian_filter((density_of(tile) < limits.clear).astype(np.float32), 1.5) > 0.5
 
 
 def _edges(one: np.ndarray) -> list[float]:

@@ -3,16 +3,17 @@
 Written to ``evaluation/``: ``scores.csv`` (one row per model, section, transform and gene; section ``pooled`` too),
 ``summary.csv`` (one row per model and transform), ``paired.csv`` (each model against each baseline, a stack against
 every model, on shared bootstrap draws), ``sections.csv`` (mean correlation by section, with its patient),
-``patients.csv`` (the same by patient) and ``notes.json`` (what was not scored). All but ``paired.csv`` hold the noise
-ceiling and the share of it that is reached, where a section has one. Panels of cell types are also scored within spots
-(``within_spot`` in all but the first). While a study is being trained, the models that are finished can be scored
-(``unfinished``): those that every fold has predicted, never a model on some folds only.
+``patients.csv`` (the same by patient), ``patients_paired.csv`` (differences by patient, with intervals), ``trust.csv``
+(how well training tells which genes are predicted well) and ``notes.json`` (what was not scored). All but pairs and
+trust hold the noise ceiling and the share of it that is reached, where a section has one. Panels of cell types are
+also scored within spots (``within_spot`` in all but the first). While a study is being trained, the models that are
+finished can be scored (``unfinished``): those that every fold has predicted, never a model on some folds only.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,12 @@ from histocrypt.evaluation import bootstrap, metrics
 from histocrypt.evaluation.bootstrap import Draws
 from histocrypt.evaluation.ceiling import section_ceiling
 from histocrypt.evaluation.metrics import METRICS, POOLED, Pool
+from histocrypt.evaluation.section_scores import NOISE_CEILING, SHARE, WITHIN, score_section, share
+from histocrypt.evaluation.trust import trust_table, with_trust
 from histocrypt.files import read_json, read_table, write_json, write_table
 from histocrypt.paths import RunFolder
 from histocrypt.pipeline.predictions import Joined, PredictionFile, as_mapping, join, read_h5ad, some
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
-from histocrypt.spatial import squares, touching
 from histocrypt.study import Study
 from histocrypt.targets.matrix import columns_of
 
@@ -40,15 +42,18 @@ if TYPE_CHECKING:
 CEILING = "image_signal"
 CEILING_TITLE = "Ceiling: what the image carries"
 CEILING_TRANSFORM = "log1p_cp10k"
-NOISE_CEILING, SHARE = "noise_ceiling", "share"
-"""The correlation that the noise of counting leaves (`evaluation.ceiling`), and the part of it that a model reaches."""
-LOW_CEILING = 0.05
-"""A share of less than this correlation is not told: chance alone leaves more (`docs/ceiling.md`)."""
 FEW_BLOCKS = 4
-WITHIN = "within_spot"
-"""The correlation within a spot, over a panel of cell types."""
-NAMES = {"fold": str, "section": str, "patient": str, "gene": str, "symbol": str}
-FILES = {"genes": "scores.csv", "summary": "summary.csv", "paired": "paired.csv", "sections": "sections.csv"}
+NAMES = {"left_out": str, "fold": str, "section": str, "patient": str, "gene": str, "symbol": str}
+FILES = {
+    "genes": "scores.csv",
+    "summary": "summary.csv",
+    "paired": "paired.csv",
+    "sections": "sections.csv",
+    "apart": "patients_paired.csv",
+    "trust": "trust.csv",
+}
+EVERY_PATIENT = "mean of patients"
+"""What stands for a patient in ``patients_paired.csv`` where every patient counts the same."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class Scores:
     better."""
     sections: pd.DataFrame
     """One row per model, transform and section: mean correlation, spots, genes, blocks."""
+    apart: pd.DataFrame
+    """One row per transform, model, baseline and patient (and `EVERY_PATIENT`): difference of correlation, interval."""
+    trust: pd.DataFrame
+    """One row per model, transform and section: how training ranks genes beside how they were predicted."""
     notes: dict[str, Any]
     """``unscored_genes`` by section, ``pooled_genes``, ``few_blocks``, ``draws``, ``block_um``, ``k``; where they apply
     ``scheme`` (sections were held out, not patients), ``matrix``, ``left_out`` (model -> why it has no score) and
@@ -153,6 +162,7 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
         return load_scores(study)
     pairs = _pairs(models)
     draws, genes, rows, unscored, few_blocks, no_ceiling = Draws(pairs), [], [], {}, {}, {}
+    of_patients: dict[str, Draws] = {}
     with Pool() as pool:
         for fold, section, joined, rankings, rng in _test_sections(study, folds, models):
             first = next(iter(joined.values()))
@@ -183,6 +193,8 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
             genes += scored.genes
             rows += [{"model": row["model"], "fold": fold, **row} for row in scored.rows]
             draws.add(scored.draws)
+            own = of_patients.setdefault(first.patient, Draws(pairs))
+            own.add({key: values for key, values in scored.draws.items() if key[1] == "pearson"})
             if first.unscored_genes:
                 unscored[first.section] = first.unscored_genes
             if scored.blocks < FEW_BLOCKS:
@@ -197,6 +209,7 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
         pooled_genes = pool.common()
     sections = pd.DataFrame(rows)
     sections["question"] = sections["section"].map(_questions(run, folds))
+    genes_table = with_trust(run, folds, models, genes_table)
     notes = {
         "unscored_genes": unscored,
         "pooled_genes": pooled_genes,
@@ -217,6 +230,8 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
         summary=_summarise(study, models, genes_table, sections, draws),
         paired=_pair(study, pairs, sections, draws),
         sections=sections,
+        apart=_pair_patients(study, pairs, sections, of_patients),
+        trust=trust_table(run, genes_table),
         notes=notes | {name: value for name, value in later.items() if value},
     )
     if unfinished and covering(study, models):  # written while we scored
@@ -421,105 +436,6 @@ def _rankings(study: Study, fold: dict, models: list[str]) -> dict[str, dict[str
     return {model: {t: pd.concat(ranked[model, t], axis=1).mean(axis=1) for t in transforms} for model in models}
 
 
-@dataclass(frozen=True)
-class SectionScores:
-    """What one section says of every model."""
-
-    genes: list[pd.DataFrame]
-    """A table for each model and transform, one row a gene: every metric, its name and its rank in training."""
-    rows: list[dict[str, Any]]
-    """One for each model and transform: means over genes."""
-    draws: dict[bootstrap.Key, np.ndarray]
-    """(draws,) scores by transform, metric and model."""
-    blocks: int
-    """Squares of tissue that were drawn."""
-
-
-def score_section(
-    joined: Mapping[str, Joined],
-    *,
-    um_per_px: float,
-    block_um: float,
-    draws: int,
-    rng: np.random.Generator,
-    k: Sequence[int] = (),
-    rankings: Mapping[str, Mapping[str, pd.Series]] | None = None,
-    within: bool = False,
-    ceilings: Mapping[str, pd.Series] | None = None,
-) -> SectionScores:
-    """Score one section under every model, all on the same bootstrap draws of its blocks.
-
-    Parameters
-    ----------
-    joined
-        Model -> predictions beside measurements, spots in one order.
-    um_per_px
-        Micrometres per unit of their coordinates.
-    block_um, draws, rng
-        Side of the blocks, how often they are drawn, and by which generator.
-    k
-        Of the means over the k best genes.
-    rankings
-        Model -> transform -> each gene's correlation on validation data.
-    within
-        Score the order of names within each spot, too: for panels of cell types.
-    ceilings
-        Transform -> each gene's noise ceiling, where the section has one.
-    """
-    first = next(iter(joined.values()))
-    labels = squares(first.coords * um_per_px, block_um)
-    blocks = int(labels.max() + 1)
-    weights = bootstrap.draw_weights(blocks, draws, rng)
-    graph = touching(first.coords)
-    tables, rows, drawn = [], [], {}
-    for transform, measured in first.true.items():
-        own_moran = pd.Series(metrics.morans_i(measured, graph), index=first.genes)
-        for model, pair in joined.items():
-            if transform not in pair.predicted:
-                continue
-            true, predicted = pair.true[transform], pair.predicted[transform]
-            moran_true = own_moran.reindex(pair.genes).to_numpy()
-            scores = metrics.per_gene(true, predicted, graph, moran_true=moran_true)
-            ranking = (rankings or {}).get(model, {}).get(transform)
-            rank = np.full(len(pair.genes), np.nan) if ranking is None else ranking.reindex(pair.genes).to_numpy()
-            keys = {"model": model, "section": pair.section, "patient": pair.patient, "transform": transform}
-            names = {"gene": pair.genes, "symbol": pair.symbols}
-            own = (ceilings or {}).get(transform)
-            ceiling = np.full(len(pair.genes), np.nan) if own is None else own.reindex(pair.genes).to_numpy()
-            last = {"validation_pearson": rank, NOISE_CEILING: ceiling, SHARE: share(scores["pearson"], ceiling)}
-            tables.append(pd.DataFrame({**keys, **names, **scores, **last}))
-            sums = bootstrap.block_sums(true, predicted, labels)
-            for name, of in bootstrap.OF_DRAWS.items():
-                drawn[transform, name, model] = of(sums, weights)
-            usable = ~scores["constant_truth"]
-            row = {**keys, "spots": len(true), "genes": int(usable.sum()), "blocks": blocks}
-            row |= {name: scores[name][usable].mean() if usable.any() else np.nan for name in bootstrap.OF_DRAWS}
-            row[NOISE_CEILING] = metrics.finite_mean(ceiling[usable])
-            row[SHARE] = share(row["pearson"], row[NOISE_CEILING])
-            for n in k:
-                chosen = metrics.mean_of_top(scores["pearson"], rank, n)
-                row[f"pcc_{n}_training"] = chosen if ranking is not None else np.nan
-                row[f"pcc_{n}_published"] = metrics.mean_of_top(scores["pearson"], scores["pearson"], n)
-            if within:
-                spots = metrics.within_spot(true, predicted)
-                drawn[transform, WITHIN, model] = bootstrap.mean_of_draws(spots, labels, weights)
-                known = int(np.isfinite(spots).sum())
-                row |= {WITHIN: metrics.finite_mean(spots), f"{WITHIN}_spots": known}
-                row[f"{WITHIN}_undefined"] = len(spots) - known
-            rows.append(row)
-    return SectionScores(tables, rows, drawn, blocks)
-
-
-def share(score: np.ndarray | float, ceiling: np.ndarray | float) -> np.ndarray | float:
-    """Return the part of a ceiling that a score reaches; NaN where there is no ceiling, or one of hardly anything.
-
-    Of a section or patient it is the ratio of two means over genes, not the mean of their ratios: a gene of which
-    counting leaves nearly nothing would rule that.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(np.asarray(ceiling) >= LOW_CEILING, np.divide(score, ceiling), np.nan)[()]
-
-
 def _pairs(models: list[str]) -> list[tuple[str, str]]:
     """Return who is compared with whom: each model with each baseline, a stack with every model."""
     return [
@@ -599,6 +515,25 @@ def _pair(study: Study, pairs: list[tuple[str, str]], sections: pd.DataFrame, dr
                         "sections": len(by_section),
                     }
                 )
+    return pd.DataFrame(rows)
+
+
+def _pair_patients(
+    study: Study, pairs: list[tuple[str, str]], sections: pd.DataFrame, of_patients: dict[str, Draws]
+) -> pd.DataFrame:
+    rows = []
+    for transform in study.target.transforms:
+        wide = sections[sections["transform"] == transform]
+        by_patient = wide.groupby(["patient", "model"])["pearson"].mean().unstack()
+        for model, baseline in pairs:
+            apart = by_patient[model] - by_patient[baseline]
+            drawn = {name: own.mean(transform, "pearson", model, baseline) for name, own in of_patients.items()}
+            drawn[EVERY_PATIENT] = np.mean(list(drawn.values()), axis=0)
+            apart[EVERY_PATIENT] = apart.mean()
+            for patient, values in drawn.items():
+                low, high = bootstrap.interval(values, float(apart[patient]))
+                row = {"transform": transform, "model": model, "baseline": baseline, "patient": patient}
+                rows.append(row | {"difference": float(apart[patient]), "low": low, "high": high})
     return pd.DataFrame(rows)
 
 

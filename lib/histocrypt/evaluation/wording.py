@@ -59,6 +59,11 @@ CEILING_WORDS = {
     SHARE: ("Share of it", "Mean PCC divided by the mean noise ceiling of the same {many} and sections."),
 }
 """The glossary's terms for how high a score can be, where some section has a noise ceiling."""
+TRUST_WORDS = (
+    "Trusted {many}",
+    "The quarter of a panel that a model predicted best on training patients left out in turn, chosen before the test.",
+)
+"""The glossary's term and its meaning, where models say which names they predict."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def found_on(tile: np.ndarray, stain: object, limits: object) -> tuple[np.ndarra
     from histocrypt.encoders import morphology
 
     held = morphology.concentrations(tile, stain)
-    nuclei, clear = morphology.nuclei_of(held[..., 0], limits), morphology.clear_of(held)
+    nuclei, clear = morphology.nuclei_of(held[..., 0], limits), morphology.clear_of(tile, limits)
     stroma = (nuclei == 0) & ~clear & (held[..., 1] > limits.eosin)
     drawn = tile.astype(float)
     for where, colour in ((clear, CLEAR), (stroma, STROMA)):

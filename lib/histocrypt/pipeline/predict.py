@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from histocrypt import paths
 from histocrypt.data.load import (
     PLACES,
     Spots,
@@ -28,6 +29,7 @@ from histocrypt.pipeline.checkpoints import TrainedModel, load_model
 from histocrypt.pipeline.csv_files import CSV_FILES, check_submission, made_with, write_csv, write_submission
 from histocrypt.pipeline.predictions import add_heads, is_loose_prediction, write_predictions
 from histocrypt.pipeline.views import Views, mapped, predict_views, recut
+from histocrypt.predictors.predictability import correlations_of
 from histocrypt.predictors.registry import MODELS, NEEDS_COUNTS
 from histocrypt.sections.genes import GeneNames, why_apart
 from histocrypt.sections.image import PatchMosaic
@@ -48,6 +50,9 @@ Kind = Literal["section", "grid", "patches"]
 """What is predicted: a section's own spots, a grid over a slide, or single patches."""
 PIXELS_A_PATCH = 4000
 """Pixels of a patch from which its section's stain is estimated."""
+
+GRID_UM = 200.0
+"""Micrometres between the points of a grid where nobody says: the array that the model in the box was trained on."""
 
 COARSEST = 2.0
 """A section may have pixels up to this many times coarser than what the model learnt from."""
@@ -164,9 +169,9 @@ def _patch_stain(image: PatchMosaic) -> StainStatistics:
 
 
 def predict_section(
-    model_folder: str | Path,
+    model_folder: str | Path | None,
     section_path: str | Path,
-    output: str | Path,
+    output: str | Path | None,
     *,
     image: str | Path | None = None,
     um_per_px: float | None = None,
@@ -188,13 +193,13 @@ def predict_section(
     Parameters
     ----------
     model_folder
-        ``models/<name>/<fold>``.
+        ``models/<name>/<fold>``; None: the small model of breast tissue that comes with the library.
     section_path
         A section in any readable format. Its counts are not looked at (but by the depth-only baseline), and there need
         not be any. A hackathon file stands for its test slide. Or an image, with ``spacing_um``; or a folder of patches
         ``<section>_<x>_<y>.tif`` (.jpg, .png), predicted one by one.
     output
-        Where predictions go.
+        Where predictions go; None: ``<section>_predicted.h5ad`` in the working folder.
     image
         Image file, where the section does not name it.
     um_per_px
@@ -205,6 +210,7 @@ def predict_section(
         Where a CSV with ``ID`` and the panel goes, one row a spot in the section's order: the main transform.
     spacing_um
         Predict on a regular grid over the tissue, its points so many micrometres apart, not on the section's spots.
+        An image has no spots: there it is `GRID_UM` where it is not given, and this is said.
     average_symmetries
         Average over the eight symmetries of a tile; None: as the model was trained to.
     average_windows
@@ -228,7 +234,10 @@ def predict_section(
         If the model or the section cannot be used, or the section's resolution is too low for the model. Said before
         any work.
     """
-    output = Path(output)
+    from histocrypt.sections.image import is_image
+
+    path = Path(section_path)
+    output = Path(f"{path.name if path.is_dir() else path.stem}_predicted.h5ad") if output is None else Path(output)
     if output.suffix != ".h5ad":
         raise InputError(
             "predictions are written as .h5ad", file=output, field="output", expected="a name that ends in .h5ad"
@@ -242,13 +251,18 @@ def predict_section(
         claim(Path(csv) / name, field="--csv", inputs=inputs, mine=earlier, overwrite=overwrite)
         if submission is not None and Path(submission).absolute() == (Path(csv) / name).absolute():
             raise InputError("is also what --csv writes", file=submission, field="--submission")
-    model = load_model(model_folder)
+    model = load_model(paths.shipped_model() if model_folder is None else model_folder)
+    if model_folder is None:
+        print(f"note: {shipped_words(model.about)}", file=sys.stderr)
+    if spacing_um is None and is_image(path):
+        print(f"note: predicted on a grid, points {GRID_UM:g} um apart; --spacing asks for another", file=sys.stderr)
+        spacing_um = GRID_UM
     _set_up(model, average_symmetries=average_symmetries, batch_size=batch_size)
     how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "spacing_um": spacing_um}
-    sections = _sections(model.about, Path(section_path), **how)
+    sections = _sections(model.about, path, **how)
     panel = Panel.from_dict(model.about["panel"])
     missing = sorted({gene for section in sections for gene in _missing(model.about, section, panel)})
-    kind = "patches" if is_patch_folder(Path(section_path)) else "section" if spacing_um is None else "grid"
+    kind = "patches" if is_patch_folder(path) else "section" if spacing_um is None else "grid"
     odd = (note for section in sections for note in unlike_training(model.about, section, spots=kind == "section"))
     for note in (*(note for section in sections for note in section.notes), *odd):
         print(f"note: {note}", file=sys.stderr)
@@ -284,6 +298,7 @@ def predict_section(
             transforms=list(model.about["transforms"]),
             about=about,
             scaling=model.scaling,
+            trust=model.about.get("predictability"),
             extra=lambda adata: _add_heads(adata, whole.heads, model),
         )
     if submission is not None:
@@ -308,6 +323,18 @@ def predict_section(
         + (f"; {views.words}" if views.words else "")
         + (f"; without prediction: {gone}" if gone else "")
         + ")"
+    )
+
+
+def shipped_words(about: dict[str, Any]) -> str:
+    """Return what is to be known before the model that comes with the library is believed."""
+    main, told = about["transforms"][0], about["predictability"]
+    values = correlations_of(told, [name for name in about["outputs"] if name.startswith(f"{main}:")])
+    lowest, highest = np.nanquantile(values, (0.1, 0.9))
+    return (
+        f"no --model is named: the small model that comes with HistoCrypt predicts, of H&E of breast tissue alone. On "
+        f"patients left out, {told['patients']} in all, eight in ten of its {len(values)} genes correlate by "
+        f"{lowest:.2f} to {highest:.2f} within a section; {paths.shipped_model() / 'README.md'} says which"
     )
 
 
@@ -349,12 +376,6 @@ def _sections(
         return patch_sections(path, um_per_px=um_per_px, tile_um=tile_um)
     least = about["preprocessing"]["min_tissue"]
     if is_image(path):
-        if spacing_um is None:
-            raise InputError(
-                "is an image without spots",
-                file=path,
-                fix="say with --spacing how far apart predictions are wanted, in µm",
-            )
         slide = open_image(path)
         slide.verify()
         return [grid_section(slide, spacing_um=spacing_um, um_per_px=um_per_px, min_tissue=least)]
@@ -581,27 +602,27 @@ def prepare_section(
 
     least = {"min_counts": 0, **({"min_tissue": 0.0} if every else {}), **({} if align is None else {"align": align})}
     settings = Preprocessing(**{**about["preprocessing"], **least})
-    paths = {
+    files = {
         "section_path": folder / "section.h5ad",
         "tiles_path": folder / "tiles.h5",
         "stain_path": folder / "s.json",
     }
-    report = preprocess_section(section, settings=settings, seed=about["seed"], around_um=around_um, **paths)
-    cleaned: AnnData = read_clean_section(paths["section_path"])
-    own = StainStatistics.load(paths["stain_path"])
+    report = preprocess_section(section, settings=settings, seed=about["seed"], around_um=around_um, **files)
+    cleaned: AnnData = read_clean_section(files["section_path"])
+    own = StainStatistics.load(files["stain_path"])
     reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")
     method, side = about["stain"]["method"], about["geometry"]["input_px"]
     names = spot_names(section.id, cleaned.obs_names.to_numpy().astype(str))
 
     @cache
     def pixels() -> np.ndarray:
-        with h5py.File(paths["tiles_path"], "r") as file:
+        with h5py.File(files["tiles_path"], "r") as file:
             chunks = normalised_chunks(file["img"], source=own, reference=reference, method=method, side=side)
             return mapped(folder / "tiles.bin", chunks, n=len(names), side=side)
 
     def features(encoder: str) -> np.ndarray:
-        how = {"stain": own, "method": method, "names": names, "places": read_places(paths["tiles_path"])}
-        with h5py.File(paths["tiles_path"], "r") as file:
+        how = {"stain": own, "method": method, "names": names, "places": read_places(files["tiles_path"])}
+        with h5py.File(files["tiles_path"], "r") as file:
             return section_features(file["img"], encoder=encoder, **how)  # read chunk by chunk
 
     spots = Spots(

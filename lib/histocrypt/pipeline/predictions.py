@@ -19,6 +19,7 @@ from histocrypt.errors import InputError, unreadable
 from histocrypt.files import atomic_path, regular
 from histocrypt.hdf5 import open_h5
 from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR
+from histocrypt.predictors.predictability import correlations_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 PROBABILITY = "tumour_probability"
 """Column of ``obs``: what the head `TUMOUR` says."""
+TRUST = "training_pearson"
+"""Columns of ``var``, ``training_pearson:<transform>``: correlation on training sections left out."""
 LOOSE = ("new", "encrypted")
 """What ``uns["prediction"]["part"]`` says of predictions that belong to no run."""
 
@@ -73,6 +76,7 @@ def write_predictions(
     about: dict[str, Any],
     scaling: TargetStatistics | None = None,
     extra: Callable[[AnnData], None] | None = None,
+    trust: Mapping[str, Any] | None = None,
 ) -> None:
     """Write predictions as ``.h5ad``, atomically.
 
@@ -95,6 +99,10 @@ def write_predictions(
         ``var["training_mean:<transform>"]``: scores within a spot say little without the mean composition beside them.
     extra
         Adds whatever else a model predicts, just before the file is written.
+    trust
+        What ``model.json`` says of how well each output is predicted on training sections left out (see
+        `predictors.predictability`): kept as ``var["training_pearson:<transform>"]``, and in ``uns["prediction"]`` what
+        was left out at a time and of how many patients.
     """
     import pandas as pd
 
@@ -108,6 +116,11 @@ def write_predictions(
         mean = dict(zip(scaling.outputs, scaling.mean.tolist(), strict=True))
         for transform in transforms:
             var[f"training_mean:{transform}"] = [mean[f"{transform}:{gene}"] for gene in panel.genes]
+    if trust:
+        for transform in transforms:
+            names = [f"{transform}:{gene}" for gene in panel.genes]
+            var[f"{TRUST}:{transform}"] = correlations_of(trust, names)
+        about = {**about, "predictability": {name: trust[name] for name in ("by", "patients", "sections")}}
     adata = AnnData(X=layers[transforms[0]].copy(), obs=_obs_of(spots), var=var, layers=layers)
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
     about = about if panel.matrix is None else {**about, "matrix": panel.matrix}
@@ -469,6 +482,16 @@ class PredictionFile:
     def symbols(self) -> list[str]:
         """What people call them, in the same order."""
         return symbols_of(self._names).tolist()
+
+    def trust(self, transform: str) -> pd.Series | None:
+        """Return each gene's correlation on training sections left out, by id; None where the model does not tell."""
+        column = f"{TRUST}:{transform}"
+        return self._names.var[column].astype(float) if column in self._names.var else None
+
+    @property
+    def trusted_by(self) -> dict[str, Any]:
+        """What was left out at a time for it (``by``), and of how many ``patients`` and ``sections``; may be empty."""
+        return dict(as_mapping(self._names.uns["prediction"].get("predictability")))
 
     def of(self, section: str) -> AnnData:
         """Return the predictions of one section, an AnnData of its spots alone.

@@ -325,15 +325,14 @@ def train_one(
         predictor, chosen, predicted = taken.predictor, {}, None
         if data.validation is not None:
             predicted = scaling.restore(predictor.predict(data.validation))
-    score = None
-    written = []
+    score, written, trust = None, [], _predictability(predictor, scaling) if taken is None else None
     if predicted is not None:
         score = mean_section_pearson(predicted, data.validation.targets, data.validation.sections)
-        written.append(_predictions(study, model, data, "validation", data.validation, predicted))
+        written.append(_predictions(study, model, data, "validation", data.validation, predicted, trust=trust))
     if fold.test_sections:
         test = load_test(study, data, side=tile_side(model, study.training_of(model)))
         mean, extra = scaling.restore(predictor.predict(test)), partial(predictor.add_layers, scaling=scaling)
-        written.append(_predictions(study, model, data, "test", test, mean, extra))
+        written.append(_predictions(study, model, data, "test", test, mean, extra, trust=trust))
         if MODELS[model].has_heads:
             about = said_of(study, model, fold.name, "test")
             write_heads(study.run.heads(model, fold.name), predictor, test, coords=coords_of(study, test), about=about)
@@ -341,6 +340,7 @@ def train_one(
     about = describe(study, model, data, chosen=chosen, scaling=scaling)
     if taken is not None:
         about = taken.about
+    about |= {"predictability": trust} if trust else {}
     save_model(folder, {**about, "validation_pcc": score, "seconds": round(seconds, 2)}, predictor.state())
     if not keep_state:
         shutil.rmtree(folder / "last", ignore_errors=True)
@@ -404,6 +404,12 @@ def _seen(study: Study, sections: Iterable[str]) -> dict[str, list[float]]:
     return seen
 
 
+def _predictability(predictor: Predictor, scaling: TargetStatistics) -> dict[str, Any] | None:
+    """Return what ``model.json`` says of the genes that may be trusted; None where the predictor does not tell."""
+    found = predictor.predictability
+    return None if found is None else found.to_dict(scaling.outputs)
+
+
 def coords_of(study: Study, spots: Spots) -> np.ndarray:
     """Return (n, 2) x, y of spots in full-resolution pixels, by name."""
     coords = {}
@@ -429,6 +435,8 @@ def _predictions(
     spots: Spots,
     predicted: np.ndarray,
     extra: Callable[[AnnData], None] | None = None,
+    *,
+    trust: dict[str, Any] | None = None,
 ) -> Path:
     path = study.run.prediction(model, data.fold.name, part)
     about = said_of(study, model, data.fold.name, part)
@@ -442,6 +450,7 @@ def _predictions(
         about=about,
         scaling=TargetStatistics.load(study.run.fold(data.fold.name) / TARGETS),
         extra=extra,
+        trust=trust,
     )
     return path
 

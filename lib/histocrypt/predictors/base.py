@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from histocrypt.predictors.predictability import Predictability
     from histocrypt.targets.transforms import TargetStatistics
 
 TARGET, AUXILIARY, TUMOUR = "target", "auxiliary", "tumour"
@@ -33,6 +34,8 @@ class Predictor(ABC):
     """Whether predictions are means over the eight symmetries of a tile; one may say no where the model says yes."""
     genes: Mapping[str, str] = {}
     """What the auxiliary head predicts: gene ids and their symbols."""
+    predictability: Predictability | None = None
+    """How well the last fit's kind predicts each output on training sections left out; None: it does not tell."""
 
     @abstractmethod
     def fit(

@@ -10,6 +10,7 @@ import numpy as np
 from histocrypt.data.load import Spots
 from histocrypt.encoders.described import colour_features
 from histocrypt.predictors.base import Predictor
+from histocrypt.predictors.predictability import predictability
 
 LEAST_SHARE = 0.25
 """A section's standard deviation counts as at least this share of the one within training sections."""
@@ -105,10 +106,16 @@ class Ridge(Fitted):
         self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Fit; chooses ``penalty``."""
-        inputs = self._fit_inputs(train)
+        inputs, folds = self._fit_inputs(train), inner_folds(train)
         penalty = (chosen or {}).get("penalty")
-        coefficient, intercept, penalty = fit_ridge(inputs, train.targets, inner_folds(train), penalty=penalty)
+        coefficient, intercept, penalty = fit_ridge(inputs, train.targets, folds, penalty=penalty)
         self._state |= {"coefficient": coefficient, "intercept": intercept}
+
+        def without(known: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+            (b,), (a,) = ridge(inputs[known], train.targets[known], [penalty])
+            return inputs[held_out] @ b + a
+
+        self.predictability = predictability(train, folds, without)
         return {"penalty": penalty}
 
     def predict(self, spots: Spots) -> np.ndarray:
@@ -189,13 +196,19 @@ class NearestNeighbours(OnEncoder):
         self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Fit; chooses ``neighbours`` by inner cross-validation by patient or section."""
-        components = self._fit_inputs(train)
-        k = (chosen or {}).get("neighbours") or choose_neighbours(components, train.targets, inner_folds(train))
+        components, folds = self._fit_inputs(train), inner_folds(train)
+        k = (chosen or {}).get("neighbours") or choose_neighbours(components, train.targets, folds)
         self._state |= {
             "components": components,
             "targets": np.asarray(train.targets, dtype=np.float32),
             "neighbours": np.array([min(k, len(train))]),
         }
+
+        def without(known: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+            nearest = _nearest(components[known], components[held_out], min(k, len(known)))
+            return train.targets[known][nearest].mean(axis=1, dtype=np.float64)
+
+        self.predictability = predictability(train, folds, without)
         return {"neighbours": int(k)}
 
     def predict(self, spots: Spots) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 Every family of features (colour, nuclei and tissue, middle layers of an encoder) is one block with its context. For
 each, ridge regression is averaged over penalties and ranks: with two or three training patients a choice flips between
-the ends of any range. The predictions of families are then added, each to its own scale: all of them, in fixed shares.
-the ends of any range. The predictions of families are added, each to its own scale: all of them, in fixed shares.
-two training patients it loses on the third (`docs/ablation.md`).
+the ends of any range. The predictions of families are added, each to its own scale: all of them, in fixed shares. A
+choice of families on training patients is an option: with two training patients it loses on the third
+(`docs/ablation.md`).
 
 All of it is linear in the standardised features, so what is kept is a product of two thin matrices, as of a ridge on
 principal components: it is printed, shipped, and evaluated on ciphertexts as `fhe_head` is.
@@ -19,6 +19,7 @@ import numpy as np
 
 from histocrypt.data.load import Spots
 from histocrypt.predictors.closed_form import EncoderRidge, inner_folds
+from histocrypt.predictors.predictability import predictability
 
 FAMILIES = ("colour", "morphology", "efficientnet_lite0_middle")
 CONTEXT_UM = 320
@@ -58,33 +59,32 @@ class FusionRidge(EncoderRidge):
     def fit(
         self, train: Spots, validation: Spots | None = None, *, seed: int = 0, chosen: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Fit; finds each transform's weights of the families.
-
-        What an earlier fit chose is used where there is one patient; else patients of ``train`` are a better judge.
+        """Fit; finds each transform's weights of the families anew, whatever an earlier fit chose: it saw fewer spots.
 
         Returns
         -------
         dict
-            ``patients``: for whom the model is. By transform: ``weights`` by family; ``correlation`` within held-out
-            training sections, mean over outputs; ``genes``, the same of each output; ``held_out``, ``patients`` or
-            ``sections``, and how many.
+            ``patients``: for whom the model is. By transform: ``weights`` by family, and ``correlation`` within
+            held-out training sections, mean over outputs.
         """
         scores = self._fit_scores(train.features(self.encoder), train.sections)
         where, scale = self._layout(train)
         inputs, groups = scores * scale, groups_of(train.outputs)
         targets, spread = _standard(train.targets, train.sections)
         how = {"columns": list(groups.values()), "known": self.patients == "known"}
-        if chosen is None or len(np.unique(train.patients)) > 1:
-            folds = inner_folds(train)
-            held_out = [fit_families(inputs[rows], targets[rows], where, **how) for rows, _ in folds]
-            tried = [
-                (rows, {name: inputs[rows][:, place] @ fitted[name] for name, place in where.items()})
-                for (_, rows), fitted in zip(folds, held_out, strict=True)
-            ]
-            weights = candidates(list(where)) if self.choose else [shares(list(where))]
-            chosen = {name: best(weights, tried, targets, columns, train.sections) for name, columns in groups.items()}
-            by = "patients" if len(np.unique(train.patients)) > 1 else "sections"
-            chosen |= {"patients": self.patients, "held_out": f"{len(folds)} parts of {by}"}
+        tried = []
+        folds = inner_folds(train)
+        for known, rows in folds:
+            held_out = fit_families(inputs[known], targets[known], where, **how)
+            tried.append((rows, {name: inputs[rows][:, place] @ held_out[name] for name, place in where.items()}))
+        weights = candidates(list(where)) if self.choose else [shares(list(where))]
+        chosen = {name: best(weights, tried, targets, columns, train.sections) for name, columns in groups.items()}
+        said = np.zeros(targets.shape)
+        for rows, by_family in tried:
+            for name, columns in groups.items():
+                own = chosen[name]["weights"].items()
+                said[np.ix_(rows, columns)] = sum(share * by_family[family][:, columns] for family, share in own)
+        self.predictability = predictability(train, folds, lambda _, rows: said[rows])
         fitted = fit_families(inputs, targets, where, **how)
         axes, coefficient = [], np.zeros((KEPT * len(groups), targets.shape[1]), dtype=np.float32)
         for number, (name, columns) in enumerate(groups.items()):
@@ -95,6 +95,8 @@ class FusionRidge(EncoderRidge):
             weight *= reach * spread[columns] / np.maximum((inputs @ weight).std(axis=0), 1e-9)
             u, s, vt = np.linalg.svd(weight * scale[:, None], full_matrices=False)
             kept = min(KEPT, len(s))
+            sign = np.where(np.take_along_axis(u, np.abs(u).argmax(axis=0)[None], axis=0)[0] < 0, -1, 1)
+            u, vt = u * sign, vt * sign[:, None]  # or linear algebra libraries would give other files
             axes.append(np.pad(u[:, :kept] * s[:kept], ((0, 0), (0, KEPT - kept))))
             coefficient[np.ix_(number * KEPT + np.arange(kept), columns)] = vt[:kept]
         self._state |= {
@@ -103,7 +105,7 @@ class FusionRidge(EncoderRidge):
             "coefficient": coefficient,
             "intercept": train.targets.mean(axis=0, dtype=np.float64).astype(np.float32),
         }
-        return chosen
+        return chosen | {"patients": self.patients}
 
     def _layout(self, train: Spots) -> tuple[dict[str, slice], np.ndarray]:
         """Return the columns of each family, and what brings the sum of a family's squares to about one."""
@@ -210,11 +212,7 @@ def best(
             parts += [np.mean(each, axis=0)] if each else []
         genes = np.mean(parts, axis=0) if parts else np.zeros(len(columns))
         if not found or genes.mean() > found["correlation"]:
-            found = {
-                "weights": one,
-                "correlation": float(genes.mean()),
-                "genes": [round(float(r), 4) for r in genes],
-            }
+            found = {"weights": one, "correlation": float(genes.mean())}
     return found
 
 

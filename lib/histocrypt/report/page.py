@@ -135,7 +135,8 @@ def _content(study: Study, scores: Scores, folds: list[dict[str, Any]], shown: C
             (term, words.format(one=terms.one, many=terms.many))
             for name, (term, words) in {**wording.METRIC_WORDS, **wording.CEILING_WORDS}.items()
             if name in METRICS or (limited and name in wording.CEILING_WORDS)
-        ],
+        ]
+        + ([tuple(words.format(many=terms.many) for words in wording.TRUST_WORDS)] if len(scores.trust) else []),
         "left_out": {m: {"title": title_of(m), "why": why} for m, why in scores.notes.get("left_out", {}).items()},
         "transforms": [_transform(scores, name) for name in scores.transforms],
         "main_words": wording.TRANSFORM_WORDS.get(main, main),
@@ -154,6 +155,7 @@ def _content(study: Study, scores: Scores, folds: list[dict[str, Any]], shown: C
         "ceiling": CEILING in scores.of(main).index,
         "limited": limited,
         "questions": wording.by_question(scores),
+        "trust": trust(scores, main),
         "no_ceiling": wording.no_ceiling(scores),
         "encrypted": parts.encrypted(study),
         "one_party": parts.one_party(study),
@@ -307,6 +309,20 @@ def by_section(scores: Scores, transform: str, some: set[str]) -> dict[str, Any]
         for patient, name in wide.columns
     ]
     return {"columns": columns, "rows": table, "total": every}
+
+
+def trust(scores: Scores, transform: str) -> list[dict[str, Any]]:
+    """Return, model by model, whether training told which genes are predicted well on those held out."""
+    table = scores.trust[scores.trust["transform"] == transform]
+    rows = []
+    for model, own in table.groupby("model", sort=False):
+        means = own.groupby("patient")[["rank_agreement", "trusted", "rest"]].mean()
+        training = sorted(set(own["training_patients"].astype(int)))
+        row = {"title": title_of(model), "patients": len(means), **means.mean().to_dict()}
+        row["better"] = int((means["trusted"] > means["rest"]).sum())
+        row["left_out"] = " or ".join(sorted(set(own["left_out"])))
+        rows.append(row | {"training": span(training[0], training[-1], 0) if len(training) > 1 else str(training[0])})
+    return sorted(rows, key=lambda row: -row["trusted"])
 
 
 def _key_figures(scores: Scores, main: str, best: str) -> list[dict[str, str]]:

@@ -299,7 +299,16 @@ def _evaluation(o: Outline, *, unfinished: bool = False) -> Iterator[Path]:
     """Yield the report and what it shows; they are the last evaluation's, though an earlier one writes them, too."""
     if not unfinished:
         yield o.run.report
-        for name in ("scores.csv", "summary.csv", "paired.csv", "sections.csv", "notes.json", "data.csv"):
+        for name in (
+            "scores.csv",
+            "summary.csv",
+            "paired.csv",
+            "sections.csv",
+            "patients_paired.csv",
+            "trust.csv",
+            "notes.json",
+            "data.csv",
+        ):
             yield o.run.evaluation / name
         for model in o.members("baselines") + o.own:
             yield o.run.model(model, FINAL) / "README.md"
