@@ -1,6 +1,11 @@
 """Preprocessing of one 9,270 x 9,920 px section, beside torchstain's whole-image stain normalisation.
 
     python benchmarks/preprocess_section.py [--section HER2ST_C2] [--skip-torch]
+    python benchmarks/preprocess_section.py --features [--section HER2ST_C2]
+
+With --features: what it takes from the files of a section to all that `fusion_ridge` reads of it (reading, mask,
+alignment, stain, tiles, rings, colour, nuclei and tissue, middle layers of the encoder, each with its context), with an
+empty cache, on the cores that OMP_NUM_THREADS allows; every section in HISTOCRYPT_DATA unless one is named.
 
 Each line is one process of its own, so that its peak memory is its own; CPU seconds stand beside wall seconds because
 they do not depend on what else the machine does. Ours reads the image, finds the tissue, aligns the spots, estimates
@@ -11,6 +16,7 @@ reference: our tiles, normalised with the statistics of the section, and torchst
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -66,6 +72,68 @@ def ours(section: str, folder: Path) -> dict:
     }
 
 
+def with_features(section: str, folder: Path) -> dict:
+    """Read and preprocess the section, and compute what `fusion_ridge` reads of it; nothing is found in a cache."""
+    import torch  # noqa: F401  imports are not what is measured
+
+    from histocrypt.data.load import reaches_of, section_features, spot_names
+    from histocrypt.predictors.registry import checked_options
+    from histocrypt.sections.read import read_path
+    from histocrypt.tissue.preprocess import preprocess_section
+    from histocrypt.tissue.ring import ring_reach
+    from histocrypt.tissue.stain import StainStatistics
+    from histocrypt.tissue.tiles import read_places, read_tiles
+
+    names = checked_options("fusion_ridge", {}).features
+    steps, start, cpu, last = {}, time.perf_counter(), time.process_time(), time.perf_counter()
+
+    def done(step: str) -> None:
+        nonlocal last
+        steps[step] = steps.get(step, 0.0) + time.perf_counter() - last
+        last = time.perf_counter()
+
+    written = {"section_path": folder / "s.h5ad", "tiles_path": folder / "t.h5", "stain_path": folder / "s.json"}
+    read = read_path(paths.data() / f"{section}.h5ad")
+    done("read")
+    settings, around = Preprocessing(min_counts=300), ring_reach(reaches_of(names))
+    report = preprocess_section(read, settings=settings, around_um=around, progress=False, **written)
+    done("preprocess")
+    tiles, barcodes = read_tiles(written["tiles_path"])
+    places, stain = read_places(written["tiles_path"]), StainStatistics.load(written["stain_path"])
+    how = {"stain": stain, "method": "macenko", "names": spot_names(section, barcodes), "places": places}
+    values = {}
+    for name in names.split("+"):
+        values[name] = section_features(tiles, encoder=name, **how)
+        done(name.partition("~")[0])
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu": time.process_time() - cpu,
+        "mib": 1024 * peak_gib(),
+        "steps": steps,
+        "tiles": len(tiles),
+        "ring": 0 if places.ring is None else len(places.ring.um),
+        "numbers": sum(value.shape[1] for value in values.values()),
+        "notes": report.notes,
+    }
+
+
+def features_table(sections: list[str]) -> None:
+    print(f"from files to all that fusion_ridge reads, nothing cached; threads: {paths.threads()}")
+    print(f"{'':<18}{'tiles':>6}{'ring':>6}{'wall':>9}{'CPU':>9}{'memory':>11}")
+    for section in sections:
+        with tempfile.TemporaryDirectory() as folder:
+            empty = {"HISTOCRYPT_CACHE": f"{folder}/cache"}
+            found = in_subprocess("--section", section, "--part", "features", "--folder", folder, **empty)
+        if found is None:
+            sys.exit(f"{section} failed")
+        steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in found["steps"].items())
+        print(
+            f"{section:<18}{found['tiles']:>6}{found['ring']:>6}{found['seconds']:>7.1f} s{found['cpu']:>7.1f} s"
+            f"{found['mib']:>7.0f} MiB   {steps}",
+            flush=True,
+        )
+
+
 def torchstain_whole(section: str, backend: str) -> dict:
     """Normalise the whole decoded image in one call of torchstain."""
     import torchstain
@@ -100,9 +168,10 @@ def agreement(folder: Path) -> dict:
     return {"mean": float(difference.mean()), "p99": float(np.percentile(difference, 99))}
 
 
-def in_subprocess(*arguments: str) -> dict | None:
+def in_subprocess(*arguments: str, **environment: str) -> dict | None:
     """Run one part of this file in a process of its own; None where it was killed, e.g. for want of memory."""
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    command, around = [sys.executable, __file__, *map(str, arguments)], {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=around)
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1:] or done.returncode
         print(f"  {' '.join(arguments)} failed: {why}", file=sys.stderr)
@@ -120,19 +189,25 @@ def row(name: str, result: dict | None, base: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--section", default="HER2ST_C2", help="a section of HISTOCRYPT_DATA with a whole image")
+    parser.add_argument("--section", help="a section of HISTOCRYPT_DATA, with a whole image (HER2ST_C2)")
+    parser.add_argument("--features", action="store_true", help="preprocessing and features of sections, ours alone")
     parser.add_argument("--skip-torch", action="store_true", help="leave out torchstain's torch back end")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.part == "ours":
+    if given.features:
+        every = sorted(path.stem for path in paths.data().glob("*.h5ad"))
+        features_table([given.section] if given.section else every)
+    elif given.part == "features":
+        print(json.dumps(with_features(given.section, given.folder)))
+    elif given.part == "ours":
         print(json.dumps(ours(given.section, given.folder)))
     elif given.part == "agreement":
         print(json.dumps(agreement(given.folder)))
     elif given.part:
         print(json.dumps(torchstain_whole(given.section, given.part)))
     else:
-        table(given.section, backends=["numpy"] if given.skip_torch else ["numpy", "torch"])
+        table(given.section or "HER2ST_C2", backends=["numpy"] if given.skip_torch else ["numpy", "torch"])
 
 
 def table(section: str, *, backends: list[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from histocrypt.encoders import morphology as module
 from histocrypt.encoders.morphology import FEATURES, Limits, concentrations, describe, limits_of, morphology, nuclei_of
 from histocrypt.errors import InputError
+from histocrypt.machine import in_threads
 from histocrypt.tissue.stain import DEFAULT_CONCENTRATIONS, DEFAULT_MATRIX, DEFAULT_REFERENCE, INCIDENT_LIGHT
 
 SIDE = 222
@@ -154,3 +155,24 @@ def test_the_page_names_every_feature():
     for name, meaning in FEATURES.items():
         if "_pattern_" not in name:  # forty of a kind stand in one line
             assert f"| `{name}` | {meaning} |" in page, name
+
+
+def test_threads_change_nothing(monkeypatch):
+    rng = np.random.default_rng(3)
+    tiles = np.stack([drawn(rng.uniform(20, 130, (8, 2)), rng.uniform(3, 6)) for _ in range(5)])
+    found = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        found.append(morphology(tiles, stain=DEFAULT_REFERENCE, um_per_px=module.UM))
+    np.testing.assert_array_equal(*found)
+    assert len(np.unique(found[0], axis=0)) == 5
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_threads_keep_the_order_and_take_items_a_few_at_a_time(threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    taken = []
+    results = in_threads(lambda item: -item, (taken.append(item) or item for item in range(50)), ahead=4)
+    assert next(results) == 0
+    assert len(taken) <= 4
+    assert list(results) == [-item for item in range(1, 50)]

@@ -7,15 +7,20 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from histocrypt import paths
 
 if TYPE_CHECKING:
     import torch
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def choose_device() -> torch.device:
@@ -32,6 +37,21 @@ def choose_device() -> torch.device:
 def usable_cores() -> int:
     """Return the number of cores this process may use: what a scheduler or a container left to it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # none on macOS
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 64) -> Iterator[Result]:
+    """Yield what a function makes of items, in order, on the threads that this process may use (`paths.threads`).
+
+    For what spends its time in numpy and scipy, which let other threads go on meanwhile. ``ahead`` items are taken at a
+    time, so that not all need be in memory.
+    """
+    items = iter(items)
+    if (workers := paths.threads()) == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        while some := list(islice(items, ahead)):
+            yield from pool.map(function, some)
 
 
 def peak_gib(process: int | None = None) -> float | None:

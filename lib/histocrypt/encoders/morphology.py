@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.machine import in_threads
 
 if TYPE_CHECKING:
     from histocrypt.tissue.stain import StainStatistics
@@ -215,8 +216,8 @@ def morphology(tiles: Any, *, stain: StainStatistics, um_per_px: float, of: Any 
     if not (np.isfinite(um_per_px) and um_per_px > 0):
         raise InputError("is no resolution", field="um_per_px", value=um_per_px, expected="micrometres, above 0")
     limits = limits_of(at_scale(tiles if of is None else of, um_per_px), stain)
-    rows = [describe(tile, stain, limits) for tile in at_scale(tiles, um_per_px)]
-    return np.array(rows, dtype=np.float32).reshape(-1, len(FEATURES))
+    rows = in_threads(lambda tile: describe(tile, stain, limits), at_scale(tiles, um_per_px))
+    return np.array(list(rows), dtype=np.float32).reshape(-1, len(FEATURES))
 
 
 def at_scale(tiles: Any, um_per_px: float) -> Iterator[np.ndarray]:
