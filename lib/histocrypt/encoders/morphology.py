@@ -148,13 +148,12 @@ def limits_of(tiles: Iterable[np.ndarray], stain: StainStatistics) -> Limits:
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
 
-    dark, eosin, dense, flat = (np.zeros(BINS, dtype=np.int64) for _ in range(4))
-    for tile in tiles:
+    def counted(tile: np.ndarray) -> np.ndarray:
         held, density = concentrations(tile, stain), density_of(tile)
-        dark += _histogram(gaussian_filter(held[..., 0], SMOOTH_UM / UM))
-        eosin += _histogram(held[..., 1])
-        dense += _histogram(density)
-        flat += _histogram(density[_is_flat(density)])
+        smooth = gaussian_filter(held[..., 0], SMOOTH_UM / UM)
+        return np.stack([_histogram(one) for one in (smooth, held[..., 1], density, density[_is_flat(density)])])
+
+    dark, eosin, dense, flat = sum(in_threads(counted, tiles), start=np.zeros((4, BINS), dtype=np.int64))
     centres = (np.arange(BINS) + 0.5) * MOST / BINS
 
     def below(counts: np.ndarray, share: float) -> float:
