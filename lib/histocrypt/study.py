@@ -126,7 +126,7 @@ class Study(Part):
     @property
     def around_um(self) -> float:
         """Around which spots rings of tiles are cut, micrometres (`tissue.ring.ring_reach`); 0: no model asks."""
-        from histocrypt.data.load import reaches_of
+        from histocrypt.data.features import reaches_of
         from histocrypt.tissue.ring import ring_reach
 
         read = [checked_options(name, self.options_of(name)).features for name in self.model_names]
@@ -225,7 +225,7 @@ def _check_model(name: str, options: dict[str, Any], file: str | Path) -> None:
             raise first_problem(error, part, file=file, prefix=f"models.{name}.") from error
     for key in ("encoder", "families"):  # known now, and not after an hour of preprocessing
         if key in options and key in own.model_fields:
-            from histocrypt.data.load import check_families
+            from histocrypt.data.features import check_families
 
             value, where = options[key], {"file": file, "field": f"models.{name}.{key}"}
             check_families(value if isinstance(value, str) else "+".join(value), **where)

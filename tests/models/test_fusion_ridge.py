@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from histocrypt.data.load import Spots, check_families, parts_of, reaches_of, section_features, split_context
+from histocrypt.data.features import check_families, parts_of, reaches_of, section_features, split_context
+from histocrypt.data.load import Spots
 from histocrypt.encrypted.compile import lowered_model
 from histocrypt.encrypted.key_owner import as_seen
 from histocrypt.errors import InputError

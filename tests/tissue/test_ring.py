@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from histocrypt.data.load import section_features
+from histocrypt.data.features import section_features
 from histocrypt.encoders.morphology import morphology
 from histocrypt.options import Preprocessing
 from histocrypt.sections.read import read_path

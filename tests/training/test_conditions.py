@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from histocrypt.data import load as spots_module
-from histocrypt.data.load import parts_of, section_features, turned
+from histocrypt.data import features as features_module
+from histocrypt.data.features import parts_of, section_features, turned
 from histocrypt.encoders.encoders import encode
 from histocrypt.encoders.precomputed import prepared_features
 from histocrypt.errors import InputError
@@ -39,7 +39,7 @@ def test_views_are_those_of_turned_tiles_and_come_from_the_cache(tiles, monkeypa
     for view in range(3):
         expected = encode(np.ascontiguousarray(turned(tiles, view)), LITE, device="cpu", progress=False)
         assert np.allclose(found[:, view], expected, atol=1e-4)
-    monkeypatch.setattr(spots_module, "normalised_chunks", lambda part, **_: iter([part]))  # what the key looks at
+    monkeypatch.setattr(features_module, "normalised_chunks", lambda part, **_: iter([part]))  # what the key looks at
     monkeypatch.setattr("histocrypt.encoders.encoders.encode", None)  # computing anything again would fail
     assert np.array_equal(features(tiles, f"{LITE}@3"), found)
     assert np.array_equal(features(tiles, LITE), found[:, 0])

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from histocrypt.data import features as features_module
 from histocrypt.data import load as spots_module
 from histocrypt.data.load import load_spots
 from histocrypt.encoders import encoders
@@ -60,7 +61,8 @@ def test_tiles_are_normalised_once_and_only_for_who_looks_at_them(small_study, m
         normalised.append(reference is DEFAULT_REFERENCE)
         return real(tiles, reference=reference, **more)
 
-    monkeypatch.setattr(spots_module, "normalised_chunks", counted)
+    for module in (spots_module, features_module):
+        monkeypatch.setattr(module, "normalised_chunks", counted)
     spots = load(small_study, ["S_b", "S_c"])
     spots.subset(np.arange(3)).features("efficientnet_lite0_128")
     assert normalised
@@ -159,14 +161,14 @@ def test_a_subset_keeps_features_and_names_together(small_study):
 
 
 def test_features_of_an_open_tile_file_are_those_of_the_array(small_study, monkeypatch):
-    monkeypatch.setattr(spots_module, "CHUNK", 16)  # two chunks
+    monkeypatch.setattr(features_module, "CHUNK", 16)  # two chunks
     whole = load(small_study, ["S_b"])
     expected = whole.features("efficientnet_lite0_128")
     (file,) = (small_study.run.root.parent / ".cache" / "features").glob("*.h5")
     file.unlink()
     stain = StainStatistics.load(small_study.run.stain("S_b"))
     with h5py.File(small_study.run.tiles("S_b"), "r") as tiles:
-        found = spots_module.section_features(
+        found = features_module.section_features(
             tiles["img"], stain=stain, method="macenko", encoder="efficientnet_lite0_128", names=whole.names
         )
     assert file.exists()  # the same content, hence the same key

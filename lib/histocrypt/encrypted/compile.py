@@ -317,7 +317,8 @@ def _calibrate(
 
 def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[np.ndarray]:
     """Yield what the network was trained on, as it enters the network, some spots of a section at a time."""
-    from histocrypt.data.load import normalised_chunks, section_features, spot_names
+    from histocrypt.data.features import normalised_chunks, section_features
+    from histocrypt.data.load import spot_names
     from histocrypt.encrypted.key_owner import CHUNK, as_seen
     from histocrypt.paths import RunFolder
     from histocrypt.tissue.stain import StainStatistics

@@ -157,7 +157,7 @@ def prepare(
         If the section cannot be read, its pixels are too coarse, the panel is another one, or a spot's values are
         outside the range that the model was calibrated for.
     """
-    from histocrypt.data.load import reaches_of
+    from histocrypt.data.features import reaches_of
     from histocrypt.pipeline.predict import check_fit, prepare_section, said_of_surroundings, unlike_training
     from histocrypt.sections.genes import GeneNames, meant_by
     from histocrypt.sections.read import read_path

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.data.load import Spots, section_features, spot_names
+from histocrypt.data.features import section_features
+from histocrypt.data.load import Spots, spot_names
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation.metrics import finite_mean, pearson
 from histocrypt.hdf5 import open_h5

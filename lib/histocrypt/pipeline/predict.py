@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from histocrypt import paths
-from histocrypt.data.load import (
+from histocrypt.data.features import (
     PLACES,
-    Spots,
     normalised_chunks,
     parts_of,
     reaches_of,
     ring_read,
     section_features,
     split_context,
-    spot_names,
 )
+from histocrypt.data.load import Spots, spot_names
 from histocrypt.errors import InputError
 from histocrypt.files import claim
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model

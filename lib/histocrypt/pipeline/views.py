@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.data.load import Spots, normalised_chunks, section_features
+from histocrypt.data.features import normalised_chunks, section_features
+from histocrypt.data.load import Spots
 from histocrypt.errors import InputError
 from histocrypt.predictors.registry import MODELS
 

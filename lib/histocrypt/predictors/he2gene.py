@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from histocrypt.data.load import Spots, check_families
+from histocrypt.data.features import check_families
+from histocrypt.data.load import Spots
 from histocrypt.errors import InputError
 from histocrypt.models.he2gene import HE2Gene, Head, take_imagenet
 from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from histocrypt.data.load import PLACES, Spots, room
+from histocrypt.data.features import PLACES
+from histocrypt.data.load import Spots, room
 from histocrypt.errors import InputError
 from histocrypt.machine import choose_device
 from histocrypt.models.fhe import set_share, watched

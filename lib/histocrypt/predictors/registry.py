@@ -33,7 +33,7 @@ class Options(Part):
 
     @property
     def features(self) -> str:
-        """Name of the frozen features that the model reads (`data.load`); empty where it reads tiles, or none."""
+        """Name of the frozen features that the model reads (`data.features`); empty where it reads tiles, or none."""
         return getattr(self, "encoder", "")
 
 
@@ -183,7 +183,8 @@ class StemOptions(Options):
     """Of the diffusion model, the published ones where nothing else is said, see `predictors.stem`."""
 
     encoder: str = Field(
-        "efficientnet_lite0", description="frozen encoder, or several: uni+conch, prepared:<folder>#uni (see data.load)"
+        "efficientnet_lite0",
+        description="frozen encoder, or several: uni+conch, prepared:<folder>#uni (see data.features)",
     )
     augmentations: Annotated[int, Field(ge=0, le=7)] = Field(
         7, description="turned and mirrored copies of each tile; every epoch draws one of them, or the tile itself"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from histocrypt.data.load import parts_of, split_context
+from histocrypt.data.features import parts_of, split_context
 from histocrypt.errors import InputError
 from histocrypt.predictors.fusion_ridge import FusionRidge
 
