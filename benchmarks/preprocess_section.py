@@ -76,7 +76,8 @@ def with_features(section: str, folder: Path) -> dict:
     """Read and preprocess the section, and compute what `fusion_ridge` reads of it; nothing is found in a cache."""
     import torch  # noqa: F401  imports are not what is measured
 
-    from histocrypt.data.load import reaches_of, section_features, spot_names
+    from histocrypt.data.features import reaches_of, section_features
+    from histocrypt.data.load import spot_names
     from histocrypt.predictors.registry import checked_options
     from histocrypt.sections.read import read_path
     from histocrypt.tissue.preprocess import preprocess_section

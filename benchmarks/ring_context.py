@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from histocrypt import paths
-from histocrypt.data.load import section_features, spot_names
+from histocrypt.data.features import section_features
+from histocrypt.data.load import spot_names
 from histocrypt.options import Preprocessing
 from histocrypt.predictors.fusion_ridge import CONTEXT_UM, FAMILIES
 from histocrypt.sections.read import read_path
