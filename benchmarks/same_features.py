@@ -40,6 +40,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str | None]] = {
     "HE2Gene (the default)": ("he2gene", HE2GENE, SLOW, "ridge"),
     "Stem from nothing, independent draws": ("stem", {**STEM, **OLD_STEM}, FAST, "kNN"),
     "Stem from nothing, opposite draws": ("stem", {**STEM, "start": "none"}, FAST, "kNN"),
+    "Stem from the start, where draws fall": ("stem", {**STEM, "mean": "drawn"}, FAST, "kNN"),
     "Stem (the default)": ("stem", STEM, FAST, "kNN"),
 }
 """Title: model, options, training settings, and whom it must not lose to."""

@@ -197,6 +197,11 @@ class StemOptions(Options):
         description="what is drawn is the rest beside a closed form on the same features, fusion_ridge; none: all of "
         "expression, as published",
     )
+    mean: Literal["start", "drawn"] = Field(
+        "start",
+        description="where draws lie: about what they start from, the mean of each spot's own taken off; or where they "
+        "fall, as published. With start none they lie where they fall",
+    )
     width: Size = 384
     blocks: Size = 12
     heads: Size = 6

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from histocrypt.targets.transforms import TargetStatistics
 
-DRAWING = {"samples", "sampler", "sampler_steps", "opposite"}
+DRAWING = {"samples", "sampler", "sampler_steps", "opposite", "mean"}
 """Options of drawing, on which weights do not depend."""
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 """Layers of a prediction file, of the main transform, beside ``sd``."""
@@ -31,7 +31,9 @@ class DiffusionPredictor(NetworkPredictor):
     """A conditional diffusion model on frozen features. See `StemOptions`.
 
     What is diffused is the rest beside a closed form on the same features (`predictors.start`): its prediction is added
-    to every draw. ``outputs`` are named transform by transform. Tiles are seen through frozen features, so that
+    to every draw. Where one noisy section decides when to stop, the network says how far spots spread, and next to
+    nothing of where they lie that holds for another patient: so draws lie about that prediction unless ``mean`` says
+    otherwise. ``outputs`` are named transform by transform. Tiles are seen through frozen features, so that
     ``input_px`` and the random changes of images do not count.
     """
 
@@ -169,6 +171,8 @@ class DiffusionPredictor(NetworkPredictor):
                     device=self.device,
                     progress=bar.update,
                 )
+                if self.base is not None and self.plan.mean == "start":
+                    drawn -= drawn.mean(axis=1, keepdims=True)
                 yield rows, drawn + started[rows, None]
 
     def started(self, spots: Spots) -> np.ndarray:
