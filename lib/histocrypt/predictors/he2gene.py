@@ -4,9 +4,7 @@ Targets are those that all networks learn. Every other gene is ln(1 + counts per
 the study centres by section, all divided by one number (so that their mean square is 1, and noise of rare genes is not
 blown up): with equal weights both gene heads start from the same loss.
 
-On a frozen encoder the panel's head starts from a closed form on the same features (`predictors.start`), and features
-enter divided by the root of their number: all of them together then are about as large as one, and a step of the
-optimiser moves predictions by as much, however many features there are.
+On a frozen encoder the panel's head starts from a closed form on the same features (`predictors.start`).
 """
 
 from __future__ import annotations
@@ -221,8 +219,6 @@ class MultitaskPredictor(NetworkPredictor):
         self.width = 0
         self.base: Start | None = None
         """What the panel's head starts from."""
-        self.feature_scale = 1.0
-        """What standardised features are multiplied by."""
         self._training: Spots | None = None
 
     @property
@@ -268,7 +264,6 @@ class MultitaskPredictor(NetworkPredictor):
             )
         if not self.plan.is_trained:
             self.width = train.features(self.plan.backbone).shape[1]
-            self.feature_scale = float(np.float32(1 / np.sqrt(self.width)))
             self.base = None
             if self.plan.start != "none":
                 self.base = Start(self.plan.backbone, normalise_by_section=self.settings.normalise_by_section)
@@ -344,7 +339,7 @@ class MultitaskPredictor(NetworkPredictor):
             *self.pixel_moments,
             by_section=self.settings.normalise_by_section,
         )
-        seen = [features * np.float32(self.feature_scale)]
+        seen = [features]
         if self.base is not None:
             seen.append(self.base.predict(spots).astype(np.float32))
         one = torch.ones((1, 3, 1, 1))
@@ -426,7 +421,6 @@ class MultitaskPredictor(NetworkPredictor):
             "auxiliary_scale": self.scale,
             "has_label": self.has_label,
             "width": self.width,
-            "feature_scale": self.feature_scale,
             **state_of(self.base),
         }
 
@@ -436,7 +430,6 @@ class MultitaskPredictor(NetworkPredictor):
         self.means = np.asarray(state["auxiliary_mean"], dtype=np.float32)
         self.scale, self.has_label = float(state["auxiliary_scale"]), bool(state["has_label"])
         self.width = int(state["width"])
-        self.feature_scale = float(state.get("feature_scale", 1.0))  # earlier models took features as they are
         by_section = self.settings.normalise_by_section
         self.base = start_from(state, self.plan.backbone, normalise_by_section=by_section)
         if len(self.means) != len(self.genes):
