@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from histocrypt import paths
 from histocrypt.cli import app
+from histocrypt.errors import InputError
 from histocrypt.pipeline.checkpoints import load_model
 
 
@@ -65,3 +66,8 @@ def test_a_slide_alone_is_enough(tmp_path, monkeypatch, shipped, slide):
     assert written.X.std(axis=0).min() > 0
     assert written.var["training_pearson:log1p_cp10k"].max() > 0.2
     assert written.uns["prediction"]["weights_sha256"] == shipped.about["weights"]["sha256"]
+    before = (tmp_path / f"{slide.stem}_predicted.h5ad").read_bytes()
+    again = CliRunner().invoke(app, ["predict", str(slide), "--um-per-px", "1"])  # as of a namesake in another folder
+    assert isinstance(again.exception, InputError)
+    assert again.exception.field == "--output"
+    assert (tmp_path / f"{slide.stem}_predicted.h5ad").read_bytes() == before

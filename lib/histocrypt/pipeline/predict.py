@@ -198,7 +198,7 @@ def predict_section(
         not be any. A hackathon file stands for its test slide. Or an image, with ``spacing_um``; or a folder of patches
         ``<section>_<x>_<y>.tif`` (.jpg, .png), predicted one by one.
     output
-        Where predictions go; None: ``<section>_predicted.h5ad`` in the working folder.
+        Where predictions go; None: ``<section>_predicted.h5ad`` in the working folder, where none may be yet.
     image
         Image file, where the section does not name it.
     um_per_px
@@ -236,7 +236,15 @@ def predict_section(
     from histocrypt.sections.image import is_image
 
     path = Path(section_path)
-    output = Path(f"{path.name if path.is_dir() else path.stem}_predicted.h5ad") if output is None else Path(output)
+    if output is None:
+        output = Path(f"{path.name if path.is_dir() else path.stem}_predicted.h5ad")
+        if output.exists() and not overwrite:  # slides of two folders may have one name
+            problem, fix = (
+                "is there already, perhaps of another slide of this name",
+                "name one with -o, or say --overwrite",
+            )
+            raise InputError(problem, file=output, field="--output", fix=fix)
+    output = Path(output)
     if output.suffix != ".h5ad":
         raise InputError(
             "predictions are written as .h5ad", file=output, field="output", expected="a name that ends in .h5ad"

@@ -34,17 +34,13 @@ class SeedAverage(Predictor):
         outputs: tuple[str, ...],
         *,
         settings: Training,
-        options: dict[str, Any] | None = None,
-        device: Any = None,
         folder: Path | None = None,
+        **given: Any,
     ) -> None:
         self.folder = folder
         alone = settings.model_copy(update={"seeds": 1})
         folders = [folder, *(folder and folder / "last" / f"{folder.name}_seed_{n}" for n in range(1, settings.seeds))]
-        self.networks = [
-            NetworkPredictor(model, outputs, settings=alone, options=options, device=device, folder=own)
-            for own in folders
-        ]
+        self.networks = [NetworkPredictor(model, outputs, settings=alone, folder=own, **given) for own in folders]
 
     @property
     def sees_tiles(self) -> bool:
