@@ -161,7 +161,11 @@ def runs(
 @app.command()
 def predict(
     section: Annotated[
-        str, typer.Argument(help="A section in any readable format, a slide, or a folder of <section>_<x>_<y>.tif.")
+        str,
+        typer.Argument(
+            help="A section in any readable format, a slide, or a folder of <section>_<x>_<y>.tif; or a folder of "
+            "many, or a list (.csv: path, um_per_px, patient, laboratory)."
+        ),
     ],
     model: Annotated[
         Path | None,
@@ -172,7 +176,11 @@ def predict(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Predictions go here (.h5ad); default: SECTION_predicted.h5ad, here."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Predictions go here (.h5ad; of many slides a folder); default: SECTION_predicted.h5ad, here.",
+        ),
     ] = None,
     image: Annotated[str | None, typer.Option(help="Image file, where the section does not name it.")] = None,
     um_per_px: Annotated[float | None, typer.Option(help="Micrometres per full-resolution pixel.")] = None,
@@ -196,13 +204,52 @@ def predict(
     batch_size: Annotated[
         int | None, typer.Option(help="Tiles held at a time; predictions do not depend on it.")
     ] = None,
+    regions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="GEOJSON", help="Cells or regions that others drew get the mean prediction of the points inside."
+        ),
+    ] = None,
+    regions_within: Annotated[
+        float | None,
+        typer.Option(metavar="UM", help="A region without a point gets the nearest so near; default: the spacing."),
+    ] = None,
+    cores: Annotated[int, typer.Option(help="Of many slides, how many at a time; 0 means all cores.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Of many slides, print JSON instead of a table.")] = False,
     weights: Weights = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Apply a trained model to a new section. A hackathon file stands for its test slide; FILE.h5/S_1 names another."""
+    """Apply a trained model to a new section, or to a folder of slides: exit 1 where one of them failed.
+
+    A hackathon file stands for its test slide; FILE.h5/S_1 names another.
+    """
+    from histocrypt.pipeline.listing import are_many
     from histocrypt.pipeline.predict import predict_section
 
     use_weights(weights)
+    if are_many(section, output):
+        single = {"--image": image, "--submission": submission, "--csv": csv}
+        for option, given in single.items():
+            if given is not None:
+                raise InputError("is of one section", field=option, value=str(given), fix="leave it out")
+        raise typer.Exit(
+            _predict_many(
+                section,
+                output,
+                model,
+                as_json=json,
+                cores=cores,
+                overwrite=overwrite,
+                um_per_px=um_per_px,
+                bin_um=bin_um,
+                spacing_um=spacing,
+                average_symmetries=average_symmetries,
+                average_windows=average_windows,
+                batch_size=batch_size,
+                regions=None if regions is None else str(regions),
+                regions_within_um=regions_within,
+            )
+        )
     said = predict_section(
         model,
         section,
@@ -216,9 +263,26 @@ def predict(
         average_windows=average_windows,
         csv=csv,
         batch_size=batch_size,
+        regions=regions,
+        regions_within_um=regions_within,
         overwrite=overwrite,
     )
     typer.echo(said)
+
+
+def _predict_many(
+    path: str, output: Path, model: Path | None, *, as_json: bool, cores: int, overwrite: bool, **settings: object
+) -> int:
+    """Predict a folder or a list of slides; return the exit code."""
+    from functools import partial
+
+    from histocrypt.pipeline.folder import Settings
+    from histocrypt.report.slides import predict_folder, render
+
+    how = {"model": model, "settings": Settings(**settings), "cores": cores, "overwrite": overwrite}
+    outcome, summary = predict_folder(path, output, **how, say=partial(typer.echo, err=True))
+    typer.echo(render(summary, output, as_json=as_json))
+    return 1 if outcome.failed else 0
 
 
 @app.command("import-weights")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,15 @@ from histocrypt.errors import InputError
 from histocrypt.files import claim
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
 from histocrypt.pipeline.csv_files import CSV_FILES, check_submission, made_with, write_csv, write_submission
-from histocrypt.pipeline.predictions import add_heads, is_loose_prediction, write_predictions
+from histocrypt.pipeline.inputs import GRID_UM, sections_to_predict
+from histocrypt.pipeline.predictions import (
+    add_heads,
+    is_loose_prediction,
+    read_prediction,
+    write_h5ad,
+    write_predictions,
+)
+from histocrypt.pipeline.regions import check_on_image, predicted_regions, read_regions
 from histocrypt.pipeline.views import Views, mapped, predict_views, recut
 from histocrypt.predictors.predictability import correlations_of
 from histocrypt.predictors.registry import MODELS, NEEDS_COUNTS
@@ -35,7 +44,7 @@ from histocrypt.sections.image import PatchMosaic
 from histocrypt.spatial import FEW, few_around, surroundings
 from histocrypt.targets.matrix import columns_of, depth, has_counts, noun
 from histocrypt.targets.panels import Panel
-from histocrypt.tissue.grid import grid_section, is_patch_folder, patch_sections, widest
+from histocrypt.tissue.grid import is_patch_folder, widest
 from histocrypt.tissue.ring import ring_reach
 from histocrypt.tissue.tiles import Places, read_places
 
@@ -49,9 +58,6 @@ Kind = Literal["section", "grid", "patches"]
 """What is predicted: a section's own spots, a grid over a slide, or single patches."""
 PIXELS_A_PATCH = 4000
 """Pixels of a patch from which its section's stain is estimated."""
-
-GRID_UM = 200.0
-"""Micrometres between the points of a grid where nobody says: the array that the model in the box was trained on."""
 
 COARSEST = 2.0
 """A section may have pixels up to this many times coarser than what the model learnt from."""
@@ -181,7 +187,13 @@ def predict_section(
     average_windows: bool = False,
     csv: str | Path | None = None,
     batch_size: int | None = None,
+    regions: str | Path | None = None,
+    regions_within_um: float | None = None,
+    name: str | None = None,
+    patient: str | None = None,
+    laboratory: str | None = None,
     overwrite: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> str:
     """Predict one section (or slide, or folder of patches) and write the predictions as ``.h5ad``.
 
@@ -218,9 +230,19 @@ def predict_section(
         Folder for ``target_count_pred.csv``, ``aux_count_pred.csv`` and ``tumor_pred.csv``.
     batch_size
         Tiles held at a time, rounded up to what the network sees at once: predictions do not depend on it.
+    regions
+        GeoJSON of cells or regions that others drew: their predictions go to `regions_beside` the output.
+    regions_within_um
+        How far the nearest point may lie from a region without one; None: as far as points lie from each other.
+    name
+        What an image is called instead of its file's name.
+    patient, laboratory
+        Whose it is, and who cut and stained it, where no file says so.
     overwrite
         Replace what lies where something is written; else only predictions of this command are replaced, and with
         them the CSV files that say the same.
+    say
+        Takes what is to be noted, a sentence at a time; None: it goes to stderr.
 
     Returns
     -------
@@ -249,7 +271,11 @@ def predict_section(
         raise InputError(
             "predictions are written as .h5ad", file=output, field="output", expected="a name that ends in .h5ad"
         )
-    inputs = (section_path, image)
+    say = say or _to_stderr
+    inputs = (section_path, image, regions)
+    drawn, beside = (None, None) if regions is None else (read_regions(regions), regions_beside(output))
+    if beside is not None:
+        claim(beside, inputs=inputs, mine=is_loose_prediction, overwrite=overwrite)
     claim(output, inputs=inputs, mine=is_loose_prediction, overwrite=overwrite)
     earlier = made_with(output)
     if submission is not None:
@@ -260,19 +286,23 @@ def predict_section(
             raise InputError("is also what --csv writes", file=submission, field="--submission")
     model = load_model(paths.shipped_model() if model_folder is None else model_folder)
     if model_folder is None:
-        print(f"note: {shipped_words(model.about)}", file=sys.stderr)
+        say(shipped_words(model.about))
     if spacing_um is None and is_image(path):
-        print(f"note: predicted on a grid, points {GRID_UM:g} um apart; --spacing asks for another", file=sys.stderr)
+        say(f"predicted on a grid, points {GRID_UM:g} um apart; --spacing asks for another")
         spacing_um = GRID_UM
     _set_up(model, average_symmetries=average_symmetries, batch_size=batch_size)
     how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "spacing_um": spacing_um}
-    sections = _sections(model.about, path, **how)
+    sections = sections_to_predict(model.about, path, **how, name=name, patient=patient)
     panel = Panel.from_dict(model.about["panel"])
-    missing = sorted({gene for section in sections for gene in _missing(model.about, section, panel)})
+    missing = sorted({gene for section in sections for gene in _missing(model.about, section, panel, say)})
     kind = "patches" if is_patch_folder(path) else "section" if spacing_um is None else "grid"
     odd = (note for section in sections for note in unlike_training(model.about, section, spots=kind == "section"))
     for note in (*(note for section in sections for note in section.notes), *odd):
-        print(f"note: {note}", file=sys.stderr)
+        say(note)
+    if drawn is not None:
+        if len(sections) != 1 or kind == "patches":
+            raise InputError("regions lie on one whole image", file=section_path, field="--regions", value=str(regions))
+        check_on_image(drawn, (sections[0].image.width, sections[0].image.height), regions)
     if submission is not None:
         if len(sections) != 1:
             raise InputError(
@@ -293,9 +323,10 @@ def predict_section(
             )
             parts.append(predicted_part(model, section, own, views, every=submission is not None, kind=kind))
         for note in (note for part in parts for note in part.notes):
-            print(f"note: {note}", file=sys.stderr)
+            say(note)
         whole = PredictedPart.joined(parts)
         about = _said(model, sections, missing, views, kind)
+        about |= {"laboratory": laboratory} if laboratory else {}
         write_predictions(
             output,
             whole.heads["target"],
@@ -308,6 +339,10 @@ def predict_section(
             trust=model.about.get("predictability"),
             extra=lambda adata: _add_heads(adata, whole.heads, model),
         )
+    if drawn is not None:
+        adata, told = predicted_regions(read_prediction(output), drawn, file=regions, within_um=regions_within_um)
+        write_h5ad(beside, adata)
+        say(told)
     if submission is not None:
         main = model.about["transforms"][0]
         column = {name: index for index, name in enumerate(whole.spots.outputs)}
@@ -318,7 +353,7 @@ def predict_section(
             order=sections[0].adata.obs_names.to_list(),
             columns=panel.genes,
         )
-    written = [str(output), *([str(submission)] if submission is not None else [])]
+    written = [str(path) for path in (output, beside, submission) if path is not None]
     if csv is not None:
         written += map(str, write_csv(Path(csv), output))
     gone = ", ".join(f"{count} {reason}" for reason, count in whole.dropped.items())
@@ -331,6 +366,15 @@ def predict_section(
         + (f"; without prediction: {gone}" if gone else "")
         + ")"
     )
+
+
+def regions_beside(output: Path) -> Path:
+    """Return where the predictions of regions go: beside those of the points."""
+    return output.with_name(f"{output.stem}.regions.h5ad")
+
+
+def _to_stderr(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
 
 
 def shipped_words(about: dict[str, Any]) -> str:
@@ -355,62 +399,17 @@ def _set_up(model: TrainedModel, *, average_symmetries: bool | None, batch_size:
         model.predictor.averages_symmetries = False
 
 
-def _sections(
-    about: dict[str, Any],
-    path: Path,
-    *,
-    image: Any,
-    um_per_px: float | None,
-    bin_um: float | None,
-    spacing_um: float | None,
-) -> list[Section]:
-    """Return what is to be predicted: one section, a grid over a slide, or the sections of a folder of patches."""
-    from histocrypt.sections.image import is_image, open_image
-    from histocrypt.sections.read import read_path
-
-    tile_um = about["geometry"]["tile_um"]
-    if bin_um is not None and (is_patch_folder(path) or is_image(path)):
-        raise InputError("is no section that is summed over squares", file=path, field="--bin-um", value=bin_um)
-    if is_patch_folder(path):
-        if spacing_um is not None:
-            raise InputError(
-                "patches are predicted as they are, and a grid needs a slide",
-                file=path,
-                field="--spacing",
-                value=spacing_um,
-                fix="leave it out",
-            )
-        return patch_sections(path, um_per_px=um_per_px, tile_um=tile_um)
-    least = about["preprocessing"]["min_tissue"]
-    if is_image(path):
-        slide = open_image(path)
-        slide.verify()
-        return [grid_section(slide, spacing_um=spacing_um, um_per_px=um_per_px, min_tissue=least)]
-    section = read_path(path, image=image, um_per_px=um_per_px, bin_um=bin_um, for_prediction=True)
-    if spacing_um is None:
-        return [section]
-    if section.image is None or np.isfinite(widest(section)):
-        raise InputError(
-            "a grid needs an image of the whole section",
-            file=path,
-            field="--spacing",
-            value=spacing_um,
-            fix="name it with --image",
-        )
-    return [grid_section(section.image, spacing_um=spacing_um, min_tissue=least, of=section)]
-
-
-def _missing(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:
+def _missing(about: dict[str, Any], section: Section, panel: Panel, say: Callable[[str], None]) -> list[str]:
     """Check that a model fits a section; return, and say, what of the panel it did not measure."""
     missing = check_fit(about, section, panel)
     labelled = has_counts(section.adata) if panel.matrix is None else len(missing) < len(panel)
     if missing and labelled:
         some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        note = f"note: {len(missing)} of {len(panel)} {noun(panel.matrix)}s are not measured in {section.id} ({some})"
+        note = f"{len(missing)} of {len(panel)} {noun(panel.matrix)}s are not measured in {section.id} ({some})"
         if panel.matrix is None and 2 * len(missing) > len(panel):
             own, measured = GeneNames.of(panel.genes, panel.symbols), GeneNames.of(section.adata.var)
             note += f"; {why_apart(own, 'the model', measured, section.id)[0]}"
-        print(f"{note}; they are predicted all the same, and scoring skips them", file=sys.stderr)
+        say(f"{note}; they are predicted all the same, and scoring skips them")
     return missing
 
 

@@ -127,6 +127,11 @@ def write_predictions(
     adata.uns["prediction"] = {**about, "transform": transforms[0], "transforms": np.array(transforms, dtype=str)}
     if extra is not None:
         extra(adata)
+    write_h5ad(path, adata)
+
+
+def write_h5ad(path: Path, adata: AnnData) -> None:
+    """Write an AnnData as ``.h5ad`` with gzip, atomically."""
     with atomic_path(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
 
@@ -169,8 +174,7 @@ def write_heads(path: Path, predictor: Predictor, spots: Spots, *, coords: np.nd
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
     label = predictor.label_words()
     adata.uns["prediction"] = {**about, "transform": "log1p_cp10k", **({"label": label} if label else {})}
-    with atomic_path(path) as temporary:
-        adata.write_h5ad(temporary, compression="gzip")
+    write_h5ad(path, adata)
 
 
 def add_heads(adata: AnnData, heads: dict[str, np.ndarray], predictor: Predictor) -> None:
@@ -472,6 +476,26 @@ class PredictionFile:
         self._names = AnnData(**parts)
         check_prediction(self._names, path, layers)
         self._sections = self._names.obs["section"].astype(str).to_numpy()
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What ``uns["prediction"]`` says."""
+        return self._names.uns["prediction"]
+
+    @property
+    def sections(self) -> list[str]:
+        """Their ids, in the order of the file."""
+        return list(dict.fromkeys(self._sections.tolist()))
+
+    @property
+    def patients(self) -> list[str]:
+        """Whose they are, as far as known."""
+        return sorted(set(self._names.obs["patient"].astype(str)) - {""}) if "patient" in self._names.obs else []
+
+    @property
+    def n_spots(self) -> int:
+        """Spots of all sections."""
+        return self._names.n_obs
 
     @property
     def genes(self) -> list[str]:

@@ -176,6 +176,23 @@ def watched(files: SectionFiles) -> list[Path]:
     return _format(files.format).inputs(files)
 
 
+def names_in(path: str | Path) -> dict[str, SectionFiles]:
+    """Return what `read_path` can be asked for at a path, to predict it: by the names that it takes.
+
+    None where no format knows the path, or it holds nothing.
+
+    Raises
+    ------
+    InputError
+        If what is there cannot be listed.
+    """
+    path, formats = Path(path), _formats("auto")
+    if not any(form.recognises(path) for form in formats):
+        return {}
+    found = _sections_at(path, formats, for_prediction=True)
+    return {_name_of(files, found): files for files in found}
+
+
 def _format(name: str) -> Format:
     return import_module(f"histocrypt.sections.formats.{name}").FORMAT
 
