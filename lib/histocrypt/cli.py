@@ -250,6 +250,8 @@ def predict(
                 regions_within_um=regions_within,
             )
         )
+    if json:
+        raise InputError("is for a folder or a list of slides, which ends in a table", field="--json")
     said = predict_section(
         model,
         section,

@@ -31,6 +31,8 @@ from histocrypt.pipeline.listing import OURS, Slide
 FORMAT, VERSION = "histocrypt folder of slides", 1
 STATE, PREDICTION, REGIONS, LOG = "state.json", "prediction.h5ad", "prediction.regions.h5ad", "log.txt"
 PREDICTED, FAILED = "predicted", "failed"
+FILES_NAMED = 20
+"""Files of a slide that its state names one by one; a store of Zarr has thousands, and is known by all together."""
 SCRATCH = "histocrypt-slides-"
 """How the temporary folder of a command begins."""
 INHERITED = ("HISTOCRYPT_", "HF_", "MPL", "XDG_")
@@ -159,6 +161,9 @@ def predict_slides(
 def asked_of(slide: Slide, model: Mapping[str, Any], settings: Settings, regions: str | None) -> dict[str, Any]:
     """Return what is asked for one slide: where all of it is the same, what is there need not be made again."""
     files = {str(path): _stamp(path) for path in (*slide.files, *([Path(regions)] if regions else []))}
+    if len(files) > FILES_NAMED:
+        there = [stamp for stamp in files.values() if stamp is not None]
+        files = {f"{len(files)} files": [sum(size for size, _ in there), max((time for _, time in there), default=0)]}
     plain = {name: getattr(slide, name) for name in ("path", "um_per_px", "patient", "laboratory", "image")}
     given = {name: value for name, value in asdict(settings).items() if name != "regions"}
     return {
