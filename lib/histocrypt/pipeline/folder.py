@@ -65,7 +65,7 @@ class Task:
     """One slide, as its process takes it."""
 
     slide: Slide
-    model: Path | None
+    model: Path
     folder: Path
     asked: dict[str, Any]
     settings: Settings
@@ -122,8 +122,9 @@ def predict_slides(
     say
         Takes lines about how it goes.
     then
-        Given a slide's folder with its prediction, in the slide's process, makes more of it, such as pictures; what it
-        returns is part of the state. It must be importable.
+        Given a slide's folder with its prediction, in the slide's process, makes more of it, such as pictures, and
+        returns what becomes part of the state; for a slide to be kept, what it names under ``files`` must be whole. It
+        must be importable.
 
     Raises
     ------
@@ -132,15 +133,15 @@ def predict_slides(
     """
     from histocrypt.pipeline.checkpoints import load_model
 
-    began = time.monotonic()
-    about = load_model(paths.shipped_model() if model is None else model, device="cpu").about
-    folder_of_model = paths.shipped_model() if model is None else Path(model)
+    began, output = time.monotonic(), output.absolute()
+    model = paths.shipped_model() if model is None else Path(model).absolute()
+    about = load_model(model, device="cpu").about
     drawn = {slide.id: _regions_of(slide, settings, alone=len(slides) == 1) for slide in slides}
     which = {
         "name": about["model"],
         "title": about.get("title", about["model"]),
         "weights_sha256": about["weights"]["sha256"],
-        "about_sha256": digest_of(folder_of_model / "model.json", "sha256"),
+        "about_sha256": digest_of(model / "model.json", "sha256"),
     }
     with _taken(output, overwrite=overwrite) as scratch:
         tasks = []
@@ -202,7 +203,7 @@ def _regions_of(slide: Slide, settings: Settings, *, alone: bool) -> str | None:
 
     if slide.regions or settings.regions is None:
         return slide.regions
-    given = Path(settings.regions)
+    given = Path(settings.regions).absolute()
     if not given.is_dir():
         if not alone:
             raise InputError(
@@ -229,7 +230,7 @@ def _taken(output: Path, *, overwrite: bool) -> Iterator[str]:
     if output.exists() and not output.is_dir():
         raise InputError("is a file", file=output, field="--output", expected="a folder")
     ours = mark.is_file() and FORMAT in mark.read_text(encoding="utf-8", errors="replace")
-    if output.is_dir() and not ours and any(output.iterdir()) and not overwrite:
+    if output.is_dir() and not ours and any(output.glob("[!.]*")) and not overwrite:
         raise InputError(
             "holds other things",
             file=output,
@@ -298,7 +299,7 @@ def _start(processes: context.BaseContext, task: Task) -> Any:
     task.folder.mkdir(parents=True, exist_ok=True)
     for name in (STATE, PREDICTION, REGIONS):
         (task.folder / name).unlink(missing_ok=True)
-    process = processes.Process(target=work, args=(task,), daemon=True)
+    process = processes.Process(target=work, args=(task,))
     process.start()
     return process
 
@@ -450,7 +451,7 @@ def _predicted(task: Task, notes: list[str]) -> dict[str, Any]:
     if how["spacing_um"] is None and is_image(Path(slide.path)):
         how["spacing_um"] = GRID_UM
     predict_section(
-        paths.shipped_model() if task.model is None else task.model,
+        task.model,
         slide.path,
         output,
         image=slide.image,
@@ -464,8 +465,9 @@ def _predicted(task: Task, notes: list[str]) -> dict[str, Any]:
         **how,
     )
     found = PredictionFile(output)
-    about, more = found.about, task.then(task.folder) if task.then is not None else {}
-    written = [output, *([task.folder / REGIONS] if regions is not None else [])]
+    about, more = found.about, dict(task.then(task.folder) if task.then is not None else {})
+    written = [task.folder / name for name in more.pop("files", ())]
+    written += [output, *([task.folder / REGIONS] if regions is not None else [])]
     return {
         "patient": ", ".join(found.patients) or None,
         "spots": found.n_spots,

@@ -123,7 +123,7 @@ def slides_at(path: str | Path, *, but: Collection[Path] = ()) -> Listing:
     InputError
         If nothing is there, the folder holds no slide, or a row of the list cannot be meant so.
     """
-    path = paths.resolve(str(path))
+    path = paths.resolve(str(path)).absolute()
     if is_list(path):
         return Listing(_with_ids(_listed(path)))
     found, left_out = _search(path, {Path(one).resolve() for one in but})

@@ -126,6 +126,7 @@ def draw_slide(folder: Path, *, genes: list[str]) -> dict[str, Any]:
         shown.append({"symbol": names[gene], "file": f"gene_{place}.jpg", "low": float(least), "high": float(most)})
     known = "places" not in about
     return {
+        "files": [*(["tissue.jpg"] if image is not None else []), *(gene["file"] for gene in shown)],
         "tissue": "tissue.jpg" if image is not None else None,
         "drawn": shown,
         "width_mm": round(float(high[0] - low[0]) * float(about["um_per_px"]) / 1000, 2) if known else None,
