@@ -4,6 +4,8 @@ import anndata
 import numpy as np
 import pytest
 from PIL import Image
+from tests.hackathon_file import write_hackathon
+from tests.sections.test_geo import geo
 from tests.space_ranger import write_space_ranger
 from tests.tiny_section import write_tiny_section
 from tests.xenium import write_xenium
@@ -11,6 +13,7 @@ from tests.xenium import write_xenium
 from histocrypt.errors import InputError
 from histocrypt.files import write_json
 from histocrypt.pipeline.listing import OURS, are_many, slides_at
+from histocrypt.sections.read import names_in
 
 
 def picture(path):
@@ -57,6 +60,27 @@ def test_a_folder_that_is_one_input_is_one(tmp_path, what):
     assert not are_many(place, None)
     assert not are_many(place, tmp_path / "out.h5ad")
     assert are_many(place, tmp_path / "out")
+
+
+def test_a_layout_of_several_sections_is_as_many_slides(tmp_path):
+    """Each is named below what holds them all, as `predict` takes it."""
+    folder, several = tmp_path / "all", {}
+    folder.mkdir()
+    for number in range(2):
+        run = write_space_ranger(tmp_path / f"G{number}", matrix="h5", image=False, seed=number)
+        geo(folder / "GSE9_RAW", f"GSM{number}_", run)
+        several[f"GSM{number}"] = folder / "GSE9_RAW" / f"GSM{number}"
+        for part in ("counts", "images"):
+            (folder / "st" / part / "512" / "BC1").mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "st" / "counts" / "512" / "BC1" / f"C{number}_1_1.npz", count=np.ones(3))
+        picture(folder / "st" / "images" / "512" / "BC1" / f"C{number}_1_1.jpg")
+        several[f"BC1_C{number}"] = folder / "st" / f"BC1_C{number}"
+    write_hackathon(folder / "kaggle.h5")
+    several |= {"kaggle": folder / "kaggle.h5", "one": picture(folder / "one.png")}
+    assert found(folder) == {name: str(path) for name, path in several.items()}
+    for path in several.values():
+        if path.suffix != ".png":
+            assert len(names_in(path)) == 1
 
 
 def test_slides_of_one_name_have_ids_of_their_own(tmp_path):

@@ -169,7 +169,7 @@ def _own(path: Path) -> tuple[list[Slide], dict[str, str]]:
     except InputError:  # what is wrong is said when it is predicted
         return ([_slide(str(path), {})] if path.is_file() else []), {}
     if path.is_dir():
-        names = {name: files for name, files in names.items() if _home(files) == path.absolute()}
+        names = {name: files for name, files in names.items() if _is_home(path, files)}
     return [_slide(name, {}, files) for name, files in names.items()], {}
 
 
@@ -180,14 +180,14 @@ def _holds_patches(folder: Path) -> bool:
     return bool(images) and all(named) and is_patch_folder(folder)
 
 
-def _home(files: SectionFiles) -> Path:
-    """Return the folder that is a section; of a plain file that needs none, the file."""
+def _is_home(folder: Path, files: SectionFiles) -> bool:
+    """Return whether a folder is a section, or a layout of several, and does not merely hold it beside others."""
     place = files.path.absolute()
     if place.is_file() and files.format != "h5ad":
         place = place.parent
-    while place.name in WITHIN or place.name.startswith("square_"):
+    while place != folder and (place.name in WITHIN or place.name.startswith("square_")):
         place = place.parent
-    return place
+    return place == folder
 
 
 def _slide(path: str, row: Mapping[str, Any], files: SectionFiles | None = None) -> Slide:

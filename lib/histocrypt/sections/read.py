@@ -179,15 +179,15 @@ def watched(files: SectionFiles) -> list[Path]:
 def names_in(path: str | Path) -> dict[str, SectionFiles]:
     """Return what `read_path` can be asked for at a path, to predict it: by the names that it takes.
 
-    None where no format knows the path, or it holds nothing.
+    None where no format knows the path.
 
     Raises
     ------
     InputError
-        If what is there cannot be listed.
+        If nothing is there, or what is there cannot be listed.
     """
     path, formats = Path(path), _formats("auto")
-    if not any(form.recognises(path) for form in formats):
+    if mode_of(path) is not None and not any(form.recognises(path) for form in formats):
         return {}
     found = _sections_at(path, formats, for_prediction=True)
     return {_name_of(files, found): files for files in found}
