@@ -8,8 +8,9 @@ gives ten times too coarse, and one that is no H&E (simulated tissue with its co
 ``--few``, one of each kind. `histocrypt predict LIST -o OUT` is killed with SIGKILL each time another share of the
 slides is done, then ends; then a loop runs `histocrypt predict SLIDE` for each. Both use the model in the box.
 
-CPU seconds are those of all a slide's work; the loop's hold the imports of each of its processes, the folder's are
-shared. Peak memory is the largest of the slide's own process. Where both predict, predictions are compared.
+Each has a cache of features of its own, empty at the beginning. CPU seconds are those of all a slide's work; the loop's
+hold the imports of each of its processes, which the folder's share. Peak memory is the largest of the slide's own
+process. Where both predict, predictions are compared.
 """
 
 from __future__ import annotations
@@ -75,6 +76,12 @@ def make(folder: Path, data: Path, *, few: bool) -> Path:
     return listing
 
 
+def fresh(cache: Path) -> dict[str, str]:
+    """Return an environment whose cache of features is empty."""
+    shutil.rmtree(cache, ignore_errors=True)
+    return {**os.environ, "HISTOCRYPT_CACHE": str(cache)}
+
+
 def states(output: Path) -> dict[str, dict[str, Any]]:
     """Return the states of the slides that have ended, by their paths."""
     found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("*/state.json")))
@@ -84,17 +91,17 @@ def states(output: Path) -> dict[str, dict[str, Any]]:
 def by_folder(listing: Path, output: Path, *, cores: int, kills: int, total: int) -> dict[str, Any]:
     """Run the command over all slides, killed so many times; return how it went."""
     command = [*HISTOCRYPT, "predict", str(listing), "-o", str(output), "--cores", str(cores), "--json"]
-    began, killed = time.monotonic(), []
+    began, killed, environment = time.monotonic(), [], fresh(output.with_name("cache_of_folder"))
     for number in range(kills):
         enough = round(total * (number + 1) / (kills + 1))
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
         while len(states(output)) < enough and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed.append(len(states(output)))
         print(f"killed with {killed[-1]} of {total} slides ended", file=sys.stderr)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     summary = json.loads(done.stdout)
     return {
         "exit_code": done.returncode,
@@ -108,7 +115,7 @@ def by_folder(listing: Path, output: Path, *, cores: int, kills: int, total: int
 
 def by_loop(listing: Path, folder: Path) -> dict[str, dict[str, Any]]:
     """Run `predict` once for each slide; return seconds, CPU seconds, peak and outcome of each, by path."""
-    found = {}
+    found, environment = {}, fresh(folder / "cache")
     with listing.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
@@ -117,7 +124,7 @@ def by_loop(listing: Path, folder: Path) -> dict[str, dict[str, Any]]:
         command += ["--um-per-px", row["um_per_px"]] if row["um_per_px"] else []
         began = time.monotonic()
         with tempfile.TemporaryFile("w+") as said:
-            process = subprocess.Popen(command, stdout=said, stderr=said)
+            process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             said.seek(0)

@@ -32,6 +32,8 @@ SIDE = 260
 FADED = 0.55
 """How much of the tissue is seen below a gene."""
 JPEG_QUALITY = 82
+SHORT = 240
+"""Characters of words that are all shown; of longer ones a click shows the rest."""
 EMBEDDED = 300
 """Slides whose pictures the page holds itself, at some 40 kB each; of more it shows the files beside it."""
 KINDS = {"grid": "on a grid", "spots": "spots", "patches": "patches"}
@@ -246,7 +248,14 @@ def write_summary(output: Path, summary: Mapping[str, Any]) -> None:
     rows = [{**row, "shown": _below(row["path"], summary["source"])} for row in rows]
     css = Markup((here / "report.css").read_text(encoding="utf-8"))
     page = environment.get_template("slides.html").render(
-        css=css, made=MADE, kinds=KINDS, address=address, inside=inside, columns=columns, **{**summary, "slides": rows}
+        css=css,
+        made=MADE,
+        kinds=KINDS,
+        short=SHORT,
+        address=address,
+        inside=inside,
+        columns=columns,
+        **{**summary, "slides": rows},
     )
     plain = ("shown", "words", "notes", "drawn", "tissue", "width_mm")
     table = [{name: value for name, value in row.items() if name not in plain} | row["words"] for row in rows]
@@ -255,8 +264,9 @@ def write_summary(output: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _below(path: str, source: str) -> str:
-    """Return a path as it lies below the folder that was searched, where it does."""
+    """Return a path as it lies below the folder that was searched, or that the list lies in, where it does."""
     own, folder = Path(path).absolute(), Path(source).absolute()
+    folder = folder if folder.is_dir() else folder.parent
     return own.relative_to(folder).as_posix() if own.is_relative_to(folder) and own != folder else path
 
 
