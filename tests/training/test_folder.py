@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from PIL import Image
 from tests.evaluation.chromium import opened
 from tests.tiny_section import write_tiny_section
 from tests.training.conftest import make_study, write_section
@@ -45,20 +45,28 @@ def model(tmp_path_factory):
         return study.run.model("colour_ridge", "fold_a")
 
 
-@pytest.fixture
-def slides(tmp_path):
-    """A list of a section, two images under one name, one that is truncated and one that is not there."""
-    section = write_tiny_section(tmp_path / "in", "A")
-    pictures = [tmp_path / "in" / name / "slide.png" for name in ("x", "y")]
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    """A list of a section, two images under one name, one that is truncated and one that is not there; read only."""
+    folder = tmp_path_factory.mktemp("slides")
+    section = write_tiny_section(folder / "in", "A")
+    pictures = [folder / "in" / name / "slide.png" for name in ("x", "y")]
     for number, picture in enumerate(pictures):
-        own = write_tiny_section(tmp_path / "made", f"B{number}").with_suffix(".png")
+        own = write_tiny_section(folder / "made", f"B{number}").with_suffix(".png")
         picture.parent.mkdir()
         own.rename(picture)
-    broken = tmp_path / "in" / "broken.png"
+    broken = folder / "in" / "broken.png"
     broken.write_bytes(pictures[0].read_bytes()[:5000])
-    rows = [(section, "", ""), *((path, UM_PER_PX, "P7") for path in (*pictures, broken, tmp_path / "in" / "gone.svs"))]
-    pd.DataFrame(rows, columns=["path", "um_per_px", "patient"]).to_csv(tmp_path / "slides.csv", index=False)
-    return tmp_path / "slides.csv"
+    rows = [(section, "", ""), *((path, UM_PER_PX, "P7") for path in (*pictures, broken, folder / "in" / "gone.svs"))]
+    pd.DataFrame(rows, columns=["path", "um_per_px", "patient"]).to_csv(folder / "slides.csv", index=False)
+    return folder / "slides.csv"
+
+
+@pytest.fixture(scope="module")
+def finished(slides, model, tmp_path_factory):
+    """The folder of a first command, and how it ended."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    return output, run(slides, output, model, "--json", "--cores", "2")
 
 
 def run(path, output, model, *options):
@@ -71,21 +79,20 @@ def made(output):
     return {path.parent.name: path.stat().st_mtime_ns for path in sorted(output.glob(f"*/{PREDICTION}"))}
 
 
-def test_a_folder_of_slides_to_predictions_and_a_page(slides, model, tmp_path):
-    output = tmp_path / "out"
-    done = run(slides, output, model, "--json", "--cores", "2")
+def test_a_folder_of_slides_to_predictions_and_a_page(slides, finished, model, tmp_path):
+    output, done = finished
     summary = json.loads(done.stdout)
     states = {row["id"]: row for row in summary["slides"]}
     assert done.exit_code == 1, "as some failed"
     assert {name: row["status"] for name, row in states.items()} == {
         "A": "predicted", "x_slide": "predicted", "y_slide": "predicted", "broken": "failed", "gone": "failed",
     }  # fmt: skip
-    assert str(tmp_path / "in" / "broken.png") in states["broken"]["problem"]
+    assert str(slides.parent / "in" / "broken.png") in states["broken"]["problem"]
     assert done.stderr.count("left") >= 1
     assert "about" in done.stderr.splitlines()[0]
 
     alone = tmp_path / "alone.h5ad"
-    predict_section(model, tmp_path / "in" / "A.h5ad", alone)
+    predict_section(model, slides.parent / "in" / "A.h5ad", alone)
     one, many = anndata.read_h5ad(alone), anndata.read_h5ad(output / "A" / PREDICTION)
     assert np.array_equal(one.X, many.X)
     assert list(one.obs_names) == list(many.obs_names)
@@ -106,28 +113,30 @@ def test_a_folder_of_slides_to_predictions_and_a_page(slides, model, tmp_path):
     assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("histocrypt-slides-*/A")), "nothing is left behind"
 
 
-def test_a_second_command_makes_only_what_is_not_there(slides, model, tmp_path):
+def test_a_second_command_makes_only_what_is_not_there(slides, finished, model, tmp_path):
     output = tmp_path / "out"
-    run(slides, output, model)
-    first = made(output)
-    assert set(first) == {"A", "x_slide", "y_slide"}
+    shutil.copytree(finished[0], output)
+    first, tried = made(output), (output / "broken" / STATE).stat().st_mtime_ns
     done = run(slides, output, model)
     assert made(output) == first
     assert "3 of 5 slides are there already" in done.stderr
+    assert (output / "broken" / STATE).stat().st_mtime_ns > tried, "what failed is tried again"
 
     whole = (output / "A" / PREDICTION).read_bytes()
     (output / "A" / PREDICTION).write_bytes(whole[: len(whole) // 2])  # what a disk may do
     (output / "y_slide" / "gene_0.jpg").unlink()
     (output / "x_slide" / STATE).unlink()  # as if killed before it was written
-    Image.open(tmp_path / "in" / "y" / "slide.png").save(tmp_path / "in" / "broken.png")  # mended
     done = run(slides, output, model)
     second = made(output)
-    assert {name for name in second if second[name] != first.get(name)} == {"A", "x_slide", "y_slide", "broken"}
+    assert all(second[name] != first[name] for name in ("A", "x_slide", "y_slide"))
     assert "are there already" not in done.stderr
 
-    run(slides, output, model, "--spacing", "400")
+    one = tmp_path / "one.csv"
+    one.write_text("\n".join(slides.read_text().splitlines()[:2]))
+    run(one, output, model, "--spacing", "400")
     third = made(output)
-    assert all(third[name] != second[name] for name in second)
+    assert third["A"] != second["A"]
+    assert third["x_slide"] == second["x_slide"], "which was not asked for, and is left alone"
     assert read_json(output / "A" / STATE)["asked"]["settings"]["spacing_um"] == 400
     assert anndata.read_h5ad(output / "A" / PREDICTION).n_obs < 36
 
@@ -218,11 +227,13 @@ def test_regions_lie_on_their_own_slide(slides, model, tmp_path):
     drawn = tmp_path / "drawn"
     drawn.mkdir()
     (drawn / "A.geojson").write_text(json.dumps([feature]))
-    found = slides_at(slides).slides
+    two = tmp_path / "two.csv"
+    two.write_text("\n".join(slides.read_text().splitlines()[:3]))
+    found = slides_at(two).slides
     with pytest.raises(InputError) as caught:
         predict_slides(found, tmp_path / "no", model=model, settings=Settings(regions=str(drawn / "A.geojson")))
     assert caught.value.field == "--regions"
-    run(slides, tmp_path / "out", model, "--regions", str(drawn))
+    run(two, tmp_path / "out", model, "--regions", str(drawn))
     state = read_json(tmp_path / "out" / "A" / STATE)
     own = anndata.read_h5ad(tmp_path / "out" / "A" / "prediction.regions.h5ad")
     points = anndata.read_h5ad(tmp_path / "out" / "A" / PREDICTION)
@@ -230,18 +241,18 @@ def test_regions_lie_on_their_own_slide(slides, model, tmp_path):
     assert own.obs["points"].item() == inside.sum() > 9
     np.testing.assert_allclose(own.X[0], points.X[inside].mean(axis=0), rtol=1e-5)
     assert any("get the mean of the points inside" in note for note in state["notes"])
-    other = read_json(tmp_path / "out" / "x_slide" / STATE)
+    other = read_json(tmp_path / "out" / "slide" / STATE)
     assert other["asked"]["regions"] is None
     assert any(str(drawn) in note for note in other["notes"])
     first = made(tmp_path / "out")
     (drawn / "A.geojson").write_text(json.dumps([feature, feature]))
-    run(slides, tmp_path / "out", model, "--regions", str(drawn))
+    run(two, tmp_path / "out", model, "--regions", str(drawn))
     assert {name for name, time in made(tmp_path / "out").items() if time != first[name]} == {"A"}
 
 
 def test_a_single_slide_has_its_regions_in_a_file_beside(slides, model, tmp_path):
     ring = [[20, 20], [120, 20], [120, 120], [20, 120], [20, 20]]
-    drawn, slide = tmp_path / "cells.geojson", tmp_path / "in" / "x" / "slide.png"
+    drawn, slide = tmp_path / "cells.geojson", slides.parent / "in" / "x" / "slide.png"
     drawn.write_text(json.dumps([{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}]))
     said: list[str] = []
     how = {"um_per_px": UM_PER_PX, "spacing_um": 100, "regions": drawn, "say": said.append}
