@@ -19,6 +19,7 @@ FLOORS = (
     {"predictors"},
     {"study"},
     {"demo"},
+    {"trust"},
     {"explore"},
     {"pipeline"},
     {"evaluation"},

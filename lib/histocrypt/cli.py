@@ -32,6 +32,7 @@ def _print_version(asked: bool) -> None:  # noqa: FBT001  typer calls it so
 
 
 BinSize = fhe.BinSize
+Anyway = fhe.Anyway
 Weights = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of encoders' weights, see docs/encoders.md.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that lie there, whoever made them.")]
 
@@ -218,6 +219,7 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Of many slides, print JSON instead of a table.")] = False,
     weights: Weights = None,
     overwrite: Overwrite = False,
+    anyway: Anyway = False,
 ) -> None:
     """Apply a trained model to a new section, or to a folder of slides: exit 1 where one of them failed.
 
@@ -268,6 +270,7 @@ def predict(
         regions=regions,
         regions_within_um=regions_within,
         overwrite=overwrite,
+        anyway=anyway,
     )
     typer.echo(said)
 

@@ -67,6 +67,13 @@ class SectionSource(Part):
     )
 
 
+class Tissue(Part):
+    """What the tissue of a study is, as far as its files do not say: a model tells it to whoever uses it."""
+
+    organ: str = Field("", description="e.g. breast; a file's own `organ` (uns) stands where this is empty")
+    stain: str = Field("", description="e.g. H&E")
+
+
 class DemoTissue(Part):
     """The simulated sections of `path: demo`."""
 

@@ -27,6 +27,7 @@ from histocrypt.options import (
     Stacking,
     Synthesis,
     Target,
+    Tissue,
     Training,
     first_problem,
 )
@@ -46,11 +47,12 @@ from histocrypt.targets.matrix import check_target
 class Study(Part):
     """Everything a run depends on."""
 
-    later = ("stacking", "synthesis", "audit")
+    later = ("stacking", "synthesis", "audit", "tissue")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
     title: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     sections: Annotated[list[SectionSource], Field(min_length=1)]
+    tissue: Tissue = Tissue()
     demo: DemoTissue = DemoTissue()
     preprocessing: Preprocessing = Preprocessing()
     panel: PanelChoice = PanelChoice()

@@ -5,7 +5,7 @@ import shutil
 import anndata
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 from tests.visium_hd import write_visium_hd
 from typer.testing import CliRunner
 
@@ -203,7 +203,7 @@ def test_squares_of_another_size_than_the_models_are_said(trained, tmp_path, cap
     slide = np.array(Image.open(run / "Sample_tissue_image.tif"))
     slide[:40], slide[-60:], slide[:, :40], slide[:, -60:] = 244, 244, 244, 244  # ground around the tissue
     Image.fromarray(slide).save(run / "Sample_tissue_image.tif")
-    said = predict_section(model, run, tmp_path / "out.h5ad", bin_um=32)
+    said = predict_section(model, run, tmp_path / "out.h5ad", bin_um=32, anyway=True)
     predicted = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert f"{predicted.n_obs} spots" in said
     assert predicted.obs["barcode"].str.startswith("s_032um_").all()
@@ -253,3 +253,81 @@ def test_wrong_outputs_and_models_are_said(trained, tmp_path):
         predict_section(model, section, section)
     with pytest.raises(InputError, match="no trained model"):
         predict_section(tmp_path, section, tmp_path / "out.h5ad")
+
+
+@pytest.fixture
+def as_real(tmp_path, demo_tissue):
+    """A demo section whose file and image do not say that they are simulated."""
+    (path, *_) = demo_tissue(tmp_path / "as_real", sections=3, spots_per_side=6, genes=40)
+    adata = anndata.read_h5ad(path)
+    del adata.uns["demo"]
+    path.unlink()  # it is a link to what other tests read
+    adata.write_h5ad(path)
+    image = path.with_suffix(".png")
+    pixels = Image.open(image).copy()
+    image.unlink()
+    pixels.info = {}
+    pixels.save(image)
+    return path
+
+
+def test_a_model_of_simulated_tissue_is_refused_on_what_does_not_say_so(trained, as_real, tmp_path, capsys):
+    study, fold, section = trained
+    model, output = study.run.model("fusion_ridge", fold), tmp_path / "out.h5ad"
+    assert load_model(model).about["origin"]["simulated"]
+    for path in (as_real, as_real.with_suffix(".png")):
+        given = ["predict", path, "--model", model, "-o", output, "--um-per-px", 1]
+        refused = CliRunner().invoke(app, [*map(str, given)])
+        assert isinstance(refused.exception, InputError)
+        assert (refused.exception.field, refused.exception.expected) == ("origin", "simulated tissue")
+        assert not output.exists()
+    capsys.readouterr()
+    predict_section(model, as_real, output, anyway=True)
+    assert "simulated" in capsys.readouterr().err
+    predict_section(model, section.with_suffix(".png"), output, um_per_px=1)  # the picture says that it is simulated
+
+
+def test_a_section_that_measures_none_of_the_genes_is_refused(trained, tmp_path):
+    study, fold, section = trained
+    adata = anndata.read_h5ad(section)
+    adata.var_names = [f"OTHER{number}" for number in range(adata.n_vars)]
+    adata.var = adata.var[[]]
+    adata.write_h5ad(tmp_path / "other.h5ad")
+    shutil.copy(section.with_suffix(".png"), tmp_path)
+    model = study.run.model("fusion_ridge", fold)
+    with pytest.raises(InputError) as caught:
+        predict_section(model, tmp_path / "other.h5ad", tmp_path / "out.h5ad")
+    assert (caught.value.field, caught.value.value) == ("var_names", "S_1")
+    predict_section(model, tmp_path / "other.h5ad", tmp_path / "out.h5ad", anyway=True)
+
+
+def test_a_slide_out_of_focus_is_refused_before_it_is_predicted(trained, tmp_path):
+    study, fold, section = trained
+    shutil.copy(section, tmp_path / "S_1.h5ad")
+    sharp = Image.open(section.with_suffix(".png")).convert("RGB")
+    sharp.filter(ImageFilter.GaussianBlur(8)).save(tmp_path / "S_1.png")
+    model, output = study.run.model("fusion_ridge", fold), tmp_path / "out.h5ad"
+    with pytest.raises(InputError) as caught:
+        predict_section(model, tmp_path / "S_1.h5ad", output)
+    assert (caught.value.field, caught.value.value) == ("slide", "do not use")
+    assert not output.exists()
+    predict_section(model, tmp_path / "S_1.h5ad", output, anyway=True)
+    told = anndata.read_h5ad(output).uns["prediction"]["slide"]
+    assert told["verdict"] == "do not use"
+    assert told["sharpness"] < -told["sharpness_limit"]
+    assert len(told["why"])
+
+
+def test_trust_stands_beside_what_is_predicted(trained, tmp_path):
+    study, fold, section = trained
+    model = load_model(study.run.model("fusion_ridge", fold))
+    predict_section(model.folder, section, tmp_path / "out.h5ad", overwrite=True)
+    found = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert "simulated" in found.uns["prediction"]["origin"]
+    said = model.about["intervals"]["value"]["by_patient"]
+    assert set(said) == {"P_2", "P_3"}
+    first = model.about["outputs"].index(f"log1p_cp10k:{found.var_names[0]}")
+    assert found.var["half_width:log1p_cp10k"].iloc[0] == max(values[first] for values in said.values())
+    assert "67%" in found.uns["prediction"]["intervals"]
+    assert found.obs["sharpness"].notna().any()
+    assert found.obs["out_of_focus"].dtype == bool

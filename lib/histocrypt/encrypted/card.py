@@ -40,7 +40,8 @@ def bundle_card(client: Client, said: str) -> str:
             "remains under one that lies: `docs/threat_model.md`.",
             f"- What clients can take: {extraction(client)}.",
             f"- Arithmetic: {said.removeprefix('; ')}.",
-            "- `client.json` is public and tells statistics of the training slides (ranges, pixel moments, stain); "
+            "- `client.json` is public and tells statistics of the training slides (ranges, pixel moments, stain, each "
+            "one's colours and sharpness); "
             "`server/` is secret.",
             "",
         ]

@@ -29,6 +29,7 @@ Keys = Annotated[Path, typer.Option(help="Folder of the keys.")]
 Predictions = Annotated[Path, typer.Option("-o", "--output", help="Predictions are written here (.h5ad).")]
 Noise = Annotated[float, typer.Option(min=0, help="Noise added to values, as a share of a gene's spread; 0: none.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies there, whoever made it.")]
+Anyway = Annotated[bool, typer.Option("--anyway", help="Go on where the model does not fit the tissue or the slide.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Ciphertexts at once; default: one per core (ResNet-18: refreshes, one).")
 ]
@@ -70,12 +71,13 @@ def encrypt(
     bin_um: BinSize = None,
     panel: ExpectedPanel = None,
     skip_out_of_range: Skip = False,
+    anyway: Anyway = False,
     spots: Some = None,
 ) -> None:
     """Cut, normalise, check and encrypt the spots of a section (key owner)."""
     from histocrypt.encrypted.key_owner import encrypt_section
 
-    how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel}
+    how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel, "anyway": anyway}
     typer.echo(encrypt_section(section, keys, output, skip_out_of_range=skip_out_of_range, spots=spots, **how))
 
 
@@ -172,6 +174,7 @@ def send(
     bin_um: BinSize = None,
     panel: ExpectedPanel = None,
     skip_out_of_range: Skip = False,
+    anyway: Anyway = False,
     spots: Some = None,
     noise: Noise = 1e-2,
     form: Form = None,
@@ -193,5 +196,5 @@ def send(
     line = {"certificate_authority": certificate_authority, "insecure_http": insecure_http}
     line |= {"token_file": token_file, "client": client, "form": form}
     how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel}
-    how |= {"skip_out_of_range": skip_out_of_range, "overwrite": overwrite}
+    how |= {"skip_out_of_range": skip_out_of_range, "overwrite": overwrite, "anyway": anyway}
     typer.echo(send_section(section, server=server, keys=keys, output=output, noise=noise, spots=spots, **line, **how))

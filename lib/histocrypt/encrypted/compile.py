@@ -23,6 +23,7 @@ from histocrypt.encrypted.parameters import SECURITY_BITS, Parameters, check_sec
 from histocrypt.encrypted.single import hash_of, input_layout
 from histocrypt.errors import InputError
 from histocrypt.files import claim, write_json, write_text
+from histocrypt.trust.gate import without_names
 
 if TYPE_CHECKING:
     from histocrypt.pipeline.checkpoints import TrainedModel
@@ -31,6 +32,10 @@ MARGIN = 0.25
 """The calibrated range is widened by this share of itself on both sides."""
 PUBLIC = ("panel", "transforms", "geometry", "preprocessing", "stain", "study", "fold", "seed")
 """What clients learn of ``model.json`` as it stands."""
+TOLD = ("origin", "gate")
+"""The same, of models that say it: whoever would send a slide knows first whether the model is for it. What the gate
+knows of features is left out, since a mean for each training section is more than clients need; so are names of
+sections and patients."""
 HEAD_BATCH = 16
 """Spots that share ciphertexts where the evaluator holds a head alone: fewest diagonals a spot at N = 2^12."""
 EXAMPLES = 256
@@ -52,6 +57,12 @@ class Compiled:
     """What the evaluator holds once all of them are encoded."""
     moduli: list[int]
     """The ciphertext primes."""
+
+
+def told_of(about: dict[str, Any]) -> dict[str, Any]:
+    """Return what clients learn of ``model.json`` as it stands."""
+    told = {key: about[key] for key in PUBLIC} | {key: about[key] for key in TOLD if key in about}
+    return told | ({"gate": without_names(told["gate"])} if "gate" in told else {})
 
 
 def assemble(lowered: Lowered, parameters: Parameters, layouts: Sequence[Layout], moduli: Sequence[int]) -> Compiled:
@@ -114,7 +125,7 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     model = load_model(model_folder, device="cpu")
     check_no_average(model.about, Path(model_folder))
     if model.about["model"] in RESIDUAL:
-        told = {key: model.about[key] for key in PUBLIC}
+        told = told_of(model.about)
         return compile_residual(model, Path(output), inputs=partial(training_inputs, model), margin=MARGIN, told=told)
     described, lowered = lowered_model(model)
     compiled = compile_lowered(lowered, described)
@@ -132,7 +143,7 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
         "input_range": input_range,
         "output_range": output_range,
         **described,
-        **{key: model.about[key] for key in PUBLIC},
+        **told_of(model.about),
         "weights_sha256": model.about["weights"]["sha256"],
     }
     private = {

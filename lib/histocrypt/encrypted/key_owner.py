@@ -129,6 +129,7 @@ def prepare(
     skip_out_of_range: bool = False,
     spots: int | None = None,
     folder: Path | None = None,
+    anyway: bool = False,
 ) -> Prepared:
     """Prepare a section for encryption, or refuse it; nothing is encrypted and no key is needed.
 
@@ -150,20 +151,26 @@ def prepare(
         Of the section, evenly spread in the order of its file; all if not given. The section is standardised whole.
     folder
         Where a private folder is made in which tiles lie in the clear meanwhile; the system's if not given.
+    anyway
+        Go on where the model does not fit the tissue or the slide, and say so.
 
     Raises
     ------
     InputError
-        If the section cannot be read, its pixels are too coarse, the panel is another one, or a spot's values are
-        outside the range that the model was calibrated for.
+        If the section cannot be read, its pixels are too coarse, the panel is another one, the model is not for it
+        (`trust.origin.check_origin`, `trust.gate`), or a spot's values are outside the range that the model was
+        calibrated for.
     """
     from histocrypt.data.features import reaches_of
+    from histocrypt.pipeline.gating import judge
     from histocrypt.pipeline.predict import check_fit, prepare_section, said_of_surroundings, unlike_training
     from histocrypt.sections.genes import GeneNames, meant_by
     from histocrypt.sections.read import read_path
     from histocrypt.targets.panels import Panel, read_gene_list
     from histocrypt.tissue.ring import ring_reach
     from histocrypt.tissue.tiles import read_places
+    from histocrypt.trust.gate import Gate
+    from histocrypt.trust.origin import check_origin, origin_words
 
     about = client.about
     offered = Panel.from_dict(about["panel"])
@@ -179,7 +186,9 @@ def prepare(
             raise InputError("this model predicts another panel", file=panel, field="panel", value=got, expected=due)
     section = read_path(section_path, image=image, um_per_px=um_per_px, bin_um=bin_um, for_prediction=True)
     missing = check_fit(about, section, offered)
-    for note in (*section.notes, *unlike_training(about, section)):
+    absent = missing if offered.matrix is None else []
+    fits = check_origin(about.get("origin"), section, missing=absent, genes=len(offered), anyway=anyway)
+    for note in (*section.notes, *unlike_training(about, section), *fits):
         print(f"note: {note}", file=sys.stderr)
     with scratch(folder) as private:
         sees = about["sees"]
@@ -188,6 +197,10 @@ def prepare(
         cut, coords, report = prepare_section(about, section, private, tuple(about["outputs"]), around_um=around)
         for note in said_of_surroundings(encoder, section.id, read_places(private / "tiles.h5")):
             print(f"note: {note}", file=sys.stderr)
+        gate = Gate.from_dict(about["gate"], {}) if "gate" in about else None
+        verdict = judge(gate, about, private, None, tiles=not encoder, file=section.image.path, anyway=anyway)
+        if verdict is not None and verdict.reasons:
+            print(f"note: {section.id}: {verdict.words}", file=sys.stderr)
         raw = cut.features(encoder) if encoder else np.array(cut.tiles)
         raw, scale = as_seen(raw, sees, about["normalisation"])
         names = cut.names
@@ -206,6 +219,8 @@ def prepare(
             "um_per_px": float(section.um_per_px),
             "um_per_px_source": section.um_per_px_source,
             "unmeasured_genes": missing,
+            "origin": origin_words(about.get("origin")),
+            **({} if verdict is None else {"slide": {"verdict": verdict.word, "why": list(verdict.reasons)}}),
             "without_prediction": {str(key): int(n) for key, n in dropped.items()},
         },
     )

@@ -313,7 +313,7 @@ def prepared_clear(loaded: TrainedModel, section: str | Path, **how: Any) -> tup
 
     described, lowered = (lowered_residual if loaded.about["model"] in RESIDUAL else lowered_model)(loaded)
     about = {**loaded.about, **described, "input_range": [-np.inf, np.inf]}
-    return prepare(_Described(about), section, **how), lowered
+    return prepare(_Described(about), section, anyway=True, **how), lowered
 
 
 def _cpu_of_children() -> float:

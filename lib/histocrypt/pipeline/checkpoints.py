@@ -15,6 +15,7 @@ from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.predictors.registry import MODELS
 from histocrypt.targets.transforms import TargetStatistics
+from histocrypt.trust.gate import Gate
 
 if TYPE_CHECKING:
     from histocrypt.data.folds import Fold
@@ -55,6 +56,8 @@ class TrainedModel:
     predictor: Predictor
     scaling: TargetStatistics
     """From the loss's units back to the transforms'."""
+    gate: Gate | None = None
+    """What it knows of its training sections; None: it is of an earlier version."""
 
     def predict(self, spots: Any) -> np.ndarray:
         """Return (n, n_outputs) float32 predictions in the transforms' own units."""
@@ -168,6 +171,8 @@ def load_model(folder: str | Path, *, device: Any = None) -> TrainedModel:
         predictor = build(
             about["model"], scaling.outputs, settings=about["training"], options=about["options"], device=device
         )
+        apart = {name: state.pop(name) for name in [*state] if name.startswith("gate_")}
+        gate = Gate.from_dict(about["gate"], apart) if "gate" in about else None
         predictor.load_state({**about.get("state", {}), **state})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -177,7 +182,7 @@ def load_model(folder: str | Path, *, device: Any = None) -> TrainedModel:
             file=folder,
             fix=again,
         ) from error
-    return TrainedModel(folder, about, predictor, scaling)
+    return TrainedModel(folder, about, predictor, scaling, gate)
 
 
 def imported_model(study: Study, model: str, fold: Fold) -> TrainedModel | None:

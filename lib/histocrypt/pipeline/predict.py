@@ -22,11 +22,13 @@ from histocrypt.data.features import (
     section_features,
     split_context,
 )
+from histocrypt.data.fold_statistics import read_clean_section
 from histocrypt.data.load import Spots, spot_names
 from histocrypt.errors import InputError
 from histocrypt.files import claim
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
 from histocrypt.pipeline.csv_files import CSV_FILES, check_submission, made_with, write_csv, write_submission
+from histocrypt.pipeline.gating import SHARPNESS, checked, intervals_of, judge
 from histocrypt.pipeline.inputs import GRID_UM, sections_to_predict
 from histocrypt.pipeline.predictions import (
     add_heads,
@@ -47,6 +49,8 @@ from histocrypt.targets.panels import Panel
 from histocrypt.tissue.grid import is_patch_folder, widest
 from histocrypt.tissue.ring import ring_reach
 from histocrypt.tissue.tiles import Places, read_places
+from histocrypt.trust.gate import WORDS, Look, Verdict, own_features
+from histocrypt.trust.origin import check_origin, origin_words
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -79,6 +83,10 @@ class PredictedPart:
     """Reason -> spots without prediction."""
     notes: tuple[str, ...] = ()
     """What is to be said of surroundings that the model reads."""
+    sharpness: np.ndarray | None = None
+    """(n,) of the spots' tiles, see `tissue.focus.sharpness`; None: not looked at."""
+    verdict: Verdict | None = None
+    """On the slide; None where the model cannot tell."""
 
     @classmethod
     def joined(cls, parts: list[PredictedPart]) -> PredictedPart:
@@ -96,7 +104,14 @@ class PredictedPart:
 
 
 def predicted_part(
-    model: TrainedModel, section: Section, folder: Path, views: Views, *, every: bool = False, kind: Kind = "section"
+    model: TrainedModel,
+    section: Section,
+    folder: Path,
+    views: Views,
+    *,
+    every: bool = False,
+    kind: Kind = "section",
+    anyway: bool = False,
 ) -> PredictedPart:
     """Predict one section.
 
@@ -114,6 +129,8 @@ def predicted_part(
         Keep spots off tissue, too.
     kind
         The spots of a ``grid`` are where they should be, and are not aligned; ``patches`` are predicted as they are.
+    anyway
+        Go on with a slide that the model's gate refuses.
     """
     from histocrypt.tissue.stain import StainStatistics
 
@@ -121,6 +138,7 @@ def predicted_part(
     reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")
     tile_um = about["geometry"]["tile_um"]
     dropped: dict[str, int] = {}
+    sharp = verdict = None
     if kind == "patches":
         own, coords = _patch_stain(section.image), np.asarray(section.coords)
         spots = _bare(section, model.scaling.outputs)
@@ -130,6 +148,10 @@ def predicted_part(
         how["around_um"] = ring_reach(reaches_of(features))
         spots, coords, report = prepare_section(about, section, folder, model.scaling.outputs, **how)
         own, dropped, places = StainStatistics.load(folder / "s.json"), report.dropped, read_places(folder / "tiles.h5")
+        mine = own_features(features)
+        seen = spots.features(mine) if mine and model.gate is not None else None
+        verdict = judge(model.gate, about, folder, seen, tiles=not mine, file=section.image.path, anyway=anyway)
+        sharp = read_clean_section(folder / "section.h5ad", parts=("obs",)).obs[SHARPNESS].to_numpy()
 
     def window(factor: float) -> Spots:
         if factor == 1 and kind != "patches":
@@ -147,8 +169,11 @@ def predicted_part(
             file=folder / f"window_{factor:g}.bin",
         )
 
+    if kind == "patches" and model.gate is not None:
+        verdict = checked(model.gate.judge(Look.of(own)), file=section.id, anyway=anyway)
     heads = predict_views(model, window, views)
-    return PredictedPart(spots, coords, heads, dropped, tuple(said_of_surroundings(features, section.id, places)))
+    notes = tuple(said_of_surroundings(features, section.id, places))
+    return PredictedPart(spots, coords, heads, dropped, notes, sharp, verdict)
 
 
 def _bare(section: Section, outputs: tuple[str, ...]) -> Spots:
@@ -193,6 +218,7 @@ def predict_section(
     patient: str | None = None,
     laboratory: str | None = None,
     overwrite: bool = False,
+    anyway: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> str:
     """Predict one section (or slide, or folder of patches) and write the predictions as ``.h5ad``.
@@ -241,6 +267,9 @@ def predict_section(
     overwrite
         Replace what lies where something is written; else only predictions of this command are replaced, and with
         them the CSV files that say the same.
+    anyway
+        Go on where the model does not fit the tissue (`trust.origin.check_origin`) or the slide (`trust.gate`), and say
+        so.
     say
         Takes what is to be noted, a sentence at a time; None: it goes to stderr.
 
@@ -252,8 +281,8 @@ def predict_section(
     Raises
     ------
     InputError
-        If the model or the section cannot be used, or the section's resolution is too low for the model. Said before
-        any work.
+        If the model or the section cannot be used, or the section's resolution is too low for the model: said before
+        any work. If the slide is none for the model: said before it is predicted.
     """
     from histocrypt.sections.image import is_image
 
@@ -296,7 +325,12 @@ def predict_section(
     panel = Panel.from_dict(model.about["panel"])
     missing = sorted({gene for section in sections for gene in _missing(model.about, section, panel, say)})
     kind = "patches" if is_patch_folder(path) else "section" if spacing_um is None else "grid"
-    odd = (note for section in sections for note in unlike_training(model.about, section, spots=kind == "section"))
+    odd = [note for section in sections for note in unlike_training(model.about, section, spots=kind == "section")]
+    for section in sections:
+        fits = {"missing": _absent(model.about, section, panel), "genes": len(panel), "anyway": anyway}
+        odd += check_origin(model.about.get("origin"), section, **fits)
+    if model.gate is None:
+        odd.append("the model does not know what its training slides looked like, and this one is not judged")
     for note in (*(note for section in sections for note in section.notes), *odd):
         say(note)
     if drawn is not None:
@@ -321,11 +355,15 @@ def predict_section(
                 tile_um=model.about["geometry"]["tile_um"],
                 widest_um=widest(section),
             )
-            parts.append(predicted_part(model, section, own, views, every=submission is not None, kind=kind))
+            how = {"every": submission is not None, "kind": kind, "anyway": anyway}
+            parts.append(predicted_part(model, section, own, views, **how))
         for note in (note for part in parts for note in part.notes):
             say(note)
+        for section, part in zip(sections, parts, strict=True):
+            if part.verdict is not None and part.verdict.reasons:
+                say(f"{section.id}: {part.verdict.words}")
         whole = PredictedPart.joined(parts)
-        about = _said(model, sections, missing, views, kind)
+        about = _said(model, sections, missing, views, kind) | said_of_trust(model, parts)
         about |= {"laboratory": laboratory} if laboratory else {}
         write_predictions(
             output,
@@ -337,7 +375,7 @@ def predict_section(
             about=about,
             scaling=model.scaling,
             trust=model.about.get("predictability"),
-            extra=lambda adata: _add_heads(adata, whole.heads, model),
+            extra=lambda adata: (_add_heads(adata, whole.heads, model), add_trust(adata, model, whole)),
         )
     if drawn is not None:
         adata, told = predicted_regions(read_prediction(output), drawn, file=regions, within_um=regions_within_um)
@@ -436,6 +474,35 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
     }
 
 
+def said_of_trust(model: TrainedModel, parts: list[PredictedPart]) -> dict[str, Any]:
+    """Return what ``uns["prediction"]`` says of a model's origin and of the slide; of several, of the worst."""
+    said: dict[str, Any] = {"origin": origin_words(model.about.get("origin"))}
+    judged = [part.verdict for part in parts if part.verdict is not None]
+    if judged:
+        worst = max(judged, key=lambda verdict: WORDS.index(verdict.word))
+        why = np.array(worst.reasons, dtype=str)
+        said["slide"] = {"verdict": worst.word, "why": why, **worst.measured}
+    return said
+
+
+def add_trust(adata: AnnData, model: TrainedModel, part: PredictedPart) -> None:
+    """Add intervals to ``var`` and what is known of focus to ``obs``, with their promise in ``uns``.
+
+    ``var["half_width:<transform>"]`` is about values, ``var["half_width_within:<transform>"]`` about differences from a
+    section's mean; ``obs["sharpness"]`` is that of the spot's tile, ``obs["out_of_focus"]`` what the gate makes of it.
+    """
+    for transform in model.about["transforms"]:
+        names = [f"{transform}:{gene}" for gene in adata.var_names]
+        for kind, (widths, promise) in intervals_of(model.about, names).items():
+            column = "half_width" if kind == "value" else "half_width_within"
+            adata.var[f"{column}:{transform}"] = widths
+            adata.uns["prediction"] = {**adata.uns["prediction"], "intervals": promise}
+    if part.sharpness is not None:
+        adata.obs[SHARPNESS] = part.sharpness
+        if model.gate is not None:
+            adata.obs["out_of_focus"] = model.gate.out_of_focus(part.sharpness)
+
+
 def _features_of(model: TrainedModel) -> str:
     """Return the name of the features that a model reads; empty for one that reads tiles, one by one."""
     options = model.about["options"]
@@ -522,6 +589,11 @@ def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str
     return [gene for gene, column in zip(panel.genes, columns, strict=True) if column < 0]
 
 
+def _absent(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:
+    """Return the panel's genes that a section with counts did not measure; none where it predicts a named matrix."""
+    return check_fit(about, section, panel) if panel.matrix is None else []
+
+
 def _seen_detail(geometry: dict[str, Any]) -> tuple[float, float]:
     """Return the finest and the coarsest detail that a model learnt from, micrometres per pixel.
 
@@ -601,7 +673,6 @@ def prepare_section(
     """
     import h5py
 
-    from histocrypt.data.fold_statistics import read_clean_section
     from histocrypt.options import Preprocessing
     from histocrypt.tissue.preprocess import preprocess_section
     from histocrypt.tissue.stain import StainStatistics

@@ -30,9 +30,19 @@ from histocrypt.data.folds import FINAL, load_fold, load_folds, uncounted_sectio
 from histocrypt.data.load import FoldData, Spots, joined, load_spots, load_test, load_training, scaled, scaling_of
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.pipeline.checkpoints import imported_model, load_model, made_from, save_model, teacher_of, trained_about
+from histocrypt.pipeline.gating import training_gate, training_intervals, training_origin
 from histocrypt.pipeline.predictions import as_mapping, write_heads, write_predictions
 from histocrypt.predictors.closed_form import inner_folds
-from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS, build, model_class, tile_side
+from histocrypt.predictors.registry import (
+    BASELINES,
+    MODELS,
+    NEEDS_COUNTS,
+    STACKS,
+    build,
+    checked_options,
+    model_class,
+    tile_side,
+)
 from histocrypt.targets.transforms import TargetStatistics
 
 if TYPE_CHECKING:
@@ -341,7 +351,13 @@ def train_one(
     if taken is not None:
         about = taken.about
     about |= {"predictability": trust} if trust else {}
-    save_model(folder, {**about, "validation_pcc": score, "seconds": round(seconds, 2)}, predictor.state())
+    everyone = data.train if data.validation is None else joined(data.train, data.validation)
+    gate = training_gate(study, everyone, checked_options(model, study.options_of(model)).features)
+    intervals = training_intervals(everyone, predictor.predictability if trust else None, scaling)
+    about |= {"origin": training_origin(study, fold)}
+    about |= {name: said for name, said in (("gate", gate and gate.to_dict()), ("intervals", intervals)) if said}
+    about |= {"validation_pcc": score, "seconds": round(seconds, 2)}
+    save_model(folder, about, {**predictor.state(), **(gate.state() if gate else {})})
     if not keep_state:
         shutil.rmtree(folder / "last", ignore_errors=True)
     return TrainResult(model, fold.name, folder, chosen, score, tuple(written), seconds)

@@ -72,18 +72,21 @@ class FusionRidge(EncoderRidge):
         inputs, groups = scores * scale, groups_of(train.outputs)
         targets, spread = _standard(train.targets, train.sections)
         how = {"columns": list(groups.values()), "known": self.patients == "known"}
-        tried = []
+        tried, fits = [], []
         folds = inner_folds(train)
         for known, rows in folds:
             held_out = fit_families(inputs[known], targets[known], where, **how)
             tried.append((rows, {name: inputs[rows][:, place] @ held_out[name] for name, place in where.items()}))
+            fits.append((known, held_out))
         weights = candidates(list(where)) if self.choose else [shares(list(where))]
         chosen = {name: best(weights, tried, targets, columns, train.sections) for name, columns in groups.items()}
         said = np.zeros(targets.shape)
-        for rows, by_family in tried:
+        for (rows, by_family), (known, held_out) in zip(tried, fits, strict=True):
             for name, columns in groups.items():
-                own = chosen[name]["weights"].items()
-                said[np.ix_(rows, columns)] = sum(share * by_family[family][:, columns] for family, share in own)
+                own, reach = chosen[name]["weights"].items(), max(chosen[name]["correlation"], LEAST_REACH)
+                mixed = sum(share * by_family[family][:, columns] for family, share in own)
+                learnt = sum(share * inputs[known][:, where[one]] @ held_out[one][:, columns] for one, share in own)
+                said[np.ix_(rows, columns)] = mixed * reach * spread[columns] / np.maximum(learnt.std(axis=0), 1e-9)
         self.predictability = predictability(train, folds, lambda _, rows: said[rows])
         fitted = fit_families(inputs, targets, where, **how)
         axes, coefficient = [], np.zeros((KEPT * len(groups), targets.shape[1]), dtype=np.float32)

@@ -36,6 +36,9 @@ class Predictability:
     an output that varies in none."""
     by_patient: dict[str, np.ndarray]
     """The same of each patient alone."""
+    predicted: np.ndarray
+    """(n, n_outputs) float32: what was predicted of each training spot by a fit that had not seen it, in the order of
+    the spots and the unit of the targets that were fitted. Not kept in ``model.json``."""
 
     def to_dict(self, outputs: Sequence[str]) -> dict[str, Any]:
         """Return what ``model.json`` holds; an output without a correlation is None. Patients' lists are in order."""
@@ -79,7 +82,7 @@ def predictability(
     patients = sorted(set(owners.values()))
     of = {str(patient): _mean([each[name] for name in names if owners[name] == patient]) for patient in patients}
     by = BY[0] if len(patients) > 1 else BY[1] if len(names) > 1 else BY[2]
-    return Predictability(by, len(patients), len(names), _mean(list(of.values())), of)
+    return Predictability(by, len(patients), len(names), _mean(list(of.values())), of, predicted)
 
 
 def correlations_of(said: Mapping[str, Any] | None, outputs: Sequence[str]) -> np.ndarray:

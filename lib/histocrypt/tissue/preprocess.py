@@ -17,6 +17,7 @@ from histocrypt.machine import peak_gib
 from histocrypt.spatial import FEW, few_around, spot_pitch
 from histocrypt.tissue import stain
 from histocrypt.tissue.alignment import Alignment, align
+from histocrypt.tissue.focus import sharpness
 from histocrypt.tissue.mask import SMALLEST_PIECE_UM2, spot_tissue_share, tissue_mask
 from histocrypt.tissue.ring import lay_rings
 from histocrypt.tissue.tiles import centres_um, coarse_note, read_tiles, write_tiles
@@ -129,6 +130,8 @@ def preprocess_section(
     InputError
         If the section has no image, its image shows no tissue, or no spot remains.
     """
+    import h5py
+
     seconds: dict[str, float] = {}
     um_per_px, image = section.um_per_px, section.picture()
     diameter_um = spot_diameter_um(section)
@@ -204,6 +207,8 @@ def preprocess_section(
             ring=ring,
             progress=progress,
         )
+    with _timed(seconds, "focus"), h5py.File(tiles_path, "r") as file:
+        cleaned.obs["sharpness"] = sharpness(file["img"])
     with _timed(seconds, "write"):
         statistics.save(stain_path)
         with atomic_path(section_path) as temporary:

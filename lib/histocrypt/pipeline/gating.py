@@ -1,0 +1,159 @@
+"""What goes with a model so that its user knows how far to trust it: made in training, asked before predicting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.data.fold_statistics import read_clean_section
+from histocrypt.errors import InputError
+from histocrypt.trust import conformal
+from histocrypt.trust.gate import WORDS, Gate, Look, Verdict, own_features
+from histocrypt.trust.origin import ANYWAY, origin_of
+
+if TYPE_CHECKING:
+    from histocrypt.data.folds import Fold
+    from histocrypt.data.load import Spots
+    from histocrypt.predictors.predictability import Predictability
+    from histocrypt.study import Study
+    from histocrypt.targets.transforms import TargetStatistics
+
+SHARPNESS = "sharpness"
+"""Column of ``obs`` that preprocessing writes, see `tissue.focus.sharpness`."""
+
+
+def training_origin(study: Study, fold: Fold) -> dict[str, Any]:
+    """Return what ``model.json`` says under ``origin`` of a fold's training sections."""
+    cleaned = (read_clean_section(study.run.section(name), parts=("obs", "uns")) for name in fold.training_sections)
+    return origin_of(cleaned, organ=study.tissue.organ, stain=study.tissue.stain)
+
+
+def training_gate(study: Study, spots: Spots, features: str) -> Gate | None:
+    """Return the gate of a model; None where sections were preprocessed before sharpness was kept.
+
+    Parameters
+    ----------
+    spots
+        All training spots, those of validation among them.
+    features
+        Name of what the model reads (`data.features`); "" for tiles.
+    """
+    from histocrypt.tissue.stain import StainStatistics
+
+    own = own_features(features)
+    values = spots.features(own) if own else None
+    looks, variances = {}, []
+    for name in dict.fromkeys(spots.sections.tolist()):
+        rows, obs = spots.sections == name, read_clean_section(study.run.section(name), parts=("obs",)).obs
+        if SHARPNESS not in obs:
+            return None
+        laboratory = str(obs["laboratory"].iloc[0]) if "laboratory" in obs else ""
+        mine = None if values is None else values[rows]
+        variances += [] if mine is None else [mine.var(axis=0, dtype=np.float64)]
+        about = {"patient": str(spots.patients[rows][0]), "laboratory": laboratory}
+        looks[name] = Look.of(StainStatistics.load(study.run.stain(name)), obs[SHARPNESS].to_numpy(), mine, **about)
+    return Gate(looks, np.sqrt(np.mean(variances, axis=0)) if variances else None)
+
+
+def training_intervals(
+    spots: Spots, told: Predictability | None, scaling: TargetStatistics
+) -> dict[str, dict[str, Any]] | None:
+    """Return what ``model.json`` says under ``intervals``; None where no patient was left out.
+
+    Parameters
+    ----------
+    spots
+        All training spots in the order of the fit, targets in the transforms' units.
+    told
+        What the fit says of spots that it left out.
+    scaling
+        From the loss's units to the transforms'.
+
+    Returns
+    -------
+    dict
+        ``value`` and ``within_section``: see `trust.conformal.held_out_errors` and `trust.conformal.to_dict`.
+    """
+    if told is None or told.by != "patient":
+        return None
+    differences = told.predicted * scaling.sd
+    made = {}
+    for name, centred in (("value", False), ("within_section", True)):
+        about = {"patients": spots.patients, "sections": spots.sections, "centred": centred}
+        errors = conformal.held_out_errors(spots.targets, differences, **about)
+        made[name] = conformal.to_dict(conformal.patient_scores(errors, spots.patients))
+    return made
+
+
+def intervals_of(
+    about: Mapping[str, Any], names: Sequence[str], *, level: float | None = None
+) -> dict[str, tuple[np.ndarray, str]]:
+    """Return half-widths of outputs, and their promise in words, by kind; empty where a model tells none.
+
+    Raises
+    ------
+    InputError
+        If the level is more than the model's calibration patients support.
+    """
+    place = {name: index for index, name in enumerate(about["outputs"])}
+    columns = [place[name] for name in names]
+    found = {}
+    for kind, said in (about.get("intervals") or {}).items():
+        widths = conformal.half_widths(conformal.scores_of(said), level)
+        found[kind] = widths[columns], conformal.promise(said, level)
+    return found
+
+
+def judge(
+    gate: Gate | None,
+    about: Mapping[str, Any],
+    folder: Path,
+    features: np.ndarray | None,
+    *,
+    tiles: bool,
+    file: Any,
+    anyway: bool,
+) -> Verdict | None:
+    """Return the verdict on a section that `pipeline.predict.prepare_section` prepared in a folder.
+
+    Parameters
+    ----------
+    gate
+        The model's; None: of an earlier version, and nothing is known.
+    about
+        What ``model.json``, or the public part of an encrypted one, says.
+    folder
+        Holds ``section.h5ad`` and ``s.json``.
+    features
+        (n, d) of its spots, as `trust.gate.own_features` names them; None where they are not judged.
+    tiles
+        The model reads tiles, at the size that ``about`` says; not features of whole ones.
+    file
+        What an error names.
+    anyway
+        Go on where the word is no.
+
+    Raises
+    ------
+    InputError
+        If the verdict is the last of `trust.gate.WORDS`, without ``anyway``.
+    """
+    from histocrypt.tissue.stain import StainStatistics
+
+    if gate is None:
+        return None
+    obs = read_clean_section(folder / "section.h5ad", parts=("obs",)).obs
+    look = Look.of(StainStatistics.load(folder / "s.json"), obs[SHARPNESS].to_numpy(), features)
+    reduced = tiles and about["geometry"]["input_px"] < about["geometry"]["tile_px"]
+    return checked(gate.judge(look, reduced=reduced), file=file, anyway=anyway)
+
+
+def checked(verdict: Verdict, *, file: Any, anyway: bool) -> Verdict:
+    """Return the verdict, or refuse to go on."""
+    if verdict.word == WORDS[-1] and not anyway:
+        problem = f"is no slide for this model: {'; '.join(verdict.reasons)}"
+        raise InputError(problem, file=file, field="slide", value=verdict.word, fix=ANYWAY)
+    return verdict

@@ -1,0 +1,258 @@
+"""Whether a model may be used on a slide: how far the slide is from those that the model learnt from.
+
+The slide is the unit. A model standardises every section by its own spots, so that what it sees afterwards always looks
+alike: a classifier cannot tell laboratories apart there (AUC .5). Before that, three plain numbers can:
+
+- ``shift``: how far the section's mean lies from the nearest training section's, in the model's own features, in
+  deviations within sections; root mean square over features, each cut off at `MOST`. A two-sample classifier and a
+  kernel test see no more and saturate: of eight real sections, another patient of the same laboratory reached .45 to
+  .61, another laboratory .82 to 1.22, where the classifier's AUC was .90 to .94 and .99 to 1.
+- ``colour``: distance of mean and deviation in CIELAB to those of the nearest training section.
+- ``sharpness``: `tissue.focus.sharpness`, the median over spots, beyond those of the training sections. Blur, a wrong
+  resolution and heavy compression move it.
+
+Limits come from training patients who are left out in turn: those of laboratories that cut another patient's tissue,
+too, where there are any. Of K of them, a new patient of these laboratories passes the largest by chance once in K + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from histocrypt.tissue.stain import StainStatistics
+
+WORDS = ("fine", "with care", "do not use")
+"""Verdicts, the best first."""
+MOST = 5.0
+"""Deviations beyond which a feature counts no more: one that hardly varies in training would outweigh all others."""
+LEAST_COLOUR = 5.0
+"""CIELAB units: training sections that are more alike than this say nothing of how others may differ."""
+LEAST_SHARPNESS = float(np.log(1.5))
+"""The same of sharpness: a factor of 1.5."""
+FAR_COLOUR = 2.5
+"""Colours so many limits away are those of another stain. Immunohistochemistry is 2.7 limits from the model in the box,
+inverted H&E 4.3, the farther of its own laboratories 1.3."""
+FAR_SHARPNESS = float(np.log(4))
+"""Four times as blurred, or as sharp, as any training section: a Gaussian of 1 to 2 pixels, a resolution wrong by 2."""
+BLURRED = 0.01
+"""A spot below this quantile of every training section's sharpness is out of focus."""
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a section looks like before it is standardised."""
+
+    colour: np.ndarray
+    """(6,) mean and deviation of tissue pixels in CIELAB."""
+    sharpness: float
+    """Median over spots; NaN: not looked at."""
+    stained: bool
+    """Whether two stains could be told apart in it."""
+    blurred: float = float("nan")
+    """`BLURRED` quantile of sharpness over spots."""
+    features: np.ndarray | None = None
+    """(d,) mean over spots of the features that the model reads; None for a model that reads tiles."""
+    patient: str = ""
+    laboratory: str = ""
+    """Empty where it is not stated."""
+
+    @classmethod
+    def of(
+        cls,
+        stain: StainStatistics,
+        sharpness: np.ndarray | None = None,
+        features: np.ndarray | None = None,
+        *,
+        patient: str = "",
+        laboratory: str = "",
+    ) -> Look:
+        """Return the look of a section from its stain, its spots' sharpness (n,) and features (n, d)."""
+        known = np.empty(0) if sharpness is None else np.asarray(sharpness, dtype=np.float64)
+        known = known[np.isfinite(known)]
+        median, low = (float(np.quantile(known, q)) if len(known) else float("nan") for q in (0.5, BLURRED))
+        mean = None if features is None else np.asarray(features, dtype=np.float64).mean(axis=0)
+        colour = np.concatenate([stain.lab_mean, stain.lab_sd])
+        return cls(colour, median, stain.method != "default", low, mean, patient, laboratory)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the features as plain JSON values."""
+
+        def plain(value: float) -> float | None:
+            return round(value, 4) if np.isfinite(value) else None
+
+        return {
+            "patient": self.patient,
+            "laboratory": self.laboratory,
+            "colour": [round(value, 3) for value in self.colour.tolist()],
+            "sharpness": plain(self.sharpness),
+            "blurred": plain(self.blurred),
+            "stained": self.stained,
+        }
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any], features: np.ndarray | None = None) -> Look:
+        """Return what `to_dict` described."""
+        numbers = {name: np.nan if said[name] is None else float(said[name]) for name in ("sharpness", "blurred")}
+        colour = np.asarray(said["colour"], dtype=np.float64)
+        names = {"patient": said["patient"], "laboratory": said["laboratory"], "stained": bool(said["stained"])}
+        return cls(colour, features=features, **numbers, **names)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The word on a slide, and why."""
+
+    word: str
+    """One of `WORDS`."""
+    reasons: tuple[str, ...]
+    """Clauses; empty where all is fine."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """``shift``, ``colour``, ``sharpness`` and their ``..._limit``, as far as they could be told."""
+
+    @property
+    def words(self) -> str:
+        """The word with its reasons, e.g. ``with care: its colours are farther ...``."""
+        return f"{self.word}: {'; '.join(self.reasons)}" if self.reasons else self.word
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """What a model knows of its training sections."""
+
+    looks: dict[str, Look]
+    """By section."""
+    sd: np.ndarray | None = None
+    """(d,) deviation of features within training sections; None for a model that reads tiles."""
+
+    def shift(self, look: Look, other: Look) -> float:
+        """Return the shift between two sections; NaN for a model that reads tiles."""
+        if self.sd is None or look.features is None or other.features is None:
+            return float("nan")
+        moved = np.abs(look.features - other.features) / np.maximum(self.sd, 1e-6)
+        return float(np.sqrt(np.mean(np.minimum(moved, MOST) ** 2)))
+
+    def distances(self, look: Look, of: list[Look]) -> dict[str, float]:
+        """Return shift and colour to the nearest of other sections, and by how much sharpness lies beyond theirs."""
+        sharp = [other.sharpness for other in of]
+        beyond = max(look.sharpness - max(sharp), 0.0) + min(look.sharpness - min(sharp), 0.0)
+        return {
+            "shift": min(self.shift(look, other) for other in of),
+            "colour": min(float(np.linalg.norm(look.colour - other.colour)) for other in of),
+            "sharpness": beyond,
+        }
+
+    @cached_property
+    def calibration(self) -> list[str]:
+        """Sections that limits come from: of patients who are not alone in their laboratory, else of all patients."""
+        patients: dict[str, set[str]] = {}
+        for look in self.looks.values():
+            patients.setdefault(look.laboratory, set()).add(look.patient)
+        shared = [name for name, one in self.looks.items() if one.laboratory and len(patients[one.laboratory]) > 1]
+        alone = len({look.patient for look in self.looks.values()}) < 2
+        return [] if alone else shared or list(self.looks)
+
+    @cached_property
+    def limits(self) -> dict[str, float]:
+        """The largest distances of `calibration` sections to those of other patients; empty with one patient."""
+        found = []
+        for name in self.calibration:
+            look = self.looks[name]
+            found.append(self.distances(look, [one for one in self.looks.values() if one.patient != look.patient]))
+        if not found:
+            return {}
+        least = {"shift": 0.0, "colour": LEAST_COLOUR, "sharpness": LEAST_SHARPNESS}
+        return {name: max(low, *(abs(one[name]) for one in found)) for name, low in least.items()}
+
+    @cached_property
+    def in_focus(self) -> float:
+        """Least sharpness of a spot that is in focus; NaN where training sections do not tell."""
+        known = [look.blurred for look in self.looks.values() if np.isfinite(look.blurred)]
+        return min(known, default=float("nan"))
+
+    def judge(self, look: Look, *, reduced: bool = False) -> Verdict:
+        """Return the verdict on a section that the model did not learn from.
+
+        Parameters
+        ----------
+        look
+            Of the section, at the resolution of the training sections' looks.
+        reduced
+            The model reduces tiles before it reads them, and the finest contrast is lost to it in any case: sharpness
+            warns then, and refuses nothing.
+        """
+        found = self.distances(look, list(self.looks.values()))
+        least = {"colour": LEAST_COLOUR, "sharpness": LEAST_SHARPNESS}
+        limits, worst, why = self.limits or least, 0, []
+
+        def say(grade: int, reason: str) -> None:
+            nonlocal worst
+            worst = max(worst, grade)
+            why.append(reason)
+
+        if not self.limits:
+            say(1, "the model learnt from one patient, which says nothing of how others differ")
+        if not look.stained and all(one.stained for one in self.looks.values()):
+            say(2, "two stains cannot be told apart in it")
+        if found["colour"] > limits["colour"]:
+            far = found["colour"] > FAR_COLOUR * limits["colour"]
+            said = f"its colours differ by {found['colour']:.1f} CIELAB units from the nearest training section's"
+            say(2 if far else 1, f"{said} (limit {limits['colour']:.1f}): another {'stain' if far else 'laboratory'}?")
+        if abs(found["sharpness"]) > limits["sharpness"]:
+            blurred, far = found["sharpness"] < 0, abs(found["sharpness"]) > FAR_SHARPNESS
+            factor = np.exp(abs(found["sharpness"]))
+            said = f"its fine contrast is {factor:.1f} times {'less' if blurred else 'more'} than in training sections"
+            cause = "out of focus, or its pixels are finer than said" if blurred else "pixels coarser than said"
+            say(2 if far and not reduced else 1, f"{said}: {cause}?")
+        if found["shift"] > limits.get("shift", np.inf):
+            said = f"the features that the model reads have shifted by {found['shift']:.2f} deviations"
+            say(1, f"{said} (limit {limits['shift']:.2f})")
+        measured = {**found, **{f"{name}_limit": value for name, value in limits.items()}}
+        return Verdict(WORDS[worst], tuple(why), {name: v for name, v in measured.items() if np.isfinite(v)})
+
+    def out_of_focus(self, sharpness: np.ndarray) -> np.ndarray:
+        """Return (n,) bool: spots less sharp than nearly all of the training sections'; False where unknown."""
+        return np.asarray(sharpness, dtype=np.float64) < self.in_focus
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``model.json`` holds."""
+        return {name: look.to_dict() for name, look in self.looks.items()}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return what lies beside the weights: ``gate_means`` (sections, d), ``gate_sd`` (d,), float32; or nothing."""
+        if self.sd is None:
+            return {}
+        means = np.stack([look.features for look in self.looks.values()])
+        return {"gate_means": means.astype(np.float32), "gate_sd": self.sd.astype(np.float32)}
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Gate:
+        """Return what `to_dict` and `state` described."""
+        means = state.get("gate_means")
+        rows = [None] * len(said) if means is None else list(means.astype(np.float64))
+        looks = {name: Look.from_dict(one, row) for (name, one), row in zip(said.items(), rows, strict=True)}
+        sd = state.get("gate_sd")
+        return cls(looks, None if sd is None else sd.astype(np.float64))
+
+
+def without_names(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `Gate.to_dict` made with sections, patients and laboratories numbered, for who need not know them."""
+    numbers: dict[str, dict[str, str]] = {"patient": {"": ""}, "laboratory": {"": ""}}
+    made = {}
+    for at, look in enumerate(said.values()):
+        told = {field: known.setdefault(look[field], f"{field} {len(known)}") for field, known in numbers.items()}
+        made[f"section {at + 1}"] = {**look, **told}
+    return made
+
+
+def own_features(name: str) -> str:
+    """Return the name of the features of spots themselves, without views and surroundings; "" where there are none."""
+    from histocrypt.data.features import PLACES, parts_of, split_context
+
+    own = [part for part in parts_of(name)[0] if not split_context(part)[1] and part != PLACES] if name else []
+    return "+".join(own)
