@@ -335,6 +335,30 @@ def draw_map(
 
 
 @app.command()
+def export(
+    prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; a folder .zarr for spatialdata.")],
+    to: Annotated[str, typer.Option(help="geojson (QuPath), spatialdata, squidpy, csv, ome-tiff, loupe-csv, anndata.")],
+    genes: Annotated[str, typer.Option(metavar="A,B", help="Ids or symbols; default: all, the trusted first.")] = "",
+    layer: Annotated[str | None, typer.Option(metavar="TRANSFORM", help="Default: the main transform.")] = None,
+    colour: Annotated[str | None, typer.Option(metavar="GENE", help="Gene that colours; default: the first.")] = None,
+    section: Annotated[str | None, typer.Option(help="Section, where the file holds several.")] = None,
+    image: Annotated[str | None, typer.Option(help="The slide, where the file does not name it.")] = None,
+    um_per_px: Annotated[float | None, typer.Option(help="Micrometres per full-resolution pixel.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write predictions as the files that QuPath, squidpy, napari and Loupe open (see docs/export.md)."""
+    from histocrypt.export.registry import export as write
+
+    wanted = [gene.strip() for gene in genes.split(",") if gene.strip()]
+    how = {"genes": wanted, "layer": layer, "colour": colour, "section": section, "overwrite": overwrite}
+    said, notes = write(prediction, output, to=to, image=image, um_per_px=um_per_px, **how)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(said)
+
+
+@app.command()
 def score(
     prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad).")],
     truth: Annotated[str, typer.Argument(help="The section with its counts, in any readable format.")],

@@ -453,6 +453,8 @@ def _missing(about: dict[str, Any], section: Section, panel: Panel, say: Callabl
 
 def _said(model: TrainedModel, sections: list[Section], missing: list[str], views: Views, kind: Kind) -> dict[str, Any]:
     """Return what ``uns["prediction"]`` says."""
+    from histocrypt.tissue.preprocess import spot_diameter_um
+
     image = sections[0].image
     return {
         "model": model.about["model"],
@@ -465,6 +467,7 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
         "section": ", ".join(section.id for section in sections),
         "um_per_px": float(sections[0].um_per_px),
         "um_per_px_source": sections[0].um_per_px_source,
+        **({"spot_diameter_um": spot_diameter_um(sections[0])} if kind == "section" else {}),
         "unmeasured_genes": np.array(missing, dtype=str),
         "weights_sha256": model.about["weights"]["sha256"],
         **({"views": views.words} if views.words else {}),

@@ -1,0 +1,1 @@
+"""Wing: predictions as the files that others' programs open, one format a file."""
