@@ -34,6 +34,10 @@ def _print_version(asked: bool) -> None:  # noqa: FBT001  typer calls it so
 BinSize = fhe.BinSize
 Anyway = fhe.Anyway
 Weights = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of encoders' weights, see docs/encoders.md.")]
+Units = Annotated[
+    str | None,
+    typer.Option(metavar="TRANSFORM", help="What values of others are: log1p_cp10k, log1p or log2p1; else unknown."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that lie there, whoever made them.")]
 
 
@@ -367,11 +371,30 @@ def score(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     bin_um: BinSize = None,
+    units: Units = None,
 ) -> None:
-    """Score predictions against measured counts."""
+    """Score predictions, of HistoCrypt or of others, against measured counts."""
     from histocrypt.evaluation.score_file import render, score_files
 
-    typer.echo(render(score_files(prediction, truth, name=section, bin_um=bin_um), as_json=json))
+    typer.echo(render(score_files(prediction, truth, name=section, bin_um=bin_um, units=units), as_json=json))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Predictions (.h5ad), of HistoCrypt or of others.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Others of the same section.")],
+    truth: Annotated[str, typer.Argument(help="The section with its counts, in any readable format.")],
+    section: Annotated[str | None, typer.Option(help="What the predictions call the section.")] = None,
+    units: Units = None,
+    block: Annotated[float, typer.Option(help="Side of the blocks of tissue that are drawn, in spots.")] = 5.0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    bin_um: BinSize = None,
+) -> None:
+    """Compare two predictions of a section: paired differences with intervals by a bootstrap over blocks of tissue."""
+    from histocrypt.evaluation.compare import compare_files, render
+
+    how = {"name": section, "units": units, "block": block, "bin_um": bin_um}
+    typer.echo(render(compare_files(first, second, truth, **how), as_json=json))
 
 
 @app.command("hest-bench")

@@ -142,12 +142,14 @@ def _standardised(values: np.ndarray) -> np.ndarray:
 @metric("spearman", "Spearman", better="higher", tables=("main",))
 def spearman(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return Spearman's rank correlation over spots, gene by gene; ties get average ranks."""
+    return pearson(ranks(true), ranks(predicted))
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return the rank of each spot within its column of (n, g) values, float64; ties get average ranks."""
     from scipy.stats import rankdata
 
-    def ranks(values: np.ndarray) -> np.ndarray:
-        return np.where(is_constant(values), 1.0, rankdata(values, axis=0))  # rounding noise has ranks too
-
-    return pearson(ranks(true), ranks(predicted))
+    return np.where(is_constant(values), 1.0, rankdata(values, axis=0))  # rounding noise has ranks too
 
 
 def within_spot(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation import metrics
 from histocrypt.evaluation.metrics import METRICS, finite_mean
-from histocrypt.pipeline.predictions import join, matrix_of, read_prediction, some, transforms_of
+from histocrypt.pipeline.foreign import adopted, is_foreign, knows_units
+from histocrypt.pipeline.predictions import Joined, join, matrix_of, read_h5ad, some, transforms_of
 from histocrypt.spatial import touching
 from histocrypt.targets.matrix import noun
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from histocrypt.sections.section import Section
+
+UNITLESS = ("pearson", "spearman")
+"""Metrics of values whose units nobody states."""
 
 
 @dataclass(frozen=True)
@@ -45,46 +54,44 @@ class ScoreResult:
     """What could not be scored, by name."""
 
 
-def score_files(prediction: Path, truth: str, *, name: str | None = None, bin_um: float | None = None) -> ScoreResult:
+def score_files(
+    prediction: Path, truth: str, *, name: str | None = None, bin_um: float | None = None, units: str | None = None
+) -> ScoreResult:
     """Score a prediction file against a section with its counts.
 
     Parameters
     ----------
     prediction
-        An ``.h5ad`` written by ``histocrypt predict`` or by a run.
+        An ``.h5ad`` written by ``histocrypt predict`` or by a run, or any of spots x genes, see `pipeline.foreign`.
     truth
         The section, in any readable format.
     name
         What the prediction calls it, where that is not its own id.
     bin_um
         Side of the squares that Visium HD or Xenium is summed to, micrometres; else the format's own.
+    units
+        What the values of a file of others are, of `foreign.UNITS`; None: unknown, and only `UNITLESS` are scored.
 
     Raises
     ------
     InputError
-        If either cannot be read, the first is not a prediction or one on a grid, or they share no spot or no gene.
+        If either cannot be read, the first is on a grid, or they share no spot or no gene.
     """
     from histocrypt.sections.read import read_path
 
-    predicted = read_prediction(Path(prediction))
-    if "points" in predicted.uns["prediction"]:  # their names may be those of an ST array's spots elsewhere
-        raise InputError(
-            "is predicted on a grid, whose points are no measured spots",
-            file=prediction,
-            field="uns['prediction']['points']",
-            fix="predict the section without --spacing",
-        )
+    read = read_h5ad(Path(prediction), what="prediction file")
+    if units is not None and not is_foreign(read):
+        raise InputError("states its own units", file=prediction, field="--units", value=units, fix="leave it out")
     section = read_path(truth, bin_um=bin_um, counts_only=True)
-    try:
-        pair = join(predicted, section.adata, name or section.id)
-    except InputError as error:
-        raise error.of_file(prediction) from error
+    predicted, pair, joined = join_file(read, section, file=prediction, name=name, units=units)
+    unscored = [metric for metric in METRICS if metric not in UNITLESS and not knows_units(predicted)]
     graph = touching(pair.coords)
     matrix = matrix_of(predicted)
     means, genes, flat, within = {}, {}, {}, {}
     for transform in transforms_of(predicted):
         true, values = pair.true[transform], pair.predicted[transform]
         scored = metrics.per_gene(true, values, graph)
+        scored |= {metric: np.full(len(pair.genes), np.nan) for metric in unscored}
         usable = ~scored["constant_truth"]
         means[transform] = {name: finite_mean(scored[name][usable]) for name in METRICS}
         flat[transform] = int((scored["constant_prediction"] & usable).sum())
@@ -107,8 +114,46 @@ def score_files(prediction: Path, truth: str, *, name: str | None = None, bin_um
         within_spot=within,
         matrix=matrix,
         symbols=dict(zip(pair.genes.tolist(), pair.symbols.tolist(), strict=True)),
-        notes=_notes(pair, scored["constant_truth"], section.dropped, f"{noun(matrix)}s"),
+        notes=joined + _notes(pair, scored["constant_truth"], section.dropped, f"{noun(matrix)}s"),
     )
+
+
+def join_file(
+    read: AnnData, section: Section, *, file: str | Path, name: str | None, **how: Any
+) -> tuple[AnnData, Joined, list[str]]:
+    """Put what was read of a prediction file, of this project or of others, beside a section's counts.
+
+    Parameters
+    ----------
+    read
+        As read from ``file``.
+    name
+        What the prediction calls the section, where that is not its own id.
+    how
+        To `foreign.adopted`.
+
+    Returns
+    -------
+    The predictions; those beside what was measured; notes on how a file of others was joined.
+
+    Raises
+    ------
+    InputError
+        If it is on a grid, or they share no spot or no gene.
+    """
+    called = name or section.id
+    predicted, notes = adopted(read, section.adata, name=called, path=file, **how)
+    if "points" in predicted.uns["prediction"]:  # their names may be those of an ST array's spots elsewhere
+        raise InputError(
+            "is predicted on a grid, whose points are no measured spots",
+            file=file,
+            field="uns['prediction']['points']",
+            fix="predict the section without --spacing",
+        )
+    try:
+        return predicted, join(predicted, section.adata, called), notes
+    except InputError as error:
+        raise error.of_file(file) from error
 
 
 def _within(true: np.ndarray, values: np.ndarray, var: Any, names: np.ndarray, transform: str) -> dict[str, float]:
