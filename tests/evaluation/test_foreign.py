@@ -50,6 +50,14 @@ def test_values_without_units_get_the_correlations_that_ours_get(world, tmp_path
     assert told.means["log1p_cp10k"] == pytest.approx(known.means["log1p_cp10k"], abs=1e-5)
 
 
+def test_units_that_a_file_states_are_believed(world, tmp_path):
+    _, truth, theirs = world
+    theirs.uns["prediction"] = {"transform": "log1p_cp10k"}
+    found = score_files(put(theirs, tmp_path / "heads.h5ad"), str(truth))
+    assert list(found.means) == ["log1p_cp10k"]
+    assert np.isfinite(found.means["log1p_cp10k"]["mse"])
+
+
 def as_column(theirs):
     theirs.obs["spot_name"] = theirs.obs_names.to_numpy()
     theirs.obs_names = [str(number) for number in range(theirs.n_obs)]

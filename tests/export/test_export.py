@@ -17,6 +17,7 @@ from histocrypt.errors import InputError
 from histocrypt.export.registry import FORMATS, export, format_of
 
 NAMES = ["ERBB2", "TWIN (ENSG00000000004)", "ACTB", "TWIN (ENSG00000000003)"]  # as training trusts them
+GENE = "ENSG00000000002"
 RGB = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}, "minItems": 3, "maxItems": 3}
 QUPATH = {  # what qupath.lib.io.QuPathTypeAdapters reads of a collection, and of which type; nothing else is looked at
     "type": "object",
@@ -125,6 +126,31 @@ def test_a_grid_is_of_squares_and_size_that_nobody_says_is_said(make, tmp_path):
     assert sorted(map(tuple, ring[:-1])) == [(0, 0), (0, 50), (50, 0), (50, 50)]
     _, notes = export(make("b", spot_diameter_um=None), tmp_path / "c.csv", to="csv")
     assert len(notes) == 1
+
+
+def test_regions_are_discs_and_say_where_their_outlines_are(make):
+    path = make(points="regions that others drew")
+    prediction = ad.read_h5ad(path)
+    prediction.uns["regions"] = {"file": "cells.geojson"}
+    prediction.write_h5ad(path)
+    _, (note,) = export(path, path.with_name("a.geojson"), to="geojson")
+    assert "cells.geojson" in note
+
+
+def test_what_is_said_of_genes_goes_along(make):
+    path = make()
+    prediction = ad.read_h5ad(path)
+    prediction.var["half_width:log1p_cp10k"] = [1.0, 2.0, 3.0, 4.0]
+    prediction.var["patients"] = 3
+    prediction.write_h5ad(path)
+    export(path, path.with_name("out.h5ad"), to="anndata")
+    var = ad.read_h5ad(path.with_name("out.h5ad")).var
+    assert list(var) == ["gene_ids", "training_pearson", "half_width", "patients"]
+    assert var.loc["ERBB2", "half_width"] == 2.0
+    genes = collection(path)["histocrypt"]["genes"]
+    assert genes[0] == {"id": GENE, "name": "ERBB2", "training_pearson": 0.6, "half_width": 2.0, "patients": 3}
+    export(path, path.with_name("out.h5ad"), to="anndata", layer="log1p")
+    assert list(ad.read_h5ad(path.with_name("out.h5ad")).var) == ["gene_ids", "training_pearson", "patients"]
 
 
 def test_genes_and_layers_are_chosen(make):
@@ -275,6 +301,9 @@ def test_what_lies_there_is_kept(make):
         assert (refused.value.file, refused.value.field) == (there, "--output")
         assert there.read_bytes() == before
     export(path, out, to="geojson", overwrite=True)
+    with pytest.raises(InputError) as refused:
+        export(path, path, to="anndata", overwrite=True)
+    assert (refused.value.file, refused.value.field) == (path, "--output")
     with pytest.raises(InputError) as refused:
         export(path, path.with_name("a.txt"), to="csv")
     assert refused.value.field == "--output"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +65,9 @@ class Content:
     """(g,) str, no two alike: symbols, with the id in brackets where two genes share one."""
     values: np.ndarray
     """(n, g) float32."""
-    trust: np.ndarray | None
-    """(g,) float64 correlation on training sections left out; None where the model does not tell."""
+    told: pd.DataFrame
+    """(g, ...) what the prediction says of each gene beyond its names; where the model tells it, ``training_pearson``,
+    the correlation on training sections left out."""
     more: pd.DataFrame
     """(n, ...) numbers of each spot beyond genes, such as the probability of tumour."""
     coords: np.ndarray
@@ -90,9 +92,8 @@ class Content:
         import anndata
         import pandas as pd
 
-        var = pd.DataFrame({"gene_ids": self.genes}, index=pd.Index(self.names.astype(str), name="gene"))
-        if self.trust is not None:
-            var["training_pearson"] = self.trust
+        var = self.told.set_axis(pd.Index(self.names.astype(str), name="gene"))
+        var.insert(0, "gene_ids", self.genes)
         obs = self.more.set_axis(pd.Index(self.barcodes.astype(str), name="barcode")).assign(section=self.section)
         return anndata.AnnData(self.values, obs=obs, var=var, obsm={"spatial": self.coords})
 
@@ -157,9 +158,8 @@ def read_content(
     if layer is not None and layer not in transforms:
         raise unknown_name("layer", layer, transforms, file=path, field="--layer")
     transform = layer or transforms[0]
-    trust = f"{TRUST}:{transform}"
-    known = prediction.var[trust].to_numpy(dtype=np.float64) if trust in prediction.var else None
-    chosen = _genes(prediction, genes, known, path)
+    told = _told(prediction.var, transform, transforms)
+    chosen = _genes(prediction, genes, told[TRUST].to_numpy(dtype=np.float64) if TRUST in told else None, path)
     shown = 0
     if colour is not None:
         (wanted,) = _columns(prediction, [colour], path, "--colour")
@@ -184,7 +184,7 @@ def read_content(
         genes=prediction.var_names.to_numpy(dtype=str)[chosen],
         names=_names(prediction)[chosen],
         values=np.asarray(prediction.layers[transform], dtype=np.float32)[:, chosen],
-        trust=None if known is None else known[chosen],
+        told=told.iloc[chosen],
         more=prediction.obs.drop(columns=list(NAMES_OF_SPOTS), errors="ignore").select_dtypes("number"),
         coords=coords,
         size_px=size,
@@ -201,12 +201,14 @@ def read_content(
 def _section(prediction: AnnData, section: str | None, path: str | Path) -> np.ndarray:
     here = prediction.obs["section"].astype(str).to_numpy()
     known = sorted(set(here))
+    if not known:
+        raise InputError("holds no spot", file=path, field="obs")
     if section is None and len(known) > 1:
         expected = "one of " + ", ".join(known[:10])
         raise InputError(f"holds {len(known)} sections", file=path, field="--section", expected=expected)
     if section is not None and section not in known:
         raise unknown_name("section", section, known, file=path, field="--section")
-    return here == (section or (known[0] if known else ""))
+    return here == (section or known[0])
 
 
 def _genes(prediction: AnnData, wanted: Sequence[str], trust: np.ndarray | None, path: str | Path) -> np.ndarray:
@@ -215,6 +217,20 @@ def _genes(prediction: AnnData, wanted: Sequence[str], trust: np.ndarray | None,
     if trust is None:
         return np.arange(prediction.n_vars)
     return np.argsort(-np.nan_to_num(trust, nan=-np.inf), kind="stable")
+
+
+def _told(var: pd.DataFrame, transform: str, transforms: Sequence[str]) -> pd.DataFrame:
+    """Return the columns of ``var`` that are of all transforms, or of one, ``<column>:<transform>``; names left out."""
+    import pandas as pd
+
+    kept = {}
+    for column in var:
+        name, _, of = str(column).rpartition(":")
+        if name and of in transforms:
+            kept |= {name: var[column]} if of == transform else {}
+        elif column not in ("symbol", "head"):
+            kept[str(column)] = var[column]
+    return pd.DataFrame(kept, index=var.index)
 
 
 def _columns(prediction: AnnData, wanted: Sequence[str], path: str | Path, field: str) -> list[int]:
@@ -263,13 +279,13 @@ def _shape(
 ) -> tuple[float, bool, list[str]]:
     """Return the size of a spot in pixels, whether it is a square, and what is taken for granted about it."""
     pitch = spot_pitch(coords, alone=100.0)
+    if "regions" in prediction.uns:
+        outlines = as_mapping(prediction.uns["regions"]).get("file", "the file that they are from")
+        return pitch / 2, False, [f"regions are discs at their centres; their outlines lie in {outlines}"]
     if "points" in about or "places" in about or bin_size(prediction.obs["barcode"].astype(str)):
         return pitch, True, []
     told = as_mapping(cleaned.uns.get("preprocessing"))
-    size, pixel = (
-        about.get("spot_diameter_um") or told.get("spot_diameter_um"),
-        about.get("um_per_px") or told.get("um_per_px"),
-    )
+    size, pixel = (about.get(one) or told.get(one) for one in ("spot_diameter_um", "um_per_px"))
     if size and pixel:
         return float(size) / float(pixel), False, []
     return pitch / 2, False, ["the file does not say how large spots are: they are half as wide as they lie apart"]
@@ -281,9 +297,9 @@ def _picture(
     """Return the slide, small, and its scale: as given, as the file names it, or of the run that the file lies in."""
     from histocrypt.evaluation.maps import backdrop
 
-    path = given or about.get("image")
-    if given is None and path and not Path(path).exists():
-        return None, 1.0
-    if path:
-        return open_image(path).thumbnail(LONGEST_SIDE)
+    if given is not None:
+        return open_image(given).thumbnail(LONGEST_SIDE)
+    if "image" in about:
+        with suppress(InputError):  # it has moved, or is of patches, which only their section lays out
+            return open_image(about["image"]).thumbnail(LONGEST_SIDE)
     return backdrop(cleaned, tiles if cleaned.n_obs else Path())

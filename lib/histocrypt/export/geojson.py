@@ -38,11 +38,10 @@ def write(content: Content, path: Path) -> None:
 
 
 def _about(content: Content) -> dict[str, Any]:
-    trust = [None] * len(content.genes) if content.trust is None else content.trust.tolist()
-    genes = [
-        {"id": gene, "name": name, "training_pearson": told if told is not None and np.isfinite(told) else None}
-        for gene, name, told in zip(content.genes.tolist(), content.names.tolist(), trust, strict=True)
-    ]
+    import pandas as pd
+
+    names = pd.DataFrame({"id": content.genes, "name": content.names})
+    genes = json.loads(names.join(content.told.reset_index(drop=True)).to_json(orient="records"))
     named = {"section": content.section, "model": content.model, "values": content.transform}
     return {"made": MADE, **named, "coloured_by": str(content.names[content.shown]), "genes": genes}
 

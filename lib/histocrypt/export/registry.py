@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.files import ZARR, atomic_path, claim, partial_path
+from histocrypt.files import ZARR, atomic_path, claim, partial_path, same_file
 
 if TYPE_CHECKING:
     from histocrypt.export.content import Content, Format
@@ -83,6 +83,8 @@ def export(
         raise InputError(
             f"is no name for {to}", file=output, field="--output", expected=f"one that ends in {form.suffix}"
         )
+    if same_file(output, prediction):
+        raise InputError("would be written over what is read", file=output, field="--output", fix="choose another name")
     store = form.suffix == ".zarr" and output.is_dir() and not output.is_symlink()
     if not (store and overwrite and any((output / name).is_file() for name in ZARR)):
         claim(output, inputs=(prediction, image), mine=form.mine, overwrite=overwrite)
