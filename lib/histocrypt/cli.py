@@ -254,6 +254,7 @@ def predict(
                 batch_size=batch_size,
                 regions=None if regions is None else str(regions),
                 regions_within_um=regions_within,
+                anyway=anyway,
             )
         )
     if json:

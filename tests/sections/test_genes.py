@@ -11,7 +11,7 @@ from tests.space_ranger import write_space_ranger
 
 from histocrypt.errors import InputError
 from histocrypt.options import SectionSource
-from histocrypt.pipeline.predict import check_fit
+from histocrypt.pipeline.compatibility import check_fit
 from histocrypt.sections.genes import ABSENT, SEVERAL, GeneNames, meant_by, places, why_apart
 from histocrypt.sections.read import find_sections, read_path, read_section
 from histocrypt.targets.panels import Panel

@@ -16,7 +16,8 @@ from histocrypt.evaluation.score_file import score_files
 from histocrypt.explore.survey import study_sections
 from histocrypt.files import read_json, write_json
 from histocrypt.pipeline.checkpoints import load_model
-from histocrypt.pipeline.predict import check_fit, predict_section, prepare_section, unlike_training
+from histocrypt.pipeline.compatibility import check_fit, unlike_training
+from histocrypt.pipeline.predict import predict_section, prepare_section
 from histocrypt.pipeline.train import train_fold
 from histocrypt.sections.image import open_image
 from histocrypt.sections.read import read_path, read_section

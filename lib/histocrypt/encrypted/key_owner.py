@@ -162,8 +162,9 @@ def prepare(
         calibrated for.
     """
     from histocrypt.data.features import reaches_of
+    from histocrypt.pipeline.compatibility import check_fit, unlike_training
     from histocrypt.pipeline.gating import judge
-    from histocrypt.pipeline.predict import check_fit, prepare_section, said_of_surroundings, unlike_training
+    from histocrypt.pipeline.predict import prepare_section, said_of_surroundings
     from histocrypt.sections.genes import GeneNames, meant_by
     from histocrypt.sections.read import read_path
     from histocrypt.targets.panels import Panel, read_gene_list

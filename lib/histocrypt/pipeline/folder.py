@@ -22,11 +22,15 @@ from multiprocessing import connection, context, get_all_start_methods, get_cont
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from histocrypt import __version__, paths
 from histocrypt.errors import InputError
 from histocrypt.files import digest_of, read_json, write_json
 from histocrypt.machine import peak_gib, versions
 from histocrypt.pipeline.listing import OURS, Slide
+from histocrypt.trust.gate import WORDS
+from histocrypt.trust.origin import refuses
 
 FORMAT, VERSION = "histocrypt folder of slides", 1
 STATE, PREDICTION, REGIONS, LOG = "state.json", "prediction.h5ad", "prediction.regions.h5ad", "log.txt"
@@ -58,6 +62,8 @@ class Settings:
     regions: str | None = None
     """A GeoJSON where there is one slide, else a folder of them, each named as its slide."""
     regions_within_um: float | None = None
+    anyway: bool = False
+    """Go on where the model is not for the tissue or the slide, and say so."""
 
 
 @dataclass(frozen=True)
@@ -403,7 +409,7 @@ def work(task: Task) -> None:
         try:
             found = {**_head(task, PREDICTED), **_predicted(task, notes)}
         except InputError as error:
-            found = _failed(task, str(error))
+            found = _failed(task, str(error)) | ({"slide": {"verdict": WORDS[-1], "why": []}} if refuses(error) else {})
         except MemoryError:
             found = _failed(task, "there is not memory enough for it on this machine.")
         except OSError as error:
@@ -476,6 +482,14 @@ def _predicted(task: Task, notes: list[str]) -> dict[str, Any]:
         "spacing_um": how["spacing_um"],
         "um_per_px": float(about["um_per_px"]),
         "um_per_px_source": str(about["um_per_px_source"]),
+        "slide": _judged(about),
         **more,
         "sha256": {path.name: digest_of(path, "sha256") for path in written},
     }
+
+
+def _judged(about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the verdict on a slide, and why; None where the model could not tell."""
+    if (said := about.get("slide")) is None:
+        return None
+    return {"verdict": str(said["verdict"]), "why": np.atleast_1d(said["why"]).astype(str).tolist()}

@@ -12,11 +12,14 @@ from histocrypt.data.fold_statistics import read_clean_section
 from histocrypt.errors import InputError
 from histocrypt.trust import conformal
 from histocrypt.trust.gate import WORDS, Gate, Look, Verdict, own_features
-from histocrypt.trust.origin import ANYWAY, origin_of
+from histocrypt.trust.origin import ANYWAY, origin_of, origin_words
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from histocrypt.data.folds import Fold
     from histocrypt.data.load import Spots
+    from histocrypt.pipeline.checkpoints import TrainedModel
     from histocrypt.predictors.predictability import Predictability
     from histocrypt.study import Study
     from histocrypt.targets.transforms import TargetStatistics
@@ -157,3 +160,40 @@ def checked(verdict: Verdict, *, file: Any, anyway: bool) -> Verdict:
         problem = f"is no slide for this model: {'; '.join(verdict.reasons)}"
         raise InputError(problem, file=file, field="slide", value=verdict.word, fix=ANYWAY)
     return verdict
+
+
+def said_of_trust(about: Mapping[str, Any], verdicts: Sequence[Verdict | None]) -> dict[str, Any]:
+    """Return what ``uns["prediction"]`` says of a model's origin and of the slide; of several, of the worst.
+
+    Parameters
+    ----------
+    about
+        What ``model.json``, or the public part of an encrypted one, says.
+    verdicts
+        Of `judge`; None where the model cannot tell.
+    """
+    said: dict[str, Any] = {"origin": origin_words(about.get("origin"))}
+    judged = [verdict for verdict in verdicts if verdict is not None]
+    if judged:
+        worst = max(judged, key=lambda verdict: WORDS.index(verdict.word))
+        why = np.array(worst.reasons, dtype=str)
+        said["slide"] = {"verdict": worst.word, "why": why, **worst.measured}
+    return said
+
+
+def add_trust(adata: AnnData, model: TrainedModel, sharpness: np.ndarray | None) -> None:
+    """Add intervals to ``var`` and what is known of focus to ``obs``, with their promise in ``uns``.
+
+    ``var["half_width:<transform>"]`` is about values, ``var["half_width_within:<transform>"]`` about differences from a
+    section's mean; ``obs["sharpness"]`` is that of the spot's tile, ``obs["out_of_focus"]`` what the gate makes of it.
+    """
+    for transform in model.about["transforms"]:
+        names = [f"{transform}:{gene}" for gene in adata.var_names]
+        for kind, (widths, promise) in intervals_of(model.about, names).items():
+            column = "half_width" if kind == "value" else "half_width_within"
+            adata.var[f"{column}:{transform}"] = widths
+            adata.uns["prediction"] = {**adata.uns["prediction"], "intervals": promise}
+    if sharpness is not None:
+        adata.obs[SHARPNESS] = sharpness
+        if model.gate is not None:
+            adata.obs["out_of_focus"] = model.gate.out_of_focus(sharpness)

@@ -27,8 +27,9 @@ from histocrypt.data.load import Spots, spot_names
 from histocrypt.errors import InputError
 from histocrypt.files import claim
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
+from histocrypt.pipeline.compatibility import absent_genes, missing_genes, unlike_training
 from histocrypt.pipeline.csv_files import CSV_FILES, check_submission, made_with, write_csv, write_submission
-from histocrypt.pipeline.gating import SHARPNESS, checked, intervals_of, judge
+from histocrypt.pipeline.gating import SHARPNESS, add_trust, checked, judge, said_of_trust
 from histocrypt.pipeline.inputs import GRID_UM, sections_to_predict
 from histocrypt.pipeline.predictions import (
     add_heads,
@@ -40,17 +41,16 @@ from histocrypt.pipeline.predictions import (
 from histocrypt.pipeline.regions import check_on_image, predicted_regions, read_regions
 from histocrypt.pipeline.views import Views, mapped, predict_views, recut
 from histocrypt.predictors.predictability import correlations_of
-from histocrypt.predictors.registry import MODELS, NEEDS_COUNTS
-from histocrypt.sections.genes import GeneNames, why_apart
+from histocrypt.predictors.registry import MODELS
 from histocrypt.sections.image import PatchMosaic
 from histocrypt.spatial import FEW, few_around, surroundings
-from histocrypt.targets.matrix import columns_of, depth, has_counts, noun
+from histocrypt.targets.matrix import depth, noun
 from histocrypt.targets.panels import Panel
 from histocrypt.tissue.grid import is_patch_folder, widest
 from histocrypt.tissue.ring import ring_reach
 from histocrypt.tissue.tiles import Places, read_places
-from histocrypt.trust.gate import WORDS, Look, Verdict, own_features
-from histocrypt.trust.origin import check_origin, origin_words
+from histocrypt.trust.gate import Look, Verdict, own_features
+from histocrypt.trust.origin import check_origin
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,11 +62,6 @@ Kind = Literal["section", "grid", "patches"]
 """What is predicted: a section's own spots, a grid over a slide, or single patches."""
 PIXELS_A_PATCH = 4000
 """Pixels of a patch from which its section's stain is estimated."""
-
-COARSEST = 2.0
-"""A section may have pixels up to this many times coarser than what the model learnt from."""
-ALIKE = 1.2
-"""Ratio of sizes beyond which a difference is said: Visium's spots measure 55 um by one definition, 65 by another."""
 
 
 @dataclass(frozen=True)
@@ -323,11 +318,11 @@ def predict_section(
     how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "spacing_um": spacing_um}
     sections = sections_to_predict(model.about, path, **how, name=name, patient=patient)
     panel = Panel.from_dict(model.about["panel"])
-    missing = sorted({gene for section in sections for gene in _missing(model.about, section, panel, say)})
+    missing = sorted({gene for section in sections for gene in missing_genes(model.about, section, panel, say)})
     kind = "patches" if is_patch_folder(path) else "section" if spacing_um is None else "grid"
     odd = [note for section in sections for note in unlike_training(model.about, section, spots=kind == "section")]
     for section in sections:
-        fits = {"missing": _absent(model.about, section, panel), "genes": len(panel), "anyway": anyway}
+        fits = {"missing": absent_genes(model.about, section, panel), "genes": len(panel), "anyway": anyway}
         odd += check_origin(model.about.get("origin"), section, **fits)
     if model.gate is None:
         odd.append("the model does not know what its training slides looked like, and this one is not judged")
@@ -363,7 +358,9 @@ def predict_section(
             if part.verdict is not None and part.verdict.reasons:
                 say(f"{section.id}: {part.verdict.words}")
         whole = PredictedPart.joined(parts)
-        about = _said(model, sections, missing, views, kind) | said_of_trust(model, parts)
+        about = _said(model, sections, missing, views, kind) | said_of_trust(
+            model.about, [part.verdict for part in parts]
+        )
         about |= {"laboratory": laboratory} if laboratory else {}
         write_predictions(
             output,
@@ -375,7 +372,7 @@ def predict_section(
             about=about,
             scaling=model.scaling,
             trust=model.about.get("predictability"),
-            extra=lambda adata: (_add_heads(adata, whole.heads, model), add_trust(adata, model, whole)),
+            extra=lambda adata: (_add_heads(adata, whole.heads, model), add_trust(adata, model, whole.sharpness)),
         )
     if drawn is not None:
         adata, told = predicted_regions(read_prediction(output), drawn, file=regions, within_um=regions_within_um)
@@ -437,20 +434,6 @@ def _set_up(model: TrainedModel, *, average_symmetries: bool | None, batch_size:
         model.predictor.averages_symmetries = False
 
 
-def _missing(about: dict[str, Any], section: Section, panel: Panel, say: Callable[[str], None]) -> list[str]:
-    """Check that a model fits a section; return, and say, what of the panel it did not measure."""
-    missing = check_fit(about, section, panel)
-    labelled = has_counts(section.adata) if panel.matrix is None else len(missing) < len(panel)
-    if missing and labelled:
-        some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        note = f"{len(missing)} of {len(panel)} {noun(panel.matrix)}s are not measured in {section.id} ({some})"
-        if panel.matrix is None and 2 * len(missing) > len(panel):
-            own, measured = GeneNames.of(panel.genes, panel.symbols), GeneNames.of(section.adata.var)
-            note += f"; {why_apart(own, 'the model', measured, section.id)[0]}"
-        say(f"{note}; they are predicted all the same, and scoring skips them")
-    return missing
-
-
 def _said(model: TrainedModel, sections: list[Section], missing: list[str], views: Views, kind: Kind) -> dict[str, Any]:
     """Return what ``uns["prediction"]`` says."""
     from histocrypt.tissue.preprocess import spot_diameter_um
@@ -475,35 +458,6 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
         **({"points": "of a grid over the image, no spots of the section"} if kind == "grid" else {}),
         **({"places": "side by side, since patches do not say where they lie"} if kind == "patches" else {}),
     }
-
-
-def said_of_trust(model: TrainedModel, parts: list[PredictedPart]) -> dict[str, Any]:
-    """Return what ``uns["prediction"]`` says of a model's origin and of the slide; of several, of the worst."""
-    said: dict[str, Any] = {"origin": origin_words(model.about.get("origin"))}
-    judged = [part.verdict for part in parts if part.verdict is not None]
-    if judged:
-        worst = max(judged, key=lambda verdict: WORDS.index(verdict.word))
-        why = np.array(worst.reasons, dtype=str)
-        said["slide"] = {"verdict": worst.word, "why": why, **worst.measured}
-    return said
-
-
-def add_trust(adata: AnnData, model: TrainedModel, part: PredictedPart) -> None:
-    """Add intervals to ``var`` and what is known of focus to ``obs``, with their promise in ``uns``.
-
-    ``var["half_width:<transform>"]`` is about values, ``var["half_width_within:<transform>"]`` about differences from a
-    section's mean; ``obs["sharpness"]`` is that of the spot's tile, ``obs["out_of_focus"]`` what the gate makes of it.
-    """
-    for transform in model.about["transforms"]:
-        names = [f"{transform}:{gene}" for gene in adata.var_names]
-        for kind, (widths, promise) in intervals_of(model.about, names).items():
-            column = "half_width" if kind == "value" else "half_width_within"
-            adata.var[f"{column}:{transform}"] = widths
-            adata.uns["prediction"] = {**adata.uns["prediction"], "intervals": promise}
-    if part.sharpness is not None:
-        adata.obs[SHARPNESS] = part.sharpness
-        if model.gate is not None:
-            adata.obs["out_of_focus"] = model.gate.out_of_focus(part.sharpness)
 
 
 def _features_of(model: TrainedModel) -> str:
@@ -548,97 +502,6 @@ def _add_heads(adata: AnnData, heads: dict[str, np.ndarray], model: TrainedModel
     if MODELS[model.about["model"]].has_heads:
         add_heads(adata, heads, model.predictor)
     model.predictor.add_layers(adata, model.scaling)
-
-
-def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:
-    """Check that a model fits a section, before any work; return the panel's genes that the section did not measure.
-
-    Raises
-    ------
-    InputError
-        If there is no image, what it really holds is too coarse for the model, or depth is needed and there are no
-        counts.
-    """
-    file = section.files[0] if section.files else section.id
-    if section.image is None:
-        raise InputError(
-            "has no image, and a model of histology needs one", file=file, field=section.id, fix="name it with --image"
-        )
-    geometry = about["geometry"]
-    detail, (_, coarsest) = section.detail_um, _seen_detail(geometry)
-    if detail > COARSEST * coarsest:
-        reduced = f", as the picture is a reduced one of {detail:.3g} µm/px" if detail > section.um_per_px else ""
-        raise InputError(
-            f"the image is too coarse for this model: a tile of {geometry['tile_um']:g} µm has "
-            f"{geometry['tile_um'] / detail:.0f} pixels{reduced}",
-            file=section.image.path,
-            field="um_per_px",
-            value=round(float(detail), 4),
-            expected=f"at most {COARSEST * coarsest:.3g} µm/px, twice what the model learnt from ({coarsest:.3g})",
-            fix="give the full-resolution image" + (" with --image" if reduced else ", or the right --um-per-px"),
-        )
-    if about["model"] == NEEDS_COUNTS and not (has_counts(section.adata) and section.adata.X.sum() > 0):
-        raise InputError(
-            "depth_only predicts from total counts, and this section has none",
-            file=file,
-            field="X",
-            fix="use another model",
-        )
-    key = (panel.matrix or "").removeprefix("obsm:")
-    known = panel.matrix is None or key in section.adata.obsm
-    if not known:
-        return list(panel.genes)
-    columns = columns_of(section.adata, panel.genes, panel.symbols, matrix=panel.matrix, section=section.id)
-    return [gene for gene, column in zip(panel.genes, columns, strict=True) if column < 0]
-
-
-def _absent(about: dict[str, Any], section: Section, panel: Panel) -> list[str]:
-    """Return the panel's genes that a section with counts did not measure; none where it predicts a named matrix."""
-    return check_fit(about, section, panel) if panel.matrix is None else []
-
-
-def _seen_detail(geometry: dict[str, Any]) -> tuple[float, float]:
-    """Return the finest and the coarsest detail that a model learnt from, micrometres per pixel.
-
-    A tile holds no more than its pixels, and no more than the pictures that it was cut from.
-    """
-    own = _tile_detail(geometry)
-    low, high = geometry.get("detail_um", (own, own))  # which models of the first version do not say
-    return max(own, low), max(own, high)
-
-
-def _tile_detail(geometry: dict[str, Any]) -> float:
-    return geometry["tile_um"] / min(geometry["tile_px"], geometry["input_px"])
-
-
-def unlike_training(about: dict[str, Any], section: Section, *, spots: bool = True) -> list[str]:
-    """Return notes on how a section differs from those that a model learnt from: detail of pixels, size of spots.
-
-    Parameters
-    ----------
-    about
-        What ``model.json`` says.
-    section
-        With an image.
-    spots
-        Whether spots are such as are measured, and not points of a grid or patches.
-    """
-    from histocrypt.tissue.preprocess import spot_diameter_um
-
-    geometry, notes = about["geometry"], []
-    finest, coarsest = _seen_detail(geometry)
-    detail = max(section.detail_um, _tile_detail(geometry))
-    seen = f"{finest:.3g}" if finest == coarsest else f"{finest:.3g} to {coarsest:.3g}"
-    if detail > ALIKE * coarsest or detail * COARSEST < finest:
-        way = f"holds {section.detail_um:.3g} µm/px, {'coarser' if detail > coarsest else 'finer'}"
-        notes.append(f"{section.image.path}: {way} than what the model learnt from ({seen}).")
-    low, high = geometry.get("spot_um", (0.0, np.inf))
-    size = spot_diameter_um(section) if spots else low
-    if size * ALIKE < low or size > ALIKE * high:
-        learnt = f"{low:.3g} µm" if low == high else f"{low:.3g} to {high:.3g} µm"
-        fix = "; --bin-um asks for another size" if section.bin_um is not None else ""
-        notes.append(f"{section.id}: spots of {size:.3g} µm, where the model learnt from spots of {learnt}{fix}.")
-    return notes
 
 
 def prepare_section(

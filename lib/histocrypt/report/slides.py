@@ -84,8 +84,13 @@ def words_of(state: Mapping[str, Any]) -> dict[str, str]:
         Its ``state.json``; beside it, in ``OUT/<id>/``, lies its prediction. What a word needs of pixels or values is
         to be put there by the slide's own process, see ``then`` of `pipeline.folder.predict_slides`.
     """
-    notes = list(state.get("notes", ()))
-    return {"Notes": " ".join(_sentence(text) for text in ([state["problem"]] if "problem" in state else []) + notes)}
+    problem, judged = state.get("problem"), state.get("slide")
+    word, why = ("", []) if judged is None else (judged["verdict"], judged["why"])
+    if judged is None and state["status"] == PREDICTED:
+        word = "not judged"
+    notes = [note for note in state.get("notes", ()) if not (why and note.endswith("; ".join(why)))]  # said beside
+    said = [*why, *([problem] if problem else notes)]
+    return {"May it be used": word, "Notes": " ".join(map(_sentence, said))}
 
 
 def _sentence(text: str) -> str:

@@ -76,7 +76,7 @@ def check_origin(
     section
         The section, or the grid over a slide. Its ``uns``, and its image, tell whether it is simulated.
     missing
-        Genes of the model's panel that the section did not measure (see `pipeline.predict.check_fit`).
+        Genes of the model's panel that the section did not measure (see `pipeline.compatibility.check_fit`).
     genes
         Size of the panel.
     anyway
@@ -102,6 +102,11 @@ def check_origin(
         problem, few = "measures none of the model's genes", ", ".join(missing[:3])
         _refuse(problem, notes, anyway=anyway, file=file, field="var_names", value=section.id, expected=f"e.g. {few}")
     return notes
+
+
+def refuses(error: InputError) -> bool:
+    """Return whether an error says that a model is not to be used, rather than that a file cannot be read."""
+    return (error.fix or "").endswith(ANYWAY)
 
 
 def _refuse(problem: str, notes: list[str], *, anyway: bool, **where: Any) -> None:
