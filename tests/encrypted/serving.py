@@ -21,10 +21,10 @@ import httpx
 import numpy as np
 import pytest
 
-from histocrypt.encrypted.access import read_tokens
 from histocrypt.encrypted.key_owner import Keys, Request
 from histocrypt.encrypted.remote import Server
 from histocrypt.errors import InputError
+from histocrypt.http.access import read_tokens
 
 
 @dataclass

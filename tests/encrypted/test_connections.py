@@ -17,9 +17,9 @@ from tests.encrypted.serving import serving, wait_for
 from tests.encrypted.test_server_limits import certificate  # noqa: F401  a fixture
 
 from histocrypt.encrypted import remote as sending
-from histocrypt.encrypted import server as endpoints
-from histocrypt.encrypted.connections import Door
 from histocrypt.errors import InputError
+from histocrypt.http import guard as guards
+from histocrypt.http.connections import Door
 
 NO_TLS = ssl.create_default_context()
 """Made once: it takes longer than a request."""
@@ -212,8 +212,8 @@ def test_busy_servers_are_waited_for(asked, capsys, monkeypatch):
 def test_an_answer_that_is_not_read(monkeypatch):
     """It goes out piece by piece, and the line is hung up where one is not taken."""
     sent, hung_up = [], []
-    monkeypatch.setattr(endpoints, "PIECE_SECONDS", 0.05)
-    monkeypatch.setattr(endpoints, "PIECE", 10)
+    monkeypatch.setattr(guards, "PIECE_SECONDS", 0.05)
+    monkeypatch.setattr(guards, "PIECE", 10)
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -225,7 +225,7 @@ def test_an_answer_that_is_not_read(monkeypatch):
 
     with Door(socket.create_server(("127.0.0.1", 0))) as door:
         monkeypatch.setattr(door, "hang_up", hung_up.append)
-        guard = endpoints._Guard(app, {"a": "secret"}, door)
+        guard = guards.Guard(app, {"a": "secret"}, door)
         scope = {"type": "http", "path": "/", "headers": [(b"authorization", b"Bearer secret")]}
         scope |= {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2)}
         asyncio.run(guard(scope, None, send))

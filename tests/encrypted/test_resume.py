@@ -18,9 +18,9 @@ from tests.encrypted.test_service import Cutting
 from histocrypt.encrypted import client, messages, remote
 from histocrypt.encrypted.client import Way, send_section
 from histocrypt.encrypted.key_owner import Keys, Request, prepare
-from histocrypt.encrypted.scratch import CLIENT, own_folder, scratch
 from histocrypt.errors import InputError
 from histocrypt.pipeline.predict import predict_section
+from histocrypt.scratch import CLIENT, own_folder, scratch
 
 SPOTS, MESSAGES = 2, 4
 """Few spots go one by one, each of them twice."""
@@ -299,7 +299,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(world, running, sending, 
 def test_tiles_in_the_clear_are_swept(world, tmp_path):
     """A killed process's folder is private, and goes when the next one starts; a living one's stays."""
     script = (
-        "import os, sys, time\nfrom histocrypt.encrypted.scratch import scratch\n"
+        "import os, sys, time\nfrom histocrypt.scratch import scratch\n"
         "with scratch(sys.argv[1]) as folder:\n"
         "    (folder / 'tiles.h5').write_bytes(bytes(1000))\n"
         "    print(folder, flush=True)\n    time.sleep(60)"

@@ -12,9 +12,7 @@ from tests.encrypted.serving import refused, refuses, serving, wait_for
 from typer.testing import CliRunner
 
 from histocrypt.cli import app as cli
-from histocrypt.encrypted import server as endpoints
 from histocrypt.encrypted import sessions
-from histocrypt.encrypted.access import add_token, check_certificate, choose_token, read_tokens
 from histocrypt.encrypted.bundle import load_bundle, load_client
 from histocrypt.encrypted.client import send_section
 from histocrypt.encrypted.compile import compile_model
@@ -22,11 +20,13 @@ from histocrypt.encrypted.evaluator import Model
 from histocrypt.encrypted.extraction import extraction, spots_to_take
 from histocrypt.encrypted.key_owner import Keys
 from histocrypt.encrypted.remote import Server
-from histocrypt.encrypted.scratch import SERVER, own_folder
 from histocrypt.encrypted.server import serve
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
+from histocrypt.http import bodies
+from histocrypt.http.access import add_token, check_certificate, choose_token, read_tokens
 from histocrypt.pipeline.predict import predict_section
+from histocrypt.scratch import SERVER, own_folder
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_slow_bodies(monkeypatch, parts):
     """A client that never gets to the end is not waited for, and each byte buys little time."""
     from starlette.requests import Request as Incoming
 
-    monkeypatch.setattr(endpoints, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(bodies, "GRACE_SECONDS", 0.1)
     left = list(parts)
 
     async def never():
@@ -200,7 +200,7 @@ def test_slow_bodies(monkeypatch, parts):
         await asyncio.sleep(60)
 
     async def read():
-        return [part async for part in endpoints._parts(Incoming({"type": "http", "headers": []}, never), 10)]
+        return [part async for part in bodies.parts(Incoming({"type": "http", "headers": []}, never), 10)]
 
     with pytest.raises(sessions.Refused) as error:
         asyncio.run(read())

@@ -15,7 +15,6 @@ import pytest
 from tests.encrypted.serving import agree, refused, refuses, wait_for
 
 from histocrypt.encrypted import engine, messages
-from histocrypt.encrypted.access import read_tokens
 from histocrypt.encrypted.answers import Answers
 from histocrypt.encrypted.bundle import load_bundle, load_client
 from histocrypt.encrypted.client import send_section
@@ -23,6 +22,7 @@ from histocrypt.encrypted.evaluator import Session
 from histocrypt.encrypted.key_owner import Keys
 from histocrypt.encrypted.messages import check_evaluation_keys
 from histocrypt.errors import InputError
+from histocrypt.http.access import read_tokens
 
 
 @pytest.fixture(autouse=True)

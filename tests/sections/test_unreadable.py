@@ -403,10 +403,10 @@ def test_no_command_waits_for_a_pipe(command, tmp_path):
 
 def test_no_secret_is_read_from_a_pipe(tmp_path):
     from histocrypt.download.fetch import read_token
-    from histocrypt.encrypted.access import check_certificate, read_tokens
     from histocrypt.encrypted.key_owner import Keys
     from histocrypt.encrypted.messages import read_message
     from histocrypt.encrypted.remote import _authorities
+    from histocrypt.http.access import check_certificate, read_tokens
 
     pipe = tmp_path / "secret.key"
     os.mkfifo(pipe, 0o600)

@@ -157,7 +157,7 @@ def token(
     ] = None,
 ) -> None:
     """Make a token for a new client: a line in the server's file, and a file for the client (evaluator)."""
-    from histocrypt.encrypted.access import add_token
+    from histocrypt.http.access import add_token
 
     typer.echo(add_token(name, token_file, output))
 

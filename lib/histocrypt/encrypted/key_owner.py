@@ -22,10 +22,10 @@ from histocrypt.encrypted.answers import NOISE, Answers, check_output, gone, wri
 from histocrypt.encrypted.bundle import best_form, copies_of, forms, is_client, load_client
 from histocrypt.encrypted.parameters import SECURITY_BITS
 from histocrypt.encrypted.resnet.keys import bootstrapping_piece_number, bootstrapping_pieces
-from histocrypt.encrypted.scratch import scratch
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.files import claim, read_json, same_file, write_json
+from histocrypt.scratch import scratch
 
 CHUNK = 256
 """Spots that are looked at together."""

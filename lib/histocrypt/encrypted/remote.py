@@ -21,11 +21,11 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from histocrypt.encrypted.access import choose_token, is_loopback
 from histocrypt.encrypted.bundle import parse_client
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.files import refuse_pipe, write_text
+from histocrypt.http.access import choose_token, is_loopback
 
 if TYPE_CHECKING:
     from histocrypt.encrypted.key_owner import Keys, Request

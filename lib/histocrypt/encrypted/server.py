@@ -28,12 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
-import hmac
-import logging
-import socket
 import sys
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -41,43 +36,29 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import fastapi
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from histocrypt.encrypted.access import check_certificate, is_loopback, read_tokens
 from histocrypt.encrypted.answer_noise import AnswerNoise
 from histocrypt.encrypted.bundle import Bundle, forms, load_bundle
-from histocrypt.encrypted.connections import Door
 from histocrypt.encrypted.evaluator import Model, workers_for
 from histocrypt.encrypted.extraction import extraction
-from histocrypt.encrypted.sessions import Limits, Refused, Store
+from histocrypt.encrypted.sessions import Limits, Store
 from histocrypt.errors import InputError
 from histocrypt.files import read_json
+from histocrypt.http.access import read_tokens
+from histocrypt.http.bodies import parts, read_to_the_end
+from histocrypt.http.connections import Door
+from histocrypt.http.guard import Guard
+from histocrypt.http.refusals import HANDLERS, Refused
+from histocrypt.http.run import address_of, check_reach, listen, run
 
 if TYPE_CHECKING:
     from histocrypt.encrypted.resnet.sessions import KeptStore
 
 PORT = 8423
-MOST_SAID = 600
-"""Characters of a refusal, which may quote what the client sent."""
-BACKLOG = 1024
-"""Connections that the system holds until they are accepted."""
-AT_ONCE = 128
-"""Requests of one client that are answered at once."""
 CHUNK = 4 << 20
 """Bytes of keys in one request."""
-GRACE_SECONDS = 10.0
-SLOWEST = 16 << 10
-"""A body has ``GRACE_SECONDS`` and one more second for each so many bytes that came, on average."""
-BODY_SECONDS = 120.0
-BODY_RATE = 256 << 10
-"""A body must be whole after ``BODY_SECONDS``, or after the time that it takes at so many bytes a second if more."""
-PIECE = 256 << 10
-PIECE_SECONDS = 30.0
-"""Each so many bytes of an answer must be taken in so many seconds."""
 
 
 class Opening(BaseModel):
@@ -109,8 +90,7 @@ def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: D
         sweeping.cancel()
         store.stop()
 
-    handlers = dict.fromkeys((Refused, InputError, RequestValidationError, HTTPException, Exception), _refusal)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life, exception_handlers=handlers)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life, exception_handlers=HANDLERS)
     public = read_json(bundle.client.file)
 
     @app.get("/v1/health")
@@ -124,7 +104,7 @@ def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: D
     @app.post("/v1/sessions", status_code=201)
     async def open_session(request: Request) -> dict[str, Any]:
         try:
-            wanted = Opening.model_validate_json(b"".join([part async for part in _parts(request, 4096)]))
+            wanted = Opening.model_validate_json(b"".join([part async for part in parts(request, 4096)]))
         except ValidationError as error:
             raise Refused(422, 'The body must be {"client": hash, "bytes": size of the evaluation keys}.') from error
         more = {"count": wanted.count} if store.keeps else {}
@@ -139,9 +119,9 @@ def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: D
     @app.put("/v1/sessions/{name}/keys/{offset}")
     async def keys(request: Request, name: str, offset: int) -> dict[str, Any]:
         hosted = store.get(name, request.state.holder)
-        parts = _parts(request, min(hosted.size, CHUNK))
-        async with _read_to_the_end(parts):
-            await store.receive(hosted, offset, parts)
+        body = parts(request, min(hosted.size, CHUNK))
+        async with read_to_the_end(body):
+            await store.receive(hosted, offset, body)
         return {"state": hosted.state, "received": hosted.received, "bytes": hosted.size}
 
     @app.post("/v1/sessions/{name}/requests/{name_of_request}/{index}")
@@ -153,9 +133,9 @@ def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: D
         of: Count,
     ) -> Response:
         hosted = store.get(name, request.state.holder)
-        parts = _parts(request, hosted.client.most_input_bytes)
-        async with _read_to_the_end(parts):
-            result = await store.evaluate(hosted, parts, request=name_of_request, index=index, of=of)
+        body = parts(request, hosted.client.most_input_bytes)
+        async with read_to_the_end(body):
+            result = await store.evaluate(hosted, body, request=name_of_request, index=index, of=of)
         return Response(result, 200 if result else 202, media_type="application/octet-stream")
 
     if store.keeps:
@@ -165,7 +145,7 @@ def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: D
     async def end(request: Request, name: str) -> None:
         store.end(store.get(name, request.state.holder))
 
-    return _Guard(app, tokens, door)
+    return Guard(app, tokens, door)
 
 
 def _add_jobs(app: FastAPI, store: KeptStore) -> None:
@@ -192,119 +172,6 @@ def _add_jobs(app: FastAPI, store: KeptStore) -> None:
             return Response(found, media_type="application/octet-stream")
         said = {"progress": found, "retry_after": RETRY_SECONDS}
         return JSONResponse(said, 202, {"Retry-After": str(RETRY_SECONDS)})
-
-
-async def _refusal(_request: Request, error: Exception) -> Response:
-    """Say in one sentence why there is another answer than the one asked for."""
-    status, sentence, headers = 500, "The server failed; its log says how.", {}
-    if isinstance(error, Refused):
-        status, sentence = error.status, str(error)
-        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    elif isinstance(error, InputError):
-        status, sentence = 422, str(error)
-    elif isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        status, sentence = 422, f"{first['loc'][-1]}: {first['msg']}."
-    elif isinstance(error, HTTPException):
-        status, sentence = error.status_code, f"{error.detail}."
-    return JSONResponse({"error": sentence[:MOST_SAID]}, status, headers)
-
-
-class _Guard:
-    """Lets nobody in without a token, before a body is read; what fails is logged here, not sent."""
-
-    def __init__(self, app: Any, tokens: Mapping[str, str], door: Door) -> None:
-        self._app, self._door = app, door
-        self._names = list(tokens)
-        self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens.values()]
-        self._under_way: Counter[str] = Counter()
-
-    async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        holder = self._holder(dict(scope["headers"]).get(b"authorization", b""))
-        if holder is None:  # its connection goes on waiting, see `connections`, and is not kept
-            answer = JSONResponse({"status": "ok"})
-            if scope["path"] != "/v1/health":
-                sentence = "This needs the server's token: Authorization: Bearer TOKEN."
-                answer = JSONResponse({"error": sentence}, 401, {"WWW-Authenticate": "Bearer"})
-            answer.headers["Connection"] = "close"
-            await answer(scope, receive, send)
-            return
-        with self._door.request(scope):
-            await self._answer(holder, scope, receive, send)
-
-    async def _answer(self, holder: str, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
-        if self._under_way[holder] >= AT_ONCE:
-            sentence = f"At most {AT_ONCE} requests of a client are answered at once."
-            await JSONResponse({"error": sentence}, 429, {"Retry-After": "1"})(scope, receive, send)
-            return
-        scope.setdefault("state", {})["holder"] = holder
-
-        async def send_in_time(message: dict[str, Any]) -> None:
-            """Send piece by piece, so that a client that does not read is noticed."""
-            body, more = message.get("body", b""), message.get("more_body", False)
-            try:
-                for at in range(0, max(len(body), 1), PIECE):
-                    rest = {"body": body[at : at + PIECE], "more_body": more or at + PIECE < len(body)}
-                    async with asyncio.timeout(PIECE_SECONDS):
-                        await send(message | rest)
-            except TimeoutError as error:
-                self._door.hang_up(scope)
-                raise ClientDisconnect from error
-
-        self._under_way[holder] += 1
-        try:
-            await self._app(scope, receive, send_in_time)
-        except ClientDisconnect:
-            return
-        except Exception:
-            logging.getLogger("histocrypt").exception("a request failed")  # the client was told so already
-        finally:
-            self._under_way[holder] -= 1
-
-    def _holder(self, given: bytes) -> str | None:
-        """Return whose token it is, comparing with all of them in constant time."""
-        scheme, _, token = given.partition(b" ")
-        digest = hashlib.sha256(token.strip()).digest()
-        equal = [hmac.compare_digest(digest, wanted) for wanted in self._digests]
-        return self._names[equal.index(True)] if scheme.lower() == b"bearer" and any(equal) else None
-
-
-async def _parts(request: Request, most: int) -> AsyncIterator[bytes]:
-    """Yield a request's body of at most ``most`` bytes; refuse a larger one, unread where it states its size."""
-    too_large = Refused(413, f"The body may have at most {most} bytes.")
-    stated = request.headers.get("content-length", "")
-    if stated and not (stated.isascii() and stated.isdigit() and len(stated) < 20 and int(stated) <= most):
-        raise too_large
-    loop, stream, received = asyncio.get_running_loop(), aiter(request.stream()), 0
-    start, whole = loop.time(), max(BODY_SECONDS, int(stated or most) / BODY_RATE)
-    while True:
-        try:
-            async with asyncio.timeout_at(start + min(whole, GRACE_SECONDS + received / SLOWEST)):
-                part = await anext(stream, None)
-        except TimeoutError as error:
-            said = f"less than {SLOWEST >> 10} KiB a second came, or not all within {whole:.0f} s"
-            raise Refused(408, f"The body came too slowly: {said}.") from error
-        if part is None:
-            return
-        received += len(part)
-        if received > most:
-            raise too_large
-        yield part
-
-
-@asynccontextmanager
-async def _read_to_the_end(parts: AsyncIterator[bytes]) -> AsyncIterator[None]:
-    """Where a client is told to come back later, take the rest of its body, else it would see a broken line alone."""
-    try:
-        yield
-    except Refused as refused:
-        if refused.retry_after is not None:
-            async for _ in parts:
-                pass
-        raise
 
 
 def serve(
@@ -353,41 +220,21 @@ def serve(
     InputError
         If something of that cannot be had.
     """
-    import uvicorn
-
-    if not is_loopback(host) and (token_file is None or not (certificate or insecure_http)):
-        fix = "give --token-file, and --certificate with --private-key (or --insecure-http behind a proxy with TLS)"
-        raise InputError("others can reach this address", field="host", value=host, fix=fix)
-    if certificate or private_key:
-        check_certificate(certificate, private_key)
+    tls = {"certificate": certificate, "private_key": private_key}
+    check_reach(host, token_file=token_file, insecure_http=insecure_http, **tls)
     loaded = load_bundle(bundle)
     token_file = Path(token_file or loaded.folder / "server" / "token")
     tokens = read_tokens(token_file, make=True)
     kept = loaded.client.parameters.bootstrapping is not None
     make = (_kept_store if kept else _store)(loaded, _Wanted(list(tokens), limits, workers, scratch, noise))
-    with Door(_listen(host, port)) as door:
+    with Door(listen(host, port)) as door:
         store = make()
-        address = f"{'https' if certificate else 'http'}://{_shown(host)}:{door.getsockname()[1]}"
+        address = address_of(door, host, tls=certificate is not None)
         greeting = (
             f"serving {loaded.client.about['title']} at {address}, to {', '.join(tokens)} with tokens in {token_file}"
         )
-        config = uvicorn.Config(
-            application(store, loaded, tokens, door, greeting),
-            loop="asyncio:SelectorEventLoop",  # others do not accept connections through `Door`
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            http="h11",
-            ws="none",
-            backlog=BACKLOG,
-            timeout_graceful_shutdown=5,
-            timeout_keep_alive=60,  # `Door` is stricter
-            ssl_certfile=certificate,
-            ssl_keyfile=private_key,
-        )
         try:
-            uvicorn.Server(config).run(sockets=[door])
+            run(application(store, loaded, tokens, door, greeting), door, **tls)
         finally:
             store.stop()
 
@@ -449,10 +296,6 @@ def _kept_store(loaded: Bundle, wanted: _Wanted) -> Callable[[], Store]:
     return lambda: KeptStore(loaded, **how)
 
 
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 def _memory(bundle: Bundle, workers: int, sessions: int) -> int:
     """Return the bytes that so many sessions take; the engine frees the keys of ended ones some time later."""
     held = workers * (sessions + 1 + sessions // 3)
@@ -467,13 +310,3 @@ def _fit(bundle: Bundle, workers: int, limits: Limits) -> Limits:
     while sessions > 1 and _memory(bundle, workers, sessions) > room:
         sessions -= 1
     return dataclasses.replace(limits, sessions=sessions)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Bind before the model is loaded, so that a port in use is known at once."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        problem, fix = f"cannot listen there ({error.strerror})", "choose another --host or --port"
-        raise InputError(problem, field="host", value=f"{_shown(host)}:{port}", fix=fix) from error

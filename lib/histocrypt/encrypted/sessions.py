@@ -21,9 +21,10 @@ from histocrypt.encrypted.bundle import forms
 from histocrypt.encrypted.engine import EngineError
 from histocrypt.encrypted.evaluator import Model
 from histocrypt.encrypted.messages import LONGEST_HEADER
-from histocrypt.encrypted.scratch import SERVER, own_folder
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
+from histocrypt.http.refusals import Refused
+from histocrypt.scratch import SERVER, own_folder
 
 UPLOAD_SECONDS = 120.0
 """A session whose keys do not get on for so long is ended."""
@@ -49,14 +50,6 @@ class Limits:
     """Spots sent by one client, whatever the session."""
     idle_seconds: float = 900.0
     """A session without a request for so long is ended."""
-
-
-class Refused(Exception):
-    """An answer other than the one asked for: HTTP status and one sentence."""
-
-    def __init__(self, status: int, sentence: str, *, retry_after: int | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.retry_after = status, retry_after
 
 
 @dataclass

@@ -27,10 +27,11 @@ from histocrypt.encrypted.bundle import Bundle
 from histocrypt.encrypted.evaluator import Model
 from histocrypt.encrypted.resnet.request import GROUP, PROGRESS, check_tile, cost_of, room_for_layers
 from histocrypt.encrypted.resnet.run import TOGETHER_GIB, EvaluationKeys
-from histocrypt.encrypted.sessions import Hosted, Limits, Refused, Store
+from histocrypt.encrypted.sessions import Hosted, Limits, Store
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.files import read_json, write_json
+from histocrypt.http.refusals import Refused
 
 LIMITS = Limits(spots=256, idle_seconds=24 * 3600.0)
 """What clients may use where the server's owner says nothing: 256 tiles are six hours of two cores."""

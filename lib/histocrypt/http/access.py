@@ -23,11 +23,11 @@ TOKEN = re.compile(rf"[!-~]{{{SHORTEST_TOKEN},256}}")
 FIRST_CLIENT = "client"
 """Name in a token file that the server makes."""
 OF_SERVER = """\
-# Tokens of `histocrypt fhe serve`: one client a line, its name and its token. Keep this file to the server:
+# Tokens of a server: one client a line, its name and its token. Keep this file to the server:
 # `histocrypt fhe token NAME --token-file THIS` adds a client and writes a file with that client's line alone.
 """
 OF_CLIENT = """\
-# The token of {name} for `histocrypt fhe send --token-file`. Who has it uses {name}'s sessions and quotas.
+# The token of {name}, e.g. for `histocrypt fhe send --token-file`. Who has it uses {name}'s sessions and quotas.
 """
 
 
@@ -79,7 +79,7 @@ def read_tokens(path: Path, *, make: bool = False) -> dict[str, str]:
             raise InputError(problem, file=path, field=name, fix=fix)
         tokens[name] = token
     if not tokens:
-        fix = "delete it and start `histocrypt fhe serve`, which makes one"
+        fix = "delete it and start the server, which makes one"
         raise InputError("holds no token", file=path, field="token", expected="NAME TOKEN", fix=fix)
     return tokens
 

@@ -1,0 +1,1 @@
+"""What every server stands on: who may connect, with which token, how bodies are read and answers sent."""
