@@ -398,6 +398,34 @@ def compare(
     typer.echo(render(compare_files(first, second, truth, **how), as_json=json))
 
 
+@app.command()
+def trust(
+    prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad) by a model of others.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The same with trust, .h5ad.")],
+    labelled: Annotated[
+        list[Path] | None, typer.Option(help="Predictions by the same model of a section with counts; may be repeated.")
+    ] = None,
+    counts: Annotated[
+        list[str] | None, typer.Option(metavar="SECTION", help="That section, in any format: one for each --labelled.")
+    ] = None,
+    units: Units = None,
+    block: Annotated[float, typer.Option(help="Side of the blocks of tissue that are drawn, in spots.")] = 5.0,
+    bin_um: BinSize = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write beside predictions how far sections with counts let one trust their model, gene by gene."""
+    from histocrypt.evaluation.labelled import trust_from_labelled
+
+    labelled, counts = labelled or [], counts or []
+    if len(labelled) != len(counts):
+        value, expected = f"{len(labelled)} and {len(counts)}", "--labelled and --counts, one for each other"
+        raise InputError(
+            "labelled predictions and sections are not as many", field="--counts", value=value, expected=expected
+        )
+    how = {"units": units, "block": block, "bin_um": bin_um, "overwrite": overwrite}
+    typer.echo(trust_from_labelled(prediction, list(zip(labelled, counts, strict=True)), output, **how))
+
+
 @app.command("hest-bench")
 def hest_bench(
     folder: Annotated[Path, typer.Argument(help="A task of hest-bench, or the folder of its tasks.")],

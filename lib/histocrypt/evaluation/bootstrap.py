@@ -82,20 +82,27 @@ def block_sums(true: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> B
     )
 
 
-def pearson_of_draws(sums: BlockSums, weights: np.ndarray) -> np.ndarray:
-    """Return (draws,) the mean over genes of Pearson's correlation in every draw of blocks.
+def correlations_of_draws(sums: BlockSums, weights: np.ndarray) -> np.ndarray:
+    """Return (draws, genes) Pearson's correlation of every gene in every draw of blocks.
 
-    As in `metrics.pearson`, a constant prediction counts as 0; a gene whose truth is constant in a draw is left out.
+    As in `metrics.pearson`, a constant prediction counts as 0; a gene whose truth is constant in a draw is NaN.
     """
     n = (weights @ sums.spots)[:, None]
-    t, p, tt, pp, tp = (weights @ part[:, sums.scored] / n for part in sums.sums)
+    t, p, tt, pp, tp = (weights @ part / n for part in sums.sums)
     true_variance, predicted_variance = tt - t * t, pp - p * p
-    true_varies = true_variance > sums.true_floor[sums.scored]
-    both = true_varies & (predicted_variance > sums.predicted_floor[sums.scored])
+    true_varies = true_variance > sums.true_floor
+    both = true_varies & (predicted_variance > sums.predicted_floor)
     correlation = np.zeros_like(tp)
     np.divide(tp - t * p, np.sqrt(np.where(both, true_variance * predicted_variance, 1.0)), out=correlation, where=both)
-    genes = true_varies.sum(axis=1)
-    return np.where(genes > 0, np.where(true_varies, correlation, 0).sum(axis=1) / np.maximum(genes, 1), np.nan)
+    return np.where(true_varies, correlation, np.nan)
+
+
+def pearson_of_draws(sums: BlockSums, weights: np.ndarray) -> np.ndarray:
+    """Return (draws,) the mean over genes of Pearson's correlation in every draw of blocks, `correlations_of_draws`."""
+    correlation = correlations_of_draws(sums, weights)
+    known = np.isfinite(correlation)
+    genes = known.sum(axis=1)
+    return np.where(genes > 0, np.where(known, correlation, 0).sum(axis=1) / np.maximum(genes, 1), np.nan)
 
 
 def mse_of_draws(sums: BlockSums, weights: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Predictions that others made: any ``.h5ad`` of spots x genes, joined to a section by the names of spots and genes.
 
-Nothing but names joins them. Units that nobody states are not guessed: such values are held against several transforms
-of what was measured, and only correlations mean something.
+Nothing but names joins them, or the pixels by which tiles are named. Units that nobody states are not guessed: such
+values are held against several transforms of what was measured, and only correlations mean something.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ UNITS = tuple(name for name in TRANSFORMS if name != "rank")
 """What values can be said to be; ranks depend on which other genes there are."""
 AGAINST = ("log1p_cp10k", "log1p")
 """Transforms of what was measured that values of unknown units are held against, the main one first."""
+PIXELS = re.compile(r"(\d+)[^\d]+(\d+)(?:\.\w+)?$")
+"""The place in a tile's name, such as ``S_1_2040_1310.png``."""
 UNSTATED = "units_unstated"
 """Key of ``uns["prediction"]`` that is there where nobody said the units."""
 
@@ -84,14 +86,12 @@ def adopted(
     if prediction.X is None or not prediction.n_vars:
         layers = ", ".join(prediction.layers) or "none"
         raise InputError("has no values", file=path, field="X", fix=f"put the predictions into X (layers: {layers})")
-    rows, barcodes, how = _spots(prediction, section.obs_names.astype(str), name, path)
-    renamed = prediction[rows].copy()
-    read_by_id(renamed, Path(path))
-    names = GeneNames.of(renamed.var)
+    rows, barcodes, how = _spots(prediction, section, name, path)
+    names = GeneNames.of(var_of(prediction, path))
     index = np.where(names.ids != "", names.ids, names.names).astype(str)
     index = index if len(set(index)) == len(index) else names.names.astype(str)
     symbols = np.where(names.symbols != "", names.symbols, index).astype(str)
-    values = _values(renamed, path)
+    values = _values(prediction[rows], path)
     told = prediction.uns.get("prediction")
     told = told.get("transform") if isinstance(told, Mapping) else None  # of this project's other heads
     units = units or (told if told in UNITS else None)
@@ -120,6 +120,19 @@ def adopted(
     return found, notes
 
 
+def var_of(prediction: AnnData, path: str | Path) -> pd.DataFrame:
+    """Return ``var`` with names that join: ids, where what is there is repeated or row numbers.
+
+    Raises
+    ------
+    InputError
+        If genes have row numbers alone.
+    """
+    named = AnnData(var=prediction.var.copy())
+    read_by_id(named, Path(path))
+    return named.var
+
+
 def _values(prediction: AnnData, path: str | Path) -> np.ndarray:
     values = prediction.X.toarray() if hasattr(prediction.X, "toarray") else np.asarray(prediction.X)
     try:
@@ -128,9 +141,9 @@ def _values(prediction: AnnData, path: str | Path) -> np.ndarray:
         raise InputError("values are no numbers", file=path, field="X", value=str(values.dtype)) from error
 
 
-def _spots(prediction: AnnData, measured: pd.Index, name: str, path: str | Path) -> tuple[np.ndarray, list[str], str]:
+def _spots(prediction: AnnData, section: AnnData, name: str, path: str | Path) -> tuple[np.ndarray, list[str], str]:
     """Return the rows that are spots of a section, what the section calls them, and how they were joined."""
-    rows = _of_section(prediction, name)
+    rows, measured = _of_section(prediction, name), section.obs_names.astype(str)
     best: tuple[int, np.ndarray, list[str], str] = (0, rows, [], "")
     for words, where in _candidates(prediction, rows):
         if words == [str(number) for number in range(len(words))]:  # no names: they would join by position
@@ -144,6 +157,8 @@ def _spots(prediction: AnnData, measured: pd.Index, name: str, path: str | Path)
                 said = f"{known.sum()} of {len(own)} spots joined by {where}{way}"
                 best = (int(known.sum()), rows[known], barcodes, said)
     if not best[0]:
+        best = _by_places(prediction, rows, section) or best
+    if not best[0]:
         own = prediction.obs_names.astype(str)
         raise InputError(
             f"no spot has a name of section {name!r}, neither in obs_names nor in a column of obs",
@@ -151,7 +166,7 @@ def _spots(prediction: AnnData, measured: pd.Index, name: str, path: str | Path)
             field="obs_names",
             value=str(own[0]) if len(own) else None,
             expected=f"names as in the section, such as {str(measured[0])!r}",
-            fix="write the section's barcodes into obs['barcode']",
+            fix="write the section's barcodes into obs['barcode'], or the middle of each tile into obsm['spatial']",
         )
     if len(set(best[2])) < len(best[2]):
         twice = next(one for one in best[2] if best[2].count(one) > 1)
@@ -164,6 +179,40 @@ def _spots(prediction: AnnData, measured: pd.Index, name: str, path: str | Path)
             fix="keep the rows of this section, or name it in a column of obs",
         )
     return best[1], best[2], best[3]
+
+
+def _by_places(
+    prediction: AnnData, rows: np.ndarray, section: AnnData
+) -> tuple[int, np.ndarray, list[str], str] | None:
+    """Return what `_spots` looks for, of tiles that are named by the pixel in their middle; None where they are not.
+
+    Every one of them has to be a spot's own, to the pixel: tiles that are named by their corner, or lie on a grid of
+    their own, meet some spots by chance, and those would be the wrong ones.
+    """
+    if "spatial" not in section.obsm:
+        return None
+    places = np.rint(np.asarray(section.obsm["spatial"], dtype=np.float64)[:, :2]).astype(np.int64)
+    spot = {tuple(place): number for number, place in enumerate(places.tolist())}
+    if len(spot) < len(places):
+        return None
+    for found, where in _pixels(prediction, rows):
+        own = [spot.get(place, -1) for place in found]
+        if own and min(own) >= 0:
+            names = section.obs_names.astype(str)[own].tolist()
+            return len(own), rows, names, f"{len(own)} of {len(own)} spots joined by the pixels in {where}"
+    return None
+
+
+def _pixels(prediction: AnnData, rows: np.ndarray) -> Iterator[tuple[list[tuple[int, ...]], str]]:
+    """Yield (x, y) of rows: the last two numbers of their names, then what the file says of places."""
+    for words, where in _candidates(prediction, rows):
+        found = [PIXELS.search(word) for word in words]
+        if all(found):
+            yield [(int(match[1]), int(match[2])) for match in found], where
+    if "spatial" in prediction.obsm:
+        places = np.asarray(prediction.obsm["spatial"], dtype=np.float64)[rows, :2]
+        if np.isfinite(places).all():
+            yield [tuple(place) for place in np.rint(places).astype(np.int64).tolist()], "obsm['spatial']"
 
 
 def _of_section(prediction: AnnData, name: str) -> np.ndarray:

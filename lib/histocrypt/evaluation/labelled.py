@@ -1,0 +1,321 @@
+"""``histocrypt trust``: what labelled sections say of a model that others made, for its predictions of other sections.
+
+A model of others says nothing of how well it predicts which gene. Sections that have counts do: of each gene the
+correlation, its interval over blocks of tissue, the share of the noise ceiling, whether it is beyond chance, and how
+far errors reach. All of it goes into ``var`` of another file that the same model predicted.
+
+Two things it cannot know. Whether those who made the model had seen a labelled section, or its patient: then it is
+flattered. And how it does on another patient: of K labelled ones, `trust.conformal` promises 1 - 1 / (K + 1) at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histocrypt.errors import InputError
+from histocrypt.evaluation import bootstrap, metrics
+from histocrypt.evaluation.ceiling import section_ceiling
+from histocrypt.evaluation.he2gene import Pair, array_or_nearest, gene_signal
+from histocrypt.evaluation.score_file import join_file
+from histocrypt.evaluation.section_scores import share
+from histocrypt.files import claim, same_file
+from histocrypt.pipeline.foreign import is_foreign, knows_units, var_of
+from histocrypt.pipeline.predictions import matrix_of, read_h5ad, some, transforms_of, write_h5ad
+from histocrypt.sections.genes import GeneNames, places
+from histocrypt.spatial import spot_pitch, squares
+from histocrypt.trust import conformal
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from histocrypt.pipeline.predictions import Joined
+    from histocrypt.sections.section import Section
+
+MARK = "labelled"
+"""Key of ``uns`` that says what was learnt of which sections, and first word of the columns of ``var``."""
+FALSE_DISCOVERY = 0.05
+"""Of the genes that are called better than chance."""
+AT_ONCE = 512
+"""Genes whose draws are held at a time."""
+NOT_KNOWN = (
+    "whether the makers of the model saw these sections, or their patients, is not known: then trust is too high"
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One labelled section beside what was predicted of it."""
+
+    pair: Joined
+    patient: str
+    section: Section
+    known_units: bool
+
+
+def trust_from_labelled(
+    prediction: Path,
+    labelled: Sequence[tuple[Path, str]],
+    output: Path,
+    *,
+    units: str | None = None,
+    bin_um: float | None = None,
+    block: float = 5.0,
+    draws: int = 1000,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> str:
+    """Write predictions with the trust that labelled sections give in the model behind them.
+
+    Parameters
+    ----------
+    prediction
+        An ``.h5ad`` of spots or tiles x genes; everything in it is kept as it is.
+    labelled
+        (predictions by the same model, the section with its counts) pairs.
+    output
+        ``.h5ad`` to write. ``var`` gets, for each transform, ``labelled_pearson``, ``labelled_pearson_low`` and
+        ``_high``, ``labelled_ceiling``, ``labelled_share``, ``labelled_q`` and ``better_than_chance``, and where units
+        are known ``half_width`` and ``half_width_within``, each followed by ``:<transform>``; ``uns["labelled"]`` says
+        of what.
+    units
+        What values are that do not state it, of `foreign.UNITS`; None: unknown, and no half-widths are given.
+    bin_um
+        As in `score_file.score_files`.
+    block, draws, seed
+        As in `compare.compare_files`.
+    overwrite
+        Replace a file that lies there.
+
+    Returns
+    -------
+    What was found, in words.
+
+    Raises
+    ------
+    InputError
+        If nothing is labelled, a file cannot be read or joined, or no gene of the prediction is in a labelled one.
+    """
+    if not labelled:
+        problem, fix = (
+            "no labelled section is named",
+            "name predictions with --labelled and their section with --counts",
+        )
+        raise InputError(problem, file=prediction, field="--labelled", fix=fix)
+    if not 1 <= block < np.inf:
+        raise InputError("is no side of a block", field="--block", value=block, expected="spots, 1 or more")
+    if Path(output).suffix != ".h5ad":
+        raise InputError("predictions are written as .h5ad", file=output, field="--output")
+    claim(output, inputs=[prediction, *(path for path, _ in labelled)], mine=_is_mine, overwrite=overwrite)
+    target = read_h5ad(Path(prediction), what="prediction file")
+    if not is_foreign(target) and matrix_of(target) is not None:
+        raise InputError("trust is given in genes", file=prediction, value=matrix_of(target), expected="genes")
+    var, notes = var_of(target, prediction), []
+    wanted, found = GeneNames.of(var), []
+    for path, truth in labelled:
+        found.append(_read(Path(path), truth, units, bin_um, notes))
+    transforms = [name for name in found[0].pair.true if all(name in one.pair.true for one in found)]
+    if not is_foreign(target):
+        transforms = [name for name in transforms if name in transforms_of(target)]
+    if not transforms:
+        raise InputError("the files predict other units", file=labelled[-1][0], expected="a transform of all")
+    columns = [places(wanted, GeneNames.of(one.pair.genes, one.pair.symbols)) for one in found]
+    if not any((own >= 0).any() for own in columns):
+        raise InputError("shares no gene with the labelled predictions", file=prediction, field="var_names")
+    table: dict[str, np.ndarray] = {}
+    for transform in transforms:
+        parts = []
+        for start in range(0, len(wanted), AT_ONCE):
+            some_columns = [own[start : start + AT_ONCE] for own in columns]
+            part = _correlations(found, some_columns, transform, block=block, draws=draws, seed=seed)
+            if all(one.known_units for one in found):
+                part |= _half_widths(found, some_columns, transform)
+            parts.append(part)
+        table |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        table |= _beyond_chance(found, columns, transform, draws=draws, seed=seed)
+    if any(same_file(prediction, path) for path, _ in labelled):
+        notes.append("the labelled section is in the file itself: to its own values trust is no news")
+    about = _about(found, transforms, block=block, draws=draws)
+    for name, values in table.items():
+        target.var[name] = values
+    target.uns[MARK] = about
+    write_h5ad(output, target)
+    return _words(output, target, about, transforms[0], notes)
+
+
+def _is_mine(path: Path) -> bool:
+    from histocrypt.hdf5 import open_h5
+
+    try:
+        with open_h5(path) as file:
+            return f"uns/{MARK}/promise" in file
+    except (OSError, InputError):
+        return False
+
+
+def _read(path: Path, truth: str, units: str | None, bin_um: float | None, notes: list[str]) -> Labelled:
+    from histocrypt.sections.read import read_path
+
+    section = read_path(truth, bin_um=bin_um, counts_only=True)
+    read = read_h5ad(path, what="prediction file")
+    predicted, pair, said = join_file(read, section, file=path, name=None, units=units if is_foreign(read) else None)
+    if matrix_of(predicted) is not None:
+        raise InputError("trust is given in genes", file=path, value=matrix_of(predicted), expected="genes")
+    notes += said
+    return Labelled(pair, section.patient or "", section, knows_units(predicted))
+
+
+def _beyond_chance(
+    found: Sequence[Labelled], columns: Sequence[np.ndarray], transform: str, *, draws: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Return, of every gene, the false discovery rate of calling it better than chance, and whether it is called so.
+
+    Chance is the same map moved over the tissue as a whole, see `evaluation.he2gene`; means over sections.
+    """
+    pairs = [
+        Pair(one.pair.section, *_both(one, own, transform, absent=0.0), array_or_nearest(one.section.adata)[_rows(one)])
+        for one, own in zip(found, columns, strict=True)
+    ]
+    tested = gene_signal(pairs, np.arange(len(columns[0])).astype(str), draws=draws, seed=seed)
+    q = np.full(len(columns[0]), np.nan)
+    q[tested["gene"].to_numpy(dtype=int)] = tested["q"]
+    better = np.nan_to_num(q, nan=1.0) <= FALSE_DISCOVERY
+    return {f"{MARK}_q:{transform}": q, f"better_than_chance:{transform}": better}
+
+
+def _rows(one: Labelled) -> np.ndarray:
+    """Return which spots of a section are predicted, in the order of the predictions."""
+    barcodes = [spot.removeprefix(f"{one.pair.section}:") for spot in one.pair.spots]
+    return one.section.adata.obs_names.astype(str).get_indexer(barcodes)
+
+
+def _both(one: Labelled, columns: np.ndarray, transform: str, *, absent: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return (n, genes) measured and predicted values, ``absent`` where a section lacks a gene."""
+    values = []
+    for known in (one.pair.true[transform], one.pair.predicted[transform]):
+        filled = np.full((len(known), len(columns)), absent)
+        filled[:, columns >= 0] = known[:, columns[columns >= 0]]
+        values.append(filled)
+    return values[0], values[1]
+
+
+def _correlations(
+    found: Sequence[Labelled], columns: Sequence[np.ndarray], transform: str, *, block: float, draws: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Return every gene's correlation, both ends of its interval, its noise ceiling, and the share of that.
+
+    Means over the sections of a patient, then over patients. The interval redraws blocks of tissue within sections.
+    """
+    each: dict[str, list[np.ndarray]] = {"r": [], "draws": [], "ceiling": []}
+    rngs = [np.random.default_rng([seed, what]) for what in range(2)]  # the same blocks for all genes
+    for one, own in zip(found, columns, strict=True):
+        pair, there = one.pair, own >= 0
+        labels = squares(pair.coords, block * spot_pitch(pair.coords))
+        weights = bootstrap.draw_weights(int(labels.max() + 1), draws, rngs[0])
+        true, predicted = (values[:, own[there]] for values in (pair.true[transform], pair.predicted[transform]))
+        sums = bootstrap.block_sums(true, predicted, labels)
+        names = pair.genes[own[there]], pair.symbols[own[there]]
+        section = one.section.adata[_rows(one)]
+        ceiling, _ = section_ceiling(section, *names, [transform], name=pair.section, rng=rngs[1])
+        values = {
+            "r": metrics.pearson(true, predicted),
+            "draws": bootstrap.correlations_of_draws(sums, weights),
+            "ceiling": ceiling.get(transform, np.full(there.sum(), np.nan)),
+        }
+        for name, known in values.items():
+            placed = np.full((*known.shape[:-1], len(own)), np.nan)
+            placed[..., there] = known
+            each[name].append(placed)
+    patients = [one.patient for one in found]
+    r, drawn, ceiling = (_by_patient(values, patients) for values in each.values())
+    ends = np.array([bootstrap.interval(own, value) for own, value in zip(drawn.T, r, strict=True)])
+    columns_of_var = {"": r, "_low": ends[:, 0], "_high": ends[:, 1]}
+    named = {f"{MARK}_pearson{end}:{transform}": values for end, values in columns_of_var.items()}
+    return {**named, f"{MARK}_ceiling:{transform}": ceiling, f"{MARK}_share:{transform}": share(r, ceiling)}
+
+
+def _by_patient(values: Sequence[np.ndarray], patients: Sequence[str]) -> np.ndarray:
+    """Return means over the sections of each patient, then over patients, of what is known."""
+
+    def mean(rows: Sequence[np.ndarray]) -> np.ndarray:
+        known = np.isfinite(rows)
+        count = known.sum(axis=0)
+        return np.where(count > 0, np.where(known, rows, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
+
+    by = {name: [one for one, whose in zip(values, patients, strict=True) if whose == name] for name in patients}
+    return mean([mean(sections) for sections in by.values()])
+
+
+def _half_widths(found: Sequence[Labelled], columns: Sequence[np.ndarray], transform: str) -> dict[str, np.ndarray]:
+    """Return half-widths at the highest level that the labelled patients support; NaN where one of them lacks a gene.
+
+    They are of predictions as they stand: nothing is fitted here, so that a labelled patient needs no leaving out.
+    """
+    both = [_both(one, own, transform, absent=np.nan) for one, own in zip(found, columns, strict=True)]
+    true, predicted = (np.concatenate(parts) for parts in zip(*both, strict=True))
+    sizes = [len(one.pair.spots) for one in found]
+    patients = np.repeat([one.patient for one in found], sizes)
+    sections = np.repeat(np.arange(len(found)), sizes)
+    within = conformal.held_out_errors(true, predicted, patients, sections, centred=True)
+    made = {}
+    for name, errors in (("half_width", true - predicted), ("half_width_within", within)):
+        widths = conformal.half_widths(np.stack(list(conformal.patient_scores(errors, patients).values())))
+        made[f"{name}:{transform}"] = np.where(np.isfinite(widths), widths, np.nan)
+    return made
+
+
+def _about(found: Sequence[Labelled], transforms: Sequence[str], *, block: float, draws: int) -> dict[str, Any]:
+    """Return what ``uns["labelled"]`` says."""
+    patients = list(dict.fromkeys(one.patient for one in found))
+    known = all(one.known_units for one in found)
+    return {
+        "sections": np.array([one.pair.section for one in found], dtype=str),
+        "patients": len(patients),
+        "spots": sum(len(one.pair.spots) for one in found),
+        "transforms": np.array(transforms, dtype=str),
+        "promise": promise(len(patients)) if known else "no intervals: what the values are is not stated (--units)",
+        "interval": f"{draws} draws of blocks of {block:g} x {block:g} spots: other tissue of these patients alone",
+        "not_known": NOT_KNOWN,
+    }
+
+
+def promise(patients: int) -> str:
+    """Return what half-widths from so many labelled patients promise, in words."""
+    share, level = f"{conformal.SHARE:.0%}", conformal.highest_level(patients)
+    if patients == 1:
+        return (
+            f"1 labelled patient promises nothing of another: {share} of that one's spots lie within the half-width, "
+            f"and a new patient's are as likely to as not"
+        )
+    return (
+        f"of {patients} labelled patients: in {level:.0%} of new patients like them, at least {share} of the spots of "
+        "one lie within the half-width, gene by gene; nothing above that can be promised"
+    )
+
+
+def _words(output: Path, target: AnnData, about: Mapping[str, Any], transform: str, notes: Sequence[str]) -> str:
+    """Return what was found, for people."""
+    var, symbols = target.var, GeneNames.of(target.var)
+    names = np.where(symbols.symbols != "", symbols.symbols, symbols.names).astype(str)
+    r = var[f"{MARK}_pearson:{transform}"].to_numpy(dtype=float)
+    known = np.isfinite(r)
+    order = [place for place in np.argsort(-r, kind="stable") if known[place]]
+    ceiling = var[f"{MARK}_ceiling:{transform}"].to_numpy(dtype=float)
+    reached = share(metrics.finite_mean(r[np.isfinite(ceiling)]), metrics.finite_mean(ceiling))
+    better = int(var[f"better_than_chance:{transform}"].sum())
+    lines = [
+        f"{output}: trust in {int(known.sum())} of {len(r)} genes, from {about['spots']} spots of "
+        f"{some(about['sections'])} ({about['patients']} patient{'s' * (about['patients'] != 1)})",
+        f"Correlation ({transform}): mean {metrics.finite_mean(r):.3f}"
+        + (f", {reached:.0%} of the noise ceiling" if np.isfinite(reached) else "")
+        + f"; {better} genes better than chance (false discovery rate {FALSE_DISCOVERY:g})",
+    ]
+    if order:
+        shown = [f"{names[place]} {r[place]:.2f}" for place in order]
+        lines.append(f"Most trusted: {', '.join(shown[:5])}; least: {', '.join(shown[-5:])}")
+    lines += [f"Intervals: {about['promise']}", f"Not known: {NOT_KNOWN}", *notes]
+    return "\n".join(lines)
