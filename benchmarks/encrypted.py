@@ -142,7 +142,8 @@ def _forms(folder: Path) -> list[Any]:
 
 def encrypt(folder: Path, own: str, name: str, spots: int) -> dict[str, Any]:
     """Encrypt some inputs under keys of one's own."""
-    from histocrypt.encrypted.key_owner import Keys, Prepared, encrypt
+    from histocrypt.encrypted.key_owner import Keys, encrypt
+    from histocrypt.encrypted.prepare import Prepared
 
     x, keys = np.load(folder / "inputs.npz")["x"], Keys(folder / own)
     chosen = x[np.arange(spots) % len(x)]

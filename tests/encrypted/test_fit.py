@@ -1,13 +1,35 @@
-"""Whoever would send a slide knows first whether the model is for it: origin and gate are in the public part."""
+"""Whoever would send a slide knows first whether the model is for it, and reads how far to trust what comes back."""
 
+import json
+import re
 from dataclasses import replace
 
+import anndata
+import numpy as np
+import pandas as pd
 import pytest
 
-from histocrypt.encrypted.bundle import load_client
-from histocrypt.encrypted.key_owner import prepare
+from histocrypt.encrypted.bundle import load_client, parse_client
+from histocrypt.encrypted.compile import compile_model
+from histocrypt.encrypted.evaluator import evaluate_request
+from histocrypt.encrypted.key_owner import decrypt_response, encrypt_section, keygen, prepare
+from histocrypt.encrypted.single import hash_of
 from histocrypt.errors import InputError
 from histocrypt.files import read_json
+from histocrypt.pipeline.predict import predict_section
+
+NOT_OF_THE_MODEL = {"part", "encrypted", "security_bits", "noise", "share"}
+"""What ``uns["prediction"]`` says of encryption, or otherwise of it."""
+
+
+@pytest.fixture(scope="module")
+def head(world, tmp_path_factory):
+    """The head of frozen features, compiled: unlike the network it knows how far each gene is to be trusted."""
+    bundle = tmp_path_factory.mktemp("head") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCRYPT_OUTPUTS", str(world.outputs))
+        compile_model(world.head, bundle)
+    return bundle
 
 
 def changed(client, **about):
@@ -44,3 +66,55 @@ def test_a_slide_of_other_colours_is_refused_and_says_so_where_one_goes_on(world
     assert told["verdict"] == "do not use"
     assert told["why"]
     assert prepare(client, world.section).about["slide"]["verdict"] != "do not use"
+
+
+def test_what_is_decrypted_says_of_trust_what_a_plain_prediction_says(world, head, section, tmp_path):
+    keygen(head / "client.json", tmp_path / "keys", spots=9)
+    encrypt_section(section, tmp_path / "keys", tmp_path / "request")
+    evaluate_request(tmp_path / "request", head, tmp_path / "keys" / "evaluation.keys", tmp_path / "response")
+    decrypt_response(tmp_path / "response", tmp_path / "keys", tmp_path / "decrypted.h5ad")
+    predict_section(world.head, section, tmp_path / "plain.h5ad")
+    found, plain = (anndata.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("decrypted", "plain"))
+    assert {"training_pearson:log1p", "half_width:log1p", "half_width_within:log1p"} <= set(plain.var)
+    assert {"sharpness", "out_of_focus"} <= set(plain.obs)
+    pd.testing.assert_frame_equal(found.var, plain.var)
+    pd.testing.assert_frame_equal(found.obs, plain.obs)
+    np.testing.assert_array_equal(found.obsm["spatial"], plain.obsm["spatial"])
+    said, due = (dict(one.uns["prediction"]) for one in (found, plain))
+    assert set(said) - set(due) == NOT_OF_THE_MODEL - {"part"}
+    slide = due.pop("slide")
+    assert {"shift", "shift_limit"} == {*slide} - {*said["slide"]}, "the plain prediction looks at features, too"
+    for name in ("colour", "colour_limit", "sharpness", "sharpness_limit"):
+        assert said["slide"][name] == slide[name]
+    for name in set(due) - NOT_OF_THE_MODEL:
+        np.testing.assert_equal(said[name], due[name], err_msg=name)
+
+
+@pytest.mark.parametrize("of", ["head", "bundle"])
+def test_the_public_part_names_no_patient_and_no_section_of_training(world, head, of):
+    bundle, model = {"head": (head, world.head), "bundle": (world.bundle, world.model)}[of]
+    about, trained = load_client(bundle).about, read_json(model / "model.json")
+    assert ("predictability" in about, "intervals" in about) == (of == "head",) * 2
+    told = {name: about.get(name) for name in ("origin", "gate", "predictability", "intervals")}
+    words = set(re.findall(r'"([^"]*)"', json.dumps(told)))
+    assert words & {"simulated", "colour"}
+    assert not words & {*trained["train_patients"], *trained["train_sections"], "by_patient"}
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("origin", {"simulated": False}),
+        ("gate", {"section 1": {"colour": [1.0]}}),
+        ("gate", []),
+        ("predictability", {"correlation": {}}),
+        ("intervals", {"value": {"share": 0.9, "patients": 2, "half_widths": [1.0]}}),
+        ("intervals", {"value": 3}),
+    ],
+)
+def test_words_on_trust_that_cannot_be_read_are_refused(head, field, said):
+    about = {**load_client(head).about, field: said}
+    content = {**read_json(head / "client.json"), **about, "hash": hash_of(about)}
+    with pytest.raises(InputError) as caught:
+        parse_client(content, file="client.json")
+    assert caught.value.field == field

@@ -10,7 +10,7 @@ import pytest
 from histocrypt.data.features import check_families, parts_of, reaches_of, section_features, split_context
 from histocrypt.data.load import Spots
 from histocrypt.encrypted.compile import lowered_model
-from histocrypt.encrypted.key_owner import as_seen
+from histocrypt.encrypted.prepare import as_seen
 from histocrypt.errors import InputError
 from histocrypt.pipeline.predict import said_of_surroundings
 from histocrypt.predictors.fusion_ridge import FusionRidge, candidates, low_rank

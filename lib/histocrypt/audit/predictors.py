@@ -26,7 +26,7 @@ from histocrypt.predictors.registry import ENCRYPTED
 
 if TYPE_CHECKING:
     from histocrypt.audit.subjects import Subject
-    from histocrypt.encrypted.key_owner import Prepared
+    from histocrypt.encrypted.prepare import Prepared
     from histocrypt.encrypted.trial import Trial
     from histocrypt.study import Study
 
@@ -267,7 +267,7 @@ def _send(trial: Trial, prepared: Prepared, *, noise: float) -> tuple[Path, floa
 def _some(client: Any, study: Study, name: str, path: Path, spots: int | None, source: dict[str, Any]) -> Prepared:
     """Prepare a whole section, which standardises itself, and keep some of the spots that were measured."""
     from histocrypt.data.fold_statistics import read_clean_section
-    from histocrypt.encrypted.key_owner import evenly, prepare
+    from histocrypt.encrypted.prepare import evenly, prepare
 
     prepared = prepare(client, path, skip_out_of_range=True, anyway=True, **source)
     measured = {f"{name}:{spot}" for spot in read_clean_section(study.run.section(name)).obs_names}

@@ -141,6 +141,8 @@ def _spreads(values: np.ndarray, client: Client) -> np.ndarray:
 def write_result(output: Path, checked: Checked, request: Request, *, noise: float = NOISE) -> str:
     """Write decrypted values as predictions, with noise added (`flooded`), and say what may be done with them."""
     from histocrypt.data.load import Spots
+    from histocrypt.encrypted.told import gate_of
+    from histocrypt.pipeline.gating import add_trust
     from histocrypt.pipeline.predictions import write_predictions
     from histocrypt.targets.panels import Panel
 
@@ -161,24 +163,35 @@ def write_result(output: Path, checked: Checked, request: Request, *, noise: flo
     )
     said = {
         **{name: about[name] for name in SAID},
-        **{name: of_section[name] for name in ("um_per_px", "um_per_px_source")},
+        **_arrays({name: value for name, value in of_section.items() if name != "without_prediction"}),
         "part": "encrypted",
         "study": about["study"]["name"],
         "study_hash": about["study"]["hash"],
         "section": note["section"],
-        "unmeasured_genes": np.array(of_section["unmeasured_genes"], dtype=str),
         "encrypted": "CKKS",
         "security_bits": SECURITY_BITS,
         "noise": float(noise),
         "share": share,
     }
     panel, coords = Panel.from_dict(about["panel"]), np.array(note["coords"])
+    sharpness = (
+        np.array(note["sharpness"], dtype=float) if "sharpness" in note else None
+    )  # not in earlier versions' notes
     chosen = {"coords": coords, "panel": panel, "transforms": list(about["transforms"])}
+    chosen |= {"trust": about.get("predictability")}
+    chosen |= {"extra": lambda adata: add_trust(adata, about, gate_of(about), sharpness)}
     write_predictions(output, values.astype(np.float32), spots=spots, about=said, **chosen)
     return (
         f"{output}: {len(names)} spots x {len(panel)} genes of {note['section']}, "
         f"predicted encrypted by {about['title']}{gone(of_section)}\n{added}share this file {share}"
     )
+
+
+def _arrays(said: dict[str, Any]) -> dict[str, Any]:
+    """Return what a request's note says with arrays of words for lists, as ``uns`` holds them."""
+    words = {name: np.array(value, dtype=str) for name, value in said.items() if isinstance(value, list)}
+    within = {name: _arrays(value) for name, value in said.items() if isinstance(value, dict)}
+    return {**said, **words, **within}
 
 
 def _normal(seed: bytes, shape: tuple[int, ...]) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 from histocrypt.encrypted.batch.client import BatchClient
 from histocrypt.encrypted.parameters import Parameters, check_security
 from histocrypt.encrypted.single import Client, hash_of
+from histocrypt.encrypted.told import check_told
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import read_json, write_json
 
@@ -120,6 +121,7 @@ def parse_client(content: Any, *, file: Path | str) -> Client:
         whole = len(ends) == 2 and all(isinstance(end, int | float) and math.isfinite(end) for end in ends)
         if not whole or not ends[0] < ends[1]:
             raise InputError("is no range", file=file, field=key, value=ends, expected="two numbers, the smaller first")
+    check_told(about, file=file)
     parameters = Parameters.from_dict(about["parameters"])
     check_security(parameters, file=file)
     client = Client(about, parameters, Path(file))

@@ -24,7 +24,8 @@ import numpy as np
 from histocrypt.encrypted import messages
 from histocrypt.encrypted.answers import NOISE, Answers, Checked, check_output, write_result
 from histocrypt.encrypted.bundle import best_form
-from histocrypt.encrypted.key_owner import Keys, Prepared, Request, keygen, prepare
+from histocrypt.encrypted.key_owner import Keys, Request, keygen
+from histocrypt.encrypted.prepare import Prepared, prepare
 from histocrypt.encrypted.remote import Server, Session
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
@@ -102,7 +103,7 @@ def send_section(
     overwrite
         Replace what lies at ``output``; else only predictions of `predict`, `decrypt` and `send` are replaced.
     how
-        Goes to `key_owner.prepare`, which refuses a section before any key is made.
+        Goes to `prepare`, which refuses a section before any key is made.
 
     Raises
     ------

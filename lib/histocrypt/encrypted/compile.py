@@ -21,21 +21,15 @@ from histocrypt.encrypted.lowering import Affine, Lowered, linear, lower, scalin
 from histocrypt.encrypted.packing import Layout, best_ratio, blocked, diagonals, spots_side_by_side
 from histocrypt.encrypted.parameters import SECURITY_BITS, Parameters, check_security, choose
 from histocrypt.encrypted.single import hash_of, input_layout
+from histocrypt.encrypted.told import told_of
 from histocrypt.errors import InputError
 from histocrypt.files import claim, write_json, write_text
-from histocrypt.trust.gate import without_names
 
 if TYPE_CHECKING:
     from histocrypt.pipeline.checkpoints import TrainedModel
 
 MARGIN = 0.25
 """The calibrated range is widened by this share of itself on both sides."""
-PUBLIC = ("panel", "transforms", "geometry", "preprocessing", "stain", "study", "fold", "seed")
-"""What clients learn of ``model.json`` as it stands."""
-TOLD = ("origin", "gate")
-"""The same, of models that say it: whoever would send a slide knows first whether the model is for it. What the gate
-knows of features is left out, since a mean for each training section is more than clients need; so are names of
-sections and patients."""
 HEAD_BATCH = 16
 """Spots that share ciphertexts where the evaluator holds a head alone: fewest diagonals a spot at N = 2^12."""
 EXAMPLES = 256
@@ -57,12 +51,6 @@ class Compiled:
     """What the evaluator holds once all of them are encoded."""
     moduli: list[int]
     """The ciphertext primes."""
-
-
-def told_of(about: dict[str, Any]) -> dict[str, Any]:
-    """Return what clients learn of ``model.json`` as it stands."""
-    told = {key: about[key] for key in PUBLIC} | {key: about[key] for key in TOLD if key in about}
-    return told | ({"gate": without_names(told["gate"])} if "gate" in told else {})
 
 
 def assemble(lowered: Lowered, parameters: Parameters, layouts: Sequence[Layout], moduli: Sequence[int]) -> Compiled:
@@ -330,7 +318,7 @@ def training_inputs(model: TrainedModel, described: dict[str, Any]) -> Iterator[
     """Yield what the network was trained on, as it enters the network, some spots of a section at a time."""
     from histocrypt.data.features import normalised_chunks, section_features
     from histocrypt.data.load import spot_names
-    from histocrypt.encrypted.key_owner import CHUNK, as_seen
+    from histocrypt.encrypted.prepare import CHUNK, as_seen
     from histocrypt.paths import RunFolder
     from histocrypt.tissue.stain import StainStatistics
     from histocrypt.tissue.tiles import read_places, read_tiles

@@ -20,8 +20,8 @@ from histocrypt.machine import peak_gib
 from histocrypt.predictors.registry import BOOTSTRAPPED, ENCRYPTED
 
 if TYPE_CHECKING:
-    from histocrypt.encrypted.key_owner import Prepared
     from histocrypt.encrypted.lowering import Lowered
+    from histocrypt.encrypted.prepare import Prepared
     from histocrypt.encrypted.single import Client
     from histocrypt.pipeline.checkpoints import TrainedModel
     from histocrypt.study import Study
@@ -308,7 +308,7 @@ def polynomial(
 def prepared_clear(loaded: TrainedModel, section: str | Path, **how: Any) -> tuple[Prepared, Lowered]:
     """Return a section's spots as the network sees them, of any range, and the network; ``how`` goes to `prepare`."""
     from histocrypt.encrypted.compile import lowered_model
-    from histocrypt.encrypted.key_owner import prepare
+    from histocrypt.encrypted.prepare import prepare
     from histocrypt.encrypted.resnet.bundle import RESIDUAL, lowered_residual
 
     described, lowered = (lowered_residual if loaded.about["model"] in RESIDUAL else lowered_model)(loaded)

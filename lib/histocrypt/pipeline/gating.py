@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from histocrypt.data.folds import Fold
     from histocrypt.data.load import Spots
-    from histocrypt.pipeline.checkpoints import TrainedModel
     from histocrypt.predictors.predictability import Predictability
     from histocrypt.study import Study
     from histocrypt.targets.transforms import TargetStatistics
@@ -105,7 +104,7 @@ def intervals_of(
     columns = [place[name] for name in names]
     found = {}
     for kind, said in (about.get("intervals") or {}).items():
-        widths = conformal.half_widths(conformal.scores_of(said), level)
+        widths = conformal.widths_of(said, level)
         found[kind] = widths[columns], conformal.promise(said, level)
     return found
 
@@ -181,19 +180,30 @@ def said_of_trust(about: Mapping[str, Any], verdicts: Sequence[Verdict | None]) 
     return said
 
 
-def add_trust(adata: AnnData, model: TrainedModel, sharpness: np.ndarray | None) -> None:
+def add_trust(adata: AnnData, about: Mapping[str, Any], gate: Gate | None, sharpness: np.ndarray | None) -> None:
     """Add intervals to ``var`` and what is known of focus to ``obs``, with their promise in ``uns``.
 
     ``var["half_width:<transform>"]`` is about values, ``var["half_width_within:<transform>"]`` about differences from a
     section's mean; ``obs["sharpness"]`` is that of the spot's tile, ``obs["out_of_focus"]`` what the gate makes of it.
+
+    Parameters
+    ----------
+    adata
+        The prediction.
+    about
+        What ``model.json``, or the public part of an encrypted one, says.
+    gate
+        The model's; None: of an earlier version.
+    sharpness
+        (n,) of its spots' tiles; None: not looked at.
     """
-    for transform in model.about["transforms"]:
+    for transform in about["transforms"]:
         names = [f"{transform}:{gene}" for gene in adata.var_names]
-        for kind, (widths, promise) in intervals_of(model.about, names).items():
+        for kind, (widths, promise) in intervals_of(about, names).items():
             column = "half_width" if kind == "value" else "half_width_within"
             adata.var[f"{column}:{transform}"] = widths
             adata.uns["prediction"] = {**adata.uns["prediction"], "intervals": promise}
     if sharpness is not None:
         adata.obs[SHARPNESS] = sharpness
-        if model.gate is not None:
-            adata.obs["out_of_focus"] = model.gate.out_of_focus(sharpness)
+        if gate is not None:
+            adata.obs["out_of_focus"] = gate.out_of_focus(sharpness)

@@ -372,7 +372,10 @@ def predict_section(
             about=about,
             scaling=model.scaling,
             trust=model.about.get("predictability"),
-            extra=lambda adata: (_add_heads(adata, whole.heads, model), add_trust(adata, model, whole.sharpness)),
+            extra=lambda adata: (
+                _add_heads(adata, whole.heads, model),
+                add_trust(adata, model.about, model.gate, whole.sharpness),
+            ),
         )
     if drawn is not None:
         adata, told = predicted_regions(read_prediction(output), drawn, file=regions, within_um=regions_within_um)
@@ -436,9 +439,6 @@ def _set_up(model: TrainedModel, *, average_symmetries: bool | None, batch_size:
 
 def _said(model: TrainedModel, sections: list[Section], missing: list[str], views: Views, kind: Kind) -> dict[str, Any]:
     """Return what ``uns["prediction"]`` says."""
-    from histocrypt.tissue.preprocess import spot_diameter_um
-
-    image = sections[0].image
     return {
         "model": model.about["model"],
         "title": model.about.get("title", model.about["model"]),
@@ -447,16 +447,26 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
         "study": model.about["study"]["name"],
         "study_hash": model.about["study"]["hash"],
         "seed": model.about["seed"],
-        "section": ", ".join(section.id for section in sections),
-        "um_per_px": float(sections[0].um_per_px),
-        "um_per_px_source": sections[0].um_per_px_source,
-        **({"spot_diameter_um": spot_diameter_um(sections[0])} if kind == "section" else {}),
-        "unmeasured_genes": np.array(missing, dtype=str),
+        **said_of_sections(sections, missing, kind),
         "weights_sha256": model.about["weights"]["sha256"],
         **({"views": views.words} if views.words else {}),
-        **({"image": str(Path(image.path).resolve())} if kind != "patches" else {}),
         **({"points": "of a grid over the image, no spots of the section"} if kind == "grid" else {}),
         **({"places": "side by side, since patches do not say where they lie"} if kind == "patches" else {}),
+    }
+
+
+def said_of_sections(sections: list[Section], missing: list[str], kind: Kind) -> dict[str, Any]:
+    """Return what ``uns["prediction"]`` says of sections and their genes that were not measured."""
+    from histocrypt.tissue.preprocess import spot_diameter_um
+
+    first = sections[0]
+    return {
+        "section": ", ".join(section.id for section in sections),
+        "um_per_px": float(first.um_per_px),
+        "um_per_px_source": first.um_per_px_source,
+        **({"spot_diameter_um": spot_diameter_um(first)} if kind == "section" else {}),
+        "unmeasured_genes": np.array(missing, dtype=str),
+        **({"image": str(Path(first.image.path).resolve())} if kind != "patches" else {}),
     }
 
 

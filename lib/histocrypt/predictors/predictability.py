@@ -85,6 +85,11 @@ def predictability(
     return Predictability(by, len(patients), len(names), _mean(list(of.values())), of, predicted)
 
 
+def without_patients(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `Predictability.to_dict` made without what it says of each patient, for who need not know it."""
+    return {name: value for name, value in said.items() if name != "by_patient"}
+
+
 def correlations_of(said: Mapping[str, Any] | None, outputs: Sequence[str]) -> np.ndarray:
     """Return (len(outputs),) float64 from what ``model.json`` holds; NaN where it says nothing of one."""
     known = (said or {}).get("correlation", {})

@@ -141,9 +141,31 @@ def scores_of(said: Mapping[str, Any]) -> np.ndarray:
     return np.array([[np.nan if v is None else v for v in values] for values in said["by_patient"].values()])
 
 
+def without_patients(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `to_dict` made without each patient's scores: of how many, and half-widths at their highest level."""
+    widths = half_widths(scores_of(said))
+    plain = [float(value) if np.isfinite(value) else None for value in widths]
+    return {"share": said["share"], "patients": len(said["by_patient"]), "half_widths": plain}
+
+
+def widths_of(said: Mapping[str, Any], level: float | None = None) -> np.ndarray:
+    """Return `half_widths` from what `to_dict` or `without_patients` made.
+
+    Raises
+    ------
+    InputError
+        As `half_widths`; or if a level is asked for where patients' scores are not told.
+    """
+    if "by_patient" in said:
+        return half_widths(scores_of(said), level)
+    if level is not None:
+        raise InputError("patients' scores stay with the model's owner", field="level", value=level, fix="name none")
+    return np.array([np.inf if value is None else value for value in said["half_widths"]], dtype=np.float64)
+
+
 def promise(said: Mapping[str, Any], level: float | None = None) -> str:
     """Return what the intervals promise, in words."""
-    count = len(said["by_patient"])
+    count = len(said["by_patient"]) if "by_patient" in said else said["patients"]
     level = highest_level(count) if level is None else level
     return (
         f"in {level:.0%} of new patients like the {count} that were left out, at least {said['share']:.0%} of the "

@@ -212,8 +212,9 @@ class Gate:
         if found["shift"] > limits.get("shift", np.inf):
             said = f"the features that the model reads have shifted by {found['shift']:.2f} deviations"
             say(1, f"{said} (limit {limits['shift']:.2f})")
-        measured = {**found, **{f"{name}_limit": value for name, value in limits.items()}}
-        return Verdict(WORDS[worst], tuple(why), {name: v for name, v in measured.items() if np.isfinite(v)})
+        known = {name: value for name, value in found.items() if np.isfinite(value)}
+        measured = {**known, **{f"{name}_limit": limits[name] for name in known if name in limits}}
+        return Verdict(WORDS[worst], tuple(why), measured)
 
     def out_of_focus(self, sharpness: np.ndarray) -> np.ndarray:
         """Return (n,) bool: spots less sharp than nearly all of the training sections'; False where unknown."""

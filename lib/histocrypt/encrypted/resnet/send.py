@@ -16,7 +16,7 @@ from histocrypt.errors import InputError
 
 if TYPE_CHECKING:
     from histocrypt.encrypted.client import Sent, Way
-    from histocrypt.encrypted.key_owner import Prepared
+    from histocrypt.encrypted.prepare import Prepared
     from histocrypt.encrypted.remote import Server, Session
     from histocrypt.encrypted.single import Client
 
