@@ -26,7 +26,6 @@ from histocrypt.encrypted.resnet.keys import bootstrapping_piece_number, bootstr
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
 from histocrypt.files import claim, read_json, same_file, write_json
-from histocrypt.scratch import scratch
 
 KEY_BYTES_PER_SECOND = 50e6
 """For the estimate before keys are made."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from histocrypt.encrypted.scratch import scratch
 from histocrypt.encrypted.single import Client
 from histocrypt.errors import InputError
+from histocrypt.scratch import scratch
 
 CHUNK = 256
 """Spots that are looked at together."""
