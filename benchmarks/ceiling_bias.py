@@ -4,7 +4,7 @@
 
 Each row is a section whose rates are known. ``truth`` is the mean over genes of the correlation between what was
 counted and the transform of the true rates; ``best`` the same for the mean of the transform over 200 counts drawn anew
-from those rates, which no predictor can beat; ``estimate`` is `evaluation.ceiling.noise_ceiling`, which sees the counts
+from those rates, which no predictor can beat; ``estimate`` is `targets.ceiling.noise_ceiling`, which sees the counts
 alone. ``docs/ceiling.md`` holds the table.
 """
 
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from histocrypt.demo.counts import draw_counts, draw_genes
-from histocrypt.evaluation.ceiling import noise_ceiling
 from histocrypt.evaluation.metrics import pearson
+from histocrypt.targets.ceiling import noise_ceiling
 from histocrypt.targets.transforms import transform
 
 TRANSFORMS = ("log1p_cp10k", "log1p", "rank")

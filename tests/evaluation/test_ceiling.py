@@ -8,9 +8,8 @@ from scipy.sparse import csr_matrix
 
 from histocrypt.demo.counts import draw_counts, draw_genes
 from histocrypt.errors import InputError
-from histocrypt.evaluation.ceiling import beside_truth, corrected, halves, noise_ceiling, section_ceiling
 from histocrypt.evaluation.metrics import pearson
-from histocrypt.evaluation.section_scores import share
+from histocrypt.targets.ceiling import beside_truth, corrected, halves, noise_ceiling, section_ceiling, share
 from histocrypt.targets.transforms import transform
 
 TRANSFORMS = ("log1p_cp10k", "log1p", "rank")

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from histocrypt.evaluation.metrics import RELATIVE_SPREAD_OF_A_CONSTANT, is_constant
+from histocrypt.correlation import RELATIVE_SPREAD_OF_A_CONSTANT, is_constant
 
 PARTS_IN_1E12 = 1e-12  # of a gene's whole variance: below it, a draw's variance is rounding
 Key = tuple[str, str, str]

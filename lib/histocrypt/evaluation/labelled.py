@@ -19,15 +19,14 @@ import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
-from histocrypt.evaluation.ceiling import section_ceiling
 from histocrypt.evaluation.he2gene import Pair, array_or_nearest, gene_signal
 from histocrypt.evaluation.score_file import join_file
-from histocrypt.evaluation.section_scores import share
 from histocrypt.files import claim, same_file
 from histocrypt.pipeline.foreign import is_foreign, knows_units, var_of
 from histocrypt.pipeline.predictions import matrix_of, read_h5ad, some, transforms_of, write_h5ad
 from histocrypt.sections.genes import GeneNames, places
 from histocrypt.spatial import spot_pitch, squares
+from histocrypt.targets.ceiling import section_ceiling, share
 from histocrypt.trust import conformal
 
 if TYPE_CHECKING:

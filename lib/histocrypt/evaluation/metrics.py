@@ -26,12 +26,12 @@ import numpy as np
 import pandas as pd
 
 from histocrypt import paths
+from histocrypt.correlation import is_constant, pearson
 from histocrypt.pipeline.predictions import Joined
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-RELATIVE_SPREAD_OF_A_CONSTANT = 1e-6  # float32 rounding of one value written many times
 POOLED = "pooled"
 """The section under which scores of all test spots together stand."""
 AT_ONCE = 2**20
@@ -109,34 +109,12 @@ def per_gene(
     return scores | {name: one.of(true, predicted, graph) for name, one in spatial.items()}
 
 
-def is_constant(values: np.ndarray) -> np.ndarray:
-    """Return (g,) bool: columns whose spread is no more than rounding."""
-    values = np.asarray(values, dtype=np.float64)
-    return np.ptp(values, axis=0) <= RELATIVE_SPREAD_OF_A_CONSTANT * np.abs(values).max(axis=0)
-
-
 def _known(true: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return ``values`` (g,) with NaN where the truth is constant."""
     return np.where(is_constant(true), np.nan, values)
 
 
-@metric("pearson", "Pearson", better="higher", tables=())  # the tables' main column, shown with its interval
-def pearson(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Return Pearson's correlation over spots, gene by gene."""
-    true, predicted = np.asarray(true, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    usable = ~is_constant(true) & ~is_constant(predicted)
-    correlation = np.zeros(true.shape[1])
-    if len(true) >= 2:
-        product = _standardised(true[:, usable]) * _standardised(predicted[:, usable])
-        correlation[usable] = np.clip(product.sum(axis=0), -1, 1)
-    return _known(true, correlation)
-
-
-def _standardised(values: np.ndarray) -> np.ndarray:
-    """Return deviations from the mean, each column of length 1."""
-    deviations = values - values.mean(axis=0)
-    largest = np.abs(deviations).max(axis=0)  # squares of very small numbers would vanish
-    return deviations / (largest * np.linalg.norm(deviations / largest, axis=0))
+metric("pearson", "Pearson", better="higher", tables=())(pearson)  # the tables' main column, with its interval
 
 
 @metric("spearman", "Spearman", better="higher", tables=("main",))

@@ -25,15 +25,15 @@ from histocrypt.data.folds import BY_SECTION, Fold, questions
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
 from histocrypt.evaluation.bootstrap import Draws
-from histocrypt.evaluation.ceiling import section_ceiling
 from histocrypt.evaluation.metrics import METRICS, POOLED, Pool
-from histocrypt.evaluation.section_scores import NOISE_CEILING, SHARE, WITHIN, score_section, share
+from histocrypt.evaluation.section_scores import NOISE_CEILING, SHARE, WITHIN, score_section
 from histocrypt.evaluation.trust import trust_table, with_trust
 from histocrypt.files import read_json, read_table, write_json, write_table
 from histocrypt.paths import RunFolder
 from histocrypt.pipeline.predictions import Joined, PredictionFile, as_mapping, join, read_h5ad, some
 from histocrypt.predictors.registry import BASELINES, MODELS, NEEDS_COUNTS, STACKS
 from histocrypt.study import Study
+from histocrypt.targets.ceiling import section_ceiling, share
 from histocrypt.targets.matrix import columns_of
 
 if TYPE_CHECKING:

@@ -11,14 +11,13 @@ import pandas as pd
 
 from histocrypt.evaluation import bootstrap, metrics
 from histocrypt.spatial import squares, touching
+from histocrypt.targets.ceiling import share
 
 if TYPE_CHECKING:
     from histocrypt.pipeline.predictions import Joined
 
 NOISE_CEILING, SHARE = "noise_ceiling", "share"
-"""The correlation that the noise of counting leaves (`evaluation.ceiling`), and the part of it that a model reaches."""
-LOW_CEILING = 0.05
-"""A share of less than this correlation is not told: chance alone leaves more (`docs/ceiling.md`)."""
+"""The correlation that the noise of counting leaves (`targets.ceiling`), and the part of it that a model reaches."""
 WITHIN = "within_spot"
 """The correlation within a spot, over a panel of cell types."""
 
@@ -110,13 +109,3 @@ def score_section(
                 row[f"{WITHIN}_undefined"] = len(spots) - known
             rows.append(row)
     return SectionScores(tables, rows, drawn, blocks)
-
-
-def share(score: np.ndarray | float, ceiling: np.ndarray | float) -> np.ndarray | float:
-    """Return the part of a ceiling that a score reaches; NaN where there is no ceiling, or one of hardly anything.
-
-    Of a section or patient it is the ratio of two means over genes, not the mean of their ratios: a gene of which
-    counting leaves nearly nothing would rule that.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(np.asarray(ceiling) >= LOW_CEILING, np.divide(score, ceiling), np.nan)[()]

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histocrypt.correlation import is_constant, pearson
 from histocrypt.errors import InputError
-from histocrypt.evaluation import metrics
 from histocrypt.targets.matrix import columns_of, depth, has_counts
 from histocrypt.targets.transforms import TRANSFORMS, transform
 
@@ -38,6 +38,9 @@ RATE = "rate"
 """Layer of simulated sections: the expected counts before the noise of counting."""
 REPEATS = 10
 """Splits that are averaged: more than these change a section's mean in its third digit at most."""
+
+LOW_CEILING = 0.05
+"""A share of less than this correlation is not told: chance alone leaves more (`docs/ceiling.md`)."""
 
 
 def halves(
@@ -130,9 +133,9 @@ def noise_ceiling(
         for name in names:
             both = [transform(*half, name) for half in (one, other)]
             # A half in which a gene is constant tells nothing of it: no correlation.
-            total[name] += np.nan_to_num(metrics.pearson(*both))
+            total[name] += np.nan_to_num(pearson(*both))
     return {
-        name: np.where(metrics.is_constant(transform(counts, totals, name)), np.nan, corrected(summed / repeats))
+        name: np.where(is_constant(transform(counts, totals, name)), np.nan, corrected(summed / repeats))
         for name, summed in total.items()
     }
 
@@ -145,6 +148,16 @@ def corrected(between: np.ndarray) -> np.ndarray:
     """
     between = np.clip(between, 0, 1)
     return np.sqrt(2 * between / (1 + between))
+
+
+def share(score: np.ndarray | float, ceiling: np.ndarray | float) -> np.ndarray | float:
+    """Return the part of a ceiling that a score reaches; NaN where there is no ceiling, or one of hardly anything.
+
+    Of a section or patient it is the ratio of two means over genes, not the mean of their ratios: a gene of which
+    counting leaves nearly nothing would rule that.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(np.asarray(ceiling) >= LOW_CEILING, np.divide(score, ceiling), np.nan)[()]
 
 
 def section_ceiling(
@@ -216,7 +229,7 @@ def beside_truth(genes: pd.DataFrame, read: Callable[[str], AnnData]) -> pd.Data
         for transformed, part in own.groupby("transform", sort=False):
             columns = columns_of(section, part["gene"], part["symbol"], section=name)
             measured = transform(section.X[:, columns], depth(section), transformed)
-            truth = metrics.pearson(measured, transform(rates[:, columns], rates.sum(axis=1), transformed))
+            truth = pearson(measured, transform(rates[:, columns], rates.sum(axis=1), transformed))
             estimate = part["noise_ceiling"].to_numpy()
             means = {"truth": truth.mean(), "estimate": estimate.mean(), "difference": (estimate - truth).mean()}
             agreement = np.corrcoef(truth, estimate)[0, 1]
