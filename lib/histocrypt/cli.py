@@ -219,6 +219,16 @@ def predict(
         float | None,
         typer.Option(metavar="UM", help="A region without a point gets the nearest so near; default: the spacing."),
     ] = None,
+    measured: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNTS", help="Counts of some spots of the section correct the others and give their intervals."
+        ),
+    ] = None,
+    measured_within: Annotated[
+        float | None,
+        typer.Option(metavar="UM", help="How far a measured spot may lie from its point; default: half the spacing."),
+    ] = None,
     cores: Annotated[int, typer.Option(help="Of many slides, how many at a time; 0 means all cores.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Of many slides, print JSON instead of a table.")] = False,
     weights: Weights = None,
@@ -234,7 +244,7 @@ def predict(
 
     use_weights(weights)
     if are_many(section, output):
-        single = {"--image": image, "--submission": submission, "--csv": csv}
+        single = {"--image": image, "--submission": submission, "--csv": csv, "--measured": measured}
         for option, given in single.items():
             if given is not None:
                 raise InputError("is of one section", field=option, value=str(given), fix="leave it out")
@@ -274,6 +284,8 @@ def predict(
         batch_size=batch_size,
         regions=regions,
         regions_within_um=regions_within,
+        measured=measured,
+        measured_within_um=measured_within,
         overwrite=overwrite,
         anyway=anyway,
     )

@@ -111,6 +111,8 @@ def compare_files(
         known.append(knows_units(predicted))
         matrices.append(matrix_of(predicted))
         notes += said
+        if pair.used_spots:
+            notes.append(f"{path}: {pair.used_spots} spots are left out: their counts corrected the predictions")
     if matrices[0] != matrices[1]:
         both = " and ".join(noun(matrix) + "s" for matrix in matrices)
         raise InputError("the two predict other things", file=second, value=both, expected="genes, or one matrix")

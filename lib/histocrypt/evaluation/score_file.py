@@ -170,6 +170,8 @@ def _within(true: np.ndarray, values: np.ndarray, var: Any, names: np.ndarray, t
 
 def _notes(pair: Any, constant: np.ndarray, dropped: dict[str, int], genes: str) -> list[str]:
     notes = []
+    if pair.used_spots:
+        notes.append(f"{pair.used_spots} spots are left out: their counts corrected the predictions (--measured)")
     if pair.renamed_genes:
         notes.append(f"{pair.renamed_genes} {genes} are called differently in the section: joined by id or symbol")
     if pair.unscored_genes:

@@ -31,6 +31,7 @@ from histocrypt.pipeline.compatibility import absent_genes, missing_genes, unlik
 from histocrypt.pipeline.csv_files import CSV_FILES, check_submission, made_with, write_csv, write_submission
 from histocrypt.pipeline.gating import SHARPNESS, add_trust, checked, judge, said_of_trust
 from histocrypt.pipeline.inputs import GRID_UM, sections_to_predict
+from histocrypt.pipeline.measured import correct, read_measured
 from histocrypt.pipeline.predictions import (
     add_heads,
     is_loose_prediction,
@@ -209,6 +210,8 @@ def predict_section(
     batch_size: int | None = None,
     regions: str | Path | None = None,
     regions_within_um: float | None = None,
+    measured: str | Path | None = None,
+    measured_within_um: float | None = None,
     name: str | None = None,
     patient: str | None = None,
     laboratory: str | None = None,
@@ -255,6 +258,11 @@ def predict_section(
         GeoJSON of cells or regions that others drew: their predictions go to `regions_beside` the output.
     regions_within_um
         How far the nearest point may lie from a region without one; None: as far as points lie from each other.
+    measured
+        Counts of some spots of this section, in any readable format: they correct the predictions of all others, and
+        give their intervals (`pipeline.measured`).
+    measured_within_um
+        How far a measured spot may lie from what it is joined to; None: half as far as the points lie from each other.
     name
         What an image is called instead of its file's name.
     patient, laboratory
@@ -296,7 +304,7 @@ def predict_section(
             "predictions are written as .h5ad", file=output, field="output", expected="a name that ends in .h5ad"
         )
     say = say or _to_stderr
-    inputs = (section_path, image, regions)
+    inputs = (section_path, image, regions, measured)
     drawn, beside = (None, None) if regions is None else (read_regions(regions), regions_beside(output))
     if beside is not None:
         claim(beside, inputs=inputs, mine=is_loose_prediction, overwrite=overwrite)
@@ -332,6 +340,10 @@ def predict_section(
         if len(sections) != 1 or kind == "patches":
             raise InputError("regions lie on one whole image", file=section_path, field="--regions", value=str(regions))
         check_on_image(drawn, (sections[0].image.width, sections[0].image.height), regions)
+    known = None
+    if measured is not None:
+        how = {"kind": kind, "within_um": measured_within_um, "submission": submission is not None}
+        known = read_measured(measured, sections, panel, list(model.about["transforms"]), **how)
     if submission is not None:
         if len(sections) != 1:
             raise InputError(
@@ -362,6 +374,13 @@ def predict_section(
             model.about, [part.verdict for part in parts]
         )
         about |= {"laboratory": laboratory} if laboratory else {}
+
+        def add(adata: AnnData) -> None:
+            _add_heads(adata, whole.heads, model)
+            add_trust(adata, model.about, model.gate, whole.sharpness)
+            for note in correct(adata, known, seed=model.about["seed"]) if known is not None else ():
+                say(note)
+
         write_predictions(
             output,
             whole.heads["target"],
@@ -372,10 +391,7 @@ def predict_section(
             about=about,
             scaling=model.scaling,
             trust=model.about.get("predictability"),
-            extra=lambda adata: (
-                _add_heads(adata, whole.heads, model),
-                add_trust(adata, model.about, model.gate, whole.sharpness),
-            ),
+            extra=add,
         )
     if drawn is not None:
         adata, told = predicted_regions(read_prediction(output), drawn, file=regions, within_um=regions_within_um)

@@ -33,6 +33,8 @@ PROBABILITY = "tumour_probability"
 """Column of ``obs``: what the head `TUMOUR` says."""
 TRUST = "training_pearson"
 """Columns of ``var``, ``training_pearson:<transform>``: correlation on training sections left out."""
+MEASURED = "measured"
+"""Column of ``obs``, bool: spots whose counts corrected the predictions of the others (`pipeline.measured`)."""
 LOOSE = ("new", "encrypted")
 """What ``uns["prediction"]["part"]`` says of predictions that belong to no run."""
 
@@ -63,6 +65,8 @@ class Joined:
     """Predicted spots that the section file does not have."""
     renamed_genes: int = 0
     """How many genes the section calls differently; they were joined by id or symbol."""
+    used_spots: int = 0
+    """Spots left out, as their counts corrected the predictions: they are no test."""
 
 
 def write_predictions(
@@ -331,12 +335,18 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
 
     from histocrypt.targets.matrix import columns_of, targets_of
 
-    mine = np.flatnonzero(prediction.obs["section"].astype(str).to_numpy() == name)
-    barcodes = pd.Index(prediction.obs["barcode"].astype(str).to_numpy()[mine])
-    rows = section.obs_names.astype(str).get_indexer(barcodes)
+    of_it = prediction.obs["section"].astype(str).to_numpy() == name
+    used = of_it & prediction.obs[MEASURED].to_numpy(dtype=bool) if MEASURED in prediction.obs else np.zeros_like(of_it)
+    mine, every = np.flatnonzero(of_it & ~used), prediction.obs["barcode"].astype(str).to_numpy()
+    barcodes, measured_names = pd.Index(every[mine]), section.obs_names.astype(str)
+    rows = measured_names.get_indexer(barcodes)
     found = rows >= 0
     if not found.any():
-        raise _unjoined(prediction, name, barcodes, section.obs_names.astype(str))
+        if used.any() and measured_names.isin(every[used]).any():
+            problem = "all that the section measured has corrected the predictions, and nothing is left to score"
+            fix = "name counts of other spots"
+            raise InputError(problem, field=f"obs[{MEASURED!r}]", value=int(used.sum()), fix=fix)
+        raise _unjoined(prediction, name, barcodes, measured_names)
     matrix = matrix_of(prediction)
     symbols = symbols_of(prediction)
     columns = columns_of(section, prediction.var_names, symbols, matrix=matrix, section=name)
@@ -368,8 +378,9 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
         },
         predicted={t: np.asarray(prediction.layers[t][keep_mine][:, measured_gene], dtype=np.float64) for t in names},
         unscored_genes=list(prediction.var_names[~measured_gene]),
-        unpredicted_spots=list(section.obs_names[np.setdiff1d(np.arange(section.n_obs), rows)]),
+        unpredicted_spots=list(section.obs_names[~measured_names.isin(every[of_it])]),
         unmeasured_spots=list(barcodes[~found]),
+        used_spots=int(used.sum()),
         renamed_genes=0 if matrix is not None else int((section.var_names[columns[measured_gene]] != genes).sum()),
     )
 
