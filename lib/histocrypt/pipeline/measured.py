@@ -276,6 +276,6 @@ def _corrected(
     ):
         lower, low, high = trust.lower_error(errors, other, seed=seed)
         told[f"lower_than_{name}"] = np.array([lower, low, high])
-        words.append(f"{abs(lower):.1%} {'lower' if lower >= 0 else 'HIGHER'} than {what} ({low:.1%} to {high:.1%})")
-    told["said"] = f"mean absolute error on measured spots left out in turn is {' and '.join(words)}"
+        words.append(f"{-lower:+.1%} ({-high:+.1%} to {-low:+.1%}) beside {what}")
+    told["said"] = f"mean absolute error on measured spots left out in turn: {', '.join(words)}"
     return (new, half, correction), told
