@@ -235,7 +235,7 @@ def predict(
     overwrite: Overwrite = False,
     anyway: Anyway = False,
 ) -> None:
-    """Apply a trained model to a new section, or to a folder of slides: exit 1 where one of them failed.
+    """Apply a trained model to a new section, or to a folder of slides: exit 1 where one of them failed or was refused.
 
     A hackathon file stands for its test slide; FILE.h5/S_1 names another.
     """
@@ -304,7 +304,7 @@ def _predict_many(
     how = {"model": model, "settings": Settings(**settings), "cores": cores, "overwrite": overwrite}
     outcome, summary = predict_folder(path, output, **how, say=partial(typer.echo, err=True))
     typer.echo(render(summary, output, as_json=as_json))
-    return 1 if outcome.failed else 0
+    return 1 if any(state["status"] != "predicted" for state in outcome.slides) else 0
 
 
 @app.command("import-weights")

@@ -128,13 +128,32 @@ def test_a_grid_is_of_squares_and_size_that_nobody_says_is_said(make, tmp_path):
     assert len(notes) == 1
 
 
-def test_regions_are_discs_and_say_where_their_outlines_are(make):
-    path = make(points="regions that others drew")
+def test_regions_keep_the_outlines_of_who_drew_them(make, tmp_path):
+    path, drawn = make(points="regions that others drew"), tmp_path / "cells.geojson"
     prediction = ad.read_h5ad(path)
-    prediction.uns["regions"] = {"file": "cells.geojson"}
-    prediction.write_h5ad(path)
-    _, (note,) = export(path, path.with_name("a.geojson"), to="geojson")
-    assert "cells.geojson" in note
+    names = prediction.obs["barcode"].tolist()
+    square = [[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]
+    hole, far = [[2, 2], [4, 2], [4, 4], [2, 4], [2, 2]], [[20, 20], [30, 20], [30, 30]]
+    shapes = {names[1]: ("Polygon", [square, hole]), names[0]: ("MultiPolygon", [[square, hole], [far]])}
+    features = [
+        {"type": "Feature", "id": name, "geometry": {"type": kind, "coordinates": lines}, "properties": {}}
+        for name, (kind, lines) in shapes.items()
+    ]
+    drawn.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    prediction.uns["regions"] = {"file": str(drawn)}
+    prediction.obs["kind"] = ["Tumor", *([""] * (prediction.n_obs - 1))]
+    prediction[:2].copy().write_h5ad(path)
+    export(path, out := path.with_name("a.geojson"), to="geojson")
+    several, one = json.loads(out.read_text())["features"]
+    assert one["geometry"] == {"type": "Polygon", "coordinates": [square, hole]}
+    assert several["geometry"] == {"type": "MultiPolygon", "coordinates": [[square, hole], [[*far, far[0]]]]}
+    assert several["properties"]["metadata"] == {"class before": "Tumor"}
+    assert "metadata" not in one["properties"]
+    jsonschema.validate({"type": "FeatureCollection", "features": [one]}, QUPATH)
+    drawn.unlink()
+    _, (note,) = export(path, out, to="geojson")
+    assert str(drawn) in note
+    assert len(json.loads(out.read_text())["features"][0]["geometry"]["coordinates"][0]) > 20, "a disc"
 
 
 def test_what_is_said_of_genes_goes_along(make):

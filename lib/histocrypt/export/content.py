@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.paths import RunFolder
 from histocrypt.pipeline.predictions import TRUST, as_mapping, read_h5ad, read_prediction, symbols_of, transforms_of
+from histocrypt.pipeline.regions import read_regions
 from histocrypt.sections.genes import GeneNames, meant_by
 from histocrypt.sections.image import open_image
 from histocrypt.sections.resolution import bin_size
@@ -27,6 +28,7 @@ MADE = "made by histocrypt export"
 """What a file says of its maker, where its format has a place for that: then the next export may replace it."""
 LONGEST_SIDE = 2000
 """Pixels of the picture that goes with the spots; the slide itself stays where it is."""
+Polygons = tuple[tuple[tuple[np.ndarray, ...], ...], ...]
 NAMES_OF_SPOTS = ("section", "patient", "barcode")
 
 
@@ -68,6 +70,8 @@ class Content:
     told: pd.DataFrame
     """(g, ...) what the prediction says of each gene beyond its names; where the model tells it, ``training_pearson``,
     the correlation on training sections left out."""
+    kinds: np.ndarray
+    """(n,) str, how who drew regions classed them; empty of spots."""
     more: pd.DataFrame
     """(n, ...) numbers of each spot beyond genes, such as the probability of tumour."""
     coords: np.ndarray
@@ -75,6 +79,9 @@ class Content:
     size_px: float
     """Diameter of a spot, or side of a square, in full-resolution pixels."""
     square: bool
+    polygons: Polygons | None
+    """Of regions that others drew, their pieces, each an outline and its holes; None of spots, or where their file is
+    no longer there."""
     on_slide: bool
     """False of patches, which do not say where they lie."""
     um_per_px: float | None
@@ -96,6 +103,13 @@ class Content:
         var.insert(0, "gene_ids", self.genes)
         obs = self.more.set_axis(pd.Index(self.barcodes.astype(str), name="barcode")).assign(section=self.section)
         return anndata.AnnData(self.values, obs=obs, var=var, obsm={"spatial": self.coords})
+
+    def pieces(self) -> Iterator[list[list[np.ndarray]]]:
+        """Yield of each spot or region its pieces, each an outline and its holes: (k, 2) full-resolution pixels."""
+        if self.polygons is None:
+            yield from ([[outline]] for outline in self.outlines())
+        else:
+            yield from ([list(piece) for piece in region] for region in self.polygons)
 
     def outlines(self) -> np.ndarray:
         """Return (n, k, 2) float64 corners of each spot, in full-resolution pixels, the last one the first again."""
@@ -172,6 +186,8 @@ def read_content(
     coords = np.asarray(prediction.obsm["spatial"], dtype=np.float64)[:, :2]
     cleaned = _section_of_run(Path(path), about, name)
     size, square, notes = _shape(coords, prediction, about, cleaned)
+    polygons, why = _drawn(prediction)
+    notes += [why] if why else []
     pixel = um_per_px or about.get("um_per_px") or as_mapping(cleaned.uns.get("preprocessing")).get("um_per_px")
     picture, scale = _picture(about, image, cleaned, RunFolder(_run_of(Path(path))).tiles(name))
     if picture is None:
@@ -185,10 +201,12 @@ def read_content(
         names=_names(prediction)[chosen],
         values=np.asarray(prediction.layers[transform], dtype=np.float32)[:, chosen],
         told=told.iloc[chosen],
+        kinds=_kinds(prediction),
         more=prediction.obs.drop(columns=list(NAMES_OF_SPOTS), errors="ignore").select_dtypes("number"),
         coords=coords,
         size_px=size,
         square=square,
+        polygons=polygons,
         on_slide="places" not in about,
         um_per_px=float(pixel) if pixel else None,
         picture=picture,
@@ -280,8 +298,7 @@ def _shape(
     """Return the size of a spot in pixels, whether it is a square, and what is taken for granted about it."""
     pitch = spot_pitch(coords, alone=100.0)
     if "regions" in prediction.uns:
-        outlines = as_mapping(prediction.uns["regions"]).get("file", "the file that they are from")
-        return pitch / 2, False, [f"regions are discs at their centres; their outlines lie in {outlines}"]
+        return pitch / 2, False, []
     if "points" in about or "places" in about or bin_size(prediction.obs["barcode"].astype(str)):
         return pitch, True, []
     told = as_mapping(cleaned.uns.get("preprocessing"))
@@ -289,6 +306,28 @@ def _shape(
     if size and pixel:
         return float(size) / float(pixel), False, []
     return pitch / 2, False, ["the file does not say how large spots are: they are half as wide as they lie apart"]
+
+
+def _kinds(prediction: AnnData) -> np.ndarray:
+    if "regions" in prediction.uns and "kind" in prediction.obs:
+        return prediction.obs["kind"].astype(str).to_numpy()
+    return np.full(prediction.n_obs, "")
+
+
+def _drawn(prediction: AnnData) -> tuple[Polygons | None, str]:
+    """Return the outlines of regions that others drew, as their own file holds them, or why they are not to be had."""
+    if "regions" not in prediction.uns:
+        return None, ""
+    file = str(as_mapping(prediction.uns["regions"]).get("file", "no file that is named"))
+    try:
+        regions = read_regions(file)
+        place = {name: number for number, name in enumerate(regions.names.tolist())}
+        return tuple(regions.polygons[place[name]] for name in prediction.obs["barcode"].astype(str)), ""
+    except InputError as error:
+        why = error.problem
+    except KeyError:
+        why = "it no longer holds all of them"
+    return None, f"regions are discs at their centres: their outlines lay in {file} ({why})"
 
 
 def _picture(

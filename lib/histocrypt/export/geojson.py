@@ -6,6 +6,7 @@ measurements, a number by name (QuPath, "Exporting annotations", https://qupath.
 exporting_annotations.html; its PathObjectTypeAdapter). An object's own colour is shown before that of its class:
 the colour is the value's, the class its fifth, so that a fifth can be chosen or hidden. GeoJSON lets other members
 stand beside ``features`` (RFC 7946, 6.1): ``histocrypt`` says what was predicted and how far to trust each gene.
+Regions that others drew keep outlines and names; how they were classed is ``metadata``, which QuPath keeps from 0.5 on.
 """
 
 from __future__ import annotations
@@ -49,24 +50,36 @@ def _about(content: Content) -> dict[str, Any]:
 def _features(content: Content) -> Any:
     colours, fifths = colours_of(content.values[:, content.shown])
     classes = _classes(str(content.names[content.shown]))
-    outlines = np.round(content.outlines(), 2)
+    kinds = content.kinds.tolist()
     names, more = content.names.tolist(), content.more.columns.tolist()
     beyond = content.more.to_numpy(dtype=np.float64)
-    for row, barcode in enumerate(content.barcodes.tolist()):
+    for row, (barcode, pieces) in enumerate(zip(content.barcodes.tolist(), content.pieces(), strict=True)):
         values = [*content.values[row].tolist(), *beyond[row].tolist()]
         pairs = zip([*names, *more], values, strict=True)
         yield {
             "type": "Feature",
             "id": str(uuid5(NAMESPACE_URL, f"histocrypt:{content.section}:{barcode}")),
-            "geometry": {"type": "Polygon", "coordinates": [outlines[row].tolist()]},
+            "geometry": _geometry(pieces),
             "properties": {
                 "objectType": "detection",
                 "name": barcode,
                 "color": colours[row].tolist(),
                 "classification": classes[fifths[row]],
                 "measurements": {name: float(f"{value:.{DIGITS}g}") for name, value in pairs if np.isfinite(value)},
+                **({"metadata": {"class before": kinds[row]}} if kinds[row] else {}),
             },
         }
+
+
+def _geometry(pieces: list[list[np.ndarray]]) -> dict[str, Any]:
+    """Return a geometry of RFC 7946, its lines closed."""
+    closed = [
+        [[*(line := np.round(ring, 2).tolist()), *([line[0]] if line[0] != line[-1] else [])] for ring in piece]
+        for piece in pieces
+    ]
+    if len(closed) == 1:
+        return {"type": "Polygon", "coordinates": closed[0]}
+    return {"type": "MultiPolygon", "coordinates": closed}
 
 
 def colours_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -45,18 +45,20 @@ def write(content: Content, path: Path) -> None:
 
 
 def _shapes(content: Content) -> Any:
-    """Return circles, or squares as polygons, indexed by the names of the spots."""
+    """Return circles, or squares and regions as polygons, indexed by the names of the spots."""
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
     places = {"transformations": {"global": Identity()}}
-    if not content.square:
+    if not content.square and content.polygons is None:
         how = {"geometry": 0, "radius": content.size_px / 2, "index": content.barcodes.astype(object)}
         return ShapesModel.parse(content.coords, **how, **places)
     from geopandas import GeoDataFrame
-    from shapely import polygons
+    from shapely import MultiPolygon, Polygon
 
-    frame = GeoDataFrame({"geometry": polygons(content.outlines())}, index=content.barcodes.astype(object))
+    shapes = [[Polygon(outline, holes) for outline, *holes in pieces] for pieces in content.pieces()]
+    shapes = [one[0] if len(one) == 1 else MultiPolygon(one) for one in shapes]
+    frame = GeoDataFrame({"geometry": shapes}, index=content.barcodes.astype(object))
     return ShapesModel.parse(frame, **places)
 
 

@@ -34,7 +34,8 @@ from histocrypt.trust.origin import refuses
 
 FORMAT, VERSION = "histocrypt folder of slides", 1
 STATE, PREDICTION, REGIONS, LOG = "state.json", "prediction.h5ad", "prediction.regions.h5ad", "log.txt"
-PREDICTED, FAILED = "predicted", "failed"
+PREDICTED, REFUSED, FAILED = "predicted", "refused", "failed"
+"""How a slide ends: refused is one for which the model is not, though the slide could be read."""
 FILES_NAMED = 20
 """Files of a slide that its state names one by one; a store of Zarr has thousands, and is known by all together."""
 SCRATCH = "histocrypt-slides-"
@@ -78,6 +79,7 @@ class Task:
     scratch: str
     environment: dict[str, str]
     then: Callable[[Path], Mapping[str, Any]] | None
+    otherwise: Callable[[Slide, Path], Mapping[str, Any]] | None = None
 
 
 @dataclass
@@ -91,7 +93,11 @@ class Outcome:
     @property
     def failed(self) -> list[dict[str, Any]]:
         """The states of those that failed."""
-        return [state for state in self.slides if state["status"] == FAILED]
+        return self.ended(FAILED)
+
+    def ended(self, status: str) -> list[dict[str, Any]]:
+        """Return the states of those that ended so."""
+        return [state for state in self.slides if state["status"] == status]
 
 
 def predict_slides(
@@ -104,6 +110,8 @@ def predict_slides(
     overwrite: bool = False,
     say: Callable[[str], None] = print,
     then: Callable[[Path], Mapping[str, Any]] | None = None,
+    otherwise: Callable[[Slide, Path], Mapping[str, Any]] | None = None,
+    run: Callable[[list[Task]], None] | None = None,
 ) -> Outcome:
     """Predict slides, those that are not there yet as asked for, and return the state of each.
 
@@ -131,6 +139,10 @@ def predict_slides(
         Given a slide's folder with its prediction, in the slide's process, makes more of it, such as pictures, and
         returns what becomes part of the state; for a slide to be kept, what it names under ``files`` must be whole. It
         must be importable.
+    otherwise
+        The same of a slide that is not predicted: given the slide and its folder, what of it can be shown.
+    run
+        Runs every task somewhere else, by `work`, such as on a cluster; None: in processes of this machine.
 
     Raises
     ------
@@ -155,12 +167,19 @@ def predict_slides(
             asked = asked_of(slide, which, settings, drawn[slide.id])
             environment = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
             folder = output / slide.id
-            tasks.append(Task(slide, model, folder, asked, settings, scratch, environment, then))
+            tasks.append(Task(slide, model, folder, asked, settings, scratch, environment, then, otherwise))
         kept = {task.slide.id: state for task in tasks if (state := kept_state(task.folder, task.asked)) is not None}
         waiting = [task for task in tasks if task.slide.id not in kept]
         if kept:
             say(f"{len(kept)} of {len(tasks)} slides are there already, as asked for")
-        _run(waiting, cores=cores, total=len(tasks), say=say)
+        for task in waiting:
+            make_way(task.folder)
+        if run is None:
+            _run(waiting, cores=cores, total=len(tasks), say=say)
+        elif waiting:
+            run(waiting)
+            for task in waiting:
+                _mark_ended(task, None)
         states = [{**_state_of(task), "kept": task.slide.id in kept} for task in tasks]
     return Outcome(states, time.monotonic() - began)
 
@@ -300,11 +319,15 @@ def _run(tasks: list[Task], *, cores: int, total: int, say: Callable[[str], None
                 shutil.rmtree(Path(task.scratch) / task.slide.id, ignore_errors=True)
 
 
-def _start(processes: context.BaseContext, task: Task) -> Any:
-    """Start the process of a task; what there was of the slide goes first, so that it can't be taken for the new."""
-    task.folder.mkdir(parents=True, exist_ok=True)
+def make_way(folder: Path) -> None:
+    """Remove what there is of a slide that is to be made, so that it can't be taken for the new."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in (STATE, PREDICTION, REGIONS):
-        (task.folder / name).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
+
+
+def _start(processes: context.BaseContext, task: Task) -> Any:
+    """Start the process of a task."""
     process = processes.Process(target=work, args=(task,))
     process.start()
     return process
@@ -371,13 +394,23 @@ def _mark_ended(task: Task, code: int | None) -> None:
     if (task.folder / STATE).is_file():
         return
     why = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
+    why = "before its end" if code is None else why
     hint = ", as the system does where memory runs out" if code == -9 else f"; {task.folder / LOG} may say why"
     write_json(task.folder / STATE, _failed(task, f"its process was ended {why}{hint}."))
     shutil.rmtree(Path(task.scratch) / task.slide.id, ignore_errors=True)
 
 
-def _failed(task: Task, problem: str) -> dict[str, Any]:
-    return {**_head(task, FAILED), "problem": problem}
+def _failed(task: Task, problem: str, *, short: str = "") -> dict[str, Any]:
+    return {**_head(task, FAILED), "problem": problem, "short": short or problem}
+
+
+def _short(error: InputError, slide: Slide) -> str:
+    """Return an error's sentence without the file's name where that is the slide's, which stands beside it."""
+    if refuses(error):
+        why = error.problem.partition(": ")[2] or error.problem  # of a slide, what follows "is no slide for this model"
+        return f"{why}. {error.fix[:1].upper()}{error.fix[1:]}."
+    own = (slide.path, slide.image, *map(str, slide.files))
+    return str(error).removeprefix(f"{error.file}: ") if str(error.file) in own else str(error)
 
 
 def _head(task: Task, status: str) -> dict[str, Any]:
@@ -409,7 +442,9 @@ def work(task: Task) -> None:
         try:
             found = {**_head(task, PREDICTED), **_predicted(task, notes)}
         except InputError as error:
-            found = _failed(task, str(error)) | ({"slide": {"verdict": WORDS[-1], "why": []}} if refuses(error) else {})
+            found = _failed(task, str(error), short=_short(error, task.slide))
+            if refuses(error):
+                found |= {"status": REFUSED, "slide": {"verdict": WORDS[-1], "why": []}}
         except MemoryError:
             found = _failed(task, "there is not memory enough for it on this machine.")
         except OSError as error:
@@ -420,6 +455,11 @@ def work(task: Task) -> None:
             traceback.print_exc()
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             found = _failed(task, f"a fault of the program ({why}); {task.folder / LOG} says where.")
+        if task.otherwise is not None and found["status"] != PREDICTED:
+            try:
+                found |= task.otherwise(task.slide, task.folder)
+            except Exception:  # noqa: BLE001  nothing of it can be shown, and why it ended is known already
+                traceback.print_exc()
     found |= {"notes": notes, "seconds": round(time.monotonic() - began, 1)}
     found |= {"cpu_seconds": round(time.process_time(), 1), "peak_gib": _rounded(peak_gib())}
     write_json(task.folder / STATE, found)

@@ -11,6 +11,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +39,18 @@ class Regions:
     """(m,) str, unique."""
     kinds: np.ndarray
     """(m,) str: as who drew them classified them; empty where they did not."""
-    rings: tuple[tuple[np.ndarray, ...], ...]
-    """Of each region its closed lines, (k, 2) x, y in full-resolution pixels: a point that an odd number of them
-    surrounds lies inside, so that holes and several pieces need no other word."""
+    polygons: tuple[tuple[tuple[np.ndarray, ...], ...], ...]
+    """Of each region its pieces, each an outline and its holes: (k, 2) x, y in full-resolution pixels."""
     passed_over: int = 0
     """Features that are no areas: points and lines."""
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def rings(self) -> tuple[tuple[np.ndarray, ...], ...]:
+        """Of each region all closed lines: a point that an odd number of them surrounds lies inside."""
+        return tuple(tuple(ring for piece in pieces for ring in piece) for pieces in self.polygons)
 
     @property
     def centres(self) -> np.ndarray:
@@ -66,10 +71,10 @@ def read_regions(path: str | Path) -> Regions:
         content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
         document = json.loads(content.decode("utf-8-sig"))
     names: list[str] = []
-    kinds, rings, passed_over, seen = [], [], 0, {}
+    kinds, polygons, passed_over, seen = [], [], 0, {}
     for number, feature in enumerate(_features(document, path), start=1):
         where = f"feature {number}"
-        own = _rings(feature.get("geometry"), path, where)
+        own = _polygons(feature.get("geometry"), path, where)
         if not own:
             passed_over += 1
             continue
@@ -81,10 +86,10 @@ def read_regions(path: str | Path) -> Regions:
         seen[name] = seen.get(name, 0) + 1
         names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
         kinds.append(str((kind.get("name") if isinstance(kind, dict) else kind) or ""))
-        rings.append(own)
-    if not rings:
+        polygons.append(own)
+    if not polygons:
         raise InputError("holds no polygon", file=path, expected="features that are Polygon or MultiPolygon")
-    return Regions(np.array(names), np.array(kinds), tuple(rings), passed_over)
+    return Regions(np.array(names), np.array(kinds), tuple(polygons), passed_over)
 
 
 def _features(document: Any, path: Path) -> Iterator[dict[str, Any]]:
@@ -97,21 +102,23 @@ def _features(document: Any, path: Path) -> Iterator[dict[str, Any]]:
     yield from found
 
 
-def _rings(geometry: Any, path: Path, where: str) -> tuple[np.ndarray, ...]:
-    """Return the closed lines of a geometry, none where it is no area."""
+def _polygons(geometry: Any, path: Path, where: str) -> tuple[tuple[np.ndarray, ...], ...]:
+    """Return the pieces of a geometry, each an outline and its holes; none where it is no area."""
     kind, content = (geometry.get("type"), geometry.get("coordinates")) if isinstance(geometry, dict) else (None, None)
     if kind == "GeometryCollection":
-        return tuple(ring for part in geometry.get("geometries") or () for ring in _rings(part, path, where))
+        return tuple(one for part in geometry.get("geometries") or () for one in _polygons(part, path, where))
     if kind not in ("Polygon", "MultiPolygon"):
         return ()
     found = []
     with reading("a polygon's coordinates cannot be read", TypeError, ValueError, IndexError, file=path, field=where):
         for polygon in content if kind == "MultiPolygon" else [content]:
+            piece = []
             for line in polygon:
                 ring = np.array([point[:2] for point in line], dtype=np.float64)
                 if ring.ndim != 2 or len(ring) < 3 or not np.isfinite(ring).all():
                     raise ValueError("a ring is three points or more")
-                found.append(ring)
+                piece.append(ring)
+            found += [tuple(piece)] if piece else []
     return tuple(found)
 
 

@@ -20,11 +20,22 @@ from histocrypt.evaluation.figures import embed
 from histocrypt.evaluation.wording import number, plural
 from histocrypt.files import atomic_path, write_table, write_text
 from histocrypt.pipeline.checkpoints import read_about
-from histocrypt.pipeline.folder import FAILED, PREDICTED, PREDICTION, Outcome, Settings, duration, predict_slides
-from histocrypt.pipeline.listing import slides_at
+from histocrypt.pipeline.folder import (
+    FAILED,
+    PREDICTED,
+    PREDICTION,
+    REFUSED,
+    Outcome,
+    Settings,
+    Task,
+    duration,
+    predict_slides,
+)
+from histocrypt.pipeline.listing import Slide, slides_at
 from histocrypt.pipeline.predictions import PredictionFile
 from histocrypt.predictors.predictability import correlations_of
 from histocrypt.spatial import spot_pitch
+from histocrypt.trust.gate import WORDS
 
 GENES_DRAWN = 3
 SIDE = 260
@@ -36,6 +47,9 @@ SHORT = 240
 """Characters of words that are all shown; of longer ones a click shows the rest."""
 EMBEDDED = 300
 """Slides whose pictures the page holds itself, at some 40 kB each; of more it shows the files beside it."""
+NOT_JUDGED = "not judged"
+MARKS = {WORDS[0]: "\N{CHECK MARK}", WORDS[1]: "!", WORDS[-1]: "\N{MULTIPLICATION X}", NOT_JUDGED: "?"}
+"""Before each verdict, so that it is told without its colour; in the order of a sorted column."""
 KINDS = {"grid": "on a grid", "spots": "spots", "patches": "patches"}
 MADE = "made by histocrypt predict"
 PAGE, TABLE = "summary.html", "summary.csv"
@@ -50,6 +64,7 @@ def predict_folder(
     cores: int = 0,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
+    run: Callable[[list[Task]], None] | None = None,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Predict every slide of a folder or a list, and write the summary; return what came of it, and what it says.
 
@@ -57,7 +72,7 @@ def predict_folder(
     ----------
     path
         See `pipeline.listing.slides_at`.
-    output, model, settings, cores, overwrite, say
+    output, model, settings, cores, overwrite, say, run
         See `pipeline.folder.predict_slides`.
 
     Raises
@@ -68,8 +83,9 @@ def predict_folder(
     about = read_about(paths.shipped_model() if model is None else model)
     listing = slides_at(path, but=[output])
     genes, chosen = genes_drawn(about)
-    how = {"model": model, "settings": settings, "cores": cores, "overwrite": overwrite, "say": say}
-    outcome = predict_slides(listing.slides, output, **how, then=partial(draw_slide, genes=genes))
+    how = {"model": model, "settings": settings, "cores": cores, "overwrite": overwrite, "say": say, "run": run}
+    draws = {"then": partial(draw_slide, genes=genes), "otherwise": draw_tissue}
+    outcome = predict_slides(listing.slides, output, **how, **draws)
     summary = summarised(outcome, about, chosen, source=str(path), left_out=listing.left_out, shipped=model is None)
     write_summary(output, summary)
     return outcome, summary
@@ -87,9 +103,9 @@ def words_of(state: Mapping[str, Any]) -> dict[str, str]:
     problem, judged = state.get("problem"), state.get("slide")
     word, why = ("", []) if judged is None else (judged["verdict"], judged["why"])
     if judged is None and state["status"] == PREDICTED:
-        word = "not judged"
+        word = NOT_JUDGED
     notes = [note for note in state.get("notes", ()) if not (why and note.endswith("; ".join(why)))]  # said beside
-    said = [*why, *([problem] if problem else notes)]
+    said = [*why, *([state.get("short") or problem] if problem else notes)]
     return {"May it be used": word, "Notes": " ".join(map(_sentence, said))}
 
 
@@ -138,6 +154,22 @@ def draw_slide(folder: Path, *, genes: list[str]) -> dict[str, Any]:
         "drawn": shown,
         "width_mm": round(float(high[0] - low[0]) * float(about["um_per_px"]) / 1000, 2) if known else None,
     }
+
+
+def draw_tissue(slide: Slide, folder: Path) -> dict[str, Any]:
+    """Write the picture of a slide that is not predicted, where one can be opened; return what its state says of it."""
+    from histocrypt.sections.image import is_image, open_image
+    from histocrypt.sections.read import read_path
+
+    (folder / "tissue.jpg").unlink(missing_ok=True)
+    if is_image(Path(slide.path)):
+        image = open_image(slide.path)
+    else:
+        image = read_path(Path(slide.path), image=slide.image, um_per_px=slide.um_per_px, for_prediction=True).image
+    if image is None:
+        return {}
+    _save(folder / "tissue.jpg", image.thumbnail(2 * SIDE)[0])
+    return {"tissue": "tissue.jpg"}
 
 
 def _ground(image: np.ndarray | None, scale: float, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -207,6 +239,7 @@ def summarised(
             "problem": state.get("problem", ""),
             **{name: state.get(name) for name in ("patient", "laboratory", "spots", "genes", "kind", "spacing_um")},
             **{name: state.get(name) for name in ("um_per_px", "um_per_px_source", "seconds", "peak_gib")},
+            "verdict": (state.get("slide") or {}).get("verdict"),
             "notes": state.get("notes", []),
             "words": words_of(state),
             "prediction": f"{state['id']}/{PREDICTION}" if state["status"] == PREDICTED else None,
@@ -219,8 +252,7 @@ def summarised(
         "model": about.get("title", about["model"]),
         "weights_sha256": about["weights"]["sha256"],
         "histocrypt": __version__,
-        "predicted": len(rows) - len(outcome.failed),
-        "failed": len(outcome.failed),
+        **{status: len(outcome.ended(status)) for status in (PREDICTED, REFUSED, FAILED)},
         "kept": sum(row["kept"] for row in rows),
         "seconds": round(outcome.seconds, 1),
         "genes_drawn": chosen,
@@ -257,15 +289,24 @@ def write_summary(output: Path, summary: Mapping[str, Any]) -> None:
         made=MADE,
         kinds=KINDS,
         short=SHORT,
+        marks=MARKS,
+        ranks=list(MARKS),
+        counted=counted(summary),
         address=address,
         inside=inside,
         columns=columns,
         **{**summary, "slides": rows},
     )
-    plain = ("shown", "words", "notes", "drawn", "tissue", "width_mm")
+    plain = ("shown", "words", "verdict", "notes", "drawn", "tissue", "width_mm")
     table = [{name: value for name, value in row.items() if name not in plain} | row["words"] for row in rows]
     write_table(output / TABLE, pd.DataFrame(table), index=False)
     write_text(output / PAGE, page)
+
+
+def counted(summary: Mapping[str, Any]) -> str:
+    """Return how many slides ended how, e.g. ``17 predicted, 2 refused, 1 failed``."""
+    shown = (status for status in (PREDICTED, REFUSED, FAILED) if summary[status] or status != REFUSED)
+    return ", ".join(f"{summary[status]} {status}" for status in shown)
 
 
 def _below(path: str, source: str) -> str:
@@ -285,13 +326,14 @@ def render(summary: Mapping[str, Any], output: Path, *, as_json: bool = False) -
         points, seconds, memory = ("-" if value is None else str(value) for value in cells)
         ended = (
             row["problem"]
-            if row["status"] == FAILED
+            if row["status"] != PREDICTED
             else f"{'kept' if row['kept'] else 'predicted'}"
+            + (f", {row['verdict']}" if row["verdict"] not in (None, WORDS[0]) else "")
             + (f", {plural(len(row['notes']), 'note')}" if row["notes"] else "")
         )
         lines.append((row["id"], points, "-" if um is None else f"{um:.4g}", seconds, memory, ended))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
     table = ["  ".join([*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[-1]]) for line in lines]
-    counts = f"{plural(len(summary['slides']), 'slide')}: {summary['predicted']} predicted, {summary['failed']} failed"
+    counts = f"{plural(len(summary['slides']), 'slide')}: {counted(summary)}"
     out = f"; {plural(len(summary['left_out']), 'path')} left out" if summary["left_out"] else ""
     return "\n".join([*(line.rstrip() for line in table), f"{counts}{out}. {output / PAGE}"])
