@@ -286,20 +286,22 @@ def test_the_page_sorts_by_a_click(tmp_path):
         {
             "id": name, "path": f"/in/{name}.svs", "status": status, "kept": False, "problem": "", "patient": None,
             "laboratory": None, "spots": spots, "genes": 3, "kind": "grid", "spacing_um": 200.0, "um_per_px": 0.5,
-            "um_per_px_source": "file", "seconds": 1.0, "peak_gib": None, "notes": [], "words": {"Notes": "<b>"},
+            "um_per_px_source": "file", "seconds": 1.0, "peak_gib": None, "notes": [], "words": {"May it be used": verdict, "Notes": "<b>"},
             "prediction": None, "tissue": None, "drawn": None, "width_mm": None,
         }
-        for name, status, spots in (("a", "predicted", 90), ("b", "failed", None), ("c", "predicted", 1000))
+        for name, status, spots, verdict in (
+            ("a", "predicted", 90, "with care"), ("b", "refused", None, "do not use"), ("c", "predicted", 1000, "fine"),
+        )
     ]  # fmt: skip
     summary = {
-        "source": "/in", "model": "M", "weights_sha256": "0" * 64, "histocrypt": "1", "predicted": 2, "failed": 1,
+        "source": "/in", "model": "M", "weights_sha256": "0" * 64, "histocrypt": "1", "predicted": 2, "refused": 1, "failed": 0,
         "kept": 0, "seconds": 3.0, "genes_drawn": "", "unit": "", "said": [], "left_out": {}, "slides": rows,
     }  # fmt: skip
     write_summary(tmp_path, summary)
     page = tmp_path / "summary.html"
     assert "&lt;b&gt;" in page.read_text(encoding="utf-8")
-    click = "const b = [...document.querySelectorAll('th button')].find(one => one.textContent === 'Points');"
+    click = "const b = [...document.querySelectorAll('th button')].find(one => one.textContent === '{}');"
     tell = "document.body.dataset.order = [...document.querySelectorAll('tbody tr')].map(r => r.cells[0].dataset.value)"
-    for times, order in ((0, "a,b,c"), (1, "a,c,b"), (2, "c,a,b")):
-        (folder := tmp_path / str(times)).mkdir()
-        assert f'data-order="{order}"' in opened(page, folder, script=click + "b.click();" * times + tell)
+    for by, times, order in (("Points", 1, "a,c,b"), ("Points", 2, "c,a,b"), ("May it be used", 1, "c,a,b")):
+        (folder := tmp_path / f"{by}{times}").mkdir()
+        assert f'data-order="{order}"' in opened(page, folder, script=click.format(by) + "b.click();" * times + tell)

@@ -404,13 +404,19 @@ def _failed(task: Task, problem: str, *, short: str = "") -> dict[str, Any]:
     return {**_head(task, FAILED), "problem": problem, "short": short or problem}
 
 
+def _refused(error: InputError) -> dict[str, Any]:
+    """Return what the state of a slide says beyond `_failed` where the model is not for it."""
+    reasons = error.problem.partition(": ")[2].split("; ") if error.field == "slide" else [error.problem]
+    fix = f"{error.fix[:1].upper()}{error.fix[1:]}."
+    return {"status": REFUSED, "slide": {"verdict": WORDS[-1], "why": reasons}, "short": fix}
+
+
 def _short(error: InputError, slide: Slide) -> str:
-    """Return an error's sentence without the file's name where that is the slide's, which stands beside it."""
-    if refuses(error):
-        why = error.problem.partition(": ")[2] or error.problem  # of a slide, what follows "is no slide for this model"
-        return f"{why}. {error.fix[:1].upper()}{error.fix[1:]}."
+    """Return an error's sentence without file and field where the file is the slide's, which stands beside it."""
     own = (slide.path, slide.image, *map(str, slide.files))
-    return str(error).removeprefix(f"{error.file}: ") if str(error.file) in own else str(error)
+    if str(error.file) not in own:
+        return str(error)
+    return str(InputError(error.problem, value=error.value, expected=error.expected, fix=error.fix))
 
 
 def _head(task: Task, status: str) -> dict[str, Any]:
@@ -444,7 +450,7 @@ def work(task: Task) -> None:
         except InputError as error:
             found = _failed(task, str(error), short=_short(error, task.slide))
             if refuses(error):
-                found |= {"status": REFUSED, "slide": {"verdict": WORDS[-1], "why": []}}
+                found |= _refused(error)
         except MemoryError:
             found = _failed(task, "there is not memory enough for it on this machine.")
         except OSError as error:
