@@ -289,6 +289,8 @@ def write_summary(output: Path, summary: Mapping[str, Any]) -> None:
         made=MADE,
         kinds=KINDS,
         short=SHORT,
+        wbr=Markup("<wbr>"),
+        judged=[title for title in words if any(row["words"].get(title) in MARKS for row in rows)],
         marks=MARKS,
         ranks=list(MARKS),
         counted=counted(summary),
