@@ -286,16 +286,16 @@ def test_the_page_sorts_by_a_click(tmp_path):
         {
             "id": name, "path": f"/in/{name}.svs", "status": status, "kept": False, "problem": "", "patient": None,
             "laboratory": None, "spots": spots, "genes": 3, "kind": "grid", "spacing_um": 200.0, "um_per_px": 0.5,
-            "um_per_px_source": "file", "seconds": 1.0, "peak_gib": None, "notes": [], "words": {"May it be used": verdict, "Notes": "<b>"},
-            "prediction": None, "tissue": None, "drawn": None, "width_mm": None,
+            "um_per_px_source": "file", "seconds": 1.0, "peak_gib": None, "notes": [], "prediction": None,
+            "words": {"May it be used": verdict, "Notes": "<b>"}, "tissue": None, "drawn": None, "width_mm": None,
         }
         for name, status, spots, verdict in (
             ("a", "predicted", 90, "with care"), ("b", "refused", None, "do not use"), ("c", "predicted", 1000, "fine"),
         )
     ]  # fmt: skip
     summary = {
-        "source": "/in", "model": "M", "weights_sha256": "0" * 64, "histocrypt": "1", "predicted": 2, "refused": 1, "failed": 0,
-        "kept": 0, "seconds": 3.0, "genes_drawn": "", "unit": "", "said": [], "left_out": {}, "slides": rows,
+        "source": "/in", "model": "M", "weights_sha256": "0" * 64, "histocrypt": "1", "predicted": 2, "refused": 1,
+        "failed": 0, "kept": 0, "seconds": 3.0, "genes_drawn": "", "unit": "", "said": [], "left_out": {}, "slides": rows,
     }  # fmt: skip
     write_summary(tmp_path, summary)
     page = tmp_path / "summary.html"
