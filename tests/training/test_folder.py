@@ -295,7 +295,8 @@ def test_the_page_sorts_by_a_click(tmp_path):
     ]  # fmt: skip
     summary = {
         "source": "/in", "model": "M", "weights_sha256": "0" * 64, "histocrypt": "1", "predicted": 2, "refused": 1,
-        "failed": 0, "kept": 0, "seconds": 3.0, "genes_drawn": "", "unit": "", "said": [], "left_out": {}, "slides": rows,
+        "failed": 0, "kept": 0, "seconds": 3.0, "genes_drawn": "", "unit": "", "said": [], "left_out": {},
+        "slides": rows,
     }  # fmt: skip
     write_summary(tmp_path, summary)
     page = tmp_path / "summary.html"
