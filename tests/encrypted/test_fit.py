@@ -14,8 +14,10 @@ from histocrypt.encrypted.compile import compile_model
 from histocrypt.encrypted.evaluator import evaluate_request
 from histocrypt.encrypted.key_owner import decrypt_response, encrypt_section, keygen, prepare
 from histocrypt.encrypted.single import hash_of
+from histocrypt.encrypted.trial import prepared_clear
 from histocrypt.errors import InputError
 from histocrypt.files import read_json
+from histocrypt.pipeline.checkpoints import load_model
 from histocrypt.pipeline.predict import predict_section
 
 NOT_OF_THE_MODEL = {"part", "encrypted", "security_bits", "noise", "share"}
@@ -55,6 +57,17 @@ def test_a_model_of_simulated_tissue_is_refused_before_anything_is_encrypted(wor
     assert "simulated" in capsys.readouterr().err
 
 
+def test_one_party_refuses_what_two_refuse(world, tmp_path):
+    """Before the engine is asked for anything: nobody waits to be refused."""
+    loaded = load_model(world.head, device="cpu")
+    drawn = replace(loaded, about={**loaded.about, "origin": {**loaded.about["origin"], "simulated": True}})
+    with pytest.raises(InputError) as caught:
+        prepared_clear(drawn, world.section, spots=1)
+    assert caught.value.field == "origin"
+    prepared, _ = prepared_clear(drawn, world.section, spots=1, anyway=True)
+    assert prepared.values.shape[0] == 1
+
+
 def test_a_slide_of_other_colours_is_refused_and_says_so_where_one_goes_on(world):
     client = load_client(world.bundle)
     gate = {name: {**said, "colour": [99.0, 80.0, 80.0, 1.0, 1.0, 1.0]} for name, said in client.about["gate"].items()}
@@ -83,8 +96,8 @@ def test_what_is_decrypted_says_of_trust_what_a_plain_prediction_says(world, hea
     said, due = (dict(one.uns["prediction"]) for one in (found, plain))
     assert set(said) - set(due) == NOT_OF_THE_MODEL - {"part"}
     slide = due.pop("slide")
-    assert {"shift", "shift_limit"} == {*slide} - {*said["slide"]}, "the plain prediction looks at features, too"
-    for name in ("colour", "colour_limit", "sharpness", "sharpness_limit"):
+    assert slide.keys() == said["slide"].keys() >= {"verdict", "why", "shift", "shift_limit"}
+    for name in ("verdict", "colour", "colour_limit", "sharpness", "sharpness_limit"):
         assert said["slide"][name] == slide[name]
     for name in set(due) - NOT_OF_THE_MODEL:
         np.testing.assert_equal(said[name], due[name], err_msg=name)
@@ -95,7 +108,8 @@ def test_the_public_part_names_no_patient_and_no_section_of_training(world, head
     bundle, model = {"head": (head, world.head), "bundle": (world.bundle, world.model)}[of]
     about, trained = load_client(bundle).about, read_json(model / "model.json")
     assert ("predictability" in about, "intervals" in about) == (of == "head",) * 2
-    told = {name: about.get(name) for name in ("origin", "gate", "predictability", "intervals")}
+    assert ("shift" in about, "mean" in about["normalisation"]) == (of == "head", False)
+    told = {name: about.get(name) for name in ("origin", "gate", "shift", "predictability", "intervals")}
     words = set(re.findall(r'"([^"]*)"', json.dumps(told)))
     assert words & {"simulated", "colour"}
     assert not words & {*trained["train_patients"], *trained["train_sections"], "by_patient"}
@@ -107,6 +121,8 @@ def test_the_public_part_names_no_patient_and_no_section_of_training(world, head
         ("origin", {"simulated": False}),
         ("gate", {"section 1": {"colour": [1.0]}}),
         ("gate", []),
+        ("shift", {"centre": [0.0, 1.0], "sd": [1.0], "limit": 1.0}),
+        ("shift", {"centre": [float("nan")], "sd": [1.0], "limit": 1.0}),
         ("predictability", {"correlation": {}}),
         ("intervals", {"value": {"share": 0.9, "patients": 2, "half_widths": [1.0]}}),
         ("intervals", {"value": 3}),

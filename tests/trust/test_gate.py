@@ -85,6 +85,20 @@ def test_a_gate_survives_its_file():
     assert unnamed.judge(seen) == made.judge(seen)
 
 
+def test_a_shift_is_told_from_a_centre_where_no_section_is():
+    made = gate(*TWO)
+    told = made.without_sections()
+    assert told == {"centre": [0.8] * 8, "sd": [1.0] * 8, "limit": 1.25}  # of 0, .5 and 2; a from b and c
+    public = Gate.from_told(without_names(made.to_dict()), told)
+    assert all(one.features is None for one in public.looks.values())
+    near, far = public.judge(look("n", at=2.0)), public.judge(look("n", at=2.1))
+    assert (near.word, far.word) == ("fine", "with care")
+    assert far.measured["shift"] == pytest.approx(1.3)
+    assert far.measured["shift_limit"] == 1.25
+    assert "shift" not in Gate.from_told(without_names(made.to_dict()), None).judge(look("n", at=9.0)).measured
+    assert gate(look("a"), look("a", at=0.1)).without_sections() is None, "one patient says nothing of others"
+
+
 def test_features_of_the_spots_themselves_are_looked_at():
     assert own_features("colour+colour~320+morphology@8") == "colour+morphology"
     assert own_features("places~100") == own_features("") == ""

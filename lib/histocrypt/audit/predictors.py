@@ -269,7 +269,8 @@ def _some(client: Any, study: Study, name: str, path: Path, spots: int | None, s
     from histocrypt.data.fold_statistics import read_clean_section
     from histocrypt.encrypted.prepare import evenly, prepare
 
-    prepared = prepare(client, path, skip_out_of_range=True, anyway=True, **source)
+    how = {"skip_out_of_range": True, "anyway": True}  # a section of the model's own study: what leaks is measured
+    prepared = prepare(client, path, **how, **source)
     measured = {f"{name}:{spot}" for spot in read_clean_section(study.run.section(name)).obs_names}
     known = np.flatnonzero([one in measured for one in prepared.names.tolist()])
     if not len(known):

@@ -113,7 +113,7 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     model = load_model(model_folder, device="cpu")
     check_no_average(model.about, Path(model_folder))
     if model.about["model"] in RESIDUAL:
-        told = told_of(model.about)
+        told = told_of(model.about, model.gate)
         return compile_residual(model, Path(output), inputs=partial(training_inputs, model), margin=MARGIN, told=told)
     described, lowered = lowered_model(model)
     compiled = compile_lowered(lowered, described)
@@ -131,7 +131,7 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
         "input_range": input_range,
         "output_range": output_range,
         **described,
-        **told_of(model.about),
+        **told_of(model.about, model.gate),
         "weights_sha256": model.about["weights"]["sha256"],
     }
     private = {
@@ -262,7 +262,8 @@ def lowered_model(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:
             "sees": "tiles",
             "batch": 1,
             "input": {"kind": "tiles", "shape": [3, side, side], "factors": lowered.strides},
-            "normalisation": {"by_section": by_section, "mean": mean.tolist(), "sd": sd.tolist()},
+            "normalisation": {"by_section": by_section}
+            | ({} if by_section else {"mean": mean.tolist(), "sd": sd.tolist()}),
         }
     elif "axes" in state and "coefficient" in state:
         axes, coefficient = state["axes"].astype(float), state["coefficient"].astype(float)
@@ -273,7 +274,8 @@ def lowered_model(model: TrainedModel) -> tuple[dict[str, Any], Lowered]:
             "sees": "features",
             "batch": HEAD_BATCH,
             "input": {"kind": "features", "shape": [len(axes), HEAD_BATCH], "encoder": model.predictor.encoder},
-            "normalisation": {"by_section": by_section, "mean": state["mean"].tolist(), "sd": state["sd"].tolist()},
+            "normalisation": {"by_section": by_section, "sd": state["sd"].tolist()}
+            | ({} if by_section else {"mean": state["mean"].tolist()}),
         }
     else:
         raise unfit("this model cannot be evaluated on ciphertexts")

@@ -84,7 +84,7 @@ def run_experiment(
     model
         Folder of a trained `fhe_cnn` or `fhe_head`.
     section
-        As for `histocrypt predict`; so are ``image`` and ``um_per_px`` of ``source``.
+        As for `histocrypt predict`; so are ``image``, ``um_per_px`` and ``anyway`` of ``source``.
     folder
         Gets both predictions.
     spots
@@ -93,7 +93,8 @@ def run_experiment(
     Raises
     ------
     InputError
-        If the model cannot be evaluated on ciphertexts, orion-fhe is absent, or memory is short.
+        If the model cannot be evaluated on ciphertexts or is not for the section, orion-fhe is absent, or memory is
+        short.
     """
     from histocrypt.pipeline.checkpoints import load_model
     from histocrypt.pipeline.predict import predict_section

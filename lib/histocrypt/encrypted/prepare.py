@@ -75,9 +75,10 @@ def as_seen(
     sees
         ``tiles`` or ``features``.
     normalisation
-        ``by_section``: with this section's own mean and deviation; else with ``mean`` and ``sd`` of the training spots.
+        ``by_section``: with this section's own mean and deviation (of features at least a share of ``sd``, those within
+        training sections); else with ``mean`` and ``sd`` of the training spots. What is not needed is not there.
     """
-    mean, sd = (np.asarray(normalisation[name], dtype=np.float32) for name in ("mean", "sd"))
+    mean, sd = (np.asarray(normalisation.get(name, 0), dtype=np.float32) for name in ("mean", "sd"))
     if sees == "features":
         from histocrypt.predictors.closed_form import standardise
 
@@ -152,7 +153,7 @@ def prepare(
     """
     from histocrypt.data.features import reaches_of
     from histocrypt.data.fold_statistics import read_clean_section
-    from histocrypt.encrypted.told import gate_of
+    from histocrypt.encrypted.told import gate_of, judged_features
     from histocrypt.pipeline.compatibility import check_fit, unlike_training
     from histocrypt.pipeline.gating import SHARPNESS, judge, said_of_trust
     from histocrypt.pipeline.predict import prepare_section, said_of_sections, said_of_surroundings
@@ -188,11 +189,20 @@ def prepare(
         cut, coords, report = prepare_section(about, section, private, tuple(about["outputs"]), around_um=around)
         for note in said_of_surroundings(encoder, section.id, read_places(private / "tiles.h5")):
             print(f"note: {note}", file=sys.stderr)
-        verdict = judge(gate_of(about), about, private, None, tiles=not encoder, file=section.image.path, anyway=anyway)
+        gate, mine, seen = gate_of(about), judged_features(about), None
+        if gate is not None and gate.centre is not None:
+            seen = cut.features(mine)
+            if seen.shape[1:] != gate.centre.shape:
+                problem, fix = "is not of the features that the model reads", "ask the model's owner for it again"
+                raise InputError(problem, file=client.file, field="shift", value=len(gate.centre), fix=fix)
+        verdict = judge(gate, about, private, seen, tiles=not mine, file=section.image.path, anyway=anyway)
         if verdict is not None and verdict.reasons:
             print(f"note: {section.id}: {verdict.words}", file=sys.stderr)
         sharpness = read_clean_section(private / "section.h5ad", parts=("obs",)).obs[SHARPNESS].to_numpy()
-        raw = cut.features(encoder) if encoder else np.array(cut.tiles)
+        if encoder:
+            raw = seen if seen is not None and encoder == mine else cut.features(encoder)
+        else:
+            raw = np.array(cut.tiles)
         raw, scale = as_seen(raw, sees, about["normalisation"])
         names = cut.names
     keep = _in_range(raw, scale, client, names, section_path, skip=skip_out_of_range)

@@ -11,24 +11,27 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.predictors.predictability import correlations_of, without_patients
 from histocrypt.trust import conformal
-from histocrypt.trust.gate import Gate, without_names
+from histocrypt.trust.gate import Gate, own_features, without_names
 from histocrypt.trust.origin import origin_words
 
 PUBLIC = ("panel", "transforms", "geometry", "preprocessing", "stain", "study", "fold", "seed")
 """What clients learn of ``model.json`` as it stands."""
 
 
-def told_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what clients learn of ``model.json``; what its model does not say is left out.
+def told_of(about: Mapping[str, Any], gate: Gate | None) -> dict[str, Any]:
+    """Return what clients learn of ``model.json`` and the gate beside it; what its model does not say is left out.
 
-    ``origin`` and ``gate`` are for who would send a slide, before anything is sent. ``predictability`` and
+    ``origin``, ``gate`` and ``shift`` are for who would send a slide, before anything is sent. ``predictability`` and
     ``intervals`` are for who reads what came back. Names of sections, patients and laboratories are left out of the
-    gate; each patient's correlations and errors stay with the model. See ``docs/threat_model.md``.
+    gate, and of features there is one mean over all sections; each patient's correlations and errors stay with the
+    model. See ``docs/threat_model.md``.
     """
     told = {key: about[key] for key in PUBLIC}
     told |= {"origin": about["origin"]} if "origin" in about else {}
     told |= {"gate": without_names(about["gate"])} if "gate" in about else {}
     told |= {"predictability": without_patients(about["predictability"])} if "predictability" in about else {}
+    if gate is not None and (shift := gate.without_sections()) is not None:
+        told["shift"] = shift
     if "intervals" in about:
         told["intervals"] = {kind: conformal.without_patients(said) for kind, said in about["intervals"].items()}
     return told
@@ -36,7 +39,12 @@ def told_of(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def gate_of(about: Mapping[str, Any]) -> Gate | None:
     """Return the gate in a public part; None for a model of an earlier version."""
-    return Gate.from_dict(about["gate"], {}) if "gate" in about else None
+    return Gate.from_told(about["gate"], about.get("shift")) if "gate" in about else None
+
+
+def judged_features(about: Mapping[str, Any]) -> str:
+    """Return the name of the features that the gate in a public part looks at; "" for a model that reads tiles."""
+    return own_features(about["input"]["encoder"]) if about["sees"] == "features" else ""
 
 
 def check_told(about: Mapping[str, Any], *, file: Path | str) -> None:
@@ -50,6 +58,7 @@ def check_told(about: Mapping[str, Any], *, file: Path | str) -> None:
     for field, read in (
         ("origin", _read_origin),
         ("gate", _read_gate),
+        ("shift", _read_shift),
         ("predictability", _read_predictability),
         ("intervals", _read_intervals),
     ):
@@ -66,8 +75,14 @@ def _read_origin(about: Mapping[str, Any]) -> None:
 
 
 def _read_gate(about: Mapping[str, Any]) -> None:
-    looks = list(gate_of(about).looks.values())
+    looks = list(Gate.from_dict(about["gate"], {}).looks.values())
     np.stack([look.colour for look in looks]).reshape(len(looks), 6)
+
+
+def _read_shift(about: Mapping[str, Any]) -> None:
+    gate = gate_of(about)
+    if gate.centre.shape != gate.sd.shape or gate.sd.ndim != 1 or not np.isfinite([*gate.centre, *gate.sd]).all():
+        raise ValueError
 
 
 def _read_predictability(about: Mapping[str, Any]) -> None:

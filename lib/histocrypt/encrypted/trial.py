@@ -243,6 +243,7 @@ def run_trial(
     *,
     workers: int | None = None,
     spots: int | None = None,
+    anyway: bool = False,
     **source: Any,
 ) -> Trial:
     """Compile, make keys, encrypt, evaluate and decrypt one section, and predict it in the clear beside.
@@ -259,6 +260,8 @@ def run_trial(
         Spots that the evaluator works on at once; all cores if not given.
     spots
         Of the section, evenly spread, that are encrypted; all if not given. In the clear all are predicted.
+    anyway
+        Go on where the model does not fit the tissue or the slide, as for a section of the model's own study.
 
     Raises
     ------
@@ -272,13 +275,14 @@ def run_trial(
     trial.make_keys(spots)
     options = {"--image": source.get("image"), "--um-per-px": source.get("um_per_px"), "--spots": spots}
     given = [part for name, value in options.items() if value for part in (name, value)]
+    given += ["--anyway"] if anyway else []
     hospital = trial.folder / HOSPITAL
     trial.run(HOSPITAL, "encrypt", Path(section).resolve(), "--keys", trial.keys, "-o", hospital / "request", *given)
     shutil.move(hospital / "request", trial.request)
     trial.evaluate(trial.request, trial.response)
     trial.run(HOSPITAL, "decrypt", trial.response, "--keys", trial.keys, "-o", trial.prediction, "--noise", 0)
     started = time.monotonic()
-    said = predict_section(model, section, trial.clear, **source)
+    said = predict_section(model, section, trial.clear, anyway=anyway, **source)
     trial.steps["clear"] = Step("clear", OWNER, time.monotonic() - started, peak_gib() or 0.0, said)
     return trial
 
@@ -299,7 +303,8 @@ def polynomial(
     """
     from histocrypt.pipeline.checkpoints import load_model
 
-    prepared, lowered = prepared_clear(load_model(model, device="cpu"), section, **source)
+    how = {**source, "anyway": True}  # the spots are predicted already
+    prepared, lowered = prepared_clear(load_model(model, device="cpu"), section, **how)
     row = {name: index for index, name in enumerate(prepared.names.tolist())}
     inputs = prepared.values[[row[name] for name in names]]
     return inputs, lowered(inputs.astype(np.float64))
@@ -313,7 +318,7 @@ def prepared_clear(loaded: TrainedModel, section: str | Path, **how: Any) -> tup
 
     described, lowered = (lowered_residual if loaded.about["model"] in RESIDUAL else lowered_model)(loaded)
     about = {**loaded.about, **described, "input_range": [-np.inf, np.inf]}
-    return prepare(_Described(about), section, anyway=True, **how), lowered
+    return prepare(_Described(about), section, **how), lowered
 
 
 def _cpu_of_children() -> float:

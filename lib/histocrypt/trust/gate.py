@@ -40,6 +40,8 @@ FAR_COLOUR = 2.5
 inverted H&E 4.3, the farther of its own laboratories 1.3."""
 FAR_SHARPNESS = float(np.log(4))
 """Four times as blurred, or as sharp, as any training section: a Gaussian of 1 to 2 pixels, a resolution wrong by 2."""
+CENTRE_STEP = 0.1
+"""Deviations to which the centre of training sections is rounded before others get it: it moves the shift by .03."""
 BLURRED = 0.01
 """A spot below this quantile of every training section's sharpness is out of focus."""
 
@@ -129,12 +131,20 @@ class Gate:
     """By section."""
     sd: np.ndarray | None = None
     """(d,) deviation of features within training sections; None for a model that reads tiles."""
+    centre: np.ndarray | None = None
+    """(d,) mean over training sections, where those of single ones are not told: the shift is then measured from it."""
+    centre_limit: float = float("nan")
+    """Its limit, see `without_sections`."""
 
     def shift(self, look: Look, other: Look) -> float:
         """Return the shift between two sections; NaN for a model that reads tiles."""
         if self.sd is None or look.features is None or other.features is None:
             return float("nan")
-        moved = np.abs(look.features - other.features) / np.maximum(self.sd, 1e-6)
+        return self._moved(look.features, other.features)
+
+    def _moved(self, one: np.ndarray, other: np.ndarray) -> float:
+        """Return the root mean square over features of how far two means are apart, in deviations, cut off."""
+        moved = np.abs(one - other) / np.maximum(self.sd, 1e-6)
         return float(np.sqrt(np.mean(np.minimum(moved, MOST) ** 2)))
 
     def distances(self, look: Look, of: list[Look]) -> dict[str, float]:
@@ -189,6 +199,9 @@ class Gate:
         found = self.distances(look, list(self.looks.values()))
         least = {"colour": LEAST_COLOUR, "sharpness": LEAST_SHARPNESS}
         limits, worst, why = self.limits or least, 0, []
+        if self.centre is not None and look.features is not None:
+            found["shift"] = self._moved(look.features, self.centre)
+            limits = {**limits, "shift": self.centre_limit}
 
         def say(grade: int, reason: str) -> None:
             nonlocal worst
@@ -230,6 +243,36 @@ class Gate:
             return {}
         means = np.stack([look.features for look in self.looks.values()])
         return {"gate_means": means.astype(np.float32), "gate_sd": self.sd.astype(np.float32)}
+
+    def without_sections(self) -> dict[str, Any] | None:
+        """Return what tells a shift and no section's mean; None where there are no features, or one patient.
+
+        Returns
+        -------
+        dict
+            ``centre``: (d,) mean of the sections' means, in deviations, rounded to `CENTRE_STEP`. ``sd``: (d,)
+            deviations within sections, to three digits. ``limit``: the largest distance of `calibration` sections to
+            the centre of the other patients'.
+        """
+        if self.sd is None or not self.calibration:
+            return None
+        found = []
+        for name in self.calibration:
+            rest = [one.features for one in self.looks.values() if one.patient != self.looks[name].patient]
+            found.append(self._moved(self.looks[name].features, np.mean(rest, axis=0)))
+        sd = np.array([float(f"{max(value, 1e-6):.3g}") for value in self.sd])
+        centre = np.mean([look.features for look in self.looks.values()], axis=0) / sd
+        steps = np.round(centre / CENTRE_STEP) * CENTRE_STEP
+        return {"centre": steps.round(3).tolist(), "sd": sd.tolist(), "limit": round(max(found), 3)}
+
+    @classmethod
+    def from_told(cls, said: Mapping[str, Any], shift: Mapping[str, Any] | None) -> Gate:
+        """Return what `without_names` and `without_sections` described."""
+        gate = cls.from_dict(said, {})
+        if shift is None:
+            return gate
+        sd = np.asarray(shift["sd"], dtype=np.float64)
+        return cls(gate.looks, sd, np.asarray(shift["centre"], dtype=np.float64) * sd, float(shift["limit"]))
 
     @classmethod
     def from_dict(cls, said: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Gate:

@@ -167,7 +167,8 @@ def lowered_residual(model: TrainedModel) -> tuple[dict[str, Any], Network]:
         "sees": "tiles",
         "batch": 1,
         "input": {"kind": "cells", "shape": [3, side, side], "factor": CELL},
-        "normalisation": {"by_section": by_section, "mean": mean.tolist(), "sd": sd.tolist()},
+        "normalisation": {"by_section": by_section}
+        | ({} if by_section else {"mean": mean.tolist(), "sd": sd.tolist()}),
     }
     lowered = lower(model.predictor.network, side)
     units = scaling(model.scaling.sd.astype(float), model.scaling.mean.astype(float), lowered.head.target)
