@@ -18,6 +18,7 @@ from pydantic import (
     field_serializer,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from histocrypt.errors import InputError, unknown_name
@@ -226,6 +227,23 @@ class Evaluation(Part):
     markers: list[str] = Field([], description="names (symbol or id) that the report's viewer shows in any case")
 
 
+class Others(Part):
+    """Predictions that others made of the study's sections, to stand in the report beside its own models."""
+
+    path: str = Field(
+        description="an .h5ad for each section, {section} standing for its id; or one that says each spot's section"
+    )
+    units: Literal["log1p_cp10k", "log1p", "log2p1"] | None = Field(
+        None, description="what its values are; null: not stated, and correlations alone are compared"
+    )
+    title: str = Field("", description="how the report calls it; default: its name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
 class Encrypted(Part):
     """How much of a study is predicted on ciphertexts, beside the same in the clear."""
 
@@ -394,9 +412,9 @@ def first_problem(
 
 def _known_keys(part: Any, parents: list[str | int]) -> list[str]:
     for name in parents:
-        if isinstance(name, int):
+        if isinstance(name, int) or name not in part.model_fields:  # a place in a list; a name that the study gives
             continue
         annotation = part.model_fields[name].annotation
-        inner = [one for one in get_args(annotation) if one is not type(None)]
-        part = inner[0] if inner else annotation  # a list of parts, or a part that may be null
+        inner = [one for one in get_args(annotation) if isinstance(one, type) and issubclass(one, Part)]
+        part = inner[0] if inner else annotation  # a list of parts, parts by name, or a part that may be null
     return [name for name in part.model_fields if name != "folder"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -20,6 +21,7 @@ from histocrypt.options import (
     Encrypted,
     Evaluation,
     Folds,
+    Others,
     PanelChoice,
     Part,
     Preprocessing,
@@ -43,12 +45,14 @@ from histocrypt.predictors.registry import (
 )
 from histocrypt.targets.matrix import check_target
 
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+
 
 class Study(Part):
     """Everything a run depends on."""
 
-    later = ("stacking", "synthesis", "audit", "tissue")
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+    later = ("stacking", "synthesis", "audit", "tissue", "others")
+    name: Annotated[str, Field(pattern=NAME)]
     title: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     sections: Annotated[list[SectionSource], Field(min_length=1)]
@@ -68,6 +72,10 @@ class Study(Part):
     synthesis: Synthesis | None = Field(None, description="synthetic tiles; null: none")
     audit: Audit | None = Field(None, description="membership inference and memorisation; null: none")
     evaluation: Evaluation = Evaluation()
+    others: dict[Annotated[str, Field(pattern=NAME)], Others] = Field(
+        {},
+        description="predictions that others made of the sections, by a name of your choice: scored beside the models",
+    )
     folder: str = Field("", exclude=True, description="folder of the study file; relative paths start there")
 
     @property
@@ -133,6 +141,21 @@ class Study(Part):
 
         read = [checked_options(name, self.options_of(name)).features for name in self.model_names]
         return ring_reach(reach for features in read for reach in reaches_of(features))
+
+    def others_file(self, name: str, section: str) -> Path:
+        """Return where predictions of others of a section would lie."""
+        return self.resolve(self.others[name].path.replace("{section}", section))
+
+    def others_files(self, sections: Iterable[str]) -> list[Path]:
+        """Return the files of others that are there; a name without any is an `InputError`."""
+        sections, found = list(sections), []
+        for name in self.others:
+            own = list(dict.fromkeys(self.others_file(name, section) for section in sections))
+            there = [path for path in own if path.is_file()]
+            if own and not there:
+                raise InputError("no predictions of others are there", file=own[0], field=f"others.{name}.path")
+            found += there
+        return found
 
     def hash(self, *parts: str) -> str:
         """Return a short hash of the whole study, or of the named parts (`"preprocessing"`, `"panel"`, ...).
@@ -202,6 +225,7 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
     _check_encrypted(study, file)
     _check_synthesis(study, file)
     _check_audit(study, file)
+    _check_others(study, file)
     return study
 
 
@@ -361,3 +385,14 @@ def _check_audit(study: Study, file: str | Path) -> None:
         for name in names:
             if name not in known:
                 raise unknown_name("model", name, known, file=file, field=field)
+
+
+def _check_others(study: Study, file: str | Path) -> None:
+    """Refuse names that are taken, and predictions of others where the study does not predict counts."""
+    if study.others and study.target.matrix is not None:
+        problem = "predictions of others are of genes, and this study predicts a named matrix"
+        raise InputError(problem, file=file, field="others", value=study.target.matrix, fix="remove it")
+    for name in study.others:
+        if name in MODELS or name in STACKS:
+            problem = "is the name of a model of this project"
+            raise InputError(problem, file=file, field=f"others.{name}", fix="choose another name")

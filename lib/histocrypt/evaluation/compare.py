@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def compare_files(
     if not transforms:
         both = " and ".join(", ".join(pair.true) for pair in pairs)
         raise InputError("the two predict other units", file=second, value=both, expected="a transform of both")
-    rows, columns, symbols, coords = _shared(pairs, section.adata, matrices[0], second)
+    rows, columns, symbols, coords = shared(pairs, section.adata, matrices[0], second)
     notes += _left_out(pairs, rows, columns)
     labels = squares(coords, block * spot_pitch(coords))
     blocks = int(labels.max() + 1)
@@ -152,10 +153,16 @@ def compare_files(
     )
 
 
-def _shared(
-    pairs: list[Joined], section: Any, matrix: str | None, second: Path
+def shared(
+    pairs: Sequence[Joined], section: Any, matrix: str | None, second: Path
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray, np.ndarray]:
-    """Return each one's rows and columns that the other has too, the symbols, and the places of the spots."""
+    """Return each one's rows and columns that the other has too, the symbols, and the places of the spots.
+
+    Raises
+    ------
+    InputError
+        If two predictions share no spot or no gene; it names the file of the ``second``.
+    """
     _, *rows = np.intersect1d(pairs[0].spots, pairs[1].spots, return_indices=True)
     if not len(rows[0]):
         raise InputError("predicts no spot that the other predicts", file=second, field="obs_names")

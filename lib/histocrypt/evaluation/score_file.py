@@ -141,8 +141,14 @@ def join_file(
     InputError
         If it is on a grid, or they share no spot or no gene.
     """
-    called = name or section.id
-    predicted, notes = adopted(read, section.adata, name=called, path=file, **how)
+    return join_counts(read, section.adata, file=file, name=name or section.id, **how)
+
+
+def join_counts(
+    read: AnnData, counts: AnnData, *, file: str | Path, name: str, **how: Any
+) -> tuple[AnnData, Joined, list[str]]:
+    """Put predictions beside counts (spots x genes, ``obsm["spatial"]``) of a section's id, as `join_file` does."""
+    predicted, notes = adopted(read, counts, name=name, path=file, **how)
     if "points" in predicted.uns["prediction"]:  # their names may be those of an ST array's spots elsewhere
         raise InputError(
             "is predicted on a grid, whose points are no measured spots",
@@ -151,7 +157,7 @@ def join_file(
             fix="predict the section without --spacing",
         )
     try:
-        return predicted, join(predicted, section.adata, called), notes
+        return predicted, join(predicted, counts, name), notes
     except InputError as error:
         raise error.of_file(file) from error
 

@@ -164,7 +164,7 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
     draws, genes, rows, unscored, few_blocks, no_ceiling = Draws(pairs), [], [], {}, {}, {}
     of_patients: dict[str, Draws] = {}
     with Pool() as pool:
-        for fold, section, joined, rankings, rng in _test_sections(study, folds, models):
+        for fold, section, joined, rankings, rng in test_sections(study, folds, models):
             first = next(iter(joined.values()))
             ceilings, why = section_ceiling(
                 section,
@@ -228,7 +228,7 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
     scores = Scores(
         genes=genes_table,
         summary=_summarise(study, models, genes_table, sections, draws),
-        paired=_pair(study, pairs, sections, draws),
+        paired=paired_rows(study.target.transforms, pairs, sections, draws),
         sections=sections,
         apart=_pair_patients(study, pairs, sections, of_patients),
         trust=trust_table(run, genes_table),
@@ -352,7 +352,7 @@ def patient_of(run: RunFolder, section: str) -> str:
         ) from error
 
 
-def _test_sections(study: Study, folds: list[dict], models: list[str]) -> Iterator[tuple]:
+def test_sections(study: Study, folds: list[dict], models: list[str]) -> Iterator[tuple]:
     """Yield every held-out section: its fold, itself, all models' predictions of it, gene rankings and a generator.
 
     Predictions are joined to what was measured, spots in one order, the ceiling last where the truth is known.
@@ -488,9 +488,24 @@ def _summarise(
     return table
 
 
-def _pair(study: Study, pairs: list[tuple[str, str]], sections: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+def paired_rows(
+    transforms: Sequence[str], pairs: list[tuple[str, str]], sections: pd.DataFrame, draws: Draws
+) -> pd.DataFrame:
+    """Return one row per transform, metric, model and baseline: `Scores.paired`.
+
+    Parameters
+    ----------
+    transforms
+        In whose units.
+    pairs
+        (model, baseline).
+    sections
+        Rows of `section_scores.SectionScores` of all sections.
+    draws
+        Of all sections, made for these pairs.
+    """
     rows = []
-    for transform in study.target.transforms:
+    for transform in transforms:
         wide = sections[sections["transform"] == transform]
         for metric in [*bootstrap.OF_DRAWS, *([WITHIN] if WITHIN in wide else [])]:
             sign = -1 if metric in METRICS and METRICS[metric].better == "lower" else 1

@@ -152,7 +152,7 @@ def best_baseline(scores: Scores, transform: str, *, but: str = "") -> str:
     return str(table[(table["role"] == "baseline") & (table.index != but)]["pearson"].idxmax())
 
 
-def verdict(row: pd.Series) -> str:
+def verdict(row: pd.Series | Mapping[str, Any]) -> str:
     """Return what a row of ``paired`` says, as a verb: ``beats`` only where the whole interval lies above zero."""
     if not np.isfinite(row["low"]):
         return "cannot be told from"

@@ -27,6 +27,8 @@ UNITS = tuple(name for name in TRANSFORMS if name != "rank")
 """What values can be said to be; ranks depend on which other genes there are."""
 AGAINST = ("log1p_cp10k", "log1p")
 """Transforms of what was measured that values of unknown units are held against, the main one first."""
+BETWEEN = ":_./-"
+"""What may stand between a section's name and that of a spot."""
 PIXELS = re.compile(r"(\d+)[^\d]+(\d+)(?:\.\w+)?$")
 """The place in a tile's name, such as ``S_1_2040_1310.png``."""
 UNSTATED = "units_unstated"
@@ -181,6 +183,14 @@ def _spots(prediction: AnnData, section: AnnData, name: str, path: str | Path) -
     return best[1], best[2], best[3]
 
 
+def says_section(prediction: AnnData, name: str) -> bool:
+    """Return whether a file says of some spot that it is of a section: in a column, or before the spot's name."""
+    if any((words == name).any() for _, words in _texts(prediction)):
+        return True
+    before = tuple(name + sign for sign in BETWEEN)
+    return any(word.startswith(before) for words, _ in _candidates(prediction, slice(None)) for word in words)
+
+
 def _by_places(
     prediction: AnnData, rows: np.ndarray, section: AnnData
 ) -> tuple[int, np.ndarray, list[str], str] | None:
@@ -232,7 +242,7 @@ def _texts(prediction: AnnData) -> Iterator[tuple[str, np.ndarray]]:
             yield str(column), prediction.obs[column].astype(str).to_numpy()
 
 
-def _candidates(prediction: AnnData, rows: np.ndarray) -> Iterator[tuple[list[str], str]]:
+def _candidates(prediction: AnnData, rows: np.ndarray | slice) -> Iterator[tuple[list[str], str]]:
     yield prediction.obs_names.to_numpy(dtype=str)[rows].tolist(), "obs_names"
     for column, words in _texts(prediction):
         yield words[rows].tolist(), f"obs[{column!r}]"
@@ -241,7 +251,7 @@ def _candidates(prediction: AnnData, rows: np.ndarray) -> Iterator[tuple[list[st
 def _ways(words: list[str], measured: pd.Index, name: str) -> Iterator[tuple[list[str], list[str], str]]:
     """Yield words and the section's names as they are, then without what programs add to them."""
     theirs = measured.tolist()
-    bare = [re.sub(rf"^{re.escape(name)}[:_./-]", "", word) for word in words]
+    bare = [re.sub(rf"^{re.escape(name)}[{BETWEEN}]", "", word) for word in words]
     yield words, theirs, ""
     yield bare, theirs, f" without {name!r} before them"
     plain = [re.sub(SUFFIX, "", word) for word in theirs]

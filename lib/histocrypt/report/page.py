@@ -143,6 +143,7 @@ def _content(study: Study, scores: Scores, folds: list[dict[str, Any]], shown: C
         "stacked": parts.stacked(study, scores, folds) if "Stacked" in shown else None,
         "beyond": beyond,
         "distributions": parts.distributions(study),
+        "others": parts.others(study),
         "synthetic": parts.synthetic(study),
         "audit": parts.audit(study),
         "by_section": by_section(scores, main, some),

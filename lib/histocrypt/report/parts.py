@@ -17,9 +17,11 @@ from histocrypt.evaluation import wording
 from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.evaluation.figures import INK, LINE, MUTED, ROLE, canvas, embed, save, style
 from histocrypt.evaluation.he2gene import load_summary, read_heads
+from histocrypt.evaluation.others import load_others
 from histocrypt.evaluation.scores import patient_of, title_of
 from histocrypt.evaluation.stem import MEASURES, load_distributions
 from histocrypt.files import read_json, read_table
+from histocrypt.pipeline.predictions import some
 from histocrypt.predictors.registry import STACKS
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ def parts_of(study: Study, scores: Scores, folds: list[dict[str, Any]]) -> dict[
         )
     if DISTRIBUTION in study.models:
         parts["Distributions"] = bool(load_distributions(study))
+    if study.others:
+        parts["Predictions of others"] = load_others(study) is not None
     networks = study.encrypted_models
     if networks:
         trials = len(networks) * len(held_out_sections(load_folds(study.run.folds), study.encrypted.sections))
@@ -200,6 +204,42 @@ def sentences(content: dict[str, Any]) -> list[str]:
     held = (mine["coverage_50"], mine["coverage_90"])
     third = f"Its 50 % and 90 % intervals hold {100 * held[0]:.0f} % and {100 * held[1]:.0f} % of what was measured."
     return [first, second, third]
+
+
+def others(study: Study) -> list[dict[str, Any]]:
+    """Return what the page shows of each of the study's others: sentences, and a table for each transform."""
+    beside, shown = load_others(study), []
+    for name, said in beside.notes.items() if beside is not None else ():
+        own = beside.table[beside.table["other"] == name]
+        tables = []
+        for transform, rows in own.groupby("transform", sort=False):
+            rows = rows.sort_values("pearson", ascending=False)
+            pairs = rows.assign(metric="pearson", low=rows["difference_low"], high=rows["difference_high"])
+            counts = [f"{unit}s{end}" for unit in ("patient", "section") for end in ("", "_better")]
+            cells = [
+                None if pair["role"] == "other" else {**pair, **{name: int(pair[name]) for name in counts}}
+                for pair in pairs.to_dict("records")
+            ]
+            cells = [cell and {**cell, "verdict": wording.verdict(cell)} for cell in cells]
+            words = wording.TRANSFORM_WORDS.get(transform, transform)
+            records = [{**row, "pair": cell} for row, cell in zip(rows.to_dict("records"), cells, strict=True)]
+            tables.append({"name": transform, "words": words, "rows": records})
+        shown.append({"title": said["title"], "sentences": _others_sentences(said), "tables": tables})
+    return shown
+
+
+def _others_sentences(said: dict[str, Any]) -> list[str]:
+    fewest, most = said["genes"]
+    genes = str(most) if fewest == most else f"{fewest} to {most}"
+    lines = [
+        f"Compared on what it and the models all predict: {wording.plural(said['spots'], 'spot')} and {genes} genes of "
+        f"{wording.plural(len(said['sections']), 'section')}."
+    ]
+    if said["missing"]:
+        lines.append(f"No predictions of {some(said['missing'])}, which take no part in this table.")
+    if not said["known_units"]:
+        lines.append("What its values are is not stated; they stand against each of the study's units in turn.")
+    return lines
 
 
 def encrypted(study: Study) -> list[dict[str, Any]]:

@@ -285,6 +285,7 @@ def _evaluation_jobs(o: Outline) -> list[Values]:
 
 
 def _evaluation_reads(o: Outline, *, unfinished: bool = False) -> Iterator[Path]:
+    yield from o.study.others_files(o.rows)
     if unfinished:
         for fold in o.folds:
             yield from o.made("30_training", model="baselines", fold=fold)
@@ -312,6 +313,14 @@ def _evaluation(o: Outline, *, unfinished: bool = False) -> Iterator[Path]:
             yield o.run.evaluation / name
         for model in o.members("baselines") + o.own:
             yield o.run.model(model, FINAL) / "README.md"
+        if o.study.others:
+            yield from (o.run.evaluation / name for name in ("others.csv", "others.json"))
+
+
+def _evaluation_depends(o: Outline) -> Any:
+    """Return settings; predictions of others are said only where the study names some."""
+    own = o.study.hash("title", "evaluation")
+    return [own, o.study.hash("others")] if o.study.others else own
 
 
 STAGES = {
@@ -468,7 +477,7 @@ STAGES = {
             jobs=_evaluation_jobs,
             reads=_evaluation_reads,
             makes=_evaluation,
-            depends=lambda o, **_: o.study.hash("title", "evaluation"),
+            depends=lambda o, **_: _evaluation_depends(o),
             leaves=lambda o, **values: [] if values else [o.run.evaluation],
         ),
         Stage(
