@@ -186,7 +186,18 @@ def test_what_cannot_be_asked_for_is_refused(joined, how):
     assert error.value.field.startswith("--measured")
 
 
-def test_a_folder_is_not_measured(world, tmp_path):
+def test_of_many_slides_a_list_names_what_was_measured(world, tmp_path):
+    listing, out = tmp_path / "slides.csv", tmp_path / "out"
+    listing.write_text(f"path,measured\n{world['section']},{world['some']}\n")
+    done = run("predict", listing, "--model", world["model"], "-o", out, "--anyway", "--cores", 1)
+    assert done.exit_code == 0, done.output
+    assert anndata.read_h5ad(out / "A" / "prediction.h5ad").obs["measured"].sum() == MEASURED
+    state = read_json(out / "A" / "state.json")
+    assert state["asked"]["measured"] == str(world["some"])
+    assert str(world["some"]) in state["asked"]["files"]  # whose change makes it another
+
+
+def test_one_file_of_counts_is_not_of_many_slides(world, tmp_path):
     done = run("predict", world["folder"] / "slides", "-o", tmp_path / "out", "--measured", world["some"])
     assert done.exit_code != 0
     assert not (tmp_path / "out").exists()

@@ -195,6 +195,7 @@ def asked_of(slide: Slide, model: Mapping[str, Any], settings: Settings, regions
     return {
         **plain,
         "regions": regions,
+        **({"measured": slide.measured} if slide.measured else {}),
         "files": files,
         "model": dict(model),
         "settings": given,
@@ -509,6 +510,7 @@ def _predicted(task: Task, notes: list[str]) -> dict[str, Any]:
         image=slide.image,
         um_per_px=slide.um_per_px if slide.um_per_px is not None else settings.um_per_px,
         regions=regions,
+        measured=slide.measured,
         name=slide.id,
         patient=slide.patient,
         laboratory=slide.laboratory,

@@ -35,6 +35,7 @@ COLUMNS = {
     "laboratory": ("lab",),
     "image": (),
     "regions": ("geojson",),
+    "measured": ("counts",),
 }
 """Columns of a list, and what else people call them."""
 
@@ -55,6 +56,8 @@ class Slide:
     laboratory: str | None = None
     image: str | None = None
     regions: str | None = None
+    measured: str | None = None
+    """Counts of some of its spots, see `pipeline.measured`."""
 
 
 @dataclass
@@ -198,7 +201,7 @@ def _slide(path: str, row: Mapping[str, Any], files: SectionFiles | None = None)
         read = [file for file in sorted(there.rglob("*")) if file.is_file()]
     else:
         read = [there]
-    beside = [Path(row[name]) for name in ("image", "regions") if row.get(name)]
+    beside = [Path(row[name]) for name in ("image", "regions", "measured") if row.get(name)]
     return Slide("", path, tuple(dict.fromkeys([*read, *beside])), **row)
 
 
@@ -234,7 +237,7 @@ def _listed(path: Path) -> list[Slide]:
 
 def _slide_of(row: Mapping[str, str], listing: Path, where: str) -> Slide:
     given: dict[str, Any] = {name: patient_text(row[name]) for name in ("patient", "laboratory") if row.get(name)}
-    for name in ("image", "regions"):
+    for name in ("image", "regions", "measured"):
         if row.get(name):
             given[name] = str(paths.resolve(row[name], listing.parent))
     if row.get("um_per_px"):
