@@ -132,6 +132,12 @@ def renamed(change):
     return both
 
 
+def of_another_patient(adata):
+    adata = adata[:10].copy()
+    adata.obs["patient"] = "P9"
+    return adata
+
+
 def test_spots_without_counts_are_not_measured(joined):
     def change(adata):
         adata.X = adata.X.multiply((np.arange(adata.n_obs) < 10)[:, None]).tocsr()
@@ -153,7 +159,8 @@ def test_spots_of_other_names_join_by_place(joined):
     ("change", "field"),
     [
         (renamed(moved(1000 * PITCH_PX)), "obsm['spatial']"),
-        (moved(PITCH_PX), "obsm['spatial']"),  # alike in name, not in place
+        (moved(PITCH_PX / 10), "obsm['spatial']"),  # alike in name, not in place: another section of the array
+        (of_another_patient, "patient"),
         (lambda adata: adata, "--measured"),  # all
         (lambda adata: adata[:5].copy(), "--measured"),
     ],

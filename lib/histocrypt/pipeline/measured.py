@@ -30,6 +30,9 @@ RAW = "raw:"
 """How the layer of a transform is called that holds what the model predicts by itself."""
 ALPHA = 0.05
 """Measured spots lie together where fewer random draws leave the others as far from them."""
+SAME = 0.02
+"""Spots that are called alike may lie so far apart, in distances of neighbours: eight real sections of one array differ
+by 0.04 at the least (median over the spots that two share), and their spots are called alike, too."""
 FIELD = "--measured"
 
 
@@ -73,15 +76,15 @@ def read_measured(
         ``section``, ``grid`` (its points have no barcodes) or ``patches``, which are refused.
     within_um
         How far a spot and what it is joined to may lie apart, micrometres; None: half as far as the predicted points
-        lie from each other.
+        lie from each other, and `SAME` where they are called alike.
     submission
         One is asked for as well, which is refused: it is of all spots, by the model alone.
 
     Raises
     ------
     InputError
-        If it cannot be read, no spot or gene is in both, names and places of spots disagree, there are fewer than
-        `trust.measured.LEAST`, or all are measured.
+        If it cannot be read, is of another patient, no spot or gene is in both, names and places of spots disagree,
+        there are fewer than `trust.measured.LEAST`, or all are measured.
     """
     from histocrypt.sections.read import read_path
 
@@ -91,10 +94,14 @@ def read_measured(
     (section,) = sections
     if within_um is not None and not within_um > 0:
         raise InputError("is no distance", field="--measured-within", value=within_um, expected="micrometres above 0")
-    adata = read_path(path, counts_only=True).adata
-    adata = adata[_counted(adata, panel.matrix)].copy()
-    within = spot_pitch(section.coords) * section.um_per_px / 2 if within_um is None else within_um
-    rows, theirs, joined = _matched(adata, section, grid=kind == "grid", within_um=within, path=path)
+    read = read_path(path, counts_only=True)
+    if read.patient and section.patient and read.patient != section.patient:
+        expected, fix = f"{section.patient!r}, as of {section.id}", "name the counts of this section"
+        raise InputError(
+            "is of another patient", file=path, field="patient", value=read.patient, expected=expected, fix=fix
+        )
+    adata = read.adata[_counted(read.adata, panel.matrix)].copy()
+    rows, theirs, joined = _matched(adata, section, grid=kind == "grid", within_um=within_um, path=path)
     _enough(len(rows), section.n_spots, path)
     names = section.adata.obs_names.to_numpy().astype(str)[rows]
     adata = adata[theirs].copy()
@@ -118,12 +125,13 @@ def _counted(adata: AnnData, matrix: str | None) -> np.ndarray:
 
 
 def _matched(
-    adata: AnnData, section: Section, *, grid: bool, within_um: float, path: str | Path
+    adata: AnnData, section: Section, *, grid: bool, within_um: float | None, path: str | Path
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Return rows of the section and of the measured spots that are one, and how they were joined: names come first."""
     from scipy.spatial import cKDTree
 
     um, places = section.um_per_px, np.asarray(adata.obsm["spatial"], dtype=np.float64)
+    pitch = spot_pitch(section.coords) * um
     if not len(places):
         raise InputError("holds no spot with counts", file=path, field="X")
     if not grid:
@@ -132,16 +140,18 @@ def _matched(
         rows = rows[theirs]
         if len(rows):
             apart = float(np.median(np.linalg.norm(places[theirs] - section.coords[rows], axis=1))) * um
-            if apart > within_um:
+            most = max(SAME * pitch, 2 * um) if within_um is None else within_um
+            if apart > most:
                 raise InputError(
                     f"spots that are called alike lie {apart:.4g} um apart",
                     file=path,
                     field="obsm['spatial']",
                     value=str(adata.obs_names[theirs[0]]),
-                    expected=f"places in the full-resolution pixels of this section, at most {within_um:.4g} um apart",
+                    expected=f"places in the full-resolution pixels of this section, at most {most:.4g} um apart",
                     fix="name the counts of this section, or say --measured-within",
                 )
             return rows, theirs, f"{len(rows)} of {adata.n_obs} spots joined by barcode"
+    within_um = pitch / 2 if within_um is None else within_um
     distance, nearest = cKDTree(section.coords).query(places)
     distance, order = distance * um, np.argsort(distance, kind="stable")
     rows, first = np.unique(nearest[order], return_index=True)  # the nearest spot of each point
