@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histocrypt.encrypted.bundle import load_client, parse_client
+from histocrypt.encrypted.bundle import load_client, parse_client, write_client
+from histocrypt.encrypted.check import check_section
 from histocrypt.encrypted.compile import compile_model
 from histocrypt.encrypted.evaluator import evaluate_request
-from histocrypt.encrypted.key_owner import decrypt_response, encrypt_section, keygen, prepare
+from histocrypt.encrypted.key_owner import Keys, Request, decrypt_response, encrypt_section, keygen, prepare
 from histocrypt.encrypted.single import hash_of
+from histocrypt.encrypted.told import told_of
 from histocrypt.encrypted.trial import prepared_clear
 from histocrypt.errors import InputError
 from histocrypt.files import read_json
@@ -134,3 +136,32 @@ def test_words_on_trust_that_cannot_be_read_are_refused(head, field, said):
     with pytest.raises(InputError) as caught:
         parse_client(content, file="client.json")
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("form", ["single", "batch"])
+def test_what_sending_takes_is_told_before_and_nothing_is_left(world, section, tmp_path, form):
+    client = tmp_path / "client.json"
+    client.write_bytes((world.bundle / "client.json").read_bytes())
+    said = check_section(client, section, form=form)
+    assert list(tmp_path.iterdir()) == [client]
+    keys = Keys(world.keys if form == "single" else world.batch_keys)
+    request = Request.of(prepare(keys.client, section), keys.client, keys.bound)
+    assert f"9 spots in {request.batches} messages of the form {form}" in said
+    size = request.batches * keys.client.input_bytes / 2**20
+    assert f"{size:.1f} MiB of spots up" in said
+    assert f"{(keys.folder / 'evaluation.keys').stat().st_size / 2**20:.1f} MiB of keys" in said
+
+
+def test_what_training_slides_looked_like_can_be_kept_back(world):
+    model = load_model(world.head, device="cpu")
+    open_, kept = (told_of(model.about, model.gate, looks=looks) for looks in (True, False))
+    assert {*open_} - {*kept} == {"gate", "shift"}
+
+
+def test_a_check_refuses_as_sending_does(world, tmp_path):
+    about = load_client(world.bundle).about
+    write_client(tmp_path / "client.json", {**about, "origin": {**about["origin"], "simulated": True}})
+    with pytest.raises(InputError) as caught:
+        check_section(tmp_path / "client.json", world.section)
+    assert caught.value.field == "origin"
+    assert "simulated" in check_section(tmp_path / "client.json", world.section, anyway=True)

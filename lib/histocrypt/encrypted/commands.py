@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Encrypted inference between two parties. Model owner: compile. Key owner: keygen, encrypt, decrypt. "
+    help="Encrypted inference between two parties. Model owner: compile. Key owner: check, keygen, encrypt, decrypt. "
     "Evaluator: evaluate. Over a network: serve, token, send.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -39,11 +39,14 @@ Workers = Annotated[
 def compile_(
     model: Annotated[Path, typer.Option(help="Folder of a trained model, e.g. outputs/demo/models/fhe_cnn/final.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle: server/ is secret, client.json public.")],
+    looks: Annotated[
+        bool, typer.Option(help="Tell clients what training slides looked like: they can judge theirs before sending.")
+    ] = True,
 ) -> None:
     """Compile a trained model for encrypted evaluation (model owner)."""
     from histocrypt.encrypted.compile import compile_model
 
-    typer.echo(compile_model(model, output))
+    typer.echo(compile_model(model, output, looks=looks))
 
 
 @app.command()
@@ -79,6 +82,26 @@ def encrypt(
 
     how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel, "anyway": anyway}
     typer.echo(encrypt_section(section, keys, output, skip_out_of_range=skip_out_of_range, spots=spots, **how))
+
+
+@app.command()
+def check(
+    section: Annotated[str, typer.Argument(help="A section in any readable format.")],
+    client: Annotated[Path, typer.Option(help="The model's public part, client.json.")],
+    image: Image = None,
+    um_per_px: Resolution = None,
+    bin_um: BinSize = None,
+    panel: ExpectedPanel = None,
+    skip_out_of_range: Skip = False,
+    anyway: Anyway = False,
+    spots: Some = None,
+    form: Form = None,
+) -> None:
+    """Say whether the model is for a section, and what sending it takes; nothing is encrypted (key owner)."""
+    from histocrypt.encrypted.check import check_section
+
+    how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel, "anyway": anyway}
+    typer.echo(check_section(client, section, skip_out_of_range=skip_out_of_range, spots=spots, form=form, **how))
 
 
 @app.command()

@@ -85,7 +85,7 @@ def assemble(lowered: Lowered, parameters: Parameters, layouts: Sequence[Layout]
     return Compiled(parameters, nodes, rotations, list(layouts), counts, encoded, list(moduli))
 
 
-def compile_model(model_folder: str | Path, output: str | Path) -> str:
+def compile_model(model_folder: str | Path, output: str | Path, *, looks: bool = True) -> str:
     """Compile a trained model into a bundle.
 
     Parameters
@@ -94,6 +94,8 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
         ``models/<name>/<fold>`` of a run; the run's tiles of the model's training sections calibrate the input range.
     output
         The bundle: ``server/`` (secret, mode 0700) and ``client.json`` (public).
+    looks
+        Tell clients what training slides looked like, so that they can judge theirs; see `told.told_of`.
 
     Returns
     -------
@@ -112,8 +114,8 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
     claim_bundle(Path(output))
     model = load_model(model_folder, device="cpu")
     check_no_average(model.about, Path(model_folder))
+    told = told_of(model.about, model.gate, looks=looks)
     if model.about["model"] in RESIDUAL:
-        told = told_of(model.about, model.gate)
         return compile_residual(model, Path(output), inputs=partial(training_inputs, model), margin=MARGIN, told=told)
     described, lowered = lowered_model(model)
     compiled = compile_lowered(lowered, described)
@@ -131,7 +133,7 @@ def compile_model(model_folder: str | Path, output: str | Path) -> str:
         "input_range": input_range,
         "output_range": output_range,
         **described,
-        **told_of(model.about, model.gate),
+        **told,
         "weights_sha256": model.about["weights"]["sha256"],
     }
     private = {

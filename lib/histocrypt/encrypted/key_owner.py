@@ -105,6 +105,11 @@ class Request:
         yield from self.client.encrypt(Rows(prepared, self.spots(index)), owner)
 
 
+def messages_of(n: int, each: int, *, apart: bool) -> int:
+    """Return how many messages a request of ``n`` spots has; see `places_of`."""
+    return -(-(n + (copies_of(n) if apart else n)) // each)
+
+
 def places_of(n: int, each: int, *, apart: bool) -> np.ndarray:
     """Return the spot of every place of a request, at random.
 
@@ -122,7 +127,7 @@ def places_of(n: int, each: int, *, apart: bool) -> np.ndarray:
         of the secret key under it, and could be forged alike.
     """
     chance = np.random.default_rng(secrets.randbits(256))
-    messages_needed = -(-(n + (copies_of(n) if apart else n)) // each)
+    messages_needed = messages_of(n, each, apart=apart)
     rest = messages_needed * each - n
     order = np.concatenate([np.arange(n), *(chance.permutation(n) for _ in range(-(-rest // n)))])[: n + rest]
     chance.shuffle(order)

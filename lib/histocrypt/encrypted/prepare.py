@@ -180,6 +180,8 @@ def prepare(
     missing = check_fit(about, section, offered)
     absent = missing if offered.matrix is None else []
     fits = check_origin(about.get("origin"), section, missing=absent, genes=len(offered), anyway=anyway)
+    if "gate" not in about:
+        fits.append("the model does not say what its training slides looked like, and this one is not judged")
     for note in (*section.notes, *unlike_training(about, section), *fits):
         print(f"note: {note}", file=sys.stderr)
     with scratch(folder) as private:

@@ -18,14 +18,16 @@ PUBLIC = ("panel", "transforms", "geometry", "preprocessing", "stain", "study", 
 """What clients learn of ``model.json`` as it stands."""
 
 
-def told_of(about: Mapping[str, Any], gate: Gate | None) -> dict[str, Any]:
+def told_of(about: Mapping[str, Any], gate: Gate | None, *, looks: bool = True) -> dict[str, Any]:
     """Return what clients learn of ``model.json`` and the gate beside it; what its model does not say is left out.
 
     ``origin``, ``gate`` and ``shift`` are for who would send a slide, before anything is sent. ``predictability`` and
     ``intervals`` are for who reads what came back. Names of sections, patients and laboratories are left out of the
     gate, and of features there is one mean over all sections; each patient's correlations and errors stay with the
-    model. See ``docs/threat_model.md``.
+    model. Who has a slide can tell from ``gate`` whether its patient was trained on, so that a model's owner may keep
+    gate and shift back (not ``looks``). See ``docs/threat_model.md``.
     """
+    gate, about = (gate, about) if looks else (None, {key: value for key, value in about.items() if key != "gate"})
     told = {key: about[key] for key in PUBLIC}
     told |= {"origin": about["origin"]} if "origin" in about else {}
     told |= {"gate": without_names(about["gate"])} if "gate" in about else {}
