@@ -146,7 +146,8 @@ def test_what_sending_takes_is_told_before_and_nothing_is_left(world, section, t
     assert list(tmp_path.iterdir()) == [client]
     keys = Keys(world.keys if form == "single" else world.batch_keys)
     request = Request.of(prepare(keys.client, section), keys.client, keys.bound)
-    assert f"9 spots in {request.batches} messages of the form {form}" in said
+    assert f"9 spots in {request.batches} message" in said
+    assert f"of the form {form}, with room for {keys.client.places} in each" in said
     size = request.batches * keys.client.input_bytes / 2**20
     assert f"{size:.1f} MiB of spots up" in said
     assert f"{(keys.folder / 'evaluation.keys').stat().st_size / 2**20:.1f} MiB of keys" in said

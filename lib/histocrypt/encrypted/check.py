@@ -46,8 +46,8 @@ def check_section(client_file: str | Path, section: str | Path, *, form: str | N
         [
             f"{prepared.section}: {slide['verdict']}{why}",
             f"model: {offered.about['title']}, learnt from {prepared.about['origin']}",
-            f"would send: {spots} spots in {number} messages of the form {chosen.form}, each to hold "
-            f"{chosen.places} places{left}",
+            f"would send: {spots} spots in {number} message{'s' if number > 1 else ''} of the form {chosen.form}, with "
+            f"room for {chosen.places} in each; some are sent again{left}",
             f"would travel: {_mib(keys)} of keys and {_mib(up)} of spots up, at most {_mib(down)} down",
             f"would take: {_time(offered, chosen, number)}",
             "nothing was encrypted, and nothing was sent",
