@@ -438,6 +438,25 @@ def trust(
     typer.echo(trust_from_labelled(prediction, list(zip(labelled, counts, strict=True)), output, **how))
 
 
+@app.command()
+def audit(
+    table: Annotated[
+        Path, typer.Argument(metavar="TABLE", help="CSV: prediction, section, member (1 or 0); patient, laboratory.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="The privacy card goes there.")],
+    name: Annotated[str | None, typer.Option(help="What the model is called; default: as the table.")] = None,
+    units: Units = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    bin_um: BinSize = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Ask a model of others, from its predictions alone, whose tissue it learnt from: a privacy card."""
+    from histocrypt.audit.black_box import audit_predictions, render
+
+    card = audit_predictions(table, output, name=name, units=units, bin_um=bin_um, overwrite=overwrite)
+    typer.echo(render(card, output, as_json=json))
+
+
 @app.command("hest-bench")
 def hest_bench(
     folder: Annotated[Path, typer.Argument(help="A task of hest-bench, or the folder of its tasks.")],
