@@ -24,11 +24,11 @@ FLOORS = (
     {"pipeline"},
     {"evaluation"},
     {"report"},
-    {"encrypted", "synthesis", "audit", "download", "workflow", "export"},
+    {"encrypted", "synthesis", "audit", "download", "workflow", "export", "serve"},
     {"doctor", "cli", "__main__"},
 )
 """Rooms from the ground up: a room imports from its own floor and those below."""
-WINGS = {"encrypted", "synthesis", "audit", "download", "workflow", "export"}
+WINGS = {"encrypted", "synthesis", "audit", "download", "workflow", "export", "serve"}
 
 
 def modules() -> dict[str, Path]:

@@ -13,6 +13,7 @@ from histocrypt import __version__
 from histocrypt.encrypted import commands as fhe
 from histocrypt.errors import InputError
 from histocrypt.paths import use_weights, use_writable_caches
+from histocrypt.serve.commands import serve
 
 app = typer.Typer(
     help="Private prediction of spatial gene expression from H&E histology.",
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 
 app.add_typer(fhe.app, name="fhe")
+app.command()(serve)
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001  typer calls it so

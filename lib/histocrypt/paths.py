@@ -99,6 +99,12 @@ def hugging_face_token() -> str | None:
     return (file.read_text(encoding="utf-8").strip() or None) if file.is_file() else None
 
 
+def tokens() -> Path:
+    """Return where `histocrypt serve` keeps its clients' tokens where nobody names a file."""
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111  Path raises without a home
+    return Path(home) / "histocrypt" / "serve.tokens"
+
+
 def shipped_model() -> Path:
     """Return the folder of the small model of breast tissue that comes with the library; its card lies there."""
     return Path(__file__).resolve().parent / "shipped" / "breast"

@@ -80,6 +80,8 @@ class Task:
     environment: dict[str, str]
     then: Callable[[Path], Mapping[str, Any]] | None
     otherwise: Callable[[Slide, Path], Mapping[str, Any]] | None = None
+    do: Callable[[Task, list[str]], dict[str, Any]] | None = None
+    """What is done in the slide's process instead of `predicted`; importable, and returns the like."""
 
 
 @dataclass
@@ -447,13 +449,14 @@ def work(task: Task) -> None:
         for stream in (1, 2):  # what libraries of C say, too
             os.dup2(log.fileno(), stream)
         try:
-            found = {**_head(task, PREDICTED), **_predicted(task, notes)}
+            found = {**_head(task, PREDICTED), **(task.do or predicted)(task, notes)}
         except InputError as error:
             found = _failed(task, str(error), short=_short(error, task.slide))
+            found["error"] = {name: _plain(getattr(error, name)) for name in ("field", "value", "expected", "fix")}
             if refuses(error):
                 found |= _refused(error)
         except MemoryError:
-            found = _failed(task, "there is not memory enough for it on this machine.")
+            found = _failed(task, "there is not memory enough for it on this machine.") | {"error": {"field": "memory"}}
         except OSError as error:
             traceback.print_exc()
             where = f"{error.filename}: " if error.filename else ""
@@ -473,6 +476,12 @@ def work(task: Task) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _plain(value: Any) -> str | float | None:
+    """Return what JSON can hold of a value that an error names."""
+    plain = isinstance(value, str | int) or (isinstance(value, float) and np.isfinite(value))
+    return value if value is None or plain else str(value)
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
@@ -489,8 +498,8 @@ def _end_with_parent() -> None:
         threading.Thread(target=wait, daemon=True).start()
 
 
-def _predicted(task: Task, notes: list[str]) -> dict[str, Any]:
-    """Predict a slide; return what its state says of it."""
+def predicted(task: Task, notes: list[str]) -> dict[str, Any]:
+    """Predict a slide in its own process, say what is to be noted, and return what its state says of it."""
     from histocrypt.pipeline.inputs import GRID_UM
     from histocrypt.pipeline.predict import predict_section
     from histocrypt.pipeline.predictions import PredictionFile

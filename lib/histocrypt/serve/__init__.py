@@ -1,0 +1,1 @@
+"""``histocrypt serve``: predictions over plain HTTP, for who needs no encryption."""
