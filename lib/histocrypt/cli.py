@@ -232,6 +232,9 @@ def predict(
         typer.Option(metavar="UM", help="How far a measured spot may lie from its point; default: half the spacing."),
     ] = None,
     cores: Annotated[int, typer.Option(help="Of many slides, how many at a time; 0 means all cores.")] = 0,
+    profile: Annotated[
+        Path | None, typer.Option(help="Of many slides: Snakemake profile, a folder or a name, e.g. slurm.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Of many slides, print JSON instead of a table.")] = False,
     weights: Weights = None,
     overwrite: Overwrite = False,
@@ -257,6 +260,7 @@ def predict(
                 model,
                 as_json=json,
                 cores=cores,
+                profile=profile,
                 overwrite=overwrite,
                 um_per_px=um_per_px,
                 bin_um=bin_um,
@@ -269,6 +273,8 @@ def predict(
                 anyway=anyway,
             )
         )
+    if profile is not None:
+        raise InputError("is for a folder or a list of slides", field="--profile", value=str(profile))
     if json:
         raise InputError("is for a folder or a list of slides, which ends in a table", field="--json")
     said = predict_section(
@@ -295,7 +301,15 @@ def predict(
 
 
 def _predict_many(
-    path: str, output: Path, model: Path | None, *, as_json: bool, cores: int, overwrite: bool, **settings: object
+    path: str,
+    output: Path,
+    model: Path | None,
+    *,
+    as_json: bool,
+    cores: int,
+    profile: Path | None,
+    overwrite: bool,
+    **settings: object,
 ) -> int:
     """Predict a folder or a list of slides; return the exit code."""
     from functools import partial
@@ -304,6 +318,10 @@ def _predict_many(
     from histocrypt.report.slides import predict_folder, render
 
     how = {"model": model, "settings": Settings(**settings), "cores": cores, "overwrite": overwrite}
+    if profile is not None:
+        from histocrypt.workflow.slides import by_profile
+
+        how["run"] = by_profile(profile, cores=cores)
     outcome, summary = predict_folder(path, output, **how, say=partial(typer.echo, err=True))
     typer.echo(render(summary, output, as_json=as_json))
     return 1 if any(state["status"] != "predicted" for state in outcome.slides) else 0

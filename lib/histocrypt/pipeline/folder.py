@@ -113,7 +113,7 @@ def predict_slides(
     say: Callable[[str], None] = print,
     then: Callable[[Path], Mapping[str, Any]] | None = None,
     otherwise: Callable[[Slide, Path], Mapping[str, Any]] | None = None,
-    run: Callable[[list[Task]], None] | None = None,
+    run: Callable[[list[Task]], Mapping[str, str]] | None = None,
 ) -> Outcome:
     """Predict slides, those that are not there yet as asked for, and return the state of each.
 
@@ -144,7 +144,8 @@ def predict_slides(
     otherwise
         The same of a slide that is not predicted: given the slide and its folder, what of it can be shown.
     run
-        Runs every task somewhere else, by `work`, such as on a cluster; None: in processes of this machine.
+        Runs every task somewhere else, by `work`, such as on a cluster, and returns why a slide has no state, by id;
+        None: in processes of this machine.
 
     Raises
     ------
@@ -179,9 +180,11 @@ def predict_slides(
         if run is None:
             _run(waiting, cores=cores, total=len(tasks), say=say)
         elif waiting:
-            run(waiting)
+            why = run(waiting)
             for task in waiting:
-                _mark_ended(task, None)
+                if not (task.folder / STATE).is_file():
+                    said = why.get(task.slide.id, f"its job left nothing; {task.folder / LOG} may say why")
+                    write_json(task.folder / STATE, _failed(task, said))
         states = [{**_state_of(task), "kept": task.slide.id in kept} for task in tasks]
     return Outcome(states, time.monotonic() - began)
 
@@ -397,7 +400,6 @@ def _mark_ended(task: Task, code: int | None) -> None:
     if (task.folder / STATE).is_file():
         return
     why = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
-    why = "before its end" if code is None else why
     hint = ", as the system does where memory runs out" if code == -9 else f"; {task.folder / LOG} may say why"
     write_json(task.folder / STATE, _failed(task, f"its process was ended {why}{hint}."))
     shutil.rmtree(Path(task.scratch) / task.slide.id, ignore_errors=True)

@@ -64,7 +64,7 @@ def predict_folder(
     cores: int = 0,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
-    run: Callable[[list[Task]], None] | None = None,
+    run: Callable[[list[Task]], Mapping[str, str]] | None = None,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Predict every slide of a folder or a list, and write the summary; return what came of it, and what it says.
 

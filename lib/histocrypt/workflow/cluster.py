@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from histocrypt.errors import InputError
-from histocrypt.study import Study
-from histocrypt.workflow.command import Profile
+from histocrypt.workflow.command import Profile, Workload
 from histocrypt.workflow.progress import readable
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "sinfo", "scontrol")
@@ -48,7 +47,7 @@ class Cluster:
     logs: Path
 
     @classmethod
-    def ready(cls, study: Study, profile: Profile) -> Cluster | None:
+    def ready(cls, study: Workload, profile: Profile) -> Cluster | None:
         """Return the cluster that a profile sends jobs to, if it can take them; None if jobs run elsewhere.
 
         Raises
@@ -136,7 +135,7 @@ class Cluster:
             time.sleep(1)
 
 
-def cancel_left(study: Study) -> int:
+def cancel_left(study: Workload) -> int:
     """Cancel the jobs that a run which was killed left on a cluster, and return how many there were.
 
     For who holds the study's lock: nobody else runs it, and what still runs would write into the same files.
@@ -157,12 +156,12 @@ def cancel_left(study: Study) -> int:
         ) from error
 
 
-def _prefix(study: Study) -> str:
+def _prefix(study: Workload) -> str:
     folder = hashlib.sha256(str(study.run.root.resolve()).encode()).hexdigest()[:8]
     return f"hc_{re.sub(r'[^A-Za-z0-9_-]', '-', study.name)[:30]}_{folder}"
 
 
-def _logs(study: Study) -> Path:
+def _logs(study: Workload) -> Path:
     return study.run.logs / "slurm"
 
 

@@ -6,12 +6,26 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.files import read_yaml
 from histocrypt.machine import usable_cores
+from histocrypt.paths import RunFolder
 from histocrypt.study import Study
+
+
+class Workload(Protocol):
+    """What is run by a profile: a study, or a folder of slides."""
+
+    @property
+    def name(self) -> str:
+        """Part of the names of its jobs."""
+
+    @property
+    def run(self) -> RunFolder:
+        """Where it is run; logs lie there."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +124,8 @@ class Command:
         survey
             The list of the study's sections; jobs on other nodes read it, too.
         """
-        line = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.repository() / "workflow" / "Snakefile")]
-        line += ["--profile", str(self.profile.folder), "--directory", str(directory), "--nocolor"]
-        wide = self.profile.threads
-        if self.profile.local:
-            wide = self.cores or usable_cores()
-            # Two jobs that need most of the memory each then run one after the other.
-            line += ["--cores", str(wide), "--resources", f"mem_mb={_memory_mb()}"]
+        line = snakemake(self.profile, "Snakefile", directory=directory, cores=self.cores)
+        wide = (self.cores or usable_cores()) if self.profile.local else self.profile.threads
         values = {
             # In JSON, since Snakemake reads a value as YAML without its quotes: a path may hold `: ` or ` #`.
             "files": json.dumps({"study": str(self.file.resolve()), "survey": str(survey)}),
@@ -127,6 +136,28 @@ class Command:
             "gpus": self.profile.gpus,
         }
         return [*line, *options, "--config", *(f"{name}={value}" for name, value in values.items())]
+
+
+def snakemake(profile: Profile, snakefile: str, *, directory: Path, cores: int = 0) -> list[str]:
+    """Return the command that starts Snakemake by a profile.
+
+    Parameters
+    ----------
+    profile
+        Where jobs run.
+    snakefile
+        Its name in ``workflow``.
+    directory
+        Where Snakemake keeps its books, in ``.snakemake``.
+    cores
+        Of this machine; 0 means all. Not heeded on a cluster.
+    """
+    line = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.repository() / "workflow" / snakefile)]
+    line += ["--profile", str(profile.folder), "--directory", str(directory), "--nocolor"]
+    if profile.local:
+        # Two jobs that need most of the memory each then run one after the other.
+        line += ["--cores", str(cores or usable_cores()), "--resources", f"mem_mb={_memory_mb()}"]
+    return line
 
 
 def _memory_mb() -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.predictors.registry import MODELS
-from histocrypt.study import Study
+from histocrypt.workflow.command import Workload
 
 MARK = "\x01"
 """Begins a line of `snakemake_logger_plugin_histocrypt`; all others come from programs that Snakemake starts."""
@@ -203,7 +203,7 @@ def _submitted(log: Path) -> tuple[str, Path]:
     return job, folder.parents[1] / f"{job}.log"
 
 
-def reason(log: Path, study: Study, *, memory_mb: int = 0) -> str:
+def reason(log: Path, study: Workload, *, memory_mb: int = 0) -> str:
     """Return why the job with this log failed, where it was not the user's mistake.
 
     Parameters
@@ -252,7 +252,7 @@ def raised(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-def full_disk(study: Study, text: str) -> str | None:
+def full_disk(study: Workload, text: str) -> str | None:
     """Return the sentence for a full disk, where ``text`` tells of one or the run folder has no space; else None.
 
     A notebook that could not even write its log says nothing.
@@ -266,7 +266,7 @@ def full_disk(study: Study, text: str) -> str | None:
     return f"the disk is full: {left}; make room there, or choose another folder ({name})"
 
 
-def _written(study: Study) -> dict[str, Path]:
+def _written(study: Workload) -> dict[str, Path]:
     """Return the folders that a run writes to by what sets them."""
     temporary = Path(tempfile.gettempdir())
     return {"HISTOCRYPT_OUTPUTS": study.run.root, "HISTOCRYPT_CACHE": paths.cache(), "TMPDIR": temporary}
@@ -279,7 +279,7 @@ def _free(folder: Path) -> int:
 
 
 @contextmanager
-def said_when_full(study: Study) -> Iterator[None]:
+def said_when_full(study: Workload) -> Iterator[None]:
     """Turn the error of a full disk into an `InputError` that names the folder and the space left."""
     try:
         yield

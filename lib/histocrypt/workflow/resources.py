@@ -30,6 +30,10 @@ RESNET_S = (0.002, 4e-6)
 """The same for every network that is not named there; those on frozen features are far below it."""
 ENCRYPTED_COST = {"fhe_head": (1.0, 15, 0.05), "fhe_resnet18": (13.0, 400, 400)}
 """GiB, seconds on one core at the start and for a spot, of what is evaluated on ciphertexts and not as `fhe_cnn`."""
+POINT_S = 0.05
+"""Seconds on one core of a point of a slide with the model in the box, which reads its surroundings, too."""
+SLIDE_S = 600
+"""A slide gets one more thread for so many seconds on one core."""
 WIDER = 1.5
 """The power of a network's width that its cost grows with."""
 INPUT_PX = 96
@@ -120,6 +124,34 @@ def needs(
         return Needs(memory, START_S + work / GPU_SPEED, threads, 1)
     threads = threads if wide else 1
     return Needs(memory, START_S + work / threads, threads)
+
+
+def slide_needs(
+    *,
+    points: int = SectionSize.spots,
+    decoded_mpx: float = SectionSize.decoded_mpx,
+    views: int = 1,
+    threads: int = 1,
+    gpus: int = 0,
+) -> Needs:
+    """Return what a job asks for that predicts one slide of many.
+
+    Parameters
+    ----------
+    points
+        Spots, or points of a grid over the whole image: tissue covers less.
+    decoded_mpx
+        Millions of pixels of its image that are held at once.
+    views
+        Over how many views of each tile is averaged.
+    threads, gpus
+        At most so many.
+    """
+    work = 10 + decoded_mpx * 0.05 + points * views * POINT_S
+    if gpus and work > GPU_FROM_S:
+        return Needs(BASE_GIB + _gib(decoded_mpx * 1e6 * 3 * 1.5), START_S + work / GPU_SPEED, threads, 1)
+    threads = max(1, min(threads, round(work / SLIDE_S)))
+    return Needs(BASE_GIB + _gib(decoded_mpx * 1e6 * 3 * 1.5), START_S + work / threads, threads)
 
 
 def _gib(size: float) -> float:

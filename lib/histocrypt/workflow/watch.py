@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -19,8 +19,8 @@ import psutil
 
 from histocrypt import paths
 from histocrypt.errors import InputError
-from histocrypt.study import Study
 from histocrypt.workflow.cluster import Cluster
+from histocrypt.workflow.command import Workload
 from histocrypt.workflow.measure import cell_beside
 from histocrypt.workflow.preloaded import Preloaded
 from histocrypt.workflow.progress import Failure, Job, Progress, full_disk, mistake, parse, readable, reason, refused
@@ -48,11 +48,13 @@ SLURM_ENDS = {
 
 def watch(
     command: list[str],
-    study: Study,
+    study: Workload,
     lock: IO[str],
     cluster: Cluster | None = None,
     *,
     expected: Mapping[str, float] | None = None,
+    preload: bool = True,
+    failed: Callable[[str, str], None] | None = None,
 ) -> int:
     """Run Snakemake, show how far it is, explain a failure, and return the exit code.
 
@@ -68,6 +70,10 @@ def watch(
         Where jobs go, if not to this machine.
     expected
         Seconds that jobs are expected to take, by name.
+    preload
+        Keep a process for jobs that are notebooks, which has imported what they do.
+    failed
+        Takes name and reason of each job that failed; None: they are printed.
     """
     clock = time.time()
     progress = Progress(expected or {})
@@ -97,7 +103,7 @@ def watch(
                 last.append(event["text"] + "\n")
                 with suppress(OSError):  # a full disk is said at the end
                     log.write(last[-1].encode())
-                if event["event"] == "run_info" and not cluster:
+                if event["event"] == "run_info" and preload and not cluster:
                     preloaded.start()
                 teller.take(event)
             code = process.wait()
@@ -122,7 +128,11 @@ def watch(
                 return 2
             ends = f"the workflow could not start; {log_path} ends with:\n{said}"
             print(f"histocrypt: {full_disk(study, said) or ends}", file=sys.stderr)
-        _explain(failures, study)
+        if failed is None:
+            _explain(failures, study)
+        else:
+            for failure in failures:
+                failed(failure.log.stem, _why(failure, study))
         return 2 if any(mistake(failure.log) for failure in failures) else 1
     if not progress.anything:
         teller.say("nothing to do: every artifact is newer than what it is made from")
@@ -294,14 +304,18 @@ def _below(pid: int | None) -> set[psutil.Process]:
     return set()
 
 
-def _explain(failures: list[Failure], study: Study) -> None:
+def _explain(failures: list[Failure], study: Workload) -> None:
     for failure in failures:
-        path = failure.log
-        why = mistake(path) or _ended_by_slurm(failure) or reason(path, study, memory_mb=failure.memory_mb)
+        path, why = failure.log, _why(failure, study)
         notebook = Path(f"{path}.ipynb")
         opened = f"; the notebook as it stopped: {notebook}" if notebook.is_file() else ""
         print(f"histocrypt: {readable(path.stem)} failed: {why}\n  log: {path}{opened}", file=sys.stderr)
     print("histocrypt: what was finished is kept; the same command goes on from there", file=sys.stderr)
+
+
+def _why(failure: Failure, study: Workload) -> str:
+    log = failure.log
+    return mistake(log) or _ended_by_slurm(failure) or reason(log, study, memory_mb=failure.memory_mb)
 
 
 def _ended_by_slurm(failure: Failure) -> str:
