@@ -99,3 +99,18 @@ def small_study(prepared, tmp_path, monkeypatch):
 def rewrite(small_study):
     """Return the function that writes a patient's section again, with other labels or pixels: see `write_section`."""
     return lambda patient, **noise: write_section(small_study.run, patient, **noise)
+
+
+def colour_model(outputs):
+    """Train a ridge of colours on three small sections, which needs no network; return its folder."""
+    from histocrypt.data.fold_statistics import prepare_folds
+    from histocrypt.pipeline.train import train_fold
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCRYPT_OUTPUTS", str(outputs))
+        study = make_study(preprocessing={"tile_um": 144, "tile_px": 36, "min_counts": 1})
+        for patient in "abcd":
+            write_section(study.run, patient)
+        prepare_folds(study)
+        train_fold(study, "colour_ridge", "fold_a", device="cpu")
+        return study.run.model("colour_ridge", "fold_a")

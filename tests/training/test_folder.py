@@ -16,17 +16,15 @@ import psutil
 import pytest
 from tests.evaluation.chromium import opened
 from tests.tiny_section import write_tiny_section
-from tests.training.conftest import make_study, write_section
+from tests.training.conftest import colour_model
 from typer.testing import CliRunner
 
 from histocrypt.cli import app
-from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.errors import InputError
 from histocrypt.files import read_json, read_table
 from histocrypt.pipeline.folder import PREDICTION, STATE, Settings, predict_slides
 from histocrypt.pipeline.listing import OURS, slides_at
 from histocrypt.pipeline.predict import predict_section
-from histocrypt.pipeline.train import train_fold
 from histocrypt.report.slides import write_summary
 
 UM_PER_PX = 4.0
@@ -34,15 +32,7 @@ UM_PER_PX = 4.0
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A ridge of colours, which needs no network."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path_factory.mktemp("model")))
-        study = make_study(preprocessing={"tile_um": 144, "tile_px": 36, "min_counts": 1})
-        for patient in "abcd":
-            write_section(study.run, patient)
-        prepare_folds(study)
-        train_fold(study, "colour_ridge", "fold_a", device="cpu")
-        return study.run.model("colour_ridge", "fold_a")
+    return colour_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -175,8 +175,6 @@ def predict_slides(
         waiting = [task for task in tasks if task.slide.id not in kept]
         if kept:
             say(f"{len(kept)} of {len(tasks)} slides are there already, as asked for")
-        for task in waiting:
-            make_way(task.folder)
         if run is None:
             _run(waiting, cores=cores, total=len(tasks), say=say)
         elif waiting:
@@ -334,6 +332,7 @@ def make_way(folder: Path) -> None:
 
 def _start(processes: context.BaseContext, task: Task) -> Any:
     """Start the process of a task."""
+    make_way(task.folder)
     process = processes.Process(target=work, args=(task,))
     process.start()
     return process

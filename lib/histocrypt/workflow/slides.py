@@ -25,7 +25,7 @@ from histocrypt import paths
 from histocrypt.errors import InputError
 from histocrypt.files import read_json, write_json
 from histocrypt.paths import RunFolder
-from histocrypt.pipeline.folder import SCRATCH, Settings, Task, work
+from histocrypt.pipeline.folder import SCRATCH, Settings, Task, make_way, work
 from histocrypt.pipeline.listing import Slide
 from histocrypt.workflow.cluster import Cluster, cancel_left
 from histocrypt.workflow.command import Profile, snakemake
@@ -90,6 +90,8 @@ def _run(tasks: list[Task], *, profile: Profile, cores: int) -> dict[str, str]:
         cluster = Cluster.ready(load, profile)
         if left := cancel_left(load):
             print(f"histocrypt: jobs of a command that was killed were still on the cluster; cancelled: {left}")
+        for task in tasks:
+            make_way(task.folder)
         needs = {name_of(task.slide): needs_of(task, profile) for task in tasks}
         plan = load.run.root / "plan.json"
         write_json(plan, planned(tasks, needs))

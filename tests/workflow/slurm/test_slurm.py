@@ -11,14 +11,18 @@ import re
 import runpy
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from tests.small_study import MODELS, histocrypt, write_study
+from tests.tiny_section import write_tiny_section
+from tests.training.conftest import colour_model
 from tests.workflow.slurm.cluster import Slurm, processes_of, profile, wait_for
 
 from histocrypt import paths
+from histocrypt.files import read_json
 
 pytestmark = pytest.mark.slow
 
@@ -254,3 +258,25 @@ def _variable(pid: int, name: str) -> str | None:
 
 def _megabytes(job: str) -> int:
     return int(job.partition("MinMemoryNode=")[2].split("M")[0])
+
+
+def test_a_folder_of_slides_killed_on_the_login_node(slurm, tmp_path):
+    """Jobs that a killed command left are cancelled by the next, which keeps what was whole."""
+    outputs, slides = tmp_path / "out", tmp_path / "in"
+    for number in range(4):
+        write_tiny_section(slides, f"S{number}")
+    ours = profile(tmp_path / "profile", **{"max-threads": 1})
+    command = ["predict", slides, "-o", outputs, "--model", colour_model(tmp_path / "model"), "--profile", ours]
+    command = list(map(str, [sys.executable, "-m", "histocrypt", *command]))
+    how = {"env": slurm.environment(tmp_path), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, **how)
+    wait_for(lambda: list(outputs.glob("*/state.json")) and slurm.running("slide"), process)
+    asked = slurm.said("scontrol", "show", "job", slurm.jobs("RUNNING,PENDING")[0][0])
+    assert 1000 < _megabytes(asked) < 3000
+    _kill_family(process)
+    done = subprocess.run(command, check=False, timeout=1200, **how)
+    assert done.returncode == 0, done.stdout
+    assert "slides are there already" in done.stdout
+    states = [read_json(path) for path in sorted(outputs.glob("*/state.json"))]
+    assert [state["status"] for state in states] == ["predicted"] * 4
+    assert slurm.jobs("PENDING,RUNNING,COMPLETING") == []
