@@ -1,5 +1,8 @@
 """Stores and pictures read back by the libraries of their formats; where they are not installed, nothing is tested."""
 
+import json
+
+import anndata as ad
 import numpy as np
 import pytest
 
@@ -29,6 +32,28 @@ def test_spatialdata_reads_its_store(make, squares):
     export(path, out, to="spatialdata", genes=["ERBB2"], overwrite=True)
     assert spatialdata.read_zarr(out)["table"].n_vars == 1
     assert not list(out.parent.glob(".*"))
+
+
+def test_regions_are_the_polygons_of_who_drew_them(make, tmp_path):
+    spatialdata, geopandas = pytest.importorskip("spatialdata"), pytest.importorskip("geopandas")
+    path, drawn = make(points="regions that others drew"), tmp_path / "cells.geojson"
+    prediction = ad.read_h5ad(path)[:2].copy()
+    square, hole = [[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]], [[2, 2], [4, 2], [4, 4], [2, 4], [2, 2]]
+    far = [[20, 20], [30, 20], [30, 30], [20, 20]]
+    shapes = [("Polygon", [square, hole]), ("MultiPolygon", [[square, hole], [far]])]
+    features = [
+        {"type": "Feature", "id": name, "geometry": {"type": kind, "coordinates": lines}, "properties": {}}
+        for name, (kind, lines) in zip(prediction.obs["barcode"], shapes, strict=True)
+    ]
+    drawn.write_text(json.dumps(features))
+    prediction.uns["regions"] = {"file": str(drawn)}
+    prediction.write_h5ad(path)
+    export(path, path.with_suffix(".zarr"), to="spatialdata")
+    export(path, path.with_suffix(".geojson"), to="geojson")
+    store = spatialdata.read_zarr(path.with_suffix(".zarr"))
+    for shown in (store["spots"], geopandas.read_file(path.with_suffix(".geojson"))):
+        assert shown.geometry.is_valid.all()
+        assert shown.geometry.area.tolist() == pytest.approx([96, 146])
 
 
 def test_a_folder_that_is_no_store_is_never_replaced(make, tmp_path):
