@@ -326,6 +326,8 @@ class Store:
     def _failure(self, job: Job, why: str) -> Refused | None:
         """Return what to say where a job has no answer."""
         limits = self.limits
+        if why == "ended":
+            return Refused(404, "This job was deleted.")
         if why == "seconds":
             said = {"field": "seconds", "value": limits.seconds}
             return Refused(
@@ -360,7 +362,8 @@ class Store:
     def _show_log(self, job: Job) -> None:
         log = job.folder / OUT / LOG
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-        self._say(job, "failed: " + " | ".join(lines[-12:]))
+        told = [line for line in lines if line.strip() and "%|" not in line]  # and no bars of progress
+        self._say(job, "failed: " + " | ".join(told[-12:]))
 
 
 def answer_of(job: Job, form: str) -> Path:

@@ -254,6 +254,8 @@ async def _over(job: Job, seconds: float, request: Request) -> bool:
                 await job.over.wait()
         except TimeoutError:
             continue
+        except asyncio.CancelledError as error:
+            raise Refused(503, "The server stops.", retry_after=30) from error
     return True
 
 
