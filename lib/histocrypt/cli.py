@@ -360,12 +360,14 @@ def import_weights(
 @app.command("map")
 def draw_map(
     prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad).")],
-    gene: Annotated[str, typer.Option(help="Gene id or symbol, of any head; or `tumour`.")],
+    gene: Annotated[
+        str | None, typer.Option(help="Gene id or symbol, of any head; or `tumour`. Default: the most trusted.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Picture to write; default GENE.png.")] = None,
     section: Annotated[str | None, typer.Option(help="Section, where the file holds several.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw a predicted gene over the tissue, with a scale bar."""
+    """Draw a predicted gene over the tissue, with a scale bar and how far to trust it."""
     from histocrypt.evaluation.maps import write_map
 
     typer.echo(write_map(prediction, gene, output, section=section, overwrite=overwrite))

@@ -82,7 +82,9 @@ def error_by_chance(true: np.ndarray, predicted: np.ndarray, coords: np.ndarray)
     pairs = np.rint(products(np.ones((len(coords), 1))))
     found = np.ones(true.shape[1])
     usable = np.flatnonzero(~flat)
-    for some in np.array_split(usable, max(1, -(-len(usable) * int(np.prod(shape)) // AT_ONCE))):
+    step = max(1, AT_ONCE // int(np.prod(shape)))
+    for start in range(0, len(usable), step):
+        some = usable[start : start + step]
         both = [values[:, some] - values[:, some].mean(axis=0) for values in (true, predicted)]
         one, other = (products(values) for values in both)
         total = np.divide(one * other, pairs, out=np.zeros_like(one), where=pairs > 0).sum(axis=0)

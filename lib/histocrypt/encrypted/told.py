@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.predictors.predictability import correlations_of, without_patients
-from histocrypt.trust import conformal
+from histocrypt.predictors.predictability import without_patients
+from histocrypt.trust import conformal, genes
 from histocrypt.trust.gate import Gate, own_features, without_names
 from histocrypt.trust.origin import origin_words
 
@@ -89,8 +89,9 @@ def _read_shift(about: Mapping[str, Any]) -> None:
 
 def _read_predictability(about: Mapping[str, Any]) -> None:
     said = about["predictability"]
-    correlations_of(said, about["outputs"])
-    _ = [said[name] for name in ("by", "patients", "sections")]
+    for transform in about["transforms"]:
+        genes.columns(said, transform, about["panel"]["genes"])
+    _ = said["sections"], genes.promise(said)
 
 
 def _read_intervals(about: Mapping[str, Any]) -> None:

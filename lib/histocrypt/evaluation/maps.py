@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from histocrypt.files import claim, says
 from histocrypt.pipeline.predictions import read_h5ad, symbols_of
 from histocrypt.sections.genes import GeneNames, meant_by
 from histocrypt.spatial import spot_pitch
+from histocrypt.trust import genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -111,7 +113,7 @@ def side_by_side(
     Parameters
     ----------
     panels
-        One a gene: ``title``, ``true`` (n,), ``predicted`` (n,).
+        One a gene: ``title``, ``true`` (n,), ``predicted`` (n,); ``doubted`` makes the title grey.
     coords
         (n, 2) x, y in picture pixels (or full-resolution pixels where there is no picture).
     um_per_unit
@@ -144,7 +146,7 @@ def side_by_side(
             spot_map(row[-1], coords, predicted - true, limits=(-reach, reach), cmap=RESIDUALS, **look)
             for one in row:
                 frame(one, low, high)
-            row[0].set_ylabel(panel["title"], fontsize=9)
+            row[0].set_ylabel(panel["title"], fontsize=9, **({"color": MUTED} if panel.get("doubted") else {}))
             scale_bar(row[0], low, high, um_per_unit)
         names = ["H&E"] * (image is not None) + ["measured", "predicted", "predicted − measured"]
         for one, name in zip(axes[0], names, strict=True):
@@ -246,7 +248,7 @@ def length_words(length_um: int) -> str:
 
 def write_map(
     path: str | Path,
-    gene: str,
+    gene: str | None = None,
     output: str | Path | None = None,
     *,
     section: str | None = None,
@@ -259,7 +261,7 @@ def write_map(
     path
         Predictions (``.h5ad``).
     gene
-        Id or symbol, of a gene of any head; ``tumour`` for the probability of tumour.
+        Id or symbol, of a gene of any head; ``tumour`` for the probability of tumour; None: the one trusted most.
     output
         PNG, SVG or PDF; ``<gene>.png`` if not given.
     section
@@ -281,7 +283,10 @@ def write_map(
             field='uns["prediction"]',
             expected="a file written by `histocrypt predict`",
         )
-    name, values, unit = values_of(adata, gene, path)
+    transform = str(about.get("transform", ""))
+    if gene is None and (order := genes.ranked(adata.var, transform)) is None:
+        raise InputError("does not tell which gene is trusted most", file=path, field="--gene", fix="name a gene")
+    name, values, unit = values_of(adata, str(adata.var_names[order[0]]) if gene is None else gene, path)
     here = adata.obs["section"].astype(str).to_numpy()
     known = sorted(set(here))
     if section is None and len(known) > 1:
@@ -299,8 +304,11 @@ def write_map(
     image, scale = picture(about)
     um = None if "places" in about else about.get("um_per_px")
     title = f"{name} · {section or known[0]} · {about.get('title', about.get('model', ''))}"
-    save(draw(coords, values[mine], title=title, unit=unit, um_per_px=um, image=image, scale=scale), out, made=MADE)
-    return f"{out}: {name} at {int(mine.sum())} spots"
+    row = np.flatnonzero(symbols_of(adata) == name)
+    said = genes.words(adata.var, transform, str(adata.var_names[row[0]])) if len(row) == 1 else ""
+    how = {"title": title, "unit": unit, "um_per_px": um, "image": image, "scale": scale, "note": said}
+    save(draw(coords, values[mine], **how), out, made=MADE)
+    return f"{out}: {name} at {int(mine.sum())} spots" + (f"; {said}" if said else "")
 
 
 def values_of(adata: AnnData, gene: str, path: str | Path) -> tuple[str, np.ndarray, str]:
@@ -361,9 +369,11 @@ def draw(
     um_per_px: float | None,
     image: np.ndarray | None,
     scale: float = 1.0,
+    note: str = "",
 ) -> Figure:
     """Draw (n,) values at (n, 2) places, in full-resolution pixels, over a picture of ``scale`` pixels per such pixel.
 
+    A note stands below, in grey; the title is grey where the note begins with a doubt (`trust.genes.words`).
     Without ``um_per_px`` distances are not known, and there is no scale bar.
     """
     coords = coords * scale
@@ -378,5 +388,6 @@ def draw(
         frame(axes, low, high)
         if um_per_px is not None:
             scale_bar(axes, low, high, float(um_per_px) / scale)
-        axes.set_title(title)
+        axes.set_title(title, **({"color": MUTED} if note.startswith(genes.DOUBTED) else {}))
+        axes.set_xlabel(fill(note, 80), color=MUTED, fontsize=7.5)
     return figure

@@ -13,12 +13,13 @@ import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.paths import RunFolder
-from histocrypt.pipeline.predictions import TRUST, as_mapping, read_h5ad, read_prediction, symbols_of, transforms_of
+from histocrypt.pipeline.predictions import as_mapping, read_h5ad, read_prediction, symbols_of, transforms_of
 from histocrypt.pipeline.regions import read_regions
 from histocrypt.sections.genes import GeneNames, meant_by
 from histocrypt.sections.image import open_image
 from histocrypt.sections.resolution import bin_size
 from histocrypt.spatial import spot_pitch
+from histocrypt.trust.genes import ranked, trusted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,7 +146,7 @@ def read_content(
     section
         Which section, where the file holds several.
     genes
-        Ids or symbols, in the order wanted; none: all, those first that training predicts best.
+        Ids or symbols, in the order wanted; none: all, those first that are trusted.
     layer
         Transform; None: the main one.
     colour
@@ -173,7 +174,7 @@ def read_content(
         raise unknown_name("layer", layer, transforms, file=path, field="--layer")
     transform = layer or transforms[0]
     told = _told(prediction.var, transform, transforms)
-    chosen = _genes(prediction, genes, told[TRUST].to_numpy(dtype=np.float64) if TRUST in told else None, path)
+    chosen = _genes(prediction, genes, ranked(prediction.var, transform), path)
     shown = 0
     if colour is not None:
         (wanted,) = _columns(prediction, [colour], path, "--colour")
@@ -185,6 +186,7 @@ def read_content(
         raise InputError("says no places of spots", file=path, field="obsm['spatial']")
     coords = np.asarray(prediction.obsm["spatial"], dtype=np.float64)[:, :2]
     cleaned = _section_of_run(Path(path), about, name)
+    worth = trusted(prediction.var, transform)
     size, square, notes = _shape(coords, prediction, about, cleaned)
     polygons, why = _drawn(prediction)
     notes += [why] if why else []
@@ -192,6 +194,8 @@ def read_content(
     picture, scale = _picture(about, image, cleaned, RunFolder(_run_of(Path(path))).tiles(name))
     if picture is None:
         notes.append("without a picture of the slide: its file is not known, or no longer there; --image names it")
+    if worth is not None:
+        notes.append(f"{int(worth[chosen].sum())} of {len(chosen)} genes are worth trusting (docs/trust.md)")
     return Content(
         section=name,
         model=str(about.get("title", about.get("model", "unknown"))),
@@ -229,12 +233,10 @@ def _section(prediction: AnnData, section: str | None, path: str | Path) -> np.n
     return here == (section or known[0])
 
 
-def _genes(prediction: AnnData, wanted: Sequence[str], trust: np.ndarray | None, path: str | Path) -> np.ndarray:
+def _genes(prediction: AnnData, wanted: Sequence[str], order: np.ndarray | None, path: str | Path) -> np.ndarray:
     if wanted:
         return np.array(list(dict.fromkeys(_columns(prediction, wanted, path, "--genes"))))
-    if trust is None:
-        return np.arange(prediction.n_vars)
-    return np.argsort(-np.nan_to_num(trust, nan=-np.inf), kind="stable")
+    return np.arange(prediction.n_vars) if order is None else order
 
 
 def _told(var: pd.DataFrame, transform: str, transforms: Sequence[str]) -> pd.DataFrame:

@@ -10,7 +10,8 @@ import numpy as np
 
 from histocrypt.data.fold_statistics import read_clean_section
 from histocrypt.errors import InputError
-from histocrypt.trust import conformal
+from histocrypt.targets.ceiling import section_ceiling
+from histocrypt.trust import conformal, genes
 from histocrypt.trust.gate import WORDS, Gate, Look, Verdict, own_features
 from histocrypt.trust.origin import ANYWAY, origin_of, origin_words
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from histocrypt.data.load import Spots
     from histocrypt.predictors.predictability import Predictability
     from histocrypt.study import Study
+    from histocrypt.targets.panels import Panel
     from histocrypt.targets.transforms import TargetStatistics
 
 SHARPNESS = "sharpness"
@@ -88,6 +90,36 @@ def training_intervals(
         errors = conformal.held_out_errors(spots.targets, differences, **about)
         made[name] = conformal.to_dict(conformal.patient_scores(errors, spots.patients))
     return made
+
+
+def training_genes(study: Study, spots: Spots, told: Predictability | None, panel: Panel) -> dict[str, Any] | None:
+    """Return what ``model.json`` says under ``predictability`` of genes; None where the predictor does not tell.
+
+    Parameters
+    ----------
+    spots
+        All training spots in the order of the fit, with targets.
+    told
+        What the fit says of spots that it left out.
+    panel
+        Whose genes the targets are.
+    """
+    if told is None:
+        return None
+    rng = np.random.default_rng(study.seed)
+    coords, ceilings = {}, {}
+    for name in told.owners:
+        clean = read_clean_section(study.run.section(name))
+        barcodes = [one.removeprefix(f"{name}:") for one in spots.names[spots.sections == name].tolist()]
+        clean = clean[clean.obs_names.get_indexer(barcodes)]
+        coords[name] = np.asarray(clean.obsm["spatial"])
+        how = {"name": name, "matrix": panel.matrix, "rng": rng}
+        found, _ = section_ceiling(clean, panel.genes, panel.symbols, study.target.transforms, **how)
+        if found:
+            none = np.full(len(panel), np.nan)
+            ceilings[name] = np.concatenate([found.get(transform, none) for transform in study.target.transforms])
+    known = genes.evidence(told, spots.targets, spots.sections, coords, ceilings, spots.outputs)
+    return told.to_dict(spots.outputs) | known
 
 
 def intervals_of(

@@ -19,7 +19,7 @@ from histocrypt.errors import InputError, unreadable
 from histocrypt.files import atomic_path, regular
 from histocrypt.hdf5 import open_h5
 from histocrypt.predictors.base import AUXILIARY, TARGET, TUMOUR
-from histocrypt.predictors.predictability import correlations_of
+from histocrypt.trust import genes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 PROBABILITY = "tumour_probability"
 """Column of ``obs``: what the head `TUMOUR` says."""
-TRUST = "training_pearson"
-"""Columns of ``var``, ``training_pearson:<transform>``: correlation on training sections left out."""
 MEASURED = "measured"
 """Column of ``obs``, bool: spots whose counts corrected the predictions of the others (`pipeline.measured`)."""
 LOOSE = ("new", "encrypted")
@@ -105,8 +103,8 @@ def write_predictions(
         Adds whatever else a model predicts, just before the file is written.
     trust
         What ``model.json`` says of how well each output is predicted on training sections left out (see
-        `predictors.predictability`): kept as ``var["training_pearson:<transform>"]``, and in ``uns["prediction"]`` what
-        was left out at a time and of how many patients.
+        `predictors.predictability`): kept in ``var`` (`trust.genes.columns`), and in ``uns["prediction"]`` what was
+        left out at a time, of how many patients, and what intervals promise.
     """
     import pandas as pd
 
@@ -122,9 +120,10 @@ def write_predictions(
             var[f"training_mean:{transform}"] = [mean[f"{transform}:{gene}"] for gene in panel.genes]
     if trust:
         for transform in transforms:
-            names = [f"{transform}:{gene}" for gene in panel.genes]
-            var[f"{TRUST}:{transform}"] = correlations_of(trust, names)
-        about = {**about, "predictability": {name: trust[name] for name in ("by", "patients", "sections")}}
+            for column, values in genes.columns(trust, transform, panel.genes).items():
+                var[f"{column}:{transform}"] = values
+        said = {name: trust[name] for name in ("by", "patients", "sections")}
+        about = {**about, "predictability": {**said, "interval": genes.promise(trust)}}
     adata = AnnData(X=layers[transforms[0]].copy(), obs=_obs_of(spots), var=var, layers=layers)
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
     about = about if panel.matrix is None else {**about, "matrix": panel.matrix}
@@ -520,8 +519,24 @@ class PredictionFile:
 
     def trust(self, transform: str) -> pd.Series | None:
         """Return each gene's correlation on training sections left out, by id; None where the model does not tell."""
-        column = f"{TRUST}:{transform}"
+        column = f"{genes.TOLD}:{transform}"
         return self._names.var[column].astype(float) if column in self._names.var else None
+
+    def trusted(self, transform: str) -> pd.Series | None:
+        """Return which genes are worth trusting, by id; None where nobody told (`trust.genes.trusted`)."""
+        import pandas as pd
+
+        worth = genes.trusted(self._names.var, transform)
+        return None if worth is None else pd.Series(worth, index=self._names.var_names)
+
+    def ranked(self, transform: str) -> list[str] | None:
+        """Return the genes' ids, trusted first; None where nobody told (`trust.genes.ranked`)."""
+        order = genes.ranked(self._names.var, transform)
+        return None if order is None else self._names.var_names[order].tolist()
+
+    def trust_words(self, transform: str, gene: str) -> str:
+        """Return what is known of a gene, in words; empty where nobody told (`trust.genes.words`)."""
+        return genes.words(self._names.var, transform, gene)
 
     @property
     def trusted_by(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from histocrypt.data.folds import FINAL, load_fold, load_folds, uncounted_sectio
 from histocrypt.data.load import FoldData, Spots, joined, load_spots, load_test, load_training, scaled, scaling_of
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.pipeline.checkpoints import imported_model, load_model, made_from, save_model, teacher_of, trained_about
-from histocrypt.pipeline.gating import training_gate, training_intervals, training_origin
+from histocrypt.pipeline.gating import training_gate, training_genes, training_intervals, training_origin
 from histocrypt.pipeline.predictions import as_mapping, write_heads, write_predictions
 from histocrypt.predictors.closed_form import inner_folds
 from histocrypt.predictors.registry import (
@@ -335,7 +335,9 @@ def train_one(
         predictor, chosen, predicted = taken.predictor, {}, None
         if data.validation is not None:
             predicted = scaling.restore(predictor.predict(data.validation))
-    score, written, trust = None, [], _predictability(predictor, scaling) if taken is None else None
+    everyone = data.train if data.validation is None else joined(data.train, data.validation)
+    told = predictor.predictability if taken is None else None
+    score, written, trust = None, [], training_genes(study, everyone, told, data.panel)
     if predicted is not None:
         score = mean_section_pearson(predicted, data.validation.targets, data.validation.sections)
         written.append(_predictions(study, model, data, "validation", data.validation, predicted, trust=trust))
@@ -351,9 +353,8 @@ def train_one(
     if taken is not None:
         about = taken.about
     about |= {"predictability": trust} if trust else {}
-    everyone = data.train if data.validation is None else joined(data.train, data.validation)
     gate = training_gate(study, everyone, checked_options(model, study.options_of(model)).features)
-    intervals = training_intervals(everyone, predictor.predictability if trust else None, scaling)
+    intervals = training_intervals(everyone, told, scaling)
     about |= {"origin": training_origin(study, fold)}
     about |= {name: said for name, said in (("gate", gate and gate.to_dict()), ("intervals", intervals)) if said}
     about |= {"validation_pcc": score, "seconds": round(seconds, 2)}
@@ -418,12 +419,6 @@ def _seen(study: Study, sections: Iterable[str]) -> dict[str, list[float]]:
         if values and len(values) == len(done):
             seen[name] = [round(min(values), 6), round(max(values), 6)]
     return seen
-
-
-def _predictability(predictor: Predictor, scaling: TargetStatistics) -> dict[str, Any] | None:
-    """Return what ``model.json`` says of the genes that may be trusted; None where the predictor does not tell."""
-    found = predictor.predictability
-    return None if found is None else found.to_dict(scaling.outputs)
 
 
 def coords_of(study: Study, spots: Spots) -> np.ndarray:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histocrypt.correlation import pearson
+
 if TYPE_CHECKING:
     from histocrypt.data.load import Spots
 
@@ -36,16 +38,14 @@ class Predictability:
     an output that varies in none."""
     by_patient: dict[str, np.ndarray]
     """The same of each patient alone."""
+    owners: dict[str, str]
+    """Whose each section is."""
     predicted: np.ndarray
     """(n, n_outputs) float32: what was predicted of each training spot by a fit that had not seen it, in the order of
     the spots and the unit of the targets that were fitted. Not kept in ``model.json``."""
 
     def to_dict(self, outputs: Sequence[str]) -> dict[str, Any]:
         """Return what ``model.json`` holds; an output without a correlation is None. Patients' lists are in order."""
-
-        def plain(values: np.ndarray) -> list[float | None]:
-            return [round(float(value), DIGITS) if np.isfinite(value) else None for value in values]
-
         return {
             "by": self.by,
             "patients": self.patients,
@@ -78,16 +78,24 @@ def predictability(
         predicted[held_out] = predict(train, held_out)
     names = np.unique(spots.sections)
     owners = {name: spots.patients[spots.sections == name][0] for name in names}
-    each = {name: _pearson(spots.targets[own], predicted[own]) for name in names for own in [spots.sections == name]}
+    each = {name: pearson(spots.targets[own], predicted[own]) for name in names for own in [spots.sections == name]}
     patients = sorted(set(owners.values()))
-    of = {str(patient): _mean([each[name] for name in names if owners[name] == patient]) for patient in patients}
+    of = {
+        str(patient): mean_of_known([each[name] for name in names if owners[name] == patient]) for patient in patients
+    }
+    owned = {str(name): str(owner) for name, owner in owners.items()}
     by = BY[0] if len(patients) > 1 else BY[1] if len(names) > 1 else BY[2]
-    return Predictability(by, len(patients), len(names), _mean(list(of.values())), of, predicted)
+    return Predictability(by, len(patients), len(names), mean_of_known(list(of.values())), of, owned, predicted)
 
 
 def without_patients(said: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `Predictability.to_dict` made without what it says of each patient, for who need not know it."""
     return {name: value for name, value in said.items() if name != "by_patient"}
+
+
+def plain(values: np.ndarray) -> list[float | None]:
+    """Return values as ``model.json`` holds them; None for what is not finite."""
+    return [round(float(value), DIGITS) if np.isfinite(value) else None for value in values]
 
 
 def correlations_of(said: Mapping[str, Any] | None, outputs: Sequence[str]) -> np.ndarray:
@@ -96,16 +104,7 @@ def correlations_of(said: Mapping[str, Any] | None, outputs: Sequence[str]) -> n
     return np.array([np.nan if known.get(name) is None else known[name] for name in outputs], dtype=np.float64)
 
 
-def _pearson(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Return correlations of columns; 0 for a constant prediction, NaN for a constant truth."""
-    x, y = (values.astype(np.float64) - values.mean(axis=0, dtype=np.float64) for values in (true, predicted))
-    spread_x, spread_y = np.sqrt(np.square(x).sum(axis=0)), np.sqrt(np.square(y).sum(axis=0))
-    both = (spread_x > 1e-6) & (spread_y > 1e-6)
-    r = np.divide((x * y).sum(axis=0), spread_x * spread_y, out=np.zeros(x.shape[1]), where=both)
-    return np.where(spread_x > 1e-6, r, np.nan)
-
-
-def _mean(rows: list[np.ndarray]) -> np.ndarray:
+def mean_of_known(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean over rows of what is known, column by column."""
     values = np.stack(rows)
     known = np.isfinite(values)

@@ -154,8 +154,8 @@ def view_results(study: Study, *, model: str = "", section: str = "", gene: str 
     study
         A study whose models have predicted held-out sections; it need not be scored.
     model, section, gene, transform
-        What to open with; the gene by symbol or id. Empty: the study's last model, its first section, the first gene
-        of its panel, its main transform.
+        What to open with; the gene by symbol or id. Empty: the study's last model, its first section, the gene that it
+        trusts most (where it does not tell, the first of its panel), its main transform.
 
     Raises
     ------
@@ -171,12 +171,14 @@ def view_results(study: Study, *, model: str = "", section: str = "", gene: str 
     model = model or every.models[-1]
     first = {"model": model, "section": section or every.predicted(model)[0]}
     first["transform"] = transform or every.transforms[0]
-    gene = gene or every.genes[str(every.joined(**first).genes[0])]
+    ranked = [every.genes[one] for one in every.ranked(**first)]
+    gene = gene or ranked[0]
+    names = list(dict.fromkeys([*ranked, *sorted(every.genes.values())]))
     values = [(TRANSFORM_WORDS.get(name, name), name) for name in every.transforms]
     controls = {
         "model": labelled("Dropdown", "Model", options=[(title_of(name), name) for name in every.models]),
         "section": labelled("Dropdown", "Section", options=every.sections),
-        "gene": gene_box(sorted(every.genes.values()), gene, label=noun(study.target.matrix).capitalize()),
+        "gene": gene_box(names, gene, label=noun(study.target.matrix).capitalize()),
         "transform": labelled("Dropdown", "Values", options=values),
         "touching": spot_sizes(),
         "opacity": opacity_slider(),

@@ -33,8 +33,8 @@ from histocrypt.pipeline.folder import (
 )
 from histocrypt.pipeline.listing import Slide, slides_at
 from histocrypt.pipeline.predictions import PredictionFile
-from histocrypt.predictors.predictability import correlations_of
 from histocrypt.spatial import spot_pitch
+from histocrypt.trust import genes as trust
 from histocrypt.trust.gate import WORDS
 
 GENES_DRAWN = 3
@@ -119,13 +119,17 @@ def _sentence(text: str) -> str:
 
 def genes_drawn(about: Mapping[str, Any], count: int = GENES_DRAWN) -> tuple[list[str], str]:
     """Return the ids of the genes to draw, the same for all slides of a model, and by which rule they were chosen."""
-    genes, main = list(about["panel"]["genes"]), about["transforms"][0]
-    known = correlations_of(about.get("predictability"), [f"{main}:{gene}" for gene in genes])
-    if not np.isfinite(known).any():
+    import pandas as pd
+
+    genes, main, said = list(about["panel"]["genes"]), about["transforms"][0], about.get("predictability")
+    told = trust.columns(said, main, genes) if said else {}
+    var = pd.DataFrame({f"{name}:{main}": values for name, values in told.items()}, index=genes)
+    if (order := trust.ranked(var, main)) is None:
         return genes[:count], "the first of the model’s panel, as it does not tell which it predicts well"
-    best = np.argsort(-np.where(np.isfinite(known), known, -np.inf), kind="stable")[:count]
-    values = ", ".join(f"{known[one]:.2f}" for one in best)
-    return [genes[one] for one in best], f"those that correlate best on training patients left out ({values})"
+    values, worth = ", ".join(f"{told[trust.TOLD][one]:.2f}" for one in order[:count]), trust.trusted(var, main)
+    rule = f"those that correlate best on training patients left out ({values})"
+    rule += "" if worth is None else f", of the {int(worth.sum())} that are trusted of {len(genes)}"
+    return [genes[one] for one in order[:count]], rule
 
 
 def draw_slide(folder: Path, *, genes: list[str]) -> dict[str, Any]:
@@ -139,6 +143,7 @@ def draw_slide(folder: Path, *, genes: list[str]) -> dict[str, Any]:
     ground = _ground(image, scale, low, high)
     per_px = ground.shape[1] / (high[0] - low[0])
     names, shown = dict(zip(adata.var_names, file.symbols, strict=True)), []
+    worth = file.trusted(str(about["transform"]))
     if image is not None:
         _save(folder / "tissue.jpg", ground)
     for place, gene in enumerate(one for one in genes if one in names):
@@ -146,7 +151,8 @@ def draw_slide(folder: Path, *, genes: list[str]) -> dict[str, Any]:
         least, most = np.quantile(values, [0.02, 0.98])
         drawn = _over(ground, (coords - low) * per_px, values, (least, most), maps.TOUCHING * spacing * per_px)
         _save(folder / f"gene_{place}.jpg", drawn)
-        shown.append({"symbol": names[gene], "file": f"gene_{place}.jpg", "low": float(least), "high": float(most)})
+        said = {"low": float(least), "high": float(most), "trusted": None if worth is None else bool(worth[gene])}
+        shown.append({"symbol": names[gene], "file": f"gene_{place}.jpg", **said})
     known = "places" not in about
     return {
         "files": [*(["tissue.jpg"] if image is not None else []), *(gene["file"] for gene in shown)],

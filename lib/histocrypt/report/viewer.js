@@ -150,12 +150,13 @@
     for (const one of list) {
       const option = document.createElement("option");
       option.value = one.id;
-      option.textContent = label(one);
+      option.textContent = label(one) + (one.doubted ? " (not trusted)" : "");
+      if (one.doubted) option.style.color = "gray";
       if (!groups.has(Boolean(one.marker))) groups.set(Boolean(one.marker), []);
       groups.get(Boolean(one.marker)).push(option);
     }
     if (!groups.has(true)) return select.append(...groups.get(false));
-    for (const [marker, name] of [[true, "Named in the study"], [false, "Best to worst predicted"]]) {
+    for (const [marker, name] of [[true, "Named in the study"], [false, data.genes.some((one) => one.doubted) ? "Trusted first, then best to worst predicted" : "Best to worst predicted"]]) {
       const group = document.createElement("optgroup");
       group.label = name;
       group.append(...(groups.get(marker) || []));

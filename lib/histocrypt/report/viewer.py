@@ -126,7 +126,8 @@ def viewer_content(study: Study, scores: Scores, model: str) -> dict[str, Any]:
     """
     every = views.Views(study, models=scores.models)
     choice = choose(every, scores, model)
-    start = _start(scores, model, choice)
+    doubted = doubted_genes(every, choice, model)
+    start = _start(scores, model, choice, doubted)
     content: dict[str, Any] = {"about": about(every, scores, choice, model), "still": None, "data": None}
     content["noun"] = noun(study.target.matrix)
     if start is None:
@@ -136,8 +137,8 @@ def viewer_content(study: Study, scores: Scores, model: str) -> dict[str, Any]:
     content["data"] = {
         "models": [{"id": name, "title": title_of(name)} for name in every.models],
         "genes": [
-            {"id": gene, "name": name, "marker": gene in choice.markers}
-            for gene, name in _labels(choice.genes, every.genes).items()
+            {"id": gene, "name": name, "marker": gene in choice.markers, "doubted": gene in doubted}
+            for gene, name in sorted(_labels(choice.genes, every.genes).items(), key=lambda one: one[0] in doubted)
         ],
         "noun": content["noun"],
         "units": wording.TRANSFORM_WORDS.get(view.transform, view.transform),
@@ -150,15 +151,24 @@ def viewer_content(study: Study, scores: Scores, model: str) -> dict[str, Any]:
     return content
 
 
-def _start(scores: Scores, model: str, choice: Choice) -> dict[str, str] | None:
-    """Return the first view: the middle section, and the best predicted gene that can be seen in it."""
+def _start(scores: Scores, model: str, choice: Choice, doubted: set[str]) -> dict[str, str] | None:
+    """Return the first view: the middle section, and the best predicted gene that can be seen in it, trusted first."""
     if not choice.sections:
         return None
     section = choice.sections[len(choice.sections) // 2]
     each = scores.genes
     there = set(each[(each["section"] == section) & (each["model"] == model)]["gene"])
-    genes = [gene for gene in [*choice.markers, *choice.genes] if gene in there]
+    order = sorted(choice.genes, key=lambda gene: gene in doubted)
+    genes = [gene for gene in [*choice.markers, *order] if gene in there]
     return {"model": model, "section": section, "gene": genes[0]} if genes else None
+
+
+def doubted_genes(every: Views, choice: Choice, model: str) -> set[str]:
+    """Return the genes that a model does not trust in any fold of the sections shown; none where it does not tell."""
+    files = [every.prediction(model, fold) for fold in dict.fromkeys(every.fold_of[name] for name in choice.sections)]
+    told = [worth for file in files if (worth := file.trusted(every.transforms[0])) is not None]
+    worthy = {gene for worth in told for gene in worth.index[worth]}
+    return set(choice.genes) - worthy if told else set()
 
 
 def about(every: Views, scores: Scores, choice: Choice, model: str) -> list[str]:

@@ -18,6 +18,7 @@ from histocrypt.evaluation.scores import read_folds, title_of
 from histocrypt.pipeline.predictions import Joined, PredictionFile, as_mapping, join, read_h5ad, symbols_of
 from histocrypt.spatial import spot_pitch
 from histocrypt.targets.matrix import noun
+from histocrypt.trust import genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,6 +63,8 @@ class View:
     """Correlation over the spots; 0 for a constant prediction, NaN where the measured values do not vary."""
     notes: tuple[str, ...]
     """What a reader must know of this view."""
+    doubted: bool
+    """The model says that this gene is not worth trusting (`trust.genes`)."""
     tissue: Tissue
 
 
@@ -175,6 +178,12 @@ class Views:
         diameter = float(spot_um) / um_per_px * scale if spot_um else None
         return Tissue(picture, scale, um_per_px / scale, diameter)
 
+    def ranked(self, model: str, section: str, transform: str) -> list[str]:
+        """Return the ids of the genes that a model predicts in a section: trusted first, as far as it tells."""
+        there = self.joined(model, section, transform).genes.tolist()
+        order = self.prediction(model, self.fold_of[section]).ranked(transform)
+        return there if order is None else [gene for gene in order if gene in set(there)]
+
     def view(self, model: str, section: str, gene: str, *, transform: str | None = None) -> View:
         """Return one view; the gene is given by id or by symbol.
 
@@ -197,6 +206,7 @@ class Views:
             raise InputError(why, fix=f"pick another {noun(self.study.target.matrix)} or section")
         true, predicted = both.true[transform][:, column[0]], both.predicted[transform][:, column[0]]
         tissue = self.tissue(section)
+        said = self.prediction(model, self.fold_of[section]).trust_words(transform, gene)
         return View(
             model=model,
             section=section,
@@ -209,7 +219,8 @@ class Views:
             true=true,
             predicted=predicted,
             pearson=float(self.pearson(model, section, transform)[column[0]]),
-            notes=notes_on(true, predicted, unpredicted=len(both.unpredicted_spots)),
+            notes=notes_on(true, predicted, unpredicted=len(both.unpredicted_spots), trust=said),
+            doubted=said.startswith(genes.DOUBTED),
             tissue=tissue,
         )
 
@@ -233,9 +244,9 @@ def find_gene(ids: Sequence[str], symbols: Sequence[str], given: str, *, where: 
     raise InputError(f"there is no {given!r} {where}", fix=fix)
 
 
-def notes_on(true: np.ndarray, predicted: np.ndarray, *, unpredicted: int) -> tuple[str, ...]:
-    """Return what a reader must know of (n,) measured and predicted values: constants, and spots left out."""
-    notes = []
+def notes_on(true: np.ndarray, predicted: np.ndarray, *, unpredicted: int, trust: str = "") -> tuple[str, ...]:
+    """Return what a reader must know of (n,) measured and predicted values: trust, constants, and spots left out."""
+    notes = [f"What training says of it: {trust}."] if trust else []
     if is_constant(true[:, None])[0]:
         notes.append("The measured values are the same at every spot: no correlation can be computed.")
     elif is_constant(predicted[:, None])[0]:
@@ -259,7 +270,7 @@ def draw(view: View, *, touching: bool = False, opacity: float = maps.FADED) -> 
     """
     title = f"{view.symbol}\nr = {wording.number(view.pearson, 2)}"
     return maps.side_by_side(
-        [{"title": title, "true": view.true, "predicted": view.predicted}],
+        [{"title": title, "true": view.true, "predicted": view.predicted, "doubted": view.doubted}],
         view.coords,
         um_per_unit=view.tissue.um_per_unit,
         spacing=spot_pitch(view.coords),
