@@ -32,6 +32,7 @@ from histocrypt.evaluation.section_scores import score_section
 from histocrypt.files import read_json, read_table, write_json, write_table
 from histocrypt.pipeline.foreign import UNITS, is_foreign, knows_units, says_section
 from histocrypt.pipeline.predictions import as_mapping, read_h5ad
+from histocrypt.predictors.registry import BASELINES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -202,8 +203,9 @@ def _table(study: Study, one: _Scored) -> pd.DataFrame:
         for model in [one.name, *one.models]:
             low, high = bootstrap.interval(one.draws.mean(transform, "pearson", model), float(means[model]))
             own = model == one.name
+            role = "other" if own else "baseline" if model in BASELINES else "model"
             row = {"other": one.name, "transform": transform, "model": model}
-            row |= {"title": _title(study, model) if own else title_of(model), "role": "other" if own else "model"}
+            row |= {"title": _title(study, model) if own else title_of(model), "role": role}
             row |= {"pearson": float(means[model]), "low": low, "high": high}
             if not own:
                 pair = pairs.loc[(transform, model)]
