@@ -263,6 +263,24 @@ def test_a_single_slide_has_its_regions_in_a_file_beside(slides, model, tmp_path
     assert (tmp_path / "a.h5ad").stat().st_mtime_ns == before, "said before any work"
 
 
+def test_a_slide_that_the_model_is_not_for_is_refused_and_shown(model, tmp_path):
+    path = write_tiny_section(tmp_path / "in", "A")
+    section = anndata.read_h5ad(path)
+    section.var_names = [f"LOC{gene}" for gene in range(section.n_vars)]
+    section.var = section.var[[]]
+    section.write_h5ad(path)
+    output = tmp_path / "out"
+    done = run(path.parent, output, model, "--json")
+    (row,) = json.loads(done.stdout)["slides"]
+    assert (done.exit_code, row["status"], row["verdict"]) == (1, "refused", "do not use")
+    assert "--anyway" in row["words"]["Notes"]
+    assert (output / "A" / row["tissue"]).is_file()
+    assert not (output / "A" / PREDICTION).exists()
+    assert (output / "summary.html").read_text(encoding="utf-8").count("data:image/jpeg") == 1
+    done = run(path.parent, output, model, "--json", "--anyway")
+    assert (done.exit_code, json.loads(done.stdout)["predicted"]) == (0, 1)
+
+
 def test_options_of_one_section_are_refused_for_many(slides, model, tmp_path):
     command = ["predict", str(slides), "--model", str(model), "-o", str(tmp_path / "out"), "--submission", "a.csv"]
     found = CliRunner().invoke(app, command).exception

@@ -92,11 +92,6 @@ class Outcome:
     """Their states, in the order of the listing; ``kept`` says that one was there from an earlier command."""
     seconds: float = 0.0
 
-    @property
-    def failed(self) -> list[dict[str, Any]]:
-        """The states of those that failed."""
-        return self.ended(FAILED)
-
     def ended(self, status: str) -> list[dict[str, Any]]:
         """Return the states of those that ended so."""
         return [state for state in self.slides if state["status"] == status]
