@@ -1,12 +1,14 @@
 """The gate: a slide like those of training passes, others are warned of, and limits come from patients left out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from histocrypt.sections.read import read_path
-from histocrypt.tissue.focus import sharpness
+from histocrypt.tissue.focus import COARSE, sharpness
 from histocrypt.tissue.stain import estimate
 from histocrypt.tissue.tiles import iter_tiles
 from histocrypt.trust.gate import Gate, Look, own_features, without_names
@@ -14,8 +16,12 @@ from histocrypt.trust.gate import Gate, Look, own_features, without_names
 RNG = np.random.default_rng(0)
 
 
-def look(patient, laboratory="", *, at=0.0, colour=0.0, sharp=0.0, stained=True):
-    return Look(np.full(6, colour), sharp, stained, sharp - 1, np.full(8, at), patient, laboratory)
+EOSIN, BROWN = np.array([0.4, 0.8, 0.45]), np.array([0.27, 0.57, 0.78])
+
+
+def look(patient, laboratory="", *, at=0.0, colour=0.0, sharp=0.0, coarse=0.0, stained=True, second=EOSIN):
+    about = {"second": second, "features": np.full(8, at), "patient": patient, "laboratory": laboratory}
+    return Look(np.full(6, colour), sharp, stained, sharp - 1, coarse, **about)
 
 
 def gate(*looks):
@@ -38,18 +44,51 @@ def test_limits_come_from_patients_whose_laboratory_is_shared():
         (look("n", at=0.9), "fine"),
         (look("n", at=1.2), "with care"),
         (look("n", colour=-3.0), "with care"),
-        (look("n", colour=-9.0), "do not use"),
+        (look("n", colour=-11.0), "with care"),
+        (look("n", colour=-13.0), "do not use"),
         (look("n", sharp=-1.0), "with care"),
-        (look("n", sharp=-2.0), "do not use"),
-        (look("n", sharp=2.0), "do not use"),
+        (look("n", sharp=-4.0), "with care"),
+        (look("n", sharp=-4.0, coarse=-1.3), "with care"),
+        (look("n", sharp=-4.0, coarse=-1.5), "do not use"),
+        (look("n", coarse=1.5), "do not use"),
         (look("n", stained=False), "do not use"),
+        (look("n", second=BROWN), "do not use"),
     ],
 )
 def test_the_word_is_that_of_the_worst(seen, word):
     verdict = gate(*TWO).judge(seen)
     assert verdict.word == word
     assert bool(verdict.reasons) == (word != "fine")
-    assert set(verdict.measured) == {name + end for name in ("shift", "colour", "sharpness") for end in ("", "_limit")}
+    limited = {name + end for name in ("shift", "colour", "sharpness") for end in ("", "_limit")}
+    assert set(verdict.measured) == limited | {"coarse"}
+
+
+def test_a_model_of_brown_slides_may_be_used_on_them():
+    assert gate(*(replace(one, second=BROWN) for one in TWO)).judge(look("n", second=BROWN)).word == "fine"
+
+
+def test_what_a_model_reduces_before_it_reads_warns_only():
+    assert gate(*TWO).judge(look("n", coarse=-2.0), reduced=True).word == "with care"
+
+
+def test_a_gate_of_an_earlier_version_knows_less_and_judges():
+    made = gate(*TWO)
+    said = {
+        name: {k: v for k, v in one.items() if k not in ("coarse", "second")} for name, one in made.to_dict().items()
+    }
+    older = Gate.from_dict(said, made.state())
+    assert older.judge(look("n", coarse=-9.0, second=BROWN, sharp=-1.0)).word == "with care"
+    assert older.judge(look("n", colour=-13.0)).word == "do not use"
+
+
+def test_many_flawed_spots_ask_for_care():
+    good = gate(*TWO).judge(look("n"))
+    verdict = good.of_spots({"pen": np.arange(50) < 6, "fold": np.arange(50) < 2})
+    assert (good.word, verdict.word) == ("fine", "with care")
+    assert verdict.reasons == ("12% of its spots lie under pen",)
+    assert verdict.measured["fold"] == pytest.approx(0.04)
+    refused = gate(*TWO).judge(look("n", stained=False))
+    assert refused.of_spots({"pen": np.ones(5, bool)}).word == "do not use"
 
 
 def test_one_patient_says_nothing_of_others():
@@ -117,7 +156,16 @@ def tiles(demo_tissue):
 
 
 def seen(tiles, **about):
+    about["coarse"] = sharpness(tiles, every=COARSE)
     return Look.of(estimate(tiles[:, ::2, ::2].reshape(-1, 3)), sharpness(tiles), **about)
+
+
+@pytest.fixture(scope="module")
+def of_others(tiles):
+    """What a model of all patients but the first would know."""
+    return Gate(
+        {s.id: seen(cut, patient=s.patient, laboratory=s.adata.obs["laboratory"].iloc[0]) for s, cut in tiles[1:]}
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,19 +174,34 @@ def seen(tiles, **about):
         (lambda one: one, "fine"),
         (lambda one: 255 - one, "do not use"),
         (lambda one: np.repeat(one.mean(axis=-1, keepdims=True).astype(np.uint8), 3, axis=-1), "do not use"),
-        (lambda one: np.stack([gaussian_filter(tile, (4, 4, 0)) for tile in one]), "do not use"),
+        (lambda one: np.stack([gaussian_filter(tile, (2, 2, 0)) for tile in one]), "with care"),
+        (lambda one: np.stack([gaussian_filter(tile, (8, 8, 0)) for tile in one]), "do not use"),
         (
             lambda one: np.stack([np.asarray(Image.fromarray(t[56:94, 56:94]).resize((150, 150), 3)) for t in one]),
             "do not use",
         ),
     ],
-    ids=["as it is", "inverted", "grey", "out of focus", "pixels four times finer than said"],
+    ids=["as it is", "inverted", "grey", "blurred", "out of focus", "pixels four times finer than said"],
 )
-def test_what_is_no_such_slide_is_warned_of(tiles, changed, word):
-    new, *known = tiles
-    made = Gate({s.id: seen(cut, patient=s.patient, laboratory=s.adata.obs["laboratory"].iloc[0]) for s, cut in known})
-    assert len(made.calibration) == 5
-    assert made.judge(seen(changed(new[1]))).word == word
+def test_what_is_no_such_slide_is_warned_of(tiles, of_others, changed, word):
+    assert len(of_others.calibration) == 5
+    assert of_others.judge(seen(changed(tiles[0][1]))).word == word
+
+
+@pytest.mark.parametrize("light", [(1, 1, 1), (0.8, 0.8, 0.8), (1.1, 1, 0.9), (0.9, 1, 1.1), (0.85, 1, 1), (1, 0.9, 1)])
+@pytest.mark.parametrize("gamma", [0.7, 1.0, 1.4])
+def test_immunohistochemistry_is_no_haematoxylin_and_eosin_however_it_was_scanned(light, gamma):
+    from skimage.data import immunohistochemistry
+
+    scanned = (255 * (immunohistochemistry()[::2, ::2] / 255) ** gamma * np.array(light)).clip(0, 255).astype(np.uint8)
+    assert Look.of(estimate(scanned.reshape(-1, 3))).brown
+
+
+@pytest.mark.parametrize("light", [(1, 1, 1), (0.8, 0.8, 0.8), (1.1, 1, 0.9), (0.9, 1, 1.1), (0.85, 1, 1), (1, 0.9, 1)])
+def test_simulated_haematoxylin_and_eosin_is_not_brown_however_it_was_scanned(tiles, light):
+    for _, cut in tiles:
+        pixels = (cut[::4, ::3, ::3].reshape(-1, 3) * np.array(light)).clip(0, 255).astype(np.uint8)
+        assert not Look.of(estimate(pixels)).brown
 
 
 def test_another_laboratory_is_warned_of(tiles):
@@ -155,3 +218,5 @@ def test_sharpness_says_which_spots_are_out_of_focus(tiles):
     told = np.isfinite(plain)
     assert (blurred < np.nanquantile(plain, 0.01))[told].mean() > 0.9
     assert np.isnan(sharpness(np.full((1, 9, 9, 3), 200, np.uint8)))[0]
+    enlarged = cut[:1, :40, :40].repeat(COARSE, 1).repeat(COARSE, 2)
+    np.testing.assert_allclose(sharpness(enlarged, every=COARSE), sharpness(cut[:1, :40, :40]), rtol=1e-5)

@@ -174,12 +174,11 @@ def write_result(output: Path, checked: Checked, request: Request, *, noise: flo
         "share": share,
     }
     panel, coords = Panel.from_dict(about["panel"]), np.array(note["coords"])
-    sharpness = (
-        np.array(note["sharpness"], dtype=float) if "sharpness" in note else None
-    )  # not in earlier versions' notes
+    looked = note.get("looked_over")  # not in earlier versions' notes
+    looked = None if looked is None else {name: np.array(values, dtype=float) for name, values in looked.items()}
     chosen = {"coords": coords, "panel": panel, "transforms": list(about["transforms"])}
     chosen |= {"trust": about.get("predictability")}
-    chosen |= {"extra": lambda adata: add_trust(adata, about, gate_of(about), sharpness)}
+    chosen |= {"extra": lambda adata: add_trust(adata, about, gate_of(about), looked)}
     write_predictions(output, values.astype(np.float32), spots=spots, about=said, **chosen)
     return (
         f"{output}: {len(names)} spots x {len(panel)} genes of {note['section']}, "

@@ -78,7 +78,7 @@ class Request:
             "order": places_of(n, client.places, apart=not client.alike).tolist(),
             "noise": secrets.token_hex(32),
             "about": _plain(prepared.about),
-            **({} if prepared.sharpness is None else {"sharpness": _plain(prepared.sharpness)}),
+            **({} if prepared.looked_over is None else {"looked_over": _plain(prepared.looked_over)}),
         }
         return cls(secrets.token_hex(16), client, bound, note)
 

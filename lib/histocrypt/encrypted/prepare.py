@@ -34,8 +34,8 @@ class Prepared:
     """From rows of ``raw`` to what the network sees of them."""
     about: dict[str, Any]
     """Resolution, unmeasured genes, origin, verdict: goes into the prediction file. ``without_prediction``: spots."""
-    sharpness: np.ndarray | None = None
-    """(n,) of the spots' tiles, see `tissue.focus.sharpness`."""
+    looked_over: dict[str, np.ndarray] | None = None
+    """What is known of the spots' tiles, see `pipeline.gating.looked_over_spots`."""
 
     @property
     def values(self) -> np.ndarray:
@@ -51,9 +51,9 @@ class Prepared:
         about = self.about
         if reason and (left := len(self.names) - len(rows)):
             about = {**about, "without_prediction": {**about["without_prediction"], reason: left}}
-        sharpness = None if self.sharpness is None else self.sharpness[rows]
+        looked = None if self.looked_over is None else {name: one[rows] for name, one in self.looked_over.items()}
         rest = {"names": self.names[rows], "coords": self.coords[rows], "raw": self.raw[rows]}
-        return replace(self, **rest, about=about, sharpness=sharpness)
+        return replace(self, **rest, about=about, looked_over=looked)
 
 
 def evenly(count: int, most: int | None) -> np.ndarray:
@@ -152,10 +152,9 @@ def prepare(
         calibrated for.
     """
     from histocrypt.data.features import reaches_of
-    from histocrypt.data.fold_statistics import read_clean_section
     from histocrypt.encrypted.told import gate_of, judged_features
     from histocrypt.pipeline.compatibility import check_fit, unlike_training
-    from histocrypt.pipeline.gating import SHARPNESS, judge, said_of_trust
+    from histocrypt.pipeline.gating import judge, looked_over_spots, said_of_trust
     from histocrypt.pipeline.predict import prepare_section, said_of_sections, said_of_surroundings
     from histocrypt.sections.genes import GeneNames, meant_by
     from histocrypt.sections.read import read_path
@@ -200,7 +199,7 @@ def prepare(
         verdict = judge(gate, about, private, seen, tiles=not mine, file=section.image.path, anyway=anyway)
         if verdict is not None and verdict.reasons:
             print(f"note: {section.id}: {verdict.words}", file=sys.stderr)
-        sharpness = read_clean_section(private / "section.h5ad", parts=("obs",)).obs[SHARPNESS].to_numpy()
+        looked = looked_over_spots(private)
         if encoder:
             raw = seen if seen is not None and encoder == mine else cut.features(encoder)
         else:
@@ -223,7 +222,7 @@ def prepare(
             **said_of_trust(about, [verdict]),
             "without_prediction": {str(key): int(n) for key, n in dropped.items()},
         },
-        sharpness=sharpness[keep],
+        looked_over={name: one[keep] for name, one in looked.items()},
     )
     return prepared if spots is None else prepared.only(evenly(len(prepared.names), spots), reason="not asked for")
 

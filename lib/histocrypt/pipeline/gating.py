@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from histocrypt.targets.panels import Panel
     from histocrypt.targets.transforms import TargetStatistics
 
-SHARPNESS = "sharpness"
-"""Column of ``obs`` that preprocessing writes, see `tissue.focus.sharpness`."""
+SHARPNESS, COARSE = "sharpness", "coarse_sharpness"
+"""Columns of ``obs`` that preprocessing writes, see `tissue.artefacts.looked_over`."""
 
 
 def training_origin(study: Study, fold: Fold) -> dict[str, Any]:
@@ -58,6 +58,7 @@ def training_gate(study: Study, spots: Spots, features: str) -> Gate | None:
         mine = None if values is None else values[rows]
         variances += [] if mine is None else [mine.var(axis=0, dtype=np.float64)]
         about = {"patient": str(spots.patients[rows][0]), "laboratory": laboratory}
+        about |= {"coarse": obs[COARSE].to_numpy()} if COARSE in obs else {}
         looks[name] = Look.of(StainStatistics.load(study.run.stain(name)), obs[SHARPNESS].to_numpy(), mine, **about)
     return Gate(looks, np.sqrt(np.mean(variances, axis=0)) if variances else None)
 
@@ -179,10 +180,27 @@ def judge(
 
     if gate is None:
         return None
-    obs = read_clean_section(folder / "section.h5ad", parts=("obs",)).obs
-    look = Look.of(StainStatistics.load(folder / "s.json"), obs[SHARPNESS].to_numpy(), features)
+    seen = looked_over_spots(folder)
+    look = Look.of(StainStatistics.load(folder / "s.json"), seen[SHARPNESS], features, coarse=seen[COARSE])
     reduced = tiles and about["geometry"]["input_px"] < about["geometry"]["tile_px"]
-    return checked(gate.judge(look, reduced=reduced), file=file, anyway=anyway)
+    verdict = gate.judge(look, reduced=reduced).of_spots(flawed_spots(seen, gate))
+    return checked(verdict, file=file, anyway=anyway)
+
+
+def looked_over_spots(folder: Path) -> dict[str, np.ndarray]:
+    """Return `tissue.artefacts.COLUMNS` of a section that was prepared in a folder, (n,) each."""
+    from histocrypt.tissue.artefacts import COLUMNS
+
+    obs = read_clean_section(folder / "section.h5ad", parts=("obs",)).obs
+    return {name: obs[name].to_numpy(dtype=np.float64) for name in COLUMNS}
+
+
+def flawed_spots(seen: Mapping[str, np.ndarray], gate: Gate | None) -> dict[str, np.ndarray]:
+    """Return (n,) bool by column of ``obs``: ``pen``, ``fold``, and, where a gate can tell, ``out_of_focus``."""
+    from histocrypt.tissue.artefacts import FOLD, PEN
+
+    found = {"pen": seen["pen_share"] > PEN, "fold": seen["fold_share"] > FOLD}
+    return found if gate is None else {**found, "out_of_focus": gate.out_of_focus(seen[SHARPNESS])}
 
 
 def checked(verdict: Verdict, *, file: Any, anyway: bool) -> Verdict:
@@ -212,11 +230,14 @@ def said_of_trust(about: Mapping[str, Any], verdicts: Sequence[Verdict | None]) 
     return said
 
 
-def add_trust(adata: AnnData, about: Mapping[str, Any], gate: Gate | None, sharpness: np.ndarray | None) -> None:
-    """Add intervals to ``var`` and what is known of focus to ``obs``, with their promise in ``uns``.
+def add_trust(
+    adata: AnnData, about: Mapping[str, Any], gate: Gate | None, seen: Mapping[str, np.ndarray] | None
+) -> None:
+    """Add intervals to ``var`` with their promise in ``uns``, and what is known of spots to ``obs``.
 
     ``var["half_width:<transform>"]`` is about values, ``var["half_width_within:<transform>"]`` about differences from a
-    section's mean; ``obs["sharpness"]`` is that of the spot's tile, ``obs["out_of_focus"]`` what the gate makes of it.
+    section's mean; ``obs["sharpness"]`` is that of the spot's tile, ``obs["background_share"]`` how much of that is
+    glass, and ``pen``, ``fold`` and ``out_of_focus`` say what lies in the way (`flawed_spots`).
 
     Parameters
     ----------
@@ -226,8 +247,8 @@ def add_trust(adata: AnnData, about: Mapping[str, Any], gate: Gate | None, sharp
         What ``model.json``, or the public part of an encrypted one, says.
     gate
         The model's; None: of an earlier version.
-    sharpness
-        (n,) of its spots' tiles; None: not looked at.
+    seen
+        `looked_over_spots` of its spots; None: not looked at.
     """
     for transform in about["transforms"]:
         names = [f"{transform}:{gene}" for gene in adata.var_names]
@@ -235,7 +256,7 @@ def add_trust(adata: AnnData, about: Mapping[str, Any], gate: Gate | None, sharp
             column = "half_width" if kind == "value" else "half_width_within"
             adata.var[f"{column}:{transform}"] = widths
             adata.uns["prediction"] = {**adata.uns["prediction"], "intervals": promise}
-    if sharpness is not None:
-        adata.obs[SHARPNESS] = sharpness
-        if gate is not None:
-            adata.obs["out_of_focus"] = gate.out_of_focus(sharpness)
+    if seen is not None:
+        told = {name: seen[name] for name in (SHARPNESS, "background_share")} | flawed_spots(seen, gate)
+        for name, values in told.items():
+            adata.obs[name] = values

@@ -29,7 +29,7 @@ from histocrypt.files import claim
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
 from histocrypt.pipeline.compatibility import absent_genes, missing_genes, unlike_training
 from histocrypt.pipeline.csv_files import CSV_FILES, check_submission, made_with, write_csv, write_submission
-from histocrypt.pipeline.gating import SHARPNESS, add_trust, checked, judge, said_of_trust
+from histocrypt.pipeline.gating import add_trust, checked, judge, looked_over_spots, said_of_trust
 from histocrypt.pipeline.inputs import GRID_UM, sections_to_predict
 from histocrypt.pipeline.measured import correct, read_measured
 from histocrypt.pipeline.predictions import (
@@ -79,8 +79,8 @@ class PredictedPart:
     """Reason -> spots without prediction."""
     notes: tuple[str, ...] = ()
     """What is to be said of surroundings that the model reads."""
-    sharpness: np.ndarray | None = None
-    """(n,) of the spots' tiles, see `tissue.focus.sharpness`; None: not looked at."""
+    looked_over: dict[str, np.ndarray] | None = None
+    """What is known of the spots' tiles, see `pipeline.gating.looked_over_spots`; None: not looked at."""
     verdict: Verdict | None = None
     """On the slide; None where the model cannot tell."""
 
@@ -134,7 +134,7 @@ def predicted_part(
     reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")
     tile_um = about["geometry"]["tile_um"]
     dropped: dict[str, int] = {}
-    sharp = verdict = None
+    looked = verdict = None
     if kind == "patches":
         own, coords = _patch_stain(section.image), np.asarray(section.coords)
         spots = _bare(section, model.scaling.outputs)
@@ -147,7 +147,7 @@ def predicted_part(
         mine = own_features(features)
         seen = spots.features(mine) if mine and model.gate is not None else None
         verdict = judge(model.gate, about, folder, seen, tiles=not mine, file=section.image.path, anyway=anyway)
-        sharp = read_clean_section(folder / "section.h5ad", parts=("obs",)).obs[SHARPNESS].to_numpy()
+        looked = looked_over_spots(folder)
 
     def window(factor: float) -> Spots:
         if factor == 1 and kind != "patches":
@@ -169,7 +169,7 @@ def predicted_part(
         verdict = checked(model.gate.judge(Look.of(own)), file=section.id, anyway=anyway)
     heads = predict_views(model, window, views)
     notes = tuple(said_of_surroundings(features, section.id, places))
-    return PredictedPart(spots, coords, heads, dropped, notes, sharp, verdict)
+    return PredictedPart(spots, coords, heads, dropped, notes, looked, verdict)
 
 
 def _bare(section: Section, outputs: tuple[str, ...]) -> Spots:
@@ -377,7 +377,7 @@ def predict_section(
 
         def add(adata: AnnData) -> None:
             _add_heads(adata, whole.heads, model)
-            add_trust(adata, model.about, model.gate, whole.sharpness)
+            add_trust(adata, model.about, model.gate, whole.looked_over)
             for note in correct(adata, known, seed=model.about["seed"]) if known is not None else ():
                 say(note)
 

@@ -17,7 +17,7 @@ from histocrypt.machine import peak_gib
 from histocrypt.spatial import FEW, few_around, spot_pitch
 from histocrypt.tissue import stain
 from histocrypt.tissue.alignment import Alignment, align
-from histocrypt.tissue.focus import sharpness
+from histocrypt.tissue.artefacts import looked_over
 from histocrypt.tissue.mask import SMALLEST_PIECE_UM2, spot_tissue_share, tissue_mask
 from histocrypt.tissue.ring import lay_rings
 from histocrypt.tissue.tiles import centres_um, coarse_note, read_tiles, write_tiles
@@ -207,8 +207,9 @@ def preprocess_section(
             ring=ring,
             progress=progress,
         )
-    with _timed(seconds, "focus"), h5py.File(tiles_path, "r") as file:
-        cleaned.obs["sharpness"] = sharpness(file["img"])
+    with _timed(seconds, "artefacts"), h5py.File(tiles_path, "r") as file:
+        looked = looked_over(file["img"], um_per_px=settings.tile_um / settings.tile_px)
+        cleaned.obs[list(looked)] = looked.to_numpy()
     with _timed(seconds, "write"):
         statistics.save(stain_path)
         with atomic_path(section_path) as temporary:

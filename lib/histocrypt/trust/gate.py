@@ -8,8 +8,12 @@ alike: a classifier cannot tell laboratories apart there (AUC .5). Before that, 
   kernel test see no more and saturate: of eight real sections, another patient of the same laboratory reached .45 to
   .61, another laboratory .82 to 1.22, where the classifier's AUC was .90 to .94 and .99 to 1.
 - ``colour``: distance of mean and deviation in CIELAB to those of the nearest training section.
-- ``sharpness``: `tissue.focus.sharpness`, the median over spots, beyond those of the training sections. Blur, a wrong
-  resolution and heavy compression move it.
+- ``sharpness``: `tissue.focus.sharpness`, the median over spots, beyond those of the training sections. Blur and a
+  wrong resolution move it.
+- ``coarse``: the same of squares of `tissue.focus.COARSE` pixels, where blur that does not harm is not seen.
+
+Likeness is not harm: a slide beyond a limit is ``with care``. ``do not use`` is for what costs a fifth of the
+correlation or more, as `benchmarks/gate.py --harm` measured on one patient (`FAR_COARSE`), and for another stain.
 
 Limits come from training patients who are left out in turn: those of laboratories that cut another patient's tissue,
 too, where there are any. Of K of them, a new patient of these laboratories passes the largest by chance once in K + 1.
@@ -24,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histocrypt.tissue.focus import COARSE
+
 if TYPE_CHECKING:
     from histocrypt.tissue.stain import StainStatistics
 
@@ -35,13 +41,18 @@ LEAST_COLOUR = 5.0
 """CIELAB units: training sections that are more alike than this say nothing of how others may differ."""
 LEAST_SHARPNESS = float(np.log(1.5))
 """The same of sharpness: a factor of 1.5."""
-FAR_COLOUR = 2.5
-"""Colours so many limits away are those of another stain. Immunohistochemistry is 2.7 limits from the model in the box,
-inverted H&E 4.3, the farther of its own laboratories 1.3."""
-FAR_SHARPNESS = float(np.log(4))
-"""Four times as blurred, or as sharp, as any training section: a Gaussian of 1 to 2 pixels, a resolution wrong by 2."""
 CENTRE_STEP = 0.1
 """Deviations to which the centre of training sections is rounded before others get it: it moves the shift by .03."""
+FAR_COLOUR = 30.0
+"""CIELAB units to the nearest training section beyond which nothing is H&E any more: another laboratory is 13 away, its
+slides inverted 43."""
+FAR_COARSE = float(np.log(4))
+"""Coarse contrast so far beyond that of any training section: of patient HER2ST_C, between what costs a tenth of the
+correlation (blur by 2 pixels, pixels 2x finer than said: .7, .8) and what costs a quarter (4x finer: 2.3)."""
+ARTEFACTS = {"pen": "lie under pen", "fold": "lie in folds", "out_of_focus": "are out of focus"}
+"""What lies in the way of spots (`tissue.artefacts`), in words."""
+FLAWED = 0.05
+"""Share of flawed spots that is said of a slide: of eight real sections, 0 to 2 % are taken for folded, 0 for inked."""
 BLURRED = 0.01
 """A spot below this quantile of every training section's sharpness is out of focus."""
 
@@ -58,6 +69,10 @@ class Look:
     """Whether two stains could be told apart in it."""
     blurred: float = float("nan")
     """`BLURRED` quantile of sharpness over spots."""
+    coarse: float = float("nan")
+    """Median over spots of sharpness in coarse squares; NaN: not looked at, as by models of earlier versions."""
+    second: np.ndarray | None = None
+    """(3,) optical density of the stain that absorbs less red, R, G, B, unit length; None: not estimated, not known."""
     features: np.ndarray | None = None
     """(d,) mean over spots of the features that the model reads; None for a model that reads tiles."""
     patient: str = ""
@@ -71,16 +86,34 @@ class Look:
         sharpness: np.ndarray | None = None,
         features: np.ndarray | None = None,
         *,
+        coarse: np.ndarray | None = None,
         patient: str = "",
         laboratory: str = "",
     ) -> Look:
-        """Return the look of a section from its stain, its spots' sharpness (n,) and features (n, d)."""
-        known = np.empty(0) if sharpness is None else np.asarray(sharpness, dtype=np.float64)
-        known = known[np.isfinite(known)]
-        median, low = (float(np.quantile(known, q)) if len(known) else float("nan") for q in (0.5, BLURRED))
-        mean = None if features is None else np.asarray(features, dtype=np.float64).mean(axis=0)
-        colour = np.concatenate([stain.lab_mean, stain.lab_sd])
-        return cls(colour, median, stain.method != "default", low, mean, patient, laboratory)
+        """Return the look of a section from its stain, its spots' sharpness (n,), fine and coarse, and features."""
+
+        def quantile(values: np.ndarray | None, q: float) -> float:
+            known = np.empty(0) if values is None else np.asarray(values, dtype=np.float64)
+            known = known[np.isfinite(known)]
+            return float(np.quantile(known, q)) if len(known) else float("nan")
+
+        stained = stain.method != "default"
+        return cls(
+            np.concatenate([stain.lab_mean, stain.lab_sd]),
+            quantile(sharpness, 0.5),
+            stained,
+            blurred=quantile(sharpness, BLURRED),
+            coarse=quantile(coarse, 0.5),
+            second=stain.stain_matrix[:, 1] if stained else None,
+            features=None if features is None else np.asarray(features, dtype=np.float64).mean(axis=0),
+            patient=patient,
+            laboratory=laboratory,
+        )
+
+    @property
+    def brown(self) -> bool:
+        """Whether the second stain absorbs more blue than green, as diaminobenzidine does, and eosin does not."""
+        return self.second is not None and bool(self.second[2] > self.second[1])
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the features as plain JSON values."""
@@ -94,16 +127,20 @@ class Look:
             "colour": [round(value, 3) for value in self.colour.tolist()],
             "sharpness": plain(self.sharpness),
             "blurred": plain(self.blurred),
+            "coarse": plain(self.coarse),
             "stained": self.stained,
+            "second": None if self.second is None else [round(value, 4) for value in self.second.tolist()],
         }
 
     @classmethod
     def from_dict(cls, said: Mapping[str, Any], features: np.ndarray | None = None) -> Look:
         """Return what `to_dict` described."""
-        numbers = {name: np.nan if said[name] is None else float(said[name]) for name in ("sharpness", "blurred")}
+        given = {name: said.get(name) for name in ("sharpness", "blurred", "coarse")}  # earlier versions say no coarse
+        numbers = {name: np.nan if value is None else float(value) for name, value in given.items()}
         colour = np.asarray(said["colour"], dtype=np.float64)
+        second = None if said.get("second") is None else np.asarray(said["second"], dtype=np.float64)
         names = {"patient": said["patient"], "laboratory": said["laboratory"], "stained": bool(said["stained"])}
-        return cls(colour, features=features, **numbers, **names)
+        return cls(colour, features=features, second=second, **numbers, **names)
 
 
 @dataclass(frozen=True)
@@ -115,12 +152,22 @@ class Verdict:
     reasons: tuple[str, ...]
     """Clauses; empty where all is fine."""
     measured: dict[str, float] = field(default_factory=dict)
-    """``shift``, ``colour``, ``sharpness`` and their ``..._limit``, as far as they could be told."""
+    """``shift``, ``colour``, ``sharpness``, ``coarse`` and their ``..._limit``, as far as they could be told."""
 
     @property
     def words(self) -> str:
         """The word with its reasons, e.g. ``with care: its colours are farther ...``."""
         return f"{self.word}: {'; '.join(self.reasons)}" if self.reasons else self.word
+
+    def of_spots(self, flawed: Mapping[str, np.ndarray]) -> Verdict:
+        """Return the verdict with what lies in the way of spots: more than `FLAWED` of them ask for care.
+
+        ``flawed`` says by column of ``obs`` (`ARTEFACTS`) which (n,) spots are.
+        """
+        shares = {name: float(np.mean(which)) for name, which in flawed.items()}
+        why = [f"{share:.0%} of its spots {ARTEFACTS[name]}" for name, share in shares.items() if share > FLAWED]
+        word = WORDS[1] if why and self.word == WORDS[0] else self.word
+        return Verdict(word, (*self.reasons, *why), {**self.measured, **shares})
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,13 +195,17 @@ class Gate:
         return float(np.sqrt(np.mean(np.minimum(moved, MOST) ** 2)))
 
     def distances(self, look: Look, of: list[Look]) -> dict[str, float]:
-        """Return shift and colour to the nearest of other sections, and by how much sharpness lies beyond theirs."""
-        sharp = [other.sharpness for other in of]
-        beyond = max(look.sharpness - max(sharp), 0.0) + min(look.sharpness - min(sharp), 0.0)
+        """Return shift and colour to the nearest of other sections, and how far sharpness lies beyond theirs."""
+
+        def beyond(name: str) -> float:
+            own, others = getattr(look, name), [getattr(other, name) for other in of]
+            return max(own - max(others), 0.0) + min(own - min(others), 0.0)
+
         return {
             "shift": min(self.shift(look, other) for other in of),
             "colour": min(float(np.linalg.norm(look.colour - other.colour)) for other in of),
-            "sharpness": beyond,
+            "sharpness": beyond("sharpness"),
+            "coarse": beyond("coarse"),
         }
 
     @cached_property
@@ -193,10 +244,11 @@ class Gate:
         look
             Of the section, at the resolution of the training sections' looks.
         reduced
-            The model reduces tiles before it reads them, and the finest contrast is lost to it in any case: sharpness
-            warns then, and refuses nothing.
+            The model reduces tiles before it reads them, and fine contrast is lost to it in any case: that warns
+            then, and refuses nothing.
         """
-        found = self.distances(look, list(self.looks.values()))
+        others = list(self.looks.values())
+        found = self.distances(look, others)
         least = {"colour": LEAST_COLOUR, "sharpness": LEAST_SHARPNESS}
         limits, worst, why = self.limits or least, 0, []
         if self.centre is not None and look.features is not None:
@@ -210,18 +262,24 @@ class Gate:
 
         if not self.limits:
             say(1, "the model learnt from one patient, which says nothing of how others differ")
-        if not look.stained and all(one.stained for one in self.looks.values()):
+        if not look.stained and all(one.stained for one in others):
             say(2, "two stains cannot be told apart in it")
+        if look.brown and all(one.second is not None and not one.brown for one in others):
+            say(2, "its second stain is brown, not the pink of eosin: immunohistochemistry?")
         if found["colour"] > limits["colour"]:
-            far = found["colour"] > FAR_COLOUR * limits["colour"]
+            far = found["colour"] > FAR_COLOUR
             said = f"its colours differ by {found['colour']:.1f} CIELAB units from the nearest training section's"
             say(2 if far else 1, f"{said} (limit {limits['colour']:.1f}): another {'stain' if far else 'laboratory'}?")
-        if abs(found["sharpness"]) > limits["sharpness"]:
-            blurred, far = found["sharpness"] < 0, abs(found["sharpness"]) > FAR_SHARPNESS
-            factor = np.exp(abs(found["sharpness"]))
-            said = f"its fine contrast is {factor:.1f} times {'less' if blurred else 'more'} than in training sections"
-            cause = "out of focus, or its pixels are finer than said" if blurred else "pixels coarser than said"
-            say(2 if far and not reduced else 1, f"{said}: {cause}?")
+        finer = "out of focus, or its pixels are finer than said"
+        if abs(found["coarse"]) > FAR_COARSE:
+            less, factor = found["coarse"] < 0, np.exp(abs(found["coarse"]))
+            than = f"{factor:.1f} times {'less' if less else 'more'} than in training sections"
+            said = f"its contrast over {COARSE} pixels is {than}"
+            say(1 if reduced else 2, f"{said}: {finer if less else 'pixels coarser than said'}?")
+        elif abs(found["sharpness"]) > limits["sharpness"]:
+            less, factor = found["sharpness"] < 0, np.exp(abs(found["sharpness"]))
+            said = f"its fine contrast is {factor:.1f} times {'less' if less else 'more'} than in training sections"
+            say(1, f"{said}: {finer if less else 'pixels coarser than said'}?")
         if found["shift"] > limits.get("shift", np.inf):
             said = f"the features that the model reads have shifted by {found['shift']:.2f} deviations"
             say(1, f"{said} (limit {limits['shift']:.2f})")
