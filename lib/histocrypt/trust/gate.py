@@ -138,7 +138,7 @@ class Look:
         given = {name: said.get(name) for name in ("sharpness", "blurred", "coarse")}  # earlier versions say no coarse
         numbers = {name: np.nan if value is None else float(value) for name, value in given.items()}
         colour = np.asarray(said["colour"], dtype=np.float64)
-        second = None if said.get("second") is None else np.asarray(said["second"], dtype=np.float64)
+        second = None if said.get("second") is None else np.asarray(said["second"], dtype=np.float64).reshape(3)
         names = {"patient": said["patient"], "laboratory": said["laboratory"], "stained": bool(said["stained"])}
         return cls(colour, features=features, second=second, **numbers, **names)
 
