@@ -373,8 +373,14 @@ class Progress:
         rest = self.to_do - self.done
         left = f"; about {duration(self.seconds / self.done * rest / self.workers)} left" if rest else ""
         number = self.total - self.to_do + self.done
-        ended = f"{state['spots']} spots in {duration(seconds)}" if state["status"] == PREDICTED else state["problem"]
+        ended = f"{state['spots']} spots in {duration(seconds)}" if state["status"] == PREDICTED else brief(state)
         return f"[{number} of {self.total}] {state['id']}: {ended.rstrip('.')}{left}"
+
+
+def brief(state: Mapping[str, Any]) -> str:
+    """Return how a slide ended that is not predicted, and why, where its path stands beside it."""
+    why = (state.get("slide") or {}).get("why", ())
+    return f"{state['status']}: {' '.join([*(f'{one};' for one in why), state.get('short') or state['problem']])}"
 
 
 def duration(seconds: float) -> str:

@@ -28,6 +28,7 @@ from histocrypt.pipeline.folder import (
     Outcome,
     Settings,
     Task,
+    brief,
     duration,
     predict_slides,
 )
@@ -243,6 +244,7 @@ def summarised(
             "status": state["status"],
             "kept": state["kept"],
             "problem": state.get("problem", ""),
+            "brief": "" if state["status"] == PREDICTED else brief(state),
             **{name: state.get(name) for name in ("patient", "laboratory", "spots", "genes", "kind", "spacing_um")},
             **{name: state.get(name) for name in ("um_per_px", "um_per_px_source", "seconds", "peak_gib")},
             "verdict": (state.get("slide") or {}).get("verdict"),
@@ -305,7 +307,7 @@ def write_summary(output: Path, summary: Mapping[str, Any]) -> None:
         columns=columns,
         **{**summary, "slides": rows},
     )
-    plain = ("shown", "words", "verdict", "notes", "drawn", "tissue", "width_mm")
+    plain = ("shown", "words", "brief", "verdict", "notes", "drawn", "tissue", "width_mm")
     table = [{name: value for name, value in row.items() if name not in plain} | row["words"] for row in rows]
     write_table(output / TABLE, pd.DataFrame(table), index=False)
     write_text(output / PAGE, page)
@@ -333,7 +335,7 @@ def render(summary: Mapping[str, Any], output: Path, *, as_json: bool = False) -
         um, cells = row["um_per_px"], [row["spots"], row["seconds"], row["peak_gib"]]
         points, seconds, memory = ("-" if value is None else str(value) for value in cells)
         ended = (
-            row["problem"]
+            row["brief"]
             if row["status"] != PREDICTED
             else f"{'kept' if row['kept'] else 'predicted'}"
             + (f", {row['verdict']}" if row["verdict"] not in (None, WORDS[0]) else "")
