@@ -5,12 +5,15 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 from histocrypt.http.refusals import Refused
 from histocrypt.pipeline.folder import Settings
+from histocrypt.sections.image import open_image
 from histocrypt.serve.jobs import Limits, Store
-from histocrypt.serve.uploads import slide_suffix, tiles_suffix
+from histocrypt.serve.uploads import check_slide, slide_suffix, tiles_suffix
 from histocrypt.serve.work import Wanted, for_clients
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(200)
@@ -138,3 +141,22 @@ def test_words_for_clients_name_no_file_of_the_server():
         model=Path("/models/x"),
     )
     assert said == "P7: is odd; P7: too; give um_per_px, or anyway=true; see the model/card.md"
+
+
+@pytest.mark.parametrize("tile", [None, (128, 128)])
+def test_a_slide_that_names_another_file_shows_none_of_it(tmp_path, tile):
+    """An OME-TIFF may say that its pixels lie in another file; that one is not opened."""
+    how = {"photometric": "rgb", "metadata": None}
+    tifffile.imwrite(tmp_path / "secret.tif", np.full((256, 256, 3), 7, np.uint8), **how)
+    (tmp_path / "upload").mkdir()
+    words = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1">'
+        '<Image ID="Image:0"><Pixels ID="P:0" DimensionOrder="XYCZT" Type="uint8" SizeX="256" SizeY="256" SizeC="3"'
+        ' SizeZ="1" SizeT="1"><Channel ID="Channel:0" SamplesPerPixel="3"/><TiffData IFD="0" PlaneCount="1">'
+        '<UUID FileName="../secret.tif">urn:uuid:2</UUID></TiffData></Pixels></Image></OME>'
+    )
+    own = np.random.default_rng(0).integers(100, 200, (256, 256, 3), np.uint8)
+    slide = tmp_path / "upload" / "slide.tif"
+    tifffile.imwrite(slide, own, tile=tile, compression="zlib", description=words, **how)
+    check_slide(slide, megapixels=1)
+    assert np.array_equal(open_image(slide).read_region(0, 0, 256, 256), own)

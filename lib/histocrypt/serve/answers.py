@@ -153,7 +153,9 @@ def _told(adata: AnnData, content: Content, notes: Sequence[str]) -> dict[str, A
         "um_per_px_source": str(about["um_per_px_source"]),
         "unit": content.transform,
         "intervals": str(about["intervals"]) if "intervals" in about else None,
-        "predictability": {name: value if isinstance(value, str) else int(value) for name, value in known.items()},
+        "predictability": {
+            name: value if isinstance(value, str) else np.asarray(value).tolist() for name, value in known.items()
+        },
         "genes": json.loads(names.to_json(orient="records", double_precision=DIGITS)),
         "spots": spots,
     }
