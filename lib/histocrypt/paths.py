@@ -206,6 +206,11 @@ class RunFolder:
         return self.root / "evaluation"
 
     @property
+    def after(self) -> Path:
+        """What people do with predictions, held against the same of measured counts: tables and figures."""
+        return self.root / "after_prediction"
+
+    @property
     def multitask(self) -> Path:
         """What a multi-task model says beyond the panel, scored: which genes carry signal, tumour, smoothing."""
         return self.root / "multitask"

@@ -34,6 +34,7 @@ PARAMETERS = {
     "64_privacy_cards": {},
     "70_evaluation": {},
     "72_viewer": {},
+    "74_after_prediction": {"draws": 3},
 }
 
 

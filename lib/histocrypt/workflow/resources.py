@@ -331,6 +331,12 @@ def view(study: Study, total: Total, _: str) -> Cost:
     return BASE_GIB + _read(total), 1.0, False
 
 
+def after(study: Study, total: Total, _: str) -> Cost:
+    """Return a job's cost: a section's predictions, counts and features, with maps of noise; two sections at a time."""
+    memory = _gib(total.largest.spots * (_panel(study, total) * 8 * 20 + 1280 * 8 * 3))
+    return BASE_GIB + 1.0 + 2 * _read(total) + memory, 5 + total.spots * _panel(study, total) * 5e-5, False
+
+
 def disk_bytes(study: Study, sizes: Sequence[SectionSize], folds: int) -> int:
     """Return about how much a finished run holds: cleaned sections, tiles, features, predictions, models."""
     total = Total.of(sizes)

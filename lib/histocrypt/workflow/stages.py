@@ -22,8 +22,8 @@ from histocrypt.workflow import resources
 if TYPE_CHECKING:
     from histocrypt.workflow.outline import Outline
 
-SET_BY_WORKFLOW = {"study", "section", "model", "fold", "unfinished", "generator", "asked"}
-"""Notebook parameters that the workflow itself fills in."""
+SET_BY_WORKFLOW = {"study", "section", "model", "fold", "unfinished", "generator", "asked", "prediction", "truth"}
+"""Notebook parameters that the workflow itself fills in, or leaves: a file from elsewhere is no part of a run."""
 APART = ("00_data",)
 """Notebooks that no run executes: a person opens them before there is anything to run."""
 
@@ -323,6 +323,13 @@ def _evaluation_depends(o: Outline) -> Any:
     return [own, o.study.hash("others")] if o.study.others else own
 
 
+def _after_reads(o: Outline) -> Iterator[Path]:
+    """Yield the sections, and the test predictions of the study's last model."""
+    yield from o.made("20_preprocessing")
+    for fold in o.folds:
+        yield from o.made("30_training", model=o.families(o.study.model_names[-1:])[0], fold=fold)
+
+
 STAGES = {
     stage.notebook: stage
     for stage in (
@@ -486,6 +493,14 @@ STAGES = {
             resources.view,
             reads=lambda o: [o.run.report],
             makes=lambda o: [],
+        ),
+        Stage(
+            "74_after_prediction",
+            "after",
+            resources.after,
+            reads=_after_reads,
+            makes=lambda o: [o.run.after / f"{name}.csv" for name in ("genes", "coherence", "domains", "markers")],
+            leaves=lambda o: [o.run.after],
         ),
     )
 }
