@@ -191,7 +191,7 @@ def domain_maps(slide: Slide, *, count: int = 4, seed: int = 0) -> Figure:
     reference = next(iter(drawn.values()))
     with style() as mpl:
         rows = -(-len(drawn) // 3)
-        figure, axes = canvas(rows, 3, figsize=(9.5, 3.3 * rows), squeeze=False)
+        figure, axes = canvas(rows, 3, figsize=(9.5, (3.1 * _aspect(slide) + 0.4) * rows), squeeze=False)
         colours = mpl.colors.ListedColormap([CYCLE[at % len(CYCLE)] for at in range(count)])
         for one in axes.ravel()[len(drawn) :]:
             one.set_axis_off()
@@ -208,6 +208,12 @@ def _matched(labels: np.ndarray, reference: np.ndarray, count: int) -> np.ndarra
     shared = np.zeros((count, count))
     np.add.at(shared, (labels, reference), 1)
     return np.asarray(linear_sum_assignment(-shared)[1])[labels]
+
+
+def _aspect(slide: Slide) -> float:
+    """Return the height of what is shown of a slide over its width."""
+    low, high = maps.window(slide.coords, spot_pitch(slide.coords))
+    return float((high[1] - low[1]) / (high[0] - low[0]))
 
 
 def _spots(axes: Axes, slide: Slide, values: np.ndarray, **look: object) -> None:
@@ -251,25 +257,29 @@ def score_maps(slide: Slide, *, most: int = 3) -> Figure | None:
         return None
     same = {name: sets[name] for name in predicted}
     measured = {} if slide.measured is None else markers.scores(slide.measured, same)
+    rows: list[dict[str, np.ndarray]] = [predicted]  # side by side where there is nothing beside them
+    if measured:
+        rows = [_beside(slide, measured[name], score) for name, score in predicted.items()]
     with style():
-        columns = 3 if measured else 1
-        figure, axes = canvas(len(predicted), columns, figsize=(3.2 * columns, 2.9 * len(predicted)), squeeze=False)
-        for row, (name, score) in zip(axes, predicted.items(), strict=True):
-            shown = {"predicted": score}
-            if measured:
-                truth = measured[name]
-                level = coherence_of(score[:, None], slide.graph)
-                shown = {
-                    MEASURED: truth,
-                    "measured, smoothed": smoothed_to(truth[:, None], slide, level)[:, 0],
-                    f"predicted (r {number(metrics.pearson(truth[:, None], score[:, None])[0], 2)})": score,
-                }
-            for one, (words, values) in zip(row, shown.items(), strict=True):
+        shape = (len(rows), len(rows[0]))
+        figure, axes = canvas(*shape, figsize=(3.2 * shape[1], (3.0 * _aspect(slide) + 0.4) * shape[0]), squeeze=False)
+        for row, words, name in zip(axes, rows, predicted, strict=False):
+            for one, (title, values) in zip(row, words.items(), strict=True):
                 standard = (values - values.mean()) / (values.std() or 1.0)
                 _spots(one, slide, standard, limits=(-REACH, REACH))
-                one.set_title(words)
-            row[0].set_ylabel(name)
+                one.set_title(title if measured else f"{title}, predicted")
+            row[0].set_ylabel(name if measured else "")
     return figure
+
+
+def _beside(slide: Slide, truth: np.ndarray, score: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what is drawn of one set, by its title: (n,) each."""
+    level = coherence_of(score[:, None], slide.graph)
+    return {
+        MEASURED: truth,
+        "measured, smoothed": smoothed_to(truth[:, None], slide, level)[:, 0],
+        f"predicted (r {number(metrics.pearson(truth[:, None], score[:, None])[0], 2)})": score,
+    }
 
 
 def marker_figure(after: After) -> Figure | None:
