@@ -500,6 +500,7 @@ STAGES = {
             resources.after,
             reads=_after_reads,
             makes=lambda o: [o.run.after / f"{name}.csv" for name in ("genes", "coherence", "domains", "markers")],
+            depends=lambda o: o.study.hash("seed"),
             leaves=lambda o: [o.run.after],
         ),
     )
