@@ -9,8 +9,8 @@ from histocrypt.errors import InputError
 from histocrypt.evaluation import downstream as after
 from histocrypt.evaluation import downstream_view as view
 from histocrypt.evaluation import markers, metrics
-from histocrypt.evaluation.ceiling import halves
 from histocrypt.study import load_study
+from histocrypt.targets.ceiling import halves
 from histocrypt.targets.transforms import transform
 
 SIDE = 20

@@ -16,7 +16,6 @@ import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation import markers, metrics
-from histocrypt.evaluation.ceiling import halves, why_no_halves
 from histocrypt.evaluation.maps import backdrop, picture
 from histocrypt.evaluation.score_file import join_file
 from histocrypt.evaluation.scores import read_folds
@@ -32,6 +31,7 @@ from histocrypt.pipeline.predictions import (
     transforms_of,
 )
 from histocrypt.spatial import touching
+from histocrypt.targets.ceiling import halves, why_no_halves
 from histocrypt.targets.matrix import columns_of, depth, has_counts
 from histocrypt.targets.transforms import TRANSFORMS, transform
 
