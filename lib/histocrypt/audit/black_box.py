@@ -26,7 +26,7 @@ from histocrypt.audit.subjects import Records, Subject, group_of
 from histocrypt.errors import InputError, reading
 from histocrypt.evaluation.score_file import join_file
 from histocrypt.files import claim, read_table, regular, says
-from histocrypt.pipeline.foreign import is_foreign, knows_units
+from histocrypt.pipeline.foreign import knows_units
 from histocrypt.pipeline.predictions import matrix_of, read_h5ad
 from histocrypt.sections.genes import GeneNames, places
 from histocrypt.sections.identity import safe_id
@@ -202,7 +202,7 @@ def _read(row: Row, units: str | None, bin_um: float | None) -> tuple[_Part, boo
 
     section = read_path(row.section, bin_um=bin_um, counts_only=True)
     read = read_h5ad(row.prediction, what="prediction file")
-    how = {"file": row.prediction, "name": None, "units": units if is_foreign(read) else None}
+    how = {"file": row.prediction, "name": None, "units": units}
     predicted, pair, notes = join_file(read, section, **how)
     if matrix_of(predicted) is not None:
         raise InputError("is not of genes", file=row.prediction, value=matrix_of(predicted), expected="genes")

@@ -161,7 +161,7 @@ def _read(path: Path, truth: str, units: str | None, bin_um: float | None, notes
 
     section = read_path(truth, bin_um=bin_um, counts_only=True)
     read = read_h5ad(path, what="prediction file")
-    predicted, pair, said = join_file(read, section, file=path, name=None, units=units if is_foreign(read) else None)
+    predicted, pair, said = join_file(read, section, file=path, name=None, units=units)
     if matrix_of(predicted) is not None:
         raise InputError("trust is given in genes", file=path, value=matrix_of(predicted), expected="genes")
     notes += said

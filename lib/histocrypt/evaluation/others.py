@@ -30,7 +30,7 @@ from histocrypt.evaluation.scores import (
 )
 from histocrypt.evaluation.section_scores import score_section
 from histocrypt.files import read_json, read_table, write_json, write_table
-from histocrypt.pipeline.foreign import UNITS, is_foreign, knows_units, says_section
+from histocrypt.pipeline.foreign import UNITS, knows_units, says_section
 from histocrypt.pipeline.predictions import as_mapping, read_h5ad
 from histocrypt.predictors.registry import BASELINES
 
@@ -144,7 +144,7 @@ def _predicted(study: Study, one: _Scored, section: str, counted: AnnData, cache
             one.missing.append(section)
             return None
     against = [name for name in study.target.transforms if name in UNITS]
-    how = {"units": source.units if is_foreign(read) else None, "against": against}
+    how = {"units": source.units, "against": against}
     predicted, pair, said = join_counts(read, counted, file=path, name=section, **how)
     one.known_units &= knows_units(predicted)
     one.joined += said
