@@ -1,6 +1,6 @@
 """What some measured spots of a new section are worth, on sections of patients that a model had not seen.
 
-    python benchmarks/measured.py RUN [--model fusion_ridge] [--transform log1p_cp10k] [--seeds 10]
+    python benchmarks/measured.py RUN [--model fusion_ridge] [--transform log1p_cp10k] [--seeds 10] [--each]
 
 RUN is the folder of a finished run of ``studies/breast_unseen.yaml``. Of each held-out section so many spots are taken
 as measured, drawn at random or as a patch (the nearest to a spot drawn at random), the rest is predicted:
@@ -95,12 +95,14 @@ def main() -> None:
     parser.add_argument("--model", default="fusion_ridge")
     parser.add_argument("--transform", default="log1p_cp10k")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
+    parser.add_argument("--each", action="store_true", help="Also print a line a section.")
     given = parser.parse_args()
     sections = list(held_out(given.run, given.model, given.transform))
     scores: list[str] = []
     intervals: list[str] = []
     for kind in ("at random", "a patch"):
-        for count in COUNTS:
+        for count in given.counts:
             means = []
             for number, (pair, um) in enumerate(sections):
                 coords, n = pair.coords * um, len(pair.spots)
@@ -112,6 +114,9 @@ def main() -> None:
                     values = pair.predicted[given.transform], pair.true[given.transform]
                     draws.append(one_draw(*values, coords, mine, seed))
                 means.append({name: np.mean([one[name] for one in draws], axis=0) for name in draws[0]})
+                if given.each:
+                    words = ", ".join(f"{way} {means[-1][way][0]:.3f}; {means[-1][way][1]:.3f}" for way in WAYS)
+                    print(f"{pair.section}, {count}, {kind}: {words}")
             table = {way: np.stack([one[way] for one in means]) for way in WAYS}
             cells = []
             for way in WAYS:
