@@ -73,7 +73,8 @@ def test_noise_is_added_before_results_are_shared(world, answered, tmp_path):
 def test_noise_does_not_vanish_with_one_spot(world, answered, tmp_path):
     """The spread over spots is zero there; what is shared must differ from the exact value all the same."""
     answers = request_of(world, answered)
-    one = answers.note | {name: answers.note[name][:1] for name in ("names", "coords", "sharpness")}
+    looked = {name: values[:1] for name, values in answers.note["looked_over"].items()}
+    one = answers.note | {name: answers.note[name][:1] for name in ("names", "coords")} | {"looked_over": looked}
     request = Request(answers.name, answers.client, answers.bound, one)
     outputs = len(answers.client.about["outputs"])
     checked = Checked(np.ones((1, outputs)), np.full(outputs, 1e-9), 1.0)
