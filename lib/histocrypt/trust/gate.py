@@ -12,8 +12,8 @@ alike: a classifier cannot tell laboratories apart there (AUC .5). Before that, 
   wrong resolution move it.
 - ``coarse``: the same of squares of `tissue.focus.COARSE` pixels, where blur that does not harm is not seen.
 
-Likeness is not harm: a slide beyond a limit is ``with care``. ``do not use`` is for what costs a fifth of the
-correlation or more, as `benchmarks/gate.py --harm` measured on one patient (`FAR_COARSE`), and for another stain.
+Likeness is not harm: a slide beyond a limit is ``with care``. ``do not use`` is for what costs a quarter of the
+correlation, as `benchmarks/gate.py --harm` measured on one section (`FAR_COARSE`), and for another stain.
 
 Limits come from training patients who are left out in turn: those of laboratories that cut another patient's tissue,
 too, where there are any. Of K of them, a new patient of these laboratories passes the largest by chance once in K + 1.
@@ -47,8 +47,11 @@ FAR_COLOUR = 30.0
 """CIELAB units to the nearest training section beyond which nothing is H&E any more: another laboratory is 13 away, its
 slides inverted 43."""
 FAR_COARSE = float(np.log(4))
-"""Coarse contrast so far beyond that of any training section: of patient HER2ST_C, between what costs a tenth of the
-correlation (blur by 2 pixels, pixels 2x finer than said: .7, .8) and what costs a quarter (4x finer: 2.3)."""
+"""Coarse contrast so far beyond that of any training section: on HER2ST_C2 between what costs a tenth of the
+correlation (blur by 2 pixels, pixels 2x finer than said: .7) and what costs a quarter (4x finer: 2.4)."""
+BROWN = 1.2
+"""A second stain that absorbs so many times as much blue as green is brown. Eosin: .5 to .7, up to 1 where scanned
+yellow; diaminobenzidine: 1.3 to 2."""
 ARTEFACTS = {"pen": "lie under pen", "fold": "lie in folds", "out_of_focus": "are out of focus"}
 """What lies in the way of spots (`tissue.artefacts`), in words."""
 FLAWED = 0.05
@@ -112,8 +115,8 @@ class Look:
 
     @property
     def brown(self) -> bool:
-        """Whether the second stain absorbs more blue than green, as diaminobenzidine does, and eosin does not."""
-        return self.second is not None and bool(self.second[2] > self.second[1])
+        """Whether the second stain absorbs much more blue than green, as diaminobenzidine does: see `BROWN`."""
+        return self.second is not None and bool(self.second[2] > BROWN * self.second[1])
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the features as plain JSON values."""
