@@ -47,11 +47,15 @@ class Patient:
     """(n, d): colour and nuclei."""
     values: np.ndarray
     """(n, genes) log1p_cp10k."""
+    coords: np.ndarray
+    """(n, 2) places, micrometres."""
+    seen: np.ndarray
+    """(genes,) bool: the image shows something of the gene."""
 
 
 def cohort(folder: Path, patients: int, seed: int) -> list[Patient]:
     """Simulate patients; their genes are those with the highest mean count over all of them."""
-    counts, features, totals = [], [], []
+    counts, features, totals, places, seen = [], [], [], [], []
     for path in write_demo(folder, n_sections=patients, seed=seed):
         section = read_path(path, for_prediction=False)
         told = planted(section.adata)
@@ -65,9 +69,12 @@ def cohort(folder: Path, patients: int, seed: int) -> list[Patient]:
         features.append(np.concatenate(parts, axis=1))
         counts.append(section.adata.X[good].toarray().astype(np.float64))
         totals.append(total[good])
+        places.append(where * section.um_per_px)
+        seen.append(section.adata.var["programme"].to_numpy() != "OFF")
     chosen = np.argsort(-np.mean([one.mean(axis=0) for one in counts], axis=0))[:GENES]
     values = [transform(one, total, "log1p_cp10k")[:, chosen] for one, total in zip(counts, totals, strict=True)]
-    return [Patient(*pair) for pair in zip(features, values, strict=True)]
+    shown = [one[chosen] for one in seen]
+    return [Patient(*own) for own in zip(features, values, places, shown, strict=True)]
 
 
 def spots_of(patients: list[Patient], names: list[int]) -> Spots:

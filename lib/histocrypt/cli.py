@@ -475,8 +475,7 @@ def audit(
     """Ask a model of others, from its predictions alone, whose tissue it learnt from: a privacy card."""
     from histocrypt.audit.black_box import audit_predictions, render
 
-    how = {"name": name, "units": units, "bin_um": bin_um, "overwrite": overwrite}
-    card = audit_predictions(table, output, **how, say=lambda note: typer.echo(f"note: {note}", err=True))
+    card = audit_predictions(table, output, name=name, units=units, bin_um=bin_um, overwrite=overwrite)
     typer.echo(render(card, output, as_json=json))
 
 

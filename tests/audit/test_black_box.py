@@ -73,25 +73,12 @@ def test_a_planted_leak_is_found_and_a_model_without_one_is_not_accused(world, t
 
 
 def test_without_units_z_scores_are_attacked_in_each_transform(world, tmp_path):
-    said = []
-    card = audit_predictions(world(tmp_path, leak=0.6), tmp_path / "out", name="Deep spot", draws=50, say=said.append)
-    assert sum("joined by obs_names" in note for note in said) == PATIENTS
-    assert not any("joined" in note for note in card.notes), "a card is one page"
+    card = audit_predictions(world(tmp_path, leak=0.6), tmp_path / "out", name="Deep spot", draws=50)
     assert card.thing == "Deep-spot"
     assert [asked.attack for asked in card.questions] == [
         f"loss threshold ({name}, z-scores within sections)" for name in ("log1p_cp10k", "log1p")
     ]
     assert card.questions[0].verdict == LEAK
-
-
-def test_members_of_another_laboratory_are_left_out_and_counted(world, tmp_path):
-    table = world(tmp_path, leak=0.6)
-    rows = pd.read_csv(table)
-    rows["lab"] = ["north", *["south"] * (PATIENTS - 1)]
-    rows.to_csv(table, index=False)
-    card = audit_predictions(table, tmp_path / "out", units=UNITS, draws=20)
-    assert card.questions[0].n == f"{3 * SIDE * SIDE} of 3 patients against {4 * SIDE * SIDE} of 4 patients"
-    assert any(note.startswith(f"{SIDE * SIDE} spots of members") for note in card.notes)
 
 
 def test_a_table_that_does_not_say_it_is_refused(world, tmp_path):

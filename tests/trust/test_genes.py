@@ -1,14 +1,18 @@
 """Which genes are worth trusting: the test in space is right where the answer is known, and views put trusted first."""
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
 from histocrypt.correlation import error_by_chance, p_of, pearson
+from histocrypt.errors import InputError
+from histocrypt.evaluation.maps import write_map
 from histocrypt.predictors.predictability import BY, Predictability
+from histocrypt.report.slides import genes_drawn
 from histocrypt.spatial import spot_pitch
-from histocrypt.trust.genes import columns, evidence, interval, promise, ranked, trusted, words
+from histocrypt.trust.genes import DOUBTED, columns, evidence, interval, promise, ranked, trusted, words
 
 SIDE = 18
 COORDS = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), axis=-1).reshape(-1, 2) * 200.0
@@ -92,6 +96,27 @@ def test_a_gene_is_trusted_that_is_better_than_chance_and_wrong_in_no_patient():
     assert "80%" in promise(said)
     assert "60%" in promise(said)
     assert [words(var, "log1p", gene).startswith("worth trusting") for gene in GENES] == [True, False, False]
+
+
+def test_views_show_the_trusted_first_and_doubt_the_rest(tmp_path):
+    said, _ = told("abcd", np.random.default_rng(2))
+    said["correlation"]["log1p:never"] = 0.99  # a high correlation that chance reaches is no reason to show it
+    chosen, rule = genes_drawn({"panel": {"genes": list(GENES)}, "transforms": ["log1p"], "predictability": said}, 2)
+    assert chosen == ["always", "never"]
+    assert "1 that are trusted of 3" in rule
+    var = var_of(said).assign(symbol=list(GENES))
+    spots = anndata.AnnData(np.tile(np.arange(9, dtype=np.float32)[:, None], 3), var=var)
+    spots.obs["section"], spots.obsm["spatial"] = "A", COORDS[:9]
+    spots.uns["prediction"] = {"transform": "log1p", "model": "m", "um_per_px": 1.0}
+    spots.write_h5ad(tmp_path / "p.h5ad")
+    line = write_map(tmp_path / "p.h5ad", output=tmp_path / "m.png")
+    assert "always at 9 spots; worth trusting" in line
+    assert DOUBTED in write_map(tmp_path / "p.h5ad", "mostly", tmp_path / "m.png")
+    spots.var = spots.var[["symbol"]]
+    spots.write_h5ad(tmp_path / "p.h5ad")
+    with pytest.raises(InputError) as refused:
+        write_map(tmp_path / "p.h5ad", output=tmp_path / "m.png")
+    assert refused.value.field == "--gene"
 
 
 def test_of_one_patient_nothing_follows_for_another():

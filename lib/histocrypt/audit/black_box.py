@@ -10,7 +10,7 @@ that says nothing of a spot lets nothing be learnt, and then the card says "not 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,8 +49,6 @@ MOST_GENES = 500
 """Of more, the attack takes those that vary most in what was measured: the rest is noise of counting."""
 CONTROLLED = 1500
 """Spots that the control is made of, evenly spread: as many as its network can learn by heart."""
-ALONE = "section "
-"""Before the name of a section that is a patient of its own, since none is named."""
 BLOCK = 5.0
 """Side of a block of tissue, in distances of neighbouring spots."""
 NOT_SEEN = (
@@ -91,7 +89,6 @@ def audit_predictions(
     draws: int = 1000,
     seed: int = 0,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Card:
     """Ask a predictor who was in its training data, and write its privacy card.
 
@@ -111,8 +108,6 @@ def audit_predictions(
         Of intervals and controls.
     overwrite
         Replace files that lie there.
-    say
-        Takes how each file was joined, a sentence at a time.
 
     Raises
     ------
@@ -132,10 +127,7 @@ def audit_predictions(
         part, is_known, said = _read(row, units, bin_um)
         parts.append(part)
         known &= is_known
-        for note in said:
-            say(note)
-        if part.patient.startswith(ALONE):
-            notes.append(f"No patient is named of {part.patient}, which counts as one of its own.")
+        notes += said
     _check_sides(table, parts)
     transforms = [one for one in parts[0].pair.true if all(one in part.pair.true for part in parts)]
     if not transforms:
@@ -152,10 +144,6 @@ def audit_predictions(
         own = records.subset(few)
         planted = loss_threshold(overfitted_losses(own.prediction, own.truth, own.member, seed=seed))
         found.attack(attack, audit, planted, rows=few, access="black box", draws=draws, seed=seed)
-    beside = np.isin(records.group, records.group[~records.member])
-    left = int((~beside & records.member).sum())
-    if 0 < left < records.member.sum():
-        notes.append(f"{left:,} spots of members have no non-member of their laboratory beside them and are left out.")
     found.notes += list(dict.fromkeys(notes))
     card = Card(
         thing=name,
@@ -218,9 +206,11 @@ def _read(row: Row, units: str | None, bin_um: float | None) -> tuple[_Part, boo
     predicted, pair, notes = join_file(read, section, **how)
     if matrix_of(predicted) is not None:
         raise InputError("is not of genes", file=row.prediction, value=matrix_of(predicted), expected="genes")
-    patient = row.patient or section.patient or f"{ALONE}{section.id}"
+    patient = row.patient or section.patient or ""
+    if not patient:
+        notes = [*notes, f"{section.id}: no patient is named; it counts as one of its own"]
     laboratory = row.laboratory or group_of(section.adata)
-    return _Part(pair, row.member, patient, laboratory), knows_units(predicted), notes
+    return _Part(pair, row.member, patient or f"section {section.id}", laboratory), knows_units(predicted), notes
 
 
 def _check_sides(table: Path, parts: Sequence[_Part]) -> None:
@@ -278,7 +268,7 @@ def _records(
             )
         )
     left = measured.shape[1] - len(kept)
-    notes = [f"{transform}: {left} of {measured.shape[1]} genes, which vary least, are left out."] if left else []
+    notes = [f"{transform}: {left} genes that vary less are left out of {measured.shape[1]}"] if left else []
     return Records.join(records), notes
 
 

@@ -61,7 +61,8 @@ CEILING_WORDS = {
 """The glossary's terms for how high a score can be, where some section has a noise ceiling."""
 TRUST_WORDS = (
     "Trusted {many}",
-    "The quarter of a panel that a model predicted best on training patients left out in turn, chosen before the test.",
+    "Those that a model predicts better than chance, and in no training patient left out in turn the wrong way; the "
+    "first quarter are those with the largest correlation there. Both are chosen before the test.",
 )
 """The glossary's term and its meaning, where models say which names they predict."""
 

@@ -522,6 +522,11 @@ class PredictionFile:
         column = f"{genes.TOLD}:{transform}"
         return self._names.var[column].astype(float) if column in self._names.var else None
 
+    @property
+    def var(self) -> pd.DataFrame:
+        """What the file says of each gene."""
+        return self._names.var
+
     def trusted(self, transform: str) -> pd.Series | None:
         """Return which genes are worth trusting, by id; None where nobody told (`trust.genes.trusted`)."""
         import pandas as pd

@@ -210,7 +210,9 @@ def words(var: pd.DataFrame, transform: str, gene: str) -> str:
     if f"{told}_low:{transform}" in var:
         low, high = (float(var.at[gene, f"{told}_{end}:{transform}"]) for end in ("low", "high"))
         said += f" ({low:.2f} to {high:.2f})"
-    said += " on training sections left out" if told == TOLD else " on labelled sections"
+    of = f"training_patients:{transform}"
+    people = f", of {count} patient{'s' * (count != 1)}" if of in var and (count := int(var.at[gene, of])) else ""
+    said += f" on training sections left out{people}" if told == TOLD else " on labelled sections"
     share_of = f"{told.removesuffix('_pearson')}_share:{transform}"
     if share_of in var and np.isfinite(part := float(var.at[gene, share_of])):
         said += f", {part:.0%} of the noise ceiling"
