@@ -4,11 +4,12 @@
 
 Twenty slides are put together in FOLDER, with a list of their resolution, patient and laboratory: the eight real
 sections of HISTOCRYPT_DATA, pictures of two of them as slides of their own (a grid of 200 um), patches of one in a
-folder, three simulated sections and the picture of one, a truncated picture, one of which the list says that its pixels
+folder, two simulated sections and the picture of one, a truncated picture, one of which the list says that its pixels
 are four times coarser than they are and one four times finer, immunohistochemistry and a photograph (both of
 scikit-image, mirrored to the size of a section), and one that is not there. With ``--few``, one of each kind. Before
 anything runs it is written down how each must end, from what it is and from what the model says it was trained on:
-a slide of a laboratory that the model knows is fine, one of another is used with care or not at all.
+a slide of a laboratory that the model knows is fine; one of another, or of a wrong resolution, is used with care or not
+at all; other stains and tissue without the model's genes are refused.
 
 `histocrypt predict LIST -o OUT` is killed with SIGKILL each time another share of the slides is done, then ends; then a
 loop runs `histocrypt predict SLIDE` for each. The model is the one in the box, or ``--model``: of a run of
@@ -121,7 +122,7 @@ def expected(what: str, laboratory: str, known: list[str]) -> tuple[str, ...]:
         return (FINE,) if laboratory in known else (CARE, NO)
     if what in ("broken", "not there", "too coarse"):
         return ("failed",)
-    return (CARE, NO) if what == "simulated, a picture" else (NO,)
+    return (CARE, NO) if what in ("simulated, a picture", "wrong resolution") else (NO,)
 
 
 def ended(row: dict[str, Any]) -> str:
@@ -190,7 +191,9 @@ def by_loop(listing: Path, folder: Path, *options: str) -> dict[str, dict[str, A
             "said": last.removeprefix("histocrypt: "),
             "file": output,
         }
-        print(f"loop: {Path(row['path']).name}: {found[row['path']]['s']:.0f} s", file=sys.stderr)
+        told = found[row["path"]]
+        took = f"{told['s']:.0f} s, {told['cpu_s']:.0f} CPU s, {told['peak_gib']:.2f} GiB"
+        print(f"loop: {Path(row['path']).name}: {took}", file=sys.stderr)
     return found
 
 

@@ -380,7 +380,7 @@ class Progress:
 def brief(state: Mapping[str, Any]) -> str:
     """Return how a slide ended that is not predicted, and why, where its path stands beside it."""
     why = (state.get("slide") or {}).get("why", ())
-    return f"{state['status']}: {' '.join([*(f'{one};' for one in why), state.get('short') or state['problem']])}"
+    return f"{state['status']}: {'; '.join([*why, state.get('short') or state['problem']])}"
 
 
 def duration(seconds: float) -> str:
@@ -412,8 +412,7 @@ def _failed(task: Task, problem: str, *, short: str = "") -> dict[str, Any]:
 def _refused(error: InputError) -> dict[str, Any]:
     """Return what the state of a slide says beyond `_failed` where the model is not for it."""
     reasons = error.problem.partition(": ")[2].split("; ") if error.field == "slide" else [error.problem]
-    fix = f"{error.fix[:1].upper()}{error.fix[1:]}."
-    return {"status": REFUSED, "slide": {"verdict": WORDS[-1], "why": reasons}, "short": fix}
+    return {"status": REFUSED, "slide": {"verdict": WORDS[-1], "why": reasons}, "short": f"{error.fix}."}
 
 
 def _short(error: InputError, slide: Slide) -> str:
