@@ -1,5 +1,6 @@
 """What people do with predictions: each number against a case whose answer is known."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +8,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from histocrypt.errors import InputError
 from histocrypt.evaluation import downstream as after
+from histocrypt.evaluation import downstream_slides as slides
 from histocrypt.evaluation import downstream_view as view
 from histocrypt.evaluation import markers, metrics
 from histocrypt.study import load_study
@@ -19,7 +21,7 @@ COORDS = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), axis=-1).reshap
 
 def slide(predicted, measured=None, **more):
     names = np.array([f"G{at}" for at in range(predicted.shape[1])])
-    return after.Slide("S", "P", names, names, COORDS, predicted, measured, **more)
+    return slides.Slide("S", "P", names, names, COORDS, predicted, measured, **more)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,25 @@ def test_sets_are_those_of_the_panel_and_scored_by_them(rng):
     assert demo == {"TUM": [0, 1]}
 
 
+@pytest.mark.parametrize("spots", [1, 2, 3, 9])
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_handful_of_spots_and_counts_that_do_not_vary_are_no_failure(rng, spots, constant):
+    """A section that says nothing must not fail the run of a study."""
+    names = np.array([f"DEMO{at}" for at in range(12)])
+    symbols = np.array(["TUM", "IMM", "STR"] * 4)
+    true = np.ones((spots, 12)) if constant else rng.normal(size=(spots, 12))
+    one = slides.Slide("S", "P", names, symbols, COORDS[:spots], rng.normal(size=(spots, 12)), true, (true, true))
+    found = after.look_at([one], draws=2)
+    assert len(found.genes) == 12
+    assert np.isnan(found.coherence["top_shared"][0]) == (constant or spots == 1)
+    assert all(words(found) for words in (view.coherence_words, view.domain_words, view.marker_words))
+    for draw in (view.coherence_figure, view.domain_figure, view.marker_figure):
+        draw(found)
+    view.domain_maps(one)
+    view.score_maps(one)
+    plt.close("all")
+
+
 @pytest.fixture(scope="module")
 def study(small_run, module_environment):
     module_environment.setenv("HISTOCRYPT_OUTPUTS", str(small_run))
@@ -141,16 +162,16 @@ def module_environment():
 
 @pytest.fixture(scope="module")
 def of_run(study):
-    return after.look_at(after.slides_of(study, "encoder_ridge"), draws=2)
+    return after.look_at(slides.slides_of(study, "encoder_ridge"), draws=2)
 
 
 def test_a_file_says_with_its_counts_what_its_run_says_and_without_them_nothing_is_compared(study, of_run, tmp_path):
     fold, section = "fold_1", of_run.coherence["section"][0]
     file = study.run.prediction("encoder_ridge", fold)
-    held = after.look_at(after.slides_in(file, str(study.run.section(section))), draws=2)
+    held = after.look_at(slides.slides_in(file, str(study.run.section(section))), draws=2)
     same = ["spots", "predicted", "measured", "varies_measured", "rank_agreement", "pearson"]
     pd.testing.assert_frame_equal(held.coherence[same], of_run.coherence.loc[[0], same])
-    alone = after.look_at(after.slides_in(file), drawn=section, draws=2)
+    alone = after.look_at(slides.slides_in(file), drawn=section, draws=2)
     assert not alone.compared
     assert {"measured", "pearson"}.isdisjoint([*alone.coherence, *alone.genes, *alone.markers, *alone.domains])
     assert alone.coherence["predicted"][0] == of_run.coherence["predicted"][0]
@@ -175,8 +196,8 @@ def test_every_held_out_section_is_looked_at_once(study, of_run, tmp_path):
 @pytest.mark.parametrize(
     ("look", "field"),
     [
-        (lambda study: list(after.slides_of(study, "resnet99")), "model"),
-        (lambda study: after.look_at(after.slides_of(study, "knn"), drawn="S_99", draws=1), "section"),
+        (lambda study: list(slides.slides_of(study, "resnet99")), "model"),
+        (lambda study: after.look_at(slides.slides_of(study, "knn"), drawn="S_99", draws=1), "section"),
     ],
 )
 def test_a_wrong_name_is_one_sentence(study, look, field):

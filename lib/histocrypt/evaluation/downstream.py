@@ -7,7 +7,7 @@ hence held against the same of the measured counts, and against maps that know n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,38 +16,17 @@ import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation import markers, metrics
-from histocrypt.evaluation.maps import backdrop, picture
-from histocrypt.evaluation.score_file import join_file
-from histocrypt.evaluation.scores import read_folds
+from histocrypt.evaluation.downstream_slides import Slide
 from histocrypt.files import write_table
-from histocrypt.pipeline.predictions import (
-    Joined,
-    h5ad_errors,
-    join,
-    matrix_of,
-    read_h5ad,
-    read_prediction,
-    symbols_of,
-    transforms_of,
-)
-from histocrypt.spatial import touching
-from histocrypt.targets.ceiling import halves, why_no_halves
-from histocrypt.targets.matrix import columns_of, depth, has_counts
-from histocrypt.targets.transforms import TRANSFORMS, transform
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
     from scipy.sparse import csr_matrix
-
-    from histocrypt.study import Study
 
 NUMBERS = (3, 4, 5, 6)
 """Domains that a section is divided into; agreement is the mean over these."""
 AROUND = 0.8
 """Weight of the neighbours beside a spot's own expression when domains are told, as BANKSY has it for domains."""
-NEAREST = 8
-"""Spots that surround one, when maps are smoothed and domains told: those of a square array."""
 COMPONENTS = 10
 LARGEST = 5000
 """Spots that are put into one tree; the others of a larger section go to the nearest domain."""
@@ -68,42 +47,6 @@ BASELINES = {
     "halves": "two halves of the counts",
 }
 """What domains are told from, by column, and its words; the last is of two halves with one another."""
-
-
-@dataclass(frozen=True)
-class Slide:
-    """One section: what was predicted of it and, where known, what was measured."""
-
-    name: str
-    patient: str
-    genes: np.ndarray
-    """(g,) str."""
-    symbols: np.ndarray
-    """(g,) str."""
-    coords: np.ndarray
-    """(n, 2) x, y in full-resolution pixels."""
-    predicted: np.ndarray
-    """(n, g) float64, units of the main transform."""
-    measured: np.ndarray | None = None
-    """(n, g) float64, the same units; None where there are no counts."""
-    halves: tuple[np.ndarray, np.ndarray] | None = None
-    """(n, g) each, the same units: what two experiments of half the depth would have measured."""
-    colours: np.ndarray | None = None
-    """(n, d) colours of the tiles, where there are tiles."""
-    features: np.ndarray | None = None
-    """(n, d) features of the tiles, where there are tiles."""
-    image: tuple[np.ndarray | None, float] = (None, 1.0)
-    """A picture of the section and its pixels per full-resolution pixel."""
-
-    @property
-    def graph(self) -> csr_matrix:
-        """Which spots touch."""
-        return touching(self.coords)
-
-    @property
-    def around(self) -> csr_matrix:
-        """What averages over the `NEAREST` spots around each, (n, n); rows of sum 1."""
-        return nearest_mean(self.coords)
 
 
 @dataclass(frozen=True)
@@ -133,146 +76,7 @@ class After:
         return table.groupby("patient")[list(columns)].mean().mean()
 
 
-# What there is.
-
-
-def slides_of(study: Study, model: str = "") -> Iterator[Slide]:
-    """Yield every held-out section of a study as a model that never saw its patient predicts it.
-
-    Parameters
-    ----------
-    study
-        A study that was run.
-    model
-        Name of a model; empty: the study's last.
-
-    Raises
-    ------
-    InputError
-        If the study has no such model, or a file is missing.
-    """
-    from histocrypt.encoders.described import colour_features
-    from histocrypt.tissue.tiles import read_tiles
-
-    model = model or study.model_names[-1]
-    if model not in study.scored_names:
-        raise unknown_name("model", model, study.scored_names, field="model")
-    for fold in read_folds(study):
-        prediction = read_prediction(study.run.prediction(model, fold["name"]), fix="run 30_training first")
-        for section in fold["test_sections"]:
-            clean = read_h5ad(study.run.section(section), what="cleaned section")
-            pair = join(prediction, clean, section, transforms=transforms_of(prediction)[:1])
-            tiles = study.run.tiles(section)
-            colours = None
-            if tiles.is_file():
-                colours = colour_features(read_tiles(tiles, [one.removeprefix(f"{section}:") for one in pair.spots])[0])
-            yield _slide(
-                pair,
-                clean,
-                matrix_of(prediction),
-                colours=colours,
-                features=_features(study, fold["name"], pair) if tiles.is_file() else None,
-                image=backdrop(clean, tiles),
-            )
-
-
-def slides_in(file: str | Path, truth: str = "") -> Iterator[Slide]:
-    """Yield the sections of a prediction file, without counts unless ``truth`` is a section that has them.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be read, or they share no spot or no gene.
-    """
-    path = Path(file).expanduser()
-    if truth:
-        from histocrypt.sections.read import read_path
-
-        section = read_path(truth, counts_only=True)
-        predicted, pair, _ = join_file(read_h5ad(path, what="prediction file"), section, file=path, name=None)
-        image = picture(predicted.uns["prediction"])
-        yield _slide(pair, section.adata, matrix_of(predicted), image=image)
-        return
-    predicted = read_prediction(path)
-    if "spatial" not in predicted.obsm or "places" in predicted.uns["prediction"]:
-        raise InputError("says no place of its spots on a slide", file=path, field="obsm['spatial']")
-    main = transforms_of(predicted)[0]
-    with h5ad_errors(path, what="prediction file"):
-        names = predicted.obs["section"].astype(str).to_numpy()
-        for name in dict.fromkeys(names.tolist()):
-            mine = np.flatnonzero(names == name)
-            yield Slide(
-                name=name,
-                patient=str(predicted.obs["patient"].iloc[mine[0]]) if "patient" in predicted.obs else "",
-                genes=predicted.var_names.to_numpy(dtype=str),
-                symbols=symbols_of(predicted),
-                coords=np.asarray(predicted.obsm["spatial"], dtype=np.float64)[mine],
-                predicted=np.asarray(predicted.layers[main], dtype=np.float64)[mine],
-                image=picture(predicted.uns["prediction"]),
-            )
-
-
-def _slide(pair: Joined, section: AnnData, matrix: str | None, **more: Any) -> Slide:
-    (main,) = list(pair.true)[:1]
-    values = (pair.true[main], pair.predicted[main])
-    return Slide(
-        name=pair.section,
-        patient=pair.patient or pair.section,
-        genes=pair.genes,
-        symbols=pair.symbols,
-        coords=pair.coords,
-        measured=values[0],
-        predicted=values[1],
-        halves=_halves(pair, section, main) if matrix is None and main in TRANSFORMS else None,
-        **more,
-    )
-
-
-def _halves(pair: Joined, section: AnnData, main: str) -> tuple[np.ndarray, np.ndarray] | None:
-    if not has_counts(section):
-        return None
-    barcodes = [one.removeprefix(f"{pair.section}:") for one in pair.spots]
-    rows = section.obs_names.astype(str).get_indexer(barcodes)
-    counts = section.X[rows][:, columns_of(section, pair.genes, pair.symbols, section=pair.section)]
-    totals = depth(section)[rows]
-    if why_no_halves(counts, totals):
-        return None
-    one, other = halves(counts, totals, np.random.default_rng(0))
-    return transform(*one, main).astype(np.float64), transform(*other, main).astype(np.float64)
-
-
-def _features(study: Study, fold: str, pair: Joined) -> np.ndarray:
-    """Return the features of the frozen encoder that the baselines see, (n, d), from the cache where they are there."""
-    from histocrypt.data.fold_statistics import PANEL
-    from histocrypt.data.load import load_spots
-    from histocrypt.predictors.registry import checked_options
-    from histocrypt.targets.panels import Panel
-
-    panel = Panel.load(study.run.fold(fold) / PANEL)
-    spots = load_spots(study, fold, [pair.section], panel=panel, with_targets=False)
-    encoder = checked_options("encoder_ridge", study.options_of("encoder_ridge")).features
-    place = {name: at for at, name in enumerate(spots.names.tolist())}
-    return spots.features(encoder)[[place[name] for name in pair.spots.tolist()]]
-
-
 # Smoothness.
-
-
-def nearest_mean(coords: np.ndarray, nearest: int = NEAREST) -> csr_matrix:
-    """Return what averages over the nearest spots of each, (n, n) CSR, rows of sum 1, no spot with itself.
-
-    Nearest, not touching: a spot that lies apart is averaged as far as any other.
-    """
-    from scipy.sparse import csr_matrix
-    from scipy.spatial import cKDTree
-
-    n, nearest = len(coords), min(nearest, len(coords) - 1)
-    if nearest < 1:
-        return csr_matrix(np.eye(n))
-    near = cKDTree(coords).query(coords, k=nearest + 1)[1]
-    near = np.stack([row[row != at][:nearest] for at, row in enumerate(near)])  # where two spots lie at one place
-    starts = np.arange(0, n * nearest + 1, nearest)
-    return csr_matrix((np.full(n * nearest, 1 / nearest), near.ravel(), starts), shape=(n, n))
 
 
 def coherence_of(values: np.ndarray, graph: csr_matrix) -> float:
@@ -291,6 +95,8 @@ def smoothed_to(values: np.ndarray, slide: Slide, level: float) -> np.ndarray:
     graph, around, now = slide.graph, slide.around, np.asarray(values, dtype=np.float64)
     for _ in range(STEPS if coherence_of(now, graph) < level else 0):
         then = (now + around @ now) / 2
+        if metrics.is_constant(then).any():  # a handful of spots, all of them neighbours
+            break
         if coherence_of(then, graph) >= level:
             share = brentq(_missing, 0, 1, args=(now, then, graph, level), xtol=1e-3)
             return (1 - share) * now + share * then
@@ -309,8 +115,10 @@ def noise_like(values: np.ndarray, slide: Slide, *, rng: np.random.Generator) ->
     Predicted genes are combinations of few maps. The principal maps are replaced by smooth noise, their weights and
     variances are kept.
     """
-    level, known = coherence_of(values, slide.graph), ~metrics.is_constant(values)
-    _, spread, weights = np.linalg.svd(_standard(values[:, known]), full_matrices=False)
+    level, standard = coherence_of(values, slide.graph), _standard(values)
+    if not standard.shape[1]:
+        return standard
+    _, spread, weights = np.linalg.svd(standard, full_matrices=False)
     principal = smoothed_to(rng.normal(size=(len(values), len(spread))), slide, level)
     return (_standard(principal) * spread) @ weights
 
@@ -402,24 +210,31 @@ def coherence(slide: Slide, genes: pd.DataFrame, *, draws: int, rng: np.random.G
         noise = rng.normal(size=shape)
         rough.append(metrics.pearson(slide.measured, noise))
         smooth.append(metrics.pearson(slide.measured, smoothed_to(noise, slide, said["predicted"])))
-    high = float(np.nanquantile(np.concatenate(smooth), 0.95))
-    known = genes[genes["pearson"].notna()]
-    ours, theirs = known["moran_predicted"].to_numpy(), known["moran_measured"].to_numpy()
-    number = max(1, round(TOP * len(known)))
-    first = [set(np.argsort(-one, kind="stable")[:number].tolist()) for one in (ours, theirs)]
+    high = _high(smooth)
+    known = genes[genes[["pearson", "moran_measured", "moran_predicted"]].notna().all(axis=1)]
+    both = known[["moran_measured", "moran_predicted"]].to_numpy()
+    number = round(TOP * len(known))
+    first = [set(np.argsort(-one, kind="stable")[:number].tolist()) for one in both.T]
     return {
         **said,
         "measured": coherence_of(slide.measured, graph),
         "tissue": coherence_without_noise(*slide.halves, graph) if slide.halves else float("nan"),
         "varies_measured": genes["varies_measured"].mean(),
-        "rank_agreement": float(metrics.spearman(theirs[:, None], ours[:, None])[0]),
-        "top_shared": len(first[0] & first[1]) / number,
+        "rank_agreement": float(metrics.spearman(both[:, :1], both[:, 1:])[0]) if len(both) > 1 else float("nan"),
+        "top_shared": len(first[0] & first[1]) / number if number else float("nan"),
         "pearson": known["pearson"].mean(),
         "pearson_smoothed": known["pearson_smoothed"].mean(),
         "chance": high,
-        "chance_rough": float(np.nanquantile(np.concatenate(rough), 0.95)),
+        "chance_rough": _high(rough),
         "beyond_chance": (known["pearson"] > high).mean(),
     }
+
+
+def _high(values: Iterable[np.ndarray]) -> float:
+    """Return what 95 % of all finite values stay below; NaN where none is."""
+    every = np.concatenate([np.ravel(one) for one in values])
+    every = every[np.isfinite(every)]
+    return float(np.quantile(every, 0.95)) if len(every) else float("nan")
 
 
 def domains(values: np.ndarray, slide: Slide, numbers: Iterable[int] = NUMBERS) -> np.ndarray:
@@ -480,6 +295,8 @@ def adjusted_rand(first: np.ndarray, second: np.ndarray) -> float:
     Source: Hubert and Arabie, "Comparing partitions", Journal of Classification 2 (1985); equal to scikit-learn's,
     which takes ten times as long to look at so few spots.
     """
+    if len(first) < 2:
+        return 1.0
     width = int(second.max()) + 1
     both = np.bincount(first * width + second, minlength=(int(first.max()) + 1) * width).reshape(-1, width)
     together, one, other = ((n * (n - 1) / 2).sum() for n in (both, both.sum(axis=1), both.sum(axis=0)))
@@ -524,7 +341,7 @@ def domain_agreement(slide: Slide, *, draws: int, rng: np.random.Generator) -> d
     if slide.halves:
         drawn["halves"].append(agreement(*(domains(half, slide) for half in slide.halves)))
     means = {name: float(np.mean(found)) if found else np.nan for name, found in drawn.items()}
-    return {**said, **means, "noise_high": float(np.quantile(drawn["noise"], 0.95))}
+    return {**said, **means, "noise_high": _high([np.array(drawn["noise"])])}
 
 
 def marker_table(slide: Slide, *, rng: np.random.Generator) -> pd.DataFrame:
@@ -552,7 +369,7 @@ def marker_table(slide: Slide, *, rng: np.random.Generator) -> pd.DataFrame:
                 "pearson": float(metrics.pearson(truth, own)[0]),
                 "smoothed": float(metrics.pearson(smoothed_to(truth, slide, smooth), own)[0]),
                 "random_sets": _of_random_sets(slide, len(sets[name]), rng=rng),
-                "chance": float(np.nanquantile(metrics.pearson(np.tile(truth, noise.shape[1]), noise), 0.95)),
+                "chance": _high([metrics.pearson(np.tile(truth, noise.shape[1]), noise)]),
             }
         rows.append(row)
     columns = ["section", "patient", "set", "genes", "moran_predicted"]

@@ -12,12 +12,12 @@ from histocrypt.evaluation.downstream import (
     NUMBERS,
     TOP,
     After,
-    Slide,
     coherence_of,
     domains,
     smoothed_to,
     told_from,
 )
+from histocrypt.evaluation.downstream_slides import Slide
 from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, save, style
 from histocrypt.evaluation.wording import number, percent
 from histocrypt.spatial import spot_pitch
@@ -94,6 +94,8 @@ def marker_words(after: After) -> str:
     if not after.compared:
         return f"{table['set'].nunique()} sets have {markers.FEWEST} genes or more in the panel. {UNCOMPARED}"
     known = table[table["pearson"].notna()]
+    if known.empty:
+        return "No score varies in what was measured: none can be compared."
     by_set = known.groupby(["set", "patient"])["pearson"].mean().groupby("set").mean().sort_values()
     beyond = (known["pearson"] > known["chance"]).groupby(known["set"]).agg(["sum", "count"]).loc[by_set.index[::-1]]
     held = [f"{name} in {own['sum']} of {own['count']} sections" for name, own in beyond.iterrows()]

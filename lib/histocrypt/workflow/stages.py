@@ -324,10 +324,11 @@ def _evaluation_depends(o: Outline) -> Any:
 
 
 def _after_reads(o: Outline) -> Iterator[Path]:
-    """Yield the sections, and the test predictions of the study's last model."""
+    """Yield the sections, the test predictions of the study's last model, and baselines: they left features."""
     yield from o.made("20_preprocessing")
-    for fold in o.folds:
-        yield from o.made("30_training", model=o.families(o.study.model_names[-1:])[0], fold=fold)
+    for family in dict.fromkeys([*o.families(o.study.model_names[-1:]), "baselines"]):
+        for fold in o.folds:
+            yield from o.made("30_training", model=family, fold=fold)
 
 
 STAGES = {
