@@ -51,9 +51,9 @@ says which. HER2ST_B and HER2ST_C are of one laboratory, HBCIS of another: new l
 ## For and not for
 
 - For research on H&E-stained breast tumours: a first look, a yardstick, teaching. **Not for diagnosis or treatment.**
-- Not for other organs, other stains, fluorescence, cytology, frozen artefacts. A slide of another stain, out of focus
-  or at a wrong resolution is refused (`--anyway` goes on), one of another laboratory is warned of; another organ may
-  pass. `docs/trust.md` says how often.
+- Not for other organs, other stains, fluorescence, cytology, frozen artefacts. A slide of another stain, far out of
+  focus or at a resolution wrong by four is refused (`--anyway` goes on), one of another laboratory or a little blurred
+  is warned of; another organ may pass. `docs/trust.md` says how often, and what it costs.
 - Values are relative: they rank the places of **one** section. Level and scale are those of the training patients.
   Give a whole section: it is standardised by itself.
 - Three patients, two laboratories, one technology (100 um spots, 200 um apart). Where tissue differs more than theirs,

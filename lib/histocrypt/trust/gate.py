@@ -13,7 +13,7 @@ alike: a classifier cannot tell laboratories apart there (AUC .5). Before that, 
 - ``coarse``: the same of squares of `tissue.focus.COARSE` pixels, where blur that does not harm is not seen.
 
 Likeness is not harm: a slide beyond a limit is ``with care``. ``do not use`` is for what costs a quarter of the
-correlation, as `benchmarks/gate.py --harm` measured on one section (`FAR_COARSE`), and for another stain.
+correlation, as `benchmarks/gate.py --harm` measured on one section (`FAR_CONTRAST`), and for another stain.
 
 Limits come from training patients who are left out in turn: those of laboratories that cut another patient's tissue,
 too, where there are any. Of K of them, a new patient of these laboratories passes the largest by chance once in K + 1.
@@ -46,9 +46,10 @@ CENTRE_STEP = 0.1
 FAR_COLOUR = 30.0
 """CIELAB units to the nearest training section beyond which nothing is H&E any more: another laboratory is 13 away, its
 slides inverted 43."""
-FAR_COARSE = float(np.log(4))
-"""Coarse contrast so far beyond that of any training section: on HER2ST_C2 between what costs a tenth of the
-correlation (blur by 2 pixels, pixels 2x finer than said: .7) and what costs a quarter (4x finer: 2.4)."""
+FAR_CONTRAST = float(np.log(4))
+"""Coarse contrast so far below that of every training section, or fine contrast so far above it, is refused. On
+HER2ST_C2 this lies between what costs a tenth of the correlation (blur by 2 pixels, pixels 2x finer than said: .7) and
+what costs a quarter (4x finer: 2.4). Pixels 2x coarser than said lie 1 to 1.8 above, and cost .04 to .31."""
 BROWN = 1.2
 """A second stain that absorbs so many times as much blue as green is brown. Eosin: .5 to .7, up to 1 where scanned
 yellow; diaminobenzidine: 1.3 to 2."""
@@ -274,15 +275,14 @@ class Gate:
             said = f"its colours differ by {found['colour']:.1f} CIELAB units from the nearest training section's"
             say(2 if far else 1, f"{said} (limit {limits['colour']:.1f}): another {'stain' if far else 'laboratory'}?")
         finer = "out of focus, or its pixels are finer than said"
-        if abs(found["coarse"]) > FAR_COARSE:
-            less, factor = found["coarse"] < 0, np.exp(abs(found["coarse"]))
-            than = f"{factor:.1f} times {'less' if less else 'more'} than in training sections"
-            said = f"its contrast over {COARSE} pixels is {than}"
-            say(1 if reduced else 2, f"{said}: {finer if less else 'pixels coarser than said'}?")
+        if found["coarse"] < -FAR_CONTRAST:
+            than = f"{np.exp(-found['coarse']):.1f} times less than in training sections"
+            say(1 if reduced else 2, f"its contrast over {COARSE} pixels is {than}: {finer}?")
         elif abs(found["sharpness"]) > limits["sharpness"]:
             less, factor = found["sharpness"] < 0, np.exp(abs(found["sharpness"]))
             said = f"its fine contrast is {factor:.1f} times {'less' if less else 'more'} than in training sections"
-            say(1, f"{said}: {finer if less else 'pixels coarser than said'}?")
+            far = found["sharpness"] > FAR_CONTRAST and not reduced
+            say(2 if far else 1, f"{said}: {finer if less else 'pixels coarser than said'}?")
         if found["shift"] > limits.get("shift", np.inf):
             said = f"the features that the model reads have shifted by {found['shift']:.2f} deviations"
             say(1, f"{said} (limit {limits['shift']:.2f})")
