@@ -58,7 +58,8 @@ says which. HER2ST_B and HER2ST_C are of one laboratory, HBCIS of another: new l
   Give a whole section: it is standardised by itself.
 - Three patients, two laboratories, one technology (100 um spots, 200 um apart). Where tissue differs more than theirs,
   expect less than above. Maps are smoother than expression is.
-- `predictability` in `model.json`, and `var["training_pearson:..."]` in its predictions, hold the table below.
+- `predictability` in `model.json`, and `var["training_pearson:..."]` in its predictions, hold the table below, and
+  which genes are trusted, with their intervals (`docs/trust.md`).
 - The weights come from a regression on {spots} spots of people whose data are public.
 
 ## Data, licence, citation
