@@ -9,7 +9,8 @@ centres, and judges each by a gate of all others (known centre) and by one of th
 colour and nuclei. Sections as they are count with all their spots, changed ones with ``--tiles`` of them. Takes 2
 CPU minutes for real ones whose features are cached, 3 for the demo. ``--harm`` predicts every changed section with the
 model that has not seen its patient, and prints what it costs beside the gate's numbers (about 10
-CPU seconds for a section and change). ``--spots`` draws pen on real tissue and folds it. ``docs/trust.md`` holds the tables.
+CPU seconds for a section and change). ``--spots`` draws pen on real tissue and folds it. ``docs/trust.md`` holds the
+tables.
 """
 
 from __future__ import annotations
