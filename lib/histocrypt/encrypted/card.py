@@ -41,7 +41,7 @@ def bundle_card(client: Client, said: str) -> str:
             f"- What clients can take: {extraction(client)}.",
             f"- Arithmetic: {said.removeprefix('; ')}.",
             "- `client.json` is public and tells statistics of the training slides (ranges, pixel moments, stain, each "
-            "one's colours and sharpness, how well genes were predicted); "
+            "one's colours, second stain and sharpness, how well genes were predicted); "
             "`server/` is secret.",
             "",
         ]
