@@ -443,7 +443,6 @@ def trust(
         list[str] | None, typer.Option(metavar="SECTION", help="That section, in any format: one for each --labelled.")
     ] = None,
     units: Units = None,
-    block: Annotated[float, typer.Option(help="Side of the blocks of tissue that are drawn, in spots.")] = 5.0,
     bin_um: BinSize = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -456,7 +455,7 @@ def trust(
         raise InputError(
             "labelled predictions and sections are not as many", field="--counts", value=value, expected=expected
         )
-    how = {"units": units, "block": block, "bin_um": bin_um, "overwrite": overwrite}
+    how = {"units": units, "bin_um": bin_um, "overwrite": overwrite}
     typer.echo(trust_from_labelled(prediction, list(zip(labelled, counts, strict=True)), output, **how))
 
 

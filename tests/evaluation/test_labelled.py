@@ -36,7 +36,7 @@ def others(scored, tmp_path):
 def trusted(others, labelled, tmp_path, **how):
     target, _ = others("B_1")
     output = tmp_path / "out.h5ad"
-    words = trust_from_labelled(target, labelled, output, draws=100, overwrite=True, **how)
+    words = trust_from_labelled(target, labelled, output, overwrite=True, **how)
     return ad.read_h5ad(output), words
 
 
@@ -106,7 +106,6 @@ def test_what_cannot_be_used_is_named(others, tmp_path):
     assert refused(target, [], out).field == "--labelled"
     assert refused(target, [good], tmp_path / "out.csv").field == "--output"
     assert refused(target, [good], target).field == "--output"
-    assert refused(target, [good], out, block=0.1).field == "--block"
     renamed = ad.read_h5ad(target)
     renamed.var = pd.DataFrame(index=[f"Q{number}" for number in range(renamed.n_vars)])
     renamed.write_h5ad(tmp_path / "q.h5ad")

@@ -1,8 +1,8 @@
 """``histocrypt trust``: what labelled sections say of a model that others made, for its predictions of other sections.
 
 A model of others says nothing of how well it predicts which gene. Sections that have counts do: of each gene the
-correlation, its interval over blocks of tissue, the share of the noise ceiling, whether it is beyond chance, and how
-far errors reach. All of it goes into ``var`` of another file that the same model predicted.
+correlation, its interval, the share of the noise ceiling and whether it is beyond chance, as `trust.genes` tells of our
+own models, and how far errors reach. All of it goes into ``var`` of another file that the same model predicted.
 
 Two things it cannot know. Whether those who made the model had seen a labelled section, or its patient: then it is
 flattered. And how it does on another patient: of K labelled ones, `trust.conformal` promises 1 - 1 / (K + 1) at most.
@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histocrypt.correlation import error_by_chance, pearson
 from histocrypt.errors import InputError
-from histocrypt.evaluation import bootstrap, metrics
-from histocrypt.evaluation.he2gene import Pair, array_or_nearest, gene_signal
+from histocrypt.evaluation.metrics import finite_mean
 from histocrypt.evaluation.score_file import join_file
 from histocrypt.files import claim, same_file
 from histocrypt.pipeline.foreign import is_foreign, knows_units, var_of
 from histocrypt.pipeline.predictions import matrix_of, read_h5ad, some, transforms_of, write_h5ad
+from histocrypt.predictors.predictability import BY, mean_of_known
 from histocrypt.sections.genes import GeneNames, places
-from histocrypt.spatial import spot_pitch, squares
 from histocrypt.targets.ceiling import section_ceiling, share
-from histocrypt.trust import conformal
+from histocrypt.trust import conformal, genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,10 +37,8 @@ if TYPE_CHECKING:
 
 MARK = "labelled"
 """Key of ``uns`` that says what was learnt of which sections, and first word of the columns of ``var``."""
-FALSE_DISCOVERY = 0.05
-"""Of the genes that are called better than chance."""
-AT_ONCE = 512
-"""Genes whose draws are held at a time."""
+AT_ONCE = 2048
+"""Genes whose values are held at a time."""
 NOT_KNOWN = (
     "whether the makers of the model saw these sections, or their patients, is not known: then trust is too high"
 )
@@ -63,8 +61,6 @@ def trust_from_labelled(
     *,
     units: str | None = None,
     bin_um: float | None = None,
-    block: float = 5.0,
-    draws: int = 1000,
     seed: int = 0,
     overwrite: bool = False,
 ) -> str:
@@ -85,8 +81,8 @@ def trust_from_labelled(
         What values are that do not state it, of `foreign.UNITS`; None: unknown, and no half-widths are given.
     bin_um
         As in `score_file.score_files`.
-    block, draws, seed
-        As in `compare.compare_files`.
+    seed
+        Of the halves of counts that the noise ceiling is estimated from.
     overwrite
         Replace a file that lies there.
 
@@ -105,8 +101,6 @@ def trust_from_labelled(
             "name predictions with --labelled and their section with --counts",
         )
         raise InputError(problem, file=prediction, field="--labelled", fix=fix)
-    if not 1 <= block < np.inf:
-        raise InputError("is no side of a block", field="--block", value=block, expected="spots, 1 or more")
     if Path(output).suffix != ".h5ad":
         raise InputError("predictions are written as .h5ad", file=output, field="--output")
     claim(output, inputs=[prediction, *(path for path, _ in labelled)], mine=_is_mine, overwrite=overwrite)
@@ -130,15 +124,21 @@ def trust_from_labelled(
         parts = []
         for start in range(0, len(wanted), AT_ONCE):
             some_columns = [own[start : start + AT_ONCE] for own in columns]
-            part = _correlations(found, some_columns, transform, block=block, draws=draws, seed=seed)
+            part = _evidence(found, some_columns, transform, seed=seed)
             if all(one.known_units for one in found):
                 part |= _half_widths(found, some_columns, transform)
             parts.append(part)
-        table |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        table |= _beyond_chance(found, columns, transform, draws=draws, seed=seed)
+        every = {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
+        each, error = every.pop("each"), every.pop("error")
+        rates = genes.false_discovery(each, error)
+        low, high = genes.interval(each, error)
+        r, ceiling = mean_of_known(list(each)), every.pop("ceiling")
+        told = {"pearson": r, "pearson_low": low, "pearson_high": high, "ceiling": ceiling, "share": share(r, ceiling)}
+        table |= {f"{MARK}_{name}:{transform}": values for name, values in {**told, "q": rates}.items()}
+        table |= {f"{genes.BETTER}:{transform}": np.nan_to_num(rates, nan=1.0) <= genes.FALSE_DISCOVERY, **every}
     if any(same_file(prediction, path) for path, _ in labelled):
         notes.append("the labelled section is in the file itself: to its own values trust is no news")
-    about = _about(found, transforms, block=block, draws=draws)
+    about = _about(found, transforms)
     for name, values in table.items():
         target.var[name] = values
     target.uns[MARK] = about
@@ -168,24 +168,6 @@ def _read(path: Path, truth: str, units: str | None, bin_um: float | None, notes
     return Labelled(pair, section.patient or "", section, knows_units(predicted))
 
 
-def _beyond_chance(
-    found: Sequence[Labelled], columns: Sequence[np.ndarray], transform: str, *, draws: int, seed: int
-) -> dict[str, np.ndarray]:
-    """Return, of every gene, the false discovery rate of calling it better than chance, and whether it is called so.
-
-    Chance is the same map moved over the tissue as a whole, see `evaluation.he2gene`; means over sections.
-    """
-    pairs = [
-        Pair(one.pair.section, *_both(one, own, transform, absent=0.0), array_or_nearest(one.section.adata)[_rows(one)])
-        for one, own in zip(found, columns, strict=True)
-    ]
-    tested = gene_signal(pairs, np.arange(len(columns[0])).astype(str), draws=draws, seed=seed)
-    q = np.full(len(columns[0]), np.nan)
-    q[tested["gene"].to_numpy(dtype=int)] = tested["q"]
-    better = np.nan_to_num(q, nan=1.0) <= FALSE_DISCOVERY
-    return {f"{MARK}_q:{transform}": q, f"better_than_chance:{transform}": better}
-
-
 def _rows(one: Labelled) -> np.ndarray:
     """Return which spots of a section are predicted, in the order of the predictions."""
     barcodes = [spot.removeprefix(f"{one.pair.section}:") for spot in one.pair.spots]
@@ -202,51 +184,33 @@ def _both(one: Labelled, columns: np.ndarray, transform: str, *, absent: float) 
     return values[0], values[1]
 
 
-def _correlations(
-    found: Sequence[Labelled], columns: Sequence[np.ndarray], transform: str, *, block: float, draws: int, seed: int
+def _evidence(
+    found: Sequence[Labelled], columns: Sequence[np.ndarray], transform: str, *, seed: int
 ) -> dict[str, np.ndarray]:
-    """Return every gene's correlation, both ends of its interval, its noise ceiling, and the share of that.
+    """Return ``each`` patient's correlation of every gene and its ``error`` by chance, (K, genes); the ``ceiling``.
 
-    Means over the sections of a patient, then over patients. The interval redraws blocks of tissue within sections.
+    Means over the sections of a patient, of the ceiling over patients, too.
     """
-    each: dict[str, list[np.ndarray]] = {"r": [], "draws": [], "ceiling": []}
-    rngs = [np.random.default_rng([seed, what]) for what in range(2)]  # the same blocks for all genes
+    known: dict[str, list[np.ndarray]] = {"each": [], "error": [], "ceiling": []}
+    rng = np.random.default_rng(seed)
     for one, own in zip(found, columns, strict=True):
         pair, there = one.pair, own >= 0
-        labels = squares(pair.coords, block * spot_pitch(pair.coords))
-        weights = bootstrap.draw_weights(int(labels.max() + 1), draws, rngs[0])
         true, predicted = (values[:, own[there]] for values in (pair.true[transform], pair.predicted[transform]))
-        sums = bootstrap.block_sums(true, predicted, labels)
         names = pair.genes[own[there]], pair.symbols[own[there]]
         section = one.section.adata[_rows(one)]
-        ceiling, _ = section_ceiling(section, *names, [transform], name=pair.section, rng=rngs[1])
+        ceiling, _ = section_ceiling(section, *names, [transform], name=pair.section, rng=rng)
         values = {
-            "r": metrics.pearson(true, predicted),
-            "draws": bootstrap.correlations_of_draws(sums, weights),
+            "each": pearson(true, predicted),
+            "error": error_by_chance(true, predicted, pair.coords),
             "ceiling": ceiling.get(transform, np.full(there.sum(), np.nan)),
         }
-        for name, known in values.items():
-            placed = np.full((*known.shape[:-1], len(own)), np.nan)
-            placed[..., there] = known
-            each[name].append(placed)
+        for name, row in values.items():
+            placed = np.full(len(own), np.nan)
+            placed[there] = row
+            known[name].append(placed)
     patients = [one.patient for one in found]
-    r, drawn, ceiling = (_by_patient(values, patients) for values in each.values())
-    ends = np.array([bootstrap.interval(own, value) for own, value in zip(drawn.T, r, strict=True)])
-    columns_of_var = {"": r, "_low": ends[:, 0], "_high": ends[:, 1]}
-    named = {f"{MARK}_pearson{end}:{transform}": values for end, values in columns_of_var.items()}
-    return {**named, f"{MARK}_ceiling:{transform}": ceiling, f"{MARK}_share:{transform}": share(r, ceiling)}
-
-
-def _by_patient(values: Sequence[np.ndarray], patients: Sequence[str]) -> np.ndarray:
-    """Return means over the sections of each patient, then over patients, of what is known."""
-
-    def mean(rows: Sequence[np.ndarray]) -> np.ndarray:
-        known = np.isfinite(rows)
-        count = known.sum(axis=0)
-        return np.where(count > 0, np.where(known, rows, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
-
-    by = {name: [one for one, whose in zip(values, patients, strict=True) if whose == name] for name in patients}
-    return mean([mean(sections) for sections in by.values()])
+    by = {name: np.stack(list(genes.by_patient(rows, patients).values())) for name, rows in known.items()}
+    return {**by, "ceiling": mean_of_known(list(by["ceiling"]))}
 
 
 def _half_widths(found: Sequence[Labelled], columns: Sequence[np.ndarray], transform: str) -> dict[str, np.ndarray]:
@@ -267,7 +231,7 @@ def _half_widths(found: Sequence[Labelled], columns: Sequence[np.ndarray], trans
     return made
 
 
-def _about(found: Sequence[Labelled], transforms: Sequence[str], *, block: float, draws: int) -> dict[str, Any]:
+def _about(found: Sequence[Labelled], transforms: Sequence[str]) -> dict[str, Any]:
     """Return what ``uns["labelled"]`` says."""
     patients = list(dict.fromkeys(one.patient for one in found))
     known = all(one.known_units for one in found)
@@ -277,7 +241,7 @@ def _about(found: Sequence[Labelled], transforms: Sequence[str], *, block: float
         "spots": sum(len(one.pair.spots) for one in found),
         "transforms": np.array(transforms, dtype=str),
         "promise": promise(len(patients)) if known else "no intervals: what the values are is not stated (--units)",
-        "interval": f"{draws} draws of blocks of {block:g} x {block:g} spots: other tissue of these patients alone",
+        "interval": genes.promise({"patients": len(patients), "by": BY[0] if len(patients) > 1 else BY[1]}),
         "not_known": NOT_KNOWN,
     }
 
@@ -304,14 +268,14 @@ def _words(output: Path, target: AnnData, about: Mapping[str, Any], transform: s
     known = np.isfinite(r)
     order = [place for place in np.argsort(-r, kind="stable") if known[place]]
     ceiling = var[f"{MARK}_ceiling:{transform}"].to_numpy(dtype=float)
-    reached = share(metrics.finite_mean(r[np.isfinite(ceiling)]), metrics.finite_mean(ceiling))
+    reached = share(finite_mean(r[np.isfinite(ceiling)]), finite_mean(ceiling))
     better = int(var[f"better_than_chance:{transform}"].sum())
     lines = [
         f"{output}: trust in {int(known.sum())} of {len(r)} genes, from {about['spots']} spots of "
         f"{some(about['sections'])} ({about['patients']} patient{'s' * (about['patients'] != 1)})",
-        f"Correlation ({transform}): mean {metrics.finite_mean(r):.3f}"
+        f"Correlation ({transform}): mean {finite_mean(r):.3f}"
         + (f", {reached:.0%} of the noise ceiling" if np.isfinite(reached) else "")
-        + f"; {better} genes better than chance (false discovery rate {FALSE_DISCOVERY:g})",
+        + f"; {better} genes better than chance (false discovery rate {genes.FALSE_DISCOVERY:g})",
     ]
     if order:
         shown = [f"{names[place]} {r[place]:.2f}" for place in order]

@@ -81,13 +81,13 @@ def evidence(
         ``ceiling``: mean over sections, then patients. What is not known is None, and without sections of counts there
         is no ``ceiling``.
     """
-    owners, names = dict(told.owners), list(told.owners)
-    errors = {
-        name: error_by_chance(*(values[sections == name] for values in (measured, told.predicted)), coords[name])
+    names, patients = list(told.owners), list(told.owners.values())
+    errors = [
+        error_by_chance(*(values[sections == name] for values in (measured, told.predicted)), coords[name])
         for name in names
-    }
+    ]
     each = np.stack(list(told.by_patient.values()))
-    error = np.stack(list(_by_patient(errors, owners).values()))
+    error = np.stack(list(by_patient(errors, patients).values()))
     low, high = interval(each, error)
     rates, groups = np.full(len(outputs), np.nan), np.array([name.partition(":")[0] for name in outputs])
     for group in np.unique(groups):
@@ -101,7 +101,9 @@ def evidence(
         "positive": (known.any(axis=0) & (np.where(known, each, np.inf) > 0).all(axis=0)).tolist(),
     }
     if ceilings:
-        said["ceiling"] = plain(mean_of_known(list(_by_patient(ceilings, owners).values())))
+        said["ceiling"] = plain(
+            mean_of_known(list(by_patient(list(ceilings.values()), [told.owners[name] for name in ceilings]).values()))
+        )
     return said
 
 
@@ -224,6 +226,9 @@ def words(var: pd.DataFrame, transform: str, gene: str) -> str:
     return f"{DOUBTED}, {'wrong in a patient' if better else 'no better than chance'}: {said}"
 
 
-def _by_patient(sections: Mapping[str, np.ndarray], patients: Mapping[str, str]) -> dict[str, np.ndarray]:
-    names = sorted({str(patients[name]) for name in sections})
-    return {one: mean_of_known([own for name, own in sections.items() if patients[name] == one]) for one in names}
+def by_patient(sections: Sequence[np.ndarray], patients: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return means over the sections of each patient, in order of patients' names, of what is known."""
+    pairs = list(zip(sections, map(str, patients), strict=True))
+    return {
+        name: mean_of_known([own for own, whose in pairs if whose == name]) for name in sorted(set(map(str, patients)))
+    }
