@@ -8,8 +8,8 @@ folder, two simulated sections and the picture of one, a truncated picture, one 
 are four times coarser than they are and one four times finer, immunohistochemistry and a photograph (both of
 scikit-image, mirrored to the size of a section), and one that is not there. With ``--few``, one of each kind. Before
 anything runs it is written down how each must end, from what it is and from what the model says it was trained on:
-a slide of a laboratory that the model knows is fine; one of another, or of a wrong resolution, is used with care or not
-at all; other stains and tissue without the model's genes are refused.
+a slide of a laboratory that the model knows is fine; one of another is used with care or not at all; other stains,
+pixels said to be four times finer than they are, and tissue without the model's genes are refused.
 
 `histocrypt predict LIST -o OUT` is killed with SIGKILL each time another share of the slides is done, then ends; then a
 loop runs `histocrypt predict SLIDE` for each. The model is the one in the box, or ``--model``: of a run of
@@ -122,7 +122,7 @@ def expected(what: str, laboratory: str, known: list[str]) -> tuple[str, ...]:
         return (FINE,) if laboratory in known else (CARE, NO)
     if what in ("broken", "not there", "too coarse"):
         return ("failed",)
-    return (CARE, NO) if what in ("simulated, a picture", "wrong resolution") else (NO,)
+    return (CARE, NO) if what == "simulated, a picture" else (NO,)
 
 
 def ended(row: dict[str, Any]) -> str:

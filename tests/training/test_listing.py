@@ -165,3 +165,9 @@ def test_a_folder_with_one_section_goes_to_one_file_as_ever(tmp_path):
         with pytest.raises(InputError) as caught:
             are_many(tmp_path / "in", output)
         assert (caught.value.file, caught.value.field) == (tmp_path / "in", "--output")
+
+
+def test_what_is_not_there_is_said_before_where_its_predictions_may_go(tmp_path):
+    with pytest.raises(InputError) as caught:
+        are_many(tmp_path / "gone", tmp_path / "out")
+    assert (caught.value.file, caught.value.field) == (tmp_path / "gone", None)

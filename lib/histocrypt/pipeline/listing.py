@@ -12,7 +12,7 @@ from typing import Any
 
 from histocrypt import paths
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.files import regular
+from histocrypt.files import mode_of, near, regular
 from histocrypt.pipeline.predictions import is_loose_prediction
 from histocrypt.sections.identity import patient_text, safe_id
 from histocrypt.sections.image import IMAGE_SUFFIXES, TILE_NAME, TILE_SUFFIXES, is_image
@@ -82,9 +82,11 @@ def are_many(path: str | Path, output: Path | None) -> bool:
     Raises
     ------
     InputError
-        If there are many, and they are to go to one file.
+        If nothing is there, or there are many, and they are to go to one file.
     """
     path = paths.resolve(str(path))
+    if mode_of(path) is None and not any(parent.is_file() for parent in path.parents):  # FILE.h5/S_1 is of a file
+        raise InputError("no such file or folder", file=path, fix=near(path))
     if not is_list(path) and not path.is_dir():
         return False
     if output is not None and (output.is_dir() or output.suffix.lower() not in FILES):
