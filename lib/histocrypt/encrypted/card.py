@@ -40,9 +40,9 @@ def bundle_card(client: Client, said: str) -> str:
             "remains under one that lies: `docs/threat_model.md`.",
             f"- What clients can take: {extraction(client)}.",
             f"- Arithmetic: {said.removeprefix('; ')}.",
-            "- `client.json` is public and tells statistics of the training slides (ranges, pixel moments, stain, each "
-            "one's colours, second stain and sharpness, how well genes were predicted); "
-            "`server/` is secret.",
+            "- `client.json` is public and tells statistics of the training slides (ranges, stain, each one's colours, "
+            "second stain and sharpness, how well genes were predicted, and means of their pixels or features where "
+            "sections are not standardised by themselves); `server/` is secret.",
             "",
         ]
     )

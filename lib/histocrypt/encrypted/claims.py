@@ -65,8 +65,9 @@ CLAIMS = (
         "key owner",
         "learns",
         "outputs for its own spots; the public part: kind of network, depth, scheme parameters, needed rotations "
-        "(which tell of strides and widths), panel, ranges of inputs and outputs, pixel moments and stain reference of "
-        "the training slides, study name, hash of the weights",
+        "(which tell of strides and widths), panel, ranges of inputs and outputs, stain reference of the training "
+        "slides, study name, hash of the weights; of their trust what stands below under *What the public part gives "
+        "away*",
     ),
     _claim(
         "key owner",
