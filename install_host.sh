@@ -218,7 +218,8 @@ case $verb in
     ;;
   test)
     workers=$("$python" -c 'import os; n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(); print(min((n or 1) + 1, 8))')
-    # One worker more than cores, as many tests wait for processes of their own. They share the cores: one thread each. numba counts its own, and sets torch's to as many.
+    # One worker more than cores, as many tests wait for processes of their own. They share the cores: one thread each.
+    # numba counts its own, and sets torch's to as many.
     export OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg
     # loadscope keeps the cells of a notebook, and the tests that share a costly fixture, on one worker.
     exec "$python" -m pytest -n "$workers" --dist loadscope -m 'not slow' --durations=20
