@@ -17,7 +17,8 @@ from histocrypt.explore.survey import study_sections
 from histocrypt.files import read_json, write_json
 from histocrypt.pipeline.checkpoints import load_model
 from histocrypt.pipeline.compatibility import check_fit, unlike_training
-from histocrypt.pipeline.predict import predict_section, prepare_section
+from histocrypt.pipeline.inputs import prepare_section
+from histocrypt.pipeline.predict import predict_section
 from histocrypt.pipeline.train import train_fold
 from histocrypt.sections.image import open_image
 from histocrypt.sections.read import read_path, read_section

@@ -155,7 +155,8 @@ def prepare(
     from histocrypt.encrypted.told import gate_of, judged_features
     from histocrypt.pipeline.compatibility import check_fit, unlike_training
     from histocrypt.pipeline.gating import judge, looked_over_spots, said_of_trust
-    from histocrypt.pipeline.predict import prepare_section, said_of_sections, said_of_surroundings
+    from histocrypt.pipeline.inputs import prepare_section
+    from histocrypt.pipeline.predict import said_of_sections, said_of_surroundings
     from histocrypt.sections.genes import GeneNames, meant_by
     from histocrypt.sections.read import read_path
     from histocrypt.targets.panels import Panel, read_gene_list

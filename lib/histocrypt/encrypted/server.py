@@ -26,11 +26,9 @@ says "later" (429, 503, 507) has a ``Retry-After``.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -51,7 +49,7 @@ from histocrypt.http.bodies import parts, read_to_the_end
 from histocrypt.http.connections import Door
 from histocrypt.http.guard import Guard
 from histocrypt.http.refusals import HANDLERS, Refused
-from histocrypt.http.run import address_of, check_reach, listen, run
+from histocrypt.http.run import address_of, check_reach, lifespan, listen, run
 
 if TYPE_CHECKING:
     from histocrypt.encrypted.resnet.sessions import KeptStore
@@ -80,17 +78,13 @@ Count = Annotated[int, fastapi.Query(ge=1, le=100_000)]
 
 def application(store: Store, bundle: Bundle, tokens: Mapping[str, str], door: Door, greeting: str = "") -> Any:
     """Return the server as an ASGI application for clients with these tokens, by name."""
-
-    @asynccontextmanager
-    async def life(_app: FastAPI) -> AsyncIterator[None]:
-        sweeping = asyncio.gather(store.sweep(), door.sweep())
-        if greeting:
-            print(greeting, file=sys.stderr, flush=True)
-        yield
-        sweeping.cancel()
-        store.stop()
-
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life, exception_handlers=HANDLERS)
+    app = FastAPI(
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan(store, door, greeting),
+        exception_handlers=HANDLERS,
+    )
     public = read_json(bundle.client.file)
 
     @app.get("/v1/health")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,21 @@ def check_reach(
         raise InputError("others can reach this address", field="host", value=host, fix=fix)
     if certificate or private_key:
         check_certificate(certificate, private_key)
+
+
+def lifespan(store: Any, door: Door, greeting: str = "") -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    """Return what an application does while it lives: sweep its store and its door, greet, and stop its store."""
+
+    @asynccontextmanager
+    async def life(_app: Any) -> AsyncIterator[None]:
+        sweeping = asyncio.gather(store.sweep(), door.sweep())
+        if greeting:
+            print(greeting, file=sys.stderr, flush=True)
+        yield
+        sweeping.cancel()
+        store.stop()
+
+    return life
 
 
 def address_of(door: Door, host: str, *, tls: bool) -> str:

@@ -152,7 +152,7 @@ def judge(
     file: Any,
     anyway: bool,
 ) -> Verdict | None:
-    """Return the verdict on a section that `pipeline.predict.prepare_section` prepared in a folder.
+    """Return the verdict on a section that `pipeline.inputs.prepare_section` prepared in a folder.
 
     Parameters
     ----------

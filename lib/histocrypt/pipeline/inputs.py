@@ -1,17 +1,29 @@
-"""What one path gives to predict: a section, a grid over a slide, or the sections of a folder of patches."""
+"""What one path gives to predict: a section, a grid over a slide, or the sections of a folder of patches.
+
+And how a section is prepared, as the model's training sections were.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histocrypt.data.features import normalised_chunks, section_features
+from histocrypt.data.fold_statistics import read_clean_section
+from histocrypt.data.load import Spots, spot_names
 from histocrypt.errors import InputError
+from histocrypt.pipeline.views import mapped
+from histocrypt.targets.matrix import depth
 from histocrypt.tissue.grid import grid_section, is_patch_folder, patch_sections, widest
+from histocrypt.tissue.tiles import read_places
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from histocrypt.sections.section import Section
 
 GRID_UM = 200.0
@@ -98,3 +110,79 @@ def _found(
             fix="name it with --image",
         )
     return [grid_section(section.image, spacing_um=spacing_um, min_tissue=least, of=section)]
+
+
+def prepare_section(
+    about: dict[str, Any],
+    section: Section,
+    folder: Path,
+    outputs: tuple[str, ...],
+    *,
+    every: bool = False,
+    align: bool | None = None,
+    around_um: float = 0.0,
+) -> tuple[Spots, np.ndarray, Any]:
+    """Preprocess a section as a model's training sections were.
+
+    Parameters
+    ----------
+    about
+        What ``model.json`` says of preprocessing, seed, stain and geometry.
+    section
+        With an image.
+    folder
+        Temporary; tiles are memory-mapped from there.
+    outputs
+        Names of the model's outputs.
+    every
+        Keep spots off tissue, too.
+    align
+        Whether spots are aligned to the tissue; None: as those of the training sections were.
+    around_um
+        Around which spots rings of tiles are cut, see `tissue.ring.ring_reach`.
+
+    Returns
+    -------
+    spots, (n, 2) coordinates in full-resolution pixels, report of the preprocessing
+    """
+    import h5py
+
+    from histocrypt.options import Preprocessing
+    from histocrypt.tissue.preprocess import preprocess_section
+    from histocrypt.tissue.stain import StainStatistics
+
+    least = {"min_counts": 0, **({"min_tissue": 0.0} if every else {}), **({} if align is None else {"align": align})}
+    settings = Preprocessing(**{**about["preprocessing"], **least})
+    files = {
+        "section_path": folder / "section.h5ad",
+        "tiles_path": folder / "tiles.h5",
+        "stain_path": folder / "s.json",
+    }
+    report = preprocess_section(section, settings=settings, seed=about["seed"], around_um=around_um, **files)
+    cleaned: AnnData = read_clean_section(files["section_path"])
+    own = StainStatistics.load(files["stain_path"])
+    reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")
+    method, side = about["stain"]["method"], about["geometry"]["input_px"]
+    names = spot_names(section.id, cleaned.obs_names.to_numpy().astype(str))
+
+    @cache
+    def pixels() -> np.ndarray:
+        with h5py.File(files["tiles_path"], "r") as file:
+            chunks = normalised_chunks(file["img"], source=own, reference=reference, method=method, side=side)
+            return mapped(folder / "tiles.bin", chunks, n=len(names), side=side)
+
+    def features(encoder: str) -> np.ndarray:
+        how = {"stain": own, "method": method, "names": names, "places": read_places(files["tiles_path"])}
+        with h5py.File(files["tiles_path"], "r") as file:
+            return section_features(file["img"], encoder=encoder, **how)  # read chunk by chunk
+
+    spots = Spots(
+        names=names,
+        sections=np.full(len(names), section.id),
+        patients=np.full(len(names), section.patient or ""),
+        depth=depth(cleaned),
+        outputs=outputs,
+        pixels=pixels,
+        features=features,
+    )
+    return spots, np.asarray(cleaned.obsm["spatial"]), report

@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,14 +14,11 @@ import numpy as np
 from histocrypt import paths
 from histocrypt.data.features import (
     PLACES,
-    normalised_chunks,
     parts_of,
     reaches_of,
     ring_read,
-    section_features,
     split_context,
 )
-from histocrypt.data.fold_statistics import read_clean_section
 from histocrypt.data.load import Spots, spot_names
 from histocrypt.errors import InputError
 from histocrypt.files import claim
@@ -30,7 +26,7 @@ from histocrypt.pipeline.checkpoints import TrainedModel, load_model
 from histocrypt.pipeline.compatibility import absent_genes, missing_genes, unlike_training
 from histocrypt.pipeline.csv_files import CSV_FILES, check_submission, made_with, write_csv, write_submission
 from histocrypt.pipeline.gating import add_trust, checked, judge, looked_over_spots, said_of_trust
-from histocrypt.pipeline.inputs import GRID_UM, sections_to_predict
+from histocrypt.pipeline.inputs import GRID_UM, prepare_section, sections_to_predict
 from histocrypt.pipeline.measured import correct, read_measured
 from histocrypt.pipeline.predictions import (
     add_heads,
@@ -40,12 +36,12 @@ from histocrypt.pipeline.predictions import (
     write_predictions,
 )
 from histocrypt.pipeline.regions import check_on_image, predicted_regions, read_regions
-from histocrypt.pipeline.views import Views, mapped, predict_views, recut
+from histocrypt.pipeline.views import Views, predict_views, recut
 from histocrypt.predictors.predictability import correlations_of
 from histocrypt.predictors.registry import MODELS
 from histocrypt.sections.image import PatchMosaic
 from histocrypt.spatial import FEW, few_around, surroundings
-from histocrypt.targets.matrix import depth, noun
+from histocrypt.targets.matrix import noun
 from histocrypt.targets.panels import Panel
 from histocrypt.tissue.grid import is_patch_folder, widest
 from histocrypt.tissue.ring import ring_reach
@@ -528,79 +524,3 @@ def _add_heads(adata: AnnData, heads: dict[str, np.ndarray], model: TrainedModel
     if MODELS[model.about["model"]].has_heads:
         add_heads(adata, heads, model.predictor)
     model.predictor.add_layers(adata, model.scaling)
-
-
-def prepare_section(
-    about: dict[str, Any],
-    section: Section,
-    folder: Path,
-    outputs: tuple[str, ...],
-    *,
-    every: bool = False,
-    align: bool | None = None,
-    around_um: float = 0.0,
-) -> tuple[Spots, np.ndarray, Any]:
-    """Preprocess a section as a model's training sections were.
-
-    Parameters
-    ----------
-    about
-        What ``model.json`` says of preprocessing, seed, stain and geometry.
-    section
-        With an image.
-    folder
-        Temporary; tiles are memory-mapped from there.
-    outputs
-        Names of the model's outputs.
-    every
-        Keep spots off tissue, too.
-    align
-        Whether spots are aligned to the tissue; None: as those of the training sections were.
-    around_um
-        Around which spots rings of tiles are cut, see `tissue.ring.ring_reach`.
-
-    Returns
-    -------
-    spots, (n, 2) coordinates in full-resolution pixels, report of the preprocessing
-    """
-    import h5py
-
-    from histocrypt.options import Preprocessing
-    from histocrypt.tissue.preprocess import preprocess_section
-    from histocrypt.tissue.stain import StainStatistics
-
-    least = {"min_counts": 0, **({"min_tissue": 0.0} if every else {}), **({} if align is None else {"align": align})}
-    settings = Preprocessing(**{**about["preprocessing"], **least})
-    files = {
-        "section_path": folder / "section.h5ad",
-        "tiles_path": folder / "tiles.h5",
-        "stain_path": folder / "s.json",
-    }
-    report = preprocess_section(section, settings=settings, seed=about["seed"], around_um=around_um, **files)
-    cleaned: AnnData = read_clean_section(files["section_path"])
-    own = StainStatistics.load(files["stain_path"])
-    reference = StainStatistics.from_dict(about["stain"]["reference"], file="model")
-    method, side = about["stain"]["method"], about["geometry"]["input_px"]
-    names = spot_names(section.id, cleaned.obs_names.to_numpy().astype(str))
-
-    @cache
-    def pixels() -> np.ndarray:
-        with h5py.File(files["tiles_path"], "r") as file:
-            chunks = normalised_chunks(file["img"], source=own, reference=reference, method=method, side=side)
-            return mapped(folder / "tiles.bin", chunks, n=len(names), side=side)
-
-    def features(encoder: str) -> np.ndarray:
-        how = {"stain": own, "method": method, "names": names, "places": read_places(files["tiles_path"])}
-        with h5py.File(files["tiles_path"], "r") as file:
-            return section_features(file["img"], encoder=encoder, **how)  # read chunk by chunk
-
-    spots = Spots(
-        names=names,
-        sections=np.full(len(names), section.id),
-        patients=np.full(len(names), section.patient or ""),
-        depth=depth(cleaned),
-        outputs=outputs,
-        pixels=pixels,
-        features=features,
-    )
-    return spots, np.asarray(cleaned.obsm["spatial"]), report

@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +35,7 @@ from histocrypt.http.bodies import parts, read_to_the_end
 from histocrypt.http.connections import Door
 from histocrypt.http.guard import HEALTH, Guard
 from histocrypt.http.refusals import HANDLERS, Refused
-from histocrypt.http.run import address_of, check_reach, listen, run
+from histocrypt.http.run import address_of, check_reach, lifespan, listen, run
 from histocrypt.machine import usable_cores
 from histocrypt.pipeline.checkpoints import load_model
 from histocrypt.pipeline.folder import Settings
@@ -92,16 +90,6 @@ def application(
     greeting
         What is printed when it listens.
     """
-
-    @asynccontextmanager
-    async def life(_app: FastAPI) -> AsyncIterator[None]:
-        sweeping = asyncio.gather(store.sweep(), door.sweep())
-        if greeting:
-            print(greeting, file=sys.stderr, flush=True)
-        yield
-        sweeping.cancel()
-        store.stop()
-
     app = FastAPI(
         title="HistoCrypt",
         version=__version__,
@@ -109,7 +97,7 @@ def application(
         "sees slides and predictions.",
         docs_url=None,
         redoc_url=None,
-        lifespan=life,
+        lifespan=lifespan(store, door, greeting),
         exception_handlers=HANDLERS,
     )
     guarded = [Depends(TOKEN)]  # `Guard` checks it; this writes it into the description
