@@ -320,6 +320,7 @@ class GeneratorPlan(Part):
 class Synthesis(Part):
     """Synthetic tiles with masks, learned from the training patients of one fold."""
 
+    later = ("privacy_unit",)
     label: str = Field("obs:tumour", description="what makes a tile tumour: obs:COLUMN, or obsm:MATRIX/COLUMN")
     label_is: list[str] = Field([], description="values of a column of words that mean tumour")
     label_above: float | None = Field(None, description="numbers above this mean tumour: a proxy, and called so")
@@ -345,9 +346,12 @@ class Synthesis(Part):
     network: Literal["unet", "vit_hybrid"] = "unet"
     segmentation_epochs: Count = Field(40, description="passes over the real training tiles; as many steps for others")
     epsilon: Positive | None = Field(
-        None, description="differential privacy of a tile, all generators together; None: none"
+        None, description="differential privacy of a tile (or patient), all generators together; None: none"
     )
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="with epsilon")
+    privacy_unit: Literal["tile", "patient"] = Field(
+        "tile", description="with epsilon: whose presence is hidden; of a patient all tiles together"
+    )
 
     @field_serializer("generator")
     def _given(self, generator: GeneratorPlan) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -36,6 +35,16 @@ from histocrypt.options import GeneratorPlan
 from histocrypt.synthesis.manifest import Pairs, Scheme
 from histocrypt.training.images import flip_and_turn
 from histocrypt.training.loop import Trainer, generator_of, learning_rate, precision
+from histocrypt.training.private import (
+    NOT_COVERED,
+    TILES,
+    PatientSteps,
+    Unit,
+    epsilon_of_group,
+    private_optimiser,
+    secret,
+    secret_number,
+)
 
 WHERE = "synthesis.generator"
 FIRST_BETA, LAST_BETA = 1e-6, 0.01
@@ -185,7 +194,8 @@ def train_generator(
     device
         None: the best one present.
     privacy
-        Differential privacy (see `Privacy`): classes are then not balanced, and training does not repeat.
+        Differential privacy (see `Privacy`): classes are then not balanced, and training does not repeat. With the
+        patient as unit ``plan.batch`` is how many patients a step takes, each with `training.private.TILES` tiles.
 
     Raises
     ------
@@ -207,8 +217,11 @@ def train_generator(
     steps = max(1, round(len(lesson.order(generator_of(seed))) / plan.batch))
     taught: dict[str, Any] = {"loss": lambda rows, chance: lesson.errors(network, rows, chance).mean()}
     if privacy is not None:
-        steps = max(1, round(len(pairs) / plan.batch))
-        lesson = PrivateLesson(lesson, network, optimiser, privacy, steps=epochs * steps)
+        by_patient = privacy.unit == "patient"
+        at_once = min(plan.batch, len(set(pairs.patients.tolist()))) * TILES if by_patient else plan.batch
+        steps = max(1, round(len(pairs) / at_once))
+        private = _private_by_patient if by_patient else PrivateLesson
+        lesson = private(lesson, network, optimiser, privacy, steps=epochs * steps)
         optimiser, taught = lesson.optimiser, {"step": lesson.step}
     Trainer(
         network=network,
@@ -318,6 +331,8 @@ def _fingerprint(pairs: Pairs, plan: GeneratorPlan, **others: Any) -> str:
     digest = hashlib.sha256()
     settings = {"plan": dict(plan), "scheme": asdict(pairs.scheme)}
     settings |= {name: value if isinstance(value, int) else value and asdict(value) for name, value in others.items()}
+    if settings.get("privacy") and settings["privacy"]["unit"] == "tile":
+        del settings["privacy"]["unit"]  # what was trained before there were units stays
     digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update("\n".join([*pairs.ids.tolist(), *pairs.labels.tolist(), *pairs.patients.tolist()]).encode())
     digest.update(np.ascontiguousarray(pairs.images).tobytes())
@@ -333,7 +348,8 @@ def _fingerprint(pairs: Pairs, plan: GeneratorPlan, **others: Any) -> str:
 #
 # **The unit is one tile**: the statement bounds what the presence of one tile, with its mask and label, can change. A
 # patient has many, and neighbouring tiles share pixels, so that the statement for a patient is that of a group, and
-# weaker; `PrivateLesson.statement` gives both.
+# weaker; `PrivateLesson.statement` gives both. With ``unit="patient"`` patients are drawn and clipped instead:
+# `training.private.PatientSteps`.
 #
 # Coins and noise come from the operating system and are kept nowhere: who knows them can subtract them. A private
 # training therefore does not repeat. The generator behind the noise is torch's, not a cryptographic one.
@@ -341,12 +357,13 @@ def _fingerprint(pairs: Pairs, plan: GeneratorPlan, **others: Any) -> str:
 
 @dataclass(frozen=True)
 class Privacy:
-    """What is promised, for one tile."""
+    """What is promised, for one tile or for one patient with all tiles."""
 
     epsilon: float
     delta: float = 1e-5
     clip: float = 1.0
-    """Norm that a tile's gradient is clipped to."""
+    """Norm that a unit's gradient is clipped to."""
+    unit: Unit = "tile"
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -359,6 +376,23 @@ class Privacy:
                 raise InputError(
                     "is out of range", field=f"synthesis.{name}", value=getattr(self, name), expected=expected
                 )
+
+
+def _private_by_patient(
+    lesson: Lesson, network: torch.nn.Module, optimiser: torch.optim.Optimizer, privacy: Privacy, *, steps: int
+) -> PatientSteps:
+    """Return training steps in which a patient counts as a `PrivateLesson` counts a tile."""
+    return PatientSteps(
+        network,
+        optimiser,
+        lambda rows, chance: lesson.errors(network, rows, chance).mean(),
+        lesson.pairs.patients,
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        clip=privacy.clip,
+        batch=lesson.plan.batch,
+        steps=steps,
+    )
 
 
 class PrivateLesson:
@@ -380,44 +414,18 @@ class PrivateLesson:
         InputError
             If opacus is not installed, or delta is too large for so many tiles.
         """
-        try:
-            from opacus import GradSampleModule
-            from opacus.accountants.utils import get_noise_multiplier
-            from opacus.optimizers import DPOptimizer
-        except ImportError as error:
-            msg = "differentially private training needs opacus, which is not installed"
-            fix = "pip install opacus==1.6.0, or leave epsilon out"
-            raise InputError(msg, field="synthesis.epsilon", fix=fix) from error
         n = len(lesson.pairs)
-        if privacy.delta >= 1 / n:
-            raise InputError(
-                f"is too large for {n} tiles: a mechanism that publishes one of them would satisfy it",
-                field="synthesis.delta",
-                value=privacy.delta,
-                expected=f"well below {1 / n:.1g}",
-            )
         self.lesson, self.privacy, self.steps = lesson, privacy, steps
         self.rate = min(1.0, lesson.plan.batch / n)
-        with warnings.catch_warnings():  # see epsilon_of_group
-            warnings.simplefilter("ignore", UserWarning)
-            self.noise = get_noise_multiplier(
-                target_epsilon=privacy.epsilon,
-                target_delta=privacy.delta,
-                sample_rate=self.rate,
-                steps=steps,
-                accountant="rdp",
-                epsilon_tolerance=privacy.epsilon / 1000,
-            )
-        self.module = GradSampleModule(network, loss_reduction="sum")
-        self.optimiser = DPOptimizer(
-            optimiser,
-            noise_multiplier=self.noise,
-            max_grad_norm=privacy.clip,
-            expected_batch_size=self.rate * n,
-            loss_reduction="mean",
-            generator=_secret(lesson.device),
+        promised = {"epsilon": privacy.epsilon, "delta": privacy.delta, "clip": privacy.clip}
+        self.optimiser = private_optimiser(
+            optimiser, **promised, rate=self.rate, units=n, unit="tile", steps=steps, device=lesson.device
         )
-        self._coins = _secret("cpu")
+        self.noise = self.optimiser.noise_multiplier
+        from opacus import GradSampleModule
+
+        self.module = GradSampleModule(network, loss_reduction="sum")
+        self._coins = secret("cpu")
 
     def batches(self, n: int, chance: torch.Generator) -> Iterator[np.ndarray]:
         """Yield the rows of each of ``n`` batches: every tile by its own coin, so that sizes differ. No balancing."""
@@ -425,13 +433,18 @@ class PrivateLesson:
             yield torch.nonzero(torch.rand(len(self.lesson.pairs), generator=self._coins) < self.rate)[:, 0].numpy()
 
     def step(self, rows: np.ndarray, chance: torch.Generator) -> float:
-        """Take one step and return the mean loss; an empty batch is noise alone."""
+        """Take one step and return the mean loss; an empty batch is noise alone.
+
+        ``chance`` is not drawn from, for its seed is known: one tile more would shift the draws of all that follow it,
+        and with them gradients that it must not touch.
+        """
+        torch.manual_seed(secret_number())  # of dropout; the trainer puts the state back after the epoch
         total, weight = 0.0, 1.0
         if not len(rows):  # the noise is added all the same: that nobody was drawn must not show
             rows, weight = np.zeros(1, dtype=np.int64), 0.0
         parts = np.array_split(rows, math.ceil(len(rows) / AT_ONCE))
         for number, part in enumerate(parts):
-            errors = self.lesson.errors(self.module, part, chance).sum() * weight
+            errors = self.lesson.errors(self.module, part, self._coins).sum() * weight
             with warnings.catch_warnings():  # that no gradient of the input is asked for, as none is needed
                 warnings.filterwarnings("ignore", "Full backward hook")
                 errors.backward()
@@ -461,48 +474,5 @@ class PrivateLesson:
             "epsilon": epsilon_of_group(1, delta=self.privacy.delta, **bound),
             "largest_patient": largest,
             "epsilon_by_group": {str(k): epsilon_of_group(k, delta=self.privacy.delta, **bound) for k in sizes},
-            "not_covered": "what was chosen by looking at the tiles: the number of epochs, the filter, the options",
+            "not_covered": NOT_COVERED,
         }
-
-
-def epsilon_of_group(size: int, *, delta: float, noise: float, rate: float, steps: int) -> float:
-    """Return the epsilon at ``delta`` for the presence of ``size`` tiles at once.
-
-    The smaller of two bounds: the general one, (k e, k exp((k - 1) e) d) where one tile is bound by (e, d) (Dwork and
-    Roth 2014), at the best d; and that of k tiles that are in every batch, whose sum has a norm of at most k clips.
-
-    Parameters
-    ----------
-    size
-        k, the number of tiles.
-    delta
-        Of the group's statement.
-    noise
-        Standard deviation of the noise, in clips.
-    rate
-        Chance of a tile to be in a batch.
-    steps
-        Number of batches.
-    """
-    from opacus.accountants import RDPAccountant
-    from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
-
-    orders = RDPAccountant.DEFAULT_ALPHAS
-    divergence = compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=orders)
-    with warnings.catch_warnings():  # that more orders might give a tighter bound
-        warnings.simplefilter("ignore", UserWarning)
-        if size == 1:
-            return float(get_privacy_spent(orders=orders, rdp=divergence, delta=delta)[0])
-        found = []
-        for smaller in np.logspace(math.log10(delta / size), -250, 120):
-            one = get_privacy_spent(orders=orders, rdp=divergence, delta=smaller)[0]
-            if math.log(size) + (size - 1) * one + math.log(smaller) <= math.log(delta):
-                found.append(size * one)
-    concentrated = steps * size**2 / (2 * noise**2)  # in the sense of Bun and Steinke 2016
-    everywhere = concentrated + 2 * math.sqrt(concentrated * math.log(1 / delta))
-    return float(min([*found, everywhere]))
-
-
-def _secret(device: torch.device | str) -> torch.Generator:
-    """Return a generator seeded by the operating system."""
-    return torch.Generator(device=device).manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)

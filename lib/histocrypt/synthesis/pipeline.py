@@ -88,7 +88,7 @@ def train_generators(study: Study, train: Pairs, folder: Path, *, kind: str = "a
 
         # A normal tile is learned from by each generator: what is promised is the sum.
         n = len(generator_kinds(study))
-        privacy = Privacy(epsilon=part.epsilon / n, delta=part.delta / n)
+        privacy = Privacy(epsilon=part.epsilon / n, delta=part.delta / n, unit=part.privacy_unit)
     return {
         kind: train_generator(
             train,
