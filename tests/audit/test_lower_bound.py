@@ -3,6 +3,7 @@ import pytest
 from scipy.stats import binom
 
 from histocrypt.audit.lower_bound import (
+    coin_runs,
     epsilon_at_least,
     lower_bound,
     most_shown,
@@ -128,3 +129,33 @@ def test_more_right_guesses_than_guesses_are_refused():
     with pytest.raises(InputError) as error:
         p_value(10, 5, 6, epsilon=1.0)
     assert error.value.field == "right"
+
+
+def memory(known: float, hard: np.ndarray, rng: np.random.Generator):
+    """A training whose loss of a record is its difficulty, noise, and less by `known` where it was trained on."""
+
+    def train_one(inside: np.ndarray, seed: int) -> np.ndarray:
+        assert inside.any()
+        return hard + rng.normal(0, 0.3, len(inside)) - known * inside
+
+    return train_one
+
+
+def test_trainings_with_fresh_coins_show_a_leak_that_one_run_of_few_patients_cannot():
+    rng = np.random.default_rng(5)
+    patients = np.repeat([f"P{i}" for i in range(5)], 4)
+    hard = np.repeat(rng.normal(0, 10, 5), 4)  # patients differ by far more than membership does
+    found = {}
+    for known in (1.0, 0.0):
+        scores, coins = coin_runs(memory(known, hard, rng), patients, runs=40, seed=0)
+        assert scores.shape == coins.shape == (40, 5)
+        found[known] = lower_bound(scores, coins)
+    assert found[1.0].epsilon > 1 > most_shown(5)
+    assert found[0.0].epsilon == 0
+    assert found[1.0].canaries == 200
+
+
+def test_a_training_that_gives_other_losses_is_refused():
+    with pytest.raises(InputError) as error:
+        coin_runs(lambda inside, seed: np.zeros(3), np.arange(10), runs=1, seed=0)
+    assert error.value.field == "train_one"

@@ -114,3 +114,13 @@ def test_without_opacus_one_sentence_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "opacus", None)
     with pytest.raises(InputError, match="needs opacus"):
         lesson_of(Privacy(1.0, 1e-3))
+
+
+def test_a_patient_is_promised_what_a_tile_was_without_a_group(tmp_path):
+    privacy = Privacy(epsilon=4.0, delta=1e-3, unit="patient")
+    made = train_generator(tiles(), PLAN, folder=tmp_path, epochs=2, seed=0, device="cpu", privacy=privacy)
+    said = made.record["privacy"]
+    assert said["unit"] == "patient"
+    assert 3.9 < said["epsilon"] <= 4.0
+    assert (said["patients"], said["rate"], said["steps"]) == (4, 1.0, 2)
+    assert load_generator(tmp_path).record["privacy"] == said

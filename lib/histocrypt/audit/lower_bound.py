@@ -25,7 +25,7 @@ A bound of 0 says that this attack proved nothing. It never says that the traini
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +78,52 @@ def toss(canaries: np.ndarray, *, seed: int) -> np.ndarray:
     """
     names, own = np.unique(np.asarray(canaries).astype(str), return_inverse=True)
     return np.random.default_rng([seed, 7]).integers(2, size=len(names)).astype(bool)[own]
+
+
+def coin_runs(
+    train_one: Callable[[np.ndarray, int], np.ndarray], canaries: np.ndarray, *, runs: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Train with fresh coins again and again; return scores and coins for `lower_bound`, (runs, canaries) each.
+
+    A canary's score is by how much its mean loss is smaller than it is on average over the runs: how hard a canary is
+    hides what a run knows of it, and that average tells no coin to a guess. (With one run it is minus the loss.)
+
+    Parameters
+    ----------
+    train_one
+        As for `shadow.shadow_losses`: called with a (n,) bool mask of the records to train on and a seed; returns (n,)
+        losses of all records, e.g. errors of a predictor or `memorisation.denoising_loss` of a generator. It is not
+        called where the coins leave nobody inside: nothing is trained then, and all canaries score alike.
+    canaries
+        (n,) str of each record, e.g. its patient.
+    runs
+        How many trainings.
+    seed
+        Of the coins, and of each training's own seed.
+
+    Raises
+    ------
+    InputError
+        If a training gives losses of another number, or not finite ones, or there is no run.
+    """
+    canaries = np.asarray(canaries).astype(str)
+    _need(runs >= 1, "runs", runs, "at least 1")
+    losses, coins = [], []
+    for run in range(runs):
+        own = int(np.random.SeedSequence([seed, run]).generate_state(1)[0] >> 1)
+        inside = toss(canaries, seed=own)
+        found = np.asarray(train_one(inside, own), np.float64) if inside.any() else np.zeros(len(inside))
+        if found.shape != inside.shape or not np.isfinite(found).all():
+            raise InputError(
+                "a training gave losses that do not fit",
+                field="train_one",
+                value=found.shape,
+                expected=f"{inside.shape}, all finite",
+            )
+        losses.append(of_canaries(found, canaries)[0])
+        coins.append(of_canaries(inside, canaries)[0] == 1)
+    scores = -np.array(losses)
+    return scores - (scores.mean(axis=0) if runs > 1 else 0), np.array(coins)
 
 
 def of_canaries(values: np.ndarray, canaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +229,8 @@ def lower_bound(
     """Return the lower bound on epsilon that an attack's scores prove.
 
     The highest scores are guessed to be inside, the lowest to be outside, as many of each (one more inside if the
-    number is odd); the attack abstains from the rest. Ties are dealt by a canary's place, which no coin moves.
+    number is odd); the attack abstains from the rest. Where all are guessed, they are cut where the scores themselves
+    fall into two groups. Ties are dealt by a canary's place, which no coin moves.
 
     Parameters
     ----------
@@ -228,10 +275,25 @@ def lower_bound(
 
 def _right(scores: np.ndarray, inside: np.ndarray, guesses: int) -> int:
     """Return how many of the coins of one run are guessed right."""
-    _check(len(scores), guesses)
+    k = len(scores)
+    _check(k, guesses)
     order = np.argsort(scores, kind="stable")
-    low = guesses // 2
-    return int((~inside[order[:low]]).sum() + inside[order[len(order) - (guesses - low) :]].sum())
+    low = guesses // 2 if guesses < k else _cut(scores[order])
+    return int((~inside[order[:low]]).sum() + inside[order[k - (guesses - low) :]].sum())
+
+
+def _cut(ordered: np.ndarray) -> int:
+    """Return how many of the ordered scores are guessed outside: where two groups differ most (Otsu 1979).
+
+    Coins seldom fall half and half. The cut lies in the middle half, so that one far score does not make a group.
+    """
+    k = len(ordered)
+    below = np.arange(max(1, k // 4), min(k - 1, k - k // 4) + 1)
+    if not len(below):  # a single canary
+        return 0
+    sums = np.cumsum(ordered)
+    gap = (sums[-1] - sums[below - 1]) / (k - below) - sums[below - 1] / below
+    return int(below[np.argmax(below * (k - below) * gap**2)])
 
 
 def _check(canaries: int, guesses: int, *, delta: float = 0.0) -> None:

@@ -52,6 +52,9 @@ class PatientSteps:
         Patients that a step takes on average; all of them if there are no more.
     steps
         Of the whole training, which the noise is chosen for.
+    expected
+        Patients that there would be, from which the chance of each and the size of a step follow; those that there are
+        if not given, and then their number is not hidden.
 
     Raises
     ------
@@ -71,17 +74,19 @@ class PatientSteps:
         clip: float,
         batch: int,
         steps: int,
+        expected: int | None = None,
     ) -> None:
         self._parameters = [one for one in network.parameters() if one.requires_grad]
         self._loss = loss
         self._rows = [np.flatnonzero(patients == name) for name in np.unique(patients)]
-        self.steps, self.rate = steps, min(1.0, batch / len(self._rows))
+        self.units = len(self._rows) if expected is None else expected
+        self.steps, self.rate = steps, min(1.0, batch / self.units)
         self.asked = {"epsilon": epsilon, "delta": delta, "clip": clip}
         self.optimiser = private_optimiser(
             optimiser,
             **self.asked,
             rate=self.rate,
-            units=len(self._rows),
+            units=self.units,
             unit="patient",
             steps=steps,
             device=self._parameters[0].device,
@@ -125,7 +130,7 @@ class PatientSteps:
             "accountant": "rdp",
             "delta": self.asked["delta"],
             "epsilon": epsilon_of_group(1, delta=self.asked["delta"], **bound),
-            "patients": len(self._rows),
+            "patients": self.units,
             "tiles_of_a_patient_in_a_step": TILES,
             "not_covered": NOT_COVERED,
         }
