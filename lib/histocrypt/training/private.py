@@ -176,8 +176,8 @@ def private_optimiser(
         If opacus is not installed, or delta is too large for so few units.
     """
     try:
+        from opacus import optimizers
         from opacus.accountants.utils import get_noise_multiplier
-        from opacus.optimizers import DPOptimizer
     except ImportError as error:
         msg = "differentially private training needs opacus, which is not installed"
         fix = "pip install opacus==1.6.0, or leave epsilon out"
@@ -199,7 +199,7 @@ def private_optimiser(
             accountant="rdp",
             epsilon_tolerance=epsilon / 1000,
         )
-    return DPOptimizer(
+    return optimizers.DPOptimizer(
         optimiser,
         noise_multiplier=noise,
         max_grad_norm=clip,
