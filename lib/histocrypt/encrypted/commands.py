@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(
     help="Encrypted inference between two parties. Model owner: compile. Key owner: check, keygen, encrypt, decrypt. "
-    "Evaluator: evaluate. Over a network: serve, token, send.",
+    "Evaluator: evaluate. Over a network: serve, token, send. For who decides: card, signing-key, verify-card.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -221,3 +221,44 @@ def send(
     how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel}
     how |= {"skip_out_of_range": skip_out_of_range, "overwrite": overwrite, "anyway": anyway}
     typer.echo(send_section(section, server=server, keys=keys, output=output, noise=noise, spots=spots, **line, **how))
+
+
+@app.command()
+def card(
+    client: Annotated[Path, typer.Argument(help="The model's public part, client.json, or its folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the card: JSON, HTML and a PDF page.")],
+    audit: Annotated[
+        Path | None, typer.Option(help="Folder of an audit of the same study, e.g. outputs/demo/audit/fold_1.")
+    ] = None,
+    sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign it with this private ed25519 key.")] = None,
+    signer: Annotated[
+        Path | None, typer.Option(metavar="KEY.pub", help="Sign it later, by ssh-keygen: this is whose key it will be.")
+    ] = None,
+) -> None:
+    """Write one card for a service: what it is, who learns what, what is known of its leaks (model owner)."""
+    from histocrypt.encrypted.service_files import make_card
+
+    typer.echo(make_card(client, output, audit=audit, key=sign, signer=signer))
+
+
+@app.command("signing-key")
+def signing_key(
+    key: Annotated[Path, typer.Argument(help="The private key, for you alone; KEY.pub beside it is for everybody.")],
+) -> None:
+    """Make an ed25519 key to sign cards with, as `ssh-keygen -t ed25519` does (model owner)."""
+    from histocrypt.encrypted.signature import make_key, public_path
+
+    made = make_key(key)
+    typer.echo(f"{key}: keep it to yourself\n{public_path(key)}: give it to who checks cards; {made.fingerprint}")
+
+
+@app.command("verify-card")
+def verify_card(
+    card_file: Annotated[Path, typer.Argument(metavar="CARD", help="service_card.json, its signature beside it.")],
+    key: Annotated[Path, typer.Option(help="Public key (KEY.pub) of who must have signed it, got by another way.")],
+    client: Annotated[Path | None, typer.Option(help="The public part, client.json, that it must be of.")] = None,
+) -> None:
+    """Check who signed a card, and that neither it nor its pages were changed (key owner)."""
+    from histocrypt.encrypted.service_files import verify_card
+
+    typer.echo(verify_card(card_file, key, client=client))
