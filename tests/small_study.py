@@ -31,7 +31,7 @@ GENERATOR = {
 WINGS = {
     "synthesis": {
         "side": 16, "generator": GENERATOR, "epochs": 2, "per_class": 8, "sampler_steps": 4,
-        "reconstruction_epochs": 3, "segmentation_epochs": 2,
+        "reconstruction_epochs": 3, "segmentation_epochs": 2, "quality_tiles": 20,
     },
     "audit": {
         "models": ["encoder_ridge", "fhe_head", "vision_mlp"], "shadowed": ["encoder_ridge"], "shadows": 6,

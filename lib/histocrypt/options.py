@@ -320,7 +320,7 @@ class GeneratorPlan(Part):
 class Synthesis(Part):
     """Synthetic tiles with masks, learned from the training patients of one fold."""
 
-    later = ("privacy_unit",)
+    later = ("privacy_unit", "quality_tiles")
     label: str = Field("obs:tumour", description="what makes a tile tumour: obs:COLUMN, or obsm:MATRIX/COLUMN")
     label_is: list[str] = Field([], description="values of a column of words that mean tumour")
     label_above: float | None = Field(None, description="numbers above this mean tumour: a proxy, and called so")
@@ -345,6 +345,9 @@ class Synthesis(Part):
     )
     network: Literal["unet", "vit_hybrid"] = "unet"
     segmentation_epochs: Count = Field(40, description="passes over the real training tiles; as many steps for others")
+    quality_tiles: Annotated[int, Field(ge=10)] = Field(
+        1000, description="tiles of each set whose quality is measured; nuclei on a third of them"
+    )
     epsilon: Positive | None = Field(
         None, description="differential privacy of a tile (or patient), all generators together; None: none"
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, log_scale, style
+from histocrypt.synthesis.quality import DRAWN, MEASURES
 from histocrypt.synthesis.utility import COMPARED, colours, title_of
 
 if TYPE_CHECKING:
@@ -179,3 +180,79 @@ def utility_bars(table: pd.DataFrame) -> Figure:
 
 def _short(score: str) -> str:
     return title_of(score).removeprefix("Dice, ").replace(" ", "\n", 1).replace("Mean\nDice", "mean")
+
+
+def quality_bars(table: pd.DataFrame) -> Figure:
+    """Draw the measures of `quality.quality_table` with their intervals, a panel each: yardsticks above and below."""
+    titles = {
+        "kid": "kernel distance",
+        "fd": "Fréchet distance",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    places = np.arange(len(table))[::-1]
+    with style():
+        figure, axes = canvas(1, len(MEASURES), figsize=(7.4, 0.9 + 0.26 * len(table)), sharey=True)
+        for one, measure in zip(axes, MEASURES, strict=True):
+            for at, (name, row) in zip(places, table.iterrows(), strict=True):
+                colour = SYNTHETIC if str(name).startswith(DRAWN) else MUTED if str(name).startswith("Spoilt") else REAL
+                one.plot([row[f"{measure}_low"], row[f"{measure}_high"]], [at, at], color=colour, lw=2.2)
+                one.plot(row[measure], at, "o", color=colour, ms=5)
+            one.set_title(titles[measure], fontsize=8.5)
+            one.grid(axis="x", color=LINE, lw=0.6)
+            one.tick_params(axis="y", length=0)
+            one.set_xlim(left=min(0, one.get_xlim()[0]))
+            if measure in ("precision", "recall"):
+                one.set_xlim(-0.03, 1.03)
+        axes[0].set_yticks(places, table.index.tolist())
+    return figure
+
+
+def nearest_tiles(nearest: pd.DataFrame, drawn: Pairs, train: Pairs, held_out: Pairs, *, shown: int = 8) -> Figure:
+    """Draw drawn tiles, from the nearest to a training tile to the farthest, above the real tiles nearest to each.
+
+    The picture shows real tiles of patients: it is for those who may see them.
+
+    Parameters
+    ----------
+    nearest
+        Of `quality.Assessed`.
+    drawn, train, held_out
+        Sets that hold the ids of ``nearest``.
+    """
+    chosen = nearest.iloc[np.unique(np.linspace(0, len(nearest) - 1, min(shown, len(nearest))).round().astype(int))]
+    rows = {
+        "drawn": (drawn, chosen.index, None),
+        "nearest\ntraining": (train, chosen["training"], chosen["training_distance"]),
+        "nearest\nheld out": (held_out, chosen["held_out"], chosen["held_out_distance"]),
+    }
+    with style():
+        figure, axes = canvas(len(rows), len(chosen), figsize=(0.85 * len(chosen) + 0.9, 3.2), squeeze=False)
+        for line, (title, (pairs, names, distances)) in zip(axes, rows.items(), strict=True):
+            place = {name: row for row, name in enumerate(pairs.ids.tolist())}
+            for column, (one, name) in enumerate(zip(line, names, strict=True)):
+                one.imshow(colours(pairs.images[place[name] : place[name] + 1])[0], interpolation="nearest")
+                one.set(xticks=[], yticks=[])
+                if distances is not None:
+                    one.set_xlabel(f"{distances.iloc[column]:.1f}", fontsize=7.5)
+            line[0].set_ylabel(title, fontsize=8.5)
+    return figure
+
+
+def nuclei_bars(table: pd.DataFrame) -> Figure:
+    """Draw the differences of `quality.nuclei_table` with their intervals: features down, a mark for each set."""
+    sets, features = (table.index.get_level_values(level).unique() for level in ("set", "feature"))
+    marks = dict(zip(sets, ((REAL, "o"), (MUTED, "^"), (SYNTHETIC, "s"), (BOTH, "D")), strict=False))
+    with style():
+        figure, axes = canvas(figsize=(7.4, 0.9 + 0.3 * len(features)))
+        for number, name in enumerate(sets):
+            own, (colour, mark) = table.loc[name], marks[name]
+            at = np.arange(len(features))[::-1] - 0.22 * (number - (len(sets) - 1) / 2)
+            axes.hlines(at, own["difference_low"], own["difference_high"], color=colour, lw=1.6)
+            axes.plot(own["difference"], at, mark, color=colour, ms=4.5, label=name)
+        axes.axvline(0, color=INK, lw=0.8)
+        axes.set_yticks(np.arange(len(features))[::-1], features.tolist())
+        axes.set_xlabel("difference from the reference, standard deviations of its tiles")
+        axes.grid(axis="x", color=LINE, lw=0.6)
+        figure.legend(*axes.get_legend_handles_labels(), ncols=len(sets), fontsize=8.5, loc="outside upper center")
+    return figure

@@ -455,7 +455,11 @@ STAGES = {
             jobs=lambda o: [{}] if o.study.synthesis else [],
             reads=lambda o: [*o.made("22_folds"), *o.made("58_generators")],
             makes=lambda o: _synthetic(
-                o, "summary.json", "utility.json", "filtered.csv", "tiles.png", "filter.png", "utility.png"
+                o,
+                "summary.json",
+                "utility.json",
+                *(f"{name}.csv" for name in ("filtered", "quality", "nuclei")),
+                *(f"{name}.png" for name in ("tiles", "filter", "quality", "nearest", "nuclei", "utility")),
             ),
             depends=lambda o: o.study.hash("seed", "synthesis"),
             leaves=_synthesis_leaves,
