@@ -134,7 +134,7 @@ def test_nuclei_that_are_paler_are_told(assessed, tmp_path):
     dark = reference.masks == reference.scheme.levels.index("nuclei")
     pale = replace(reference, images=np.where(dark[..., None], 255 - (255 - reference.images) // 2, reference.images))
     pale = replace(pale, images=pale.images.astype(np.uint8))
-    table = nuclei_table(reference, {SAME: found.tiles[SAME], DRAWN: pale}, found.blocks, um_per_px=0.7, most=16, draws=60)
+    table = nuclei_table(reference, {SAME: found.tiles[SAME], DRAWN: pale}, found.blocks, um_per_px=0.7, draws=60)
     assert table.attrs["note"] == ""
     assert table.loc[(DRAWN, "mask_nuclei"), "difference"] == pytest.approx(0)
     told = table.loc[(DRAWN, "darkness_mean")]
