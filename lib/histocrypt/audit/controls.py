@@ -6,7 +6,7 @@ deals membership out anew and judges the same scores again. Neither raises anyth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from math import comb
 from typing import Literal
@@ -36,6 +36,10 @@ class Shuffled:
     deals: int
     by: Literal["patient", "section", "record"]
     """``patient`` or ``section``: whole ones; ``record``: halves of each patient's blocks or records."""
+    aucs: np.ndarray = field(compare=False, repr=False)
+    """(deals,) of each deal; the same deals for every attack on the same records with the same seed."""
+    all_ways: bool = False
+    """Whether these are all ways of dealing, the real one among them; else they were drawn."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def shuffled(
         p_value = at_least / len(aucs) if listed else (at_least + 1) / (len(aucs) + 1)
     low, high = np.quantile(aucs, [0.025, 0.975])
     by: Literal["patient", "record"] = "patient" if by_patient else "record"
-    return Shuffled(float(aucs.mean()), (float(low), float(high)), p_value, len(aucs), by)
+    return Shuffled(float(aucs.mean()), (float(low), float(high)), p_value, len(aucs), by, aucs, listed)
 
 
 def overfitted_losses(

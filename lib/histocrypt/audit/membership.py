@@ -13,7 +13,7 @@ for: Carlini et al., "Membership inference attacks from first principles", IEEE 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +69,7 @@ def calibrated(loss: np.ndarray, reference_loss: np.ndarray) -> np.ndarray:
     """
     reference = np.atleast_2d(np.asarray(reference_loss, dtype=np.float64))
     known = np.isfinite(reference)
-    _need(known.any(axis=0), "reference model that never saw it")
+    needed(known.any(axis=0), "reference model that never saw it")
     return np.where(known, reference, 0).sum(axis=0) / known.sum(axis=0) - np.asarray(loss, dtype=np.float64)
 
 
@@ -165,10 +165,10 @@ def _variance(asked: str, *values: np.ndarray) -> str:
 def _normal(values: np.ndarray, variance: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (n,) means and (n,) standard deviations over shadows."""
     shadows = np.isfinite(values).sum(axis=0)
-    _need(shadows > 0, "shadow model of each kind")
+    needed(shadows > 0, "shadow model of each kind")
     mean = np.nanmean(values, axis=0)
     if variance == "own":
-        _need(shadows > 1, "second shadow model of each kind")
+        needed(shadows > 1, "second shadow model of each kind")
         sd = np.nanstd(values, axis=0, ddof=1)
     else:
         freedom = np.maximum(shadows - 1, 0).sum()
@@ -178,7 +178,8 @@ def _normal(values: np.ndarray, variance: str) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.maximum(sd, SMALLEST_SD)
 
 
-def _need(there: np.ndarray, what: str) -> None:
+def needed(there: np.ndarray, what: str) -> None:
+    """Refuse records that lack something: ``there``, (n,) bool, says which have it."""
     if not there.all():
         raise InputError(
             f"{int((~there).sum())} of {len(there)} records have no {what}",
@@ -252,6 +253,8 @@ class Judged:
     """What was drawn for the intervals: ``patients``, ``blocks`` or ``records``."""
     notes: list[str]
     """What a reader has to know about the figures."""
+    auc_drawn: np.ndarray = field(compare=False, repr=False)
+    """(draws,) what ``auc_interval`` is of. Attacks on the same records with the same seed have the same draws."""
 
 
 def judge(
@@ -340,6 +343,7 @@ def judge(
         patients_non_members=sides[1],
         interval_over=over,
         notes=notes,
+        auc_drawn=np.concatenate(drawn["auc"]),
     )
 
 

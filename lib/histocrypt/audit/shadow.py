@@ -1,8 +1,8 @@
 """Shadow models: the audited training repeated on random halves of the patients, so that membership is known.
 
-Their losses calibrate an attack on one given model (`membership.lira`). They also say what the *training procedure*
-leaks: each shadow in turn is attacked with the help of the others (`as_targets`). Members and non-members are then
-random halves of the same patients, alike in everything but membership.
+Their losses calibrate an attack on one given model (`membership.lira`, `ratios.rmia`). They also say what the
+*training procedure* leaks: each shadow in turn is attacked with the help of the others (`as_targets`). Members and
+non-members are then random halves of the same patients, alike in everything but membership.
 
 Who could do so holds tiles and truth of all audited patients and can repeat the training: the strongest attacker that
 is asked for here. Where a study has too few patients, sections can stand in for them (give sections as ``patients``,
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -33,6 +33,7 @@ from histocrypt.audit.membership import (
     lira,
     loss_threshold,
 )
+from histocrypt.audit.ratios import rmia
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import atomic_path
 
@@ -40,7 +41,7 @@ TrainOne = Callable[[np.ndarray, int], np.ndarray]
 """Trains on the records of a (n,) bool mask with a seed; returns the (n,) losses of all records."""
 MOST_TO_LIST = 5000
 """So many halves are listed and shuffled; beyond, halves are drawn until new ones are found."""
-ATTACKS = ("loss threshold", "calibrated", "LiRA")
+ATTACKS = ("loss threshold", "calibrated", "LiRA", "LiRA, offline", "RMIA", "RMIA, offline")
 
 
 def halves(patients: np.ndarray, n_shadows: int, *, seed: int) -> np.ndarray:
@@ -187,6 +188,8 @@ class Procedure:
     patients: int
     """How many patients (or sections) were dealt into halves."""
     notes: list[str]
+    drawn: np.ndarray = field(compare=False, repr=False)
+    """(draws,) what ``interval`` is of; the same draws for every attack on the same shadows."""
 
 
 def target_scores(loss: np.ndarray, inside: np.ndarray, *, attack: str = "LiRA", **options: Any) -> np.ndarray:
@@ -202,7 +205,7 @@ def target_scores(loss: np.ndarray, inside: np.ndarray, *, attack: str = "LiRA",
     attack
         One of `ATTACKS`.
     options
-        For `membership.lira`.
+        For `membership.lira`, or `ratios.rmia`, whose population are the shadow's own non-members.
 
     Returns
     -------
@@ -220,8 +223,12 @@ def target_scores(loss: np.ndarray, inside: np.ndarray, *, attack: str = "LiRA",
         loss_in, loss_out = in_and_out(loss[others], inside[others])
         if attack == "calibrated":
             scores.append(calibrated(loss[number], loss_out))
+            continue
+        seen = None if attack.endswith("offline") else loss_in
+        if attack.startswith("RMIA"):
+            scores.append(rmia(loss[number], seen, loss_out, population=~inside[number], **options))
         else:
-            scores.append(lira(loss[number], loss_in, loss_out, **options))
+            scores.append(lira(loss[number], seen, loss_out, **options))
     return np.stack(scores)
 
 
@@ -256,7 +263,7 @@ def dealt_anew(
     aucs = np.array([mean_auc(inside[:, first][:, rng.permutation(len(names))][:, person]) for _ in range(deals)])
     low, high = np.quantile(aucs, [0.025, 0.975])
     p_value = (int((aucs >= real - 1e-12).sum()) + 1) / (deals + 1)
-    return Shuffled(float(aucs.mean()), (float(low), float(high)), p_value, deals, unit)
+    return Shuffled(float(aucs.mean()), (float(low), float(high)), p_value, deals, unit, aucs)
 
 
 def as_targets(
@@ -295,15 +302,16 @@ def as_targets(
     everyone = np.ones(len(patients), dtype=bool)
     means = []
     for weights in draw_weights(everyone, patients, blocks, by_patient=by_patient, draws=draws, rng=rng):
-        drawn = np.full((len(scores), len(weights)), np.nan)
+        each = np.full((len(scores), len(weights)), np.nan)
         for number, (score, member) in enumerate(zip(scores, inside, strict=True)):
             there = (weights[:, member].sum(axis=1) > 0) & (weights[:, ~member].sum(axis=1) > 0)
-            drawn[number, there] = auc(score, member, weights[there])
-        means.append(np.nanmean(drawn[:, np.isfinite(drawn).any(axis=0)], axis=0))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+            each[number, there] = auc(score, member, weights[there])
+        means.append(np.nanmean(each[:, np.isfinite(each).any(axis=0)], axis=0))
+    drawn = np.concatenate(means)
+    low, high = np.quantile(drawn, [0.025, 0.975])
     aucs = np.array([auc(score, member)[0] for score, member in zip(scores, inside, strict=True)])
     notes = [f"{len(scores)} trainings on halves of {people} {unit}s."]
     over = f"{unit}s" if by_patient else "records" if blocks is None else "blocks"
     if not by_patient:
         notes.append(f"Too few {unit}s to draw: the interval is over {over} of these {unit}s.")
-    return Procedure(aucs, float(aucs.mean()), (float(low), float(high)), over, people, notes)
+    return Procedure(aucs, float(aucs.mean()), (float(low), float(high)), over, people, notes, drawn)

@@ -1,0 +1,119 @@
+"""The attack by quantile regression: how sure a model that never saw a record would be, learnt from non-members alone.
+
+A member is who is surer than the 1 - alpha quantile of strangers of the same kind; alpha is the share of false alarms.
+No shadow model is trained. Bertran et al., "Scalable membership inference attacks via quantile regression", NeurIPS
+2023 (arXiv 2307.03694): the pinball loss of their algorithm 1, here in boosted trees.
+
+The regression must not know the strangers that it is judged by. So patients are dealt into groups, members and
+non-members alike, and a group is scored by what was learnt from the non-members of all other groups.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from histocrypt.audit.membership import Scale, confidence
+from histocrypt.errors import InputError
+
+LEVELS = (0.5, 0.9)
+"""Quantiles of strangers' confidence that the score is read between: false alarms of a half, and of a tenth. A more
+extreme one cannot be learnt from a few hundred spots."""
+GROUPS = 5
+LEAST_SPREAD = 0.05
+"""Between the two quantiles of a record, as a share of their mean distance: crossed ones tell nothing of a spread."""
+ROUNDS, RATE, LEAVES, LEAST_LEAF = 40, 0.1, 4, 40
+"""Small trees: larger ones know the few strangers by heart, and then ask too little of the next (test_quantiles.py)."""
+
+
+class Strangers:
+    """Who is learnt from, and by what: the same for every model of these records, such as the one made to leak.
+
+    Parameters
+    ----------
+    features
+        (n, d) of what the attacker knows of a record without the model: its truth, and its tile's features. Never what
+        the model says of it, from which its error follows.
+    member
+        (n,) bool: of the attacked model.
+    patients
+        (n,) str.
+    seed
+        Of the groups and the trees.
+
+    Raises
+    ------
+    InputError
+        If fewer than two patients are non-members: a patient cannot be judged by itself.
+    """
+
+    def __init__(self, features: np.ndarray, member: np.ndarray, patients: np.ndarray, *, seed: int = 0) -> None:
+        self.features, self.member = np.asarray(features, dtype=np.float32), np.asarray(member)
+        self.patients, self.seed = np.asarray(patients).astype(str), seed
+        people = np.unique(self.patients[~self.member])
+        if len(people) < 2:
+            raise InputError(
+                "too few non-members to learn from others than are judged",
+                field="patients",
+                value=people.tolist(),
+                expected="at least 2 non-members",
+            )
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(n,) int; a patient is in one, and each has non-members."""
+        rng, groups = np.random.default_rng([self.seed, 8]), np.empty(len(self.member), dtype=int)
+        strangers = np.unique(self.patients[~self.member])
+        number = min(GROUPS, len(strangers))
+        for names in (strangers, np.setdiff1d(self.patients, strangers)):
+            for group, name in enumerate(rng.permutation(names)):
+                groups[self.patients == name] = group % number
+        return groups
+
+    def quantiles(self, confident: np.ndarray, level: float) -> np.ndarray:
+        """Return (n,) the quantile of strangers' confidence that each record would have, if it were one.
+
+        Parameters
+        ----------
+        confident
+            (n,) of `membership.confidence`.
+        level
+            Between 0 and 1.
+        """
+        from sklearn.ensemble import HistGradientBoostingRegressor
+
+        expected = np.empty(len(confident))
+        for group in np.unique(self.groups):
+            judged = self.groups == group
+            learnt = ~judged & ~self.member
+            trees = HistGradientBoostingRegressor(
+                loss="quantile",
+                quantile=level,
+                max_iter=ROUNDS,
+                learning_rate=RATE,
+                max_leaf_nodes=LEAVES,
+                min_samples_leaf=LEAST_LEAF,
+                early_stopping=False,
+                random_state=self.seed,
+            ).fit(self.features[learnt], confident[learnt])
+            expected[judged] = trees.predict(self.features[judged])
+        return expected
+
+    def scores(self, loss: np.ndarray, *, scale: Scale = "squared") -> np.ndarray:
+        """Return (n,) scores: 0 at the median of strangers alike, 1 at their 0.9 quantile, and on along that line.
+
+        A threshold of 1 is the published test at a tenth of false alarms, a threshold of 0 that at a half.
+
+        Parameters
+        ----------
+        loss
+            (n,) under the attacked model.
+        scale
+            Of `membership.confidence`.
+        """
+        confident = confidence(loss, scale)
+        middle, upper = (self.quantiles(confident, level) for level in LEVELS)
+        apart = upper - middle
+        least = max(LEAST_SPREAD * float(np.abs(apart).mean()), 1e-12)
+        return (confident - middle) / np.maximum(apart, least)
