@@ -153,7 +153,7 @@ def test_a_changed_card_is_refused(tmp_path, change, said):
 
 
 @pytest.mark.parametrize("paper", ["A4", "letter"])
-def test_six_questions_fit_on_one_page(tmp_path, paper):
+def test_six_questions_and_ten_attacks_fit_on_one_page(tmp_path, paper):
     if not BROWSER:
         pytest.skip("no Chromium here: the page cannot be printed")
     also = {"Balanced accuracy": "0.61 (0.52 to 0.70)", "Advantage, at most": "0.31"}
@@ -164,8 +164,11 @@ def test_six_questions_fit_on_one_page(tmp_path, paper):
         "nothing of other patients.",
         "Too few patients to deal membership out among them: half of each patient's records became members.",
     ]
-    questions = [asked(also=also, notes=notes) for _ in range(5)] + [asked(Figure(0.06, 0.02, 0.11, **SHARE))]
-    page = write_card(tmp_path / "card.html", card(*questions, kind="synthetic set"))
+    questions = [asked(also=also, notes=notes, against=str(place)) for place in (0, 0, 0, 0, 0, 1, 2, 3, 4)]
+    questions.append(asked(Figure(0.06, 0.02, 0.11, **SHARE), against="5"))
+    made = card(*questions, kind="synthetic set")
+    assert [len(attacks) for attacks in made.families] == [5, 1, 1, 1, 1, 1]
+    page = write_card(tmp_path / "card.html", made)
     page.write_text(page.read_text().replace("size: auto", f"size: {paper}"))
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += [f"--user-data-dir={tmp_path / 'browser'}", "--no-pdf-header-footer"]

@@ -152,7 +152,7 @@ def audit_predictions(
         what=found.what,
         study="predictions of others",
         fold=subject.fold,
-        questions=found.asked,
+        questions=found.corrected(),
         does_not_cover=[*NOT_SEEN, *DOES_NOT_COVER[subject.kind]],
         notes=found.notes,
         date=datetime.now(UTC).date().isoformat(),

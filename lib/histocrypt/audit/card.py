@@ -6,16 +6,19 @@ does not cover. The verdict follows from the figures by `RULE`, which is printed
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.audit.controls import Controls, run_controls
+from histocrypt.audit.controls import Controls, Shuffled, run_controls
 from histocrypt.audit.membership import FEWEST_PATIENTS, Audit, Judged, judge_groups, write_scores
+from histocrypt.audit.strongest import best_dealt, simultaneous
 from histocrypt.errors import InputError
 from histocrypt.files import read_json, write_json, write_text
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from histocrypt.audit.subjects import Subject
     from histocrypt.study import Study
 
-FORMAT, VERSION = "histocrypt privacy card", 1
+FORMAT, VERSION = "histocrypt privacy card", 2
 LEAST_PLANTED = 0.9
 """Share of planted copies that has to be found."""
 LEAK, SIGNS, UNDECIDED, BELOW, NOT_FOUND = "leak", "signs", "undecided", "below chance", "not found"
@@ -36,18 +39,22 @@ WORDS = {
     BELOW: "Worse than guessing",
     NOT_FOUND: "No leak found by these attacks",
 }
-"""The verdicts, the gravest first; the card's own is the gravest of its questions."""
+"""The verdicts, the gravest first; the card's own is the gravest of its questions', see `Card.verdict`."""
 RULE = (
     "A leak: the whole interval lies above what guessing gives. Signs: so it does, but it was drawn within patients, "
     "too few to tell membership from what else differs between them. No leak found by these attacks: the interval "
     "contains what guessing gives, or a share lies below it. Worse than guessing: an AUC lies below it, so the groups "
     "differ in something else. Not decided: no interval, a failed negative control, or nothing found where the "
-    "positive control failed. On top stands the gravest answer of all questions: leak, signs, not decided, worse, not "
-    "found. No answer means that a thing can be shared without risk."
+    "positive control failed. Where several attacks ask the same of the same records, the strongest answers, and the "
+    "intervals of all are widened so that they hold whichever is picked. On top stands the gravest answer of all "
+    "questions: leak, signs, not decided, worse, not found. No answer means that a thing can be shared without risk."
 )
 """How answers follow from figures; printed on every card."""
-SIZES = ((2, 13), (3, 12), (5, 11), (10**9, 10.5))
-"""Size of the letters in pixels by the number of questions: six fit on a page."""
+SIZES = (13, 12.5, 12, 11.5, 11, 10.5, 10, 9.5, 9)
+"""Of the letters, in pixels; the largest that fits on a page is taken."""
+PAGE, QUESTION = 655_000, 35_000
+"""What letter paper holds of a card, and what a question takes beside its letters: in letters times the square of their
+size. Measured in a browser."""
 WAS_IT = "Was this patient's section among those it was trained on?"
 WHO = {
     "black box": "who may send it tiles and has measured values beside them, such as a client of a service",
@@ -143,6 +150,8 @@ class Asked:
     also: dict[str, str] = field(default_factory=dict)
     """Further figures in words, by name: balanced accuracy, TPR at 1 % FPR."""
     notes: list[str] = field(default_factory=list)
+    against: str = "same"
+    """Whose non-members: ``same``, those of the members' own groups, or a key of `membership.judge_groups`."""
 
     @property
     def verdict(self) -> str:
@@ -152,6 +161,17 @@ class Asked:
         if False in failed or (True in failed and verdict not in (LEAK, SIGNS)):
             return UNDECIDED
         return verdict
+
+    @property
+    def asks(self) -> tuple[str, str, str, str]:
+        """What it has in common with other attacks that ask the same of the same records."""
+        return self.question, self.access, self.against, self.n
+
+    @property
+    def strength(self) -> tuple[bool, bool, float]:
+        """What the strongest of such attacks is found by: a leak found, controls passed, the interval's lower end."""
+        passed, low = all(control.passed for control in self.controls), self.figure.low
+        return self.verdict in (LEAK, SIGNS), passed, -np.inf if low is None else low
 
     @property
     def positive(self) -> Control:
@@ -164,8 +184,8 @@ class Asked:
         return next(control for control in self.controls if not control.positive)
 
 
-def ask_membership(judged: Judged, controls: Controls, *, access: str, attack: str) -> Asked:
-    """Return a question on membership with its figures, as they were judged."""
+def ask_membership(judged: Judged, controls: Controls, *, access: str, attack: str, against: str = "same") -> Asked:
+    """Return a question on membership with its figures, as they were judged; ``against`` as of `Asked`."""
     also = {
         "Balanced accuracy": _with_span(judged.balanced_accuracy, *judged.balanced_accuracy_interval),
         "Advantage, at most": _number(judged.advantage),
@@ -185,7 +205,7 @@ def ask_membership(judged: Judged, controls: Controls, *, access: str, attack: s
         also["Patients dealt out anew"] = f"p = {controls.negative.p_value:.2g}"
     figure = Figure(judged.auc, *judged.auc_interval, over=judged.interval_over)
     notes = [note for note in (*judged.notes, *controls.notes) if not note.startswith("No TPR")]  # said above
-    return Asked(WAS_IT, WHO[access], access, attack, figure, n, both(controls), also, notes)
+    return Asked(WAS_IT, WHO[access], access, attack, figure, n, both(controls), also, notes, against)
 
 
 def ask_procedure(found: Procedure, controls: Controls, *, access: str, attack: str) -> Asked:
@@ -298,8 +318,16 @@ class Card:
 
     @property
     def verdict(self) -> str:
-        """The gravest of the questions' verdicts."""
-        return min((asked.verdict for asked in self.questions), key=list(WORDS).index)
+        """The gravest verdict of the questions, each as its strongest attack answers it."""
+        return min((attacks[0].verdict for attacks in self.families), key=list(WORDS).index)
+
+    @property
+    def families(self) -> list[list[Asked]]:
+        """Attacks that ask the same of the same records, the strongest first; in the order of the questions."""
+        found: dict[tuple[str, ...], list[Asked]] = {}
+        for asked in self.questions:
+            found.setdefault(asked.asks, []).append(asked)
+        return [sorted(attacks, key=lambda asked: asked.strength, reverse=True) for attacks in found.values()]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, verdicts included, as JSON can hold it."""
@@ -325,6 +353,7 @@ class Card:
                 "interval_over": asked.figure.over,
                 "n": asked.n,
                 "verdict": asked.verdict,
+                "strongest": any(asked is attacks[0] for attacks in self.families),
                 "positive_control": asked.positive.figure.value,
                 "positive_passed": asked.positive.passed,
                 "negative_low": asked.negative.figure.low,
@@ -346,6 +375,10 @@ class Found:
     controls: dict[str, Controls] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    drawn: dict[str, np.ndarray] = field(default_factory=dict)
+    """(draws,) that the interval of an attack is of, by its name; attacks that ask the same have the same draws."""
+    dealt: dict[str, Shuffled] = field(default_factory=dict)
+    """What an attack gives when membership is dealt out anew among patients, likewise."""
 
     def attack(
         self,
@@ -376,7 +409,39 @@ class Found:
         self.controls[name] = controls
         for group, judged in judge_groups(audit, draws=draws, seed=seed).items():
             attack = name if group == "same" else f"{name}: {group}"
-            self.asked.append(ask_membership(judged, controls, access=access, attack=attack))
+            self.asked.append(ask_membership(judged, controls, access=access, attack=attack, against=group))
+            self.drawn[attack] = judged.auc_drawn
+            if controls.negative.p_value is not None and len(set(audit.group.tolist())) == 1:
+                self.dealt[attack] = controls.negative
+
+    def procedure(self, found: Procedure, controls: Controls, *, access: str, attack: str) -> None:
+        """Add what an attack finds of a way of training; see `ask_procedure`."""
+        self.asked.append(ask_procedure(found, controls, access=access, attack=attack))
+        self.drawn[attack] = found.drawn
+
+    def corrected(self) -> list[Asked]:
+        """Return the questions, with intervals that hold of all attacks that ask the same at once."""
+        families: dict[tuple[str, ...], list[str]] = {}
+        for asked in self.asked:
+            if asked.attack in self.drawn:
+                families.setdefault(asked.asks, []).append(asked.attack)
+        held, also = {}, {}
+        for names in families.values():
+            if len(names) > 1:
+                held |= simultaneous({name: self.drawn[name] for name in names})
+                said = {"Interval": f"widened for the choice among {len(names)} attacks"}
+                if all(name in self.dealt for name in names):
+                    real = {asked.attack: asked.figure.value for asked in self.asked if asked.attack in names}
+                    said["The best of them by lot"] = f"p = {best_dealt(real, self.dealt):.2g}"
+                also |= dict.fromkeys(names, said)
+        return [
+            replace(
+                asked, figure=replace(asked.figure, low=ends[0], high=ends[1]), also=asked.also | also[asked.attack]
+            )
+            if (ends := held.get(asked.attack))
+            else asked
+            for asked in self.asked
+        ]
 
     def card(self, study: Study) -> Card:
         """Return the privacy card."""
@@ -387,7 +452,7 @@ class Found:
             what=self.what,
             study=study.title or study.name,
             fold=self.subject.fold,
-            questions=self.asked,
+            questions=self.corrected(),
             does_not_cover=list(DOES_NOT_COVER[self.subject.kind]),
             notes=self.notes,
             date=datetime.now(UTC).date().isoformat(),
@@ -421,25 +486,23 @@ def write_card(path: str | Path, card: Card) -> Path:
         raise InputError("a card is a page", file=path, expected="a name that ends in .html, e.g. privacy_card.html")
     loader = FileSystemLoader(Path(__file__).parent)
     settings = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    page = (
-        Environment(loader=loader, **settings)
-        .get_template("privacy_card.html")
-        .render(
-            card=card,
-            notes=list(dict.fromkeys([*card.notes, *(note for asked in card.questions for note in asked.notes)])),
-            size=next(px for most, px in SIZES if len(card.questions) <= most),
-            words=WORDS,
-            who=WHO,
-            rule=RULE,
-            leak=LEAK,
-            number=_number,
-            span=_span,
-            x=_place,
-            least=_least,
-        )
+    page = partial(
+        Environment(loader=loader, **settings).get_template("privacy_card.html").render,
+        card=card,
+        notes=list(dict.fromkeys([*card.notes, *(note for asked in card.questions for note in asked.notes)])),
+        words=WORDS,
+        who=WHO,
+        rule=RULE,
+        leak=LEAK,
+        number=_number,
+        span=_span,
+        x=_place,
+        least=_least,
     )
+    letters = len(" ".join(re.sub("<[^>]*>", "", page(size=SIZES[0]).partition("<body>")[2]).split()))
     write_json(path.with_suffix(".json"), card.to_dict())
-    write_text(path, page)
+    room = PAGE - QUESTION * len(card.families)
+    write_text(path, page(size=next((px for px in SIZES if letters * px**2 <= room), SIZES[-1])))
     return path
 
 

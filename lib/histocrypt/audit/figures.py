@@ -86,18 +86,20 @@ def roc(audits: Mapping[str, Audit], *, draws: int = 400, seed: int = 0) -> Figu
 
 
 def forest(cards: Iterable[Card]) -> Figure:
-    """Draw the AUCs of privacy cards with their intervals, one row each, and in the same row its controls.
+    """Draw the AUCs of privacy cards with their intervals, and in the same row its controls.
+
+    Of attacks that ask the same of the same records the strongest has a row; its interval allows for the choice.
 
     A diamond is the model made to leak (it must reach 0.9), a grey bar is where shuffled membership lies (it must hold
     0.5); both are those of the attack itself, and stand in its row alone.
     """
-    rows = [(card, asked) for card in cards for asked in card.questions if asked.figure.measure == "AUC"]
+    rows = [(card, asked[0]) for card in cards for asked in card.families if asked[0].figure.measure == "AUC"]
     with style():
         figure, axes = canvas(figsize=(6.8, 1.1 + 0.27 * len(rows)))
         lowest = 0.3
         for place, (_, asked) in enumerate(rows):
             value, low, high = asked.figure.value, asked.figure.low, asked.figure.high
-            if asked.question == WAS_IT and ": " not in asked.attack:
+            if asked.question == WAS_IT and asked.against == "same":
                 planted, dealt = asked.positive.figure.value, (asked.negative.figure.low, asked.negative.figure.high)
                 axes.plot(dealt, [place, place], color=LINE, lw=7, solid_capstyle="butt", label="membership shuffled")
                 axes.plot(planted, place, "D", color=CYCLE[1], markersize=4.5, clip_on=False, label="made to leak")

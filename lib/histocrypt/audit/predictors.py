@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.decomposition import PCA
 
-from histocrypt.audit.card import Found, ask_procedure, patients_of
+from histocrypt.audit.card import Found, patients_of
 from histocrypt.audit.controls import overfitted_losses
 from histocrypt.audit.learned import on_shadows, train_value_attack, value_inputs
 from histocrypt.audit.membership import Audit, calibrated, in_and_out, lira, loss_threshold
+from histocrypt.audit.quantiles import Strangers
+from histocrypt.audit.ratios import rmia
 from histocrypt.audit.shadow import as_targets, dealt_anew, shadow_losses, target_scores
 from histocrypt.audit.subjects import Auditable, Records, SharedSpots, losses
 from histocrypt.errors import InputError, unknown_name
@@ -36,6 +39,12 @@ FEWEST_TO_HALVE = 4
 """Patients; of fewer, sections are dealt to the shadow models instead, and their other sections may be inside."""
 
 
+FEWEST_STRANGERS = 2
+"""Patients that were not members; the attack by quantile regression never judges a patient by itself."""
+COMPONENTS = 16
+"""Of a tile's features, which quantiles are learnt from, beside the truth."""
+
+
 class Leaky:
     """The models that are made to leak: one for all predictors of the same members and targets."""
 
@@ -49,6 +58,16 @@ class Leaky:
         if key not in self._known:
             self._known[key] = overfitted_losses(features, records.truth, records.member, seed=seed)
         return self._known[key]
+
+    def strangers(self, able: Auditable, seed: int) -> Strangers | None:
+        """Return who the attack by quantile regression learns from; None where a single patient was no member."""
+        records = able.records
+        if len(np.unique(records.patients[~records.member])) < FEWEST_STRANGERS:
+            return None
+        seen = able.spots().features(FEATURES).astype(np.float64)
+        components = PCA(min(COMPONENTS, *seen.shape), svd_solver="randomized", random_state=seed).fit_transform(seen)
+        known = np.concatenate([records.truth, components], axis=1)
+        return Strangers(known, records.member, records.patients, seed=seed)
 
 
 def audit_predictors(study: Study, subjects: Iterable[Subject], *, folder: Path) -> dict[str, Found]:
@@ -75,6 +94,11 @@ def audit_predictors(study: Study, subjects: Iterable[Subject], *, folder: Path)
         records, planted = able.records, leaky.losses(able, study.seed)
         found[subject.name] = one = Found(subject, _what(records, subject))
         one.attack("loss threshold", _audit(records, loss_threshold(records.loss)), loss_threshold(planted), **options)
+        if (strangers := leaky.strangers(able, study.seed)) is None:
+            one.notes.append("No attack by quantile regression: it needs two patients that were not members.")
+        else:
+            learnt = _audit(records, strangers.scores(records.loss))
+            one.attack("quantile regression", learnt, strangers.scores(planted), **options)
         if subject.name in study.audit.shadowed:
             _with_shadows(able, planted, one, folder / subject.name)
     return found
@@ -101,6 +125,7 @@ def _with_shadows(able: Auditable, leaky: np.ndarray, found: Found, folder: Path
     for name, attacked in {
         "calibrated": lambda own: calibrated(own, loss_out),
         "LiRA": lambda own: lira(own, loss_in, loss_out),
+        "RMIA": lambda own: rmia(own, loss_in, loss_out, population=~records.member),
     }.items():
         found.attack(name, _audit(records, attacked(records.loss)), attacked(leaky), **options)
     dealt = dealt_anew(loss, inside, units, unit=unit, seed=study.seed)
@@ -109,13 +134,14 @@ def _with_shadows(able: Auditable, leaky: np.ndarray, found: Found, folder: Path
     attack = partial(train_value_attack, rounds=settings.learned_rounds)
     for name, scores in {
         "LiRA": target_scores(loss, inside),
+        "RMIA": target_scores(loss, inside, attack="RMIA"),
         "learned attack": on_shadows(inputs, inside, attack),
     }.items():
         procedure = as_targets(
             scores, inside, units, unit=unit, blocks=records.blocks, draws=settings.draws, seed=study.seed
         )
         asked = f"{name}, training repeated"
-        found.asked.append(ask_procedure(procedure, controls, access="black box", attack=asked))
+        found.procedure(procedure, controls, access="black box", attack=asked)
 
 
 def audit_decrypted(study: Study, found: Found, *, folder: Path) -> dict[str, float]:
