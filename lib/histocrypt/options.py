@@ -321,9 +321,13 @@ class Synthesis(Part):
     """Synthetic tiles with masks, learned from the training patients of one fold."""
 
     later = ("privacy_unit", "quality_tiles")
-    label: str = Field("obs:tumour", description="what makes a tile tumour: obs:COLUMN, or obsm:MATRIX/COLUMN")
+    label: str = Field(
+        "obs:tumour", description="what makes a tile tumour: obs:COLUMN, obsm:MATRIX/COLUMN, or genes:SYMBOL+SYMBOL"
+    )
     label_is: list[str] = Field([], description="values of a column of words that mean tumour")
-    label_above: float | None = Field(None, description="numbers above this mean tumour: a proxy, and called so")
+    label_above: float | None = Field(
+        None, description="numbers (of genes: the rank in the section, 0 to 1) above this mean tumour: a proxy"
+    )
     fold: str | None = Field(None, description="fold whose training patients are learned from; None: the first")
     side: Annotated[int, Field(ge=16)] = Field(32, description="pixels of a synthetic tile; its width in um stays")
     generator: GeneratorPlan = Field(GeneratorPlan(), description="options of the generator")

@@ -18,5 +18,5 @@ def toy_table(tmp_path_factory):
     )
     made, folder = replace(discs(40, 3), patients=np.full(40, "")), tmp_path_factory.mktemp("utility")
     plan = SegmenterPlan(options={"width": 8, "depth": 2}, batch=8)
-    settings = {"epochs": 6, "seed": 0, "plan": plan, "draws": 60, "folder": folder, "device": "cpu"}
+    settings = {"epochs": 6, "seed": 0, "plan": plan, "draws": 60, "folder": folder, "device": "cpu", "sizes": (8,)}
     return utility_table(real, validation, made, test, **settings), folder

@@ -69,29 +69,38 @@ def test_classifier_refuses_one_class_and_keeps_columns_by_name():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(40, 3))
     labels = np.where(features[:, 0] > 0, "tumour", "normal")
-    fitted = plain.fit_classifier(features, labels, classes=("absent", "normal", "tumour"), validation=None)
-    found = fitted.probabilities(features)
+    one = np.full(40, "S_1")
+    fitted = plain.fit_classifier(features, labels, one, classes=("absent", "normal", "tumour"), validation=None)
+    found = fitted.probabilities(features, one)
     assert (found[:, 0] == 0).all()
     assert (found.argmax(axis=1) == 1 + (features[:, 0] > 0)).mean() > 0.9
     with pytest.raises(InputError, match="one class"):
-        plain.fit_classifier(features, np.full(40, "normal"), classes=("normal", "tumour"), validation=None)
+        plain.fit_classifier(features, np.full(40, "normal"), one, classes=("normal", "tumour"), validation=None)
 
 
 def test_the_table_from_end_to_end(toy_table):
     table, folder = toy_table
-    assert list(table.index) == list(utility.TITLES)
+    assert list(table.index) == [*list(utility.TITLES)[:3], "real_8", *list(utility.TITLES)[3:], "colour_8"]
+    assert table.loc["real_8", ["role", "images"]].tolist() == ["curve", 8]
+    assert np.isfinite(table.loc["colour_8", "auc"])
+    assert np.isnan(table.loc["colour_8", "mean_dice"])
+    assert table.loc["synthetic", "mean_dice_worth"].endswith(")")
+    assert table.loc["colour_synthetic", "auc_vs_real"] == pytest.approx(
+        table.loc["colour_synthetic", "auc"] - table.loc["colour_only", "auc"]
+    )
     assert table.loc["both", "images"] == 64
     assert (table["steps"].dropna() <= 6 * 3).all()  # as many batches as 24 real images make
     assert (table["steps"].dropna() % 3 == 0).all()
     for score in ("dice_nuclei", "mean_dice", "balanced_accuracy", "auc"):
-        value = table[score]
-        assert ((table[f"{score}_low"] <= value + 1e-9) & (value <= table[f"{score}_high"] + 1e-9)).all()
+        scored = table[table[score].notna()]
+        assert scored[score].between(scored[f"{score}_low"] - 1e-9, scored[f"{score}_high"] + 1e-9).all()
     assert table.loc["real", ["mean_dice_vs_real", "mean_dice_vs_real_low", "auc_vs_real_high"]].eq(0).all()
     assert table.loc["majority", "auc"] == 0.5
     assert table.loc["real", "mean_dice"] > table.loc["majority", "mean_dice"]
     assert table.loc["colour_synthetic", "images"] == table.loc["synthetic", "images"]
     assert table.loc["colour_synthetic", "mean_dice"] != table.loc["colour_only", "mean_dice"]
-    numbers = [name for name in table.columns if name not in ("title", "role")]
+    words = ("title", "role", "verdict", "worth")
+    numbers = [name for name in table.columns if not name.endswith(words)]
     again = pd.DataFrame(read_json(folder / "utility.json")["rows"]).set_index("trained_on")
     pd.testing.assert_frame_equal(again[numbers].astype(float), table[numbers].astype(float))
     assert (folder / "segmenter_synthetic" / "segmenter.json").is_file()

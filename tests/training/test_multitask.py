@@ -225,6 +225,16 @@ def test_labels_of_words_numbers_and_gaps():
         Label("obs:words").of(adata, section="A")
     with pytest.raises(InputError, match="one of E"):
         Label("obsm:share/F", above=0.5).of(adata, section="A")
+    genes = Label("genes:G_1+G_2", above=0.5)
+    adata = anndata.AnnData(
+        np.array([[9.0, 9, 0], [1, 1, 90], [5, 5, 0], [2, 2, 40]], dtype=np.float32),
+        var=pd.DataFrame(index=["G_1", "G_2", "G_3"]),
+    )
+    assert genes.is_proxy
+    assert genes.of(adata, section="A").tolist() == [1, 0, 1, 0]
+    with pytest.raises(InputError) as raised:
+        Label("genes:G_9", above=0.5).of(adata, section="A")
+    assert raised.value.value == "genes:G_9"
 
 
 def test_the_study_takes_its_options_by_name():

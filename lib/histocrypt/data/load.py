@@ -164,8 +164,9 @@ class Measured:
 
     def labels(self, label: Label) -> np.ndarray:
         """Return (n,) float32 labels: 1, 0, NaN where there is none."""
+        parts = () if label.needs_counts else UNCOUNTED
         values = np.concatenate(
-            [label.of(read_clean_section(path, parts=UNCOUNTED), section=section) for section, path in self.files]
+            [label.of(read_clean_section(path, parts=parts), section=section) for section, path in self.files]
         )
         return values if self.rows is None else values[self.rows]
 

@@ -178,6 +178,43 @@ def utility_bars(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def learning_curves(panels: Mapping[str, tuple[pd.DataFrame, str]]) -> Figure:
+    """Draw what a learner scores with how many real tiles, and as a line across what it scores with drawn ones alone.
+
+    Parameters
+    ----------
+    panels
+        By title, a table of `utility.utility_table` or `expression_use.expression_table` (or `worth.across`) with its
+        curve, and the score that is drawn.
+    """
+    looks = {"real": ("synthetic", REAL, "o", "-"), "colour_only": ("colour_synthetic", SYNTHETIC, "s", "--")}
+    named = {"real": "network or encoder", "colour_only": "colour alone"}
+    with style():
+        figure, axes = canvas(1, len(panels), figsize=(7.4, 2.9), squeeze=False)
+        for one, (title, (table, score)) in zip(axes[0], panels.items(), strict=True):
+            counted = table["images" if "images" in table else "tiles"].astype(float)
+            for real, (drawn, colour, mark, dash) in looks.items():
+                prefix = "real_" if real == "real" else "colour_"
+                curve = [name for name in table.index if name.startswith(prefix) and name[len(prefix) :].isdigit()]
+                curve = [name for name in (*curve, real) if np.isfinite(table.loc[name, score])]
+                value, low, high = (table.loc[curve, f"{score}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
+                about = named[real]
+                if len(curve) > 1:
+                    spread = {"yerr": [value - low, high - value], "ms": 4.5, "lw": 1.4, "elinewidth": 1.2}
+                    one.errorbar(
+                        counted[curve], value, color=colour, fmt=mark + dash, label=f"real tiles, {about}", **spread
+                    )
+                    level, below, above = (float(table.loc[drawn, f"{score}{end}"]) for end in ("", "_low", "_high"))
+                    one.axhline(level, color=colour, ls=dash, lw=1.2, alpha=0.8, label=f"drawn alone, {about}")
+                    one.axhspan(below, above, color=colour, alpha=0.12, lw=0)
+            log_scale(one, "x")
+            one.set(xlabel="real tiles", title=title)
+            one.grid(axis="y", color=LINE, lw=0.6)
+        handles, labels = axes[0, -1].get_legend_handles_labels()
+        figure.legend(handles, labels, ncols=2, fontsize=8.5, loc="outside lower center")
+    return figure
+
+
 def _short(score: str) -> str:
     return title_of(score).removeprefix("Dice, ").replace(" ", "\n", 1).replace("Mean\nDice", "mean")
 

@@ -5,8 +5,13 @@ longer improves); a classifier of labels stands on the same frozen features. Ear
 same *real* validation images in all three rows, which are of patients of the training side: "trained on synthetic"
 means that no real image changed a weight, not that none was looked at.
 
+Features are standardised section by section, as by the library's predictors, and drawn images are a section of their
+own: a network that was frozen on photographs puts drawn tissue elsewhere than real tissue, and on the scale of real
+tiles a classifier of drawn ones can come out reversed. It uses pixels of the tested section, never its labels.
+
 Beside them stands colour alone, the yardstick of a house where masks are made by rule from colour: a network that a
-table of colours equals has not learned shape.
+table of colours equals has not learned shape. With ``sizes``, the same is learned from a few real tiles: what drawn
+tiles are worth is said in those (`synthesis.worth`).
 
 All scores are taken within each test patient, then averaged over patients; where a score cannot be had of a patient
 (one class only, a level that is nowhere), the patient is left out of it. Intervals are bootstraps over blocks (or
@@ -17,7 +22,7 @@ new ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +32,20 @@ import numpy as np
 from histocrypt.errors import InputError
 from histocrypt.evaluation.bootstrap import interval
 from histocrypt.files import write_json
+from histocrypt.predictors.closed_form import mean_and_sd, standardise
 from histocrypt.spatial import squares
 from histocrypt.synthesis import segmentation
+from histocrypt.synthesis.worth import (
+    COLOUR_REAL,
+    REAL,
+    REPEAT,
+    against,
+    over_repeats,
+    size_of,
+    subsets,
+    verdict,
+    worth,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +66,7 @@ TITLES = {
 BASELINES = {"colour_only": "real", "colour_synthetic": "synthetic", "majority": "real"}
 """And which images each is fitted on."""
 COMPARED = ("mean_dice", "balanced_accuracy", "auc")
-"""Scores that are also given as differences from the row ``real``, on the same draws."""
+"""Scores that are also given as differences from a row of real images, on the same draws."""
 SHADES = 32
 """Shades of each channel that the table of colours tells apart."""
 PIXELS = 60_000
@@ -92,29 +109,41 @@ def colour_mask(train: Pairs, test: Pairs, *, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A logistic regression on standardised features."""
+    """A logistic regression on features that are standardised section by section."""
 
     classes: tuple[str, ...]
     mean: np.ndarray
     sd: np.ndarray
     regression: Any
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Return (n, classes) probabilities; 0 for a class that training did not see."""
+    def probabilities(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Return (n, classes) probabilities; 0 for a class that training did not see. ``sections`` is (n,) str."""
+        scores = standardise(features, sections, self.mean, self.sd, by_section=True)
         found = np.zeros((len(features), len(self.classes)))
-        columns = [self.classes.index(name) for name in self.regression.classes_]
-        found[:, columns] = self.regression.predict_proba((features - self.mean) / self.sd)
+        found[:, [self.classes.index(name) for name in self.regression.classes_]] = self.regression.predict_proba(
+            scores
+        )
         return found
 
 
 def fit_classifier(
     features: np.ndarray,
     labels: np.ndarray,
+    sections: np.ndarray,
     *,
     classes: tuple[str, ...],
-    validation: tuple[np.ndarray, np.ndarray] | None,
+    validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
 ) -> Classifier:
-    """Fit labels to features, classes weighted equally; the penalty is chosen on ``validation`` (features, labels).
+    """Fit labels to features, classes weighted equally.
+
+    Parameters
+    ----------
+    features, labels, sections
+        (n, d) float, (n,) str, (n,) str.
+    classes
+        Of the columns of probabilities.
+    validation
+        Features, labels and sections on which the penalty is chosen; None: `UNCHOSEN`.
 
     Raises
     ------
@@ -130,18 +159,19 @@ def fit_classifier(
             value=str(labels[0]) if len(labels) else None,
             expected=" and ".join(classes),
         )
-    mean, sd = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+    mean, sd = mean_and_sd(features, sections, by_section=True)
+    scores = standardise(features, sections, mean, sd, by_section=True)
 
     def fitted(penalty: float) -> Classifier:
         regression = LogisticRegression(C=penalty, class_weight="balanced", max_iter=2000)
-        return Classifier(classes, mean, sd, regression.fit((features - mean) / sd, labels))
+        return Classifier(classes, mean, sd, regression.fit(scores, labels))
 
     judged = validation is not None and len(np.unique(validation[1])) > 1
     if not judged:
         return fitted(UNCHOSEN)
 
     def score(one: Classifier) -> tuple[float, float]:
-        probability = one.probabilities(validation[0])
+        probability = one.probabilities(validation[0], validation[2])
         truth = np.array([classes.index(name) for name in validation[1].tolist()])
         likely = np.log(np.maximum(probability[np.arange(len(truth)), truth], 1e-6)).mean()
         return balanced_accuracy_score(truth, probability.argmax(axis=1)), float(likely)
@@ -158,7 +188,7 @@ def judge(
     draws: int = 500,
     seed: int = 0,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, np.ndarray]]]:
-    """Score predicted masks (n, side, side) and probabilities (n, classes) of the test images, by name.
+    """Score predicted masks (n, side, side) and probabilities (n, classes) of the test images, each by its name.
 
     Test images without a mask count for their labels alone; at least one must have a mask.
 
@@ -175,13 +205,16 @@ def judge(
             masked[patient] = rows[own], given[:, own]
     chosen = test.patients[test.has_mask]
     named = [(number, level) for number, level in enumerate(test.scheme.levels) if number != segmentation.BACKGROUND]
+    for name in dict.fromkeys([*masks, *probabilities]):
+        scores[name], drawn[name] = {}, {}
     for name in masks:
         counts = segmentation.pixel_counts(test.masks, masks[name], len(test.scheme.levels))
         whole, each = segmentation.score(counts[test.has_mask], chosen), segmentation.draws_of(counts, masked)
-        scores[name] = {f"dice_{level}": float(whole[number]) for number, level in named}
-        drawn[name] = {f"dice_{level}": each[:, number] for number, level in named}
+        scores[name] |= {f"dice_{level}": float(whole[number]) for number, level in named}
+        drawn[name] |= {f"dice_{level}": each[:, number] for number, level in named}
         scores[name]["mean_dice"] = float(segmentation.mean_dice(whole))
         drawn[name]["mean_dice"] = segmentation.mean_dice(each)
+    for name in probabilities:
         for score, function in (("balanced_accuracy", balanced_accuracy), ("auc", macro_auc)):
             scores[name][score], drawn[name][score] = _by_patient(function, probabilities[name], test, weights)
     return scores, drawn
@@ -263,6 +296,9 @@ def utility_table(
     encoder: str = ENCODER,
     blocks: np.ndarray | None = None,
     draws: int = 500,
+    sizes: Sequence[int] = (),
+    repeats: int = 5,
+    looked: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     folder: Path | None = None,
     device: str | torch.device | None = None,
 ) -> pd.DataFrame:
@@ -282,6 +318,11 @@ def utility_table(
         (n_test,) names of test images that are drawn together, see `spatial_blocks`; None: image by image.
     draws
         Of the bootstrap.
+    sizes, repeats
+        Numbers of real tiles that are learned from, too, for `synthesis.worth`: labels from several random subsets,
+        whose scores are averaged; masks from the first, for a network takes its time. As many steps for all.
+    looked
+        What `look` gives of the four sets, by name; None: it is computed.
     folder
         Where ``utility.json`` and the networks (``segmenter_real``, ``segmenter_synthetic``, ``segmenter_both``) are
         written; None writes nothing.
@@ -289,9 +330,11 @@ def utility_table(
     Returns
     -------
     DataFrame
-        Index: the names in `TITLES`. Columns ``title``, ``role``, ``images``, ``steps``; then each score with ``_low``
-        and ``_high``: ``dice_<level>``, ``mean_dice``, ``balanced_accuracy``, ``auc``; then ``<score>_vs_real`` with
-        its interval for `COMPARED`. NaN where a score cannot be had.
+        Index: the names in `TITLES`, and ``real_<size>``, ``colour_<size>`` with the role ``curve``. Columns
+        ``title``, ``role``, ``images``, ``steps``; then each score with ``_low`` and ``_high``: ``dice_<level>``,
+        ``mean_dice``, ``balanced_accuracy``, ``auc``; then of `COMPARED` the difference from real
+        (`worth.against`), ``<score>_vs_real`` with its interval, and ``<score>_verdict`` in words. With sizes,
+        ``<score>_worth``. NaN where a score cannot be had.
 
     Raises
     ------
@@ -302,10 +345,12 @@ def utility_table(
 
     _check(real, validation, synthetic, test)
     sets = {"real": real, "synthetic": synthetic, "both": type(real).join([real, synthetic])}
+    fewer = subsets(real.sections, sizes, repeats=repeats, seed=seed)
+    parts = {f"real_{size_of(name)}": real.subset(rows) for name, rows in fewer.items() if name.endswith(f"{REPEAT}0")}
     plan = plan or segmentation.SegmenterPlan()
     plan = replace(plan, steps=max(1, math.ceil(real.has_mask.sum() / plan.batch)))
     masks, rows = {}, {}
-    for name, pairs in sets.items():
+    for name, pairs in {**sets, **parts}.items():
         segmenter = segmentation.train_segmenter(
             pairs,
             validation,
@@ -319,7 +364,7 @@ def utility_table(
         masks[name] = segmenter.predict(test)
         about = segmenter.about
         rows[name] = {
-            "role": "model",
+            "role": "model" if name in sets else "curve",
             "images": len(pairs),
             "steps": about["steps"],
             "best_epoch": about["best_epoch"],
@@ -329,65 +374,141 @@ def utility_table(
         coloured = name != "majority" and pairs.has_mask.any()
         masks[name] = colour_mask(pairs, test, seed=seed) if coloured else majority_mask(real, test)
         rows[name] = {"role": "baseline", "images": len(pairs), "steps": None, "best_epoch": None}
-    probabilities = label_probabilities(sets, validation, test, encoder=encoder)
-    scores, drawn = judge(masks, probabilities, test, blocks=blocks, draws=draws, seed=seed)
+    looked = looked or look({"real": real, "synthetic": synthetic, "validation": validation, "test": test}, encoder)
+    probabilities = label_probabilities(sets, validation, test, looked=looked, fewer=fewer)
+    scores, drawn = over_repeats(*judge(masks, probabilities, test, blocks=blocks, draws=draws, seed=seed))
+    named, counted = dict(TITLES), [len(pairs) for pairs in parts.values()]
+    for size in counted:
+        named |= {f"real_{size}": f"Trained on {size} real", f"colour_{size}": f"Colour only, {size} real"}
+        rows[f"colour_{size}"] = {"role": "curve", "images": size, "steps": None, "best_epoch": None}
+    compared = {"compared": COMPARED, "guess": "majority"}
     table = pd.DataFrame(
-        [{"title": TITLES[name], **rows[name], **_with_intervals(scores, drawn, name)} for name in masks],
-        index=pd.Index(list(masks), name="trained_on"),
+        [
+            {"title": named[name], **row, **with_intervals(scores, drawn, name, **compared)}
+            for name, row in rows.items()
+        ],
+        index=pd.Index(list(rows), name="trained_on"),
     )
+    curves = {"synthetic": [*parts, "real"], "colour_synthetic": [*(f"colour_{n}" for n in counted), "colour_only"]}
+    if parts:
+        add_worth(table, scores, drawn, curves, [*counted, len(real)], COMPARED)
     if folder is not None:
         settings = {"network": network, "epochs": epochs, "seed": seed, "encoder": encoder, "draws": draws}
         counts = {name: len(pairs) for name, pairs in {**sets, "validation": validation, "test": test}.items()}
         notes = {**settings, "images": counts, "test_patients": sorted(set(test.patients.tolist()))}
-        write_utility(Path(folder) / "utility.json", table, notes)
+        said = {
+            "scores": "within each test patient, then the mean over patients; absent levels and classes are left out",
+            "training": "as many steps on each set; early stopping and penalties on the same real validation images",
+        }
+        write_rows(Path(folder) / "utility.json", table, {**notes, **said})
     return table
 
 
-def label_probabilities(
-    sets: Mapping[str, Pairs], validation: Pairs, test: Pairs, *, encoder: str = ENCODER
-) -> dict[str, np.ndarray]:
-    """Return probabilities of the test images' classes, (n, classes), for each training set and baseline.
+def look(sets: Mapping[str, Pairs], encoder: str = ENCODER) -> dict[str, dict[str, np.ndarray]]:
+    """Return what is seen of the images of each set: ``encoder``, frozen features, and ``colour``, (n, d) float32.
 
-    They are NaN for a set that has images of one class only: a filter may have left no other. Training sets are told by
-    a frozen encoder's features, baselines by statistics of colour without any shape or texture.
+    The second are statistics of colour, without any shape or texture.
     """
     from histocrypt.encoders.described import colour_features
     from histocrypt.encoders.encoders import encode
 
-    classes = test.scheme.classes
-    looked_at = {"real": sets["real"], "synthetic": sets["synthetic"], "validation": validation, "test": test}
-    images = {name: np.ascontiguousarray(colours(pairs.images)) for name, pairs in looked_at.items()}
-    encoded = {name: encode(pixels, encoder, progress=False) for name, pixels in images.items()}
-    encoded["both"] = np.concatenate([encoded["real"], encoded["synthetic"]])
-    coloured = {name: colour_features(pixels) for name, pixels in images.items()}
+    images = {name: np.ascontiguousarray(colours(pairs.images)) for name, pairs in sets.items()}
+    return {
+        name: {"encoder": encode(pixels, encoder, progress=False), "colour": colour_features(pixels)}
+        for name, pixels in images.items()
+    }
 
-    def learned(name: str, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        labels = sets[name].labels
-        if len(np.unique(labels)) < 2:
+
+def label_probabilities(
+    sets: Mapping[str, Pairs],
+    validation: Pairs,
+    test: Pairs,
+    *,
+    looked: Mapping[str, Mapping[str, np.ndarray]],
+    fewer: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return probabilities of the test images' classes, (n, classes), for each training set and baseline.
+
+    They are NaN for a set that has images of one class only: a filter may have left no other. Training sets are told by
+    a frozen encoder's features, baselines by colour. ``looked`` is what `look` gives; ``fewer`` names rows of the real
+    images, learned from as ``real_<name>`` and ``colour_<name>``.
+    """
+    classes, real = test.scheme.classes, sets["real"]
+    features = {sight: {name: seen[sight] for name, seen in looked.items()} for sight in ("encoder", "colour")}
+    for seen in features.values():
+        seen["both"] = np.concatenate([seen["real"], seen["synthetic"]])
+
+    def learned(name: str, sight: str = "encoder", rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        own, seen = sets[name].subset(rows), features[sight]
+        if len(np.unique(own.labels)) < 2:
             return np.full((len(test), len(classes)), np.nan)
-        judged = (features["validation"], validation.labels)
-        fitted = fit_classifier(features[name], labels, classes=classes, validation=judged)
-        return fitted.probabilities(features["test"])
+        judged = (seen["validation"], validation.labels, validation.sections)
+        fitted = fit_classifier(seen[name][rows], own.labels, own.sections, classes=classes, validation=judged)
+        return fitted.probabilities(seen["test"], test.sections)
 
-    found = {name: learned(name, encoded) for name in sets}
-    found |= {name: learned(BASELINES[name], coloured) for name in ("colour_only", "colour_synthetic")}
-    share = np.array([(sets["real"].labels == name).mean() for name in classes])
+    found = {name: learned(name) for name in sets}
+    found |= {name: learned(BASELINES[name], "colour") for name in ("colour_only", "colour_synthetic")}
+    for name, rows in (fewer or {}).items():
+        found |= {f"real_{name}": learned("real", rows=rows), f"colour_{name}": learned("real", "colour", rows)}
+    share = np.array([(real.labels == name).mean() for name in classes])
     found["majority"] = np.tile(share, (len(test), 1))
     return found
 
 
-def _with_intervals(
-    scores: Mapping[str, Mapping[str, float]], drawn: Mapping[str, Mapping[str, np.ndarray]], name: str
-) -> dict[str, float]:
-    found: dict[str, float] = {}
+def with_intervals(
+    scores: Mapping[str, Mapping[str, float]],
+    drawn: Mapping[str, Mapping[str, np.ndarray]],
+    name: str,
+    *,
+    compared: Sequence[str],
+    guess: str,
+    least: float = 0.0,
+) -> dict[str, float | str]:
+    """Return a row's scores with intervals, its differences from real (`worth.against`), and what they mean.
+
+    Parameters
+    ----------
+    compared
+        Scores of which differences are taken.
+    guess
+        The row that guesses.
+    least
+        Of a score.
+    """
+    found: dict[str, float | str] = {}
     for score, value in scores[name].items():
         low, high = interval(drawn[name][score], value)
-        found |= {score: value, f"{score}_low": max(low, 0.0), f"{score}_high": min(high, 1.0)}
-    for score in COMPARED:
-        value = scores[name][score] - scores["real"][score]
-        low, high = interval(drawn[name][score] - drawn["real"][score], value)
+        found |= {score: value, f"{score}_low": max(low, least), f"{score}_high": min(high, 1.0)}
+    other = against(name)
+    for score in (one for one in compared if one in scores[name]):
+        value = scores[name][score] - scores[other][score]
+        low, high = interval(drawn[name][score] - drawn[other][score], value)
         found |= {f"{score}_vs_real": value, f"{score}_vs_real_low": low, f"{score}_vs_real_high": high}
+        if name not in (REAL, COLOUR_REAL, guess):
+            real_low, _ = interval(drawn[other][score], scores[other][score])
+            found[f"{score}_verdict"] = verdict(low, high, real_low=real_low, guess=scores[guess][score])
     return found
+
+
+def add_worth(
+    table: pd.DataFrame,
+    scores: Mapping[str, Mapping[str, float]],
+    drawn: Mapping[str, Mapping[str, np.ndarray]],
+    curves: Mapping[str, Sequence[str]],
+    sizes: Sequence[int],
+    compared: Sequence[str],
+) -> None:
+    """Say in columns ``<score>_worth`` how many real tiles teach as much as the drawn ones of a row.
+
+    ``curves`` names for each such row those of its curve, of ``sizes`` real tiles each.
+    """
+    for score in compared:
+        table[f"{score}_worth"] = None
+        for row, names in curves.items():
+            if all(score in scores[name] for name in names):
+                curve = np.array([scores[name][score] for name in names])
+                each = np.stack([drawn[name][score] for name in names], axis=1), drawn[row][score]
+                table.loc[row, f"{score}_worth"] = str(worth(sizes, curve, scores[row][score], draws=each))
 
 
 def title_of(score: str) -> str:
@@ -399,8 +520,8 @@ def title_of(score: str) -> str:
     return f"{known}, less real" if compared else known
 
 
-def write_utility(path: Path, table: pd.DataFrame, notes: Mapping[str, Any]) -> None:
-    """Write the table with what it rests on as JSON; NaN becomes null."""
+def write_rows(path: Path, table: pd.DataFrame, notes: Mapping[str, Any]) -> None:
+    """Write a table of use with what it rests on as JSON; NaN becomes null."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, str) or value is None:
@@ -408,11 +529,7 @@ def write_utility(path: Path, table: pd.DataFrame, notes: Mapping[str, Any]) -> 
         return float(value) if np.isfinite(value) else None
 
     rows = [{"trained_on": name} | {key: plain(value) for key, value in row.items()} for name, row in table.iterrows()]
-    said = {
-        "scores": "within each test patient, then the mean over patients; levels and classes that are absent left out",
-        "intervals": "95 %, bootstrap within these patients; nothing is said about new ones",
-        "training": "as many steps on each set; early stopping and penalties on the same real validation images",
-    }
+    said = {"intervals": "95 %, bootstrap within these patients; nothing is said about new ones"}
     write_json(path, {**notes, **said, "rows": rows})
 
 

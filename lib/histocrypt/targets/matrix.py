@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.sections.genes import GeneNames, places
+from histocrypt.sections.genes import GeneNames, meant_by, places
 from histocrypt.targets.transforms import COMPOSITIONS, transform
 
 if TYPE_CHECKING:
@@ -235,10 +235,14 @@ def targets_of(
 
 @dataclass(frozen=True)
 class Label:
-    """A yes or no about each spot: a pathologist's annotation, or a proxy made from proportions by a threshold."""
+    """A yes or no about each spot: a pathologist's annotation, or a proxy made by a threshold.
+
+    A proxy is made from proportions, or, where no section has any, from the expression of genes: spots are ranked
+    within their section by the mean of ln(1 + counts per 10,000) over the genes; neither depth nor laboratory decides.
+    """
 
     source: str
-    """``obs:COLUMN``, or ``obsm:MATRIX/COLUMN`` with `above`."""
+    """``obs:COLUMN``, or with `above` ``obsm:MATRIX/COLUMN`` or ``genes:SYMBOL+SYMBOL``, a rank from 0 to 1."""
     positive: tuple[str, ...] = ()
     """Values of a column of words that count as yes; empty: the column holds yes and no, or 1 and 0."""
     above: float | None = None
@@ -250,19 +254,25 @@ class Label:
         kind, _, rest = self.source.partition(":")
         matrix, _, column = rest.partition("/")
         where = {"field": self.field, "value": self.source}
-        if kind not in ("obs", "obsm") or not matrix or (kind == "obsm") != bool(column):
-            raise InputError("does not say where a label is", **where, expected="obs:COLUMN, or obsm:MATRIX/COLUMN")
-        if kind == "obsm" and self.above is None:
+        if kind not in ("obs", "obsm", "genes") or not matrix or (kind == "obsm") != bool(column):
+            expected = "obs:COLUMN, obsm:MATRIX/COLUMN, or genes:SYMBOL+SYMBOL"
+            raise InputError("does not say where a label is", **where, expected=expected)
+        if kind != "obs" and self.above is None:
             raise InputError(
-                "a proportion is made a label by a threshold, and none is given", **where, fix="set label_above"
+                "a proxy is made a label by a threshold, and none is given", **where, fix="set label_above"
             )
         if self.above is not None and self.positive:
             raise InputError("takes label_is or label_above, not both", **where)
 
     @property
     def is_proxy(self) -> bool:
-        """Whether the label is derived from proportions, not given by a pathologist."""
-        return self.source.startswith(PREFIX)
+        """Whether the label is derived from proportions or genes, not given by a pathologist."""
+        return not self.source.startswith("obs:")
+
+    @property
+    def needs_counts(self) -> bool:
+        """Whether the counts of a section are looked at."""
+        return self.source.startswith("genes:")
 
     def of(self, adata: AnnData, *, section: str) -> np.ndarray:
         """Return (n,) float32: 1, 0, or NaN where a spot has no label; NaN throughout where the section has none.
@@ -272,7 +282,7 @@ class Label:
         InputError
             If a value is neither yes nor no.
         """
-        values = self._values(adata)
+        values = self._values(adata, section)
         if values is None:
             return np.full(adata.n_obs, np.nan, dtype=np.float32)
         where = {"field": self.source}
@@ -297,11 +307,13 @@ class Label:
             )
         return np.array([answer.get(word, 0.0) for word in words], dtype=np.float32)
 
-    def _values(self, adata: AnnData) -> np.ndarray | None:
+    def _values(self, adata: AnnData, section: str) -> np.ndarray | None:
         """Return the (n,) values, or None where this section has no such column."""
         kind, _, rest = self.source.partition(":")
         if kind == "obs":
             return adata.obs[rest].to_numpy(dtype=object) if rest in adata.obs else None
+        if kind == "genes":
+            return self._ranks(adata, rest.split("+"), section)
         matrix, _, column = rest.partition("/")
         table = adata.obsm.get(matrix)
         if table is None:
@@ -312,3 +324,17 @@ class Label:
                 "has no such column", field=f"obsm[{matrix!r}]", value=column, expected="one of " + ", ".join(names)
             )
         return np.asarray(table)[:, names.index(column)]
+
+    def _ranks(self, adata: AnnData, symbols: list[str], section: str) -> np.ndarray:
+        """Return (n,) the share of the section's spots that express less of the genes, ties halved."""
+        from scipy.stats import rankdata
+
+        where = {"field": self.field, "value": self.source}
+        if not has_counts(adata) or adata.X is None:
+            raise InputError(f"section {section} has no counts to rank its spots by", **where)
+        columns = meant_by(symbols, GeneNames.of(adata.var))
+        if (columns < 0).any():
+            absent = symbols[int((columns < 0).argmax())]
+            raise InputError(f"section {section} has no one gene {absent}", **where, fix="name genes that all measure")
+        values = transform(adata[:, columns].X, depth(adata), "log1p_cp10k").mean(axis=1)
+        return (rankdata(values) - 0.5) / len(values)

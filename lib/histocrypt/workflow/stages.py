@@ -458,6 +458,7 @@ STAGES = {
                 o,
                 "summary.json",
                 "utility.json",
+                "expression.json",
                 *(f"{name}.csv" for name in ("filtered", "quality", "nuclei")),
                 *(f"{name}.png" for name in ("tiles", "filter", "quality", "nearest", "nuclei", "utility")),
             ),
