@@ -20,6 +20,7 @@ from histocrypt.encrypted.service_page import LARGEST, SMALLEST, html_page, pdf_
 from histocrypt.encrypted.service_parts import ServiceCard
 from histocrypt.encrypted.signature import PublicKey, Signer, make_key, public_path, signature_path
 from histocrypt.errors import InputError
+from histocrypt.files import write_json
 
 ROOT = paths.repository()
 
@@ -103,7 +104,29 @@ def test_no_number_of_questions_is_claimed_for_a_network(tmp_path):
     deep = public_part(tmp_path, level=3, parameters=_deep())
     card = service_card(deep)
     assert card.extraction.spots is None
+    assert card.extraction.copied == []
     assert "Not measured" in html_page(card, "0" * 64)
+
+
+def test_copies_that_were_measured_of_these_weights_are_said(tmp_path):
+    part = public_part(tmp_path, level=3, parameters=_deep())
+    folder = audit(tmp_path / "audit", asked("black box", 0.6, "leak"))
+    row = {"way": "same network", "sections": 3, "low": 0.5, "high": 0.99}
+    row |= {"copy_with_measured": 0.3, "original_with_measured": 0.32}
+    rows = [row | {"spots": spots, "correlation": found} for spots, found in ((10, 0.6), (200, 0.9))]
+    said = {"format": "histocrypt extraction", "version": 1, "weights_sha256": "9b" * 32, "copied": rows}
+    path = folder / "extraction_fhe_head.json"
+    write_json(path, said)
+    card = service_card(part, audit=folder)
+    assert [one.spots for one in card.extraction.copied] == [200, 10]
+    assert "0.90 (0.50 to 0.99)" in html_page(card, "0" * 64)
+    write_json(path, said | {"weights_sha256": "0" * 64})
+    assert service_card(part, audit=folder).extraction.copied == []
+    for wrong, field in (({"format": "a poem"}, "format"), ({"copied": [{"spots": 3}]}, "copied")):
+        write_json(path, said | wrong)
+        with pytest.raises(InputError) as caught:
+            service_card(part, audit=folder)
+        assert caught.value.field == field
 
 
 def _deep() -> dict:

@@ -99,7 +99,7 @@ CLAIMS = (
         "key",
         "S::test_two_clients_at_once",
         "S::test_replayed_in_another_session",
-        brief="nothing of another one",
+        brief="nothing of a hospital that is not its own",
         against="a hospital that has a token of its own",
     ),
     _claim(

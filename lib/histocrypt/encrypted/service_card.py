@@ -26,6 +26,7 @@ from histocrypt.encrypted.parameters import MAX_LOG_QP, MAX_LOG_QP_SPARSE, SECUR
 from histocrypt.encrypted.service_parts import (
     FORMAT,
     VERSION,
+    Copied,
     Encryption,
     Extraction,
     Figure,
@@ -48,6 +49,8 @@ from histocrypt.trust import conformal, genes
 
 AUDIT_FORMAT = "histocrypt privacy card"
 """Of the JSON that an audit writes of each subject."""
+EXTRACTION_FORMAT = "histocrypt extraction"
+"""Of what `benchmarks/extraction.py` measured; it lies beside the audit's cards as ``extraction_<model>.json``."""
 OUTPUTS = ("decrypted outputs", "black box")
 """What an asker holds, in an audit's words, who sees what a client of the service sees."""
 GRAVEST = ("leak", "signs", "undecided", "below chance", "not found")
@@ -97,7 +100,7 @@ def service_card(
         "encryption": _encryption(offered),
         "parties": _parties(),
         "membership": membership,
-        "extraction": _extraction(offered),
+        "extraction": _extraction(offered, None if audit is None else Path(audit)),
         "trust": _trust(offered.about),
     }
     return ServiceCard(
@@ -293,22 +296,42 @@ def _figure(asked: Mapping[str, Any]) -> Figure:
     return Figure(**words, **numbers, controls_passed=all(one["passed"] for one in asked["controls"]))
 
 
-def _extraction(client: Client) -> Extraction:
+def _extraction(client: Client, audit: Path | None) -> Extraction:
     from histocrypt.encrypted.sessions import Limits
 
-    taken, limit = spots_to_take(client), Limits.per_minute
-    if taken is None:
-        basis = "not measured: a network that is no linear map can be imitated, and no number of questions is known"
-        return Extraction(spots=None, messages={}, minutes={}, per_minute=limit, basis=basis)
+    taken, limit, copied = spots_to_take(client), Limits.per_minute, _copied(client, audit)
     messages: dict[str, int] = {}
     minutes: dict[str, float] = {}
-    for form in forms(client).values():
+    for form in forms(client).values() if taken else ():
         number = -(-taken // form.places)
         if number < messages.get(form.form, number + 1):
             messages[form.form] = number
             minutes[form.form] = round(number * form.places / limit, 2)
-    basis = "derived: a linear map of d numbers is known from its answers to zero and to d independent inputs"
-    return Extraction(spots=taken, messages=messages, minutes=minutes, per_minute=limit, basis=basis)
+    if taken:
+        basis = "derived: a linear map of d numbers is known from its answers to zero and to d independent inputs"
+    elif copied:
+        basis = "measured: copies were trained from answers for slides of the asker's own"
+    else:
+        basis = "not measured: a copy can be trained from answers, and no number of questions is known"
+    return Extraction(spots=taken, messages=messages, minutes=minutes, per_minute=limit, copied=copied, basis=basis)
+
+
+def _copied(client: Client, audit: Path | None) -> list[Copied]:
+    """Return what was measured of copying these weights, the best copy first."""
+    path = None if audit is None else audit / f"extraction_{client.about['model']}.json"
+    if path is None or not path.is_file():
+        return []
+    said = read_json(path)
+    if not isinstance(said, dict) or said.get("format") != EXTRACTION_FORMAT:
+        expected = "what benchmarks/extraction.py writes"
+        raise InputError("is no measurement of copies", file=path, field="format", expected=expected)
+    if said.get("weights_sha256") != client.about["weights_sha256"]:
+        return []
+    try:
+        found = [Copied(**one) for one in said["copied"]]
+    except (KeyError, TypeError, ValidationError) as error:
+        raise InputError("is no measurement of copies", file=path, field="copied") from error
+    return sorted(found, key=lambda one: -one.correlation)
 
 
 def _trust(about: Mapping[str, Any]) -> Trust:

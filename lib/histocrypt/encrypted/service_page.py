@@ -124,17 +124,23 @@ def _found(figure: Figure) -> str:
 
 def _extraction(card: ServiceCard) -> Iterator[tuple[str, str]]:
     cost = card.extraction
-    if cost.spots is None:
+    if cost.spots is not None:
+        ways = " or ".join(f"{n:,} message{'s' * (n != 1)} ({form})" for form, n in cost.messages.items())
+        quickest = min(cost.minutes.values())
+        wait = "less than a minute" if quickest < 1 else f"{quickest:.0f} minutes"
+        yield "Exactly", f"{cost.spots:,} made-up spots give all weights: {ways}"
         yield (
-            "Cost",
-            "Not measured. No number of questions is known that gives the weights; a copy can be trained from answers",
+            "At the usual limit",
+            f"{wait} ({cost.per_minute:,} spots a minute); no quota that lets a slide in stops it",
         )
-        return
-    ways = " or ".join(f"{number:,} message{'s' * (number != 1)} ({form})" for form, number in cost.messages.items())
-    quickest = min(cost.minutes.values())
-    wait = "less than a minute" if quickest < 1 else f"{quickest:.0f} minutes"
-    yield "Cost", f"{cost.spots:,} made-up spots give all weights exactly: {ways}"
-    yield "At the usual limit", f"{wait} ({cost.per_minute:,} spots a minute); no quota that lets a slide in stops it"
+    if cost.copied:
+        best = cost.copied[0]
+        yield (
+            "A copy",
+            f"({best.way}) from {best.spots:,} spots agrees by a correlation of {best.correlation:.2f} "
+            f"({best.low:.2f} to {best.high:.2f}) on other slides; with measured values {best.copy_with_measured:.2f}, "
+            f"the original {best.original_with_measured:.2f}",
+        )
     yield "How known", cost.basis[:1].upper() + cost.basis[1:]
 
 
@@ -193,8 +199,8 @@ def signed_words(card: ServiceCard) -> tuple[str, str]:
     """Return whether the card is signed, and what to do about it."""
     if card.signer is None:
         return "Not signed", "Anybody can have written this card. Ask for one that is signed."
-    check = "Check it: histocrypt fhe verify-card service_card.json --key KEY.pub"
-    return "Signed", f"By the ed25519 key {card.signer.fingerprint}. {check}, with a key got by another way."
+    check = f"histocrypt fhe verify-card {NAME}.json --key KEY.pub"
+    return "Signed: check it", f"By the ed25519 key {card.signer.fingerprint}. {check}, with a key got by another way."
 
 
 def meta(card: ServiceCard) -> str:
@@ -322,7 +328,7 @@ class _Pen:
         self.pdf.set_fill_color(*TINT)
         high = self.height(box - 6, word, bold=True, scale=1.15) + self.height(box - 6, why, scale=0.82) + 4.5
         self.pdf.rect(x, TOP, box, high, style="F")
-        tone = TONES["possible"] if card.signer is None else TONES["prevented"]
+        tone = TONES["possible"] if card.signer is None else INK
         end = self.text(x + 3, TOP + 2, box - 6, word, bold=True, scale=1.15, tone=tone)
         self.text(x + 3, end + 0.5, box - 6, why, scale=0.82, tone=GREY)
         y = self.text(LEFT, TOP, WIDTH - box - GAP, "SERVICE CARD \u00b7 ENCRYPTED PREDICTION", scale=0.85, tone=GREY)
@@ -370,7 +376,7 @@ class _Pen:
     def parties(self, card: ServiceCard, y: float) -> float:
         """Draw the table of who learns what."""
         y = self.title(LEFT, y, WIDTH, "Who learns what")
-        widths = (27.0, 58.0, WIDTH - 85.0)
+        widths = (32.0, 56.0, WIDTH - 88.0)
         heads = ("", "Learns", "Does not learn, and against whom that holds")
         y = self._row(y, widths, heads, scale=0.88, tone=GREY)
         for row in party_rows(card):

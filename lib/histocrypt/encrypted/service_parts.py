@@ -123,6 +123,24 @@ class Membership(Part):
     """SHA-256 of the audit's files that they come from, by name."""
 
 
+class Copied(Part):
+    """A copy that somebody trained from answers, held against the original on slides that were not asked about."""
+
+    way: str
+    """How the copy was made."""
+    spots: int
+    """How many answers it learnt from."""
+    sections: int
+    """Slides held out in turn."""
+    correlation: float
+    """Of its predictions with the original's; mean over genes and slides."""
+    low: float
+    high: float
+    """Of single slides."""
+    copy_with_measured: float
+    original_with_measured: float
+
+
 class Extraction(Part):
     """What it costs a client to take the model by asking."""
 
@@ -134,6 +152,8 @@ class Extraction(Part):
     """At the server's usual limit, in each form."""
     per_minute: int
     """Spots that a server takes of a client in a minute where its operator says nothing else."""
+    copied: list[Copied]
+    """What a measurement found, `benchmarks/extraction.py`; empty where none was made of these weights."""
     basis: str
 
 
