@@ -135,7 +135,7 @@ def _deep() -> dict:
     return choose(3, 1).to_dict()
 
 
-def test_the_gravest_answer_of_an_audit_stands_first(tmp_path):
+def test_the_strongest_attack_of_an_audit_stands_first(tmp_path):
     questions = (
         asked("white box", 0.99, "leak"),
         asked("black box", 0.7, "leak"),
@@ -152,6 +152,14 @@ def test_the_gravest_answer_of_an_audit_stands_first(tmp_path):
     page = html_page(card, "0" * 64)
     assert "0.55 (0.45 to 0.57)" in page
     assert "0.90 (0.80 to 0.92)" in page
+
+
+def test_an_attack_whose_control_failed_is_not_the_strongest(tmp_path):
+    failed = asked("black box", 0.8, "undecided", controls=[{"name": "planted", "passed": False}])
+    folder = audit(tmp_path / "audit", failed, asked("decrypted outputs", 0.5, "not found"))
+    card = service_card(public_part(tmp_path), audit=folder)
+    assert [one.value for one in card.membership.figures] == [0.5, 0.8]
+    assert "a control failed" in html_page(card, "0" * 64)
 
 
 @pytest.mark.parametrize(("word", "verdict"), [("undecided", UNDECIDED), ("not found", NOT_FOUND), ("odd", UNDECIDED)])
@@ -341,6 +349,15 @@ def test_what_is_no_signature_is_refused(copy, key, text):
     with pytest.raises(InputError) as caught:
         verify_card(copy, public_path(key))
     assert caught.value.file == signature_path(copy)
+
+
+@pytest.mark.parametrize("package", ["fpdf", "cryptography"])
+def test_an_old_environment_is_told_what_it_lacks(tmp_path, key, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError) as caught:
+        make_card(public_part(tmp_path), tmp_path / "card", key=key)
+    assert caught.value.field == package
+    assert not list((tmp_path / "card").glob("*"))
 
 
 def test_nothing_of_others_is_replaced(tmp_path):

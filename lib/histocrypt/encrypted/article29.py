@@ -170,12 +170,12 @@ def _predicted(service: Service, trust: Trust) -> Answer:
 def _took_part(membership: Membership) -> Answer:
     if not membership.asked:
         return _answer(TRAINED, NOT_ASKED, f"Whether a known patient took part: not asked ({membership.of}).")
-    gravest = membership.figures[0]
+    strongest = membership.figures[0]
     words = (
         "Whether a known patient took part can be asked by who also holds their slide with measured values: "
-        f"{figure_words(gravest)}."
+        f"{figure_words(strongest)}."
     )
-    return _answer(TRAINED, OF_AUDIT.get(gravest.verdict, UNDECIDED), words)
+    return _answer(TRAINED, OF_AUDIT.get(strongest.verdict, UNDECIDED), words)
 
 
 def figure_words(figure: Figure) -> str:

@@ -53,8 +53,6 @@ EXTRACTION_FORMAT = "histocrypt extraction"
 """Of what `benchmarks/extraction.py` measured; it lies beside the audit's cards as ``extraction_<model>.json``."""
 OUTPUTS = ("decrypted outputs", "black box")
 """What an asker holds, in an audit's words, who sees what a client of the service sees."""
-GRAVEST = ("leak", "signs", "undecided", "below chance", "not found")
-"""Verdicts of an audit."""
 LONGEST = 90
 """Characters of a name that comes from outside; longer ones are cut, so that the page stays one."""
 MOST_NAMED = 4
@@ -270,13 +268,16 @@ def _membership(client: Client, audit: Path | None) -> Membership:
         raise InputError("lacks a part of an audit's card", file=path, field="questions") from error
     if not figures:
         return nothing(of="the audit did not ask it of what a client sees")
-    figures.sort(key=lambda one: (_gravity(one.verdict), one.question != THIS_MODEL, one.chance - one.value))
+    figures.sort(key=_strongest_first)
     files = {path.name: hashlib.sha256(content).hexdigest()}
     return Membership(asked=True, of=_asked_of(client, audit, fold), figures=figures, files=files)
 
 
-def _gravity(verdict: str) -> int:
-    return GRAVEST.index(verdict) if verdict in GRAVEST else GRAVEST.index("undecided")
+def _strongest_first(figure: Figure) -> tuple[float, ...]:
+    """Return the order of an audit: a leak that was found, then whose controls passed, by the interval's lower end."""
+    found = {"leak": 0, "signs": 1}.get(figure.verdict, 2)
+    low = -1.0 if figure.low is None else figure.low
+    return found, figure.question != THIS_MODEL, not figure.controls_passed, -low
 
 
 def _asked_of(client: Client, audit: Path, fold: str) -> str:

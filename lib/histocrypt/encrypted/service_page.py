@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histocrypt.encrypted.article29 import OF_AUDIT, UNDECIDED, VERDICTS, figure_words
+from histocrypt.encrypted.signature import check_package
 
 if TYPE_CHECKING:
     from fpdf import FPDF
@@ -114,7 +115,7 @@ def _membership(card: ServiceCard) -> Iterator[tuple[str, str]]:
     else:
         yield "Decrypted outputs", "Not asked"
     if clear:
-        more = f" The gravest of {len(clear)} answers." if len(clear) > 1 else ""
+        more = f" The strongest of {len(clear)} attacks." if len(clear) > 1 else ""
         yield "Same outputs, in the clear", f"{_found(clear[0])}.{more}"
 
 
@@ -251,9 +252,12 @@ def pdf_page(card: ServiceCard, digest: str) -> bytes:
 
     Raises
     ------
+    InputError
+        If fpdf2 is not installed.
     ValueError
         If it does not fit at the smallest size; names are cut beforehand, so that no card is so long.
     """
+    check_package("fpdf")
     size = LARGEST
     while True:
         pdf, end = _drawn(card, digest, size)

@@ -118,7 +118,7 @@ class Membership(Part):
     of: str
     """Of which weights; or why it was not asked."""
     figures: list[Figure]
-    """The gravest first."""
+    """The strongest first."""
     files: dict[str, str]
     """SHA-256 of the audit's files that they come from, by name."""
 

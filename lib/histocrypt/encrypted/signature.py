@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,7 @@ class Signer:
         InputError
             If it is missing, others can read it, it asks for a passphrase, or it is no private ed25519 key.
         """
+        check_package("cryptography")
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_ssh_private_key
@@ -119,6 +121,13 @@ class Signer:
         return f"Signer({self.public.fingerprint})"
 
 
+def check_package(name: str) -> None:
+    """Refuse an environment that was set up before cards were signed and printed."""
+    if find_spec(name) is None:
+        fix = "set the environment up again: bash install_host.sh"
+        raise InputError(f"this needs the package {name}, which is not installed", field=name, fix=fix)
+
+
 def make_key(path: str | Path) -> PublicKey:
     """Make a key: the private one in ``path`` (mode 0600), the public one in ``path`` with ``.pub`` behind it.
 
@@ -127,6 +136,7 @@ def make_key(path: str | Path) -> PublicKey:
     InputError
         If either is there already: a key is not replaced.
     """
+    check_package("cryptography")
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -172,6 +182,7 @@ def verify(file: str | Path, key: PublicKey, *, namespace: str) -> bytes:
     InputError
         If file or signature is missing, another key signed it, for another purpose, or the file was changed.
     """
+    check_package("cryptography")
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
