@@ -5,23 +5,26 @@
 
 Run the study up to 22_folds first. In each fold a generator is trained on the training patients alone and draws tiles,
 which are filtered; networks, classifiers and ridges learn from real tiles, from drawn ones, from both, and from few
-real ones; all are tested on the real tiles of the fold's test patients. What is trained and drawn lies below
-``synthesis/<fold>/`` of the study's run folder, and a second run finds it there. Written are
-``synthesis/use.json``, ``use.md`` and ``use.png``.
+real ones; all are tested on the real tiles of the fold's test patients. What is trained, drawn and found lies below
+``synthesis/<fold>/`` of the study's run folder: a run that was stopped goes on, and a fold with ``use/done.json`` is
+read. Written are ``synthesis/use.json``, ``use.md`` and ``use.png``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from histocrypt.data.folds import FINAL, Fold, load_folds
 from histocrypt.errors import InputError
 from histocrypt.evaluation import figures as drawing
-from histocrypt.files import atomic_path, write_json
+from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.study import Study, load_study
 from histocrypt.synthesis import expression_use, figures, pipeline
 from histocrypt.synthesis.filtering import filter_pairs, train_reconstruction
@@ -33,6 +36,7 @@ TASKS = {
     "Tissue label: AUC": ("use", "auc"),
     "Expression: mean r": ("expression", "pearson"),
 }
+FILES = {"use": "utility.json", "expression": "expression.json"}
 GUESSES = {"use": "majority", "expression": expression_use.GUESS}
 SHOWN = {
     "mean_dice": ("real", "synthetic", "both", "colour_only", "colour_synthetic", "majority"),
@@ -41,10 +45,26 @@ SHOWN = {
 }
 
 
-def of_fold(study: Study, fold: Fold, *, sizes: list[int], repeats: int) -> dict[str, pd.DataFrame]:
-    """Return the tables ``use`` (masks and labels) and ``expression`` of one fold."""
+def found_or_made(
+    study: Study, fold: Fold, *, sizes: list[int], repeats: int, tiles: int | None
+) -> dict[str, pd.DataFrame]:
+    """Return the tables ``use`` (masks and labels) and ``expression`` of one fold, read where they are made already."""
+    home = study.run.synthesis(fold.name) / "use"
+    asked = {"study": study.hash(), "fold": asdict(fold), "sizes": sizes, "repeats": repeats, "tiles": tiles}
+    asked = json.loads(json.dumps(asked))  # as it will be read back
+    if not (home / "done.json").is_file() or read_json(home / "done.json") != asked:
+        of_fold(study, fold, sizes=sizes, repeats=repeats, tiles=tiles)
+        write_json(home / "done.json", asked)
+    rows = {name: read_json(home / file)["rows"] for name, file in FILES.items()}
+    return {name: pd.DataFrame(some).set_index(list(some[0])[0]) for name, some in rows.items()}
+
+
+def of_fold(study: Study, fold: Fold, *, sizes: list[int], repeats: int, tiles: int | None) -> None:
+    """Write the tables of one fold; of its training tiles at most ``tiles``, drawn at random, are used."""
     part, seed, home = study.synthesis, study.seed, study.run.synthesis(fold.name)
     real = pipeline.real_pairs(study, fold)
+    chosen = np.random.default_rng(seed).permutation(len(real["train"]))[:tiles]
+    real["train"] = real["train"].subset(np.sort(chosen))
     drawn = pipeline.draw_synthetic(study, pipeline.train_generators(study, real["train"], home), home)
     how = {"epochs": part.reconstruction_epochs, "seed": seed, "folder": home / "reconstruction"}
     limits = {"realism_quantile": part.realism_quantile, "novelty_quantile": part.novelty_quantile}
@@ -55,19 +75,11 @@ def of_fold(study: Study, fold: Fold, *, sizes: list[int], repeats: int) -> dict
     sets = {"real": real["train"], "validation": real["validation"], "synthetic": used, "test": real["test"]}
     looked, blocks = look({**sets, "noise": noise}), pipeline.blocks_of(study, real["test"])
     common = {"seed": seed, "draws": study.evaluation.bootstrap, "sizes": sizes, "repeats": repeats, "blocks": blocks}
-    table = utility_table(
-        *sets.values(),
-        epochs=part.segmentation_epochs,
-        network=part.network,
-        looked=looked,
-        folder=home / "use",
-        **common,
-    )
+    how = {"epochs": part.segmentation_epochs, "network": part.network, "looked": looked}
+    utility_table(*sets.values(), folder=home / "use", **how, **common)
     values = expression_use.measured(study, fold, {side: sets[side] for side in ("real", "validation", "test")})
-    told = {**sets, "noise": noise}
-    expression = expression_use.expression_table(told, values, looked, folder=home / "use", **common)
+    expression_use.expression_table({**sets, "noise": noise}, values, looked, folder=home / "use", **common)
     print(f"{fold.name}: {len(drawn)} drawn, {len(kept)} kept, {values['test'].shape[1]} genes", file=sys.stderr)
-    return {"use": table, "expression": expression}
 
 
 def lines(title: str, tables: dict[str, pd.DataFrame]) -> list[str]:
@@ -101,6 +113,7 @@ def main() -> None:
         "--sizes", type=int, nargs="+", default=[10, 30, 100], help="numbers of real tiles of the curve"
     )
     parser.add_argument("--repeats", type=int, default=5, help="random subsets of each size")
+    parser.add_argument("--tiles", type=int, help="real training tiles of a fold, at most: larger folds take longer")
     asked = parser.parse_args()
     study = load_study(asked.study)
     if study.synthesis is None:
@@ -109,13 +122,14 @@ def main() -> None:
     folds = {name: pipeline.fold_of(study, name) for name in names}
     tables, content = {}, [f"# What synthetic tissue of {study.name} is good for", ""]
     for name, fold in folds.items():
-        tables[name] = of_fold(study, fold, sizes=sorted(asked.sizes), repeats=asked.repeats)
+        tables[name] = found_or_made(study, fold, sizes=sorted(asked.sizes), repeats=asked.repeats, tiles=asked.tiles)
         content += lines(f"Tested on {', '.join(fold.test_patients)}", tables[name])
     tested, mean = [len(fold.test_patients) for fold in folds.values()], {}
     for name, guess in GUESSES.items():
         scores = [score for table, score in TASKS.values() if table == name]
         mean[name] = across([each[name] for each in tables.values()], tested, scores, guess=guess)
-    content += lines(f"Mean over {sum(tested)} test patients", mean)
+    if len(folds) > 1:
+        content += lines(f"Mean over {sum(tested)} test patients", mean)
     home = study.run.synthesis("use").parent
     every = {**tables, "mean": mean}
     rows = {
