@@ -72,6 +72,10 @@ def test_classifier_refuses_one_class_and_keeps_columns_by_name():
     one = np.full(40, "S_1")
     fitted = plain.fit_classifier(features, labels, one, classes=("absent", "normal", "tumour"), validation=None)
     found = fitted.probabilities(features, one)
+    shifted = fitted.probabilities(features * 3 + 100, one)  # another scanner: a section stands on its own scale
+    assert shifted == pytest.approx(found, abs=1e-3)
+    plainly = plain.fit_classifier(features, labels, classes=("normal", "tumour"), validation=None)
+    assert plainly.probabilities(features + 100).argmax(axis=1).std() == 0
     assert (found[:, 0] == 0).all()
     assert (found.argmax(axis=1) == 1 + (features[:, 0] > 0)).mean() > 0.9
     with pytest.raises(InputError, match="one class"):

@@ -109,16 +109,16 @@ def colour_mask(train: Pairs, test: Pairs, *, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A logistic regression on features that are standardised section by section."""
+    """A logistic regression on features that are standardised, section by section where it was fitted so."""
 
     classes: tuple[str, ...]
     mean: np.ndarray
     sd: np.ndarray
     regression: Any
 
-    def probabilities(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        """Return (n, classes) probabilities; 0 for a class that training did not see. ``sections`` is (n,) str."""
-        scores = standardise(features, sections, self.mean, self.sd, by_section=True)
+    def probabilities(self, features: np.ndarray, sections: np.ndarray | None = None) -> np.ndarray:
+        """Return (n, classes) probabilities; 0 for a class that training did not see. ``sections`` as in fitting."""
+        scores = standardise(features, sections, self.mean, self.sd, by_section=sections is not None)
         found = np.zeros((len(features), len(self.classes)))
         found[:, [self.classes.index(name) for name in self.regression.classes_]] = self.regression.predict_proba(
             scores
@@ -129,17 +129,17 @@ class Classifier:
 def fit_classifier(
     features: np.ndarray,
     labels: np.ndarray,
-    sections: np.ndarray,
+    sections: np.ndarray | None = None,
     *,
     classes: tuple[str, ...],
-    validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+    validation: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None,
 ) -> Classifier:
     """Fit labels to features, classes weighted equally.
 
     Parameters
     ----------
     features, labels, sections
-        (n, d) float, (n,) str, (n,) str.
+        (n, d) float, (n,) str, (n,) str. Without sections all features stay on the scale of these.
     classes
         Of the columns of probabilities.
     validation
@@ -159,8 +159,9 @@ def fit_classifier(
             value=str(labels[0]) if len(labels) else None,
             expected=" and ".join(classes),
         )
-    mean, sd = mean_and_sd(features, sections, by_section=True)
-    scores = standardise(features, sections, mean, sd, by_section=True)
+    by_section = sections is not None
+    mean, sd = mean_and_sd(features, sections, by_section=by_section)
+    scores = standardise(features, sections, mean, sd, by_section=by_section)
 
     def fitted(penalty: float) -> Classifier:
         regression = LogisticRegression(C=penalty, class_weight="balanced", max_iter=2000)
