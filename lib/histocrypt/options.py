@@ -297,6 +297,16 @@ class GeneratorPlan(Part):
     objective: Literal["noise", "velocity"] = Field(
         "noise", description="what the network says: noise, as published, or velocity"
     )
+    signal: Literal["range", "whitened"] = Field(
+        "range",
+        description="what is noised: pixels from -1 to 1, as published, or patches as components of variance 1, which "
+        "small networks and short trainings need",
+    )
+    components: Whole | None = Field(None, description="of a whitened patch that are kept; None: all")
+    stain: bool = Field(False, description="whether the tile's colours are told; drawn tiles draw theirs by class")
+    mask_given: Share = Field(
+        0.0, description="share of training images whose mask is told, so that pictures can be drawn to a given mask"
+    )
     dropout: Share = 0.2
     batch: Whole = 12
     learning_rate: Annotated[float, Field(gt=0), WrapValidator(_as_written)] = 1e-4

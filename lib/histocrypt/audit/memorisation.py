@@ -20,7 +20,7 @@ import torch
 
 from histocrypt.errors import InputError
 from histocrypt.synthesis.filtering import check_apart, distances
-from histocrypt.synthesis.generator import class_numbers, noised, signals_of
+from histocrypt.synthesis.generator import class_numbers, noised, signals_of, told_of
 from histocrypt.training.loop import seeded
 
 if TYPE_CHECKING:
@@ -63,16 +63,18 @@ def denoising_loss(
     _check(generator, pairs, levels, draws)
     signals = signals_of(pairs, generator.plan)
     classes = class_numbers(pairs.labels, generator.scheme).to(generator.device)
+    told = {name: values.to(generator.device) for name, values in told_of(pairs, generator.plan).items()}
     total = np.zeros(len(pairs))
     chance = [seeded(seed, name) for name in pairs.ids.tolist()]
     with torch.inference_mode():
         for level in np.repeat(levels, draws).tolist():
             for start in range(0, len(pairs), BATCH):
                 rows = slice(start, start + BATCH)
-                clean = signals[rows].to(generator.device)
-                noise = torch.stack([torch.randn(signals.shape[1:], generator=each) for each in chance[rows]])
+                clean = generator.network.encode(signals[rows].to(generator.device))
+                noise = torch.stack([torch.randn(clean.shape[1:], generator=each) for each in chance[rows]])
                 noise, kept = noise.to(clean), torch.full((len(clean),), level).to(clean)
-                found = generator.noise_in(noised(clean, kept, noise), kept, classes[rows])
+                also = {name: values[rows] for name, values in told.items()}
+                found = generator.noise_in(noised(clean, kept, noise), kept, classes[rows], **also)
                 total[rows] += (found - noise).square().mean(dim=(1, 2, 3)).double().cpu().numpy()
     return total / (len(levels) * draws)
 

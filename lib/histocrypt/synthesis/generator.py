@@ -8,6 +8,10 @@ training that was killed goes on, and ends in the same bits as if undisturbed (o
 The noise schedule is the published one: 2000 variances from 1e-6 to 0.01, linear, learnt over continuous noise levels:
 the share of signal is drawn between those of two neighbouring steps. How images are drawn says `synthesis.sampling`.
 
+Three options make a small network useful within minutes. ``signal: whitened`` noises patches whose components have a
+variance of 1 (`models.diffguard.Whitened`), and draws noise levels where these are decided (`draw_decisive`); with
+``stain`` the network is told the tile's colours; with ``mask_given``, in a share of the steps, its mask.
+
 A folder holds ``generator.safetensors`` and ``generator.json``, which is all that sampling needs; ``curves.csv``; and,
 for the owner of the images alone, ``members.json`` (what was learned from) and ``training.safetensors`` (to go on).
 """
@@ -48,6 +52,10 @@ from histocrypt.training.private import (
 
 WHERE = "synthesis.generator"
 FIRST_BETA, LAST_BETA = 1e-6, 0.01
+DECISIVE = (-0.5, 1.3)
+"""Mean and spread of the logarithm of the noise's standard deviation, see `draw_decisive`."""
+LATER = ("signal", "components", "stain", "mask_given")
+"""Options that came later: generators that were trained before them stay valid."""
 GROUPS = (1, 2, 4, 8, 16, 32)
 """Sizes of groups that a statement of privacy lists beside the largest patient's."""
 AT_ONCE = 16
@@ -73,6 +81,16 @@ def draw_kept(n: int, kept: torch.Tensor, chance: torch.Generator) -> torch.Tens
     """Return the share of signal of n images, (n,), each drawn between those of two neighbouring steps of ``kept``."""
     step = torch.randint(1, len(kept), (n,), generator=chance)
     return kept[step] + torch.rand(n, generator=chance) * (kept[step - 1] - kept[step])
+
+
+def draw_decisive(n: int, chance: torch.Generator) -> torch.Tensor:
+    """Return the share of signal of n images, (n,), with noise of a log-normal standard deviation beside a signal of 1.
+
+    Karras et al., NeurIPS 2022, table 1, with mean and spread for signals whose variance is 1. By the published
+    schedule, one step in ten has less noise than 0.33, where grain is decided; here every fourth has.
+    """
+    noise = torch.exp(DECISIVE[0] + DECISIVE[1] * torch.randn(n, generator=chance))
+    return 1 / (1 + noise**2)
 
 
 def noised(clean: torch.Tensor, kept: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -118,10 +136,12 @@ class Generator:
         """The classes that it has seen."""
         return tuple(name for name, n in self.record["images"].items() if n)
 
-    def noise_in(self, noisy: torch.Tensor, kept: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Return the noise in (B, C, side, side), float32; ``kept`` and ``classes`` (B,), see `DiffGuard.forward`."""
+    def noise_in(
+        self, noisy: torch.Tensor, kept: torch.Tensor, classes: torch.Tensor, **told: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the noise in ``noisy``, float32; ``kept`` and ``classes`` (B,); all see `DiffGuard.forward`."""
         with precision(self.device):
-            said = self.network(noisy, kept, classes)
+            said = self.network(noisy, kept, classes, **told)
         return as_noise(self.plan.objective, said.float(), noisy, kept)
 
 
@@ -129,6 +149,30 @@ def signals_of(pairs: Pairs, plan: GeneratorPlan) -> torch.Tensor:
     """Return image, and mask where the plan is joint, (n, C, side, side) float32 in [-1, 1]."""
     images, masks = pairs.signals()
     return torch.from_numpy(images if plan.kind == "control" else np.concatenate([images, masks], axis=1))
+
+
+def colour_numbers(images: np.ndarray) -> torch.Tensor:
+    """Return how tiles are coloured, (n, 2 channels) float32: mean and spread of each channel's optical density.
+
+    Parameters
+    ----------
+    images
+        (n, side, side, channels) uint8.
+    """
+    density = -np.log((images.astype(np.float32) + 1) / 256)
+    return torch.from_numpy(np.concatenate([density.mean(axis=(1, 2)), density.std(axis=(1, 2))], axis=1))
+
+
+def told_of(pairs: Pairs, plan: GeneratorPlan, *, masks: bool = False) -> dict[str, torch.Tensor]:
+    """Return what else than the class the network is told of images: ``stain`` and ``masks``, as the plan has them.
+
+    With ``masks`` false, masks are there, and not told.
+    """
+    told = {"stain": colour_numbers(pairs.images)} if plan.stain else {}
+    if plan.mask_given:
+        levels = torch.from_numpy(pairs.masks.astype(np.int64))
+        told["masks"] = levels if masks else torch.full_like(levels, -1)
+    return told
 
 
 def class_numbers(labels: np.ndarray, scheme: Scheme) -> torch.Tensor:
@@ -168,7 +212,29 @@ def build(plan: GeneratorPlan, scheme: Scheme, *, side: int, colours: int) -> Di
         blocks=plan.blocks,
         dropout=plan.dropout,
         patch=plan.patch,
+        whitened=plan.signal == "whitened",
+        components=plan.components,
+        stain=2 * colours if plan.stain else 0,
+        levels=len(scheme.levels) if plan.mask_given else 0,
     )
+
+
+def check_plan(plan: GeneratorPlan, *, colours: int, private: bool) -> None:
+    """Refuse options that contradict each other."""
+    problem, field, value = None, "", None
+    if plan.components is not None and plan.signal == "range":
+        problem, field, value = "only whitened patches have components", "components", plan.components
+    elif (plan.components or 0) > (most := (colours + (plan.kind == "joint")) * plan.patch**2):
+        problem, field, value = f"a patch has {most} components, not so many", "components", plan.components
+    elif plan.mask_given and plan.kind == "control":
+        problem, field, value = "a control generator knows no masks", "mask_given", plan.mask_given
+    elif private and plan.signal == "whitened":
+        problem, field, value = "components are learned from the tiles without any noise", "signal", plan.signal
+    elif private and plan.stain:
+        problem, field, value = "the colours' spread is learned from the tiles without any noise", "stain", plan.stain
+    if problem is not None:
+        fix = "leave it out" if not private else "leave it out, or leave synthesis.epsilon out"
+        raise InputError(problem, field=f"{WHERE}.{field}", value=value, fix=fix)
 
 
 def train_generator(
@@ -205,13 +271,20 @@ def train_generator(
     folder, device = Path(folder), choose_device() if device is None else torch.device(device)
     pairs = learned_from(pairs, plan)
     side, colours = pairs.images.shape[1], pairs.images.shape[3]
+    check_plan(plan, colours=colours, private=privacy is not None)
     fingerprint = _fingerprint(pairs, plan, epochs=epochs, seed=seed, privacy=privacy)
     finished = folder / "generator.json"
     if finished.is_file() and read_json(finished).get("fingerprint") == fingerprint:
         return load_generator(folder, device=device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_of(seed).initial_seed())
-        network = build(plan, pairs.scheme, side=side, colours=colours).to(device)
+        network = build(plan, pairs.scheme, side=side, colours=colours)
+    if network.whitened is not None:
+        network.whitened.fit(signals_of(pairs, plan))
+    if network.stain is not None:
+        classes = class_numbers(pairs.labels, pairs.scheme)
+        network.stain.fit(colour_numbers(pairs.images), classes if plan.conditional else torch.zeros_like(classes))
+    network = network.to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
     lesson = Lesson(pairs, plan, device)
     steps = max(1, round(len(lesson.order(generator_of(seed))) / plan.batch))
@@ -264,6 +337,7 @@ class Lesson:
     def __init__(self, pairs: Pairs, plan: GeneratorPlan, device: torch.device) -> None:
         self.pairs, self.plan, self.device = pairs, plan, device
         self.kept, self.classes = schedule(plan.steps), class_numbers(pairs.labels, pairs.scheme)
+        self.told = told_of(pairs, plan)
 
     def order(self, chance: torch.Generator) -> np.ndarray:
         """Return the rows of one epoch in random order, every class as often as the largest if balanced."""
@@ -287,13 +361,22 @@ class Lesson:
         clean = signals_of(self.pairs.subset(rows), self.plan)
         if self.plan.augment:
             clean = flip_and_turn(clean, chance)
-        kept = draw_kept(len(rows), self.kept, chance)
+        told = {name: values[rows].to(self.device) for name, values in self.told.items()}
+        if self.plan.mask_given:
+            drawn = torch.from_numpy(self.pairs.scheme.decode(clean[:, -1].numpy()).astype(np.int64))
+            shown = torch.rand(len(rows), 1, 1, generator=chance) < self.plan.mask_given
+            told["masks"] = torch.where(shown, drawn, -1).to(self.device)
+        whitened = self.plan.signal == "whitened"
+        if whitened:
+            with torch.no_grad():
+                clean = network.encode(clean.to(self.device)).cpu()
+        kept = draw_decisive(len(rows), chance) if whitened else draw_kept(len(rows), self.kept, chance)
         noise = torch.randn(clean.shape, generator=chance)
         hidden = torch.rand(len(rows), generator=chance) < self.plan.guidance_dropout
         classes = self.classes[rows].masked_fill(hidden, len(self.pairs.scheme.classes)).to(self.device)
         clean, noise, kept = clean.to(self.device), noise.to(self.device), kept.to(self.device)
         with precision(self.device):
-            said = network(noised(clean, kept, noise), kept, classes)
+            said = network(noised(clean, kept, noise), kept, classes, **told)
         wanted = target(self.plan.objective, clean, kept, noise)
         return (said.float() - wanted).square().mean(dim=(1, 2, 3))
 
@@ -329,7 +412,9 @@ def _save(network: torch.nn.Module, path: Path) -> None:
 def _fingerprint(pairs: Pairs, plan: GeneratorPlan, **others: Any) -> str:
     """Return a hash of all that the trained generator depends on."""
     digest = hashlib.sha256()
-    settings = {"plan": dict(plan), "scheme": asdict(pairs.scheme)}
+    fields = type(plan).model_fields  # options that came later are left out where they are not used: see LATER
+    said = {name: value for name, value in plan if name not in LATER or value != fields[name].default}
+    settings = {"plan": said, "scheme": asdict(pairs.scheme)}
     settings |= {name: value if isinstance(value, int) else value and asdict(value) for name, value in others.items()}
     if settings.get("privacy") and settings["privacy"]["unit"] == "tile":
         del settings["privacy"]["unit"]  # what was trained before there were units stays

@@ -92,7 +92,7 @@ def train_generators(study: Study, train: Pairs, folder: Path, *, kind: str = "a
     return {
         kind: train_generator(
             train,
-            part.generator.model_copy(update={"kind": kind}),
+            part.generator.model_copy(update={"kind": kind, **({"mask_given": 0.0} if kind == "control" else {})}),
             folder=folder / FOLDERS[kind],
             epochs=part.epochs,
             seed=study.seed,

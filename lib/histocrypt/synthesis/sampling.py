@@ -7,6 +7,9 @@ steps of the generator's own schedule (the published one takes 1000 of another):
 * ``ancestral``: fresh noise at every step (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020).
 * ``ddim``: fewer steps, none (Song et al., "Denoising Diffusion Implicit Models", ICLR 2021).
 * ``dpm++``: a second-order multistep solver (Lu et al., "DPM-Solver++", 2022).
+
+With few steps, ancestral drawing leaves tiles flatter than those learned from; ``dpm++`` does not. Of a generator of
+whitened patches, the steps lie closest where there is little noise left (`spaced`), except with ``ddim``.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import torch
 
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import atomic_path, read_json, write_json
+from histocrypt.models.diffguard import DiffGuard
 from histocrypt.synthesis.generator import Generator, betas, class_numbers
 from histocrypt.synthesis.manifest import Pairs, Scheme
 from histocrypt.training.loop import seeded
@@ -31,6 +35,8 @@ from histocrypt.training.loop import seeded
 SAMPLERS = ("ancestral", "ddim", "dpm++")
 BATCH = {"cpu": 32, "cuda": 256}
 """Images of at most 64 pixels a side that are drawn at once; larger ones are fewer by their area."""
+FARTHEST, NEAREST = 60.0, 0.02
+"""Noise at the first and the last step of `spaced`: all structure is drowned, and less than a grey level is left."""
 LEAST_LESION = 0.002
 """A lesion is one where it covers this share of the area of the body."""
 
@@ -64,27 +70,48 @@ class WayBack:
                 fix="train it with conditional and guidance_dropout",
             )
 
-    def draw(self, generator: Generator, names: np.ndarray, labels: np.ndarray) -> torch.Tensor:
+    def draw(
+        self,
+        generator: Generator,
+        names: np.ndarray,
+        labels: np.ndarray,
+        *,
+        masks: np.ndarray | None = None,
+        stain: np.ndarray | None = None,
+    ) -> torch.Tensor:
         """Return clean signals (B, C, side, side), about -1 to 1."""
-        device = generator.device
-        scheduler = scheduler_of(self.sampler, generator.plan.steps)
-        scheduler.set_timesteps(self.steps, device=device)
+        device, network, plan = generator.device, generator.network, generator.plan
+        scheduler = scheduler_of(self.sampler, plan.steps)
+        if network.whitened is None or self.sampler == "ddim":
+            scheduler.set_timesteps(self.steps, device=device)
+        else:
+            scheduler.set_timesteps(timesteps=spaced(self.steps, scheduler.alphas_cumprod), device=device)
         chance = [seeded(self.seed, name) for name in names.tolist()]
-        shape = (generator.colours + (generator.plan.kind == "joint"), generator.side, generator.side)
+        side = generator.side
+        pixels = torch.zeros(1, generator.colours + (plan.kind == "joint"), side, side, device=device)
+        shape = network.encode(pixels).shape[1:]
         state = torch.stack([torch.randn(shape, generator=each) for each in chance]).to(device)
         classes = class_numbers(labels, generator.scheme).to(device)
-        null = torch.full_like(classes, generator.network.n_classes)
+        null = torch.full_like(classes, network.n_classes)
+        told = {}
+        if network.stain is not None:
+            noise = torch.stack([torch.randn(len(network.stain.centre), generator=each) for each in chance]).to(device)
+            drawn = network.stain.draw(classes if network.n_classes else torch.zeros_like(classes), noise)
+            told["stain"] = drawn if stain is None else torch.from_numpy(stain.astype(np.float32)).to(device)
+        if network.levels:
+            shown = np.full((len(labels), side, side), -1) if masks is None else masks
+            told["masks"] = torch.from_numpy(shown.astype(np.int64)).to(device)
         with torch.inference_mode():
             for step in scheduler.timesteps:
                 kept = scheduler.alphas_cumprod[step].to(device)
-                noise = generator.noise_in(state, kept.expand(len(state)), classes)
+                noise = generator.noise_in(state, kept.expand(len(state)), classes, **told)
                 if self.guidance != 1:
-                    free = generator.noise_in(state, kept.expand(len(state)), null)
+                    free = generator.noise_in(state, kept.expand(len(state)), null, **told)
                     noise = free + self.guidance * (noise - free)
-                noise = within_range(noise, state, kept)
+                noise = within_range(noise, state, kept, network)
                 fresh = {"generator": chance} if self.sampler == "ancestral" else {}
                 state = scheduler.step(noise, step, state, **fresh).prev_sample
-        return state
+            return network.decode(state)
 
 
 def sample(
@@ -97,6 +124,8 @@ def sample(
     guidance: float = 1.0,
     folder: Path | None = None,
     mask_rule: Callable[[np.ndarray], np.ndarray] | None = None,
+    masks: np.ndarray | None = None,
+    stain: np.ndarray | None = None,
 ) -> Pairs:
     """Draw one synthetic image for each label.
 
@@ -113,6 +142,10 @@ def sample(
     mask_rule
         How a control generator's images (n, side, side, channels) uint8 get their masks (n, side, side) of levels;
         None: they have none.
+    masks
+        (n, side, side) of levels that the pictures are drawn to; None: masks are drawn with them.
+    stain
+        (n, 2 channels) colours as of `generator.colour_numbers`; None: drawn as the class has them.
 
     Returns
     -------
@@ -128,16 +161,18 @@ def sample(
 
     labels, way_back = np.asarray(labels, dtype=str), WayBack(seed, steps, sampler, guidance)
     way_back.check(generator)
+    _check_told(generator, len(labels), masks=masks, stain=stain)
     for label in np.unique(labels).tolist():
         if label not in generator.classes:
             raise unknown_name("class", label, generator.classes, field="labels")
     done = None if folder is None else Path(folder) / "sampling.json"
-    fingerprint = _fingerprint(generator, labels, seed, steps, sampler, guidance, mask_rule)
+    told = {"masks": masks, "stain": stain}
+    fingerprint = _fingerprint(generator, labels, seed, steps, sampler, guidance, mask_rule, told=told)
     if done is not None and done.is_file() and read_json(done).get("fingerprint") == fingerprint:
         return load_pairs(done.with_name("manifest.json"), scheme=generator.scheme, side=generator.side)
     names = np.array([f"synthetic:{seed}:{number}" for number in range(len(labels))], dtype=str)
     parts = None if done is None else done.with_name("parts") / fingerprint[:16]
-    images, masks = _draw(generator, names, labels, way_back, parts)
+    images, masks = _draw(generator, names, labels, way_back, parts, told)
     has_mask = np.ones(len(labels), dtype=bool)
     if generator.plan.kind == "control":
         has_mask[:] = mask_rule is not None
@@ -188,11 +223,33 @@ def class_of_mask(masks: np.ndarray, scheme: Scheme) -> np.ndarray:
     return np.where(shown, np.array([named[level] for level in best.tolist()], dtype=str), scheme.control)
 
 
-def within_range(noise: torch.Tensor, noisy: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Return the noise (B, C, S, S) whose clean image lies in [-1, 1], given the share of signal, one number."""
+def within_range(
+    noise: torch.Tensor, noisy: torch.Tensor, kept: torch.Tensor, network: DiffGuard | None = None
+) -> torch.Tensor:
+    """Return the noise, as `DiffGuard.encode` gives signals, whose clean image lies in [-1, 1].
+
+    ``kept``, the share of signal, is one number; without a network the signals are pixels.
+    """
     signal, spread = kept.sqrt().item(), (1 - kept).sqrt().item()
-    clean = ((noisy - spread * noise) / signal).clamp(-1, 1)
+    clean = (noisy - spread * noise) / signal
+    clean = clean.clamp(-1, 1) if network is None else network.encode(network.decode(clean).clamp(-1, 1))
     return (noisy - signal * clean) / spread
+
+
+def spaced(steps: int, kept: torch.Tensor) -> list[int]:
+    """Return at most ``steps`` steps of a schedule, falling, closer the less noise is left.
+
+    Karras et al., NeurIPS 2022, equation 5, between noise of `FARTHEST` and `NEAREST` beside a signal of variance 1.
+
+    Parameters
+    ----------
+    kept
+        (n,) share of signal after each step of the schedule.
+    """
+    noise = ((1 - kept) / kept).sqrt().numpy()
+    ends = [min(max(end, noise[0]), noise[-1]) ** (1 / 7) for end in (FARTHEST, NEAREST)]
+    wanted = np.linspace(*ends, steps) ** 7
+    return np.unique(np.abs(np.log(noise)[None] - np.log(wanted)[:, None]).argmin(axis=1))[::-1].tolist()
 
 
 def scheduler_of(sampler: str, steps: int) -> Any:
@@ -210,7 +267,12 @@ def scheduler_of(sampler: str, steps: int) -> Any:
 
 
 def _draw(
-    generator: Generator, names: np.ndarray, labels: np.ndarray, way_back: WayBack, parts: Path | None
+    generator: Generator,
+    names: np.ndarray,
+    labels: np.ndarray,
+    way_back: WayBack,
+    parts: Path | None,
+    told: dict[str, np.ndarray | None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return images (n, side, side, channels) and masks (n, side, side); what lies in ``parts`` is not drawn again."""
     from tqdm.auto import tqdm
@@ -227,10 +289,13 @@ def _draw(
                 with np.load(part) as stored:
                     images[rows], masks[rows] = stored["images"], stored["masks"]
             else:
-                clean = way_back.draw(generator, names[rows], labels[rows]).cpu().numpy()
+                own = {name: values[rows] for name, values in told.items() if values is not None}
+                clean = way_back.draw(generator, names[rows], labels[rows], **own).cpu().numpy()
                 grey = np.rint((clean[:, :colours].clip(-1, 1) + 1) * 127.5).astype(np.uint8)
                 images[rows] = grey.transpose(0, 2, 3, 1)
-                if generator.plan.kind == "joint":
+                if told["masks"] is not None:
+                    masks[rows] = told["masks"][rows]
+                elif generator.plan.kind == "joint":
                     masks[rows] = generator.scheme.decode(clean[:, colours])
                 if part is not None:
                     with atomic_path(part) as temporary:
@@ -239,11 +304,35 @@ def _draw(
     return images, masks
 
 
-def _fingerprint(generator: Generator, labels: np.ndarray, *settings: object) -> str:
+def _check_told(generator: Generator, n: int, *, masks: np.ndarray | None, stain: np.ndarray | None) -> None:
+    """Refuse conditions that the generator was not trained with, or of another shape."""
+    side, levels = generator.side, generator.network.levels
+    for name, given, known, shape, option in (
+        ("masks", masks, bool(levels), (n, side, side), "mask_given"),
+        ("stain", stain, generator.network.stain is not None, (n, 2 * generator.colours), "stain"),
+    ):
+        if given is None:
+            continue
+        if not known:
+            fix = f"train it with synthesis.generator.{option}"
+            raise InputError("this generator was not trained to be told them", field=name, fix=fix)
+        if given.shape != shape:
+            raise InputError("have another shape", field=name, value=list(given.shape), expected=str(list(shape)))
+    if masks is not None and not (0 <= masks.min() and masks.max() < levels):
+        found = f"{masks.min()} to {masks.max()}"
+        raise InputError("have unknown levels", field="masks", value=found, expected=f"0 to {levels - 1}")
+
+
+def _fingerprint(
+    generator: Generator, labels: np.ndarray, *settings: object, told: dict[str, np.ndarray | None]
+) -> str:
     """Return a hash of all that the samples depend on."""
     digest = hashlib.sha256(json.dumps([generator.record["fingerprint"], labels.tolist()]).encode())
     for value in settings:
         digest.update(f"\n{getattr(value, '__qualname__', value)}".encode())
+    for name, given in told.items():
+        if given is not None:
+            digest.update(f"\n{name}".encode() + np.ascontiguousarray(given).tobytes())
     for weights in generator.network.state_dict().values():
         digest.update(np.ascontiguousarray(weights.detach().cpu().numpy()).tobytes())
     return digest.hexdigest()
