@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from histocrypt.audit.learned import map_inputs, on_shadows, train_map_attack, train_value_attack, value_inputs
+from histocrypt.audit.learned import (
+    PUBLISHED,
+    map_inputs,
+    on_shadows,
+    train_map_attack,
+    train_value_attack,
+    value_inputs,
+)
 from histocrypt.audit.shadow import as_targets, shadow_losses
 from histocrypt.errors import InputError
 
@@ -48,6 +55,26 @@ def test_an_attack_on_maps_learns_from_shadows_and_finds_members():
     assert roc_auc_score(member, scores) > 0.85
     again = train_map_attack(*_inputs(320, seed=1), epochs=8).scores(inputs)
     assert np.array_equal(scores, again), "the same seed, the same attack"
+
+
+@pytest.mark.slow
+def test_the_published_network_learns_from_shadows_and_finds_members():
+    """ResNet-50 at smaller maps and fewer passes than published: a minute of a core."""
+    options = PUBLISHED | {"side": 64, "crop": 32, "epochs": 16, "batch": 32}
+    attack = train_map_attack(*_inputs(192, seed=1), **options)
+    assert attack.network.conv1.in_channels == 2 * LEVELS
+    assert [attack.network.fc[0].out_features, attack.network.fc[2].out_features] == [256, 2]
+    inputs, member = _inputs(120, seed=2)
+    crops = attack.crop_scores(inputs)
+    assert crops.shape == (120, 9)
+    assert np.allclose(crops.mean(axis=1), attack.scores(inputs))
+    assert roc_auc_score(member, attack.scores(inputs)) > 0.8
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(InputError) as refused:
+        train_map_attack(*_inputs(4, seed=1), network="resnet51")
+    assert refused.value.field == "network"
 
 
 def _inputs(n: int, *, seed: int):

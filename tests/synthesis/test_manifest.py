@@ -11,6 +11,7 @@ from histocrypt.synthesis.manifest import (
     Pairs,
     Record,
     load_pairs,
+    members_of,
     read_manifest,
     save_pairs,
     write_manifest,
@@ -242,6 +243,32 @@ def test_pngs_of_other_kinds(tmp_path):
     Image.fromarray(np.dstack([GREY] * 4)).save(tmp_path / "image.png")
     with pytest.raises(InputError, match=r"image.png has pixels of an unknown kind \(found 'RGBA'\)"):
         load(one(tmp_path, mask=LEVELS, image_path="image.png"))
+
+
+def test_who_is_a_member_is_read_and_written(tmp_path):
+    pairs, member = some_pairs(), np.array([True, False, True, True, False])
+    path = save_pairs(tmp_path, pairs, member=member)
+    assert [entry["MIA_label"] for entry in json.loads(path.read_text())] == [1, 0, 1, 1, 0]
+    records = read_manifest(path, scheme=TISSUE)
+    np.testing.assert_array_equal(members_of(path, records), member)
+    write_manifest(tmp_path / "again.json", records)
+    assert read_manifest(tmp_path / "again.json", scheme=TISSUE) == records
+    same(load_pairs(path, scheme=TISSUE, side=8), pairs)
+
+
+@pytest.mark.parametrize("bad", [2, -1, "1", True, 1.0, None])
+def test_a_member_that_is_neither_private_nor_public_is_refused(tmp_path, bad):
+    with pytest.raises(InputError) as refused:
+        load(one(tmp_path, image=GREY, mask=LEVELS, MIA_label=bad))
+    assert refused.value.field.endswith("MIA_label")
+    assert refused.value.value == bad
+
+
+def test_a_record_that_does_not_say_is_named_where_membership_is_asked_for(tmp_path):
+    path = one(tmp_path, image=GREY, mask=LEVELS)
+    with pytest.raises(InputError) as refused:
+        members_of(path, read_manifest(path, scheme=TISSUE))
+    assert refused.value.field.endswith("MIA_label")
 
 
 def test_the_references_own_keys_and_number_ids_are_read(tmp_path):

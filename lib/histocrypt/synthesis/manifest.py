@@ -5,9 +5,11 @@ The manifest is a JSON list that says of each image its id, its class, and the f
 ``[{"id": "S_1:3x4", "label": "tumour", "image_path": "images/0.png", "mask_path": "masks/0.png", "patient": "P_1"}]``
 
 The four first keys are those of DiffGuard (npj Digital Medicine 2024, doi 10.1038/s41746-024-01290-7); the patient is
-optional, for who is hidden in a set is what an audit asks. Paths are relative to the manifest's folder and stay in it.
+optional, for who is hidden in a set is what an audit asks. So is ``MIA_label``, by which DiffGuard's shadow data say
+who is a member: 1 for the private half, 0 for the public one. Paths are relative to the manifest's folder and stay in
+it.
 
-nnU-Net v2 is not installed and not run here; its layout is for who wants to train it:
+nnU-Net v2 is no dependency; its layout is for who wants to train it (benchmarks/nnunet.py does):
 ``nnUNet_raw/Dataset<id>_<name>/`` with ``imagesTr/<case>_0000.png``, ``labelsTr/<case>.png``, the same for ``Ts``, and
 ``dataset.json``; as documented by nnU-Net (documentation/dataset_format.md). A colour image is one file of three
 channels, read by its ``NaturalImage2DIO``. ``cases.json`` says which id, patient and class every case has.
@@ -31,7 +33,6 @@ from histocrypt.files import atomic_path, read_json, write_json
 NAME = "manifest.json"
 REQUIRED = ("id", "label", "image_path", "mask_path")
 OPTIONAL = ("patient", "MIA_label")
-"""``MIA_label`` stands in manifests of the reference's shadow data; here who is a member is said by patient instead."""
 SUFFIXES = (".png", ".npy")
 WINDOW_HU = (400.0, 0.0)
 """Width and level of the window through which Hounsfield units become grey levels, as in DiffGuard."""
@@ -165,6 +166,8 @@ class Record:
     """None only for the control class."""
     patient: str = ""
     """Empty where nobody is named, as of synthetic images."""
+    member: bool | None = None
+    """``MIA_label``: True of private, False of public; None where the manifest does not say."""
 
 
 def load_pairs(path: str | Path, *, scheme: Scheme, side: int, allow_outside: bool = False) -> Pairs:
@@ -213,8 +216,25 @@ def load_pairs(path: str | Path, *, scheme: Scheme, side: int, allow_outside: bo
     return Pairs(scheme, ids, labels, patients, np.stack(images), masks, has_mask)
 
 
-def save_pairs(folder: str | Path, pairs: Pairs) -> Path:
+def members_of(path: str | Path, records: Sequence[Record]) -> np.ndarray:
+    """Return who is a member by ``MIA_label``, (n,) bool, of the records that were read from ``path``.
+
+    Raises
+    ------
+    InputError
+        If a record does not say.
+    """
+    for record in records:
+        if record.member is None:
+            where = {"file": _file(path), "field": f"record {record.id}, MIA_label"}
+            raise InputError("is missing", **where, expected="1 (private) or 0 (public) in every record")
+    return np.array([record.member for record in records], dtype=bool)
+
+
+def save_pairs(folder: str | Path, pairs: Pairs, *, member: np.ndarray | None = None) -> Path:
     """Write images and masks as PNG (a mask's pixels are indices of levels) with their manifest; return its path.
+
+    ``member``, (n,) bool, is written as ``MIA_label``.
 
     The inverse of `load_pairs` at the same side. The manifest is written last. What an earlier manifest in this folder
     named and this one does not is deleted: an image that was taken out of a set must not stay beside it.
@@ -227,7 +247,8 @@ def save_pairs(folder: str | Path, pairs: Pairs) -> Path:
         if pairs.has_mask[row]:
             _write_png(mask, pairs.masks[row])
         label, patient = str(pairs.labels[row]), str(pairs.patients[row])
-        records.append(Record(name, label, image, mask if pairs.has_mask[row] else None, patient))
+        private = None if member is None else bool(member[row])
+        records.append(Record(name, label, image, mask if pairs.has_mask[row] else None, patient, private))
     write_manifest(folder / NAME, records)
     kept = {file.resolve() for record in records for file in (record.image_path, record.mask_path) if file}
     for file in earlier - kept:
@@ -287,6 +308,8 @@ def write_manifest(path: str | Path, records: Sequence[Record]) -> None:
             entry[field] = None if given is None else given.resolve().relative_to(folder).as_posix()
         if record.patient:
             entry["patient"] = record.patient
+        if record.member is not None:
+            entry["MIA_label"] = int(record.member)
         content.append(entry)
     write_json(path, content)
 
@@ -505,6 +528,10 @@ def _record(entry: Any, number: int, path: Path, scheme: Scheme, *, allow_outsid
     with _said_of(path, f"{record}, label"):
         if label not in scheme.classes:
             raise InputError("is no known class", value=label, expected=f"one of {', '.join(scheme.classes)}")
+    member = entry.get("MIA_label")
+    with _said_of(path, f"{record}, MIA_label"):
+        if "MIA_label" in entry and (type(member) is not int or member not in (0, 1)):
+            raise InputError("does not say who is a member", value=member, expected="1 (private) or 0 (public)")
     files: dict[str, Path | None] = {"mask_path": None}
     for key in ("image_path", "mask_path"):
         with _said_of(path, f"{record}, {key}"):
@@ -513,7 +540,8 @@ def _record(entry: Any, number: int, path: Path, scheme: Scheme, *, allow_outsid
             elif label != scheme.control:
                 lacking = f"null only for {scheme.control}" if scheme.control else "a file"
                 raise InputError(f"is null, and a record of class {label} needs a mask", expected=lacking)
-    return Record(str(name), label, files["image_path"], files["mask_path"], patient)
+    private = None if member is None else bool(member)
+    return Record(str(name), label, files["image_path"], files["mask_path"], patient, private)
 
 
 def _confined(given: Any, folder: Path, *, allow_outside: bool) -> Path:
