@@ -14,6 +14,7 @@ from tests.encrypted.made_service import FEATURES, GENES, asked, audit, look, pu
 from histocrypt import paths
 from histocrypt.encrypted import claims
 from histocrypt.encrypted.article29 import DESIGN, NOT_ASKED, NOT_FOUND, POSSIBLE, PREVENTED, UNDECIDED
+from histocrypt.encrypted.parameters import bootstrapped, choose
 from histocrypt.encrypted.service_card import LONGEST, parse_card, service_card
 from histocrypt.encrypted.service_files import NAMESPACE, PAGES, bundles_of, make_card, verify_card
 from histocrypt.encrypted.service_page import LARGEST, SMALLEST, html_page, pdf_page
@@ -101,15 +102,25 @@ def test_what_an_owner_keeps_back_is_not_said(tmp_path):
 
 
 def test_no_number_of_questions_is_claimed_for_a_network(tmp_path):
-    deep = public_part(tmp_path, level=3, parameters=_deep())
-    card = service_card(deep)
+    card = service_card(public_part(tmp_path, level=3, parameters=choose(3, 1).to_dict()))
     assert card.extraction.spots is None
     assert card.extraction.copied == []
     assert "Not measured" in html_page(card, "0" * 64)
 
 
+def test_a_network_that_is_refreshed_has_two_rings(tmp_path):
+    about = {"sees": "tiles", "input": {"kind": "cells", "shape": [3, 64, 64], "factor": 8}, "level": 6, "batch": 1}
+    card = service_card(public_part(tmp_path, parameters=bootstrapped().to_dict(), **about))
+    ring, larger = card.encryption.forms[0].rings
+    assert larger.log2_degree == ring.log2_degree + 1
+    assert all(one.log2_modulus <= one.most for one in (ring, larger))
+    assert len(card.encryption.assumes) == 3
+    assert card.service.encoder is None
+    assert "bootstrapping" in html_page(card, "0" * 64)
+
+
 def test_copies_that_were_measured_of_these_weights_are_said(tmp_path):
-    part = public_part(tmp_path, level=3, parameters=_deep())
+    part = public_part(tmp_path, level=3, parameters=choose(3, 1).to_dict())
     folder = audit(tmp_path / "audit", asked("black box", 0.6, "leak"))
     row = {"way": "same network", "sections": 3, "low": 0.5, "high": 0.99}
     row |= {"copy_with_measured": 0.3, "original_with_measured": 0.32}
@@ -127,12 +138,6 @@ def test_copies_that_were_measured_of_these_weights_are_said(tmp_path):
         with pytest.raises(InputError) as caught:
             service_card(part, audit=folder)
         assert caught.value.field == field
-
-
-def _deep() -> dict:
-    from histocrypt.encrypted.parameters import choose
-
-    return choose(3, 1).to_dict()
 
 
 def test_the_strongest_attack_of_an_audit_stands_first(tmp_path):

@@ -185,12 +185,15 @@ def _training(about: Mapping[str, Any]) -> Training:
 
 
 def _encryption(client: Client) -> Encryption:
+    assumes = ["ring learning with errors is hard", "circular security: keys may encrypt themselves"]
+    if client.parameters.bootstrapping is not None:
+        assumes.append("while refreshing, a secret of weight 32 keeps 128 bits (Bossuat et al., 2022)")
     return Encryption(
         scheme="CKKS",
         security_bits=SECURITY_BITS,
         attacks="classical",
         estimator=None,
-        assumes=["ring learning with errors is hard", "circular security: keys may encrypt themselves"],
+        assumes=assumes,
         forms=[
             Form(
                 form=form.form,
