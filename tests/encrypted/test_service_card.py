@@ -119,6 +119,23 @@ def test_a_network_that_is_refreshed_has_two_rings(tmp_path):
     assert "bootstrapping" in html_page(card, "0" * 64)
 
 
+def test_what_came_back_of_tiles_decides_whether_encryption_prevents_it(tmp_path):
+    folder = audit(tmp_path / "audit", asked("black box", 0.6, "leak"))
+    rows = {"mean public tile": {"found": [0.01, 0.0, 0.02]}, "linear": {"found": [0.4, 0.3, 0.5]}}
+    for hidden, verdict in (([0.01, 0.0, 0.02], PREVENTED), ([0.2, 0.1, 0.3], POSSIBLE)):
+        said = {"encoder": "an encoder", "hospital": 100, "chance": 0.01}
+        said["rows"] = rows | {"linear, ciphertexts": {"found": hidden}}
+        write_json(folder / "embeddings.json", said)
+        card = service_card(public_part(tmp_path), audit=folder)
+        assert answers(card, "Singling out")[0] == verdict
+        assert card.returned.clear == (0.4, 0.3, 0.5)
+        assert "40.0% (30.0% to 50.0%)" in card.questions[0].answers[0].words
+    write_json(folder / "embeddings.json", {"rows": rows})
+    with pytest.raises(InputError) as caught:
+        service_card(public_part(tmp_path), audit=folder)
+    assert caught.value.field == "rows"
+
+
 def test_copies_that_were_measured_of_these_weights_are_said(tmp_path):
     part = public_part(tmp_path, level=3, parameters=choose(3, 1).to_dict())
     folder = audit(tmp_path / "audit", asked("black box", 0.6, "leak"))
@@ -252,6 +269,8 @@ def test_one_sheet_whatever_there_is_to_say(tmp_path):
         input={"kind": "features", "shape": [10**6, 16], "encoder": long},
     )
     folder = audit(tmp_path / "audit", *questions, study=long, fold="another " * 40)
+    rows = {"linear": {"found": [0.4, 0.3, 0.5]}, "linear, ciphertexts": {"found": [0.01, 0.0, 0.02]}}
+    write_json(folder / "embeddings.json", {"encoder": long, "hospital": 10**6, "chance": 0.01, "rows": rows})
     card = service_card(part, audit=folder)
     assert len(card.service.title) == LONGEST
     pdf = pdf_page(card, "0" * 64)

@@ -19,6 +19,7 @@ from histocrypt.encrypted.service_parts import (
     Learns,
     Membership,
     Question,
+    Returned,
     Service,
     Trust,
 )
@@ -60,6 +61,7 @@ def three_questions(
     service: Service,
     encryption: Encryption,
     parties: list[Learns],
+    returned: Returned | None,
     membership: Membership,
     trust: Trust,
     gate: Gate | None,
@@ -69,13 +71,13 @@ def three_questions(
 
     Parameters
     ----------
-    service, encryption, parties, membership, trust
+    service, encryption, parties, returned, membership, trust
         Parts of the card.
     gate
         What the public part tells of single training slides; None where its owner kept it back.
     """
     answers = {
-        "Singling out": [_hidden(parties, encryption), _own_line(gate)],
+        "Singling out": [_hidden(parties, encryption, returned), _own_line(gate)],
         "Linkability": [_unlinked(), _same_patient(gate)],
         "Inference": [_predicted(service, trust), _took_part(membership)],
     }
@@ -94,14 +96,24 @@ def _answer(who: str, verdict: str, words: str) -> Answer:
     return Answer(who=who, verdict=verdict, words=words)
 
 
-def _hidden(parties: list[Learns], encryption: Encryption) -> Answer:
+def _hidden(parties: list[Learns], encryption: Encryption, returned: Returned | None) -> Answer:
     tests = {test for one in parties if one.party == "The operator" and not one.learns for test in one.tests}
     words = (
         "The operator gets encrypted messages alone and can pick nobody out of them, as long as no decrypted "
         f"prediction is shown to it. Holds against {EITHER} ({encryption.security_bits} bits; "
         f"{len(tests)} tests try it)."
     )
-    return _answer(SENT, PREVENTED, words)
+    if returned is None:
+        return _answer(SENT, PREVENTED, words)
+    words += (
+        f" A decoder finds {_share(returned.ciphertext)} of {returned.tiles} tiles from ciphertexts, a guess "
+        f"{returned.chance:.1%}; from the same features in the clear it finds {_share(returned.clear)}."
+    )
+    return _answer(SENT, POSSIBLE if returned.ciphertext[1] > returned.chance else PREVENTED, words)
+
+
+def _share(found: tuple[float, float, float]) -> str:
+    return f"{found[0]:.1%} ({found[1]:.1%} to {found[2]:.1%})"
 
 
 def _own_line(gate: Gate | None) -> Answer:

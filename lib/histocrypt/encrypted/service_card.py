@@ -34,6 +34,7 @@ from histocrypt.encrypted.service_parts import (
     Genes,
     Learns,
     Membership,
+    Returned,
     Ring,
     Service,
     ServiceCard,
@@ -91,14 +92,16 @@ def service_card(
         study.
     """
     offered = load_client(_public(client))
-    membership = _membership(offered, None if audit is None else Path(audit))
+    audit = None if audit is None else Path(audit)
+    membership = _membership(offered, audit)
     parts = {
         "service": _service(offered),
         "training": _training(offered.about),
         "encryption": _encryption(offered),
         "parties": _parties(),
+        "returned": _returned(offered, audit),
         "membership": membership,
-        "extraction": _extraction(offered, None if audit is None else Path(audit)),
+        "extraction": _extraction(offered, audit),
         "trust": _trust(offered.about),
     }
     return ServiceCard(
@@ -298,6 +301,22 @@ def _figure(asked: Mapping[str, Any]) -> Figure:
     numbers = {name: figure[name] for name in ("measure", "value", "low", "high", "chance", "over")}
     words = {name: _cut(asked[name]) for name in ("question", "access", "attack", "n", "verdict")}
     return Figure(**words, **numbers, controls_passed=all(one["passed"] for one in asked["controls"]))
+
+
+def _returned(client: Client, audit: Path | None) -> Returned | None:
+    """Return what an audit got back of tiles from ciphertexts of their features, the better of its decoders."""
+    path = None if audit is None else audit / "embeddings.json"
+    if client.about["sees"] != "features" or path is None or not path.is_file():
+        return None
+    said = read_json(path)
+    try:
+        found = {name: row["found"] for name, row in said["rows"].items()}
+        clear = max((found[name] for name in found if f"{name}, ciphertexts" in found), key=lambda one: one[0])
+        hidden = max((found[name] for name in found if name.endswith(", ciphertexts")), key=lambda one: one[0])
+        numbers = {"tiles": said["hospital"], "chance": said["chance"], "ciphertext": hidden, "clear": clear}
+        return Returned(encoder=_cut(said["encoder"]), **numbers)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError("does not say what came back of tiles", file=path, field="rows") from error
 
 
 def _extraction(client: Client, audit: Path | None) -> Extraction:

@@ -141,6 +141,19 @@ class Copied(Part):
     original_with_measured: float
 
 
+class Returned(Part):
+    """What a decoder that was trained on other patients' tiles gets back of tiles whose features were sent."""
+
+    encoder: str
+    tiles: int
+    chance: float
+    """Share of tiles that a guess finds."""
+    ciphertext: tuple[float, float, float]
+    """Share that is found from ciphertexts, with its 95 % interval."""
+    clear: tuple[float, float, float]
+    """The same from features in the clear."""
+
+
 class Extraction(Part):
     """What it costs a client to take the model by asking."""
 
@@ -216,6 +229,8 @@ class ServiceCard(Part):
     training: Training
     encryption: Encryption
     parties: list[Learns]
+    returned: Returned | None
+    """What came back of tiles, where an audit asked; of services that are sent features."""
     membership: Membership
     extraction: Extraction
     trust: Trust
