@@ -379,7 +379,14 @@ class Synthesis(Part):
 class Audit(Part):
     """What is asked about the patients behind the models of one fold."""
 
-    later = ("learned_epochs", "learned_rounds", "noise_draws", "decrypted_sections")
+    later = (
+        "learned_epochs",
+        "learned_rounds",
+        "noise_draws",
+        "decrypted_sections",
+        "embedded_tiles",
+        "decoder_epochs",
+    )
     fold: str | None = Field(None, description="fold whose models are attacked; None: the first")
     models: list[str] | Literal["all"] = Field("all", description="predictors that are attacked, by name")
     shadowed: list[str] = Field(["encoder_ridge"], description="of these, the ones retrained as shadow models")
@@ -391,6 +398,8 @@ class Audit(Part):
     noise_draws: Count = Field(4, description="of noise, at each of four levels, by which a generator's loss is taken")
     decrypted_spots: Count = Field(40, description="of each section, sent through real ciphertexts")
     decrypted_sections: Count | None = Field(None, description="that many of members, and of non-members; None: all")
+    embedded_tiles: Count = Field(100, description="of each section, asked back from their embeddings")
+    decoder_epochs: Count = Field(8, description="of the network that draws tiles from embeddings")
     draws: Count = Field(1000, description="bootstrap draws")
 
 

@@ -24,8 +24,11 @@ import numpy as np
 
 from histocrypt.audit.membership import FEW_PATIENTS, FEWEST_PATIENTS
 from histocrypt.errors import InputError
+from histocrypt.files import write_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from histocrypt.audit.subjects import Auditable
@@ -240,24 +243,46 @@ def table(found: Mapping[str, list[Inferred]]) -> pd.DataFrame:
     """Return one row for each attribute of each predictor: what is guessed from what, and the differences."""
     import pandas as pd
 
-    def said(told: Told | None) -> str:
-        if told is None:
-            return "cannot be said"
-        span = "no interval" if told.low is None else f"{told.low:.2f} to {told.high:.2f}"
-        return f"{told.auc:.2f} ({span}){'' if told.p_value is None else f', p = {told.p_value:.2g}'}"
-
     rows = [
         {
             "predictor": predictor,
             "attribute": f"{one.attribute}: {one.value}",
             "patients": f"{one.patients['with']} against {one.patients['without']}",
-            **{source: said(one.told.get(source)) for source in (OUTPUTS, IMAGE)},
-            **{word: said(one.beyond.get(word)) for word in ("outputs - image", "both - image")},
+            **{source: _said(one.told.get(source)) for source in (OUTPUTS, IMAGE)},
+            **{word: _said(one.beyond.get(word)) for word in ("outputs - image", "both - image")},
         }
         for predictor, asked in found.items()
         for one in asked
     ]
     return pd.DataFrame(rows)
+
+
+def sentence(one: Inferred) -> str:
+    """Return what was found of one attribute, for a card."""
+    whose = f"Beside membership: the {one.attribute} {one.value} of {one.patients['with']} patients against "
+    whose += f"{one.patients['without']} "
+    if not one.told:
+        return f"{whose}cannot be asked about: too few patients."
+    guessed = (
+        f"is guessed from outputs with an AUC of {_said(one.told[OUTPUTS])}, from the image {_said(one.told[IMAGE])}"
+    )
+    failed = "" if one.controls_passed else " A control failed, so this says little."
+    return f"{whose}{guessed}; outputs less image {_said(one.beyond['outputs - image'])}.{failed}"
+
+
+def write(folder: Path, fold: str, found: Mapping[str, list[Inferred]]) -> Path:
+    """Write ``attributes.json`` into an audit's folder: what was asked of each predictor, by its name."""
+    path = folder / "attributes.json"
+    asked = {name: [one.to_dict() for one in rows] for name, rows in found.items()}
+    write_json(path, {"fold": fold, "image": ["colour", ENCODER], "predictors": asked})
+    return path
+
+
+def _said(told: Told | None) -> str:
+    if told is None:
+        return "cannot be said"
+    span = "no interval" if told.low is None else f"{told.low:.2f} to {told.high:.2f}"
+    return f"{told.auc:.2f} ({span}){'' if told.p_value is None else f', p = {told.p_value:.2g}'}"
 
 
 def _guessed(attribute: np.ndarray, name: str, value: str | None) -> str:

@@ -364,7 +364,7 @@ class Returned:
     chance: float
     """Share of tiles that a guess would find."""
     encryption: dict[str, Any]
-    """See `encrypted`, with the ``tiles`` that were encrypted."""
+    """See `encrypted`, with the ``tiles`` that were encrypted; or ``missing``: why nothing was."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, as JSON can hold it."""
@@ -434,17 +434,21 @@ def attack(
     pictures = pictures_of(public, hospital, epochs=epochs, seed=seed)
     centre, spread = public.embeddings.mean(axis=0), public.embeddings.std(axis=0) + 1e-6
     every = np.concatenate([public.embeddings, hospital.embeddings])
-    words, about = encrypted((every - centre) / spread)
-    known, unknown = replace(public, embeddings=words[: len(public)]), words[len(public) :]
-    pictures |= {
-        f"{kind}, ciphertexts": fit_decoder(known, kind, epochs=epochs, seed=seed)(unknown) for kind in DECODERS
-    }
+    try:
+        words, about = encrypted((every - centre) / spread)
+    except InputError as error:  # a machine without the engine: the row is missing, and the reason is written
+        about = {"missing": str(error)}
+    else:
+        about |= {"tiles": len(every)}
+        known, unknown = replace(public, embeddings=words[: len(public)]), words[len(public) :]
+        pictures |= {
+            f"{kind}, ciphertexts": fit_decoder(known, kind, epochs=epochs, seed=seed)(unknown) for kind in DECODERS
+        }
     rows = {
         name: summarised(measure(one, hospital.pixels), hospital.blocks, draws=draws, seed=seed)
         for name, one in pictures.items()
     }
     patients = tuple(sorted({*hospital.patients.tolist()}))
-    about |= {"tiles": len(every)}
     return Returned(encoder, len(public), len(hospital), patients, rows, 1 / len(hospital), about), pictures
 
 
@@ -460,8 +464,9 @@ def figure(hospital: Sent, pictures: dict[str, np.ndarray], *, n: int = 8) -> Fi
         "the tile": hospital.pixels,
         "from its\nembedding": pictures["network"],
         "nearest\npublic tile": pictures[NEAREST],
-        "from its\nciphertext": pictures["network, ciphertexts"],
+        "from its\nciphertext": pictures.get("network, ciphertexts"),
     }
+    shown = {title: tiles for title, tiles in shown.items() if tiles is not None}
     with style():
         drawn, axes = plt.subplots(len(shown), len(columns), figsize=(1.15 * len(columns) + 1, 1.2 * len(shown)),
                                    squeeze=False)  # fmt: skip

@@ -261,6 +261,8 @@ def _audit(o: Outline, asked: str) -> Iterator[Path]:
     for subject in _audited(o)[asked]:
         yield from (home / f"privacy_card_{subject}.{kind}" for kind in ("html", "json"))
         yield home / "scores" / f"{subject}.csv"
+    if asked == "shadowed":
+        yield from (home / name for name in ("attributes.json", "embeddings.json", "embeddings.png"))
 
 
 def _audit_leaves(o: Outline, asked: str) -> Iterator[Path]:
