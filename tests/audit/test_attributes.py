@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from histocrypt.audit.attributes import BOTH, IMAGE, OUTPUTS, by_patient, infer, table
+from histocrypt.audit.attributes import BOTH, IMAGE, OUTPUTS, by_patient, infer, newcombe, sentence, table
 from histocrypt.errors import InputError
 
 FEW = {"repeats": 3, "deals": 39, "draws": 100}
@@ -59,6 +59,7 @@ def test_of_three_patients_nothing_can_be_said(chance):
     assert found.smallest_p == pytest.approx(1 / 3)
     assert len(found.notes) == 1
     assert "cannot be said" in table({"ridge": [found]}).iloc[0]["outputs"]
+    assert "1 patients against 2 cannot be asked about" in sentence(found)
 
 
 def test_six_patients_have_no_small_p(chance):
@@ -67,6 +68,15 @@ def test_six_patients_have_no_small_p(chance):
     assert found.smallest_p == pytest.approx(1 / 20)
     assert found.told[OUTPUTS].p_value >= 1 / 40
     assert any("3 patients on a side" in note for note in found.notes)
+
+
+def test_an_interval_has_a_width_where_all_are_told_apart():
+    few, many = newcombe(1.0, 3, 3), newcombe(1.0, 40, 40)
+    assert few[0] < 0.75 < 0.9 < many[0] < 1
+    assert few[1] == many[1] == 1
+    assert newcombe(0.0, 3, 3)[1] == pytest.approx(1 - few[0])
+    low, high = newcombe(0.7, 30, 30)
+    assert (low, high) == (pytest.approx(0.554, abs=0.02), pytest.approx(0.815, abs=0.02))
 
 
 def test_a_row_for_each_patient():

@@ -189,6 +189,8 @@ def infer(
         notes.append(
             f"{fewest} patients on a side: intervals are too narrow, and one patient more may change a figure."
         )
+    if told[IMAGE].auc == 1:
+        notes.append("The image tells all patients apart, so outputs could add nothing.")
     if smallest > 0.05:
         notes.append(f"No p-value below {smallest:.2g} can be had from so few patients, whatever outputs tell.")
     planted = _auc(won, times, made, None)[0]
@@ -250,6 +252,8 @@ def table(found: Mapping[str, list[Inferred]]) -> pd.DataFrame:
             "patients": f"{one.patients['with']} against {one.patients['without']}",
             **{source: _said(one.told.get(source)) for source in (OUTPUTS, IMAGE)},
             **{word: _said(one.beyond.get(word)) for word in ("outputs - image", "both - image")},
+            "controls": "passed" if one.controls_passed else "failed" if one.told else "none",
+            "notes": " ".join(one.notes),
         }
         for predictor, asked in found.items()
         for one in asked
@@ -364,7 +368,7 @@ def _auc(
 ) -> tuple[float, float | None, float | None]:
     """Return the share of comparisons of patients with and without that were won, and its interval over patients.
 
-    The interval is widened about the share, and ends between ``least`` and 1.
+    The interval is widened about the share, and ends between ``least`` and 1; of an AUC it is at least `newcombe`.
     """
     won, times = (matrix[np.ix_(has, ~has)] for matrix in (won, times))
     value = float(won.sum() / times.sum())
@@ -374,7 +378,27 @@ def _auc(
     total = np.einsum("di,ij,dj->d", with_it, times, without, optimize=True)
     share = np.einsum("di,ij,dj->d", with_it, won, without, optimize=True)[total > 0] / total[total > 0]
     low, high = np.clip(value + wider * (np.quantile(share, [0.025, 0.975]) - value), least, 1)
+    if least == 0:
+        ends = newcombe(value, int(has.sum()), int((~has).sum()))
+        low, high = min(low, ends[0]), max(high, ends[1])
     return value, float(low), float(high)
+
+
+def newcombe(auc: float, n: int, others: int) -> tuple[float, float]:
+    """Return the 95 % interval of an AUC of so many against so many (Newcombe 2006, method 5).
+
+    It has a width where all were told apart, too, of which drawing them again gives none.
+    """
+    from scipy.optimize import brentq
+
+    def beyond(true: float) -> float:
+        shape = (n + others) / 2 - 1
+        spread = true * (1 - true) * (1 + shape * ((1 - true) / (2 - true) + true / (1 + true))) / (n * others)
+        return (auc - true) ** 2 - 1.96**2 * spread
+
+    low = 0.0 if auc <= 0 else brentq(beyond, 0, auc - 1e-9)
+    high = 1.0 if auc >= 1 else brentq(beyond, auc + 1e-9, 1)
+    return float(low), float(high)
 
 
 def _drawn(has: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
