@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -170,6 +171,7 @@ def p_value(canaries: int, guesses: int, right: int, *, epsilon: float, delta: f
     return min(tail + 2 * canaries * delta * steepest, 1.0)
 
 
+@lru_cache(maxsize=4096)
 def epsilon_at_least(
     canaries: int, guesses: int, right: int, *, delta: float = 0.0, confidence: float = CONFIDENCE
 ) -> float:
