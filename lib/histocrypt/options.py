@@ -386,6 +386,8 @@ class Audit(Part):
         "decrypted_sections",
         "embedded_tiles",
         "decoder_epochs",
+        "coin_runs",
+        "generator_coin_runs",
     )
     fold: str | None = Field(None, description="fold whose models are attacked; None: the first")
     models: list[str] | Literal["all"] = Field("all", description="predictors that are attacked, by name")
@@ -400,6 +402,10 @@ class Audit(Part):
     decrypted_sections: Count | None = Field(None, description="that many of members, and of non-members; None: all")
     embedded_tiles: Count = Field(100, description="of each section, asked back from their embeddings")
     decoder_epochs: Count = Field(8, description="of the network that draws tiles from embeddings")
+    coin_runs: Annotated[int, Field(ge=0)] = Field(
+        0, description="trainings of a shadowed model, patients in or out by coins: a lower bound on epsilon; 0: none"
+    )
+    generator_coin_runs: Annotated[int, Field(ge=0)] = Field(0, description="the same of each generator")
     draws: Count = Field(1000, description="bootstrap draws")
 
 

@@ -28,6 +28,7 @@ from histocrypt.audit.card import (
     write_card,
 )
 from histocrypt.audit.controls import run_controls
+from histocrypt.audit.lower_bound import lower_bound
 from histocrypt.audit.membership import judge
 from histocrypt.audit.shadow import as_targets, halves
 from histocrypt.errors import InputError
@@ -175,3 +176,16 @@ def test_six_questions_and_ten_attacks_fit_on_one_page(tmp_path, paper):
     printed = tmp_path / "card.pdf"
     subprocess.run([*command, f"--print-to-pdf={printed}", page.as_uri()], capture_output=True, check=True, timeout=120)
     assert len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) == 1
+
+
+def test_what_is_promised_and_proved_of_epsilon_stands_on_the_card_beside_the_verdict(tmp_path):
+    coins = np.random.default_rng(0).random((4, 10)) < 0.5
+    bound = lower_bound(coins.astype(float), coins, delta=1e-5)
+    promised = "epsilon 8.00 at delta 1e-05 for one patient"
+    with_both = card(asked(), bound=bound, promised=promised)
+    assert with_both.verdict == card(asked()).verdict == NOT_FOUND
+    page = write_card(tmp_path / "card.html", with_both).read_text()
+    assert promised in page
+    assert bound.sentence() in page
+    assert read_card(tmp_path / "card.json") == with_both
+    assert "<b>Epsilon</b>" not in write_card(tmp_path / "bare.html", card(asked())).read_text()

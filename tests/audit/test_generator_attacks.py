@@ -1,12 +1,15 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 from histocrypt.audit.memorisation import closest_record, denoising_loss
-from histocrypt.audit.tiles import LEAKY
+from histocrypt.audit.tiles import LEAKY, generator_bound
 from histocrypt.errors import InputError
-from histocrypt.synthesis.generator import Generator, build, train_generator
+from histocrypt.options import Audit, GeneratorPlan
+from histocrypt.synthesis.generator import Generator, Privacy, build, train_generator
 from histocrypt.synthesis.manifest import TISSUE, Pairs
 from histocrypt.synthesis.sampling import sample
 
@@ -87,3 +90,15 @@ def test_what_cannot_be_asked_is_refused(leaky, people):
         closest_record(np.zeros((0, 2)), np.zeros((3, 2)))
     with pytest.raises(InputError, match="different features"):
         closest_record(np.zeros((1, 2)), np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("privacy", [None, Privacy(8.0, 1e-3, unit="patient")])
+def test_a_generator_is_trained_as_it_was_for_a_bound_on_epsilon(people, tmp_path, privacy):
+    plan = GeneratorPlan(width=8, multipliers=(1,), blocks=1, patch=4, steps=50, objective="velocity", batch=8)
+    made = train_generator(people[0], plan, folder=tmp_path / "made", epochs=1, seed=0, device="cpu", privacy=privacy)
+    study = SimpleNamespace(seed=0, audit=Audit(generator_coin_runs=2, noise_draws=1))
+    real = Pairs.join(list(people))
+    found = generator_bound(made, real, study=study, folder=tmp_path / "coins")
+    assert (found.canaries, found.delta) == (2 * 8, 1e-3 if privacy else 0.0)
+    assert 0 <= found.epsilon <= found.most
+    assert generator_bound(made, real, study=study, folder=tmp_path / "coins") == found, "private runs do not repeat"

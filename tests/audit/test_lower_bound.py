@@ -159,3 +159,20 @@ def test_a_training_that_gives_other_losses_is_refused():
     with pytest.raises(InputError) as error:
         coin_runs(lambda inside, seed: np.zeros(3), np.arange(10), runs=1, seed=0)
     assert error.value.field == "train_one"
+
+
+def test_finished_runs_are_kept_and_those_of_another_training_are_not_taken_for_them(tmp_path):
+    patients, rng, asked = np.repeat([f"P{i}" for i in range(6)], 2), np.random.default_rng(6), []
+
+    def train_one(inside: np.ndarray, seed: int) -> np.ndarray:
+        asked.append(seed)
+        return rng.normal(size=len(inside))
+
+    kept = {"runs": 3, "seed": 1, "folder": tmp_path}
+    first, coins = coin_runs(train_one, patients, fingerprint="a", **kept)
+    again, same = coin_runs(train_one, patients, fingerprint="a", **kept)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(coins, same)
+    assert len(asked) == len(set(asked)) == 3
+    coin_runs(train_one, patients, fingerprint="b", **kept)
+    assert len(asked) == 6

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from tests.training.conftest import make_study, write_section
 
+from histocrypt.audit.predictors import predictor_bound
 from histocrypt.audit.subjects import ASKED, Auditable, audited, group_of, losses, members_of
 from histocrypt.data.fold_statistics import prepare_folds
 from histocrypt.data.folds import load_fold
@@ -194,3 +195,13 @@ def test_a_gene_that_the_test_patients_lack_is_left_out(study):
     assert np.array_equal(found.prediction, before.prediction[:, columns])
     members = found.member
     assert np.allclose(found.truth[members], before.truth[members][:, columns], atol=1e-6)
+
+
+def test_every_patient_goes_in_by_a_coin_for_a_bound_on_epsilon(study, tmp_path):
+    asked = study.model_copy(update={"audit": Audit(coin_runs=3)})
+    able = Auditable(asked, "colour_ridge", FOLD)
+    found = predictor_bound(able, folder=tmp_path)
+    people = len(np.unique(able.records.patients))
+    assert (found.canaries, found.guesses, found.delta) == (3 * people, 3 * people, 0.0)
+    assert 0 <= found.epsilon <= found.most
+    assert predictor_bound(able, folder=tmp_path) == found

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.audit.controls import Controls, Shuffled, run_controls
+from histocrypt.audit.lower_bound import LowerBound
 from histocrypt.audit.membership import FEWEST_PATIENTS, Audit, Judged, judge_groups, write_scores
 from histocrypt.audit.strongest import best_dealt, simultaneous
 from histocrypt.errors import InputError
@@ -302,6 +303,10 @@ class Card:
     does_not_cover: list[str]
     notes: list[str] = field(default_factory=list)
     date: str = ""
+    bound: LowerBound | None = None
+    """What its training gives away of a patient at least; None: not asked. No verdict follows from it."""
+    promised: str = ""
+    """What differential privacy promises, in words; empty: nothing."""
 
     def __post_init__(self) -> None:
         """Refuse a card that would say less than it must."""
@@ -375,6 +380,9 @@ class Found:
     controls: dict[str, Controls] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    bound: LowerBound | None = None
+    promised: str = ""
+    """Both as of `Card`."""
     drawn: dict[str, np.ndarray] = field(default_factory=dict)
     """(draws,) that the interval of an attack is of, by its name; attacks that ask the same have the same draws."""
     dealt: dict[str, Shuffled] = field(default_factory=dict)
@@ -456,6 +464,8 @@ class Found:
             does_not_cover=list(DOES_NOT_COVER[self.subject.kind]),
             notes=self.notes,
             date=datetime.now(UTC).date().isoformat(),
+            bound=self.bound,
+            promised=self.promised,
         )
 
     def write(self, study: Study, folder: Path) -> Card:
@@ -519,7 +529,9 @@ def read_card(path: str | Path) -> Card:
         expected = f"the JSON that {write_card.__name__} writes"
         raise InputError("is not a privacy card, or of another version", file=path, expected=expected)
     try:
-        card = Card(**{**_known(Card, content), "questions": [_asked(asked) for asked in content["questions"]]})
+        bound = None if content["bound"] is None else LowerBound(**content["bound"])
+        questions = [_asked(asked) for asked in content["questions"]]
+        card = Card(**{**_known(Card, content), "questions": questions, "bound": bound})
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"lacks a part of a privacy card ({' '.join(str(error).split())})", file=path) from error
     if card.to_dict() != content:

@@ -24,13 +24,16 @@ A bound of 0 says that this attack proved nothing. It never says that the traini
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
+from histocrypt.audit.shadow import TrainOne, own_seed, train_or_read
 from histocrypt.errors import InputError
 
 CONFIDENCE = 0.95
@@ -54,8 +57,8 @@ class LowerBound:
     guesses: int
     """Of these, not abstained from; of several numbers tried the one with the largest bound."""
     right: int
-    tried: tuple[int, ...]
-    """All numbers of guesses that were tried."""
+    tried: list[int]
+    """All numbers of guesses that were tried, in each run."""
 
     def sentence(self, unit: str = "patient") -> str:
         """Return the finding in words, ``unit`` being what a canary is."""
@@ -82,7 +85,13 @@ def toss(canaries: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def coin_runs(
-    train_one: Callable[[np.ndarray, int], np.ndarray], canaries: np.ndarray, *, runs: int, seed: int
+    train_one: TrainOne,
+    canaries: np.ndarray,
+    *,
+    runs: int,
+    seed: int,
+    folder: Path | None = None,
+    fingerprint: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Train with fresh coins again and again; return scores and coins for `lower_bound`, (runs, canaries) each.
 
@@ -101,6 +110,8 @@ def coin_runs(
         How many trainings.
     seed
         Of the coins, and of each training's own seed.
+    folder, fingerprint
+        As for `shadow.shadow_losses`: where finished runs are kept, and what they depend on.
 
     Raises
     ------
@@ -109,18 +120,14 @@ def coin_runs(
     """
     canaries = np.asarray(canaries).astype(str)
     _need(runs >= 1, "runs", runs, "at least 1")
+    facts = hashlib.sha256("\n".join([fingerprint, "coins", str(seed), *canaries.tolist()]).encode()).hexdigest()
     losses, coins = [], []
     for run in range(runs):
-        own = int(np.random.SeedSequence([seed, run]).generate_state(1)[0] >> 1)
+        own = own_seed(seed, run)
         inside = toss(canaries, seed=own)
-        found = np.asarray(train_one(inside, own), np.float64) if inside.any() else np.zeros(len(inside))
-        if found.shape != inside.shape or not np.isfinite(found).all():
-            raise InputError(
-                "a training gave losses that do not fit",
-                field="train_one",
-                value=found.shape,
-                expected=f"{inside.shape}, all finite",
-            )
+        file = None if folder is None else Path(folder) / f"coins_{run:03d}.safetensors"
+        nothing = np.zeros(len(inside))
+        found = train_or_read(train_one, inside, own, file=file, facts=facts) if inside.any() else nothing
         losses.append(of_canaries(found, canaries)[0])
         coins.append(of_canaries(inside, canaries)[0] == 1)
     scores = -np.array(losses)
@@ -272,7 +279,7 @@ def lower_bound(
         found.append((bound, runs * number, right))
     epsilon, guessed, right = max(found)
     most = max(most_shown(runs * k, guesses=runs * number, delta=delta, confidence=shared) for number in tried)
-    return LowerBound(epsilon, most, delta, confidence, runs * k, guessed, right, tried)
+    return LowerBound(epsilon, most, delta, confidence, runs * k, guessed, right, list(tried))
 
 
 def _right(scores: np.ndarray, inside: np.ndarray, guesses: int) -> int:

@@ -19,6 +19,7 @@ from sklearn.decomposition import PCA
 from histocrypt.audit.card import Found, patients_of
 from histocrypt.audit.controls import overfitted_losses
 from histocrypt.audit.learned import on_shadows, train_value_attack, value_inputs
+from histocrypt.audit.lower_bound import LowerBound, coin_runs, lower_bound
 from histocrypt.audit.membership import Audit, calibrated, in_and_out, lira, loss_threshold
 from histocrypt.audit.quantiles import Strangers
 from histocrypt.audit.ratios import rmia
@@ -101,7 +102,31 @@ def audit_predictors(study: Study, subjects: Iterable[Subject], *, folder: Path)
             one.attack("quantile regression", learnt, strangers.scores(planted), **options)
         if subject.name in study.audit.shadowed:
             _with_shadows(able, planted, one, folder / subject.name)
+            if study.audit.coin_runs:
+                one.bound = predictor_bound(able, folder=folder / subject.name)
     return found
+
+
+def predictor_bound(able: Auditable, *, folder: Path) -> LowerBound:
+    """Return what trainings show of epsilon into which each patient goes by a coin; halves of a size are no coins.
+
+    Parameters
+    ----------
+    able
+        The model; its study's part `audit` says how many trainings.
+    folder
+        Where finished runs are kept.
+    """
+    study, truth = able.study, able.records.truth
+    scores, coins = coin_runs(
+        lambda mask, seed: losses(truth, able.predicted_by_shadow(mask, seed=seed)),
+        able.records.patients,
+        runs=study.audit.coin_runs,
+        seed=study.seed,
+        folder=folder,
+        fingerprint=f"{study.hash()} {able.model} {able.fold.name}",
+    )
+    return lower_bound(scores, coins)
 
 
 def _with_shadows(able: Auditable, leaky: np.ndarray, found: Found, folder: Path) -> None:

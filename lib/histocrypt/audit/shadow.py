@@ -134,19 +134,36 @@ def shadow_losses(
     losses = []
     for number, mask in enumerate(tqdm(inside, desc=label, unit="model")):
         file = None if folder is None else Path(folder) / f"shadow_{number:03d}.safetensors"
-        found = None if file is None else _kept(file, mask, facts)
-        if found is None:
-            own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
-            found = np.asarray(train_one(mask, own_seed), dtype=np.float64)
-            if found.shape[:1] != mask.shape or not np.isfinite(found).all():
-                raise InputError(
-                    f"a shadow model gave {found.shape} losses, {int((~np.isfinite(found)).sum())} not finite",
-                    expected=f"{mask.shape}, all finite",
-                )
-            if file is not None:
-                _keep(file, found, mask, facts)
-        losses.append(found)
+        losses.append(train_or_read(train_one, mask, own_seed(seed, number), file=file, facts=facts))
     return np.stack(losses), inside
+
+
+def own_seed(seed: int, number: int) -> int:
+    """Return the seed of one of several trainings."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
+
+
+def train_or_read(train_one: TrainOne, mask: np.ndarray, seed: int, *, file: Path | None, facts: str) -> np.ndarray:
+    """Return what a training gives of all records, float64; or read it, where ``file`` holds it of these very facts.
+
+    Raises
+    ------
+    InputError
+        If the training gives losses of another number, or not finite ones.
+    """
+    found = None if file is None else _kept(file, mask, facts)
+    if found is None:
+        found = np.asarray(train_one(mask, seed), dtype=np.float64)
+        if found.shape[:1] != mask.shape or not np.isfinite(found).all():
+            raise InputError(
+                "a training gave losses that do not fit",
+                field="train_one",
+                value=f"{found.shape}, {int((~np.isfinite(found)).sum())} not finite",
+                expected=f"{mask.shape}, all finite",
+            )
+        if file is not None:
+            _keep(file, found, mask, facts)
+    return found
 
 
 def _keep(file: Path, loss: np.ndarray, mask: np.ndarray, facts: str) -> None:

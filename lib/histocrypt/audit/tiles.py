@@ -11,20 +11,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histocrypt.audit.card import Found, ask_memorised, patients_of
 from histocrypt.audit.controls import copied_features, overfitted_losses
 from histocrypt.audit.learned import MapAttack, map_inputs, train_map_attack
+from histocrypt.audit.lower_bound import LowerBound, coin_runs, lower_bound
 from histocrypt.audit.membership import Audit, loss_threshold
 from histocrypt.audit.memorisation import Memorised, closest_record, denoising_loss, memorised
 from histocrypt.audit.shadow import shadow_losses
 from histocrypt.errors import InputError
 from histocrypt.options import GeneratorPlan
 from histocrypt.synthesis.filtering import Reconstruction, load_reconstruction
-from histocrypt.synthesis.generator import Generator, load_generator, train_generator
+from histocrypt.synthesis.generator import Generator, Privacy, load_generator, train_generator
 from histocrypt.synthesis.manifest import TISSUE, Pairs, load_pairs
 from histocrypt.synthesis.pipeline import PARTS, blocks_of
 from histocrypt.synthesis.segmentation import load_segmenter, train_segmenter
@@ -263,7 +265,64 @@ def audit_generator(study: Study, subject: Subject, tiles: RealTiles, *, folder:
     leaky = -denoising_loss(known, tiles.all.subset(rows), **noise)
     options = {"access": "white box", "draws": study.audit.draws, "seed": seed}
     found.attack("denoising loss", tiles.audit(scores), leaky, rows=rows, **options)
+    found.promised = _promised(generator.record["privacy"])
+    if study.audit.generator_coin_runs:
+        found.bound = generator_bound(generator, tiles.all, study=study, folder=folder / f"coins_{subject.name}")
     return found
+
+
+def generator_bound(generator: Generator, real: Pairs, *, study: Study, folder: Path) -> LowerBound:
+    """Return what trainings of such a generator show of epsilon into which each patient goes by a coin.
+
+    They are of its plan, epochs and privacy, so that each takes as long as the generator did.
+
+    Parameters
+    ----------
+    generator
+        Whose training is audited.
+    real
+        Tiles of all patients, members or not.
+    study
+        Its part `audit` says how many trainings, and how often noise is drawn for a tile's loss.
+    folder
+        Where finished runs are kept.
+    """
+    record = generator.record
+    privacy = None if record["privacy"] is None else Privacy(**record["privacy"]["asked"])
+
+    def train_one(mask: np.ndarray, seed: int) -> np.ndarray:
+        with TemporaryDirectory() as home:
+            made = train_generator(
+                real.subset(mask),
+                generator.plan,
+                folder=Path(home),
+                epochs=record["epochs"],
+                seed=seed,
+                device=generator.device,
+                privacy=privacy,
+            )
+        return denoising_loss(made, real, draws=study.audit.noise_draws, seed=seed)
+
+    scores, coins = coin_runs(
+        train_one,
+        real.patients,
+        runs=study.audit.generator_coin_runs,
+        seed=study.seed,
+        folder=folder,
+        fingerprint=f"{record['fingerprint']} {study.audit.noise_draws} {' '.join(real.ids.tolist())}",
+    )
+    return lower_bound(scores, coins, delta=0.0 if privacy is None else privacy.delta)
+
+
+def _promised(privacy: dict[str, Any] | None) -> str:
+    """Return what a generator's record says of its privacy, in words."""
+    if privacy is None:
+        return ""
+    said = f"epsilon {privacy['epsilon']:.2f} at delta {privacy['delta']:g} for one {privacy['unit']}"
+    if privacy["unit"] == "patient":
+        return said
+    most = str(privacy["largest_patient"])
+    return f"{said}, {privacy['epsilon_by_group'][most]:.1f} for the patient with most tiles ({most})"
 
 
 def audit_set(study: Study, subject: Subject, tiles: Tiles) -> tuple[Found, Memorised]:
