@@ -131,7 +131,8 @@ class Worth:
 
     def __str__(self) -> str:
         """Return it in words, as tables show it."""
-        return f"{self._said(self.tiles)} ({self._said(self.low)} to {self._said(self.high)})"
+        value, low, high = (self._said(one) for one in (self.tiles, self.low, self.high))
+        return value if value == low == high else f"{value} ({low} to {high})"
 
     def _said(self, tiles: float) -> str:
         if not np.isfinite(tiles):
