@@ -53,19 +53,21 @@ class Patient:
     """(genes,) bool: the image shows something of the gene."""
 
 
-def cohort(folder: Path, patients: int, seed: int) -> list[Patient]:
-    """Simulate patients; their genes are those with the highest mean count over all of them."""
+def cohort(
+    folder: Path, patients: int, seed: int, *, shown: tuple[str, ...] = ("colour", "morphology"), spots: int = 14
+) -> list[Patient]:
+    """Simulate patients of ``spots`` a side; their genes are those with the highest mean count over all of them."""
     counts, features, totals, places, seen = [], [], [], [], []
-    for path in write_demo(folder, n_sections=patients, seed=seed):
+    for path in write_demo(folder, n_sections=patients, spots_per_side=spots, seed=seed):
         section = read_path(path, for_prediction=False)
-        told = planted(section.adata)
+        defects = planted(section.adata)
         total = np.asarray(section.adata.X.sum(axis=1)).ravel()
-        good = (total >= MIN_COUNTS) & ~section.adata.obs_names.isin(told["off_tissue"])
-        where = section.coords[good] - np.array(told["shift_um"]) / section.um_per_px
+        good = (total >= MIN_COUNTS) & ~section.adata.obs_names.isin(defects["off_tissue"])
+        where = section.coords[good] - np.array(defects["shift_um"]) / section.um_per_px
         cut = iter_tiles(section.image, where, um_per_px=section.um_per_px, tile_um=TILE_UM, tile_px=TILE_PX)
         tiles = np.stack(list(cut))
         how = {"stain": estimate(tiles[:, ::2, ::2].reshape(-1, 3)), "um_per_px": TILE_UM / TILE_PX}
-        parts = [DESCRIBED[name].describe(tiles, **how) for name in ("colour", "morphology")]
+        parts = [DESCRIBED[name].describe(tiles, **how) for name in shown]
         features.append(np.concatenate(parts, axis=1))
         counts.append(section.adata.X[good].toarray().astype(np.float64))
         totals.append(total[good])
@@ -73,8 +75,8 @@ def cohort(folder: Path, patients: int, seed: int) -> list[Patient]:
         seen.append(section.adata.var["programme"].to_numpy() != "OFF")
     chosen = np.argsort(-np.mean([one.mean(axis=0) for one in counts], axis=0))[:GENES]
     values = [transform(one, total, "log1p_cp10k")[:, chosen] for one, total in zip(counts, totals, strict=True)]
-    shown = [one[chosen] for one in seen]
-    return [Patient(*own) for own in zip(features, values, places, shown, strict=True)]
+    told = [one[chosen] for one in seen]
+    return [Patient(*own) for own in zip(features, values, places, told, strict=True)]
 
 
 def spots_of(patients: list[Patient], names: list[int]) -> Spots:

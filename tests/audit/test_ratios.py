@@ -27,8 +27,39 @@ def test_the_published_formula_by_hand():
     assert shared == pytest.approx(-0.3 * LOSS - np.log((np.exp([-0.3, -0.6, -0.6]) + 1) / 2))
     strangers = np.array([False, True, True])
     # Ratios of likelihoods to the two strangers': 1.16, 1.92 of the first; 1, 1.65 of the second; 0.61, 1 of the third.
-    for gamma, scores in ((1, [1, 1, 0.5]), (1.1, [1, 0.5, 0]), (1.5, [0.5, 0.5, 0]), (2, [0, 0, 0])):
+    for gamma, scores in ((1, [1, 0.5, 0]), (1.1, [1, 0.5, 0]), (1.5, [0.5, 0.5, 0]), (2, [0, 0, 0])):
         assert rmia(LOSS, None, loss_out, population=strangers, gamma=gamma).tolist() == scores
+
+
+def as_published(target, shadows, inside, strangers, a):
+    """The offline score of the authors' ``run_rmia`` (privacytrustlab/ml_privacy_meter, modules/mia/attacks/rmia.py,
+    commit 0b8cb7a), written anew from what it does: pairwise ratios, of what a classifier says of the truth."""
+
+    def ratio(said, by_shadows, mine):
+        outside = [
+            np.mean([p for p, saw in zip(row, own, strict=True) if not saw])
+            for row, own in zip(by_shadows.T, mine.T, strict=True)
+        ]
+        return said / ((1 + a) / 2 * np.array(outside) + (1 - a) / 2)
+
+    x, z = ratio(target, shadows, inside), ratio(target[strangers], shadows[:, strangers], inside[:, strangers])
+    return (x[:, None] / z > 1).mean(axis=1)
+
+
+def test_the_authors_function_on_the_same_inputs():
+    """They ask for probabilities of the truth. With a shared variance of 1 / 2, those are exp(-loss)."""
+    rng = np.random.default_rng(4)
+    inside = np.concatenate([half := rng.random((4, 400)) < 0.5, ~half])
+    loss = rng.gamma(2, 0.3, (8, 400)) * np.where(inside, 0.6, 1)
+    target, strangers = rng.gamma(2, 0.3, 400), rng.random(400) < 0.4
+    _, loss_out = in_and_out(loss, inside)
+    spread = np.nanmean(loss_out, axis=0).mean()  # what `variance="shared"` takes
+    for a in (0, 0.3, 1):
+        said = [np.exp(-one / (2 * spread)) for one in (target, loss)]
+        expected = as_published(*said, inside, strangers, a)
+        found = rmia(target, None, loss_out, population=strangers, variance="shared", a=a)
+        assert np.abs(found - expected).max() <= 1.5 / strangers.sum(), "but for a rounding of equals"
+        assert roc_auc_score(inside[0], found) == pytest.approx(roc_auc_score(inside[0], expected), abs=1e-4)
 
 
 def test_huge_losses_do_not_vanish():

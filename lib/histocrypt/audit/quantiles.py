@@ -7,8 +7,8 @@ No shadow model is trained. Bertran et al., "Scalable membership inference attac
 The regression must not know the strangers that it is judged by. So patients are dealt into groups, members and
 non-members alike, and a group is scored by what was learnt from the non-members of all other groups.
 
-Trees know the strangers they learnt from too well, and then ask too little of the next: they raised a false alarm for up
-to a sixth where a tenth was asked. So the published threshold is moved to where at most a tenth of strangers, each
+Trees know the strangers they learnt from too well, and then ask too little of the next: they raised a false alarm for
+up to a sixth where a tenth was asked. So the published threshold is moved to where at most a tenth of strangers, each
 scored without their own group, lie beyond (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74,
 2015). Patients weigh alike, and the next patient counts as one that lies beyond. The order of scores, and so the AUC,
 is that of the trees.

@@ -1,7 +1,7 @@
 """RMIA for regression: how much likelier the attacked model makes a record than models in general do, beside strangers.
 
 The ratio of a record is Pr(x | model) / Pr(x). Its score is the share of a population of non-members whose own ratio it
-reaches `gamma` times: Zarifzadeh et al., "Low-cost high-power membership inference attacks", ICML 2024 (arXiv
+exceeds `gamma` times: Zarifzadeh et al., "Low-cost high-power membership inference attacks", ICML 2024 (arXiv
 2312.03262), equations 2 to 4 and, offline, appendix B.2.2 (their function ``run_rmia``).
 
 There, Pr(x | model) is the probability that a classifier gives the truth. A regression gives none. What its squared
@@ -90,7 +90,10 @@ def rmia(
     variance: str = "own",
     a: float = OFFLINE_A,
 ) -> np.ndarray:
-    """Return (n,) the share of the population that a record beats: Pr over z of (ratio of x / ratio of z >= gamma).
+    """Return (n,) the share of the population that a record beats: Pr over z of (ratio of x / ratio of z > gamma).
+
+    Strictly, as the authors' function has it and not their equation 4: a stranger of the population would else beat
+    itself, and the surest of them would pass for as sure as all members beyond.
 
     Parameters
     ----------
@@ -118,7 +121,7 @@ def rmia(
         raise InputError("is no ratio", field="gamma", value=gamma, expected="a number above 0")
     ratio = likelihood_ratio(loss, loss_in, loss_out, variance=variance, a=a)
     strangers = np.sort(ratio[population])
-    return np.searchsorted(strangers, ratio - np.log(gamma), side="right") / len(strangers)
+    return np.searchsorted(strangers, ratio - np.log(gamma), side="left") / len(strangers)
 
 
 def _mean_likelihood(loss: np.ndarray, spread: np.ndarray) -> np.ndarray:
