@@ -381,6 +381,7 @@ class Audit(Part):
 
     later = (
         "learned_epochs",
+        "learned_network",
         "learned_rounds",
         "noise_draws",
         "decrypted_sections",
@@ -396,6 +397,9 @@ class Audit(Part):
     shadow_epochs: Count = Field(10, description="of each shadow of a segmentation network; at most 8 of these")
     leaky_epochs: Count = Field(1500, description="of the generator that is made to leak, over a dozen tiles")
     learned_epochs: Count = Field(30, description="of the learned attack on maps")
+    learned_network: Literal["small", "resnet50"] = Field(
+        "small", description="of the learned attack on maps; resnet50: DiffGuard's, with maps at 256 px: wants a GPU"
+    )
     learned_rounds: Count = Field(100, description="trees of the learned attack on predicted expression")
     noise_draws: Count = Field(4, description="of noise, at each of four levels, by which a generator's loss is taken")
     decrypted_spots: Count = Field(40, description="of each section, sent through real ciphertexts")

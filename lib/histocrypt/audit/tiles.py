@@ -18,7 +18,7 @@ import numpy as np
 
 from histocrypt.audit.card import Found, ask_memorised, patients_of
 from histocrypt.audit.controls import copied_features, overfitted_losses
-from histocrypt.audit.learned import MapAttack, map_inputs, train_map_attack
+from histocrypt.audit.learned import PUBLISHED, MapAttack, map_inputs, train_map_attack
 from histocrypt.audit.lower_bound import LowerBound, coin_runs, lower_bound
 from histocrypt.audit.membership import Audit, loss_threshold
 from histocrypt.audit.memorisation import Memorised, closest_record, denoising_loss, memorised
@@ -232,7 +232,8 @@ class ShadowSegmenters:
     def _trained(self, shadows: np.ndarray) -> MapAttack:
         inputs = np.concatenate([self.inputs(maps) for maps in shadows])
         inside, settings = self._shadows[1].ravel(), self.study.audit
-        return train_map_attack(inputs, inside, epochs=settings.learned_epochs, seed=self.study.seed)
+        how = PUBLISHED if settings.learned_network == "resnet50" else {}
+        return train_map_attack(inputs, inside, **how | {"epochs": settings.learned_epochs}, seed=self.study.seed)
 
 
 def audit_segmenter(study: Study, subject: Subject, shadows: ShadowSegmenters) -> Found:
