@@ -13,7 +13,7 @@ from tests.encrypted.made_service import FEATURES, GENES, asked, audit, look, pu
 
 from histocrypt import paths
 from histocrypt.encrypted import claims
-from histocrypt.encrypted.article29 import DESIGN, NOT_ASKED, NOT_FOUND, POSSIBLE, PREVENTED, UNDECIDED
+from histocrypt.encrypted.article29 import DESIGN, NOT_ASKED, NOT_FOUND, POSSIBLE, PREVENTED, SIGNS, UNDECIDED
 from histocrypt.encrypted.parameters import bootstrapped, choose
 from histocrypt.encrypted.service_card import LONGEST, parse_card, service_card
 from histocrypt.encrypted.service_files import NAMESPACE, PAGES, bundles_of, make_card, verify_card
@@ -123,17 +123,56 @@ def test_what_came_back_of_tiles_decides_whether_encryption_prevents_it(tmp_path
     folder = audit(tmp_path / "audit", asked("black box", 0.6, "leak"))
     rows = {"mean public tile": {"found": [0.01, 0.0, 0.02]}, "linear": {"found": [0.4, 0.3, 0.5]}}
     for hidden, verdict in (([0.01, 0.0, 0.02], PREVENTED), ([0.2, 0.1, 0.3], POSSIBLE)):
-        said = {"encoder": "an encoder", "hospital": 100, "chance": 0.01}
+        said = {"encoder": "an encoder", "hospital": 100, "chance": 0.01, "encryption": {}}
         said["rows"] = rows | {"linear, ciphertexts": {"found": hidden}}
         write_json(folder / "embeddings.json", said)
         card = service_card(public_part(tmp_path), audit=folder)
         assert answers(card, "Singling out")[0] == verdict
         assert card.returned.clear == (0.4, 0.3, 0.5)
         assert "40.0% (30.0% to 50.0%)" in card.questions[0].answers[0].words
+    write_json(folder / "embeddings.json", said | {"encryption": {"missing": "no engine"}, "rows": rows})
+    assert service_card(public_part(tmp_path), audit=folder).returned is None
     write_json(folder / "embeddings.json", {"rows": rows})
     with pytest.raises(InputError) as caught:
         service_card(public_part(tmp_path), audit=folder)
     assert caught.value.field == "rows"
+
+
+def _returned(rows: dict) -> dict:
+    return {"encoder": "an encoder", "hospital": 10**6, "chance": 0.01, "encryption": {}, "rows": rows}
+
+
+def _guesses(auc: float, low: float | None, *, p: float = 0.01, **changes: object) -> dict:
+    """What an audit's folder holds in ``attributes.json``."""
+    told = {"outputs": {"auc": auc, "low": low, "high": 0.95, "p_value": p}}
+    told["image"] = {"auc": 0.7, "low": 0.6, "high": 0.8, "p_value": 0.01}
+    beyond = {"outputs - image": {"auc": auc - 0.7, "low": -0.1, "high": 0.3, "p_value": None}}
+    one = {"attribute": "subtype", "value": "luminal", "patients": {"with": 5, "without": 7}, "told": told}
+    one |= {"beyond": beyond, "controls_passed": True} | changes
+    return {"fold": "fold_1", "image": ["colour"], "predictors": {"fhe_head": [one]}}
+
+
+def test_what_predictions_tell_of_patients_beyond_genes(tmp_path):
+    part = public_part(tmp_path)
+    folder = audit(tmp_path / "audit", asked("black box", 0.6, "leak"))
+    for said, verdict in (
+        (_guesses(0.9, 0.8), POSSIBLE),
+        (_guesses(0.9, 0.8, p=0.1), SIGNS),
+        (_guesses(0.6, 0.4), DESIGN),
+        (_guesses(0.9, None), DESIGN),
+        (_guesses(0.9, 0.8, controls_passed=False), DESIGN),
+        (_guesses(0.9, 0.8, told={}, beyond={}), DESIGN),
+    ):
+        write_json(folder / "attributes.json", said)
+        card = service_card(part, audit=folder)
+        assert answers(card, "Inference")[0] == verdict
+        assert card.attributes[0].patients == 12
+    write_json(folder / "attributes.json", _guesses(0.9, 0.8) | {"fold": "fold_2"})
+    assert service_card(part, audit=folder).attributes == []
+    write_json(folder / "attributes.json", {"fold": "fold_1", "predictors": {"fhe_head": [{}]}})
+    with pytest.raises(InputError) as caught:
+        service_card(part, audit=folder)
+    assert caught.value.field == "predictors"
 
 
 def test_copies_that_were_measured_of_these_weights_are_said(tmp_path):
@@ -270,7 +309,8 @@ def test_one_sheet_whatever_there_is_to_say(tmp_path):
     )
     folder = audit(tmp_path / "audit", *questions, study=long, fold="another " * 40)
     rows = {"linear": {"found": [0.4, 0.3, 0.5]}, "linear, ciphertexts": {"found": [0.01, 0.0, 0.02]}}
-    write_json(folder / "embeddings.json", {"encoder": long, "hospital": 10**6, "chance": 0.01, "rows": rows})
+    write_json(folder / "embeddings.json", _returned(rows) | {"encoder": long})
+    write_json(folder / "attributes.json", _guesses(0.9, 0.8, attribute=long, value=long, controls_passed=False))
     card = service_card(part, audit=folder)
     assert len(card.service.title) == LONGEST
     pdf = pdf_page(card, "0" * 64)

@@ -14,8 +14,10 @@ import numpy as np
 from histocrypt.encrypted.claims import EITHER
 from histocrypt.encrypted.service_parts import (
     Answer,
+    Attribute,
     Encryption,
     Figure,
+    Guessed,
     Learns,
     Membership,
     Question,
@@ -62,6 +64,7 @@ def three_questions(
     encryption: Encryption,
     parties: list[Learns],
     returned: Returned | None,
+    attributes: list[Attribute],
     membership: Membership,
     trust: Trust,
     gate: Gate | None,
@@ -71,7 +74,7 @@ def three_questions(
 
     Parameters
     ----------
-    service, encryption, parties, returned, membership, trust
+    service, encryption, parties, returned, attributes, membership, trust
         Parts of the card.
     gate
         What the public part tells of single training slides; None where its owner kept it back.
@@ -79,7 +82,7 @@ def three_questions(
     answers = {
         "Singling out": [_hidden(parties, encryption, returned), _own_line(gate)],
         "Linkability": [_unlinked(), _same_patient(gate)],
-        "Inference": [_predicted(service, trust), _took_part(membership)],
+        "Inference": [_predicted(service, trust, attributes), _took_part(membership)],
     }
     return [
         Question(
@@ -169,14 +172,28 @@ def _apart(gate: Gate, *, same: bool) -> tuple[float, float] | None:
     return (min(found), max(found)) if found else None
 
 
-def _predicted(service: Service, trust: Trust) -> Answer:
+def _predicted(service: Service, trust: Trust, attributes: list[Attribute]) -> Answer:
     first = trust.genes[0] if trust.genes else None
     worth = "" if first is None or first.trusted is None else f", of which {first.trusted} are worth trusting"
-    words = (
-        f"For the hospital alone: {service.genes} genes for each spot{worth}. What else follows from them about a "
-        "patient, such as a subtype: not asked."
+    words = f"For the hospital alone: {service.genes} genes for each spot{worth}."
+    if not attributes:
+        return _answer(SENT, DESIGN, f"{words} What else follows about a patient, such as a subtype: not asked.")
+    best = attributes[0]
+    what = f"the {best.attribute} {best.value} of {best.patients} patients"
+    if best.outputs is None or best.image is None:
+        return _answer(SENT, DESIGN, f"{words} Whether {what} follows from them: too few to ask.")
+    failed = "" if best.controls_passed else "; a control failed"
+    words += (
+        f" From them {what} is guessed with {_auc(best.outputs)}, from the slide itself {_auc(best.image)}{failed}."
     )
-    return _answer(SENT, DESIGN, words)
+    above = best.controls_passed and best.outputs.low is not None and best.outputs.low > 0.5
+    sure = best.outputs.p_value is not None and best.outputs.p_value <= 0.05
+    return _answer(SENT, (POSSIBLE if sure else SIGNS) if above else DESIGN, words)
+
+
+def _auc(guessed: Guessed) -> str:
+    span = "no interval" if None in (guessed.low, guessed.high) else f"{guessed.low:.2f} to {guessed.high:.2f}"
+    return f"AUC {_number(guessed.auc)} ({span})"
 
 
 def _took_part(membership: Membership) -> Answer:

@@ -26,12 +26,14 @@ from histocrypt.encrypted.parameters import MAX_LOG_QP, MAX_LOG_QP_SPARSE, SECUR
 from histocrypt.encrypted.service_parts import (
     FORMAT,
     VERSION,
+    Attribute,
     Copied,
     Encryption,
     Extraction,
     Figure,
     Form,
     Genes,
+    Guessed,
     Learns,
     Membership,
     Returned,
@@ -100,6 +102,7 @@ def service_card(
         "encryption": _encryption(offered),
         "parties": _parties(),
         "returned": _returned(offered, audit),
+        "attributes": _attributes(offered.about, audit),
         "membership": membership,
         "extraction": _extraction(offered, audit),
         "trust": _trust(offered.about),
@@ -310,6 +313,8 @@ def _returned(client: Client, audit: Path | None) -> Returned | None:
         return None
     said = read_json(path)
     try:
+        if "missing" in said["encryption"]:  # a machine without the engine asked
+            return None
         found = {name: row["found"] for name, row in said["rows"].items()}
         clear = max((found[name] for name in found if f"{name}, ciphertexts" in found), key=lambda one: one[0])
         hidden = max((found[name] for name in found if name.endswith(", ciphertexts")), key=lambda one: one[0])
@@ -317,6 +322,35 @@ def _returned(client: Client, audit: Path | None) -> Returned | None:
         return Returned(encoder=_cut(said["encoder"]), **numbers)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError("does not say what came back of tiles", file=path, field="rows") from error
+
+
+def _attributes(about: Mapping[str, Any], audit: Path | None) -> list[Attribute]:
+    """Return what an audit guessed of patients from this model's predictions, what is guessed best first."""
+    path = None if audit is None else audit / "attributes.json"
+    if path is None or not path.is_file():
+        return []
+    said = read_json(path)
+    try:
+        asked = said["predictors"].get(about["model"], []) if said["fold"] == about["fold"] else []
+        found = [
+            Attribute(
+                attribute=_cut(one["attribute"]),
+                value=_cut(one["value"]),
+                patients=sum(one["patients"].values()),
+                outputs=_guessed(one["told"].get("outputs")),
+                image=_guessed(one["told"].get("image")),
+                beyond=_guessed(one["beyond"].get("outputs - image")),
+                controls_passed=one["controls_passed"],
+            )
+            for one in asked
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError("does not say what was guessed of patients", file=path, field="predictors") from error
+    return sorted(found, key=lambda one: 0.0 if one.outputs is None else -one.outputs.auc)
+
+
+def _guessed(told: Mapping[str, Any] | None) -> Guessed | None:
+    return None if told is None else Guessed(**{name: told[name] for name in ("auc", "low", "high", "p_value")})
 
 
 def _extraction(client: Client, audit: Path | None) -> Extraction:

@@ -154,6 +154,31 @@ class Returned(Part):
     """The same from features in the clear."""
 
 
+class Guessed(Part):
+    """How well an attribute of patients is guessed: AUC with its 95 % interval, no ends where patients are too few."""
+
+    auc: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+    """By dealing the attribute out among patients; None for a difference."""
+
+
+class Attribute(Part):
+    """What an audit asked predictions about patients, beyond gene expression."""
+
+    attribute: str
+    value: str
+    patients: int
+    outputs: Guessed | None
+    """From predictions; None where there are too few patients to ask."""
+    image: Guessed | None
+    """From the slide itself: what who holds it could have guessed anyway."""
+    beyond: Guessed | None
+    """The first less the second."""
+    controls_passed: bool
+
+
 class Extraction(Part):
     """What it costs a client to take the model by asking."""
 
@@ -231,6 +256,8 @@ class ServiceCard(Part):
     parties: list[Learns]
     returned: Returned | None
     """What came back of tiles, where an audit asked; of services that are sent features."""
+    attributes: list[Attribute]
+    """What an audit of this fold guessed of patients from predictions; empty where it asked nothing."""
     membership: Membership
     extraction: Extraction
     trust: Trust
