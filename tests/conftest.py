@@ -22,6 +22,9 @@ from tests.tiny_section import write_tiny_section
 
 from histocrypt import paths
 
+FIRST = "test_intact.py"
+"""Who begins the small run: it has little else to do."""
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
@@ -36,6 +39,13 @@ def real_data() -> Path:
 def tiny_section() -> Callable[..., Path]:
     """Return a function that writes a small good section (``.h5ad`` and ``.png``) and returns the ``.h5ad``."""
     return write_tiny_section
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one module begin `small_run`, and those that would wait for it come last: no worker stands still."""
+    waiting = list(dict.fromkeys(item.path for item in items if "small_run" in getattr(item, "fixturenames", ())))
+    first = min(waiting, key=lambda path: path.name != FIRST, default=None)
+    items.sort(key=lambda item: 0 if item.path == first else 1 + (item.path in waiting))
 
 
 @contextmanager
