@@ -43,7 +43,8 @@ WORDS = {
 """The verdicts, the gravest first; the card's own is the gravest of its questions', see `Card.verdict`."""
 RULE = (
     "A leak: the whole interval lies above what guessing gives. Signs: so it does, but it was drawn within patients, "
-    "too few to tell membership from what else differs between them. No leak found by these attacks: the interval "
+    "too few to tell membership from what else differs between them, or does as well in more than one of 20 ways of "
+    "dealing out the patients anew. No leak found by these attacks: the interval "
     "contains what guessing gives, or a share lies below it. Worse than guessing: an AUC lies below it, so the groups "
     "differ in something else. Not decided: no interval, a failed negative control, or nothing found where the "
     "positive control failed. Where several attacks ask the same of the same records, the strongest answers, and the "
@@ -51,6 +52,10 @@ RULE = (
     "questions: leak, signs, not decided, worse, not found. No answer means that a thing can be shared without risk."
 )
 """How answers follow from figures; printed on every card."""
+MOST_BY_LOT = 0.05
+"""Share of deals that may do as well as the real membership, for a leak to be more than signs. With three patients on a
+side intervals above a guess are met without any leak in about one of 12 cohorts, such deals in one of 20 at most
+(docs/attacks.md)."""
 SIZES = (13, 12.5, 12, 11.5, 11, 10.5, 10, 9.5, 9)
 """Of the letters, in pixels; the largest that fits on a page is taken."""
 PAGE, QUESTION = 655_000, 35_000
@@ -153,6 +158,8 @@ class Asked:
     notes: list[str] = field(default_factory=list)
     against: str = "same"
     """Whose non-members: ``same``, those of the members' own groups, or a key of `membership.judge_groups`."""
+    by_lot: float | None = None
+    """Share of deals of membership in which the best of such attacks does as well; None where none could be dealt."""
 
     @property
     def verdict(self) -> str:
@@ -161,6 +168,8 @@ class Asked:
         verdict = self.figure.verdict
         if False in failed or (True in failed and verdict not in (LEAK, SIGNS)):
             return UNDECIDED
+        if verdict == LEAK and self.by_lot is not None and self.by_lot > MOST_BY_LOT:
+            return SIGNS
         return verdict
 
     @property
@@ -433,23 +442,20 @@ class Found:
         for asked in self.asked:
             if asked.attack in self.drawn:
                 families.setdefault(asked.asks, []).append(asked.attack)
-        held, also = {}, {}
+        known = {asked.attack: asked for asked in self.asked}
         for names in families.values():
+            held = simultaneous({name: self.drawn[name] for name in names})
+            said, by_lot = {}, None
             if len(names) > 1:
-                held |= simultaneous({name: self.drawn[name] for name in names})
-                said = {"Interval": f"widened for the choice among {len(names)} attacks"}
-                if all(name in self.dealt for name in names):
-                    real = {asked.attack: asked.figure.value for asked in self.asked if asked.attack in names}
-                    said["The best of them by lot"] = f"p = {best_dealt(real, self.dealt):.2g}"
-                also |= dict.fromkeys(names, said)
-        return [
-            replace(
-                asked, figure=replace(asked.figure, low=ends[0], high=ends[1]), also=asked.also | also[asked.attack]
-            )
-            if (ends := held.get(asked.attack))
-            else asked
-            for asked in self.asked
-        ]
+                said["Interval"] = f"widened for the choice among {len(names)} attacks"
+            if all(name in self.dealt for name in names):
+                by_lot = best_dealt({name: known[name].figure.value for name in names}, self.dealt)
+                if len(names) > 1:
+                    said["The best of them by lot"] = f"p = {by_lot:.2g}"
+            for name in names:
+                figure = replace(known[name].figure, low=held[name][0], high=held[name][1])
+                known[name] = replace(known[name], figure=figure, also=known[name].also | said, by_lot=by_lot)
+        return [known[asked.attack] for asked in self.asked]
 
     def card(self, study: Study) -> Card:
         """Return the privacy card."""
