@@ -36,6 +36,8 @@ TASKS = {
     "Tissue label: AUC": ("use", "auc"),
     "Expression: mean r": ("expression", "pearson"),
 }
+PARTS = ("seed", "sections", "demo", "preprocessing", "target", "panel", "folds", "synthesis", "evaluation")
+"""Of a study, all that its tables rest on."""
 FILES = {"use": "utility.json", "expression": "expression.json"}
 GUESSES = {"use": "majority", "expression": expression_use.GUESS}
 SHOWN = {
@@ -50,7 +52,7 @@ def found_or_made(
 ) -> dict[str, pd.DataFrame]:
     """Return the tables ``use`` (masks and labels) and ``expression`` of one fold, read where they are made already."""
     home = study.run.synthesis(fold.name) / "use"
-    asked = {"study": study.hash(), "fold": asdict(fold), "sizes": sizes, "repeats": repeats, "tiles": tiles}
+    asked = {"study": study.hash(*PARTS), "fold": asdict(fold), "sizes": sizes, "repeats": repeats, "tiles": tiles}
     asked = json.loads(json.dumps(asked))  # as it will be read back
     if not (home / "done.json").is_file() or read_json(home / "done.json") != asked:
         of_fold(study, fold, sizes=sizes, repeats=repeats, tiles=tiles)

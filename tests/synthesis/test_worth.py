@@ -10,6 +10,7 @@ from histocrypt.synthesis import worth as of
 
 def test_a_claim_needs_the_whole_interval_and_something_to_match():
     assert of.verdict(-0.02, 0.05, real_low=0.6, guess=0.5) == of.HELD
+    assert of.verdict(-0.02, 0.05, real_low=0.55, guess=0.5) == of.SLIGHT
     assert of.verdict(-0.04, 0.05, real_low=0.6, guess=0.5) == of.OPEN
     assert of.verdict(-0.09, -0.04, real_low=0.6, guess=0.5) == of.SHORT
     assert of.verdict(-0.02, 0.05, real_low=0.49, guess=0.5) == of.EMPTY

@@ -2,7 +2,9 @@
 
 "As good as real" is a claim about a difference. It is made only where the whole interval of the paired difference lies
 above minus `MARGIN`, as in trials of non-inferiority; where the interval holds the margin, nothing is decided. Nor is
-anything won where real tiles themselves teach nothing: what cannot be told from guessing is equalled by anything.
+anything won where real tiles themselves teach next to nothing: what cannot be told from guessing is equalled by
+anything. As in such trials (FDA, "Non-Inferiority Clinical Trials to Establish Effectiveness", 2016), the margin may be
+at most half of what real tiles surely gain over a guess, the lower end of their interval.
 
 The curve says the same in another coin: with how many real tiles the same learner would score as with drawn ones alone.
 Tiles come by the slide, since that is how they come to a hospital: slides in random order, then tiles of each.
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 
 MARGIN = 0.03
 """What drawn tiles may lose beside real ones and still be said to do as well, in units of the score."""
-HELD, SHORT, OPEN, EMPTY, UNKNOWN = (
+HELD, SLIGHT, SHORT, OPEN, EMPTY, UNKNOWN = (
     f"within {MARGIN:g} of real",
+    f"within {MARGIN:g}, but real gains too little over a guess",
     f"short of real by more than {MARGIN:g}",
     "not decided",
     "nothing to match: real does not beat guessing",
@@ -57,7 +60,9 @@ def verdict(low: float, high: float, *, real_low: float, guess: float) -> str:
         return UNKNOWN
     if real_low <= guess:
         return EMPTY
-    return HELD if low >= -MARGIN else SHORT if high < -MARGIN else OPEN
+    if low >= -MARGIN:
+        return HELD if real_low - guess >= 2 * MARGIN else SLIGHT
+    return SHORT if high < -MARGIN else OPEN
 
 
 def subsets(sections: np.ndarray, sizes: Sequence[int], *, repeats: int, seed: int) -> dict[str, np.ndarray]:
