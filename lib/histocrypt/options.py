@@ -389,6 +389,8 @@ class Audit(Part):
         "decoder_epochs",
         "coin_runs",
         "generator_coin_runs",
+        "shadow_generators",
+        "shadow_generator_epochs",
     )
     fold: str | None = Field(None, description="fold whose models are attacked; None: the first")
     models: list[str] | Literal["all"] = Field("all", description="predictors that are attacked, by name")
@@ -396,6 +398,14 @@ class Audit(Part):
     shadows: Annotated[int, Field(ge=6)] = Field(16, description="shadow models, each of a random half of the patients")
     shadow_epochs: Count = Field(10, description="of each shadow of a segmentation network; at most 8 of these")
     leaky_epochs: Count = Field(1500, description="of the generator that is made to leak, over a dozen tiles")
+    shadow_generators: Literal[0] | Annotated[int, Field(ge=6)] = Field(
+        0,
+        description="generators trained with and without each patient; 0: none, and cards of drawn sets decide nothing",
+    )
+    shadow_generator_epochs: Count | None = Field(
+        None,
+        description="of a small network, for speed; None: the study's own generator, for as long as it was trained",
+    )
     learned_epochs: Count = Field(30, description="of the learned attack on maps")
     learned_network: Literal["small", "resnet50"] = Field(
         "small", description="of the learned attack on maps; resnet50: DiffGuard's, with maps at 256 px: wants a GPU"

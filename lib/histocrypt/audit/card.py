@@ -49,13 +49,20 @@ RULE = (
     "differ in something else. Not decided: no interval, a failed negative control, or nothing found where the "
     "positive control failed. Where several attacks ask the same of the same records, the strongest answers, and the "
     "intervals of all are widened so that they hold whichever is picked. On top stands the gravest answer of all "
-    "questions: leak, signs, not decided, worse, not found. No answer means that a thing can be shared without risk."
+    "questions that decide: leak, signs, not decided, worse, not found. Distances from synthetic to real images are a "
+    "filter and decide nothing: what passes is not cleared by it, and what fails is cleared by nothing else. No answer "
+    "means that a thing can be shared without risk."
 )
 """How answers follow from figures; printed on every card."""
 MOST_BY_LOT = 0.05
 """Share of deals that may do as well as the real membership, for a leak to be more than signs. With three patients on a
 side intervals above a guess are met without any leak in about one of 12 cohorts, such deals in one of 20 at most
 (docs/attacks.md)."""
+RESTS = (
+    "Distances are a filter, never a verdict: images that keep their distance can still tell who was in the set. The "
+    "verdict rests on generators trained with and without each patient"
+)
+"""What stands beside the verdict on a synthetic set."""
 SIZES = (13, 12.5, 12, 11.5, 11, 10.5, 10, 9.5, 9)
 """Of the letters, in pixels; the largest that fits on a page is taken."""
 PAGE, QUESTION = 655_000, 35_000
@@ -160,6 +167,8 @@ class Asked:
     """Whose non-members: ``same``, those of the members' own groups, or a key of `membership.judge_groups`."""
     by_lot: float | None = None
     """Share of deals of membership in which the best of such attacks does as well; None where none could be dealt."""
+    decides: bool = True
+    """Whether the card's verdict may rest on it; a distance is a filter, and another training is not the one asked."""
 
     @property
     def verdict(self) -> str:
@@ -170,12 +179,12 @@ class Asked:
             return UNDECIDED
         if verdict == LEAK and self.by_lot is not None and self.by_lot > MOST_BY_LOT:
             return SIGNS
-        return verdict
+        return UNDECIDED if verdict == NOT_FOUND and not self.decides else verdict
 
     @property
-    def asks(self) -> tuple[str, str, str, str]:
+    def asks(self) -> tuple[str, str, str, str, bool]:
         """What it has in common with other attacks that ask the same of the same records."""
-        return self.question, self.access, self.against, self.n
+        return self.question, self.access, self.against, self.n, self.decides
 
     @property
     def strength(self) -> tuple[bool, bool, float]:
@@ -258,6 +267,7 @@ def ask_memorised(found: Memorised, planted: Memorised, unseen: Memorised, *, wh
         controls=controls,
         also={"Training patients so copied": f"{copied}, by chance {_number(found.expected_patients)}"},
         notes=list(found.notes),
+        decides=False,
     )
 
 
@@ -332,8 +342,19 @@ class Card:
 
     @property
     def verdict(self) -> str:
-        """The gravest verdict of the questions, each as its strongest attack answers it."""
-        return min((attacks[0].verdict for attacks in self.families), key=list(WORDS).index)
+        """The gravest verdict of the questions that decide, each as its strongest attack answers it; see `RULE`."""
+        answers = [attacks[0] for attacks in self.families]
+        said = [asked.verdict for asked in answers if asked.decides]
+        held_back = any(asked.verdict in (LEAK, SIGNS) for asked in answers if not asked.decides)
+        return min([*said, *([UNDECIDED] if held_back or not said else [])], key=list(WORDS).index)
+
+    @property
+    def rests(self) -> str:
+        """A sentence or two on what the verdict on a synthetic set rests on; nothing for other kinds."""
+        if self.kind != "synthetic set":
+            return ""
+        trained = any(asked.decides for asked in self.questions)
+        return f"{RESTS}." if trained else f"{RESTS}; none were trained, hence nothing is decided."
 
     @property
     def families(self) -> list[list[Asked]]:
@@ -348,7 +369,8 @@ class Card:
         content = asdict(self)
         for asked, said in zip(self.questions, content["questions"], strict=True):
             said["verdict"] = asked.verdict
-        return {"format": FORMAT, "version": VERSION, **content, "verdict": self.verdict, "rule": RULE}
+        said = {"verdict": self.verdict, "rests": self.rests, "rule": RULE}
+        return {"format": FORMAT, "version": VERSION, **content, **said}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row for each question, for tables and the report."""
@@ -367,6 +389,7 @@ class Card:
                 "interval_over": asked.figure.over,
                 "n": asked.n,
                 "verdict": asked.verdict,
+                "decides": asked.decides,
                 "strongest": any(asked is attacks[0] for attacks in self.families),
                 "positive_control": asked.positive.figure.value,
                 "positive_passed": asked.positive.passed,
@@ -407,6 +430,7 @@ class Found:
         access: str,
         draws: int,
         seed: int,
+        decides: bool = True,
     ) -> None:
         """Judge one attack, group by group, and its controls.
 
@@ -419,6 +443,8 @@ class Found:
             (k,) indices: which these are.
         access
             What the attacker holds; a key of `WHO`.
+        decides
+            As of `Asked`.
         """
         self.audits[name] = audit
         unit = {"blocks": audit.blocks, "draws": draws, "seed": seed}
@@ -426,14 +452,17 @@ class Found:
         self.controls[name] = controls
         for group, judged in judge_groups(audit, draws=draws, seed=seed).items():
             attack = name if group == "same" else f"{name}: {group}"
-            self.asked.append(ask_membership(judged, controls, access=access, attack=attack, against=group))
+            asked = ask_membership(judged, controls, access=access, attack=attack, against=group)
+            self.asked.append(replace(asked, decides=decides))
             self.drawn[attack] = judged.auc_drawn
             if controls.negative.p_value is not None and len(set(audit.group.tolist())) == 1:
                 self.dealt[attack] = controls.negative
 
-    def procedure(self, found: Procedure, controls: Controls, *, access: str, attack: str) -> None:
+    def procedure(
+        self, found: Procedure, controls: Controls, *, access: str, attack: str, decides: bool = True
+    ) -> None:
         """Add what an attack finds of a way of training; see `ask_procedure`."""
-        self.asked.append(ask_procedure(found, controls, access=access, attack=attack))
+        self.asked.append(replace(ask_procedure(found, controls, access=access, attack=attack), decides=decides))
         self.drawn[attack] = found.drawn
 
     def corrected(self) -> list[Asked]:

@@ -250,17 +250,25 @@ def target_scores(loss: np.ndarray, inside: np.ndarray, *, attack: str = "LiRA",
 
 
 def dealt_anew(
-    loss: np.ndarray, inside: np.ndarray, patients: np.ndarray, *, unit: str = "patient", deals: int = 60, seed: int = 0
+    attack: np.ndarray | Callable[[np.ndarray], np.ndarray],
+    inside: np.ndarray,
+    patients: np.ndarray,
+    *,
+    unit: str = "patient",
+    deals: int = 60,
+    seed: int = 0,
 ) -> Shuffled:
-    """Repeat LiRA on all shadows with the patients' names exchanged: the negative control of a repeated training.
+    """Repeat an attack on all shadows with the patients' names exchanged: the negative control of a repeated training.
 
     The halves stay as they were drawn, but of other patients, so that attack and attacked still fit each other and only
     the link between losses and membership is gone. (Exchanging shadows instead would often give the real halves again.)
 
     Parameters
     ----------
-    loss, inside
-        (shadows, n) from `shadow_losses`.
+    attack
+        From who is inside (shadows, n) to scores (shadows, n); or losses (shadows, n), for LiRA.
+    inside
+        (shadows, n) bool.
     patients
         (n,) str.
     unit
@@ -273,7 +281,7 @@ def dealt_anew(
     rng = np.random.default_rng([seed, 6])
 
     def mean_auc(members: np.ndarray) -> float:
-        scores = target_scores(loss, members)
+        scores = attack(members) if callable(attack) else target_scores(attack, members)
         return float(np.mean([auc(score, own)[0] for score, own in zip(scores, members, strict=True)]))
 
     real = mean_auc(inside)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -67,6 +67,10 @@ KINDS = 12
 """Kinds of tile, by nearness to as many centres, whose shares are counted."""
 NEAREST = 1e-3
 """A smaller distance, or spread, counts as this: a copy must not become infinite evidence."""
+FEWEST = 6
+"""Shadows: two of each kind are left when one is attacked and its complement left out."""
+COPY_NOISE = 0.1
+"""Of planted copies, in standard deviations of each feature over the members."""
 MOST = 30.0
 """Of a tile's log likelihood ratio, either way: one tile says so much and no more."""
 
@@ -96,6 +100,10 @@ class ShadowSets:
         """(shadows, n) bool."""
         return self.inside[:, np.searchsorted(self.patients, self.owners)]
 
+    def by_patient(self, values: np.ndarray) -> np.ndarray:
+        """Return (shadows, patients) means of (shadows, n)."""
+        return np.stack([values[:, self.owners == name].mean(axis=1) for name in self.patients], axis=1)
+
     @cached_property
     def view(self) -> View:
         """What sets are compared by; fitted on the real tiles without looking at who was inside."""
@@ -114,17 +122,14 @@ class ShadowSets:
             kept.append(drawn[far] if far.any() else drawn)
         return replace(self, drawn=tuple(kept))
 
-    def planted(self, share: float, *, noise: float = 0.1, seed: int = 0) -> ShadowSets:
-        """Return the same with a share of each set replaced by members' own tiles, a little disturbed.
-
-        The positive control; ``noise`` in standard deviations of each feature.
-        """
+    def planted(self, share: float, *, seed: int = 0) -> ShadowSets:
+        """Return the same with a share of each set replaced by members' own tiles, a little disturbed: a control."""
         rng, made = np.random.default_rng([seed, 21]), []
         for drawn, inside in zip(self.drawn, self.tiles_inside, strict=True):
             own, places = self.real[inside], rng.permutation(len(drawn))[: round(share * len(drawn))]
             copies = own[rng.integers(len(own), size=len(places))]
             changed = drawn.copy()
-            changed[places] = copies + rng.normal(0, noise, copies.shape) * own.std(axis=0)
+            changed[places] = copies + rng.normal(0, COPY_NOISE, copies.shape) * own.std(axis=0)
             made.append(changed)
         return replace(self, drawn=tuple(made))
 
@@ -138,6 +143,7 @@ def train_shadows(
     per_class: int,
     features: Callable[[Pairs], np.ndarray],
     way_back: dict[str, Any] | None = None,
+    asked: np.ndarray | None = None,
     noise_draws: int = 1,
     seed: int,
     folder: Path,
@@ -159,6 +165,8 @@ def train_shadows(
         From pairs to (n, d): what sets are seen by, the same for all.
     way_back
         Further options of `sampling.sample`: steps, sampler, guidance. Every set has noise of its own.
+    asked
+        (n,) bool, the tiles that are asked about; None: all that are trained on.
     noise_draws
         Of `memorisation.denoising_loss`.
     seed
@@ -172,7 +180,18 @@ def train_shadows(
     from tqdm.auto import tqdm
 
     inside = halves(pairs.patients, n_shadows, seed=seed)
-    about = [fingerprint, plan.model_dump_json(), epochs, per_class, way_back, noise_draws, seed, pairs.ids.tolist()]
+    about_whom = pairs if asked is None else pairs.subset(asked)
+    about = [
+        fingerprint,
+        plan.model_dump_json(),
+        epochs,
+        per_class,
+        way_back,
+        noise_draws,
+        seed,
+        pairs.ids.tolist(),
+        about_whom.ids.tolist(),
+    ]
     digest = hashlib.sha256(json.dumps(about).encode())
     digest.update(np.ascontiguousarray(pairs.images).tobytes())
     facts, drawn, losses = digest.hexdigest(), [], []
@@ -185,15 +204,15 @@ def train_shadows(
             generator = train_generator(pairs.subset(mask), plan, folder=weights, epochs=epochs, seed=own_seed)
             labels = np.repeat(generator.classes, per_class)
             tiles = sample(generator, labels=labels, seed=own_seed, **(way_back or {}))
-            loss = denoising_loss(generator, pairs, draws=noise_draws, seed=seed)
+            loss = denoising_loss(generator, about_whom, draws=noise_draws, seed=seed)
             found = {"drawn": np.asarray(features(tiles), np.float64), "loss": loss}
             _keep(file, found, facts)
             shutil.rmtree(weights)
         drawn.append(found["drawn"])
         losses.append(found["loss"])
     first = [int(np.flatnonzero(pairs.patients == name)[0]) for name in np.unique(pairs.patients)]
-    real = np.asarray(features(pairs), np.float64)
-    return ShadowSets(inside[:, first], tuple(drawn), np.stack(losses), real, pairs.patients)
+    real = np.asarray(features(about_whom), np.float64)
+    return ShadowSets(inside[:, first], tuple(drawn), np.stack(losses), real, about_whom.patients)
 
 
 def _keep(file: Path, found: dict[str, np.ndarray], facts: str) -> None:
@@ -303,27 +322,38 @@ def set_scores(read: Read, inside: np.ndarray, *, attack: str) -> np.ndarray:
     """
     if attack not in ATTACKS:
         raise unknown_name("attack", attack, ATTACKS)
-    if len(inside) < 6:
-        raise InputError("is too few to attack each with the others", field="shadows", value=len(inside), expected="6")
-    if attack == "classifier of sets":
-        seen = [read.by_patient(part - part.mean(axis=0)) for part in (-read.near, read.dense)]
-        weighed = np.concatenate([read.leans, np.stack(seen, axis=-1)], axis=-1)
-        weighed /= np.maximum(weighed.std(axis=(0, 1)), 1e-12)
-    scores = []
-    for row in range(len(read.near)):
-        others = np.flatnonzero(np.arange(len(inside)) // 2 != row // 2)
-        known = inside[others]
-        if attack == "classifier of sets":
-            from sklearn.linear_model import LogisticRegression
+    if attack == "closest record":
+        each = tile_scores(read, inside, attack=attack).clip(-MOST, MOST)
+        return np.log(read.by_patient(np.exp(each)))  # a single tile may be the one that was copied
+    if attack == "density ratio":
+        whole = Read(read.near, read.by_patient(read.dense), read.leans, np.arange(inside.shape[1]))
+        return tile_scores(whole, inside, attack=attack)
+    from sklearn.linear_model import LogisticRegression
 
-            flat = weighed[others].reshape(-1, weighed.shape[-1])
-            scores.append(LogisticRegression().fit(flat, known.ravel()).decision_function(weighed[row]))
-        elif attack == "density ratio":
-            dense = read.by_patient(read.dense)
-            loss_in, loss_out = in_and_out(-dense[others], known)
-            scores.append(lira(-dense[row], loss_in, loss_out, scale="as_is"))
-        else:
-            loss_in, loss_out = in_and_out(read.near[others], known[:, read.person])
-            ratio = lira(read.near[row], loss_in, loss_out, scale="as_is").clip(-MOST, MOST)
-            scores.append(np.log(read.by_patient(np.exp(ratio[None]))[0]))  # a single tile may be the one copied
+    seen = [read.by_patient(part - part.mean(axis=0)) for part in (-read.near, read.dense)]
+    told = np.concatenate([read.leans, np.stack(seen, axis=-1)], axis=-1)
+    told /= np.maximum(told.std(axis=(0, 1)), 1e-12)
+    scores = []
+    for row, others in _others(read, inside):
+        known = LogisticRegression().fit(told[others].reshape(-1, told.shape[-1]), inside[others].ravel())
+        scores.append(known.decision_function(told[row]))
     return np.stack(scores)
+
+
+def tile_scores(read: Read, inside: np.ndarray, *, attack: str) -> np.ndarray:
+    """Return (r, n) log likelihood ratios of single tiles, by their distance or density; as `set_scores`."""
+    values = read.near if attack == "closest record" else -read.dense
+    scores = []
+    for row, others in _others(read, inside):
+        loss_in, loss_out = in_and_out(values[others], inside[others][:, read.person])
+        scores.append(lira(values[row], loss_in, loss_out, scale="as_is"))
+    return np.stack(scores)
+
+
+def _others(read: Read, inside: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each row, and the shadows that are neither that row nor its complement."""
+    if len(inside) < FEWEST:
+        expected = f"at least {FEWEST}"
+        raise InputError("is too few to attack each with the others", field="n", value=len(inside), expected=expected)
+    for row in range(len(read.near)):
+        yield row, np.flatnonzero(np.arange(len(inside)) // 2 != row // 2)

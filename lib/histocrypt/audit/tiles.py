@@ -7,7 +7,7 @@ what is asked about.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.audit.card import Found, ask_memorised, patients_of
-from histocrypt.audit.controls import copied_features, overfitted_losses
+from histocrypt.audit.controls import Controls, copied_features, overfitted_losses
 from histocrypt.audit.learned import PUBLISHED, MapAttack, map_inputs, train_map_attack
 from histocrypt.audit.lower_bound import LowerBound, coin_runs, lower_bound
-from histocrypt.audit.membership import Audit, loss_threshold
+from histocrypt.audit.membership import Audit, calibrated, in_and_out, judge, loss_threshold
 from histocrypt.audit.memorisation import Memorised, closest_record, denoising_loss, memorised
-from histocrypt.audit.shadow import shadow_losses
+from histocrypt.audit.shadow import as_targets, dealt_anew, shadow_losses, target_scores
+from histocrypt.audit.shadow_sets import ATTACKS, QUICK, ShadowSets, set_scores, tile_scores, train_shadows
 from histocrypt.errors import InputError
 from histocrypt.options import GeneratorPlan
 from histocrypt.synthesis.filtering import Reconstruction, load_reconstruction
@@ -33,6 +34,7 @@ from histocrypt.synthesis.segmentation import load_segmenter, train_segmenter
 from histocrypt.synthesis.tissue_pairs import apart
 
 if TYPE_CHECKING:
+    from histocrypt.audit.membership import Judged
     from histocrypt.audit.subjects import Subject
     from histocrypt.data.folds import Fold
     from histocrypt.study import Study
@@ -53,6 +55,8 @@ LEAKY = GeneratorPlan(
     guidance_dropout=0.0,
     augment=False,
 )
+QUICK_DRAWN = 24
+"""Tiles of each class that a quick shadow generator draws."""
 MOST_SHADOWS = 8
 """Of segmentation networks: they are slow."""
 
@@ -99,8 +103,10 @@ class Tiles:
     """All tiles of training and test patients."""
     apart: RealTiles
     """Of those, tiles that share no pixel with another one of their section."""
+    validation: Pairs
+    """All tiles of the validation patient."""
     held_out: Pairs
-    """The validation patient's, thinned out in the same way."""
+    """Of those, thinned out in the same way."""
     drawn: dict[str, Pairs]
     """By the folder that holds them."""
     reconstruction: Reconstruction
@@ -140,7 +146,14 @@ def load(study: Study, fold: Fold) -> Tiles:
     thin = {name: pairs.subset(apart(study, pairs)) for name, pairs in real.items()}
     kinds = sorted((home / "samples").glob("*/manifest.json"))
     drawn = {"samples": Pairs.join([read(file) for file in kinds]), "filtered": read(home / "filtered")}
-    return Tiles(sides(real), sides(thin), thin["validation"], drawn, load_reconstruction(home / "reconstruction"))
+    return Tiles(
+        sides(real),
+        sides(thin),
+        real["validation"],
+        thin["validation"],
+        drawn,
+        load_reconstruction(home / "reconstruction"),
+    )
 
 
 def audit_tiles(
@@ -160,14 +173,15 @@ def audit_tiles(
     What was found, by the subject's name; and how much of each drawn set is copied.
     """
     shadows, found, copied = ShadowSegmenters(study, tiles.real, folder / "segmenters"), {}, {}
+    generators = ShadowGenerators(study, tiles, folder / "generators") if study.audit.shadow_generators else None
     for subject in subjects:
         name = subject.name
         if subject.kind == "segmenter":
             found[name] = audit_segmenter(study, subject, shadows)
         elif subject.kind == "generator":
-            found[name] = audit_generator(study, subject, tiles.real, folder=folder)
+            found[name] = audit_generator(study, subject, tiles, folder=folder, shadows=generators)
         else:
-            found[name], copied[name] = audit_set(study, subject, tiles)
+            found[name], copied[name] = audit_set(study, subject, tiles, shadows=generators)
     return found, copied
 
 
@@ -248,27 +262,107 @@ def audit_segmenter(study: Study, subject: Subject, shadows: ShadowSegmenters) -
     return found
 
 
-def audit_generator(study: Study, subject: Subject, tiles: RealTiles, *, folder: Path) -> Found:
+class ShadowGenerators:
+    """Generators trained on halves of all patients of the fold, and the sets that they draw: the same for every card.
+
+    Parameters
+    ----------
+    folder
+        Where what they left is kept.
+    """
+
+    def __init__(self, study: Study, tiles: Tiles, folder: Path) -> None:
+        self.study, self.tiles, self.folder = study, tiles, folder
+
+    @property
+    def same(self) -> bool:
+        """Whether they are trained as the study's own generator of all classes is."""
+        part = self.study.synthesis
+        own = part.normal_from != "control" and part.epsilon is None
+        return self.study.audit.shadow_generator_epochs is None and own
+
+    @cached_property
+    def sets(self) -> ShadowSets:
+        """What they left; the tiles asked about are those of `Tiles.apart`, then the validation patient's."""
+        study, tiles, part = self.study, self.tiles, self.study.synthesis
+        quick = study.audit.shadow_generator_epochs
+        pool = Pairs.join([tiles.real.all, tiles.validation])
+        return train_shadows(
+            pool,
+            part.generator.model_copy(update={"kind": "joint"}) if quick is None else QUICK,
+            n_shadows=study.audit.shadow_generators,
+            epochs=quick or part.epochs,
+            per_class=part.per_class if quick is None else min(part.per_class, QUICK_DRAWN),
+            features=tiles.reconstruction.features,
+            way_back=None
+            if quick
+            else {"steps": part.sampler_steps, "sampler": part.sampler, "guidance": part.guidance},
+            asked=np.isin(pool.ids, [*tiles.apart.all.ids.tolist(), *tiles.held_out.ids.tolist()]),
+            noise_draws=1 if quick else study.audit.noise_draws,
+            seed=study.seed,
+            folder=self.folder,
+            fingerprint=study.hash("seed", "synthesis"),
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of their figures has to know."""
+        n = len(self.sets.inside)
+        if self.same:
+            return [f"{n} shadow generators were trained as the study's own, on halves of the patients."]
+        return [
+            f"{n} shadow generators were another, quicker training than the study's own: what they say of a repeated "
+            "training is of theirs and decides nothing; with their help this very subject is attacked."
+        ]
+
+    def repeated(self, found: Found, name: str, attack: Callable[[np.ndarray], np.ndarray], positive: Judged) -> None:
+        """Attack each shadow with the help of the others; ``attack`` and ``name`` as of `dealt_anew` and the card."""
+        sets, settings = self.sets, self.study.audit
+        unit = {"draws": settings.draws, "seed": self.study.seed}
+        procedure = as_targets(attack(sets.inside), sets.inside, sets.patients, **unit)
+        controls = Controls(positive, dealt_anew(attack, sets.inside, sets.patients, seed=self.study.seed), [])
+        access = "white box" if found.subject.kind == "generator" else "synthetic set"
+        named = f"{name}, training repeated"
+        found.procedure(procedure, controls, access=access, attack=named, decides=self.same)
+
+
+def audit_generator(
+    study: Study, subject: Subject, tiles: Tiles, *, folder: Path, shadows: ShadowGenerators | None = None
+) -> Found:
     """Attack a generator by how well it tells the noise in a tile; who holds its weights could.
 
     Parameters
     ----------
     folder
         Where the generator is kept that is made to know `LEAKY_TILES` by heart: the positive control.
+    shadows
+        Whose losses say how well a generator tells it that did not see the tile; of the generator of all classes alone.
     """
-    generator, seed = load_generator(subject.folder), study.seed
+    generator, seed, real, near = load_generator(subject.folder), study.seed, tiles.real, tiles.apart
     noise = {"draws": study.audit.noise_draws, "seed": seed}
     if generator.plan.kind == "control":
-        tiles = tiles.only(tiles.all.labels == tiles.all.scheme.control)
-    found = Found(subject, _what(subject, tiles))
-    scores = -denoising_loss(generator, tiles.all, **noise)
-    known, rows = _leaky_generator(generator, tiles, folder / f"leaky_{subject.name}", study.audit.leaky_epochs, seed)
-    leaky = -denoising_loss(known, tiles.all.subset(rows), **noise)
+        real, near = (side.only(side.all.labels == side.all.scheme.control) for side in (real, near))
+    found = Found(subject, _what(subject, real))
+    loss = denoising_loss(generator, real.all, **noise)
+    known, rows = _leaky_generator(generator, near, folder / f"leaky_{subject.name}", study.audit.leaky_epochs, seed)
+    leaky = denoising_loss(known, near.all.subset(rows), **noise)
     options = {"access": "white box", "draws": study.audit.draws, "seed": seed}
-    found.attack("denoising loss", tiles.audit(scores), leaky, rows=rows, **options)
+    among = np.flatnonzero(np.isin(real.all.ids, near.all.ids))
+    found.attack("denoising loss", real.audit(-loss), -leaky, rows=among[rows], **options)
     found.promised = _promised(generator.record["privacy"])
     if study.audit.generator_coin_runs:
-        found.bound = generator_bound(generator, tiles.all, study=study, folder=folder / f"coins_{subject.name}")
+        found.bound = generator_bound(generator, real.all, study=study, folder=folder / f"coins_{subject.name}")
+    if shadows is not None and generator.plan.kind == "joint":
+        sets, n = shadows.sets, len(near.all)
+        unseen = in_and_out(sets.loss[:, :n], sets.tiles_inside[:, :n])[1]
+        scores, planted = calibrated(loss[among], unseen), calibrated(leaky, unseen[:, rows])
+        name = "denoising loss, by shadow generators"
+        found.attack(name, near.audit(scores), planted, rows=rows, **options)
+        of_patients = sets.by_patient(sets.loss)
+        shadows.repeated(
+            found, "denoising loss", lambda own: target_scores(of_patients, own), found.controls[name].positive
+        )
+        found.notes += shadows.notes
     return found
 
 
@@ -326,14 +420,44 @@ def _promised(privacy: dict[str, Any] | None) -> str:
     return f"{said}, {privacy['epsilon_by_group'][most]:.1f} for the patient with most tiles ({most})"
 
 
-def audit_set(study: Study, subject: Subject, tiles: Tiles) -> tuple[Found, Memorised]:
-    """Ask a set of drawn tiles whom it gives away: nearness as an attack, and how much is copied."""
+def _attack_set(study: Study, found: Found, drawn: np.ndarray, tiles: Tiles, shadows: ShadowGenerators) -> None:
+    """Attack a set, and sets by shadow generators in turn, by what they look like beside one another."""
+    sets, real, seed, n = shadows.sets, tiles.apart, study.seed, len(tiles.apart.all)
+    if found.subject.name == "filtered":
+        sets = sets.filtered(study.synthesis.novelty_quantile or 0.05)
+        found.notes.append("Shadow sets were filtered by distance as well, and not for looking real.")
+    largest = max(len(one) for one in sets.drawn)  # nearness and density grow with a set
+    own = drawn[np.random.default_rng([seed, 24]).permutation(len(drawn))[:largest]]
+    planted = copied_features(tiles.features["all"], real.member, seed=seed)
+    looks, leaky = (sets.view.read([*sets.drawn, one]) for one in (own, planted))
+    options = {"access": "synthetic set", "draws": study.audit.draws, "seed": seed}
+    for name in ("closest record", "density ratio"):
+        scores, control = (tile_scores(one, sets.inside, attack=name)[-1, :n] for one in (looks, leaky))
+        found.attack(f"{name}, by shadow generators", real.audit(scores), control, **options)
+    looks, leaky = (sets.view.read(one.drawn) for one in (sets, sets.planted(1.0, seed=seed)))
+    people = np.tile(sets.patients, len(sets.inside))
+    for name in ATTACKS:
+        control = set_scores(leaky, sets.inside, attack=name).ravel()
+        positive = judge(control, sets.inside.ravel(), people, draws=study.audit.draws, seed=seed)
+        shadows.repeated(found, name, lambda own, name=name: set_scores(looks, own, attack=name), positive)
+    found.notes += shadows.notes
+
+
+def audit_set(
+    study: Study, subject: Subject, tiles: Tiles, *, shadows: ShadowGenerators | None = None
+) -> tuple[Found, Memorised]:
+    """Ask a set of drawn tiles whom it gives away: by its likeness to sets with and without a patient, by nearness.
+
+    Nearness decides nothing: see `shadow_sets`.
+    """
     pairs, real, features, seed = tiles.drawn[subject.name], tiles.apart, tiles.features, study.seed
     found, drawn = Found(subject, f"{_what(subject, real)} {len(pairs)} tiles."), tiles.reconstruction.features(pairs)
     scores = -closest_record(drawn, features["all"])
     planted = -closest_record(copied_features(features["all"], real.member, seed=seed), features["all"])
     options = {"access": "synthetic set", "draws": study.audit.draws, "seed": seed}
-    found.attack("closest record", real.audit(scores), planted, **options)
+    if shadows is not None:
+        _attack_set(study, found, drawn.astype(np.float64), tiles, shadows)
+    found.attack("closest record", real.audit(scores), planted, decides=False, **options)
 
     def copied(features_of: np.ndarray, ids: np.ndarray) -> Memorised:
         return memorised(
