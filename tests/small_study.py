@@ -36,7 +36,7 @@ WINGS = {
     "audit": {
         "models": ["encoder_ridge", "fhe_head", "vision_mlp"], "shadowed": ["encoder_ridge"], "shadows": 6,
         "shadow_epochs": 2, "leaky_epochs": 900, "decrypted_spots": 4, "embedded_tiles": 8,
-        "decoder_epochs": 1, "draws": 50,
+        "decoder_epochs": 1, "draws": 50, "shadow_generators": 6, "shadow_generator_epochs": 1,
     },
 }  # fmt: skip
 """Synthetic tiles and an audit, in the run that all tests share alone."""

@@ -398,7 +398,7 @@ class Audit(Part):
     shadows: Annotated[int, Field(ge=6)] = Field(16, description="shadow models, each of a random half of the patients")
     shadow_epochs: Count = Field(10, description="of each shadow of a segmentation network; at most 8 of these")
     leaky_epochs: Count = Field(1500, description="of the generator that is made to leak, over a dozen tiles")
-    shadow_generators: Literal[0] | Annotated[int, Field(ge=6)] = Field(
+    shadow_generators: Annotated[int, Field(ge=0)] = Field(
         0,
         description="generators trained with and without each patient; 0: none, and cards of drawn sets decide nothing",
     )
@@ -421,6 +421,14 @@ class Audit(Part):
     )
     generator_coin_runs: Annotated[int, Field(ge=0)] = Field(0, description="the same of each generator")
     draws: Count = Field(1000, description="bootstrap draws")
+
+    @field_validator("shadow_generators")
+    @classmethod
+    def _enough(cls, value: int) -> int:
+        if 0 < value < 6:
+            msg = "0 (none), or at least 6: each is attacked with the help of the others"
+            raise ValueError(msg)
+        return value
 
 
 def first_problem(

@@ -126,6 +126,20 @@ def test_a_failed_control_is_named(tmp_path):
     assert "FAILED: had to give an AUC of at least 0.9" in page.read_text()
 
 
+def test_distances_are_a_filter_and_never_the_verdict_on_a_set(tmp_path):
+    passed, failed = (asked(Figure(0.3, low, 0.4, **SHARE), decides=False) for low in (0.02, 0.2))
+    assert (passed.verdict, failed.verdict) == (UNDECIDED, LEAK)
+    alone = card(passed, kind="synthetic set")
+    assert alone.verdict == UNDECIDED
+    assert "never a verdict" in write_card(tmp_path / "card.html", alone).read_text()
+    assert "none were trained" in alone.rests
+    assert card(asked(), passed, kind="synthetic set").verdict == NOT_FOUND
+    assert card(asked(), failed, kind="synthetic set").verdict == UNDECIDED
+    assert card(asked(Figure(0.7, 0.6, 0.8)), passed, kind="synthetic set").verdict == LEAK
+    assert "none were trained" not in card(asked(), passed, kind="synthetic set").rests
+    assert read_card(tmp_path / "card.json") == alone
+
+
 def test_cards_that_would_say_too_little():
     with pytest.raises(InputError, match="nothing was asked"):
         replace(card(), questions=[])

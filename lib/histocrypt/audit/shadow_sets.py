@@ -72,7 +72,7 @@ FEWEST = 6
 COPY_NOISE = 0.1
 """Of planted copies, in standard deviations of each feature over the members."""
 MOST = 30.0
-"""Of a tile's log likelihood ratio, either way: one tile says so much and no more."""
+"""Of a tile's score, either way: one tile says so much and no more."""
 
 
 @dataclass(frozen=True)
@@ -341,12 +341,16 @@ def set_scores(read: Read, inside: np.ndarray, *, attack: str) -> np.ndarray:
 
 
 def tile_scores(read: Read, inside: np.ndarray, *, attack: str) -> np.ndarray:
-    """Return (r, n) log likelihood ratios of single tiles, by their distance or density; as `set_scores`."""
+    """Return (r, n) by how many standard deviations a set lies nearer to, or more densely around, each tile.
+
+    Than sets without the tile's patient: LiRA, offline. Sets with the patient would show how much nearer; where shadow
+    generators copy less than the attacked one does, they would teach that there is nothing to see.
+    """
     values = read.near if attack == "closest record" else -read.dense
     scores = []
     for row, others in _others(read, inside):
-        loss_in, loss_out = in_and_out(values[others], inside[others][:, read.person])
-        scores.append(lira(values[row], loss_in, loss_out, scale="as_is"))
+        unseen = in_and_out(values[others], inside[others][:, read.person])[1]
+        scores.append(lira(values[row], None, unseen, scale="as_is"))
     return np.stack(scores)
 
 

@@ -20,7 +20,7 @@ from histocrypt.audit.card import Found, ask_memorised, patients_of
 from histocrypt.audit.controls import Controls, copied_features, overfitted_losses
 from histocrypt.audit.learned import PUBLISHED, MapAttack, map_inputs, train_map_attack
 from histocrypt.audit.lower_bound import LowerBound, coin_runs, lower_bound
-from histocrypt.audit.membership import Audit, calibrated, in_and_out, judge, loss_threshold
+from histocrypt.audit.membership import FEWEST_PATIENTS, Audit, calibrated, in_and_out, judge, loss_threshold
 from histocrypt.audit.memorisation import Memorised, closest_record, denoising_loss, memorised
 from histocrypt.audit.shadow import as_targets, dealt_anew, shadow_losses, target_scores
 from histocrypt.audit.shadow_sets import ATTACKS, QUICK, ShadowSets, set_scores, tile_scores, train_shadows
@@ -318,6 +318,11 @@ class ShadowGenerators:
     def repeated(self, found: Found, name: str, attack: Callable[[np.ndarray], np.ndarray], positive: Judged) -> None:
         """Attack each shadow with the help of the others; ``attack`` and ``name`` as of `dealt_anew` and the card."""
         sets, settings = self.sets, self.study.audit
+        if len(sets.patients) < 2 * FEWEST_PATIENTS:
+            found.notes.append(
+                f"Fewer than {2 * FEWEST_PATIENTS} patients: what a repeated training tells was not asked."
+            )
+            return
         unit = {"draws": settings.draws, "seed": self.study.seed}
         procedure = as_targets(attack(sets.inside), sets.inside, sets.patients, **unit)
         controls = Controls(positive, dealt_anew(attack, sets.inside, sets.patients, seed=self.study.seed), [])

@@ -300,18 +300,19 @@ def synthesis(study: Study, total: Total, _: str) -> Cost:
 
 
 def audit(study: Study, total: Total, asked: str) -> Cost:
-    """Return a job's cost: attacked models, those with their shadows, the shadows of segmentation networks, or all."""
+    """Return a job's cost: attacked models, those with their shadows, the shadows of what is made of tiles, or all."""
     part = study.audit
     attacked = len(study.model_names if part.models == "all" else part.models)
     work = {"predictors": 0.0015 * attacked, "shadowed": 0.003 * part.shadows * len(part.shadowed)}
     if study.synthesis:
         epochs = part.shadow_epochs + part.learned_epochs
         work["tiles"] = study.synthesis.side**2 * 2.5e-6 * part.shadows * epochs
-    return (
-        BASE_GIB + 1.0 + _gib(total.spots * 1280 * 4 * 3),
-        8 + total.spots * work.get(asked, sum(work.values())),
-        False,
-    )
+    seconds = 8 + total.spots * work.get(asked, sum(work.values()))
+    if study.synthesis and part.shadow_generators and asked not in ("predictors", "shadowed"):
+        quick = part.shadow_generator_epochs
+        each = 2 + total.spots * quick * 1e-3 if quick else generators(study, total, asked)[1] / 2  # half the patients
+        seconds += part.shadow_generators * each
+    return BASE_GIB + 1.0 + _gib(total.spots * 1280 * 4 * 3), seconds, False
 
 
 def privacy_cards(study: Study, total: Total, _: str) -> Cost:

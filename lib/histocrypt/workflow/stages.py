@@ -269,6 +269,8 @@ def _audit_leaves(o: Outline, asked: str) -> Iterator[Path]:
     home, subjects = o.run.audit(o.fold_of("audit")), _audited(o)[asked]
     if asked == "tiles":
         yield home / "shadows" / "segmenters"
+        if o.study.audit.shadow_generators:
+            yield home / "shadows" / "generators"
         yield from (home / f"nearest_{name}.png" for name in ("samples", "filtered"))
         yield from (home / "shadows" / f"leaky_{name}" for name in subjects if name in GENERATORS.values())
         return
