@@ -6,6 +6,7 @@
 | HISTOCRYPT_OUTPUTS   | outputs            | one run folder per study                             |
 | HISTOCRYPT_CACHE     | outputs/.cache     | frozen features, found again by content              |
 | HISTOCRYPT_WEIGHTS   | none               | weights of encoders, for machines without a network  |
+| HISTOCRYPT_SIGN_KEY  | none               | private key by which a study's cards are signed      |
 | HF_TOKEN             | its usual file     | Hugging Face token, only for downloads that need one |
 """
 
@@ -47,6 +48,11 @@ def cache() -> Path:
 def weights() -> Path | None:
     """Return the folder of encoders' weights (see `encoders.weights`), or None where the user names none."""
     return _folder("HISTOCRYPT_WEIGHTS", Path()) if os.environ.get("HISTOCRYPT_WEIGHTS") else None
+
+
+def signing_key() -> Path | None:
+    """Return the private key by which a study's service cards are signed, or None where the user names none."""
+    return _folder("HISTOCRYPT_SIGN_KEY", Path()) if os.environ.get("HISTOCRYPT_SIGN_KEY") else None
 
 
 def use_weights(folder: str | Path | None) -> None:

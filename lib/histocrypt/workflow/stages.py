@@ -279,6 +279,17 @@ def _audit_leaves(o: Outline, asked: str) -> Iterator[Path]:
         yield home / "decrypted"
 
 
+def _cards_read(o: Outline) -> Iterator[Path]:
+    """Yield what the audit made, and the encrypted trials, whose bundles get a card of their own."""
+    yield from o.made("62_membership_audit")
+    yield from o.made("50_fhe_inference")
+
+
+def _services(o: Outline) -> list[Path]:
+    """Return the folders of the cards of services, one for each model that was compiled."""
+    return [o.run.audit(o.fold_of("audit")) / "services" / values["model"] for values in _encrypted_jobs(o)]
+
+
 def _cards(o: Outline) -> list[Path]:
     return [o.run.audit(o.fold_of("audit")) / name for name in ("summary.json", "forest.png", "roc.png")]
 
@@ -484,8 +495,9 @@ STAGES = {
             "privacy_cards",
             resources.privacy_cards,
             jobs=lambda o: [{}] if o.study.audit else [],
-            reads=lambda o: o.made("62_membership_audit"),
+            reads=_cards_read,
             makes=_cards,
+            leaves=_services,
         ),
         Stage(
             "70_evaluation",
