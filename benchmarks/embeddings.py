@@ -42,7 +42,8 @@ def main() -> None:
     if given.figure and any(section.path != "demo" for section in study.sections):
         parser.error("a picture is drawn of simulated tissue alone: real tiles are not for publication")
     pd.set_option("display.width", 200, "display.max_columns", 20)
-    folds = [fold for fold in load_folds(study.run.folds) if not given.folds or fold.name in given.folds]
+    folds = [fold for fold in load_folds(study.run.folds) if fold.test_sections]
+    folds = [fold for fold in folds if not given.folds or fold.name in given.folds]
     for encoder in given.encoders:
         for fold in folds:
             public, hospital = sent_of(study, fold, encoder, per_section=given.per_section)

@@ -14,7 +14,9 @@ from histocrypt.audit.embeddings import (
     fit_decoder,
     measure,
     ranks,
+    sent_of,
 )
+from histocrypt.data.folds import Fold
 from histocrypt.errors import InputError
 
 
@@ -100,3 +102,10 @@ def test_rows_that_do_not_belong_together(name, wrong):
 def test_an_unknown_decoder(sides):
     with pytest.raises(InputError, match="forest"):
         fit_decoder(sides[0], "forest")
+
+
+def test_a_fold_that_holds_nobody_out():
+    final = Fold("final", (), ("S_1",), (), ())
+    with pytest.raises(InputError) as error:
+        sent_of(None, final, "efficientnet_lite0")
+    assert (error.value.field, error.value.value) == ("fold", "final")

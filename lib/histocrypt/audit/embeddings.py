@@ -313,7 +313,15 @@ def sent_of(study: Study, fold: Fold, encoder: str, *, per_section: int = 100, s
         Tiles of each section, at most, evenly spaced.
     side
         Pixels that tiles are resized to.
+
+    Raises
+    ------
+    InputError
+        If the fold holds nobody out.
     """
+    if not fold.test_sections:
+        fix = "choose a fold that holds patients out"
+        raise InputError("nobody is held out, so there is no hospital to attack", field="fold", value=fold.name, fix=fix)
     from histocrypt.audit.subjects import blocks_of
     from histocrypt.data.fold_statistics import PANEL, read_clean_section
     from histocrypt.data.load import load_spots
