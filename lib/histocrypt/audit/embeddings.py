@@ -121,8 +121,10 @@ def fit_decoder(public: Sent, kind: str = "linear", *, epochs: int = 8, seed: in
     def drawn(embeddings: np.ndarray) -> np.ndarray:
         return parts.inverse_transform(ridge.predict(scaled(embeddings))).reshape(-1, *shape)
 
-    more = None if kind == "linear" else _network(scaled(public.embeddings), public.pixels - drawn(public.embeddings),
-                                                  epochs=epochs, seed=seed)  # fmt: skip
+    more = None
+    if kind == "network":
+        missed = public.pixels - drawn(public.embeddings)
+        more = _network(scaled(public.embeddings), missed, epochs=epochs, seed=seed)
 
     def decode(embeddings: np.ndarray) -> np.ndarray:
         picture = drawn(embeddings) + (0 if more is None else more(scaled(embeddings)))
@@ -321,7 +323,7 @@ def sent_of(study: Study, fold: Fold, encoder: str, *, per_section: int = 100, s
     """
     if not fold.test_sections:
         fix = "choose a fold that holds patients out"
-        raise InputError("nobody is held out, so there is no hospital to attack", field="fold", value=fold.name, fix=fix)
+        raise InputError("nobody is held out, so nobody can be attacked", field="fold", value=fold.name, fix=fix)
     from histocrypt.audit.subjects import blocks_of
     from histocrypt.data.fold_statistics import PANEL, read_clean_section
     from histocrypt.data.load import load_spots
