@@ -1,82 +1,109 @@
-"""Why does a label learned from drawn tiles fail on real ones? Four questions to the tiles that a study has drawn.
+"""What drawn tiles teach of the tissue label, before and after the mend, and what the drawing costs.
 
-Run after ``histocrypt run STUDY --until 58_generators`` and notebook 60, which writes the real tiles:
-``python benchmarks/synthetic_labels.py OUTPUTS/STUDY/synthesis/fold_1``. Every AUC is of tumour against normal.
+``histocrypt run STUDY --until 22_folds``, then ``python benchmarks/synthetic_labels.py STUDY``. Generators learn from
+the training patients of the fold; labels are judged on its validation patients, as long as something is chosen, and on
+its test patients with ``--part test``. Options of the generator are given as ``name=value``, e.g. ``side=64 patch=4``;
+without them those of the study hold, and ``--before`` sets those that the demo had before (`BEFORE`).
 
-1. *Is the class obeyed?* A classifier of real training tiles, applied to drawn tiles: AUC against the class asked for.
-2. *Is the label the class of the mask?* Share of the tumour region in drawn and real masks, by class.
-3. *What differs?* Mean colour, and the part of a tile finer than a pixel (its residue after a blur), by class.
-4. *What is lost?* A classifier of drawn tiles, applied to real ones: as is; and with real and drawn features each
-   standardised by themselves, which needs real tiles without labels. Colours beside the frozen encoder.
+Printed: CPU seconds; the spread of the encoder's features of drawn tiles in shares of real ones'; AUC within patients
+of the label learned from real, drawn and both, from encoder and from colours alone, with 95 % intervals (bootstrap over
+blocks of tissue within these patients), and the difference from real.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
-from sklearn.metrics import roc_auc_score
 
-from histocrypt.encoders.described import colour_features
-from histocrypt.encoders.encoders import encode
-from histocrypt.synthesis.manifest import TISSUE, Pairs, load_pairs
-from histocrypt.synthesis.utility import ENCODER, fit_classifier
+from histocrypt.evaluation.bootstrap import interval
+from histocrypt.options import GeneratorPlan
+from histocrypt.study import load_study
+from histocrypt.synthesis import pipeline
+from histocrypt.synthesis.generator import train_generator
+from histocrypt.synthesis.manifest import Pairs
+from histocrypt.synthesis.sampling import sample
+from histocrypt.synthesis.utility import judge, label_probabilities, look
 
-
-def scaled(features: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Return features (n, d) standardised by the mean and spread of others."""
-    return (features - of.mean(axis=0)) / np.maximum(of.std(axis=0), 1e-6)
-
-
-def fine(images: np.ndarray) -> float:
-    """Return the standard deviation, in grey levels, of what a blur of one pixel takes away."""
-    return float(np.std(images - gaussian_filter(images.astype(float), (0, 1, 1, 0))))
+BEFORE = {"signal": "range", "components": None, "stain": False, "mask_given": 0.0, "patch": 1, "width": 16, "batch": 8}
+ROWS = ("real", "synthetic", "both", "colour_only", "colour_synthetic")
 
 
-def main(folder: Path) -> None:
-    """Print the four answers for the tiles below ``folder``."""
-    side = load_pairs_side(folder / "real" / "train")
-    sets: dict[str, Pairs] = {
-        name: load_pairs(folder / path / "manifest.json", scheme=TISSUE, side=side)
-        for name, path in {"train": "real/train", "drawn": "samples/joint", "test": "real/test"}.items()
-    }
-    truth = {name: pairs.labels == "tumour" for name, pairs in sets.items()}
-    for name, pairs in sets.items():
-        for label in TISSUE.classes:
-            own = pairs.subset(pairs.labels == label)
-            colour = own.images.mean(axis=(0, 1, 2)).round(1).tolist()
-            share = (own.masks == 3).mean()
-            print(f"{name:6} {label:7} n {len(own):4} RGB {colour} fine {fine(own.images):.1f} tumour {share:.2f}")
-    families = {
-        "colour": {name: colour_features(pairs.images) for name, pairs in sets.items()},
-        "encoder": {name: encode(pairs.images, ENCODER, progress=False) for name, pairs in sets.items()},
-    }
-    for family, features in families.items():
-        own = {name: scaled(each, each) for name, each in features.items()}
-        real = {name: scaled(each, features["train"]) for name, each in features.items()}
-        ways = {
-            "real to test": (features, "train", "test"),
-            "real to drawn": (features, "train", "drawn"),
-            "real to drawn, own scale": (own, "train", "drawn"),
-            "drawn to test": (features, "drawn", "test"),
-            "drawn to test, scale of real": (real, "drawn", "test"),
-            "drawn to test, own scale": (own, "drawn", "test"),
-        }
-        for way, (seen, learned, asked) in ways.items():
-            fitted = fit_classifier(seen[learned], sets[learned].labels, classes=TISSUE.classes, validation=None)
-            auc = roc_auc_score(truth[asked], fitted.probabilities(seen[asked])[:, 1])
-            print(f"{family:8} {way:29} {auc:.3f}", flush=True)
+def main() -> None:
+    """Train, draw, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study")
+    parser.add_argument("options", nargs="*", help="of the generator, and side, epochs, per_class, steps, guidance")
+    parser.add_argument("--before", action="store_true")
+    parser.add_argument("--part", choices=("validation", "test"), nargs="+", default=["validation"])
+    parser.add_argument("--sampler", default="dpm++")
+    parser.add_argument("--masks", choices=("with", "first"), default="with")
+    parser.add_argument("--folder", type=Path, help="where the generator is kept")
+    parser.add_argument("--tiles", type=int, help="of each part and class at most, to save time")
+    parser.add_argument("--picture", type=Path)
+    given = parser.parse_intermixed_args()
+    study = load_study(given.study)
+    options = {name: json.loads(value) for name, value in (each.split("=", 1) for each in given.options)}
+    part = study.synthesis
+    own = {"side": part.side, "epochs": part.epochs, "per_class": part.per_class, "steps": part.sampler_steps}
+    own = {name: options.pop(name, value) for name, value in {**own, "guidance": part.guidance}.items()}
+    plan = GeneratorPlan(**{**dict(part.generator), **(BEFORE if given.before else {}), **options})
+    study = study.model_copy(update={"synthesis": part.model_copy(update={"side": own["side"]})})
+    fold = pipeline.fold_of(study, part.fold)
+    real = {name: few(pairs, given.tiles, study.seed) for name, pairs in pipeline.real_pairs(study, fold).items()}
+    clock = time.process_time()
+    folder = given.folder or Path(tempfile.mkdtemp())
+    generator = train_generator(real["train"], plan, folder=folder, epochs=own["epochs"], seed=study.seed)
+    print(f"training: {time.process_time() - clock:.0f} CPU s, {len(real['train'])} tiles of {own['side']} px")
+    clock = time.process_time()
+    way = {"seed": study.seed, "steps": own["steps"], "sampler": given.sampler, "guidance": own["guidance"]}
+    labels = np.repeat(generator.classes, own["per_class"])
+    drawn = sample(generator, labels=labels, **way)
+    if given.masks == "first":
+        drawn = sample(generator, labels=labels, **{**way, "seed": study.seed + 1}, masks=drawn.masks)
+    print(f"drawing {len(drawn)}: {time.process_time() - clock:.0f} CPU s", flush=True)
+    if given.picture:
+        from PIL import Image
+
+        rows = [
+            np.concatenate(list(pairs.images[pairs.labels == label][:10]), axis=1)
+            for pairs in (real["train"], drawn)
+            for label in generator.classes
+        ]
+        Image.fromarray(np.concatenate(rows)).save(given.picture)
+    for name in given.part:
+        print(f"judged on {name} patients:")
+        report(study, {"real": real["train"], "synthetic": drawn}, real["validation"], real[name])
 
 
-def load_pairs_side(folder: Path) -> int:
-    """Return the side of the first image of a folder."""
-    from PIL import Image
+def few(pairs: Pairs, most: int | None, seed: int) -> Pairs:
+    """Return at most so many tiles of each class, drawn at random."""
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    kept = [order[pairs.labels[order] == name][:most] for name in pairs.scheme.classes]
+    return pairs.subset(np.sort(np.concatenate(kept)))
 
-    with Image.open(next((folder / "images").glob("*.png"))) as image:
-        return image.width
+
+def report(study: object, sets: dict[str, Pairs], validation: Pairs, judged: Pairs) -> None:
+    """Print what each set teaches."""
+    looked = look({**sets, "validation": validation, "test": judged})
+    sets = {**sets, "both": Pairs.join([sets["real"], sets["synthetic"]])}
+    spread = {name: looked[name]["encoder"].std(axis=0) for name in ("real", "synthetic")}
+    alive = spread["real"] > 1e-3
+    print(f"spread of features: {np.median(spread['synthetic'][alive] / spread['real'][alive]):.2f} of real")
+    found = label_probabilities(sets, validation, judged, looked=looked)
+    blocks = pipeline.blocks_of(study, judged)
+    scores, drawn = judge({}, found, judged, blocks=blocks, draws=400, seed=study.seed)
+    for name in ROWS:
+        value, each = scores[name]["auc"], drawn[name]["auc"]
+        low, high = interval(each, value)
+        less = value - scores["real"]["auc"]
+        lower, upper = interval(each - drawn["real"]["auc"], less)
+        print(f"{name:17} {value:.3f} ({low:.3f} to {high:.3f}); less real {less:+.3f} ({lower:+.3f} to {upper:+.3f})")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
