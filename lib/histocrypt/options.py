@@ -303,6 +303,9 @@ class GeneratorPlan(Part):
         "small networks and short trainings need",
     )
     components: Whole | None = Field(None, description="of a whitened patch that are kept; None: all")
+    evenness: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="of whitened components' variances; 1: all are 1; lower, the later ones count less"
+    )
     stain: bool = Field(False, description="whether the tile's colours are told; drawn tiles draw theirs by class")
     mask_given: Share = Field(
         0.0, description="share of training images whose mask is told, so that pictures can be drawn to a given mask"
@@ -330,7 +333,7 @@ class GeneratorPlan(Part):
 class Synthesis(Part):
     """Synthetic tiles with masks, learned from the training patients of one fold."""
 
-    later = ("privacy_unit", "quality_tiles")
+    later = ("privacy_unit", "quality_tiles", "masks")
     label: str = Field(
         "obs:tumour", description="what makes a tile tumour: obs:COLUMN, obsm:MATRIX/COLUMN, or genes:SYMBOL+SYMBOL"
     )
@@ -350,6 +353,9 @@ class Synthesis(Part):
     sampler: Literal["ancestral", "ddim", "dpm++"] = "dpm++"
     sampler_steps: Count = 25
     guidance: Annotated[float, Field(ge=0)] = Field(1.0, description="classifier-free guidance; 1: none")
+    masks: Literal["with", "first"] = Field(
+        "with", description="masks are drawn with the pictures, or first, and pictures to them (generator.mask_given)"
+    )
     reconstruction_epochs: Count = Field(60, description="of the network that judges realism, over the real tiles")
     realism_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         0.95, description="rejected: reconstructed worse than this share of held-out real tiles"

@@ -19,7 +19,7 @@ from histocrypt.synthesis.manifest import TISSUE, Pairs
 from histocrypt.synthesis.sampling import sample, spaced
 
 PLAN = GeneratorPlan(
-    width=16, multipliers=(1, 2), blocks=1, patch=2, objective="velocity", dropout=0, batch=8, learning_rate=5e-3,
+    width=8, multipliers=(1, 2), blocks=1, patch=4, objective="velocity", dropout=0, batch=8, learning_rate=5e-3,
     ema=0.95, signal="whitened", stain=True, mask_given=0.6,
 )  # fmt: skip
 
@@ -52,6 +52,12 @@ def test_whitened_patches_have_variance_one_and_come_back():
     assert found.shape == (50, 12, 4, 4)
     assert torch.allclose(torch.cov(found.movedim(1, 0).flatten(1)), torch.eye(12), atol=0.01)
     assert torch.allclose(whole.decode(found), signals, atol=1e-4)
+    uneven = Whitened(3, patch=2, evenness=0.5)
+    uneven.fit(signals)
+    assert torch.allclose(uneven.decode(uneven.encode(signals)), signals, atol=1e-4)
+    variances = uneven.encode(signals).var(dim=(0, 2, 3))
+    assert variances[0].item() == pytest.approx(1, abs=0.01)
+    assert variances[-1] < 0.5
     fewer = Whitened(3, patch=2, components=6)
     fewer.fit(signals)
     lost = (fewer.decode(fewer.encode(signals)) - signals).square().mean(dim=(0, 2, 3)) / signals.var(dim=(0, 2, 3))
@@ -121,7 +127,7 @@ def test_conditions_of_another_shape_or_level_are_refused(told, given, field):
     ("options", "field"),
     [
         ({"signal": "range", "components": 3}, "components"),
-        ({"components": 17}, "components"),
+        ({"components": 65}, "components"),
         ({"kind": "control"}, "mask_given"),
     ],
 )
@@ -146,7 +152,9 @@ def test_private_training_learns_nothing_outside_its_noise(tmp_path):
 def test_generators_from_before_these_options_stay_valid():
     plain = GeneratorPlan()
     before = _fingerprint(shaded(4), plain, epochs=1, seed=0)
-    old = {name: value for name, value in plain if name not in ("signal", "components", "stain", "mask_given")}
+    old = {
+        name: value for name, value in plain if name not in ("signal", "components", "evenness", "stain", "mask_given")
+    }
     assert before == _fingerprint(shaded(4), old_plan(old), epochs=1, seed=0)
     assert before != _fingerprint(shaded(4), plain.model_copy(update={"stain": True}), epochs=1, seed=0)
 

@@ -31,11 +31,15 @@ class Whitened(nn.Module):
     1, leaves of them is their mean, and a small network learns little else. With each component's variance at 1, noise
     and signal meet as they should (Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
     NeurIPS 2022, section 5, on the variance of the data). Channels count equally, whatever their contrast.
+
+    A large patch has many components of mere grain. With all at 1 they outweigh the few that hold its colour, and
+    neighbouring patches do not fit; an ``evenness`` below 1 leaves the later ones less: variances to the power of
+    1 - evenness, the first at 1.
     """
 
-    def __init__(self, channels: int, *, patch: int, components: int | None = None) -> None:
+    def __init__(self, channels: int, *, patch: int, components: int | None = None, evenness: float = 1.0) -> None:
         super().__init__()
-        self.patch, size = patch, channels * patch**2
+        self.patch, self.evenness, size = patch, evenness, channels * patch**2
         self.components = size if components is None else components
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("analysis", torch.zeros(self.components, size))
@@ -50,6 +54,7 @@ class Whitened(nn.Module):
         variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
         kept = torch.argsort(variances, descending=True)[: self.components]
         spread, axes = variances[kept].clamp_min(FINEST).sqrt(), axes[:, kept]
+        spread = spread[0] * (spread / spread[0]) ** self.evenness
         self.mean.copy_(mean)
         self.analysis.copy_((axes / channel[:, None] / spread).T)
         self.synthesis.copy_(axes * channel[:, None] * spread)
@@ -120,6 +125,7 @@ class DiffGuard(nn.Module):
         patch: int = 1,  # pixels a side that the network sees as one: 2 is faster, and coarser
         whitened: bool = False,  # whether what is noised are the components of patches
         components: int | None = None,  # of a whitened patch that are kept; None: all
+        evenness: float = 1.0,  # of their variances
         stain: int = 0,  # numbers that tell how a tile is coloured; 0: none
         levels: int = 0,  # of masks that may be told; 0: none are
     ) -> None:
@@ -128,7 +134,7 @@ class DiffGuard(nn.Module):
 
         depth = len(multipliers)
         self.n_classes, self.levels, self.patch = n_classes, levels, patch
-        self.whitened = Whitened(channels, patch=patch, components=components) if whitened else None
+        self.whitened = Whitened(channels, patch=patch, components=components, evenness=evenness) if whitened else None
         inside = patch if self.whitened is None else 1  # whitened patches are folded already
         self.fold, self.unfold = nn.PixelUnshuffle(inside), nn.PixelShuffle(inside)
         size = channels * patch**2 if self.whitened is None else self.whitened.components

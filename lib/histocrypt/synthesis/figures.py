@@ -35,7 +35,7 @@ def tile_grid(rows: Mapping[str, Pairs], *, each: int = 5, seed: int = 0) -> Fig
     rows
         Sets of one scheme, by title.
     each
-        Tiles of a class, drawn at random; fewer where there are fewer.
+        Tiles of a class, drawn at random; where there are no more, all in their order.
     """
     rng = np.random.default_rng(seed)
     scheme = next(iter(rows.values())).scheme
@@ -53,7 +53,8 @@ def tile_grid(rows: Mapping[str, Pairs], *, each: int = 5, seed: int = 0) -> Fig
             first = axes[2 * number, 0]
             first.text(-0.1, 0.5, f" {title}", transform=first.transAxes, ha="right", va="center", fontsize=9)
             for place, name in enumerate(scheme.classes):
-                chosen = rng.permutation(np.flatnonzero(pairs.labels == name))[:each]
+                own = np.flatnonzero(pairs.labels == name)  # few enough for all: in their order, so that rows compare
+                chosen = own if len(own) <= each else rng.permutation(own)[:each]
                 for column, row in enumerate(chosen.tolist()):
                     for with_mask in (False, True):
                         one = axes[2 * number + with_mask, place * block + column]

@@ -54,7 +54,7 @@ WHERE = "synthesis.generator"
 FIRST_BETA, LAST_BETA = 1e-6, 0.01
 DECISIVE = (-0.5, 1.3)
 """Mean and spread of the logarithm of the noise's standard deviation, see `draw_decisive`."""
-LATER = ("signal", "components", "stain", "mask_given")
+LATER = ("signal", "components", "evenness", "stain", "mask_given")
 """Options that came later: generators that were trained before them stay valid."""
 GROUPS = (1, 2, 4, 8, 16, 32)
 """Sizes of groups that a statement of privacy lists beside the largest patient's."""
@@ -214,6 +214,7 @@ def build(plan: GeneratorPlan, scheme: Scheme, *, side: int, colours: int) -> Di
         patch=plan.patch,
         whitened=plan.signal == "whitened",
         components=plan.components,
+        evenness=plan.evenness,
         stain=2 * colours if plan.stain else 0,
         levels=len(scheme.levels) if plan.mask_given else 0,
     )

@@ -105,22 +105,31 @@ def train_generators(study: Study, train: Pairs, folder: Path, *, kind: str = "a
 def draw_synthetic(study: Study, generators: dict[str, Generator], folder: Path) -> Pairs:
     """Draw ``per_class`` tiles of each class with their masks; control tiles of a generator of their own get a rule's.
 
-    The drawn tiles lie in ``folder/samples/<kind>``; what is there is not drawn again.
+    With ``masks: first`` masks are drawn once (``samples/outlines``), and new pictures to them. The drawn tiles lie in
+    ``folder/samples/<kind>``; what is there is not drawn again.
     """
     part, drawn, kinds = study.synthesis, [], generator_kinds(study)
     for kind, generator in generators.items():
         control = generator.scheme.control
         classes = [name for name in generator.classes if len(kinds) == 1 or (name == control) == (kind == "control")]
+        way = {
+            "labels": np.repeat(classes, part.per_class),
+            "steps": part.sampler_steps,
+            "sampler": part.sampler,
+            "guidance": part.guidance if kind == "joint" else 1.0,
+        }
+        masks = None
+        if kind == "joint" and part.masks == "first":  # of other noise than the pictures that they are given to
+            seed = study.seed + len(kinds)
+            masks = sample(generator, **way, seed=seed, folder=folder / "samples" / "outlines").masks
         drawn.append(
             sample(
                 generator,
-                labels=np.repeat(classes, part.per_class),
+                **way,
                 seed=study.seed + kinds.index(kind),  # ids hold the seed: no two tiles may share one
-                steps=part.sampler_steps,
-                sampler=part.sampler,
-                guidance=part.guidance if kind == "joint" else 1.0,
                 folder=folder / "samples" / kind,
                 mask_rule=tissue_rule(study.preprocessing.tile_um / part.side) if kind == "control" else None,
+                masks=masks,
             )
         )
     return Pairs.join(drawn)
