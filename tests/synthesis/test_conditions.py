@@ -1,25 +1,32 @@
 """Whitened patches, and what else than the class a generator is told: the tile's colours and its mask."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from histocrypt.audit.memorisation import denoising_loss
 from histocrypt.errors import InputError
 from histocrypt.models.diffguard import Stain, Whitened
 from histocrypt.options import GeneratorPlan
+from histocrypt.study import load_study
 from histocrypt.synthesis.generator import (
     _fingerprint,
+    build,
     colour_numbers,
     draw_decisive,
     load_generator,
     schedule,
     train_generator,
 )
-from histocrypt.synthesis.manifest import TISSUE, Pairs
+from histocrypt.synthesis.manifest import TISSUE, Pairs, load_pairs
+from histocrypt.synthesis.pipeline import draw_synthetic
 from histocrypt.synthesis.sampling import sample, spaced
 
 PLAN = GeneratorPlan(
-    width=8, multipliers=(1, 2), blocks=1, patch=4, objective="velocity", dropout=0, batch=8, learning_rate=5e-3,
+    width=16, multipliers=(1, 2), blocks=1, patch=2, objective="velocity", dropout=0, batch=8, learning_rate=5e-3,
     ema=0.95, signal="whitened", stain=True, mask_given=0.6,
 )  # fmt: skip
 
@@ -127,7 +134,7 @@ def test_conditions_of_another_shape_or_level_are_refused(told, given, field):
     ("options", "field"),
     [
         ({"signal": "range", "components": 3}, "components"),
-        ({"components": 65}, "components"),
+        ({"components": 17}, "components"),
         ({"kind": "control"}, "mask_given"),
     ],
 )
@@ -169,3 +176,27 @@ def old_plan(fields):
             return iter(self.items())
 
     return Old(fields)
+
+
+def test_pictures_are_drawn_to_masks_that_were_drawn_first(told, tmp_path):
+    study = load_study(Path(__file__).parents[2] / "studies/demo.yaml")
+    part = study.synthesis.model_copy(update={"masks": "first", "per_class": 2, "sampler_steps": 3})
+    study = study.model_copy(update={"synthesis": part})
+    drawn = draw_synthetic(study, {"joint": told}, tmp_path)
+    outlines = load_pairs(tmp_path / "samples" / "outlines", scheme=TISSUE, side=16)
+    assert np.array_equal(drawn.masks, outlines.masks)
+    assert not np.array_equal(drawn.images, outlines.images)
+    assert not set(drawn.ids) & set(outlines.ids)
+    untold = replace(told, network=build(told.plan.model_copy(update={"mask_given": 0.0}), TISSUE, side=16, colours=3))
+    with pytest.raises(InputError) as caught:
+        draw_synthetic(study, {"joint": untold}, tmp_path / "untold")
+    assert caught.value.field == "masks"
+
+
+def test_a_tile_that_was_learned_is_told_from_its_noise_better_than_noise(told):
+    real = shaded()
+    rng = np.random.default_rng(0)
+    spoilt = replace(real, images=rng.permuted(real.images.reshape(len(real), -1), axis=1).reshape(real.images.shape))
+    known, strange = (denoising_loss(told, pairs, levels=(0.5,), draws=1) for pairs in (real, spoilt))
+    assert known.shape == (len(real),)
+    assert (known < strange).mean() > 0.9

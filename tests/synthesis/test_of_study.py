@@ -58,20 +58,3 @@ def test_a_label_that_nobody_has_is_said_in_one_sentence(outputs):
     study = study_of(outputs, label="obs:nowhere")
     with pytest.raises(InputError, match="label"):
         real_pairs(study, fold_of(study, None))
-
-
-def test_pictures_are_drawn_to_masks_that_were_drawn_first(outputs, tmp_path):
-    options = yaml.safe_load((outputs / "small.yaml").read_text())["synthesis"].get("generator", {})
-    told = {**options, "signal": "whitened", "stain": True, "mask_given": 0.5}
-    study = study_of(outputs, masks="first", generator=told)
-    train = real_pairs(study, fold_of(study, None), ["train"])["train"]
-    drawn = draw_synthetic(study, train_generators(study, train, tmp_path), tmp_path)
-    outlines = load_pairs(tmp_path / "samples" / "outlines", scheme=TISSUE, side=16)
-    assert np.array_equal(drawn.masks, outlines.masks)
-    assert not np.array_equal(drawn.images, outlines.images)
-    assert not set(drawn.ids) & set(outlines.ids)
-    plain = study_of(outputs, masks="first")
-    untold = train_generators(plain, train, tmp_path / "plain")
-    with pytest.raises(InputError) as caught:
-        draw_synthetic(plain, untold, tmp_path / "plain")
-    assert caught.value.field == "masks"
