@@ -329,6 +329,7 @@ class ShadowGenerators:
         access = "white box" if found.subject.kind == "generator" else "synthetic set"
         named = f"{name}, training repeated"
         found.procedure(procedure, controls, access=access, attack=named, decides=self.same)
+        found.dealt[named] = controls.negative  # sets differ as wholes, which an interval over patients does not show
 
 
 def audit_generator(
