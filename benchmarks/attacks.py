@@ -2,6 +2,7 @@
 
     python benchmarks/attacks.py drawn tissue --out FOLDER      curves, and silence where there is no leak
     python benchmarks/attacks.py calibration                    intervals and p-values against a known truth
+    python benchmarks/attacks.py quantiles                      false alarms of the quantile attack, fresh seeds
     python benchmarks/attacks.py figure --out FOLDER --figure docs/attacks.png
 
 ``drawn``: 80 patients of 250 spots drawn from formulas, so that members can be told at .1 % of false alarms. A model
@@ -30,8 +31,8 @@ import numpy as np
 from scipy.stats import t as student
 
 from histocrypt.audit.controls import shuffled
-from histocrypt.audit.membership import calibrated, in_and_out, judge, lira, loss_threshold
-from histocrypt.audit.quantiles import Strangers
+from histocrypt.audit.membership import calibrated, confidence, in_and_out, judge, lira, loss_threshold
+from histocrypt.audit.quantiles import FALSE_ALARMS, LEVELS, Strangers
 from histocrypt.audit.ratios import rmia
 from histocrypt.audit.shadow import halves
 from histocrypt.audit.strongest import best_dealt, simultaneous
@@ -43,8 +44,8 @@ GENES, FEATURES = 12, 8
 MODEL_ERROR, NOISE, PATIENT = 0.15, 0.6, 0.4
 LEAKS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 SHADOWS = 8
-AUDITED, APART, SIDE = 40, 20, 10
-"""Patients of simulated tissue that are asked about; that only a model without a leak learns from; spots of a side."""
+AUDITED, APART = 40, 20
+"""Patients of simulated tissue that are asked about; and that only a model without a leak learns from."""
 CALIBRATED = {6: 120, 20: 60, 40: 30}
 """Cohorts by their number of patients, half of them members."""
 
@@ -140,20 +141,20 @@ def attacked(one: Trained, leak: float, *, own: float | None = None, seed: int =
 
 
 def found(one: Trained, scores: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """Return of every attack the AUC, and the share of members found at 1 % and .1 % of false alarms, or NaN."""
+    """Return of every attack the AUC, and the share of members found at 1, .1 and 5 % of false alarms, or NaN."""
     judged = {name: judge(values, one.member, one.patients, draws=2) for name, values in scores.items()}
-    rates = (0.01, 0.001)
+    rates = (0.01, 0.001, 0.05)
     return {name: [row.auc] + [(row.tpr_at[rate] or [np.nan])[0] for rate in rates] for name, row in judged.items()}
 
 
-def curves(kind: str, cohorts: int) -> Iterator[tuple[float | str, dict[str, list[float]]]]:
-    """Yield what was found at each leak of each cohort; ``silent`` where there is none in tissue."""
+def curves(kind: str, cohorts: int, side: int) -> Iterator[tuple[float | str, dict[str, list[float]]]]:
+    """Yield what was found at each leak of each cohort, of tissue of ``side`` spots a side; ``silent``: without any."""
     people = []
     if kind == "tissue":
         from conformal import cohort
 
         with tempfile.TemporaryDirectory() as folder:
-            people = cohort(Path(folder), AUDITED + APART, 500, shown=("colour",), spots=SIDE)
+            people = cohort(Path(folder), AUDITED + APART, 500, shown=("colour",), spots=side)
     for seed in range(cohorts):
         print(f"{kind}: cohort {seed + 1} of {cohorts}", file=sys.stderr, flush=True)
         with_leak, without = (drawn(80, 250, seed=seed), None) if kind == "drawn" else tissue(people, seed=seed)
@@ -174,7 +175,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 def table(rows: list[tuple[float | str, dict[str, list[float]]]]) -> None:
     """Print one table for each figure, attacks by leaks."""
     leaks = list(dict.fromkeys(leak for leak, _ in rows))
-    for place, what in enumerate(("AUC", "found at 1 %", "found at 0.1 %")):
+    for place, what in enumerate(("AUC", "found at 1 %", "found at 0.1 %", "found at 5 %")):
         values = {
             name: [np.array([row[name][place] for at, row in rows if at == leak]) for leak in leaks]
             for name in rows[0][1]
@@ -228,6 +229,21 @@ def calibration(scale: float) -> None:
             print(f"| {patients}, {leak:g} | {cohorts} | {said} |", flush=True)
 
 
+def quantiles(cohorts: int) -> None:
+    """Print the share of members that are accused at the quantile attack's threshold, where nobody leaks."""
+    print("| patients | cohorts | asked for | threshold of the trees | moved |\n|" + "---|" * 5)
+    for patients, spots in ((6, 115), (20, 40), (80, 25)):
+        shares = []
+        for seed in range(cohorts):
+            one = drawn(patients, spots, seed=50_000 + seed)
+            loss, strangers = one.model(0.0), Strangers(one.known, one.member, one.patients, seed=50_000 + seed)
+            confident = confidence(loss)
+            trees, moved = confident > strangers.quantiles(confident, LEVELS[1]), strangers.scores(loss) > 0
+            shares.append([trees[one.member].mean(), moved[one.member].mean()])
+        said = [f"{m:.3f} ({max(a, 0):.3f} to {b:.3f})" for m, a, b in map(interval, np.array(shares).T)]
+        print(f"| {patients} | {cohorts} | {FALSE_ALARMS:g} | {' | '.join(said)} |", flush=True)
+
+
 def holds(ends: np.ndarray, truth: np.ndarray | float) -> np.ndarray:
     """Return which intervals (..., 2) hold a value, one for each place of the last axis but one or one for all."""
     return (ends[..., 0] <= truth) & (truth <= ends[..., 1])
@@ -239,7 +255,7 @@ def figure(folder: Path, path: Path) -> None:
 
     every = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in ("drawn", "tissue")}
     panels = [("drawn", 0, "drawn: AUC"), ("drawn", 2, "drawn: found at 0.1 %"), ("tissue", 0, "tissue: AUC"),
-              ("tissue", 1, "tissue: found at 1 %")]  # fmt: skip
+              ("tissue", 3, "tissue: found at 5 %")]  # fmt: skip
     with style():
         drawing, axes = canvas(2, 2, figsize=(8.2, 6.4), sharex=True)
         places = np.arange(len(LEAKS))
@@ -252,7 +268,7 @@ def figure(folder: Path, path: Path) -> None:
                 look = {"color": CYCLE[number % len(CYCLE)], "ls": "--" if "offline" in name else "-"}
                 ax.plot(places, mean, marker="osD^vPX"[number], ms=4, lw=1.3, label=name, **look)
                 ax.fill_between(places, low, high, color=look["color"], alpha=0.13, lw=0)
-            ax.axhline(0.5 if place == 0 else (0.01, 0.001)[place - 1], color=INK, lw=0.8)
+            ax.axhline(0.5 if place == 0 else (0.01, 0.001, 0.05)[place - 1], color=INK, lw=0.8)
             ax.set(title=title, ylim=(0.4, 1.02) if place == 0 else (-0.02, 1.02))
             ax.set_xticks(places, [f"{leak:g}" for leak in LEAKS])
         for ax in axes[1]:
@@ -264,8 +280,9 @@ def figure(folder: Path, path: Path) -> None:
 def main() -> None:
     """Print what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=("drawn", "tissue", "calibration", "figure"))
+    parser.add_argument("parts", nargs="+", choices=("drawn", "tissue", "calibration", "quantiles", "figure"))
     parser.add_argument("--cohorts", type=int, default=8, help="for each curve (default: %(default)s)")
+    parser.add_argument("--side", type=int, default=12, help="spots of a side of tissue (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of cohorts of calibration")
     parser.add_argument("--out", type=Path, default=Path("attacks"), help="folder of what the figure is drawn from")
     parser.add_argument("--figure", type=Path, default=Path("attacks.png"))
@@ -273,10 +290,12 @@ def main() -> None:
     for part in asked.parts:
         if part == "calibration":
             calibration(asked.scale)
+        elif part == "quantiles":
+            quantiles(asked.cohorts)
         elif part == "figure":
             figure(asked.out, asked.figure)
         else:
-            rows = list(curves(part, asked.cohorts))
+            rows = list(curves(part, asked.cohorts, asked.side))
             asked.out.mkdir(parents=True, exist_ok=True)
             (asked.out / f"{part}.json").write_text(json.dumps(rows))
             print(f"\n{part}: {asked.cohorts} cohorts, {SHADOWS} shadows; mean (95 % over cohorts) by leak")
