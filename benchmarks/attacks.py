@@ -251,13 +251,15 @@ def holds(ends: np.ndarray, truth: np.ndarray | float) -> np.ndarray:
 
 def figure(folder: Path, path: Path) -> None:
     """Draw AUC by leak of every attack, and the share found at the smallest rate that the cohort allows."""
-    from histocrypt.evaluation.figures import CYCLE, INK, canvas, save, style
+    from PIL import Image
+
+    from histocrypt.evaluation.figures import CYCLE, INK, canvas, log_scale, save, style
 
     every = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in ("drawn", "tissue")}
     panels = [("drawn", 0, "drawn: AUC"), ("drawn", 2, "drawn: found at 0.1 %"), ("tissue", 0, "tissue: AUC"),
               ("tissue", 3, "tissue: found at 5 %")]  # fmt: skip
     with style():
-        drawing, axes = canvas(2, 2, figsize=(8.2, 6.4), sharex=True)
+        drawing, axes = canvas(2, 2, figsize=(6.8, 5.4), sharex=True)
         places = np.arange(len(LEAKS))
         for ax, (kind, place, title) in zip(axes.ravel(), panels, strict=True):
             for number, name in enumerate(every[kind][0][1]):
@@ -265,16 +267,21 @@ def figure(folder: Path, path: Path) -> None:
                     interval(np.array([row[name][place] for at, row in every[kind] if at == leak])) for leak in LEAKS
                 ]
                 mean, low, high = np.array(spans).T
-                look = {"color": CYCLE[number % len(CYCLE)], "ls": "--" if "offline" in name else "-"}
+                look = {"color": [*CYCLE, INK][number], "ls": "--" if "offline" in name else "-"}
                 ax.plot(places, mean, marker="osD^vPX"[number], ms=4, lw=1.3, label=name, **look)
                 ax.fill_between(places, low, high, color=look["color"], alpha=0.13, lw=0)
             ax.axhline(0.5 if place == 0 else (0.01, 0.001, 0.05)[place - 1], color=INK, lw=0.8)
             ax.set(title=title, ylim=(0.4, 1.02) if place == 0 else (-0.02, 1.02))
+            if place == 2:
+                log_scale(ax, "y")
+                ax.set(ylim=(5e-4, 1.1))
             ax.set_xticks(places, [f"{leak:g}" for leak in LEAKS])
         for ax in axes[1]:
-            ax.set_xlabel("leak: share of a residual known by heart")
-        drawing.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, fontsize=8, loc="outside lower center")
+            ax.set_xlabel("leak: share known by heart")
+        drawing.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, fontsize=7.5, loc="outside lower center")
         save(drawing, path)
+    with Image.open(path) as large:
+        large.convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def main() -> None:
