@@ -42,6 +42,7 @@ def test_worth_is_read_off_the_rising_curve():
     noise = np.random.default_rng(0).normal(0, 0.02, (400, 1))
     same = of.worth(sizes, curve, 0.3, draws=(curve + noise, 0.3 + noise[:, 0]))
     assert same.low == same.high == pytest.approx(same.tiles)  # paired: what moves both moves nothing
+    assert str(same) == "32"  # a range that is a point is not told twice
     apart = of.worth(sizes, curve, 0.39, draws=(np.tile(curve, (400, 1)), 0.39 + noise[:, 0]))
     assert apart.low < apart.tiles < apart.high == np.inf
     assert str(apart).endswith("to more than 1000)")
