@@ -1,0 +1,116 @@
+"""The documentation as a site: ``make docs`` writes ``outputs/docs/index.html``, which needs no network to be read.
+
+Three reference pages are made here at each build, so that they cannot differ from the code: the command line from typer,
+the keys of a study from pydantic, and the list of modules from the library. Executed notebooks of the demo are shown
+where ``outputs/demo`` has them.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT / "lib"))
+
+from histocrypt import __version__  # noqa: E402
+
+project, copyright, author, release = "HistoCrypt", "2026, the HistoCrypt authors", "HistoCrypt authors", __version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"HistoCrypt {__version__}"
+html_static_path: list[str] = []
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence"]
+nb_execution_mode = "off"  # notebooks are shown as a run left them
+autosummary_generate = True
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_google_docstring = False
+suppress_warnings = [
+    "myst.header",  # the parts of README start at its second level
+    "myst.xref_missing",  # links to files of the repository, which are no pages
+    "misc.highlighting_failure",
+    "mystnb.unknown_mime_type",
+]
+MADE = DOCS / "reference"
+SHOWN = DOCS / "notebooks"
+
+
+def command_line() -> str:
+    """Return the page of all commands, as typer describes them."""
+    asked = [sys.executable, "-m", "typer", "histocrypt.cli", "utils", "docs", "--name", "histocrypt"]
+    library = {**os.environ, "PYTHONPATH": str(ROOT / "lib")}
+    made = subprocess.run([*asked, "--title", "Commands"], capture_output=True, text=True, check=True, env=library)
+    return made.stdout
+
+
+def study_keys() -> str:
+    """Return the page of all keys of a study file, with types, defaults and descriptions."""
+    from histocrypt.study import Study
+
+    schema = Study.model_json_schema()
+    lines = ["# Keys of a study file", "", "An unknown key is refused with the list of known ones.", ""]
+    for name, part in {"": schema, **schema["$defs"]}.items():
+        lines += [f"## {name or 'Top level'}", "", part.get("description", "").split("\n")[0], ""]
+        lines += ["| key | type | default | what it does |", "|---|---|---|---|"]
+        for key, one in part.get("properties", {}).items():
+            default = repr(one["default"]) if "default" in one and "$ref" not in one else ""
+            said = one.get("description", "").replace("\n", " ").replace("|", "\\|")
+            lines.append(f"| `{key}` | {_kind(one)} | {f'`{default}`' if default else ''} | {said} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _kind(one: dict) -> str:
+    if "$ref" in one:
+        name = one["$ref"].rsplit("/", 1)[-1]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in one:
+        return ", ".join(f"`{value}`" for value in one["enum"])
+    for several in ("anyOf", "oneOf", "allOf"):
+        if several in one:
+            return " or ".join(dict.fromkeys(_kind(each) for each in one[several]))
+    inner = one.get("items")
+    return f"list of {_kind(inner)}" if isinstance(inner, dict) and inner else str(one.get("type", one.get("const", "")))
+
+
+def modules() -> str:
+    """Return the page that lists every module of the library; each gets a page from its docstrings."""
+    root = ROOT / "lib" / "histocrypt"
+    names = [
+        "histocrypt." + ".".join(path.relative_to(root).with_suffix("").parts)
+        for path in sorted(root.rglob("*.py"))
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    listed = "\n".join(f"   {name}" for name in names)
+    return f"Modules\n=======\n\n.. autosummary::\n   :toctree: modules\n\n{listed}\n"
+
+
+def notebooks() -> str:
+    """Copy executed notebooks beside the pages, and return the page that lists them."""
+    shutil.rmtree(SHOWN, ignore_errors=True)
+    SHOWN.mkdir()
+    told = sorted((ROOT / "notebooks").glob("9*_case_*.ipynb"))
+    ran = sorted((ROOT / "outputs" / "demo" / "notebooks").glob("[0-9]*.ipynb"))
+    ran = [path for path in ran if "__" not in path.stem or path.stem.endswith(("__fold_1", "__final"))]
+    for path in [*told, *ran]:
+        shutil.copy(path, SHOWN / path.name)
+    lines = ["# Notebooks, as a run left them", ""]
+    if not ran:
+        lines += ["Run `bash install_host.sh demo` before `make docs`, and the demo's notebooks stand here.", ""]
+    for caption, paths in (("Cases", told), ("The demo study", ran)):
+        if paths:
+            lines += ["```{toctree}", f":caption: {caption}", ":maxdepth: 1", ""]
+            lines += [f"../notebooks/{path.stem}" for path in paths] + ["```", ""]
+    return "\n".join(lines)
+
+
+shutil.rmtree(MADE, ignore_errors=True)
+MADE.mkdir()
+PAGES = {"commands.md": command_line, "study.md": study_keys, "modules.rst": modules, "notebooks.md": notebooks}
+for page, make in PAGES.items():
+    (MADE / page).write_text(make(), encoding="utf-8")
