@@ -299,6 +299,23 @@ def load_spots(
     )
 
 
+def tiles_of(study: Study, fold: Fold, names: Iterable[str], *, side: int | None = None) -> np.ndarray:
+    """Return the tiles of a few spots by name, (n, side, side, 3) uint8, as the fold sees them; no other is read.
+
+    ``names`` are ``"<section>:<barcode>"`` as in `Spots.names`.
+    """
+    from histocrypt.tissue.stain import StainStatistics
+    from histocrypt.tissue.tiles import read_tiles
+
+    run, found = study.run, []
+    reference = StainStatistics.load(run.fold(fold.name) / STAIN)
+    for section, barcode in (name.split(":", 1) for name in names):
+        stain = {"source": StainStatistics.load(run.stain(section)), "reference": reference}
+        own = read_tiles(run.tiles(section), [barcode])[0]
+        found += normalised_chunks(own, method=study.preprocessing.stain, side=side, **stain)
+    return np.concatenate(found)
+
+
 def scaling_of(study: Study, fold: Fold) -> TargetStatistics:
     """Return what puts targets into the loss's units; neutral where the study does not standardise."""
     measured = TargetStatistics.load(study.run.fold(fold.name) / TARGETS)

@@ -102,24 +102,30 @@ def train_fold(study: Study, model: str, fold: str, *, device: str | None = None
     """
     from tqdm.auto import tqdm
 
-    names = list(BASELINES) if model == "baselines" else [model]
-    if names[0] not in MODELS:
-        raise unknown_name("model", model, [*MODELS, "baselines"])
-    split = load_fold(study.run.folds, fold)
-    names = _applicable(study, names)
+    split, names = load_fold(study.run.folds, fold), models_meant(study, model)
     loaded: dict[int | None, FoldData] = {}
     results = []
     for name in tqdm(names, desc=f"baselines {fold}", unit="model", **({"disable": True} if len(names) == 1 else {})):
         side = tile_side(name, study.training_of(name))
         if side not in loaded:
             loaded = {side: load_training(study, split, side=side)}
-        chosen = chosen_elsewhere(study, name) if fold == FINAL else None
-        results.append(train_one(study, name, loaded[side], chosen=chosen, device=device))
+        results.append(train_one(study, name, loaded[side], device=device))
     return results
 
 
-def _applicable(study: Study, names: list[str]) -> list[str]:
-    """Return the models that can be trained: what predicts from depth needs counts in every section."""
+def models_meant(study: Study, model: str) -> list[str]:
+    """Return the models that a name stands for: itself, or for ``baselines`` all of `BASELINES` that can be trained.
+
+    What predicts from depth needs counts in every section.
+
+    Raises
+    ------
+    InputError
+        If the model is unknown, or is alone and cannot be trained.
+    """
+    names = list(BASELINES) if model == "baselines" else [model]
+    if names[0] not in MODELS:
+        raise unknown_name("model", model, [*MODELS, "baselines"])
     uncounted = uncounted_sections(study.run.folds)
     if not uncounted or NEEDS_COUNTS not in names:
         return names
@@ -140,6 +146,7 @@ def fit(
     device: str | None = None,
     folder: Path | None = None,
     seed: int | None = None,
+    on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> tuple[Any, dict[str, Any], np.ndarray | None]:
     """Fit one model on a fold's data; nothing of the test patients is in reach.
 
@@ -153,6 +160,8 @@ def fit(
         Where a network keeps its curves and resumes from.
     seed
         Where not the study's own.
+    on_epoch
+        Called with the curves so far after every epoch of a network.
 
     Returns
     -------
@@ -175,6 +184,7 @@ def fit(
         )
         if settings.replace_over:
             fresh.start = start_of(study, model, data.fold)
+        fresh.on_epoch = on_epoch
         return fresh
 
     learnt = lesson(train)
@@ -300,6 +310,21 @@ def start_of(study: Study, model: str, fold: Fold) -> nn.Module:
     return load_model(study.run.model(teacher, fold.name), device="cpu").predictor.network
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A model fitted on one fold, before anything of who is held out was looked at."""
+
+    model: str
+    predictor: Any
+    chosen: dict[str, Any]
+    """What the validation chose, e.g. epochs or the strength of regularisation."""
+    predicted: np.ndarray | None
+    """(n, k) of the validation spots, in the transforms' units; None without a validation part."""
+    imported: dict[str, Any] | None
+    """What ``model.json`` says of a published network that stands in for the study's own; else None."""
+    seconds: float
+
+
 def train_one(
     study: Study,
     model: str,
@@ -313,15 +338,38 @@ def train_one(
 
     Parameters
     ----------
-    chosen
-        What to use where there is no validation part.
+    chosen, device
+        See `fit_one`.
     keep_state
-        Leave the state that a killed training goes on from, so that a repeated call ends at once with the same bits.
+        See `write_one`.
     """
-    from histocrypt.training.loop import mean_section_pearson
+    return write_one(study, data, fit_one(study, model, data, chosen=chosen, device=device), keep_state=keep_state)
 
+
+def fit_one(
+    study: Study,
+    model: str,
+    data: FoldData,
+    *,
+    chosen: dict[str, Any] | None = None,
+    device: str | None = None,
+    on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> Fitted:
+    """Fit one model on a fold's data; what an earlier fit left is cleared away, but for what a killed one goes on from.
+
+    Parameters
+    ----------
+    chosen
+        What to use where there is no validation part; by default the median of what the other folds chose.
+    device
+        Torch device of networks; the best one if not given.
+    on_epoch
+        Called with the curves so far after every epoch of a network.
+    """
     started = time.monotonic()
     fold, folder = data.fold, study.run.model(model, data.fold.name)
+    if chosen is None and fold.name == FINAL:
+        chosen = chosen_elsewhere(study, model)
     folder.mkdir(parents=True, exist_ok=True)
     stale = [folder / "model.json", *folder.glob("curves*.csv")]
     stale += [study.run.prediction(model, fold.name, part) for part in ("validation", "test")]
@@ -330,13 +378,31 @@ def train_one(
 
     scaling, taken = scaling_of(study, fold), imported_model(study, model, fold)
     if taken is None:
-        predictor, chosen, predicted = fit(study, model, data, chosen=chosen, device=device, folder=folder)
+        how = {"device": device, "folder": folder, "on_epoch": on_epoch}
+        predictor, chosen, predicted = fit(study, model, data, chosen=chosen, **how)
     else:
         predictor, chosen, predicted = taken.predictor, {}, None
         if data.validation is not None:
             predicted = scaling.restore(predictor.predict(data.validation))
+    said = None if taken is None else taken.about
+    return Fitted(model, predictor, chosen, predicted, said, time.monotonic() - started)
+
+
+def write_one(study: Study, data: FoldData, fitted: Fitted, *, keep_state: bool = False) -> TrainResult:
+    """Predict who is held out with a fitted model, and write predictions and model down.
+
+    Parameters
+    ----------
+    keep_state
+        Leave the state that a killed training goes on from, so that a repeated call ends at once with the same bits.
+    """
+    from histocrypt.training.loop import mean_section_pearson
+
+    started, model, predictor, predicted = time.monotonic(), fitted.model, fitted.predictor, fitted.predicted
+    fold, folder = data.fold, study.run.model(model, data.fold.name)
+    scaling = scaling_of(study, fold)
     everyone = data.train if data.validation is None else joined(data.train, data.validation)
-    told = predictor.predictability if taken is None else None
+    told = predictor.predictability if fitted.imported is None else None
     score, written, trust = None, [], training_genes(study, everyone, told, data.panel)
     if predicted is not None:
         score = mean_section_pearson(predicted, data.validation.targets, data.validation.sections)
@@ -348,10 +414,8 @@ def train_one(
         if MODELS[model].has_heads:
             about = said_of(study, model, fold.name, "test")
             write_heads(study.run.heads(model, fold.name), predictor, test, coords=coords_of(study, test), about=about)
-    seconds = time.monotonic() - started
-    about = describe(study, model, data, chosen=chosen, scaling=scaling)
-    if taken is not None:
-        about = taken.about
+    seconds = fitted.seconds + time.monotonic() - started
+    about = fitted.imported or describe(study, model, data, chosen=fitted.chosen, scaling=scaling)
     about |= {"predictability": trust} if trust else {}
     gate = training_gate(study, everyone, checked_options(model, study.options_of(model)).features)
     intervals = training_intervals(everyone, told, scaling)
@@ -361,7 +425,7 @@ def train_one(
     save_model(folder, about, {**predictor.state(), **(gate.state() if gate else {})})
     if not keep_state:
         shutil.rmtree(folder / "last", ignore_errors=True)
-    return TrainResult(model, fold.name, folder, chosen, score, tuple(written), seconds)
+    return TrainResult(model, fold.name, folder, fitted.chosen, score, tuple(written), seconds)
 
 
 def describe(

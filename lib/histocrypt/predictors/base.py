@@ -10,7 +10,7 @@ import numpy as np
 from histocrypt.data.load import Spots
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from anndata import AnnData
 
@@ -36,6 +36,8 @@ class Predictor(ABC):
     """What the auxiliary head predicts: gene ids and their symbols."""
     predictability: Predictability | None = None
     """How well the last fit's kind predicts each output on training sections left out; None: it does not tell."""
+    on_epoch: Callable[[list[dict[str, Any]]], None] | None = None
+    """Called with the curves so far after every epoch, by what is trained in epochs."""
 
     @abstractmethod
     def fit(

@@ -262,6 +262,7 @@ class NetworkPredictor(Predictor):
             state_file=self.folder and self.folder / "last" / f"{stage}.safetensors",
             curves_file=curves,
             label=" ".join(filter(None, (self.model, self.folder and self.folder.name, stage))),
+            on_epoch=self.on_epoch,
         )
         return {"epochs": progress.best_epoch}
 

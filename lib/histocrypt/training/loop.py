@@ -121,6 +121,8 @@ class Trainer:
     """Whatever the result depends on, hashed; a state written under another one is not resumed."""
     label: str | None = None
     """Of the progress bar; None shows none."""
+    on_epoch: Callable[[list[dict[str, float | int | None]]], None] | None = None
+    """Called after every epoch with the curves so far, for who looks on."""
     setting: str = "training.learning_rate"
     """What to lower where training diverges."""
 
@@ -211,6 +213,8 @@ class Trainer:
                         keep(self.state_file, self.fingerprint, parts, progress)
                     kept = time.monotonic()
                     pause = (kept - begun) / KEEPING
+                if first and self.on_epoch is not None:
+                    self.on_epoch(progress.curves)
                 distributed.wait()
         if self.patience is not None and progress.epoch and not progress.best_epoch:
             raise self._diverged("no epoch gave numbers on the validation part")
