@@ -18,6 +18,7 @@ NOTEBOOKS = sorted((paths.repository() / "notebooks").glob("*.ipynb"))
 
 PARAMETERS = {
     "00_data": {},
+    "05_your_own_model": {"epochs": 1},
     "10_eda": {},
     "20_preprocessing": {"section": "S_2", "tiles_shown": 3},
     "22_folds": {},

@@ -312,6 +312,31 @@ SEVERAL = "histocrypt.predictors.seeds:SeedAverage"
 """What trains a network with several seeds and predicts the mean."""
 
 
+def register(name: str, network: type, *, title: str) -> None:
+    """Register a network of one's own for this process, e.g. a class written in a notebook's cell.
+
+    Parameters
+    ----------
+    name
+        What studies call it.
+    network
+        A `torch.nn.Module` that takes the number of outputs and maps (B, 3, S, S) to (B, k); ``input_px`` is S.
+    title
+        What people read.
+
+    Raises
+    ------
+    InputError
+        If the name is that of another model, or the network does not say its ``input_px``.
+    """
+    target = f"{network.__module__}:{network.__qualname__}"
+    if name in STACKS or (name in MODELS and MODELS[name].target != target):
+        raise InputError("is the name of another model", field="name", value=name, fix="choose another name")
+    if not isinstance(getattr(network, "input_px", None), int):
+        raise InputError("does not say the side of its tiles", field="input_px", expected="a number of pixels")
+    MODELS[name] = Entry(target, "network", title)
+
+
 def model_class(name: str) -> type:
     """Return the class of a registered predictor, importing its module now."""
     if name not in MODELS:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 SET_BY_WORKFLOW = {"study", "section", "model", "fold", "unfinished", "generator", "asked", "prediction", "truth"}
 """Notebook parameters that the workflow itself fills in, or leaves: a file from elsewhere is no part of a run."""
-APART = ("00_data",)
-"""Notebooks that no run executes: a person opens them before there is anything to run."""
+APART = ("00_data", "05_your_own_model")
+"""Notebooks that no run executes: a person opens them."""
 
 Values = dict[str, str | bool]
 """The notebook parameters that tell a job from the others of its stage, in the order of its name."""
