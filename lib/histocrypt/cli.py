@@ -119,6 +119,19 @@ def check(
 
 
 @app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the study.")],
+    sections: Annotated[list[str], typer.Argument(metavar="SECTIONS...", help="Section files, folders or globs.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Study file; default NAME.yaml.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a commented study file for sections of your own."""
+    from histocrypt.explore.new_study import new_study
+
+    typer.echo(new_study(name, sections, output=output, overwrite=overwrite))
+
+
+@app.command()
 def run(
     study: Annotated[Path, typer.Argument(help="Study file, e.g. studies/demo.yaml.")],
     cores: Annotated[int, typer.Option(help="Cores to use; 0 means all.")] = 0,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import zipfile
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +25,16 @@ LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".npy", ".json")
 PICKLES = (".pkl", ".pickle", ".p")
 HEADERS = {"gene", "genes", "gene_id", "gene_ids", "gene_name", "gene_names", "ensembl", "ensembl_id", "id", "name"}
 SYMBOL_TABLE = re.compile(r"ensembl.*\.(tsv|csv)$|symbol.*\.(tsv|csv)$", re.IGNORECASE)
+MOST_FOLDERS = 2000
+"""Looked into before a folder counts as something else: the parent of a mistyped path may be a whole disk."""
 
 
 def _is_st_array(folder: Path) -> bool:
     """Return whether a folder holds spots as npz files."""
-    return any(TILE_NAME.match(path.stem) for path in _counts_folder(folder).rglob("*.npz"))
+    for _, _, files in islice(os.walk(_counts_folder(folder)), MOST_FOLDERS):  # passes by what may not be read
+        if any(name.endswith(".npz") and TILE_NAME.match(name.removesuffix(".npz")) for name in files):
+            return True
+    return False
 
 
 def _sections_in(folder: Path) -> list[SectionFiles]:
