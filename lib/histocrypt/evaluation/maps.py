@@ -107,6 +107,7 @@ def side_by_side(
     image: np.ndarray | None,
     diameter: float | None = None,
     opacity: float = FADED,
+    residual: bool = True,
 ) -> Figure:
     """Draw the section's picture beside measured, predicted and residual maps of a few genes.
 
@@ -126,12 +127,14 @@ def side_by_side(
         Diameter of a spot, in units of ``coords``; None draws them so large that they nearly touch.
     opacity
         Of the picture under the spots, 0 to 1.
+    residual
+        Whether a last column shows predicted less measured values.
     """
     low, high = window(coords, spacing)
     aspect = (high[1] - low[1]) / (high[0] - low[0])
-    width = 7.4 / (3 if image is None else 4)
+    columns = 2 + residual + (image is not None)
+    width = 7.4 / columns
     with style():
-        columns = 3 + (image is not None)
         figure, axes = canvas(
             len(panels), columns, figsize=(7.4, len(panels) * (width * aspect * 0.8 + 0.12) + 0.3), squeeze=False
         )
@@ -141,14 +144,16 @@ def side_by_side(
             look = {"diameter": diameter or TOUCHING * spacing, "image": image, "opacity": opacity}
             if image is not None:
                 row[0].imshow(image, interpolation="bilinear")
-            spot_map(row[-3], coords, true, limits=(least, most), bar=False, **look)
-            spot_map(row[-2], coords, predicted, limits=(least, most), **look)
-            spot_map(row[-1], coords, predicted - true, limits=(-reach, reach), cmap=RESIDUALS, **look)
+            first = int(image is not None)
+            spot_map(row[first], coords, true, limits=(least, most), bar=False, **look)
+            spot_map(row[first + 1], coords, predicted, limits=(least, most), **look)
+            if residual:
+                spot_map(row[-1], coords, predicted - true, limits=(-reach, reach), cmap=RESIDUALS, **look)
             for one in row:
                 frame(one, low, high)
             row[0].set_ylabel(panel["title"], fontsize=9, **({"color": MUTED} if panel.get("doubted") else {}))
             scale_bar(row[0], low, high, um_per_unit)
-        names = ["H&E"] * (image is not None) + ["measured", "predicted", "predicted − measured"]
+        names = ["H&E"] * (image is not None) + ["measured", "predicted", "predicted − measured"][: 2 + residual]
         for one, name in zip(axes[0], names, strict=True):
             one.set_title(name, fontsize=9)
     return figure

@@ -49,6 +49,35 @@ METRIC_WORDS = {
     ),
 }
 """The glossary's term and its meaning, for every metric in `METRICS`."""
+MODEL_WORDS = {
+    "mean_profile": "Predicts each {one}’s training mean at every spot: a constant predictor.",
+    "depth_only": "Predicts from the spot’s own total counts, which no image shows.",
+    "colour_ridge": "A linear model (ridge: with shrunken weights) of the average colours of a tile.",
+    "encoder_ridge": "The same on the output of a network that was trained on other pictures and stays as it is.",
+    "knn": "The mean of the most similar training tiles (k nearest neighbours), by that network’s output.",
+    "fusion_ridge": "One linear model of colour, nuclei, tissue and network layers, of a tile and its surroundings.",
+    "vision_mlp": "A convolutional network that looks at a tile, its quarters and its centre.",
+    "resnet18": "A residual network of 18 layers, trained on the tiles.",
+    "fhe_cnn": "A convolutional network whose activations are squares, so that it runs on encrypted tiles.",
+    "fhe_head": "A linear model on a frozen network’s output, evaluated on encrypted features.",
+    "fhe_resnet18": "ResNet-18 with squares for activations, for encryption with bootstrapping.",
+    "he2gene": "One network for the panel, all other genes and a tumour label.",
+    "stem": "A diffusion model that draws many possible values for each spot.",
+    "stacking_mlp": "A small network that combines the predictions of the other models.",
+    "rank_average": "The mean of the other models’ ranks; it learns nothing.",
+}
+"""The glossary's line for every model a page may show."""
+ATTACK_WORDS = {
+    "loss threshold": "Takes a small error for a sign that a patient was trained on.",
+    "calibrated": "Compares the error with that of models that did not see the patient.",
+    "LiRA": "Likelihood ratio: how likely the error is with and without the patient, by models of both kinds.",
+    "RMIA": "Asks how many strangers the patient’s likelihood ratio exceeds.",
+    "quantile": "Compares the error with a high quantile of similar strangers’ errors.",
+    "learned": "A classifier trained on models whose members are known.",
+    "denoising loss": "Takes a generator’s small error in a tile’s noise for membership.",
+    "closest record": "Looks for drawn tiles that lie near a patient’s.",
+}
+"""The glossary's line for an attack, by how its name begins."""
 CEILING_WORDS = {
     NOISE_CEILING: (
         "Noise ceiling",

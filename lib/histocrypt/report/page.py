@@ -136,7 +136,12 @@ def _content(study: Study, scores: Scores, folds: list[dict[str, Any]], shown: C
             for name, (term, words) in {**wording.METRIC_WORDS, **wording.CEILING_WORDS}.items()
             if name in METRICS or (limited and name in wording.CEILING_WORDS)
         ]
-        + ([tuple(words.format(many=terms.many) for words in wording.TRUST_WORDS)] if len(scores.trust) else []),
+        + ([tuple(words.format(many=terms.many) for words in wording.TRUST_WORDS)] if len(scores.trust) else [])
+        + [
+            (title_of(name), words.format(one=terms.one))
+            for name, words in wording.MODEL_WORDS.items()
+            if name in scores.models
+        ],
         "left_out": {m: {"title": title_of(m), "why": why} for m, why in scores.notes.get("left_out", {}).items()},
         "transforms": [_transform(scores, name) for name in scores.transforms],
         "main_words": wording.TRANSFORM_WORDS.get(main, main),
@@ -431,8 +436,10 @@ def _pictures(
         name: None if figure is None else embed(figures.save(figure, run.evaluation / f"{name}.svg"))
         for name, figure in drawn.items()
     }
-    shown, about = _maps(study, scores, best, sections)
-    return addresses | {"maps": embed(figures.save(shown, run.evaluation / "maps.png")), "maps_about": about}
+    strip, shown, about = _maps(study, scores, best, sections)
+    drawn = {"strip": strip, "maps": shown}
+    saved = {name: embed(figures.save(figure, run.evaluation / f"{name}.png")) for name, figure in drawn.items()}
+    return addresses | saved | {"maps_about": about}
 
 
 def training_curves(study: Study, folds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -446,8 +453,13 @@ def training_curves(study: Study, folds: list[dict[str, Any]]) -> dict[str, dict
     return curves
 
 
-def _maps(study: Study, scores: Scores, best: str, sections: Mapping[str, AnnData]) -> tuple[Any, str]:
-    """Map the best, the median and the worst gene, ranked before the test, in the section with the median score."""
+def _maps(study: Study, scores: Scores, best: str, sections: Mapping[str, AnnData]) -> tuple[Any, Any, str]:
+    """Map the best, the median and the worst gene, ranked before the test, in the section with the median score.
+
+    Returns
+    -------
+    The best alone, for the top of the page; all three; and what they are of.
+    """
     main = scores.transforms[0]
     rows = scores.sections
     mine = rows[(rows["model"] == best) & (rows["transform"] == main)].sort_values("pearson")
@@ -470,8 +482,11 @@ def _maps(study: Study, scores: Scores, best: str, sections: Mapping[str, AnnDat
     um_per_px = float(as_mapping(section.uns.get("preprocessing")).get("um_per_px", 1.0))
     coords = pair.coords * scale
     spacing = spot_pitch(coords)
-    figure = maps.side_by_side(panels, coords, um_per_unit=um_per_px / scale, spacing=spacing, image=image)
-    return figure, f"Section {name} of patient {typical['patient']}, predicted by {title_of(best)}"
+    look = {"um_per_unit": um_per_px / scale, "spacing": spacing, "image": image}
+    top = [panels[0] | {"title": panels[0]["title"].replace(" (best)", "")}]
+    strip = maps.side_by_side(top, coords, residual=False, **look)
+    figure = maps.side_by_side(panels, coords, **look)
+    return strip, figure, f"Section {name} of patient {typical['patient']}, predicted by {title_of(best)}"
 
 
 def _viewer(study: Study, scores: Scores, best: str) -> dict[str, Any]:

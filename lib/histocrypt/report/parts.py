@@ -43,6 +43,7 @@ VERDICTS = {
     "below chance": "worse than guessing",
     "not found": "none found by this attack",
 }
+"""The gravest first."""
 
 
 def parts_of(study: Study, scores: Scores, folds: list[dict[str, Any]]) -> dict[str, bool]:
@@ -281,7 +282,10 @@ def _score(row: dict[str, Any], key: str) -> dict[str, float] | None:
 
 
 def audit(study: Study) -> dict[str, Any] | None:
-    """Return what the page shows of the audit: each question with its answer and controls, and where the cards are."""
+    """Return what the page shows of the audit: each question with its answer and controls, and where the cards are.
+
+    ``gravest`` holds one question of each thing, ``rows`` all.
+    """
     folder = _newest(study, "audit")
     if folder is None:
         return None
@@ -289,7 +293,14 @@ def audit(study: Study) -> dict[str, Any] | None:
     rows = [{**row, "words": VERDICTS[row["verdict"]]} for row in said["rows"]]
     cards = {name: f"audit/{folder.name}/{file}" for name, file in said["cards"].items()}
     pictures = {name: folder / f"{name}.png" for name in PRIVACY_PICTURES["audit"]}
-    return {**said, "rows": rows, "cards": cards, "pictures": _embedded(pictures)}
+    order, gravest = list(VERDICTS), {}
+    for row in sorted(rows, key=lambda row: order.index(row["verdict"])):
+        gravest.setdefault(row["thing"], row)
+    first = [gravest[name] for name in dict.fromkeys(row["thing"] for row in rows)]
+    words = {
+        name: meaning for name, meaning in wording.ATTACK_WORDS.items() if any(name in row["attack"] for row in rows)
+    }
+    return {**said, "rows": rows, "gravest": first, "words": words, "cards": cards, "pictures": _embedded(pictures)}
 
 
 def _newest(study: Study, part: str) -> Path | None:
