@@ -36,6 +36,7 @@ PARAMETERS = {
     "70_evaluation": {},
     "72_viewer": {},
     "74_after_prediction": {"draws": 3},
+    "90_case_breast": {"model": "colour_ridge"},
 }
 
 
@@ -56,8 +57,12 @@ def test_form(path: Path):
     assert notebook.cells[-1].source.startswith("Written: ")
     for cell in code:
         assert len(cell.source.splitlines()) <= 10, cell.source
-        assert not cell.outputs or "NBVAL_CHECK_OUTPUT" in cell.source
-        assert bool(cell.execution_count) == bool(cell.outputs)
+        if path.stem.startswith("9"):  # a case is kept as a run left it
+            assert cell.execution_count
+        else:
+            assert not cell.outputs or "NBVAL_CHECK_OUTPUT" in cell.source
+            assert bool(cell.execution_count) == bool(cell.outputs)
+    assert path.stat().st_size < 2_000_000
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

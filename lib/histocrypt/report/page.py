@@ -108,7 +108,7 @@ def _content(study: Study, scores: Scores, folds: list[dict[str, Any]], shown: C
     best = wording.best_model(scores, main)
     some = shown_sections(scores, best, main)
     data = data_tables(study, sections, some)
-    pictures = _pictures(study, scores, folds, sections, data.pop("patients"))
+    pictures = _pictures(study, scores, folds, data.pop("patients"))
     beyond, drawn = parts.beyond_panel(study, sections, folds) if "Beyond the panel" in shown else (None, {})
     for name, figure in drawn.items():
         pictures[f"multitask_{name}"] = embed(figures.save(figure, run.evaluation / f"multitask_{name}.png"))
@@ -418,9 +418,7 @@ def _genes(scores: Scores, transform: str, best: str) -> dict[str, Any]:
     return {"top": records[:few], "bottom": records[-few:][::-1], "n": len(mine), "above_colour": above}
 
 
-def _pictures(
-    study: Study, scores: Scores, folds: list[dict], sections: Mapping[str, AnnData], patients: dict[str, str]
-) -> dict[str, str | None]:
+def _pictures(study: Study, scores: Scores, folds: list[dict], patients: dict[str, str]) -> dict[str, str | None]:
     """Draw the page's figures into ``evaluation/`` and return them as addresses, by name."""
     run, main = study.run, scores.transforms[0]
     best = wording.best_model(scores, main)
@@ -436,7 +434,7 @@ def _pictures(
         name: None if figure is None else embed(figures.save(figure, run.evaluation / f"{name}.svg"))
         for name, figure in drawn.items()
     }
-    strip, shown, about = _maps(study, scores, best, sections)
+    strip, shown, about = section_maps(study, scores, best)
     drawn = {"strip": strip, "maps": shown}
     saved = {name: embed(figures.save(figure, run.evaluation / f"{name}.png")) for name, figure in drawn.items()}
     return addresses | saved | {"maps_about": about}
@@ -453,19 +451,27 @@ def training_curves(study: Study, folds: list[dict[str, Any]]) -> dict[str, dict
     return curves
 
 
-def _maps(study: Study, scores: Scores, best: str, sections: Mapping[str, AnnData]) -> tuple[Any, Any, str]:
+def section_maps(study: Study, scores: Scores, best: str, *, patient: str = "") -> tuple[Any, Any, str]:
     """Map the best, the median and the worst gene, ranked before the test, in the section with the median score.
+
+    Parameters
+    ----------
+    best
+        The model.
+    patient
+        Whose sections are looked at; empty: everybody's.
 
     Returns
     -------
-    The best alone, for the top of the page; all three; and what they are of.
+    The best alone, without residuals; all three; and what they are of.
     """
     main = scores.transforms[0]
     rows = scores.sections
     mine = rows[(rows["model"] == best) & (rows["transform"] == main)].sort_values("pearson")
+    mine = mine[mine["patient"] == patient] if patient else mine
     typical = mine.iloc[len(mine) // 2]
     name, fold = typical["section"], typical["fold"]
-    section = sections[name]
+    section = read_h5ad(study.run.section(name), what="cleaned section")
     pair = join(PredictionFile(study.run.prediction(best, fold)).of(name), section, name, transforms=[main])
     table = scores.by_gene(main)
     table = table[(table["model"] == best) & (table["section"] == name)].set_index("gene")

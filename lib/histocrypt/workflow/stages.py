@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 SET_BY_WORKFLOW = {"study", "section", "model", "fold", "unfinished", "generator", "asked", "prediction", "truth"}
 """Notebook parameters that the workflow itself fills in, or leaves: a file from elsewhere is no part of a run."""
-APART = ("00_data", "05_your_own_model")
-"""Notebooks that no run executes: a person opens them."""
+APART = ("00_data", "05_your_own_model", "90_case_breast")
+"""Notebooks that no run executes: a person opens them, or `notebooks/cases.sh` makes them again."""
 
 Values = dict[str, str | bool]
 """The notebook parameters that tell a job from the others of its stage, in the order of its name."""
