@@ -7,7 +7,7 @@ import histocrypt
 
 LIBRARY = Path(histocrypt.__path__[0])
 FLOORS = (
-    {"errors", "files", "hdf5", "kinds", "paths", "machine", "torchvision_ops", "scratch", "http"},
+    {"errors", "files", "hdf5", "kinds", "paths", "machine", "torchvision_ops", "scratch", "http", "onward"},
     {"spatial", "options", "correlation"},
     {"sections"},
     {"tissue"},

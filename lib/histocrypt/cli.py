@@ -12,6 +12,7 @@ import typer
 from histocrypt import __version__
 from histocrypt.encrypted import commands as fhe
 from histocrypt.errors import InputError
+from histocrypt.onward import onward
 from histocrypt.paths import use_weights, use_writable_caches
 from histocrypt.serve.commands import serve
 
@@ -101,6 +102,7 @@ def doctor(weights: Weights = None) -> None:
     use_weights(weights)
     findings = examine()
     typer.echo(render(findings))
+    onward("histocrypt run studies/demo.yaml, or histocrypt new NAME SECTIONS... for sections of your own")
     raise typer.Exit(1 if any(finding.status == "broken" for finding in findings) else 0)
 
 
@@ -115,6 +117,8 @@ def check(
 
     table = check_sections(files, bin_um=bin_um)
     typer.echo(render(table, as_json=json))
+    study = next((one for one in files if one.endswith((".yaml", ".yml"))), None)
+    onward(f"histocrypt run {study} --dry-run" if study else f"histocrypt new NAME {' '.join(files)}")
     raise typer.Exit(2 if any(row.unusable for row in table) else 0)
 
 
@@ -311,6 +315,7 @@ def predict(
         anyway=anyway,
     )
     typer.echo(said)
+    onward(f"histocrypt map {output}, or histocrypt export {output} -o OUT.geojson --to geojson")
 
 
 def _predict_many(
@@ -528,6 +533,7 @@ def demo_tissue(
 
     for path in write_demo(folder, n_sections=sections, seed=seed, overwrite=overwrite):
         typer.echo(path)
+    onward(f"histocrypt new NAME {folder}")
 
 
 def _joined_parameters(arguments: list[str]) -> list[str]:

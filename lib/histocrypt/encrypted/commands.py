@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from histocrypt.onward import onward
+
 app = typer.Typer(
     help="Encrypted inference between two parties. Model owner: compile. Key owner: check, keygen, encrypt, decrypt. "
     "Evaluator: evaluate. Over a network: serve, token, send. For who decides: card, signing-key, verify-card.",
@@ -47,6 +49,7 @@ def compile_(
     from histocrypt.encrypted.compile import compile_model
 
     typer.echo(compile_model(model, output, looks=looks))
+    onward(f"give {output / 'client.json'} to the hospital; there: histocrypt fhe keygen --client client.json -o keys")
 
 
 @app.command()
@@ -62,6 +65,7 @@ def keygen(
     from histocrypt.encrypted.key_owner import keygen
 
     typer.echo(keygen(client, output, spots=spots, form=form))
+    onward(f"histocrypt fhe encrypt SECTION --keys {output} -o request")
 
 
 @app.command()
@@ -82,6 +86,10 @@ def encrypt(
 
     how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel, "anyway": anyway}
     typer.echo(encrypt_section(section, keys, output, skip_out_of_range=skip_out_of_range, spots=spots, **how))
+    onward(
+        f"give {output} and {keys / 'evaluation.keys'} to the evaluator; there: histocrypt fhe evaluate {output.name} "
+        "--bundle BUNDLE --evaluation-keys evaluation.keys -o response"
+    )
 
 
 @app.command()
@@ -116,6 +124,7 @@ def evaluate(
     from histocrypt.encrypted.evaluator import evaluate_request
 
     typer.echo(evaluate_request(request, bundle, evaluation_keys, output, workers=workers))
+    onward(f"give {output} back; there: histocrypt fhe decrypt {output.name} --keys KEYS -o PRED.h5ad")
 
 
 @app.command()
@@ -130,6 +139,7 @@ def decrypt(
     from histocrypt.encrypted.key_owner import decrypt_response
 
     typer.echo(decrypt_response(response, keys, output, noise=noise, overwrite=overwrite))
+    onward(f"histocrypt map {output}")
 
 
 @app.command()
@@ -221,6 +231,7 @@ def send(
     how = {"image": image, "um_per_px": um_per_px, "bin_um": bin_um, "panel": panel}
     how |= {"skip_out_of_range": skip_out_of_range, "overwrite": overwrite, "anyway": anyway}
     typer.echo(send_section(section, server=server, keys=keys, output=output, noise=noise, spots=spots, **line, **how))
+    onward(f"histocrypt map {output}")
 
 
 @app.command()
