@@ -152,7 +152,7 @@ def run(
     ] = False,
     weights: Weights = None,
 ) -> None:
-    """Run a study from section files to report; resume what an interruption left."""
+    """Run a study from section files to report; run it again after an interruption."""
     from histocrypt.workflow.run import run_study
 
     use_weights(weights)
@@ -471,7 +471,7 @@ def trust(
     if len(labelled) != len(counts):
         value, expected = f"{len(labelled)} and {len(counts)}", "--labelled and --counts, one for each other"
         raise InputError(
-            "labelled predictions and sections are not as many", field="--counts", value=value, expected=expected
+            "labelled predictions and sections differ in number", field="--counts", value=value, expected=expected
         )
     how = {"units": units, "bin_um": bin_um, "overwrite": overwrite}
     typer.echo(trust_from_labelled(prediction, list(zip(labelled, counts, strict=True)), output, **how))

@@ -186,7 +186,7 @@ def memorised(
         if not len(part):
             raise InputError(f"there is no {name} image to compare")
     if not 0 < quantile < 1:
-        raise InputError("is no share", field="quantile", value=quantile, expected="between 0 and 1")
+        raise InputError("must be a share", field="quantile", value=quantile, expected="between 0 and 1")
     if (patients == "").any():
         nobody = str(records[patients == ""][0])
         raise InputError("a training image has no patient, and memorisation is counted by patient", value=nobody)

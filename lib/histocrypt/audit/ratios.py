@@ -63,7 +63,7 @@ def likelihood_ratio(
     if variance not in ("own", "shared"):
         raise unknown_name("variance", variance, ["own", "shared"])
     if not 0 <= a <= 1:
-        raise InputError("is no share", field="a", value=a, expected="0 to 1")
+        raise InputError("must be a share", field="a", value=a, expected="0 to 1")
     loss, outside = np.asarray(loss, dtype=np.float64), np.asarray(loss_out, dtype=np.float64)
     known = np.isfinite(outside)
     needed(known.any(axis=0), "shadow model of each kind")

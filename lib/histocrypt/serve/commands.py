@@ -19,7 +19,7 @@ def serve(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="Lines NAME TOKEN, a client each; made if missing. Default: ~/.config/histocrypt/serve.tokens."
+            help="Lines NAME TOKEN, one per client; made if missing. Default: ~/.config/histocrypt/serve.tokens."
         ),
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate (PEM).")] = None,

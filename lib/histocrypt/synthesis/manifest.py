@@ -293,7 +293,7 @@ def write_manifest(path: str | Path, records: Sequence[Record]) -> None:
     Raises
     ------
     InputError
-        If an id stands twice, or a file lies outside the manifest's folder.
+        If an id appears twice, or a file lies outside the manifest's folder.
     """
     path = Path(path)
     _check_unique(records, path)
@@ -561,7 +561,7 @@ def _confined(given: Any, folder: Path, *, allow_outside: bool) -> Path:
 def _check_unique(records: Sequence[Record], path: Path) -> None:
     name, times = Counter(record.id for record in records).most_common(1)[0] if records else ("", 0)
     if times > 1:
-        raise InputError("stands twice", file=path, field=f"record {name}", expected="every id once")
+        raise InputError("appears twice", file=path, field=f"record {name}", expected="every id once")
 
 
 def _named(folder: Path) -> set[Path]:
