@@ -1,3 +1,3 @@
 """HistoCrypt: private prediction of spatial gene expression from H&E histology."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -13,7 +13,7 @@ from histocrypt import __version__
 from histocrypt.encrypted import commands as fhe
 from histocrypt.errors import InputError
 from histocrypt.onward import onward
-from histocrypt.paths import use_weights, use_writable_caches
+from histocrypt.paths import settle, use_weights, use_writable_caches
 from histocrypt.serve.commands import serve
 
 app = typer.Typer(
@@ -566,6 +566,7 @@ def _refuse(sentence: str) -> NoReturn:
 def main() -> None:
     """Entry point: user mistakes become one sentence and exit code 2."""
     try:
+        settle()
         use_writable_caches()
         arguments = sys.argv[1:]
         if arguments[:2] in (["fhe", "evaluate"], ["fhe", "serve"], ["fhe", "keygen"]) and len(arguments) > 2:

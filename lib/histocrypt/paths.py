@@ -22,8 +22,23 @@ from pathlib import Path
 
 
 def repository() -> Path:
-    """Return the root of the checkout: the folder that holds ``notebooks/`` and ``workflow/``."""
-    return Path(__file__).resolve().parents[2]
+    """Return the folder that holds ``notebooks/`` and ``workflow/``: the clone, or what a wheel brought along."""
+    library = Path(__file__).resolve().parent
+    brought = library / "checkout"
+    return brought if brought.is_dir() else library.parents[1]
+
+
+def _home() -> Path:
+    """Return where data and outputs lie unless told otherwise: the clone; outside one, the current folder."""
+    return repository() if (repository() / "pyproject.toml").is_file() else Path.cwd()
+
+
+def settle() -> None:
+    """Outside a clone, tell all processes of a run where data and outputs lie: its jobs run in other folders."""
+    if (repository() / "pyproject.toml").is_file():
+        return
+    os.environ.setdefault("HISTOCRYPT_DATA", str(data()))
+    os.environ.setdefault("HISTOCRYPT_OUTPUTS", str(outputs()))
 
 
 def _folder(variable: str, default: Path) -> Path:
@@ -32,12 +47,12 @@ def _folder(variable: str, default: Path) -> Path:
 
 def data() -> Path:
     """Return the folder of real sections (it may be absent)."""
-    return _folder("HISTOCRYPT_DATA", repository() / ".." / "shared" / "data")
+    return _folder("HISTOCRYPT_DATA", _home() / ".." / "shared" / "data")
 
 
 def outputs() -> Path:
     """Return the folder that holds one run folder per study."""
-    return _folder("HISTOCRYPT_OUTPUTS", repository() / "outputs")
+    return _folder("HISTOCRYPT_OUTPUTS", _home() / "outputs")
 
 
 def cache() -> Path:
