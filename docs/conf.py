@@ -75,7 +75,9 @@ def _kind(one: dict) -> str:
         if several in one:
             return " or ".join(dict.fromkeys(_kind(each) for each in one[several]))
     inner = one.get("items")
-    return f"list of {_kind(inner)}" if isinstance(inner, dict) and inner else str(one.get("type", one.get("const", "")))
+    if isinstance(inner, dict) and inner:
+        return f"list of {_kind(inner)}"
+    return str(one.get("type", one.get("const", "")))
 
 
 def modules() -> str:
