@@ -1,8 +1,8 @@
 """The documentation as a site: ``make docs`` writes ``outputs/docs/index.html``, which needs no network to be read.
 
-Three reference pages are made here at each build, so that they cannot differ from the code: the command line from typer,
-the keys of a study from pydantic, and the list of modules from the library. Executed notebooks of the demo are shown
-where ``outputs/demo`` has them.
+Three reference pages are made here at each build, so that they cannot differ from the code: the command line from
+typer, the keys of a study from pydantic, and the list of modules from the library. Executed notebooks of the demo are
+shown where ``outputs/demo`` has them.
 """
 
 import os
