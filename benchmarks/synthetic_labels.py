@@ -94,7 +94,7 @@ def report(study: object, sets: dict[str, Pairs], validation: Pairs, judged: Pai
     spread = {name: looked[name]["encoder"].std(axis=0) for name in ("real", "synthetic")}
     alive = spread["real"] > 1e-3
     print(f"spread of features: {np.median(spread['synthetic'][alive] / spread['real'][alive]):.2f} of real")
-    found = label_probabilities(sets, validation, judged, looked=looked)
+    found, _ = label_probabilities(sets, validation, judged, looked=looked)
     blocks = pipeline.blocks_of(study, judged)
     scores, drawn = judge({}, found, judged, blocks=blocks, draws=400, seed=study.seed)
     for name in ROWS:

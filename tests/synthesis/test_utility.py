@@ -14,7 +14,7 @@ from histocrypt.files import read_json
 from histocrypt.synthesis import segmentation, utility
 from histocrypt.synthesis import utility as plain
 from histocrypt.synthesis.segmentation import SegmenterPlan
-from histocrypt.synthesis.utility import balanced_accuracy, judge, macro_auc
+from histocrypt.synthesis.utility import balanced_accuracy, judge, macro_auc, sight_words
 
 PLAN = SegmenterPlan(options={"width": 8, "depth": 2}, batch=8)
 
@@ -87,6 +87,7 @@ def test_the_table_from_end_to_end(toy_table):
     assert list(table.index) == [*list(utility.TITLES)[:3], "real_8", *list(utility.TITLES)[3:], "colour_8"]
     assert table.loc["real_8", ["role", "images"]].tolist() == ["curve", 8]
     assert np.isfinite(table.loc["colour_8", "auc"])
+    assert table.loc[["real", "synthetic", "both", "colour_synthetic"], "auc_validation"].between(0, 1).all()
     assert np.isnan(table.loc["colour_8", "mean_dice"])
     assert isinstance(table.loc["synthetic", "mean_dice_worth"], str)
     assert table.loc["real", "mean_dice_worth"] is None
@@ -109,6 +110,20 @@ def test_the_table_from_end_to_end(toy_table):
     again = pd.DataFrame(read_json(folder / "utility.json")["rows"]).set_index("trained_on")
     pd.testing.assert_frame_equal(again[numbers].astype(float), table[numbers].astype(float))
     assert (folder / "segmenter_synthetic" / "segmenter.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "colour", "named"),
+    [
+        (0.9, 0.6, "read by the encoder"),
+        (0.4, 0.8, "by their colours alone"),
+        (0.4, 0.5, "neither"),
+        (np.nan, 0.8, "No"),
+    ],
+)
+def test_validation_images_say_by_which_sight_labels_are_to_be_told(encoder, colour, named):
+    table = pd.DataFrame({"auc_validation": {"synthetic": encoder, "colour_synthetic": colour}})
+    assert named in sight_words(table)
 
 
 def test_a_set_of_one_class_has_masks_to_learn_from_but_no_labels(tmp_path):

@@ -71,6 +71,8 @@ SHADES = 32
 """Shades of each channel that the table of colours tells apart."""
 PIXELS = 60_000
 """Drawn to fit the table: a pixel more changes little."""
+LEAST_SIGHT = 0.55
+"""AUC on validation images up to which a sight is no better than a guess."""
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
 """C of the logistic regression, of which the best on the validation images is taken."""
 UNCHOSEN = 0.01
@@ -115,6 +117,8 @@ class Classifier:
     mean: np.ndarray
     sd: np.ndarray
     regression: Any
+    validated: float = float("nan")
+    """AUC on the validation images; NaN where there were none, or of one class."""
 
     def probabilities(self, features: np.ndarray, sections: np.ndarray | None = None) -> np.ndarray:
         """Return (n, classes) probabilities; 0 for a class that training did not see. ``sections`` as in fitting."""
@@ -177,7 +181,10 @@ def fit_classifier(
         likely = np.log(np.maximum(probability[np.arange(len(truth)), truth], 1e-6)).mean()
         return balanced_accuracy_score(truth, probability.argmax(axis=1)), float(likely)
 
-    return max((fitted(penalty) for penalty in PENALTIES), key=score)
+    best = max((fitted(penalty) for penalty in PENALTIES), key=score)
+    truth = np.array([classes.index(name) for name in validation[1].tolist()])
+    auc = macro_auc(truth, best.probabilities(validation[0], validation[2]), np.ones(len(truth)))
+    return replace(best, validated=auc)
 
 
 def judge(
@@ -335,7 +342,7 @@ def utility_table(
         ``title``, ``role``, ``images``, ``steps``; then each score with ``_low`` and ``_high``: ``dice_<level>``,
         ``mean_dice``, ``balanced_accuracy``, ``auc``; then of `COMPARED` the difference from real
         (`worth.against`), ``<score>_vs_real`` with its interval, and ``<score>_verdict`` in words. With sizes,
-        ``<score>_worth``. NaN where a score cannot be had.
+        ``<score>_worth``. ``auc_validation`` is the AUC on validation images. NaN where a score cannot be had.
 
     Raises
     ------
@@ -376,7 +383,7 @@ def utility_table(
         masks[name] = colour_mask(pairs, test, seed=seed) if coloured else majority_mask(real, test)
         rows[name] = {"role": "baseline", "images": len(pairs), "steps": None, "best_epoch": None}
     looked = looked or look({"real": real, "synthetic": synthetic, "validation": validation, "test": test}, encoder)
-    probabilities = label_probabilities(sets, validation, test, looked=looked, fewer=fewer)
+    probabilities, validated = label_probabilities(sets, validation, test, looked=looked, fewer=fewer)
     scores, drawn = over_repeats(*judge(masks, probabilities, test, blocks=blocks, draws=draws, seed=seed))
     named, counted = dict(TITLES), [len(pairs) for pairs in parts.values()]
     for size in counted:
@@ -390,6 +397,7 @@ def utility_table(
         ],
         index=pd.Index(list(rows), name="trained_on"),
     )
+    table["auc_validation"] = pd.Series(validated)
     curves = {"synthetic": [*parts, "real"], "colour_synthetic": [*(f"colour_{n}" for n in counted), "colour_only"]}
     if parts:
         add_worth(table, scores, drawn, curves, [*counted, len(real)], COMPARED)
@@ -401,7 +409,7 @@ def utility_table(
             "scores": "within each test patient, then the mean over patients; absent levels and classes are left out",
             "training": "as many steps on each set; early stopping and penalties on the same real validation images",
         }
-        write_rows(Path(folder) / "utility.json", table, {**notes, **said})
+        write_rows(Path(folder) / "utility.json", table, {**notes, **said, "sight": sight_words(table)})
     return table
 
 
@@ -427,8 +435,10 @@ def label_probabilities(
     *,
     looked: Mapping[str, Mapping[str, np.ndarray]],
     fewer: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Return probabilities of the test images' classes, (n, classes), for each training set and baseline.
+
+    And the AUC of each on the validation images, by which a use that would fail on test images is told beforehand.
 
     They are NaN for a set that has images of one class only: a filter may have left no other. Training sets are told by
     a frozen encoder's features, baselines by colour. ``looked`` is what `look` gives; ``fewer`` names rows of the real
@@ -439,12 +449,15 @@ def label_probabilities(
     for seen in features.values():
         seen["both"] = np.concatenate([seen["real"], seen["synthetic"]])
 
+    validated: dict[tuple[str, str, bool], float] = {}
+
     def learned(name: str, sight: str = "encoder", rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         own, seen = sets[name].subset(rows), features[sight]
         if len(np.unique(own.labels)) < 2:
             return np.full((len(test), len(classes)), np.nan)
         judged = (seen["validation"], validation.labels, validation.sections)
         fitted = fit_classifier(seen[name][rows], own.labels, own.sections, classes=classes, validation=judged)
+        validated[name, sight, isinstance(rows, slice)] = fitted.validated
         return fitted.probabilities(seen["test"], test.sections)
 
     found = {name: learned(name) for name in sets}
@@ -453,7 +466,24 @@ def label_probabilities(
         found |= {f"real_{name}": learned("real", rows=rows), f"colour_{name}": learned("real", "colour", rows)}
     share = np.array([(real.labels == name).mean() for name in classes])
     found["majority"] = np.tile(share, (len(test), 1))
-    return found
+    sights = {**{name: (name, "encoder") for name in sets}, "colour_only": ("real", "colour")}
+    sights["colour_synthetic"] = ("synthetic", "colour")
+    return found, {name: validated.get((*sight, True), float("nan")) for name, sight in sights.items()}
+
+
+def sight_words(table: pd.DataFrame) -> str:
+    """Return which sight to tell labels by, learned from drawn tiles, as the validation images have it: one sentence.
+
+    A frozen encoder may read drawn tiles backwards where their colours are right; validation images show it.
+    """
+    encoder, colour = (float(table.loc[name, "auc_validation"]) for name in ("synthetic", "colour_synthetic"))
+    if np.isnan(encoder + colour):
+        return "No validation image can say by which sight a label learned from drawn tiles is to be told."
+    if max(encoder, colour) <= LEAST_SIGHT:
+        what = "teach no label: neither sight is to be used"
+    else:
+        what = f"are to be read by {'the encoder' if encoder >= colour else 'their colours alone'}"
+    return f"On validation images drawn tiles {what} (AUC {encoder:.3f} by the encoder, {colour:.3f} by colours)."
 
 
 def with_intervals(
