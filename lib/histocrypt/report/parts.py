@@ -273,7 +273,8 @@ def synthetic(study: Study) -> dict[str, Any] | None:
         for row in use["rows"]
     ]
     pictures = {name: folder / f"{name}.png" for name in PRIVACY_PICTURES["synthesis"]}
-    return {**said, "rows": rows, "columns": list(PRIVACY_SHOWN.values()), "pictures": _embedded(pictures)}
+    shown = {"rows": rows, "columns": list(PRIVACY_SHOWN.values()), "sight": use.get("sight", "")}
+    return {**said, **shown, "pictures": _embedded(pictures)}
 
 
 def _score(row: dict[str, Any], key: str) -> dict[str, float] | None:
