@@ -37,6 +37,8 @@ PARAMETERS = {
     "72_viewer": {},
     "74_after_prediction": {"draws": 3},
     "90_case_breast": {"model": "colour_ridge"},
+    "92_case_encrypted": {"model": "fhe_head", "section": "S_1"},
+    "94_case_audit": {},
 }
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SET_BY_WORKFLOW = {"study", "section", "model", "fold", "unfinished", "generator", "asked", "prediction", "truth"}
 """Notebook parameters that the workflow itself fills in, or leaves: a file from elsewhere is no part of a run."""
-APART = ("00_data", "05_your_own_model", "90_case_breast")
+APART = ("00_data", "05_your_own_model", "90_case_breast", "92_case_encrypted", "94_case_audit")
 """Notebooks that no run executes: a person opens them, or `notebooks/cases.sh` makes them again."""
 
 Values = dict[str, str | bool]
