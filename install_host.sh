@@ -222,6 +222,6 @@ case $verb in
     # numba counts its own, and sets torch's to as many.
     export OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg
     # loadscope keeps the cells of a notebook, and the tests that share a costly fixture, on one worker.
-    exec "$python" -m pytest -n "$workers" --dist loadscope -m 'not slow' --durations=20
+    exec "$python" -m pytest -n "$workers" --dist loadscope --no-loadscope-reorder -m 'not slow' --durations=20
     ;;
 esac

@@ -24,6 +24,8 @@ from histocrypt import paths
 
 FIRST = "test_intact.py"
 """Who begins the small run: it has little else to do."""
+LONGEST, LONGEST_OF_THOSE = "test_interrupted.py", "test_notebooks.py"
+"""Modules that begin early, of those that do not need the small run and of those that do: they take longest."""
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let one module begin `small_run`, and those that would wait for it come last: no worker stands still."""
     waiting = list(dict.fromkeys(item.path for item in items if "small_run" in getattr(item, "fixturenames", ())))
     first = min(waiting, key=lambda path: path.name != FIRST, default=None)
-    items.sort(key=lambda item: 0 if item.path == first else 1 + (item.path in waiting))
+    ranks = {path: 3 + (path.name != LONGEST_OF_THOSE) for path in waiting} | {first: 0}
+    items.sort(key=lambda item: ranks.get(item.path, 1 + (item.path.name != LONGEST)))
 
 
 @contextmanager

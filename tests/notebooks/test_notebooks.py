@@ -67,8 +67,7 @@ def test_form(path: Path):
     assert path.stat().st_size < 2_000_000
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_small_under_nbval(path: Path, small_run: Path, tmp_path: Path):
+def runs_small_under_nbval(path: Path, small_run: Path, tmp_path: Path) -> None:
     if path.stem == "51_one_party" and not {one.name for one in distributions()} >= {orion.PACKAGE}:
         pytest.skip(f"{orion.PACKAGE} is not installed; {orion.WHEELS}")
     prepared = tmp_path / path.name
@@ -90,3 +89,18 @@ def test_runs_small_under_nbval(path: Path, small_run: Path, tmp_path: Path):
     assert done.returncode == 0, done.stdout[-3000:]
     cells = sum(cell.cell_type == "code" for cell in nbformat.read(prepared, as_version=4).cells)
     assert f"{cells} passed" in done.stdout
+
+
+HALF = len(NOTEBOOKS) // 2
+
+
+class TestFirstHalf:  # two classes, so that two workers share the notebooks
+    @pytest.mark.parametrize("path", NOTEBOOKS[:HALF], ids=lambda path: path.stem)
+    def test_runs_small_under_nbval(self, path: Path, small_run: Path, tmp_path: Path):
+        runs_small_under_nbval(path, small_run, tmp_path)
+
+
+class TestSecondHalf:
+    @pytest.mark.parametrize("path", NOTEBOOKS[HALF:], ids=lambda path: path.stem)
+    def test_runs_small_under_nbval(self, path: Path, small_run: Path, tmp_path: Path):
+        runs_small_under_nbval(path, small_run, tmp_path)
