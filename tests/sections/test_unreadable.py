@@ -146,7 +146,7 @@ def test_a_filter_that_is_not_here_is_named(number, name, section):
 def test_the_nearest_name_is_guessed(section):
     error = refused(read_path, section.with_name("A.h5d"))
     assert str(section) in error.fix
-    error = refused(read_path, section.parent.with_name("nowhere") / "B" / "A.h5ad")
+    error = refused(read_path, section.parent / "nowhere" / "B" / "A.h5ad")
     assert "nowhere" in error.fix
 
 
