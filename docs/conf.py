@@ -26,6 +26,7 @@ html_static_path: list[str] = []
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 nb_execution_mode = "off"  # notebooks are shown as a run left them
+nb_ipywidgets_js: dict[str, dict] = {}  # else a page with widgets loads two scripts from outside
 autosummary_generate = True
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
@@ -34,6 +35,7 @@ suppress_warnings = [
     "myst.header",  # the parts of README start at its second level
     "myst.xref_missing",  # links to files of the repository, which are no pages
     "misc.highlighting_failure",
+    "ref.python",  # names that several modules have
     "mystnb.unknown_mime_type",
 ]
 MADE = DOCS / "reference"
