@@ -19,7 +19,18 @@ def test_a_new_study_holds_the_sections_and_holds_out_patients(demo_tissue, tmp_
     assert (study.name, study.folds.scheme) == ("mine", "leave_one_patient_out")
     assert [source.path for source in study.sections] == [str(folder)]
     assert f"histocrypt run {tmp_path / 'mine.yaml'}" in said
-    new_study("mine", [str(folder)], output=tmp_path / "mine.yaml")  # its own may be replaced
+    with pytest.raises(InputError):  # somebody may have edited it
+        new_study("mine", [str(folder)], output=tmp_path / "mine.yaml")
+    new_study("mine", [str(folder)], output=tmp_path / "mine.yaml", overwrite=True)
+
+
+def test_a_relative_path_is_meant_from_where_one_stands(demo_tissue, tmp_path, monkeypatch):
+    folder = demo_tissue(tmp_path / 'a "quoted" place')[0].parent
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(folder.parent)
+    new_study("mine", [f"{folder.name}/*.h5ad"], output=tmp_path / "elsewhere" / "mine.yaml")
+    (source,) = load_study(tmp_path / "elsewhere" / "mine.yaml").sections
+    assert source.path == f"{folder}/*.h5ad"
 
 
 def test_of_one_patient_sections_are_held_out(demo_tissue, tmp_path):

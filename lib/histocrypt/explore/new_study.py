@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,9 @@ def new_study(name: str, sections: Sequence[str], *, output: Path | None = None,
     """
     if not re.fullmatch(NAME, name):
         raise InputError("cannot be the name of a study", field="NAME", value=name, expected="letters, digits, - and _")
-    path = claim(output or Path(f"{name}.yaml"), mine=lambda file: _is_ours(file), overwrite=overwrite)
-    rows = check_sections([str(one) for one in sections])
+    path = claim(output or Path(f"{name}.yaml"), overwrite=overwrite)  # one of ours may have been edited since
+    sections = [_meant(one) for one in sections]
+    rows = check_sections(sections)
     usable = [row for row in rows if not row.unusable]
     if not usable:
         said = rows[0].problems[0].rstrip(".") if rows and rows[0].problems else "nothing was found"
@@ -50,8 +52,10 @@ def new_study(name: str, sections: Sequence[str], *, output: Path | None = None,
     return "\n".join(lines)
 
 
-def _is_ours(path: Path) -> bool:
-    return path.read_text(encoding="utf-8", errors="replace").startswith(MADE)
+def _meant(given: str) -> str:
+    """Return a path as a study file takes it, which looks for others beside itself and not in the current folder."""
+    named = given == "demo" or given.startswith("data:")
+    return given if named else str(Path(given).expanduser().absolute())
 
 
 def _counted(rows: list[CheckRow]) -> str:
@@ -61,7 +65,7 @@ def _counted(rows: list[CheckRow]) -> str:
 
 def _written(name: str, sections: Sequence[str], rows: list[CheckRow]) -> str:
     patients = sorted({row.patient for row in rows if row.patient})
-    listed = "\n".join(f'  - path: "{Path(one).resolve() if Path(one).exists() else one}"' for one in sections)
+    listed = "\n".join(f"  - path: {json.dumps(one, ensure_ascii=False)}" for one in sections)
     genes = min((row.genes for row in rows if row.genes), default=200)
     if len(patients) >= 2:
         scheme, why = "leave_one_patient_out", "each patient is held out in turn; large cohorts: group_k_fold with n"
