@@ -103,14 +103,17 @@ def train_fold(study: Study, model: str, fold: str, *, device: str | None = None
     from tqdm.auto import tqdm
 
     split, names = load_fold(study.run.folds, fold), models_meant(study, model)
-    loaded: dict[int | None, FoldData] = {}
-    results = []
+    loaded, results = load_for(study, split, names), []
     for name in tqdm(names, desc=f"baselines {fold}", unit="model", **({"disable": True} if len(names) == 1 else {})):
-        side = tile_side(name, study.training_of(name))
-        if side not in loaded:
-            loaded = {side: load_training(study, split, side=side)}
-        results.append(train_one(study, name, loaded[side], device=device))
+        results.append(train_one(study, name, loaded[name], device=device))
     return results
+
+
+def load_for(study: Study, fold: Fold, models: Iterable[str]) -> dict[str, FoldData]:
+    """Return a fold's data as each model reads them: those that want tiles of one side share them."""
+    sides = {name: tile_side(name, study.training_of(name)) for name in models}
+    loaded = {side: load_training(study, fold, side=side) for side in dict.fromkeys(sides.values())}
+    return {name: loaded[side] for name, side in sides.items()}
 
 
 def models_meant(study: Study, model: str) -> list[str]:
