@@ -1,5 +1,6 @@
 """A plan says what a run then does."""
 
+import fcntl
 import re
 import shutil
 
@@ -57,6 +58,18 @@ def test_a_finished_run_has_an_empty_plan(small_run):
     assert said.returncode == 0, said.stderr
     assert "nothing to do" in said.stdout
     assert planned_jobs(said.stdout) == {}
+
+
+def test_two_may_plan_at_once_and_none_while_the_study_runs(small_run, tmp_path):
+    shutil.copytree(small_run / "small", tmp_path / "small", symlinks=True)
+    with (tmp_path / "small" / ".lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        beside_a_plan = histocrypt("run", small_run / "small.yaml", "--dry-run", outputs=tmp_path)
+        assert beside_a_plan.returncode == 0, beside_a_plan.stderr
+        fcntl.flock(held, fcntl.LOCK_EX)
+        beside_a_run = histocrypt("run", small_run / "small.yaml", "--dry-run", outputs=tmp_path)
+        assert beside_a_run.returncode == 2
+        assert str(tmp_path / "small") in beside_a_run.stderr
 
 
 def test_a_plan_says_why(small_run, tmp_path):

@@ -149,7 +149,7 @@ def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
 
 @contextmanager
 def _only_one(study: Study, *, dry_run: bool = False) -> Iterator[IO[str] | None]:
-    """Hold the study's lock file; a second run of the same study is refused. A dry run only looks at it."""
+    """Hold the study's lock file; a second run of the same study is refused. Dry runs share it with each other."""
     path = study.run.root / ".lock"
     if dry_run and not path.is_file():
         yield None
@@ -157,7 +157,7 @@ def _only_one(study: Study, *, dry_run: bool = False) -> Iterator[IO[str] | None
     study.run.logs.mkdir(parents=True, exist_ok=True)
     with path.open("r" if dry_run else "a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if dry_run else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             raise InputError(
                 "this study is already running", file=study.run.root, fix="wait for that run, or stop it first"
