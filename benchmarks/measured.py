@@ -13,7 +13,7 @@ Printed are mean absolute error and mean correlation over genes, mean over draws
 many sections of all were better than corrected); and of the corrected predictions' intervals the level that is
 promised, the share of other spots that they cover, with the lowest of all sections, the share of draws of which
 `trust.measured.lie_together` warns, and the median half-width over genes, beside that of intervals about ``kriged``. A
-section takes part where at least `REST` spots are left. ``docs/trust.md`` holds the tables.
+section takes part where at least `REST` spots are left. ``docs/measured_spots.md`` holds the tables.
 """
 
 from __future__ import annotations
