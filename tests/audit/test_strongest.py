@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from histocrypt.audit.card import LEAK, Found, write_card
+from histocrypt.audit.card import LEAK, write_card
 from histocrypt.audit.controls import Shuffled
+from histocrypt.audit.found import Found
 from histocrypt.audit.membership import Audit, judge
 from histocrypt.audit.strongest import best_dealt, simultaneous
 from histocrypt.errors import InputError

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt import paths
-from histocrypt.audit.card import DOES_NOT_COVER, FORMAT, WORDS, Card, Found, card_path, patients_of, write_card
+from histocrypt.audit.card import DOES_NOT_COVER, FORMAT, WORDS, Card, card_path, patients_of, write_card
 from histocrypt.audit.controls import overfitted_losses
+from histocrypt.audit.found import Found
 from histocrypt.audit.membership import Audit, loss_threshold, write_scores
 from histocrypt.audit.subjects import Records, Subject, group_of
 from histocrypt.errors import InputError, reading

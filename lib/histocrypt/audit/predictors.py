@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.decomposition import PCA
 
-from histocrypt.audit.card import Found, patients_of
+from histocrypt.audit.card import patients_of
 from histocrypt.audit.controls import overfitted_losses
+from histocrypt.audit.found import Found
 from histocrypt.audit.learned import on_shadows, train_value_attack, value_inputs
 from histocrypt.audit.lower_bound import LowerBound, coin_runs, lower_bound
 from histocrypt.audit.membership import Audit, calibrated, in_and_out, lira, loss_threshold

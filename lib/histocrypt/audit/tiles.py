@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histocrypt.audit.card import Found, ask_memorised, patients_of
+from histocrypt.audit.card import ask_memorised, patients_of
 from histocrypt.audit.controls import Controls, copied_features, overfitted_losses
+from histocrypt.audit.found import Found
 from histocrypt.audit.learned import PUBLISHED, MapAttack, map_inputs, train_map_attack
 from histocrypt.audit.lower_bound import LowerBound, coin_runs, lower_bound
 from histocrypt.audit.membership import FEWEST_PATIENTS, Audit, calibrated, in_and_out, judge, loss_threshold
