@@ -33,33 +33,38 @@ BESIDE = ("colour_ridge", "encoder_ridge", "knn", "depth_only")
 CARD = """\
 # The model in the box: expression of {genes} genes from H&E of breast tissue
 
-`histocrypt predict SLIDE` uses it where no `--model` is named. It is `fusion_ridge`: colour, nuclei and tissue, and the
-middle layers of EfficientNet-Lite0, which was trained on photographs, each with its surroundings; a linear model of
-{kilobytes} kB. It is no stand-in for a pathology encoder, nor for a model of your own tissue.
+`histocrypt predict SLIDE` uses this model where no `--model` is named. Read here what it is good for before you use it.
 
-## How well, on patients never seen
+It is `fusion_ridge`, a linear model of {kilobytes} kB. It reads colour, nuclei and tissue, and the middle layers of
+EfficientNet-Lite0, which was trained on photographs; each of a tile and of its surroundings. It does not replace a
+pathology encoder, nor a model of your own tissue.
 
-Each patient was left out in turn, panel, scaling and weights coming from the other two: mean Pearson's correlation over
-the genes of the panel, within sections, mean of a patient's sections. In brackets the share of the noise ceiling, which
-no predictor of single spots can pass. *Sequencing depth* reads the counts of the very spots: a yardstick, no predictor.
+## How well does it predict a patient never seen?
+
+Each patient was left out in turn; panel, scaling and weights came from the other two. Scores are Pearson's correlation
+within sections, averaged over the genes of the panel and a patient's sections. In brackets: the share of the noise
+ceiling, which no predictor of single spots can pass. *Sequencing depth* reads the counts of the spots themselves: it is
+a yardstick, no predictor.
 
 {tables}
 
-Left out this way, {below} of {genes} genes reach less than .05 of `{main}`, and {above} more than .25; the last table
-says which. HER2ST_B and HER2ST_C are of one laboratory, HBCIS of another: new laboratories are the harder case.
+Of {genes} genes, {below} reach less than .05 of `{main}` in this way, and {above} more than .25; the last table says
+which. HER2ST_B and HER2ST_C come from one laboratory, HBCIS from another: new laboratories are the harder case.
 
-## For and not for
+## What is it for, and what not?
 
-- For research on H&E-stained breast tumours: a first look, a yardstick, teaching. **Not for diagnosis or treatment.**
-- Not for other organs, other stains, fluorescence, cytology, frozen artefacts. A slide of another stain, far out of
-  focus or at a resolution wrong by four is refused (`--anyway` goes on), one of another laboratory or a little blurred
-  is warned of; another organ may pass. `docs/trust.md` says how often, and what it costs.
+- **For research** on H&E-stained breast tumours: a first look, a yardstick, teaching. **Not for diagnosis or
+  treatment.**
+- **Not for** other organs, other stains, fluorescence, cytology, frozen artefacts.
+- A slide of another stain, far out of focus or at a resolution wrong by four is refused, unless you add `--anyway`. A
+  slide of another laboratory or a little blurred gets a warning. Another organ may pass. `docs/trust.md` says how
+  often, and what it costs.
 - Values are relative: they rank the places of **one** section. Level and scale are those of the training patients.
   Give a whole section: it is standardised by itself.
 - Three patients, two laboratories, one technology (100 um spots, 200 um apart). Where tissue differs more than theirs,
   expect less than above. Maps are smoother than expression is.
-- `predictability` in `model.json`, and `var["training_pearson:..."]` in its predictions, hold the table below, and
-  which genes are trusted, with their intervals (`docs/trust.md`).
+- `predictability` in `model.json`, and `var["training_pearson:..."]` in its predictions, hold the table below. They
+  also say which genes are trusted, with intervals (`docs/trust.md`).
 - The weights come from a regression on {spots} spots of people whose data are public.
 
 ## Data, licence, citation
@@ -71,13 +76,13 @@ Trained on {sections} (CC BY 4.0):
 - HBCIS: He B. et al., "Integrating spatial gene expression and breast tumour morphology via deep learning", Nat Biomed
   Eng 4:827 (2020), doi:10.1038/s41551-020-0578-x.
 
-The weights are given under the same licence, CC BY 4.0: name the two papers. Tiles {tile}; panel by `{method}`; units
-{units}. Made again, to the byte, by `python benchmarks/ship_model.py`.
+The weights have the same licence, CC BY 4.0: name the two papers. Tiles are {tile}; panel by `{method}`; units
+{units}. `python benchmarks/ship_model.py` makes the model again, to the byte.
 
 ## Gene by gene
 
-Correlation within sections of `{main}`, each patient left out in turn (the panel was chosen on all three): mean, and
-each patient.
+Correlation within sections of `{main}`, each patient left out in turn: mean, and each patient. The panel was chosen on
+all three.
 
 | gene | mean | {patients} |
 |---|---{rule}|
