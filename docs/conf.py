@@ -1,15 +1,20 @@
 """The documentation as a site: ``make docs`` writes ``outputs/docs/index.html``, which needs no network to be read.
 
 Three reference pages are made here at each build, so that they cannot differ from the code: the command line from
-typer, the keys of a study from pydantic, and the list of modules from the library. Executed notebooks of the demo are
-shown where ``outputs/demo`` has them.
+typer, the keys of a study from pydantic, and the list of modules from the library. The card of the model in the box and
+CONTRIBUTING are pages, too. Executed notebooks of the demo are shown where ``outputs/demo`` has them.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -113,8 +118,29 @@ def notebooks() -> str:
     return "\n".join(lines)
 
 
+def included(source: str) -> str:
+    """Return the page that shows a Markdown file from outside of ``docs/``."""
+    up = os.path.relpath(ROOT, MADE)
+    return f"```{{include}} {up}/{source}\n:relative-docs: docs/\n```\n"
+
+
+def to_shown_pages(_: object, doctree: nodes.document) -> None:
+    """Let links to files from outside of ``docs/`` lead to the pages that show them."""
+    for link in doctree.findall(addnodes.pending_xref):
+        for name, source in SHOWN_FILES.items():
+            if link["reftarget"].removesuffix(".md").endswith(source.removesuffix(".md")):
+                link.attributes.update(refdomain="std", reftype="doc", reftarget=f"/reference/{name}", refexplicit=True)
+
+
+def setup(app: Sphinx) -> None:
+    """Have links followed once a page is read."""
+    app.connect("doctree-read", to_shown_pages)
+
+
 shutil.rmtree(MADE, ignore_errors=True)
 MADE.mkdir()
+SHOWN_FILES = {"model": "lib/histocrypt/shipped/breast/README.md", "contributing": "CONTRIBUTING.md"}
 PAGES = {"commands.md": command_line, "study.md": study_keys, "modules.rst": modules, "notebooks.md": notebooks}
+PAGES |= {f"{name}.md": partial(included, source) for name, source in SHOWN_FILES.items()}
 for page, make in PAGES.items():
     (MADE / page).write_text(make(), encoding="utf-8")
