@@ -30,14 +30,14 @@ def sections(spots: int, genes: int, rng: np.random.Generator) -> Iterator[tuple
     for mean in (0.1, 0.3, 1.0, 3.0, 10.0):
         for spread in (0.0, 0.3, 0.8):
             rates = mean * np.exp(spread * waves - spread**2 / 2) * rng.gamma(8, 1 / 8, (spots, 1))
-            yield f"{mean:g} counts a gene, log-sd {spread:g}", rates, rng.poisson(rates)
+            yield f"{mean:g} counts per gene, log-sd {spread:g}", rates, rng.poisson(rates)
     model = draw_genes(genes, rng)
     drivers = np.column_stack([rng.dirichlet(np.full(5, 0.6), spots), rng.normal(0, 1, (spots, 3))])
     for depth in (300.0, 1000.0, 4500.0):
         drawn = draw_counts(
             model, drivers, rng.normal(0, 1, (spots, 6)), drivers[:, 5], rng, depth=rng.gamma(8, depth / 8, spots)
         )
-        yield f"demo, {depth:g} counts a spot", drawn.rate, drawn.counts
+        yield f"demo, {depth:g} counts per spot", drawn.rate, drawn.counts
 
 
 def means(rates: np.ndarray, counts: np.ndarray, name: str, rng: np.random.Generator, repeats: int) -> list[float]:
