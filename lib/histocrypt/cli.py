@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -10,7 +11,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from histocrypt import __version__
+from histocrypt import cli_predict as predicting
+from histocrypt import cli_score as scoring
+from histocrypt.answer import Json, answer
 from histocrypt.encrypted import commands as fhe
+from histocrypt.encrypted.commands import BinSize
 from histocrypt.errors import InputError
 from histocrypt.onward import onward
 from histocrypt.paths import settle, use_weights, use_writable_caches
@@ -24,24 +29,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
-app.add_typer(fhe.app, name="fhe")
-app.command()(serve)
+Weights = predicting.Weights
+Overwrite = predicting.Overwrite
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001  typer calls it so
     if asked:
         typer.echo(f"histocrypt {__version__}")
         raise typer.Exit
-
-
-BinSize = fhe.BinSize
-Anyway = fhe.Anyway
-Weights = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of encoders' weights, see docs/encoders.md.")]
-Units = Annotated[
-    str | None,
-    typer.Option(metavar="TRANSFORM", help="What values of others are: log1p_cp10k, log1p or log2p1; else unknown."),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that lie there, whoever made them.")]
 
 
 @app.callback()
@@ -53,487 +48,226 @@ def _options(
     pass
 
 
-@app.command()
-def download(
-    source: Annotated[
-        str | None, typer.Argument(help="her2st, hbcis, hest or visium; without it, all are listed.")
-    ] = None,
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Sections; without any, their names are listed.")
-    ] = None,
-    to: Annotated[Path | None, typer.Option(help="Folder; default HISTOCRYPT_DATA/<source>.")] = None,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Accept a licence that forbids silent use (HEST).")
-    ] = False,
-    small: Annotated[
-        bool, typer.Option("--small", help="Leave out whole-slide images where a smaller image serves.")
-    ] = False,
-    token_file: Annotated[Path | None, typer.Option(help="File with a Hugging Face token; else HF_TOKEN.")] = None,
-    mirror: Annotated[str | None, typer.Option(help="Fetch from <address>/<role> instead of the hosts.")] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds without a byte before trying again.")] = 60.0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Fetch public sections: resumable, checksummed, licence and citation shown."""
-    from histocrypt.download.fetch import download_by_name
+def doctor(weights: Weights = None, json: Json = False) -> None:
+    """Show what this machine has, and how to mend what it lacks.
 
-    try:
-        download_by_name(
-            source,
-            names or [],
-            to,
-            accepted=accept_licence,
-            small=small,
-            token_file=token_file,
-            mirror=mirror,
-            timeout_s=timeout,
-            overwrite=overwrite,
-            say=typer.echo,
-        )
-    except KeyboardInterrupt:  # here, since typer would end without a word
-        typer.echo("histocrypt: interrupted; what came is kept, the same command goes on from there", err=True)
-        raise typer.Exit(130) from None
-
-
-@app.command()
-def doctor(weights: Weights = None) -> None:
-    """Say what this machine has, what is missing, and how to mend it."""
-    from histocrypt.doctor import examine, render
+    Exits with 1 if something that a study needs is broken.
+    """
+    from histocrypt.doctor import document, examine, render
 
     use_weights(weights)
-    findings = examine()
-    typer.echo(render(findings))
-    onward("histocrypt run studies/demo.yaml, or histocrypt new NAME SECTIONS... for sections of your own")
+    findings = answer(examine, render, as_json=json, document=document, then=_after_doctor)
     raise typer.Exit(1 if any(finding.status == "broken" for finding in findings) else 0)
 
 
-@app.command()
-def check(
-    files: Annotated[list[str], typer.Argument(metavar="PATH...", help="Section files or folders, or a study file.")],
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    bin_um: BinSize = None,
+def _after_doctor(findings: list) -> str:
+    if any(finding.status == "broken" for finding in findings):
+        return "mend what is broken, then histocrypt doctor"
+    return "histocrypt run studies/demo.yaml, or for your own sections: histocrypt new NAME SECTIONS"
+
+
+def download(
+    source: Annotated[
+        str | None, typer.Argument(metavar="SOURCE", help="her2st, hbcis, hest or visium; none: list all sources.")
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="SECTION", help="Sections to fetch; none: list their names.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to save; default: HISTOCRYPT_DATA/SOURCE.")
+    ] = None,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Accept the terms of a licence that restricts use (HEST).")
+    ] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="Skip whole-slide images where a smaller image is enough.")
+    ] = False,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with a Hugging Face token; default: HF_TOKEN.")
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(metavar="URL", help="Fetch from URL/ROLE instead of the original hosts.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Try again after so long without a byte.")
+    ] = 60.0,
+    overwrite: Overwrite = False,
+    json: Json = False,
 ) -> None:
-    """Check sections: one table, and what was read from where; exit 2 where one cannot be used."""
-    from histocrypt.explore.survey import check_sections, render
+    """Download public sections, with licence and citation.
 
-    table = check_sections(files, bin_um=bin_um)
-    typer.echo(render(table, as_json=json))
+    Files are checked against checksums, and an interrupted download resumes.
+    """
+    from histocrypt.download.fetch import Downloaded, download_by_name
+
+    def then(found: Downloaded) -> str:
+        if found.sections:
+            return "histocrypt check " + " ".join(str(section.path) for section in found.sections)
+        return f"histocrypt download {source or 'SOURCE'}" + (" SECTION" if source else "")
+
+    try:
+        answer(
+            lambda: download_by_name(
+                source,
+                names or [],
+                to,
+                accepted=accept_licence,
+                small=small,
+                token_file=token_file,
+                mirror=mirror,
+                timeout_s=timeout,
+                overwrite=overwrite,
+                say=typer.echo,
+            ),
+            lambda found: found.words,
+            as_json=json,
+            document=lambda found: found.document,
+            then=then,
+        )
+    except KeyboardInterrupt:  # here, since typer would end without a word
+        typer.echo("histocrypt: interrupted; run the same command again to resume", err=True)
+        raise typer.Exit(130) from None
+
+
+def check(
+    files: Annotated[list[str], typer.Argument(metavar="PATH", help="Section files, folders or a study file.")],
+    bin_um: BinSize = None,
+    json: Json = False,
+) -> None:
+    """Check whether sections can be used.
+
+    Prints one table, then what was read from where. Exits with 2 if a section cannot be used.
+    """
+    from histocrypt.explore.survey import check_sections, document, render
+
     study = next((one for one in files if one.endswith((".yaml", ".yml"))), None)
-    onward(f"histocrypt run {study} --dry-run" if study else f"histocrypt new NAME {' '.join(files)}")
-    raise typer.Exit(2 if any(row.unusable for row in table) else 0)
+
+    def then(rows: list) -> str:
+        if any(row.unusable for row in rows):
+            return f"mend what is unusable, then histocrypt check {' '.join(files)}"
+        return f"histocrypt run {study} --dry-run" if study else f"histocrypt new NAME {' '.join(files)}"
+
+    rows = answer(lambda: check_sections(files, bin_um=bin_um), render, as_json=json, document=document, then=then)
+    raise typer.Exit(2 if any(row.unusable for row in rows) else 0)
 
 
-@app.command()
 def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the study.")],
-    sections: Annotated[list[str], typer.Argument(metavar="SECTIONS...", help="Section files, folders or globs.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Study file; default NAME.yaml.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the study.")],
+    sections: Annotated[list[str], typer.Argument(metavar="SECTION", help="Section files, folders or globs.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Study file; default: NAME.yaml.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a commented study file for sections of your own."""
+    """Write a commented study file for your own sections."""
     from histocrypt.explore.new_study import new_study
 
     typer.echo(new_study(name, sections, output=output, overwrite=overwrite))
+    onward(f"histocrypt run {output or f'{name}.yaml'} --dry-run")
 
 
-@app.command()
 def run(
-    study: Annotated[Path, typer.Argument(help="Study file, e.g. studies/demo.yaml.")],
-    cores: Annotated[int, typer.Option(help="Cores to use; 0 means all.")] = 0,
-    until: Annotated[str | None, typer.Option(help="Stop after this notebook, e.g. 20_preprocessing.")] = None,
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Study file, e.g. studies/demo.yaml.")],
+    cores: Annotated[int, typer.Option(min=0, metavar="N", help="Cores to use; 0: all.")] = 0,
+    until: Annotated[
+        str | None, typer.Option(metavar="NOTEBOOK", help="Stop after this notebook, e.g. 20_preprocessing.")
+    ] = None,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Notebook parameter; may be repeated."),
+        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Set a notebook parameter; may be repeated."),
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="Where jobs run: local (the default), slurm, or a Snakemake profile folder.")
+        Path | None,
+        typer.Option(metavar="PROFILE", help="Where jobs run: local (default), slurm or a Snakemake profile folder."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the plan: jobs and why, core-hours, peak memory, disk.")
+        bool, typer.Option("--dry-run", help="Print the plan only: jobs and why, core-hours, memory, disk.")
     ] = False,
     weights: Weights = None,
+    json: Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON document.")] = False,
 ) -> None:
-    """Run a study from section files to report; run it again after an interruption."""
+    """Run a study, from section files to the report.
+
+    After an interruption, run it again: finished steps are kept.
+    """
     from histocrypt.workflow.run import run_study
 
     use_weights(weights)
     pairs = [tuple(pair.split("=", 1)) for pair in parameter or []]
-    raise typer.Exit(run_study(study, cores=cores, until=until, parameters=pairs, profile=profile, dry_run=dry_run))
+    how = {"cores": cores, "until": until, "parameters": pairs, "profile": profile}
+    code = run_study(study, **how, dry_run=dry_run, as_json=json)
+    if code == 0 and not json:
+        onward(f"histocrypt run {study}" if dry_run else f"open the report, or: histocrypt runs {study.stem}")
+    raise typer.Exit(code)
 
 
-@app.command()
 def runs(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[A [B]]", help="Study names or run folders; none: list all runs.")
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="Study name or run folder. One: show it; two: compare; none: list all."),
     ] = None,
+    json: Json = False,
 ) -> None:
-    """List the runs there are; show one in full; set two beside each other."""
+    """List all runs, show one in full or compare two."""
+    from histocrypt.workflow import runs_document
     from histocrypt.workflow.runs import compare_runs, list_runs, show_run
 
     names = names or []
     if len(names) > 2:
-        raise InputError("more than two runs cannot be compared at once", value=" ".join(names), expected="A B")
+        raise InputError("only two runs can be compared at once", field="RUN", value=" ".join(names), expected="A B")
     if names:
-        typer.echo(compare_runs(*names) if len(names) == 2 else show_run(*names))
+        text, facts = (compare_runs, runs_document.two_runs) if len(names) == 2 else (show_run, runs_document.one_run)
+        then = f"histocrypt runs {names[0]} OTHER" if len(names) == 1 else f"histocrypt runs {names[1]}"
+        answer(lambda: facts(*names) if json else text(*names), str, as_json=json, then=lambda _: then)
         return
+    if json:
+        found = answer(runs_document.all_runs, str, as_json=True)
+        raise typer.Exit(2 if found["problems"] else 0)
     listed, problems = list_runs()
     typer.echo(listed)
     for problem in problems:
         typer.echo(f"histocrypt: {problem}", err=True)
+    onward("histocrypt runs RUN, or to compare: histocrypt runs RUN OTHER")
     raise typer.Exit(2 if problems else 0)
 
 
-@app.command()
-def predict(
-    section: Annotated[
-        str,
-        typer.Argument(
-            help="A section in any readable format, a slide, or a folder of <section>_<x>_<y>.tif; or a folder of "
-            "many, or a list (.csv: path, um_per_px, patient, laboratory)."
-        ),
-    ],
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a trained model, e.g. outputs/demo/models/resnet18/final; "
-            "default: the small model of breast tissue that comes with HistoCrypt."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="Predictions go here (.h5ad; of many slides a folder); default: SECTION_predicted.h5ad, here.",
-        ),
-    ] = None,
-    image: Annotated[str | None, typer.Option(help="Image file, where the section does not name it.")] = None,
-    um_per_px: Annotated[float | None, typer.Option(help="Micrometres per full-resolution pixel.")] = None,
-    bin_um: BinSize = None,
-    submission: Annotated[
-        Path | None, typer.Option(help="Also write a CSV: ID and the panel, one row a spot in the section's order.")
-    ] = None,
-    spacing: Annotated[
-        float | None,
-        typer.Option(metavar="UM", help="Predict on a grid over the tissue, points this far apart (a slide: 200)."),
-    ] = None,
-    average_symmetries: Annotated[
-        bool | None, typer.Option(help="Average over the eight symmetries of a tile; default: as the model says.")
-    ] = None,
-    average_windows: Annotated[
-        bool, typer.Option(help="Average over windows of 1, 1/2 and 3/2 tile widths, as far as they fit.")
-    ] = False,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Also write target, auxiliary and tumour CSV files.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Tiles held at a time; predictions do not depend on it.")
-    ] = None,
-    regions: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="GEOJSON", help="Cells or regions that others drew get the mean prediction of the points inside."
-        ),
-    ] = None,
-    regions_within: Annotated[
-        float | None,
-        typer.Option(metavar="UM", help="A region without a point gets the nearest so near; default: the spacing."),
-    ] = None,
-    measured: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COUNTS", help="Counts of some spots of the section correct the others and give their intervals."
-        ),
-    ] = None,
-    measured_within: Annotated[
-        float | None,
-        typer.Option(metavar="UM", help="How far a measured spot may lie from its point; default: half the spacing."),
-    ] = None,
-    cores: Annotated[int, typer.Option(help="Of many slides, how many at a time; 0 means all cores.")] = 0,
-    profile: Annotated[
-        Path | None, typer.Option(help="Of many slides: Snakemake profile, a folder or a name, e.g. slurm.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Of many slides, print JSON instead of a table.")] = False,
-    weights: Weights = None,
-    overwrite: Overwrite = False,
-    anyway: Anyway = False,
-) -> None:
-    """Apply a trained model to a new section, or to a folder of slides: exit 1 where one of them failed or was refused.
-
-    A hackathon file stands for its test slide; FILE.h5/S_1 names another.
-    """
-    from histocrypt.pipeline.listing import are_many
-    from histocrypt.pipeline.predict import predict_section
-
-    use_weights(weights)
-    if are_many(section, output):
-        single = {"--image": image, "--submission": submission, "--csv": csv, "--measured": measured}
-        for option, given in single.items():
-            if given is not None:
-                raise InputError("is of one section", field=option, value=str(given), fix="leave it out")
-        raise typer.Exit(
-            _predict_many(
-                section,
-                output,
-                model,
-                as_json=json,
-                cores=cores,
-                profile=profile,
-                overwrite=overwrite,
-                um_per_px=um_per_px,
-                bin_um=bin_um,
-                spacing_um=spacing,
-                average_symmetries=average_symmetries,
-                average_windows=average_windows,
-                batch_size=batch_size,
-                regions=None if regions is None else str(regions),
-                regions_within_um=regions_within,
-                anyway=anyway,
-            )
-        )
-    if profile is not None:
-        raise InputError("is for a folder or a list of slides", field="--profile", value=str(profile))
-    if json:
-        raise InputError("is for a folder or a list of slides, which ends in a table", field="--json")
-    said = predict_section(
-        model,
-        section,
-        output,
-        image=image,
-        um_per_px=um_per_px,
-        bin_um=bin_um,
-        submission=submission,
-        spacing_um=spacing,
-        average_symmetries=average_symmetries,
-        average_windows=average_windows,
-        csv=csv,
-        batch_size=batch_size,
-        regions=regions,
-        regions_within_um=regions_within,
-        measured=measured,
-        measured_within_um=measured_within,
-        overwrite=overwrite,
-        anyway=anyway,
-    )
-    typer.echo(said)
-    onward(f"histocrypt map {output}, or histocrypt export {output} -o OUT.geojson --to geojson")
-
-
-def _predict_many(
-    path: str,
-    output: Path,
-    model: Path | None,
-    *,
-    as_json: bool,
-    cores: int,
-    profile: Path | None,
-    overwrite: bool,
-    **settings: object,
-) -> int:
-    """Predict a folder or a list of slides; return the exit code."""
-    from functools import partial
-
-    from histocrypt.pipeline.folder import Settings
-    from histocrypt.report.slides import predict_folder, render
-
-    how = {"model": model, "settings": Settings(**settings), "cores": cores, "overwrite": overwrite}
-    if profile is not None:
-        from histocrypt.workflow.slides import by_profile
-
-        how["run"] = by_profile(profile, cores=cores)
-    outcome, summary = predict_folder(path, output, **how, say=partial(typer.echo, err=True))
-    typer.echo(render(summary, output, as_json=as_json))
-    return 1 if any(state["status"] != "predicted" for state in outcome.slides) else 0
-
-
-@app.command("import-weights")
-def import_weights(
-    weights: Annotated[Path, typer.Argument(help="State dict of a ResNet-18 with torchvision's names (.pth).")],
-    study: Annotated[Path, typer.Option(help="Study, preprocessed: how tiles are cut, whose tiles give ranges.")],
-    genes: Annotated[Path, typer.Option(help="Published gene list: ids, one a line, or JSON.")],
-    statistics: Annotated[
-        Path, typer.Option(help="Pixel statistics: type,value lines, three image_mean and three image_std.")
-    ],
-    means: Annotated[
-        Path | None, typer.Option(help="gene,mean lines: outputs are the genes with the highest, in the list's order.")
-    ] = None,
-    output_statistics: Annotated[
-        Path | None, typer.Option(help="gene,mean,sd lines, where the network learnt standardised values.")
-    ] = None,
-    transform: Annotated[str, typer.Option(help="What the network predicts of counts.")] = "log1p",
-    fold: Annotated[str, typer.Option(help="Whose training sections go with it.")] = "final",
-    max_pool: Annotated[
-        bool, typer.Option("--max-pool", help="It pools by maxima, as torchvision's own; then it cannot be encrypted.")
-    ] = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Make a published ResNet-18 (torchvision, BrSTNet, privateST) a model of a study."""
-    from histocrypt.pipeline.published import import_weights
-    from histocrypt.study import load_study
-
-    files = {"genes": genes, "statistics": statistics, "means": means, "output_statistics": output_statistics}
-    how = {"transform": transform, "fold": fold, "average_pool": not max_pool, "overwrite": overwrite}
-    typer.echo(import_weights(weights, load_study(study), **files, **how))
-
-
-@app.command("map")
-def draw_map(
-    prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad).")],
-    gene: Annotated[
-        str | None, typer.Option(help="Gene id or symbol, of any head; or `tumour`. Default: the most trusted.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Picture to write; default GENE.png.")] = None,
-    section: Annotated[str | None, typer.Option(help="Section, where the file holds several.")] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Draw a predicted gene over the tissue, with a scale bar and how far to trust it."""
-    from histocrypt.evaluation.maps import write_map
-
-    typer.echo(write_map(prediction, gene, output, section=section, overwrite=overwrite))
-
-
-@app.command()
-def export(
-    prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad).")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; a folder .zarr for spatialdata.")],
-    to: Annotated[str, typer.Option(help="geojson (QuPath), spatialdata, squidpy, csv, ome-tiff, loupe-csv, anndata.")],
-    genes: Annotated[str, typer.Option(metavar="A,B", help="Ids or symbols; default: all, the trusted first.")] = "",
-    layer: Annotated[str | None, typer.Option(metavar="TRANSFORM", help="Default: the main transform.")] = None,
-    colour: Annotated[str | None, typer.Option(metavar="GENE", help="Gene that colours; default: the first.")] = None,
-    section: Annotated[str | None, typer.Option(help="Section, where the file holds several.")] = None,
-    image: Annotated[str | None, typer.Option(help="The slide, where the file does not name it.")] = None,
-    um_per_px: Annotated[float | None, typer.Option(help="Micrometres per full-resolution pixel.")] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Write predictions as the files that QuPath, squidpy, napari and Loupe open (see docs/export.md)."""
-    from histocrypt.export.registry import export as write
-
-    wanted = [gene.strip() for gene in genes.split(",") if gene.strip()]
-    how = {"genes": wanted, "layer": layer, "colour": colour, "section": section, "overwrite": overwrite}
-    said, notes = write(prediction, output, to=to, image=image, um_per_px=um_per_px, **how)
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
-    typer.echo(said)
-
-
-@app.command()
-def score(
-    prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad).")],
-    truth: Annotated[str, typer.Argument(help="The section with its counts, in any readable format.")],
-    section: Annotated[
-        str | None, typer.Option(help="What the prediction calls the section, where its file is named otherwise.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    bin_um: BinSize = None,
-    units: Units = None,
-) -> None:
-    """Score predictions, of HistoCrypt or of others, against measured counts."""
-    from histocrypt.evaluation.score_file import render, score_files
-
-    typer.echo(render(score_files(prediction, truth, name=section, bin_um=bin_um, units=units), as_json=json))
-
-
-@app.command()
-def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Predictions (.h5ad), of HistoCrypt or of others.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Others of the same section.")],
-    truth: Annotated[str, typer.Argument(help="The section with its counts, in any readable format.")],
-    section: Annotated[str | None, typer.Option(help="What the predictions call the section.")] = None,
-    units: Units = None,
-    block: Annotated[float, typer.Option(help="Side of the blocks of tissue that are drawn, in spots.")] = 5.0,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    bin_um: BinSize = None,
-) -> None:
-    """Compare two predictions of a section: paired differences with intervals by a bootstrap over blocks of tissue."""
-    from histocrypt.evaluation.compare import compare_files, render
-
-    how = {"name": section, "units": units, "block": block, "bin_um": bin_um}
-    typer.echo(render(compare_files(first, second, truth, **how), as_json=json))
-
-
-@app.command()
-def trust(
-    prediction: Annotated[Path, typer.Argument(help="Predictions (.h5ad) by a model of others.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The same with trust, .h5ad.")],
-    labelled: Annotated[
-        list[Path] | None, typer.Option(help="Predictions by the same model of a section with counts; may be repeated.")
-    ] = None,
-    counts: Annotated[
-        list[str] | None, typer.Option(metavar="SECTION", help="That section, in any format: one for each --labelled.")
-    ] = None,
-    units: Units = None,
-    bin_um: BinSize = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Write beside predictions how far sections with counts let one trust their model, gene by gene."""
-    from histocrypt.evaluation.labelled import trust_from_labelled
-
-    labelled, counts = labelled or [], counts or []
-    if len(labelled) != len(counts):
-        value, expected = f"{len(labelled)} and {len(counts)}", "--labelled and --counts, one for each other"
-        raise InputError(
-            "labelled predictions and sections differ in number", field="--counts", value=value, expected=expected
-        )
-    how = {"units": units, "bin_um": bin_um, "overwrite": overwrite}
-    typer.echo(trust_from_labelled(prediction, list(zip(labelled, counts, strict=True)), output, **how))
-
-
-@app.command()
-def audit(
-    table: Annotated[
-        Path, typer.Argument(metavar="TABLE", help="CSV: prediction, section, member (1 or 0); patient, laboratory.")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="The privacy card goes there.")],
-    name: Annotated[str | None, typer.Option(help="What the model is called; default: as the table.")] = None,
-    units: Units = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    bin_um: BinSize = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Ask a model of others, from its predictions alone, whose tissue it learnt from: a privacy card."""
-    from histocrypt.audit.black_box import audit_predictions, render
-
-    card = audit_predictions(table, output, name=name, units=units, bin_um=bin_um, overwrite=overwrite)
-    typer.echo(render(card, output, as_json=json))
-
-
-@app.command("hest-bench")
-def hest_bench(
-    folder: Annotated[Path, typer.Argument(help="A task of hest-bench, or the folder of its tasks.")],
-    encoder: Annotated[
-        list[str] | None, typer.Option("-e", "--encoder", help="As in a study; may be repeated.")
-    ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
-    components: Annotated[int, typer.Option(min=1, help="Principal components kept, at most.")] = 256,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write every fold's genes (.csv).")] = None,
-    weights: Weights = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Score frozen encoders by the protocol of HEST-Benchmark, and print its table (see docs/hest_bench.md)."""
-    from histocrypt.evaluation.hest_bench import DEFAULT_ENCODER, render, run
-    from histocrypt.files import claim, write_table
-
-    use_weights(weights)
-    if output is not None:
-        claim(output, overwrite=overwrite)
-    scores = run(folder, encoder or [DEFAULT_ENCODER], tasks=task or [], components=components, say=typer.echo)
-    typer.echo(f"\n{render(scores)}")
-    if output is not None:
-        write_table(output, scores, index=False)
-
-
-@app.command("demo-tissue")
 def demo_tissue(
-    folder: Annotated[Path, typer.Argument(help="Sections are written here.")],
-    sections: Annotated[int, typer.Option(help="Number of sections, each of another patient.")] = 6,
-    seed: Annotated[int, typer.Option(help="Seed of the simulator.")] = 0,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Sections are written here.")],
+    sections: Annotated[int, typer.Option(metavar="N", help="Number of sections, each of another patient.")] = 6,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the simulator.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write simulated sections, to try things on."""
+    """Write simulated sections to try things on."""
     from histocrypt.demo.write import write_demo
 
     for path in write_demo(folder, n_sections=sections, seed=seed, overwrite=overwrite):
         typer.echo(path)
     onward(f"histocrypt new NAME {folder}")
+
+
+VERBS = {
+    "doctor": doctor,
+    "demo-tissue": demo_tissue,
+    "download": download,
+    "check": check,
+    "new": new,
+    "run": run,
+    "runs": runs,
+    "predict": predicting.predict,
+    "map": predicting.draw_map,
+    "export": predicting.export,
+    "serve": serve,
+    "score": scoring.score,
+    "compare": scoring.compare,
+    "trust": scoring.trust,
+    "audit": scoring.audit,
+    "hest-bench": scoring.hest_bench,
+    "import-weights": predicting.import_weights,
+}
+"""In the order of the help."""
+for _name, _verb in VERBS.items():
+    app.command(_name)(_verb)
+app.add_typer(fhe.app, name="fhe")
 
 
 def _joined_parameters(arguments: list[str]) -> list[str]:
@@ -569,6 +303,8 @@ def main() -> None:
         settle()
         use_writable_caches()
         arguments = sys.argv[1:]
+        if arguments[:1] != ["run"] and not sys.stderr.isatty():  # the line of `run` is read from its jobs' bars
+            os.environ.setdefault("TQDM_DISABLE", "1")
         if arguments[:2] in (["fhe", "evaluate"], ["fhe", "serve"], ["fhe", "keygen"]) and len(arguments) > 2:
             from histocrypt.encrypted.engine import restart_to_collect_early
 

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from histocrypt import __version__, paths
 from histocrypt.errors import InputError
@@ -100,6 +100,12 @@ def examine() -> list[Finding]:
         machine = [_shielded(look) for look in (_processor, _memory, _disk, _data)]
         optional = [_shielded(look) for look in (_gpu, _weights, _slurm, _docker, _engine, _one_party, _extras)]
         return [*quick, *(probe.result() for probe in probes), *machine, *optional]
+
+
+def document(findings: list[Finding]) -> dict[str, Any]:
+    """Return the findings for programs."""
+    named = {kind: [one.name for one in findings if one.status == kind] for kind in ("broken", "absent")}
+    return {"findings": findings, **named}
 
 
 def render(findings: list[Finding]) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from histocrypt.answer import plain
 from histocrypt.encrypted.bundle import load_client, parse_client, write_client
-from histocrypt.encrypted.check import check_section
+from histocrypt.encrypted.check import check_section, render
 from histocrypt.encrypted.compile import compile_model
 from histocrypt.encrypted.evaluator import evaluate_request
 from histocrypt.encrypted.key_owner import Keys, Request, decrypt_response, encrypt_section, keygen, prepare
@@ -146,11 +147,14 @@ def test_what_sending_takes_is_told_before_and_nothing_is_left(world, section, t
     assert list(tmp_path.iterdir()) == [client]
     keys = Keys(world.keys if form == "single" else world.batch_keys)
     request = Request.of(prepare(keys.client, section), keys.client, keys.bound)
-    assert f"9 spots in {request.batches} message" in said
-    assert f"of the form {form}, with room for {keys.client.places} in each" in said
-    size = request.batches * keys.client.input_bytes / 2**20
-    assert f"{size:.1f} MiB of spots up" in said
-    assert f"{(keys.folder / 'evaluation.keys').stat().st_size / 2**20:.1f} MiB of keys" in said
+    assert (said["spots"], said["messages"], said["form"]) == (9, request.batches, form)
+    assert said["spots_per_message"] == keys.client.places
+    assert said["up_mib"] == request.batches * keys.client.input_bytes / 2**20
+    size = (keys.folder / "evaluation.keys").stat().st_size / 2**20
+    assert said["keys_mib"] == pytest.approx(size, abs=0.1)
+    shown = render(said)
+    assert all(f"{said[name]:.1f} MiB" in shown for name in ("keys_mib", "up_mib", "down_mib_at_most"))
+    assert json.loads(json.dumps(plain(said), allow_nan=False))["messages"] == request.batches
 
 
 def test_what_training_slides_looked_like_can_be_kept_back(world):
@@ -165,4 +169,4 @@ def test_a_check_refuses_as_sending_does(world, tmp_path):
     with pytest.raises(InputError) as caught:
         check_section(tmp_path / "client.json", world.section)
     assert caught.value.field == "origin"
-    assert "simulated" in check_section(tmp_path / "client.json", world.section, anyway=True)
+    assert "simulated" in check_section(tmp_path / "client.json", world.section, anyway=True)["trained_on"]

@@ -16,7 +16,7 @@ from histocrypt.encrypted import claims
 from histocrypt.encrypted.article29 import DESIGN, NOT_ASKED, NOT_FOUND, POSSIBLE, PREVENTED, SIGNS, UNDECIDED
 from histocrypt.encrypted.parameters import bootstrapped, choose
 from histocrypt.encrypted.service_card import LONGEST, parse_card, service_card
-from histocrypt.encrypted.service_files import NAMESPACE, PAGES, bundles_of, make_card, verify_card
+from histocrypt.encrypted.service_files import NAMESPACE, PAGES, bundles_of, make_card, render_verified, verify_card
 from histocrypt.encrypted.service_page import LARGEST, SMALLEST, html_page, pdf_page
 from histocrypt.encrypted.service_parts import ServiceCard
 from histocrypt.encrypted.signature import PublicKey, Signer, make_key, public_path, signature_path
@@ -348,7 +348,9 @@ def test_the_json_is_read_again(signed):
 
 def test_a_signed_card_is_believed(signed, key):
     said = verify_card(signed, public_path(key), client=signed.parent.parent / "bundle")
-    assert Signer.read(key).public.fingerprint in said
+    assert said["signed_by"] == Signer.read(key).public.fingerprint
+    assert said["signed_by"] in render_verified(said)
+    assert said["signed_pages"] == dict.fromkeys(PAGES, True)
     assert "Signed" in signed.with_suffix(".html").read_text(encoding="utf-8")
 
 
@@ -376,7 +378,7 @@ def test_a_signed_page_of_another_card_is_refused(copy, key, tmp_path):
 
 def test_pages_that_are_gone_are_said(copy, key):
     copy.with_suffix(".pdf").unlink()
-    assert "no .pdf" in verify_card(copy, public_path(key))
+    assert verify_card(copy, public_path(key))["signed_pages"] == {".html": True, ".pdf": False}
 
 
 def test_another_key_is_refused(signed, tmp_path):
@@ -472,7 +474,7 @@ def test_openssh_believes_the_signature_and_is_believed(copy, key, tmp_path):
         assert run(*check, str(signature_path(path)), stdin=path.read_bytes() + b" ").returncode
     signature_path(copy).unlink()
     assert run("ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", str(key), str(copy)).returncode == 0
-    assert "signed by" in verify_card(copy, signers)
+    assert verify_card(copy, signers)["signed_by"]
 
 
 @pytest.mark.skipif(not which("ssh-keygen"), reason="no ssh-keygen here: OpenSSH cannot be asked")
@@ -495,7 +497,7 @@ def test_keys_of_openssh_are_taken_and_others_refused(tmp_path):
     assert (
         run("ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", str(tmp_path / "ed25519False"), *files).returncode == 0
     )
-    assert "signed by" in verify_card(files[0], public_path(tmp_path / "ed25519False"))
+    assert verify_card(files[0], public_path(tmp_path / "ed25519False"))["signed_by"]
 
 
 def test_bad_input_is_one_sentence_and_code_2(copy, key):

@@ -1,6 +1,5 @@
 """Predictions that others made: joined by names alone, scored and compared beside ours."""
 
-import json
 
 import anndata as ad
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 
+from histocrypt.answer import plain
 from histocrypt.cli import app
 from histocrypt.errors import InputError
 from histocrypt.evaluation.compare import compare_files, render
@@ -165,7 +165,7 @@ def test_two_of_ours_are_compared_on_the_same_draws(scored):
     text = render(found)
     assert "A is ahead on" in text
     assert f"{found.rows[0].difference:+.3f}" in text
-    assert len(json.loads(render(found, as_json=True))["per_gene"]) == 22
+    assert len(plain(found)["per_gene"]) == 22
 
 
 def test_pairing_makes_the_interval_of_a_difference_narrow(world, tmp_path):
@@ -207,7 +207,7 @@ def test_one_block_has_no_interval(world):
     assert found.blocks == 1
     assert np.isnan(found.rows[0].low)
     assert "none: one block" in render(found)
-    assert json.loads(render(found, as_json=True))["rows"][0]["low"] is None
+    assert plain(found)["rows"][0]["low"] is None
 
 
 def test_the_commands(world, tmp_path):

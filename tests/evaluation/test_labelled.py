@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from histocrypt.cli import app
 from histocrypt.errors import InputError
-from histocrypt.evaluation.labelled import trust_from_labelled
+from histocrypt.evaluation.labelled import render, trust_from_labelled
 from histocrypt.evaluation.score_file import score_files
 from histocrypt.targets.transforms import transform
 
@@ -36,7 +36,7 @@ def others(scored, tmp_path):
 def trusted(others, labelled, tmp_path, **how):
     target, _ = others("B_1")
     output = tmp_path / "out.h5ad"
-    words = trust_from_labelled(target, labelled, output, overwrite=True, **how)
+    words = render(trust_from_labelled(target, labelled, output, overwrite=True, **how))
     return ad.read_h5ad(output), words
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from histocrypt.answer import plain
 from histocrypt.errors import InputError
 from histocrypt.evaluation.metrics import METRICS
 from histocrypt.evaluation.score_file import render, score_files
@@ -25,7 +26,7 @@ def test_a_section_gets_the_scores_that_the_study_gave_it(scored):
     assert "log1p_cp10k" in text
     assert f"{result.means['log1p']['pearson']:.3f}" in text
     assert "vision_mlp on section B_3 (patient B): 144 spots, 22 genes" in text
-    again = json.loads(render(result, as_json=True))
+    again = plain(result)
     assert again["means"]["log1p"]["pearson"] == pytest.approx(result.means["log1p"]["pearson"])
     assert len(again["per_gene"]["log1p"]) == 22
 
@@ -116,7 +117,7 @@ def test_json_has_no_nan(scored, tmp_path):
     section.write_h5ad(tmp_path / "A_1.h5ad")
     result = score_files(study.run.prediction("vision_mlp", "fold_A"), str(tmp_path / "A_1.h5ad"))
     assert np.isnan(result.per_gene["log1p"]["ENSG00007"]["pearson"])
-    assert "NaN" not in render(result, as_json=True)
+    assert json.dumps(plain(result), allow_nan=False)
     assert any("do not vary" in note and "GENE007" in note for note in result.notes)
 
 

@@ -9,7 +9,6 @@ that says nothing of a spot lets nothing be learnt, and then the card says "not 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -287,10 +286,8 @@ def _what(records: Records, name: str) -> str:
     )
 
 
-def render(card: Card, folder: Path, *, as_json: bool = False) -> str:
-    """Return what was found, as text or JSON."""
-    if as_json:
-        return json.dumps(card.to_dict(), indent=2, ensure_ascii=False)
+def render(card: Card, folder: Path) -> str:
+    """Return what was found, as text."""
     lines = [f"{card_path(Path(folder), card.thing)}: {WORDS[card.verdict]}", card.what, ""]
     for asked in card.questions:
         figure = asked.figure

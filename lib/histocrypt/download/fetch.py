@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,12 @@ def accept(source: Source, *, accepted: bool) -> None:
         )
 
 
+def facts(source: Source) -> dict[str, object]:
+    """Return licence and citation as a program reads them."""
+    names = ("name", "title", "homepage", "licence", "licence_url", "terms", "citation", "gated", "note")
+    return {name: getattr(source, name) for name in names}
+
+
 def about(source: Source) -> str:
     """Return licence and citation as a person reads them."""
     lines = [
@@ -110,6 +116,15 @@ def about(source: Source) -> str:
         f"  cite      {source.citation}",
     ]
     return "\n".join([*lines, *([f"  note      {source.note}"] if source.note else [])])
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """What ``histocrypt download`` ends with: a document for programs, the same for people, what was fetched."""
+
+    document: dict[str, object]
+    words: str
+    sections: Sequence[Section] = ()
 
 
 def download_by_name(
@@ -124,11 +139,11 @@ def download_by_name(
     timeout_s: float,
     overwrite: bool = False,
     say: Callable[[str], None],
-) -> None:
+) -> Downloaded:
     """Do what ``histocrypt download`` was asked for: list data sets, list sections of one, or fetch some."""
     if source is None:
-        say("\n\n".join(about(known) for known in SOURCES.values()))
-        return
+        words = "\n\n".join(about(known) for known in SOURCES.values())
+        return Downloaded({"sources": [facts(known) for known in SOURCES.values()]}, words)
     chosen = source_named(source).mirrored(mirror)
     say(about(chosen))
     if names:
@@ -142,13 +157,13 @@ def download_by_name(
         )
     with Web(token=token, token_host=next(iter(chosen.hosts.values())), read_s=timeout_s) as web:
         if not names:
-            say("\n" + "\n".join(chosen.names or chosen.sections(web)))
-            return
+            known = list(chosen.names or chosen.sections(web))
+            return Downloaded({**facts(chosen), "sections": known}, "\n" + "\n".join(known))
         folder = to if to is not None else paths.data() / chosen.name
         how = {"accepted": accepted, "small": small, "overwrite": overwrite, "say": say}
         sections = download_sections(chosen, names, folder, web=web, **how)
     entries = "\n".join(study_entry(chosen.name, section.name, section.path) for section in sections)
-    say(f"\nIn a study:\nsections:\n{entries}")
+    return Downloaded({**facts(chosen), "fetched": sections}, f"\nIn a study:\nsections:\n{entries}", sections)
 
 
 def study_entry(source: str, name: str, path: Path) -> str:

@@ -11,7 +11,9 @@ from histocrypt.encrypted.prepare import prepare
 from histocrypt.encrypted.single import Client
 
 
-def check_section(client_file: str | Path, section: str | Path, *, form: str | None = None, **how: Any) -> str:
+def check_section(
+    client_file: str | Path, section: str | Path, *, form: str | None = None, **how: Any
+) -> dict[str, Any]:
     """Return what `send` would do with a section; nothing is encrypted, and nothing leaves this machine.
 
     Parameters
@@ -39,24 +41,41 @@ def check_section(client_file: str | Path, section: str | Path, *, form: str | N
     slide = prepared.about.get(
         "slide", {"verdict": "not judged, the model does not know its training slides", "why": []}
     )
-    why = f" ({'; '.join(slide['why'])})" if len(slide["why"]) else ""
-    gone = prepared.about["without_prediction"]
-    left = f"; not sent: {', '.join(f'{count} {reason}' for reason, count in gone.items())}" if gone else ""
+    return {
+        "section": prepared.section,
+        "verdict": slide["verdict"],
+        "why": slide["why"],
+        "model": offered.about["title"],
+        "trained_on": prepared.about["origin"],
+        "form": chosen.form,
+        "spots": spots,
+        "spots_per_message": chosen.places,
+        "messages": number,
+        "not_sent": prepared.about["without_prediction"],
+        "keys_mib": keys / 2**20,
+        "up_mib": up / 2**20,
+        "down_mib_at_most": down / 2**20,
+        "time": _time(offered, chosen, number),
+    }
+
+
+def render(found: dict[str, Any]) -> str:
+    """Return what `check_section` found, for people."""
+    why = f" ({'; '.join(found['why'])})" if len(found["why"]) else ""
+    gone = ", ".join(f"{count} {reason}" for reason, count in found["not_sent"].items())
     return "\n".join(
         [
-            f"{prepared.section}: {slide['verdict']}{why}",
-            f"model: {offered.about['title']}, learnt from {prepared.about['origin']}",
-            f"would send: {spots} spots in {number} message{'s' if number > 1 else ''} of the form {chosen.form}, with "
-            f"room for {chosen.places} in each; some are sent again{left}",
-            f"would travel: {_mib(keys)} of keys and {_mib(up)} of spots up, at most {_mib(down)} down",
-            f"would take: {_time(offered, chosen, number)}",
+            f"{found['section']}: {found['verdict']}{why}",
+            f"model: {found['model']}, trained on {found['trained_on']}",
+            f"to send: {found['spots']} spots in {found['messages']} message{'s' * (found['messages'] > 1)} of form "
+            f"{found['form']}, {found['spots_per_message']} per message; some spots are sent twice"
+            + (f"; not sent: {gone}" if gone else ""),
+            f"traffic: {found['keys_mib']:.1f} MiB of keys and {found['up_mib']:.1f} MiB of spots up, at most "
+            f"{found['down_mib_at_most']:.1f} MiB down",
+            f"time: {found['time']}",
             "nothing was encrypted, and nothing was sent",
         ]
     )
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
 
 
 def _time(offered: Client, chosen: Client, number: int) -> str:

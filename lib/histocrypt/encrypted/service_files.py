@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from histocrypt.encrypted.bundle import load_client
 from histocrypt.encrypted.service_card import parse_card, service_card
@@ -79,7 +80,7 @@ def make_card(
     return f"{paths['.json']}, .html and .pdf: {card.service.title}, {said}; {verdicts}{later}"
 
 
-def verify_card(card: str | Path, key: str | Path, *, client: str | Path | None = None) -> str:
+def verify_card(card: str | Path, key: str | Path, *, client: str | Path | None = None) -> dict[str, Any]:
     """Say who signed a card, or refuse it.
 
     Parameters
@@ -106,10 +107,10 @@ def verify_card(card: str | Path, key: str | Path, *, client: str | Path | None 
     if client is not None and (offered := load_client(client)).hash != read.service.public_part:
         problem, field = "is the card of another public part", "service.public_part"
         raise InputError(problem, file=path, field=field, value=read.service.public_part, expected=offered.hash)
-    digest, told = hashlib.sha256(content).hexdigest(), []
+    digest, there = hashlib.sha256(content).hexdigest(), {}
     for page in (path.with_suffix(kind) for kind in PAGES):
-        if not page.exists():
-            told.append(f"no {page.suffix} beside it")
+        there[page.suffix] = page.exists()
+        if not there[page.suffix]:
             continue
         verify(page, public, namespace=NAMESPACE)
         if not says(page, MARK + digest):
@@ -117,9 +118,18 @@ def verify_card(card: str | Path, key: str | Path, *, client: str | Path | None 
             raise InputError(
                 problem, file=page, field="sha256", expected=expected, fix="read the JSON, or make it anew"
             )
-        told.append(f"{page.suffix} belongs to it and is signed too")
-    signed = f"{path}: signed by {public.fingerprint}, and not changed since"
-    return f"{signed}; {'; '.join(told)}\n{read.service.title}, public part {read.service.public_part}, {read.date}"
+    about = {"title": read.service.title, "public_part": read.service.public_part, "date": read.date}
+    return {"card": path, "signed_by": public.fingerprint, "signed_pages": there, **about}
+
+
+def render_verified(found: dict[str, Any]) -> str:
+    """Return what `verify_card` found, for people."""
+    pages = [
+        f"{page} belongs to it and is signed too" if there else f"there is no {page} beside it"
+        for page, there in found["signed_pages"].items()
+    ]
+    signed = f"{found['card']}: signed by {found['signed_by']}, and not changed since; {'; '.join(pages)}"
+    return f"{signed}\n{found['title']}, public part {found['public_part']}, {found['date']}"
 
 
 def bundles_of(encrypted: Path, fold: str) -> dict[str, Path]:

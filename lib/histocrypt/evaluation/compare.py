@@ -7,10 +7,9 @@ of this section, not of other patients.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +210,8 @@ def _called(first: Path, second: Path) -> tuple[str, str]:
     return f"{first.parent.name}/{first.stem}", f"{second.parent.name}/{second.stem}"
 
 
-def render(found: Comparison, *, as_json: bool = False) -> str:
-    """Return the differences as a table, or all of it as JSON."""
-    if as_json:
-        plain = json.loads(json.dumps(asdict(found)), parse_constant=lambda _: None)  # NaN is no JSON
-        return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+def render(found: Comparison) -> str:
+    """Return the differences as a table."""
     first, second = found.names
     lines = [
         f"{first} (A) and {second} (B) on section {found.section}: {found.spots} spots, {found.genes} {found.noun}s",

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -272,6 +272,24 @@ def run(
     return pd.concat(parts, ignore_index=True)
 
 
+def averages(scores: pd.DataFrame, penalty: str, pooling: str) -> list[dict[str, Any]]:
+    """Return a row per encoder: its mean correlation, and mean and standard deviation over the folds of each task."""
+    own = scores[(scores["penalty"] == penalty) & (scores["pooling"] == pooling)]
+    folds, rows = own.groupby(["encoder", "task", "fold"])["pearson"].apply(finite_mean), []
+    for encoder in dict.fromkeys(scores["encoder"]):
+        each = {task: folds[encoder, task].to_numpy() for task in dict.fromkeys(scores["task"])}
+        tasks = {task: {"pearson": values.mean(), "pearson_sd": values.std()} for task, values in each.items()}
+        mean = np.mean([values.mean() for values in each.values()])
+        rows.append({"encoder": encoder, "penalty": penalty, "pooling": pooling, "pearson": mean, "tasks": tasks})
+    return rows
+
+
+def document(scores: pd.DataFrame) -> dict[str, Any]:
+    """Return the rows of all tables that `render` writes, for programs."""
+    ways = [(penalty, pooling) for penalty in PENALTIES for pooling in ("fold", "sample")]
+    return {"rows": [row for way in ways for row in averages(scores, *way)]}
+
+
 def render(scores: pd.DataFrame) -> str:
     """Return `run`'s rows as the published table has them, once for each penalty and pooling: mean (sd) over folds."""
     words = {
@@ -280,17 +298,12 @@ def render(scores: pd.DataFrame) -> str:
         ("validated", "fold"): "Penalty chosen on training patients, one correlation a fold",
         ("validated", "sample"): "The same, one correlation a test sample",
     }
-    tasks, encoders = list(dict.fromkeys(scores["task"])), list(dict.fromkeys(scores["encoder"]))
-    lines = []
+    tasks, lines = list(dict.fromkeys(scores["task"])), []
     for (rule, pooling), words_of in words.items():
-        own = scores[(scores["penalty"] == rule) & (scores["pooling"] == pooling)]
-        folds = own.groupby(["encoder", "task", "fold"])["pearson"].apply(finite_mean)
         lines += [words_of, "", f"| encoder | {' | '.join(tasks)} | Average |", "|---" * (len(tasks) + 2) + "|"]
-        for encoder in encoders:
-            each = [folds[encoder, task].to_numpy() for task in tasks]
-            cells = [f"{values.mean():.4f} ({values.std():.4f})" for values in each]
-            average = np.mean([values.mean() for values in each])
-            lines.append(f"| {encoder} | {' | '.join(cells)} | {average:.4f} |")
+        for row in averages(scores, rule, pooling):
+            cells = [f"{task['pearson']:.4f} ({task['pearson_sd']:.4f})" for task in row["tasks"].values()]
+            lines.append(f"| {row['encoder']} | {' | '.join(cells)} | {row['pearson']:.4f} |")
         lines.append("")
     return "\n".join(
         [*lines, "Pearson's r, mean over genes; mean (standard deviation) over folds. Flat predictions are 0."]

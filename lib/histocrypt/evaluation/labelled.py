@@ -10,7 +10,7 @@ flattered. And how it does on another patient: of K labelled ones, `trust.confor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from histocrypt.targets.ceiling import section_ceiling, share
 from histocrypt.trust import conformal, genes
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    import pandas as pd
 
     from histocrypt.pipeline.predictions import Joined
     from histocrypt.sections.section import Section
@@ -54,6 +54,19 @@ class Labelled:
     known_units: bool
 
 
+@dataclass(frozen=True)
+class Trust:
+    """What labelled sections say of the genes of a prediction file."""
+
+    output: Path
+    var: pd.DataFrame
+    """One row per gene; `trust_from_labelled` names the columns."""
+    about: dict[str, Any]
+    """As in ``uns["labelled"]``."""
+    transform: str
+    notes: list[str]
+
+
 def trust_from_labelled(
     prediction: Path,
     labelled: Sequence[tuple[Path, str]],
@@ -63,7 +76,7 @@ def trust_from_labelled(
     bin_um: float | None = None,
     seed: int = 0,
     overwrite: bool = False,
-) -> str:
+) -> Trust:
     """Write predictions with the trust that labelled sections give in the model behind them.
 
     Parameters
@@ -88,7 +101,7 @@ def trust_from_labelled(
 
     Returns
     -------
-    What was found, in words.
+    What was found; `render` puts it into words.
 
     Raises
     ------
@@ -143,7 +156,7 @@ def trust_from_labelled(
         target.var[name] = values
     target.uns[MARK] = about
     write_h5ad(output, target)
-    return _words(output, target, about, transforms[0], notes)
+    return Trust(output, target.var, about, transforms[0], notes)
 
 
 def _is_mine(path: Path) -> bool:
@@ -260,9 +273,17 @@ def promise(patients: int) -> str:
     )
 
 
-def _words(output: Path, target: AnnData, about: Mapping[str, Any], transform: str, notes: Sequence[str]) -> str:
+def document(found: Trust) -> dict[str, Any]:
+    """Return what was found, for programs: every gene with its columns of the file."""
+    own = [name for name in found.var if name.startswith((f"{MARK}_", genes.BETTER, "half_width"))]
+    table = found.var[own].to_dict("index")
+    return {"output": found.output, **found.about, "per_gene": table, "notes": found.notes}
+
+
+def render(found: Trust) -> str:
     """Return what was found, for people."""
-    var, symbols = target.var, GeneNames.of(target.var)
+    output, var, about, transform, notes = found.output, found.var, found.about, found.transform, found.notes
+    symbols = GeneNames.of(var)
     names = np.where(symbols.symbols != "", symbols.symbols, symbols.names).astype(str)
     r = var[f"{MARK}_pearson:{transform}"].to_numpy(dtype=float)
     known = np.isfinite(r)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,11 +191,8 @@ def _notes(pair: Any, constant: np.ndarray, dropped: dict[str, int], genes: str)
     return notes
 
 
-def render(result: ScoreResult, *, as_json: bool = False) -> str:
-    """Return the scores as a table, or as JSON with every gene."""
-    if as_json:
-        plain = json.loads(json.dumps(result.__dict__), parse_constant=lambda _: None)  # NaN is no JSON
-        return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+def render(result: ScoreResult) -> str:
+    """Return the scores as a table."""
     one = noun(result.matrix)
     heads = [(metric.title, max(11, len(metric.title) + 2)) for metric in METRICS.values()]
     lines = [

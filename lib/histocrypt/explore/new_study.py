@@ -48,7 +48,6 @@ def new_study(name: str, sections: Sequence[str], *, output: Path | None = None,
     left = [row for row in rows if row.unusable]
     lines = [f"wrote {path}: {_counted(usable)}"]
     lines += [f"not usable, and refused in a run: {row.section} ({'; '.join(row.problems[:1])})" for row in left]
-    lines += [f"next: histocrypt run {path} --dry-run"]
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
@@ -150,7 +150,7 @@ def _to_be_simulated(study: Study) -> dict[SectionFiles, SectionSize]:
 
 # The table behind `histocrypt check`: what is there, what was dropped, and what forbids its use.
 
-HEADER = ("section", "spots", "genes", "image", "µm/px", "patient", "problems")
+HEADER = ("section", "spots", "genes", "image, px", "µm/px", "patient", "")
 
 
 @dataclass
@@ -161,10 +161,12 @@ class CheckRow:
     patient: str = ""
     spots: int | None = None
     genes: int | None = None
-    image: str = ""
-    """Width x height in full-resolution pixels."""
-    um_per_px: str = ""
-    """Micrometres per full-resolution pixel and where it is from."""
+    image_width_px: int | None = None
+    """At full resolution; so is the height."""
+    image_height_px: int | None = None
+    um_per_px: float | None = None
+    """Micrometres per full-resolution pixel."""
+    um_per_px_source: str = ""
     problems: list[str] = field(default_factory=list)
     """Sentences: first what forbids the use, then what was dropped or assumed."""
     origins: dict[str, str] = field(default_factory=dict)
@@ -200,35 +202,41 @@ def check_sections(paths: list[str], *, bin_um: float | None = None) -> list[Che
     return rows
 
 
-def render(rows: list[CheckRow], *, as_json: bool = False) -> str:
-    """Return the rows as aligned plain text, a line for each problem, then what was read from where."""
-    if as_json:
-        return json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
+def document(rows: list[CheckRow]) -> dict[str, Any]:
+    """Return the rows for programs."""
+    return {"sections": rows, "unusable": sum(row.unusable for row in rows)}
+
+
+def render(rows: list[CheckRow]) -> str:
+    """Return a line per section, then for each what there is to say of it and what was read from where.
+
+    Sentences stand below the table, so that it fits a terminal.
+    """
     lines = [HEADER]
     for row in rows:
-        cells = (
-            row.section,
-            "-" if row.spots is None else str(row.spots),
-            "-" if row.genes is None else str(row.genes),
-            row.image or "-",
-            row.um_per_px or "-",
-            row.patient or "-",
+        ended = "UNUSABLE" if row.unusable else f"{len(row.problems)} note{'s' * (len(row.problems) != 1)}"
+        lines.append(
+            (
+                row.section,
+                "-" if row.spots is None else str(row.spots),
+                "-" if row.genes is None else str(row.genes),
+                "-" if row.image_width_px is None else f"{row.image_width_px} x {row.image_height_px}",
+                "-" if row.um_per_px is None else f"{row.um_per_px:.4f} ({row.um_per_px_source})",
+                row.patient or "-",
+                ended if row.problems else "ok",
+            )
         )
-        for number, problem in enumerate(row.problems or ["none"]):
-            marked = f"UNUSABLE: {problem}" if row.unusable and number == 0 else problem
-            lines.append((*(cells if number == 0 else ("",) * len(cells)), marked))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER) - 1)]
-    table = "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]).rstrip()
-        for line in lines
-    )
-    told = [
-        f"\n{row.section}" + "".join(f"\n  {name:<11}{row.origins[name]}" for name in row.origins)
-        for row in rows
-        if row.origins
-    ]
-    summary = f"{len(rows)} section{'s' * (len(rows) != 1)}, {sum(row.unusable for row in rows)} unusable"
-    return "\n".join([table, summary, *(["\nread from", *told] if told else [])])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    count = f"{len(rows)} section{'s' * (len(rows) != 1)}, {sum(row.unusable for row in rows)} unusable"
+    return "\n".join([*table, count, *(text for row in rows for text in _details(row))])
+
+
+def _details(row: CheckRow) -> list[str]:
+    """Return what is wrong with a section or was assumed, and what was read from where."""
+    said = [f"  {'UNUSABLE: ' if row.unusable and not at else ''}{problem}" for at, problem in enumerate(row.problems)]
+    said += [f"  {name:<11}{origin}" for name, origin in row.origins.items()]
+    return ["", row.section, *said] if said else []
 
 
 def _listed(path: str, bin_um: float | None) -> Iterator[tuple[SectionFiles | CheckRow, Preprocessing]]:
@@ -265,8 +273,10 @@ def _checked(files: SectionFiles, settings: Preprocessing) -> tuple[CheckRow, Fi
         section.patient,
         section.n_spots,
         section.adata.n_vars,
-        f"{section.image.width} x {section.image.height}",
-        f"{section.um_per_px:.4f} ({section.um_per_px_source})",
+        section.image.width,
+        section.image.height,
+        section.um_per_px,
+        section.um_per_px_source,
         problems=[*faults, *section.notes, *(f"{section.file}: {note}." for note in odd if note)],
         origins=section.origins,
         unusable=bool(faults),

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histocrypt import paths
 from histocrypt.data.fold_statistics import PANEL, STAIN, TARGETS
+from histocrypt.data.folds import FINAL
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.files import atomic_path, read_json, write_json
 from histocrypt.predictors.registry import MODELS
@@ -98,11 +100,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder) / "model.json"
     if not file.is_file():
-        raise InputError(
-            "there is no trained model here",
-            file=folder,
-            expected="a folder with model.json, e.g. outputs/demo/models/resnet18/final",
-        )
+        raise _no_model(Path(folder))
     about = read_json(file)
     again = "train the model again"
     if not isinstance(about, dict) or about.get("format") != FORMAT:
@@ -117,11 +115,9 @@ def read_about(folder: str | Path) -> dict[str, Any]:
             fix=again,
         )
     if about.get("kind") == "stack":
-        raise InputError(
-            "a stack combines the predictions of other models and cannot predict a section by itself",
-            file=folder,
-            fix=f"give one of its models: {', '.join(about.get('families', []))}",
-        )
+        problem = "is a stack: it combines predictions of other models and cannot be applied to a new section"
+        parts = [Path(folder).parents[1] / str(name) / Path(folder).name for name in about.get("families", [])]
+        raise InputError(problem, file=folder, expected=_one_of([part for part in parts if _is_model(part)]))
     for key, kind in REQUIRED.items():
         if not isinstance(about.get(key), kind):
             raise InputError("is missing or of the wrong type", file=file, field=key, expected=kind.__name__, fix=again)
@@ -131,6 +127,48 @@ def read_about(folder: str | Path) -> dict[str, Any]:
         if option not in (known := MODELS[about["model"]].options.model_fields):
             raise unknown_name("option", option, known, file=file, field="options")
     return about
+
+
+def _no_model(given: Path) -> InputError:
+    """Return the error for a path that holds no trained model; it names the nearest folders that do."""
+    if given.suffix.lower() in (".yaml", ".yml"):
+        runs = paths.RunFolder.of(given.stem).root
+        problem = "is a study file, not a trained model"
+        fix = None if _models_below(runs) else f"train its models first: histocrypt run {given}"
+        return InputError(problem, file=given, expected=_one_of(_models_below(runs)), fix=fix)
+    if given.is_file():
+        problem, near = "is a file, not the folder of a trained model", _models_below(given.parent)
+    else:
+        problem, near = ("has no model.json" if given.is_dir() else "does not exist"), _models_below(given)
+    for parent in given.absolute().parents[:3]:
+        near = near or _models_below(parent)
+    near = near or _models_below(paths.outputs())
+    return InputError(f"{problem}; there is no trained model here", file=given, expected=_one_of(near))
+
+
+def _models_below(folder: Path) -> list[Path]:
+    """Return the folders with a trained model in a folder of one model, of all models, or of runs; `final` first."""
+    for pattern in ("", "*/", "*/*/", "models/*/*/", "*/models/*/*/"):
+        found = [path.parent for path in folder.glob(f"{pattern}model.json") if _is_model(path.parent)]
+        if found:
+            return sorted(found, key=lambda path: (path.name != FINAL, path))
+    return []
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        about = read_json(folder / "model.json")
+    except InputError:
+        return False
+    return isinstance(about, dict) and about.get("format") == FORMAT and about.get("kind") != "stack"
+
+
+def _one_of(models: list[Path], most: int = 5) -> str:
+    """Return what to give instead, in words."""
+    if not models:
+        return "the folder of a trained model, e.g. outputs/demo/models/resnet18/final"
+    named = ", ".join(map(str, models[:most])) + (f" or one of {len(models) - most} others" * (len(models) > most))
+    return named if len(models) == 1 else f"one of {named}"
 
 
 def load_model(folder: str | Path, *, device: Any = None) -> TrainedModel:

@@ -287,12 +287,10 @@ def predict_section(
 
     path = Path(section_path)
     if output is None:
-        output = Path(f"{path.name if path.is_dir() else path.stem}_predicted.h5ad")
+        output = default_output(path)
         if output.exists() and not overwrite:  # slides of two folders may have one name
-            problem, fix = (
-                "is there already, perhaps of another slide of this name",
-                "name one with -o, or say --overwrite",
-            )
+            problem = "already exists, perhaps of another slide of this name"
+            fix = "name another file with -o, or add --overwrite"
             raise InputError(problem, file=output, field="--output", fix=fix)
     output = Path(output)
     if output.suffix != ".h5ad":
@@ -416,6 +414,11 @@ def predict_section(
         + (f"; without prediction: {gone}" if gone else "")
         + ")"
     )
+
+
+def default_output(section: Path) -> Path:
+    """Return where the predictions of a section go if nobody says."""
+    return Path(f"{section.name if section.is_dir() else section.stem}_predicted.h5ad")
 
 
 def regions_beside(output: Path) -> Path:

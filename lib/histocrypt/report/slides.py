@@ -6,7 +6,6 @@ place where columns of words about a slide are made, for page, table, text and J
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -326,10 +325,8 @@ def _below(path: str, source: str) -> str:
     return own.relative_to(folder).as_posix() if own.is_relative_to(folder) and own != folder else path
 
 
-def render(summary: Mapping[str, Any], output: Path, *, as_json: bool = False) -> str:
-    """Return the summary as JSON, or as aligned plain text, a line a slide."""
-    if as_json:
-        return json.dumps(summary, indent=2, ensure_ascii=False)
+def render(summary: Mapping[str, Any], output: Path) -> str:
+    """Return the summary as aligned plain text, a line per slide."""
     lines = [("slide", "points", "µm/px", "s", "GiB", "")]
     for row in summary["slides"]:
         um, cells = row["um_per_px"], [row["spots"], row["seconds"], row["peak_gib"]]

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from histocrypt import paths
 from histocrypt.errors import InputError
@@ -120,38 +121,54 @@ def _jobs(said: str) -> Iterator[Job]:
         )
 
 
+def figures(what: Plan, command: Command) -> dict[str, Any]:
+    """Return a plan as programs read it: memory and disk in GiB and GB, expected time in seconds and hours."""
+    root, threads = command.study.run.root, command.cores or usable_cores()
+    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.is_dir())).free
+    longest = {}
+    for job in what.jobs:
+        longest[job.notebook] = max(job.seconds, longest.get(job.notebook, 0))
+    chain, hours = sum(longest.values()), core_hours(what.jobs)
+    return {
+        "study": command.study.name,
+        "folder": root,
+        "jobs": [{"notebook": job.notebook, **asdict(job)} for job in what.jobs],
+        "core_hours": hours,
+        "gpu_hours": gpu_hours(what.jobs),
+        "peak_memory_mb": max((job.memory_mb for job in what.jobs), default=0),
+        "disk_gb": what.disk / 1e9,
+        "disk_free_gb": free / 1e9,
+        "cores": threads if command.profile.local else None,
+        "seconds": max(hours * 3600 / threads, chain) if command.profile.local else chain,
+    }
+
+
 def told(what: Plan, command: Command) -> str:
     """Return a plan as people read it."""
-    study = command.study
     if not what.jobs:
         return "nothing to do: every artifact is newer than what it is made from"
     head = f"{'notebook':<22}{'jobs':>6}{'cores':>7}{'GPUs':>6}{'memory':>10}{'longest':>9}{'core-hours':>12}  why"
-    lines, chain = [head], 0.0
+    lines = [head]
     for notebook in dict.fromkeys(job.notebook for job in what.jobs):
         jobs = [job for job in what.jobs if job.notebook == notebook]
         longest = max(job.seconds for job in jobs)
-        chain += longest
         lines.append(
             f"{notebook:<22}{len(jobs):>6}{max(job.threads for job in jobs):>7}{max(job.gpus for job in jobs):>6}"
             f"{max(job.memory_mb for job in jobs) / 1024:>6.1f} GiB{clock(longest):>9}{core_hours(jobs):>12.2f}  "
             + ", ".join(dict.fromkeys(job.reason for job in jobs))
         )
     largest = max(what.jobs, key=lambda job: job.memory_mb)
-    root = study.run.root
-    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.is_dir())).free
-    hours = core_hours(what.jobs)
+    all_of_it = figures(what, command)
     lines += [
         "",
-        f"{len(what.jobs)} jobs, about {hours:.1f} core-hours"
+        f"{len(what.jobs)} jobs, about {all_of_it['core_hours']:.1f} core-hours"
         + (f" and {gpu_hours(what.jobs):.1f} GPU-hours" if gpu_hours(what.jobs) else ""),
         f"peak memory of a job: {largest.memory_mb / 1024:.1f} GiB ({largest.name})",
-        f"disk, when finished: about {what.disk / 1e9:.1f} GB in {root} ({free / 1e9:.0f} GB free)",
+        f"disk, when finished: about {what.disk / 1e9:.1f} GB in {all_of_it['folder']} "
+        f"({all_of_it['disk_free_gb']:.0f} GB free)",
     ]
-    if command.profile.local:
-        cores = command.cores or usable_cores()
-        lines.append(f"time on {cores} cores: about {clock(max(hours * 3600 / cores, chain))}")
-    else:
-        lines.append(f"time, if every job finds a place at once: about {clock(chain)}")
+    where = f"time on {all_of_it['cores']} cores" if command.profile.local else "time, if every job starts at once"
+    lines.append(f"{where}: about {clock(all_of_it['seconds'])}")
     return "\n".join(lines)
 
 

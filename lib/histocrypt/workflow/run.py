@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from histocrypt import paths
+from histocrypt.answer import answer
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.explore.overview import listed
 from histocrypt.explore.survey import input_files, survey
@@ -21,7 +22,7 @@ from histocrypt.workflow.artifacts import follow, intact, moved_from, same_under
 from histocrypt.workflow.cluster import Cluster, cancel_left
 from histocrypt.workflow.command import Command, Profile
 from histocrypt.workflow.outline import Outline
-from histocrypt.workflow.plan import plan, told
+from histocrypt.workflow.plan import Plan, figures, plan, told
 from histocrypt.workflow.progress import said_when_full
 from histocrypt.workflow.record import notice, recorded
 from histocrypt.workflow.stages import SET_BY_WORKFLOW, STAGES, known_parameters
@@ -36,6 +37,7 @@ def run_study(
     parameters: list[tuple[str, str]] | None = None,
     profile: Path | None = None,
     dry_run: bool = False,
+    as_json: bool = False,
 ) -> int:
     """Run a study from section files to report and return the exit code.
 
@@ -55,12 +57,16 @@ def run_study(
         Snakemake profile: a folder, or the name of one in ``workflow/profiles``; ``local`` by default.
     dry_run
         Only print what would run, why, and what it takes.
+    as_json
+        Print that plan as one JSON document.
 
     Raises
     ------
     InputError
         If the study, a notebook name, a parameter or the profile is wrong, or the study is already running.
     """
+    if as_json and not dry_run:
+        raise InputError("only a plan is printed as JSON", field="--json", fix="add --dry-run")
     study = load_study(study_file)
     if until is not None and until not in STAGES:
         raise unknown_name("notebook", until, STAGES, field="--until")
@@ -73,12 +79,12 @@ def run_study(
                 "holds braces, which Snakemake takes for wildcards", file=path, fix="rename it, or move it"
             )
     if dry_run:
-        with _only_one(study, dry_run=True):
-            outline = _outline(study, dry_run=True)
-            with intact(outline, dry_run=True, spare=files) as broken:
-                if other := notice(study.run):
-                    print(f"histocrypt: {other}")
-                print(told(plan(command, outline, [found.job.name for found in broken]), command))
+        answer(
+            lambda: _planned(study, command, files),
+            lambda what: told(what, command),
+            as_json=as_json,
+            document=lambda what: figures(what, command),
+        )
         return 0
     with said_when_full(study), _only_one(study) as lock:
         cluster = Cluster.ready(study, command.profile)
@@ -113,6 +119,15 @@ def run_study(
                 until=until,
                 parameters=given,
             )
+
+
+def _planned(study: Study, command: Command, files: list[Path]) -> Plan:
+    with _only_one(study, dry_run=True):
+        outline = _outline(study, dry_run=True)
+        with intact(outline, dry_run=True, spare=files) as broken:
+            if other := notice(study.run):
+                print(f"histocrypt: {other}")
+            return plan(command, outline, [found.job.name for found in broken])
 
 
 def _outline(study: Study, *, dry_run: bool = False) -> Outline:

@@ -42,7 +42,7 @@ class Best:
 def list_runs() -> tuple[str, list[InputError]]:
     """Return the table of all run folders, newest first, and what is wrong with those that cannot be read."""
     rows, problems = [], []
-    for root in _roots():
+    for root in roots():
         try:
             record = read_record(root) if paths.RunFolder(root).record.is_file() else None
             rows.append((record.begun.timestamp() if record else 0.0, _line(root, record)))
@@ -183,10 +183,11 @@ def find_run(name: str) -> Path:
         return named
     if Path(name).is_dir():
         return Path(name).resolve()
-    raise unknown_name("run", name, [root.name for root in _roots()], file=paths.outputs())
+    raise unknown_name("run", name, [root.name for root in roots()], file=paths.outputs())
 
 
-def _roots() -> list[Path]:
+def roots() -> list[Path]:
+    """Return the folders of all runs."""
     runs = [paths.RunFolder(root) for root in paths.outputs().glob("*") if root.is_dir()]
     return sorted(run.root for run in runs if run.record.is_file() or run.study.is_file())
 
@@ -225,17 +226,24 @@ def summary_of(root: Path) -> pd.DataFrame | None:
 
 def best_of(root: Path) -> Best | None:
     """Return the best predictor of a run; None where nothing that looks at the image has a score yet."""
+    best, colour = best_row(root)
+    if best is None:
+        return None
+    return Best(best["title"], interval(best), NONE if colour is None else interval(colour))
+
+
+def best_row(root: Path) -> tuple[pd.Series | None, pd.Series | None]:
+    """Return the scores of the best predictor of a run and those of colour-only ridge, as far as there are any."""
     from histocrypt.evaluation.wording import BLIND
 
     summary = summary_of(root)
     if summary is None:
-        return None
+        return None, None
     main = summary[summary["transform"] == summary["transform"].iloc[0]].set_index("model")
     able = main[(main["role"] != "ceiling") & ~main.index.isin(BLIND)]
     if able["pearson"].isna().all():
-        return None
-    row = able.loc[able["pearson"].idxmax()]
-    return Best(row["title"], interval(row), interval(main.loc[COLOUR]) if COLOUR in main.index else NONE)
+        return None, None
+    return able.loc[able["pearson"].idxmax()], main.loc[COLOUR] if COLOUR in main.index else None
 
 
 def interval(row: pd.Series) -> str:
@@ -319,8 +327,8 @@ def compare_runs(first: str, second: str) -> str:
     studies = [study_of(root) for root in roots]
     parts = [
         _heads(first, second, records),
-        _differences("Study", *(dict(_flat(study)) for study in studies)),
-        _differences("Made with", *(_made_with(record) for record in records)),
+        _differences("Study", *(dict(flat(study)) for study in studies)),
+        _differences("Made with", *(made_with(record) for record in records)),
         _scores(roots, records, studies),
         _stages(records),
     ]
@@ -335,31 +343,36 @@ def _heads(first: str, second: str, records: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def _made_with(record: Record) -> dict[str, Any]:
+def made_with(record: Record) -> dict[str, Any]:
     """Return what else than the study may change a result or its cost, by name."""
     machine = {f"machine {name}": value for name, value in record.machine.items()}
     given = {f"-p {name}": value for name, value in record.parameters.items()}
     return {**record.versions, "commit": commit(record.git), "profile": record.profile, **machine, **given}
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the values of a nested study with the path to each; a list of plain values is one value."""
     if isinstance(value, dict) and value:
         for name, one in value.items():
-            yield from _flat(one, f"{prefix}.{name}" if prefix else name)
+            yield from flat(one, f"{prefix}.{name}" if prefix else name)
     elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
         for number, one in enumerate(value):
-            yield from _flat(one, f"{prefix}[{number}]")
+            yield from flat(one, f"{prefix}[{number}]")
     else:
         yield prefix, value
 
 
 def _differences(title: str, left: dict[str, Any], right: dict[str, Any]) -> str:
-    names = [name for name in {**left, **right} if left.get(name, NONE) != right.get(name, NONE)]
+    names = differing(left, right)
     if not names:
         return f"{title}: the same"
     rows = [(f"  {name}", *(_short(side.get(name, NONE)) for side in (left, right))) for name in names]
     return f"{title}:\n" + table(("", "A", "B"), rows, left=3)
+
+
+def differing(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
+    """Return the names whose values differ, or that one side lacks."""
+    return [name for name in {**left, **right} if left.get(name, NONE) != right.get(name, NONE)]
 
 
 def _short(value: Any) -> str:
