@@ -103,7 +103,7 @@ def regular(path: str | Path, *, missing: str = "is missing") -> Path:
         raise InputError("is a folder", file=path, expected="a file")
     refuse_pipe(path)
     if not os.access(path, os.R_OK):
-        raise InputError("permission to read it is denied", file=path, fix="ask its owner for the right, or copy it")
+        raise InputError("permission to read it is denied", file=path, fix="ask its owner for permission, or copy it")
     if not path.stat().st_size:
         raise InputError(EMPTY.words, file=path, fix=SOURCE)
     return path
@@ -139,7 +139,7 @@ def mode_of(path: str | Path) -> int | None:
     except OSError as error:
         raise InputError(f"cannot be a path here ({error.strerror})", file=str(path)[:200]) from error
     except ValueError as error:
-        raise InputError("cannot be a path: it holds a NUL", value=str(path)[:200]) from error
+        raise InputError("cannot be a path: it contains a NUL character", value=str(path)[:200]) from error
 
 
 def near(path: Path) -> str | None:
@@ -199,17 +199,17 @@ def claim(
         _check_room(output, field)
         return output
     if mode is not None and stat.S_ISDIR(mode):
-        raise InputError("would be written over a folder", file=output, field=field, fix="choose another name")
+        raise InputError("would overwrite a folder", file=output, field=field, fix="choose another name")
     if mode is not None and not stat.S_ISREG(mode):
         raise InputError("is a pipe, a device or a socket", file=output, field=field, expected="a file")
     if not overwrite:
         fix = "choose another place" + ("" if overwrite is None else ", or say --overwrite")
         if any(same_file(output, other) for other in inputs if other is not None):
-            raise InputError("would be written over what is read", file=output, field=field, fix=fix)
+            raise InputError("would overwrite an input", file=output, field=field, fix=fix)
         if output.is_symlink():
             raise InputError("would replace a link", file=output, field=field, fix=fix)
         if mine is None or not mine(output):
-            raise InputError("is there already, and this command did not make it", file=output, field=field, fix=fix)
+            raise InputError("already exists and was not written by this command", file=output, field=field, fix=fix)
     _check_room(output, field)
     return output
 
@@ -242,7 +242,7 @@ def _check_room(output: Path, field: str) -> None:
         raise InputError("would be written into a Zarr store", file=store, field=field, fix="choose another folder")
     there = next(parent for parent in output.absolute().parents if mode_of(parent) is not None)
     if not there.is_dir():
-        raise InputError("cannot be written: a file lies where a folder is needed", file=there, field=field)
+        raise InputError("cannot be written: one of its parent folders is a file", file=there, field=field)
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError("permission to write there is denied", file=there, field=field, fix="choose another folder")
 
@@ -400,7 +400,7 @@ def _check_tree(tree: Node, path: Path, what: str) -> None:
                 name = str(key.value) if isinstance(key, ScalarNode) else "?"
                 if isinstance(key, ScalarNode) and name in seen:
                     line = key.start_mark.line + 1
-                    raise InputError("key is there twice", **where, value=name, fix=f"remove one, e.g. in line {line}")
+                    raise InputError("key appears twice", **where, value=name, fix=f"remove one, e.g. in line {line}")
                 seen.add(name)
                 total += size(key, (*place, name)) + size(value, (*place, name))
         else:
@@ -474,7 +474,7 @@ def check_sums(folder: str | Path) -> dict[str, str]:
             found = LINE.match(line.strip())
             if not found:
                 raise InputError(
-                    f"line {number} is no checksum",
+                    f"line {number} is not a checksum",
                     file=listing,
                     value=line[:80],
                     expected="64 hexadecimal digits and a file name",

@@ -97,7 +97,9 @@ def _check_heaps(path: Path) -> None:
                 number, size = struct.unpack_from("<H6xQ", content, entry)
                 room -= 1
                 if room < 0:
-                    raise InputError("is damaged: heaps of texts lie in one another", file=path, fix="copy it again")
+                    raise InputError(
+                        "is damaged: heaps of texts are nested in one another", file=path, fix="copy it again"
+                    )
                 if number == 0 and size < 16:
                     raise InputError("is damaged: a heap of texts has no end", file=path, fix="copy it again")
                 entry += size if number == 0 else 16 + -(-size // 8) * 8
@@ -128,7 +130,7 @@ def _look_through(file: h5py.File, path: Path) -> int:
                 declared += _check_data(node, path, where)
             elif isinstance(node, h5py.Group):
                 if _address(node) in groups:
-                    raise InputError("leads back into the file, so that it has no end", file=path, field=where)
+                    raise InputError("links back into the file in a circle", file=path, field=where)
                 groups.add(_address(node))
                 waiting.append((where, node))
     for where, group, name, target in links:  # now that no external link is on their way
@@ -151,7 +153,7 @@ def _check_data(data: h5py.Dataset, path: Path, where: str) -> int:
     import h5py
 
     if data.is_virtual or data.external:
-        raise _elsewhere(path, where, None, "lies in another file")
+        raise _elsewhere(path, where, None, "is stored in another file")
     plist = data.id.get_create_plist()
     for index in range(plist.get_nfilters()):
         number = plist.get_filter(index)[0]
@@ -168,7 +170,7 @@ def _check_data(data: h5py.Dataset, path: Path, where: str) -> int:
 
 def _not_held(data: h5py.Dataset, size: int, path: Path, where: str) -> InputError:
     return InputError(
-        f"declares {size / 2**30:.1f} GiB, which it does not hold",
+        f"declares {size / 2**30:.1f} GiB, but holds less",
         file=path,
         field=where,
         value=f"{data.shape} {data.dtype}",

@@ -163,7 +163,7 @@ def why_unreadable(path: str | Path | None, error: BaseException) -> tuple[str, 
     numbers = {one.errno for one in chain if isinstance(one, OSError)}
     detail = " ".join(str(error).split())[:160] or type(error).__name__
     if errno.EACCES in numbers or errno.EPERM in numbers:
-        return "you have no right to read it", "ask its owner for the right, or copy it"
+        return "you have no right to read it", "ask its owner for permission, or copy it"
     if "unable to lock file" in said:
         return "another program holds it open for writing", "wait until that program has closed it, then try again"
     if "already open for write" in said:

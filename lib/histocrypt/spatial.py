@@ -275,12 +275,12 @@ def lattice_edges(grid: np.ndarray, *, hexagonal: bool | None = None) -> np.ndar
     Raises
     ------
     InputError
-        If two spots lie at one place of the array.
+        If two spots have the same array position.
     """
     grid = np.asarray(grid, dtype=np.int64).reshape(-1, 2)
     place = {tuple(spot): index for index, spot in enumerate(grid.tolist())}
     if len(place) < len(grid):
-        raise InputError("two spots lie at one place of the array", field="array_row, array_col")
+        raise InputError("two spots have the same array position", field="array_row, array_col")
     offsets = HEXAGONAL if (is_hexagonal(grid) if hexagonal is None else hexagonal) else SQUARE
     edges = [
         (index, place[row + down, column + right])
@@ -324,7 +324,7 @@ def smoothed_ranks(values: np.ndarray, coords: np.ndarray, *, reach: float = REA
     Raises
     ------
     InputError
-        If values and coordinates are not of the same spots, or a value is not finite.
+        If values and coordinates differ in number, or a value is not finite.
     """
     from scipy.sparse import identity
     from scipy.stats import rankdata
@@ -332,7 +332,7 @@ def smoothed_ranks(values: np.ndarray, coords: np.ndarray, *, reach: float = REA
     values = np.asarray(values, dtype=np.float64)
     if len(values) != len(coords):
         raise InputError(
-            "values and coordinates are not of the same spots", value=f"{len(values)} values, {len(coords)} coordinates"
+            "values and coordinates differ in number", value=f"{len(values)} values, {len(coords)} coordinates"
         )
     if not np.isfinite(values).all():
         raise InputError(

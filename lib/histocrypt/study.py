@@ -232,7 +232,7 @@ def parse_study(content: dict[str, Any], *, file: str | Path = "study") -> Study
 def _check_model(name: str, options: dict[str, Any], file: str | Path) -> None:
     if name in STACKS:
         raise InputError(
-            "is made from the other models",
+            "is a combination of the other models",
             file=file,
             field=f"models.{name}",
             fix="remove it, and add the part `stacking`",
@@ -264,7 +264,7 @@ def _check_teachers(study: Study, file: str | Path) -> None:
     """Refuse a teacher that the study does not train, a model that has nothing to learn with, and circles."""
     if study.training.teacher is not None:
         raise InputError(
-            "a teacher is one model's, since no model can teach itself",
+            "a teacher is set per model, because no model can teach itself",
             file=file,
             field="training.teacher",
             fix="move it to the model under `models`",
@@ -322,7 +322,7 @@ def _check_stacking(study: Study, file: str | Path) -> None:
         if name not in study.model_names:
             raise unknown_name("model", name, study.model_names, **where)
         if named.count(name) > 1:
-            raise InputError("a model takes part once", **where, value=name)
+            raise InputError("a model appears twice", **where, value=name)
     if len(study.families) < 2:
         raise InputError("a stack needs two models", **where, value=named, expected="two names or more, or all")
 
@@ -364,7 +364,7 @@ def _check_synthesis(study: Study, file: str | Path) -> None:
     plan = part.generator
     if part.side % plan.least_side:
         raise InputError(
-            f"tiles do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}",
+            f"tiles cannot be halved {len(plan.multipliers) - 1} times in patches of {plan.patch}",
             file=file,
             field="synthesis.side",
             value=part.side,

@@ -150,22 +150,23 @@ def test_the_same_seed_gives_the_same_figures():
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    "change",
     [
-        ({"scores": np.array([0.0, np.nan, 1, 2])}, "1 of 4 scores are not finite"),
-        ({"member": np.array([1, 1, 0, 0])}, "is not of truth values"),
-        ({"member": np.array([True, True, True, False])}, "a side is too small"),
-        ({"patients": np.array(["a"])}, "is not one for each score"),
+        {"scores": np.array([0.0, np.nan, 1, 2])},
+        {"member": np.array([1, 1, 0, 0])},
+        {"member": np.array([True, True, True, False])},
+        {"patients": np.array(["a"])},
     ],
 )
-def test_defects_are_said(change, sentence):
+def test_defects_are_said(change):
     good = {
         "scores": np.arange(4.0),
         "member": np.array([True, True, False, False]),
         "patients": np.array(["a", "b", "c", "d"]),
     }
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError) as caught:
         judge(**{**good, **change}, draws=2)
+    assert caught.value.field == next(iter(change))
 
 
 def test_patients_of_a_single_block_have_their_records_drawn():

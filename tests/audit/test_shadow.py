@@ -119,8 +119,9 @@ def test_few_patients_are_said(capfd):
 
 
 def test_defects_are_said():
-    with pytest.raises(InputError, match="one patient has no halves"):
+    with pytest.raises(InputError) as alone:
         halves(np.array(["a", "a"]), 2, seed=0)
+    assert "2" in alone.value.expected
     with pytest.raises(InputError, match="did you mean 'LiRA'"):
         target_scores(np.ones((2, 2)), np.eye(2, dtype=bool), attack="LiRa")
     with pytest.raises(InputError) as error:

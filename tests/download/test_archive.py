@@ -38,9 +38,9 @@ def test_unpacks_its_folder(tmp_path):
 @pytest.mark.parametrize(
     ("member", "words"),
     [
-        (("../evil", "x"), "name leads out of the folder"),
-        (("/evil", "x"), "name leads out of the folder"),
-        (("spatial/../../evil", "x"), "name leads out of the folder"),
+        (("../evil", "x"), "without '..'"),
+        (("/evil", "x"), "without '..'"),
+        (("spatial/../../evil", "x"), "without '..'"),
         (("evil", "x"), r"archive holds more than spatial/"),
         (("spatial/link", tarfile.SYMTYPE), "archive holds a link or a device"),
         (("spatial/link", tarfile.LNKTYPE), "archive holds a link or a device"),

@@ -335,5 +335,5 @@ def test_names_from_a_listing_are_file_names(name, server, tiny, tmp_path):
     arguments = ("download", "hbcis", f"{name}_C1", "--to", tmp_path / "to", "--mirror", server.url())
     done = histocrypt(*arguments, outputs=tmp_path)
     assert done.returncode == 2
-    assert "name of the section cannot be that of a file" in done.stderr
+    assert f"{name}_C1" in done.stderr
     assert not (tmp_path / "to").exists()

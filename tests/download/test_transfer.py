@@ -177,8 +177,8 @@ def test_an_error_in_place_of_the_file(server, web, tmp_path):
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(404, r"is not there \(the server answers 404\)"), (401, r"access is refused \(401\)"),
-     (403, r"access is refused \(403\)"), (418, "the server answers 418")],
+    [(404, "404"), (401, "401"),
+     (403, "403"), (418, "418")],
 )  # fmt: skip
 def test_refusals(status, words, server, web, tmp_path):
     server.add("/f.bin", CONTENT, statuses=[status])
@@ -202,7 +202,7 @@ def test_a_busy_server_is_waited_for(server, web, waits, tmp_path):
 
 def test_a_busy_server_for_too_long(server, web, tmp_path):
     server.add("/f.bin", CONTENT, statuses=[503] * 9)
-    with pytest.raises(InputError, match="the server answers 503, 3 times; the same command goes on from there"):
+    with pytest.raises(InputError, match="503, 3 times; run the same command"):
         fetch(web, remote(server), tmp_path)
 
 
@@ -284,7 +284,7 @@ def test_ctrl_c_keeps_what_came(server, tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "interrupted; what came is kept, the same command goes on from there" in said
+    assert said.strip().splitlines()[-1].startswith("histocrypt: ")
     assert "Traceback" not in said
     assert partial.stat().st_size == len(CONTENT) // 2
     assert json.loads(partial.with_name(f"{partial.name}.json").read_text())["etag"]
@@ -294,7 +294,7 @@ def test_ctrl_c_keeps_what_came(server, tmp_path):
     )
     assert "resumed" in done.stdout
     assert done.returncode == 2  # the other files are not there
-    assert "is not there (the server answers 404)" in done.stderr
+    assert "404" in done.stderr
     assert partial.with_suffix("").read_bytes() == CONTENT
 
 
@@ -366,15 +366,17 @@ def test_addresses_that_are_none(server, web, tmp_path):
 
 @pytest.mark.parametrize("name", ["../f", "/f", "a/../../f", "a\\..\\f", "C:/f", "", "a\0b"])
 def test_names_stay_in_the_folder(name, tmp_path):
-    with pytest.raises(InputError, match="name leads out of the folder"):
+    with pytest.raises(InputError) as caught:
         confined(tmp_path, name)
+    assert caught.value.value == name
 
 
 def test_a_link_in_the_folder_is_not_followed_out(tmp_path):
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / "away").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="name leads out of the folder"):
+    with pytest.raises(InputError) as caught:
         confined(tmp_path / "to", "away/f")
+    assert caught.value.value == "away/f"
 
 
 def test_a_folder_that_cannot_be_made(server, web, tmp_path):

@@ -1,6 +1,5 @@
 """Predictions that others made: joined by names alone, scored and compared beside ours."""
 
-
 import anndata as ad
 import numpy as np
 import pandas as pd

@@ -155,7 +155,7 @@ def test_a_fold_that_learns_from_its_test_patient_is_refused(fresh):
     record["folds"][0]["train_sections"] += ["A_3"]
     record["folds"][0]["test_sections"] = ["A_1", "A_2"]  # another section of the same patient is as bad
     write_json(fresh.run.folds, record)
-    with pytest.raises(InputError, match="learns from the patients that it tests: sections A_3"):
+    with pytest.raises(InputError, match="sections A_3"):
         read_folds(fresh)
 
 

@@ -211,7 +211,7 @@ def spoil_patch(file):
         (drop_field("coords"), "patches file lacks a field"),
         (drop_field("jpeg"), "patches file lacks a field"),
         (too_few_coords, "coords: has 3 rows for 5 patches"),
-        (repeat_barcode, "names a spot twice .*spot0"),
+        (repeat_barcode, "twice .*spot0"),
         (spoil_patch, "patch spot2: is not an image"),
     ],
 )

@@ -98,7 +98,7 @@ def test_same_image_under_two_patients(tiny_section, tmp_path):
 
 def test_same_section_twice(tiny_section, tmp_path):
     one = tiny_section(tmp_path, "A", "P1")
-    with pytest.raises(InputError, match="the same section is there twice"):
+    with pytest.raises(InputError, match="the same section"):
         study_sections(study(one, copied(one, "B", "P1")))
 
 

@@ -87,17 +87,17 @@ def load(path, *, scheme=TISSUE, side=8, **settings):
 DEFECTS = {
     "no class of the scheme": (
         {"label": "cyst"},
-        r"record a, label: is no known class \(found 'cyst'\).*normal, tumour",
+        r"record a, label: .*'cyst'.*normal, tumour",
     ),
     "no key": ({"mask_path": "absent"}, "record a: lacks mask_path"),
     "no id": ({"id": ""}, "entry 0: has no id"),
     "a misspelt key": ({"patiant": "P"}, "record a: unknown key 'patiant'.*did you mean 'patient'"),
-    "no image": ({"image_path": "gone.png"}, r"record a, image_path: is not there \(found 'gone.png'\)"),
-    "no mask": ({"mask_path": "gone.png"}, r"record a, mask_path: is not there \(found 'gone.png'\)"),
+    "no image": ({"image_path": "gone.png"}, "record a, image_path: .*'gone.png'"),
+    "no mask": ({"mask_path": "gone.png"}, "record a, mask_path: .*'gone.png'"),
     "null where a mask is needed": ({"mask_path": None}, "record a, mask_path: is null.*null only for normal"),
     "an unknown format": ({"image_path": "image.jpg"}, "image_path: is of an unknown format.*.png or .npy"),
-    "an absolute path": ({"image_path": "/etc/image.png"}, "leaves the manifest's folder"),
-    "a path upwards": ({"mask_path": "../mask.npy"}, "leaves the manifest's folder"),
+    "an absolute path": ({"image_path": "/etc/image.png"}, "image_path: .*'/etc/image.png'; expected a path inside"),
+    "a path upwards": ({"mask_path": "../mask.npy"}, "mask_path: .*'../mask.npy'; expected a path inside"),
     "a number as path": ({"image_path": 3}, "is not a path"),
     "a number as patient": ({"patient": 3}, "record a, patient: is not a word"),
 }
@@ -186,7 +186,7 @@ def test_a_link_does_not_lead_out_of_the_folder_unless_allowed(tmp_path):
     np.save(tmp_path / "secret.npy", GREY)
     path = one(inside, mask=LEVELS)
     (inside / "image.npy").symlink_to(tmp_path / "secret.npy")
-    with pytest.raises(InputError, match="leaves the manifest's folder"):
+    with pytest.raises(InputError, match="image_path: .*a path inside"):
         load(path)
     assert len(load(path, allow_outside=True)) == 1
 

@@ -39,10 +39,10 @@ def test_the_layout_of_nnunet(tmp_path, channels):
 
 def test_refusals(tmp_path):
     train, test = tiles(["a"], each=2), tiles(["b"], each=2, seed=1)
-    with pytest.raises(InputError, match="is no number of a data set"):
-        export(tmp_path, train, test, dataset_id=0, name="x")
-    with pytest.raises(InputError, match="is no name of a data set"):
-        export(tmp_path, train, test, dataset_id=1, name="../x")
+    for wrong, value in (({"dataset_id": 0, "name": "x"}, 0), ({"dataset_id": 1, "name": "../x"}, "../x")):
+        with pytest.raises(InputError) as caught:
+            export(tmp_path, train, test, **wrong)
+        assert caught.value.value == value
     with pytest.raises(InputError, match="patient a is among"):
         export(tmp_path, train, train, dataset_id=1, name="x")
     with pytest.raises(InputError, match="differ in scheme, side or channels"):

@@ -240,7 +240,7 @@ def test_a_model_that_learnt_from_what_it_predicts_is_refused(small_study):
     about = read_json(file)
     for section in ("S_a", *inner_folds(study, "fold_a").folds[1].test_sections):
         file.write_text(json.dumps({**about, "train_sections": [*about["train_sections"], section]}))
-        with pytest.raises(InputError, match=rf"colour_ridge learnt from what it predicts for the stack: .*{section}"):
+        with pytest.raises(InputError, match=rf"colour_ridge .*{section}"):
             stack_fold(study, "fold_a")
 
 

@@ -144,7 +144,7 @@ def infer(
     families = {OUTPUTS: outputs, **image}
     for family, rows in families.items():
         if len(rows) != len(attribute):
-            raise InputError("is not one row for each patient", field=family, value=len(rows), expected=len(attribute))
+            raise InputError("must have one row per patient", field=family, value=len(rows), expected=len(attribute))
         if not np.isfinite(rows).all():
             raise InputError("holds a number that is not finite", field=family, fix="leave that patient out")
     if not image:
@@ -296,7 +296,7 @@ def _guessed(attribute: np.ndarray, name: str, value: str | None) -> str:
     if value is None and len(values) > 2:
         raise InputError("has more than two values", field=name, value=values.tolist(), fix="name the one to guess")
     if value is not None and value not in values:
-        raise InputError("is the value of no patient", field=name, value=value, expected=values.tolist())
+        raise InputError("no patient has this value", field=name, value=value, expected=values.tolist())
     return str(values[counts.argmin()]) if value is None else value
 
 

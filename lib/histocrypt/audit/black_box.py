@@ -131,7 +131,7 @@ def audit_predictions(
     _check_sides(table, parts)
     transforms = [one for one in parts[0].pair.true if all(one in part.pair.true for part in parts)]
     if not transforms:
-        raise InputError("files predict other units", file=table, field="prediction", fix="say what they are: --units")
+        raise InputError("files use different units", file=table, field="prediction", fix="state them with --units")
     columns = _common([part.pair for part in parts], table)
     subject, found = Subject("predictor", name, name, f"members as {Path(table).name} says", Path(folder)), None
     for transform in transforms:
@@ -181,16 +181,18 @@ def read_rows(table: Path) -> list[Row]:
             others = ", ".join((name, *COLUMNS[name]))
             raise InputError("a column is missing", file=table, field=name, expected=f"one of {others}")
     if not len(content):
-        raise InputError("names no section", file=table)
+        raise InputError("lists no section", file=table)
     rows = []
     for number, record in enumerate(content.to_dict("records"), start=2):
         said = {name: str(record[column]).strip() if column is not None else "" for name, column in named.items()}
         where = {"file": table, "field": f"line {number}"}
         for name in ("prediction", "section"):
             if not said[name]:
-                raise InputError(f"says no {name}", **where)
+                raise InputError(f"has no {name}", **where)
         if said["member"].lower() not in (*YES, *NO):
-            raise InputError("does not say who was a member", **where, value=said["member"], expected="1 or 0")
+            raise InputError(
+                "does not say whether the section was a member", **where, value=said["member"], expected="1 or 0"
+            )
         prediction, section = (paths.resolve(said[name], Path(table).parent) for name in ("prediction", "section"))
         rows.append(Row(prediction, str(section), said["member"].lower() in YES, said["patient"], said["laboratory"]))
     return rows
@@ -205,7 +207,7 @@ def _read(row: Row, units: str | None, bin_um: float | None) -> tuple[_Part, boo
     how = {"file": row.prediction, "name": None, "units": units}
     predicted, pair, notes = join_file(read, section, **how)
     if matrix_of(predicted) is not None:
-        raise InputError("is not of genes", file=row.prediction, value=matrix_of(predicted), expected="genes")
+        raise InputError("does not predict genes", file=row.prediction, value=matrix_of(predicted), expected="genes")
     patient = row.patient or section.patient or ""
     if not patient:
         notes = [*notes, f"{section.id}: no patient is named; it counts as one of its own"]
@@ -216,11 +218,14 @@ def _read(row: Row, units: str | None, bin_um: float | None) -> tuple[_Part, boo
 def _check_sides(table: Path, parts: Sequence[_Part]) -> None:
     members, others = ({part.patient for part in parts if part.member is side} for side in (True, False))
     if both := sorted(members & others):
-        problem, fix = "a patient is a member in one row, not in another", "who was learnt from once is a member"
+        problem, fix = (
+            "a patient is a member in one row but not in another",
+            "mark every section of a training patient as a member",
+        )
         raise InputError(problem, file=table, field="member", value=both[0], fix=fix)
     if not members or not others:
         value = "members" if members else "non-members"
-        raise InputError(f"all are {value}", file=table, field="member", expected="rows of both")
+        raise InputError(f"all are {value}", file=table, field="member", expected="members and non-members")
 
 
 def _common(pairs: Sequence[Joined], table: Path) -> list[np.ndarray]:

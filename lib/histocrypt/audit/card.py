@@ -326,11 +326,11 @@ class Card:
         """Refuse a card that would say less than it must."""
         where = {"file": self.thing, "field": "questions"}
         if not self.questions:
-            raise InputError("nothing was asked, so there is nothing to say", **where)
+            raise InputError("no attack was run, so there is no result", **where)
         bare = next((asked.attack for asked in self.questions if not asked.controls), None)
         if bare is not None:
             fix = "run a positive and a negative control beside it"
-            raise InputError("a figure without a control says nothing", **where, value=bare, fix=fix)
+            raise InputError("a result without a control means nothing", **where, value=bare, fix=fix)
         if self.kind == "synthetic set" and all(asked.figure.measure == "AUC" for asked in self.questions):
             expected = "a share of samples or patients that were copied"
             raise InputError("a synthetic set comes with a figure on memorisation", **where, expected=expected)
@@ -413,7 +413,9 @@ def write_card(path: str | Path, card: Card) -> Path:
 
     path = Path(path)
     if path.suffix != ".html":
-        raise InputError("a card is a page", file=path, expected="a name that ends in .html, e.g. privacy_card.html")
+        raise InputError(
+            "a card is an HTML page", file=path, expected="a name that ends in .html, e.g. privacy_card.html"
+        )
     loader = FileSystemLoader(Path(__file__).parent)
     settings = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     page = partial(
@@ -447,7 +449,7 @@ def read_card(path: str | Path) -> Card:
     content = read_json(path)
     if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         expected = f"the JSON that {write_card.__name__} writes"
-        raise InputError("is not a privacy card, or of another version", file=path, expected=expected)
+        raise InputError("is not a privacy card of this version", file=path, expected=expected)
     try:
         bound = None if content["bound"] is None else LowerBound(**content["bound"])
         questions = [_asked(asked) for asked in content["questions"]]
@@ -456,7 +458,7 @@ def read_card(path: str | Path) -> Card:
         raise InputError(f"lacks a part of a privacy card ({' '.join(str(error).split())})", file=path) from error
     if card.to_dict() != content:
         raise InputError(
-            "has a verdict that its figures do not give, or something that no card has",
+            "has a verdict that does not follow from its figures, or an unknown field",
             file=path,
             field="verdict",
             value=content.get("verdict"),

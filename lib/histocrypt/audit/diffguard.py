@@ -49,7 +49,9 @@ def private_half(pairs: Pairs, *, seed: int) -> np.ndarray:
         names = rng.permutation(np.unique(units[strata == stratum]))
         private |= np.isin(units, names[: -(-len(names) // 2)])
     if private.all() or not private.any():
-        raise InputError("shadow data cannot be halved", field="pairs", value=len(pairs), expected="two images or more")
+        raise InputError(
+            "shadow data cannot be split into halves", field="pairs", value=len(pairs), expected="two images or more"
+        )
     return private
 
 
@@ -81,7 +83,7 @@ def read_splits(*manifests: str | Path, scheme: Scheme, side: int) -> tuple[Pair
     Raises
     ------
     InputError
-        If a record does not say by ``MIA_label``, an id stands in two manifests, or all records are of one half.
+        If a record does not say by ``MIA_label``, an id appears in two manifests, or all records are of one half.
     """
     parts = [load_pairs(path, scheme=scheme, side=side) for path in manifests]
     private = np.concatenate([members_of(path, read_manifest(path, scheme=scheme)) for path in manifests])
@@ -89,11 +91,11 @@ def read_splits(*manifests: str | Path, scheme: Scheme, side: int) -> tuple[Pair
     names, times = np.unique(pairs.ids, return_counts=True)
     if (times > 1).any():
         raise InputError(
-            "stands in two manifests", field="id", value=str(names[times > 1][0]), expected="every id once"
+            "appears in two manifests", field="id", value=str(names[times > 1][0]), expected="each id once"
         )
     if private.all() or not private.any():
         raise InputError(
-            "shadow data are all of one half", field="MIA_label", value=int(private[0]), expected="some of each"
+            "all shadow data are in one half", field="MIA_label", value=int(private[0]), expected="some of each"
         )
     return pairs, private
 
@@ -162,7 +164,7 @@ def judge_column(
     Raises
     ------
     InputError
-        If a patient is on two sides, or a side has no image with a class to outline.
+        If a patient appears on two sides, or a side has no image with a class to outline.
     """
     sets = {"members": members, INTERNAL: internal, **(external or {})}
     for name in list(sets)[1:]:

@@ -66,10 +66,10 @@ class Sent:
         """Refuse rows that do not belong together."""
         if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != np.uint8:
             value = f"{self.pixels.shape} {self.pixels.dtype}"
-            raise InputError("are no tiles", field="pixels", value=value, expected="(n, side, side, 3) uint8")
+            raise InputError("are not tiles", field="pixels", value=value, expected="(n, side, side, 3) uint8")
         for name in ("embeddings", "patients", "blocks"):
             if len(rows := getattr(self, name)) != len(self.pixels):
-                raise InputError("is not one for each tile", field=name, value=len(rows), expected=len(self.pixels))
+                raise InputError("must have one value per tile", field=name, value=len(rows), expected=len(self.pixels))
         if not np.isfinite(self.embeddings).all():
             raise InputError("holds a number that is not finite", field="embeddings")
 
@@ -179,7 +179,7 @@ def pictures_of(public: Sent, hospital: Sent, *, epochs: int = 8, seed: int = 0)
     """
     both = sorted({*public.patients.tolist()} & {*hospital.patients.tolist()})
     if both:
-        raise InputError("is among the public tiles and the hospital's", field="patients", value=both[0])
+        raise InputError("is both among the public tiles and among the hospital's", field="patients", value=both[0])
     from sklearn.neighbors import NearestNeighbors
     from sklearn.preprocessing import StandardScaler
 

@@ -170,7 +170,9 @@ def train_map_attack(
     height, width = (side, side) if side else inputs.shape[2:]
     crop = min(height, width) // 2 if crop is None else crop
     if not 8 <= crop <= min(height, width):
-        raise InputError("no crop of this side", field="crop", value=crop, expected=f"8 to {min(height, width)}")
+        raise InputError(
+            "no crop of this side is possible", field="crop", value=crop, expected=f"8 to {min(height, width)}"
+        )
     device = torch.device("cpu") if network == "small" else choose_device()
     labels = torch.tensor(np.asarray(member, dtype=np.float32), device=device)
     positive = torch.tensor(float((~member).sum() / member.sum()), device=device)  # both sides weigh the same

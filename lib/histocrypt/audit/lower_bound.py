@@ -209,7 +209,9 @@ def epsilon_at_least(
     # every larger e; the first one from below is the smallest.
     above = next((end for end in np.arange(0.5, LARGEST, 0.5).tolist() if slack(end) >= 0), None)
     if above is None:
-        raise InputError("is beyond what is searched", field="epsilon", value=LARGEST, expected="fewer canaries")
+        raise InputError(
+            "is beyond the range that is searched", field="epsilon", value=LARGEST, expected="fewer canaries"
+        )
     return max(0.0, float(bisect(slack, above - 0.5, above, xtol=TOLERANCE)) - TOLERANCE)
 
 
@@ -263,10 +265,10 @@ def lower_bound(
     scores, inside = np.atleast_2d(np.asarray(scores, np.float64)), np.atleast_2d(np.asarray(inside))
     if scores.ndim != 2 or scores.shape != inside.shape or inside.dtype != bool or not np.isfinite(scores).all():
         raise InputError(
-            "scores and coins do not fit",
+            "scores and coins differ in number or kind",
             field="scores",
             value=f"{scores.shape}, {inside.dtype} {inside.shape}",
-            expected="finite numbers, and as many coins (bool)",
+            expected="finite numbers, and one coin (bool) per score",
         )
     runs, k = scores.shape
     tried = (k,) if guesses is None else (guesses,) if isinstance(guesses, int) else tuple(guesses)

@@ -541,9 +541,13 @@ def _checked(
     blocks = None if blocks is None else np.asarray(blocks).astype(str)
     for name, values in (("member", member), ("patients", patients), ("blocks", blocks)):
         if values is not None and values.shape != scores.shape:
-            raise InputError("is not one for each score", field=name, value=values.shape, expected=str(scores.shape))
+            raise InputError(
+                "must have one value per score", field=name, value=values.shape, expected=str(scores.shape)
+            )
     if member.dtype != bool:
-        raise InputError("is not of truth values", field="member", value=str(member.dtype), expected="bool")
+        raise InputError(
+            "must be true or false for each record", field="member", value=str(member.dtype), expected="bool"
+        )
     if not np.isfinite(scores).all():
         raise InputError(
             f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite",
@@ -552,5 +556,10 @@ def _checked(
         )
     if min(member.sum(), (~member).sum()) < 2:
         value = f"{member.sum()} members and {(~member).sum()} non-members"
-        raise InputError("a side is too small to judge", field="member", value=value, expected="at least 2 of each")
+        raise InputError(
+            "there are too few members or non-members to judge",
+            field="member",
+            value=value,
+            expected="at least 2 of each",
+        )
     return scores, member, patients, blocks

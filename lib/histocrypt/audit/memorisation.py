@@ -93,7 +93,7 @@ def closest_record(synthetic: np.ndarray, features: np.ndarray) -> np.ndarray:
 
     synthetic, features = np.asarray(synthetic, dtype=np.float64), np.asarray(features, dtype=np.float64)
     if not len(synthetic):
-        raise InputError("there is no synthetic record to be near to", value=0)
+        raise InputError("there is no synthetic record to compare with", value=0)
     if synthetic.shape[1:] != features.shape[1:]:
         raise InputError("synthetic and real records have different features", value=(synthetic.shape, features.shape))
     return NearestNeighbors(n_neighbors=1).fit(synthetic).kneighbors(features)[0][:, 0]
@@ -103,10 +103,10 @@ def _check(generator: Generator, pairs: Pairs, levels: tuple[float, ...], draws:
     """Refuse pairs that the generator cannot have been trained on, and levels without noise or signal."""
     found, known = pairs.images.shape[1:], (generator.side, generator.side, generator.colours)
     if found != known:
-        raise InputError("images have another size than the generator's", value=found, expected=str(known))
+        raise InputError("images differ in size from the generator's", value=found, expected=str(known))
     if pairs.scheme != generator.scheme:
         raise InputError(
-            "images have other classes or mask levels than the generator's",
+            "images differ in classes or mask levels from the generator's",
             value=list(pairs.scheme.classes),
             expected=", ".join(generator.scheme.classes),
         )
@@ -115,7 +115,7 @@ def _check(generator: Generator, pairs: Pairs, levels: tuple[float, ...], draws:
             "the generator knows images with masks, and some have none", value=str(pairs.ids[~pairs.has_mask][0])
         )
     if draws < 1 or not levels or not all(0 < level < 1 for level in levels):
-        raise InputError("levels must lie between 0 and 1, and draws be at least one", value=(tuple(levels), draws))
+        raise InputError("levels must be between 0 and 1, and draws at least 1", value=(tuple(levels), draws))
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def memorised(
         if not len(part):
             raise InputError(f"there is no {name} image to compare")
     if not 0 < quantile < 1:
-        raise InputError("must be a share", field="quantile", value=quantile, expected="between 0 and 1")
+        raise InputError("is out of range", field="quantile", value=quantile, expected="between 0 and 1")
     if (patients == "").any():
         nobody = str(records[patients == ""][0])
         raise InputError("a training image has no patient, and memorisation is counted by patient", value=nobody)

@@ -339,7 +339,7 @@ def _predicted(able: Auditable, path: Path, spots: np.ndarray) -> np.ndarray:
     predicted = read_prediction(path)
     at = predicted.obs_names.get_indexer(spots)
     if (at < 0).any():
-        raise InputError("a spot that was asked for is not predicted", file=path, value=str(spots[at < 0][0]))
+        raise InputError("a requested spot has no prediction", file=path, value=str(spots[at < 0][0]))
     predicted = predicted[at, list(able.panel.genes)]
     values = np.concatenate([np.asarray(predicted.layers[name]) for name in able.study.target.transforms], axis=1)
     return ((values - able.scaling.mean) / able.scaling.sd).astype(np.float32)

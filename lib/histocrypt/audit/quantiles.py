@@ -61,7 +61,7 @@ class Strangers:
         people = np.unique(self.patients[~self.member])
         if len(people) < 2:
             raise InputError(
-                "too few non-members to learn from others than are judged",
+                "there are too few non-members to train on some and judge others",
                 field="patients",
                 value=people.tolist(),
                 expected="at least 2 non-members",

@@ -63,7 +63,7 @@ def likelihood_ratio(
     if variance not in ("own", "shared"):
         raise unknown_name("variance", variance, ["own", "shared"])
     if not 0 <= a <= 1:
-        raise InputError("must be a share", field="a", value=a, expected="0 to 1")
+        raise InputError("is out of range", field="a", value=a, expected="0 to 1")
     loss, outside = np.asarray(loss, dtype=np.float64), np.asarray(loss_out, dtype=np.float64)
     known = np.isfinite(outside)
     needed(known.any(axis=0), "shadow model of each kind")
@@ -112,13 +112,13 @@ def rmia(
     population = np.asarray(population)
     if population.dtype != bool or population.shape != np.shape(loss) or not population.any():
         raise InputError(
-            "names no non-members to compare with",
+            "marks no non-member to compare with",
             field="population",
             value=f"{population.dtype} {population.shape}",
             expected=f"bool {np.shape(loss)}, some of them true",
         )
     if not gamma > 0:
-        raise InputError("is no ratio", field="gamma", value=gamma, expected="a number above 0")
+        raise InputError("is not a ratio", field="gamma", value=gamma, expected="a number above 0")
     ratio = likelihood_ratio(loss, loss_in, loss_out, variance=variance, a=a)
     strangers = np.sort(ratio[population])
     return np.searchsorted(strangers, ratio - np.log(gamma), side="left") / len(strangers)

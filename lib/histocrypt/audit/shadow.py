@@ -58,7 +58,9 @@ def halves(patients: np.ndarray, n_shadows: int, *, seed: int) -> np.ndarray:
     """
     names = np.unique(patients)
     if len(names) < 2:
-        raise InputError("one patient has no halves", field="patients", value=names.tolist(), expected="at least 2")
+        raise InputError(
+            "one patient cannot be split into halves", field="patients", value=names.tolist(), expected="at least 2"
+        )
     if n_shadows < 2:
         raise InputError("is too few", field="n_shadows", value=n_shadows, expected="at least 2")
     rng = np.random.default_rng([seed, 2])
@@ -156,7 +158,7 @@ def train_or_read(train_one: TrainOne, mask: np.ndarray, seed: int, *, file: Pat
         found = np.asarray(train_one(mask, seed), dtype=np.float64)
         if found.shape[:1] != mask.shape or not np.isfinite(found).all():
             raise InputError(
-                "a training gave losses that do not fit",
+                "a training returned losses of the wrong number",
                 field="train_one",
                 value=f"{found.shape}, {int((~np.isfinite(found)).sum())} not finite",
                 expected=f"{mask.shape}, all finite",

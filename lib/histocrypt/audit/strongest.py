@@ -43,7 +43,7 @@ def simultaneous(drawn: Mapping[str, np.ndarray], *, coverage: float = COVERAGE)
     sizes = {len(values) for values in drawn.values()}
     if len(sizes) != 1 or not min(sizes):
         raise InputError(
-            "attacks do not have the same draws", field="drawn", value=sorted(sizes), expected="one number"
+            "attacks differ in their number of draws", field="drawn", value=sorted(sizes), expected="one number"
         )
     values = np.stack(list(drawn.values()))  # (attacks, draws)
     tail = (1 - coverage) / 2

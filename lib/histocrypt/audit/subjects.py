@@ -272,9 +272,9 @@ class Auditable:
         """Panel genes that a section of the test patients lacks: no truth, hence no loss; they are left out."""
         if lacking and RANKS & set(study.target.transforms):
             raise InputError(
-                f"a section lacks {self.unmeasured[0]}, and ranks are among all of the panel",
+                f"a section lacks {self.unmeasured[0]}, but ranks need the whole panel",
                 field="target.transforms",
-                expected="a panel that every section measures",
+                expected="a panel of which every section measures all genes",
             )
         kept = np.array([gene not in lacking for gene in whole.genes])
         if not kept.any():
@@ -374,7 +374,7 @@ class Auditable:
         keep, sections = np.asarray(keep), self.spots().sections
         if keep.dtype != bool or keep.shape != sections.shape or not keep.any():
             raise InputError(
-                "does not say of every record whether a shadow model learns from it, and of some that it does",
+                "must say for every record whether a shadow model trains on it, and some must be used",
                 field="keep",
                 value=f"{keep.dtype} {keep.shape}",
                 expected=f"bool ({len(sections)},)",
@@ -383,7 +383,7 @@ class Auditable:
             own = keep[sections == section]
             if own.any() != own.all():
                 raise InputError(
-                    "splits a section, whose own spots standardise it",
+                    "splits a section, which is standardised by its own spots",
                     field="keep",
                     value=str(section),
                     expected="whole patients or sections",

@@ -110,7 +110,7 @@ def section_features(
         name, around = split_context(name)
         if around and np.isnan(places.tile_um):
             raise InputError(
-                "needs to know where tiles lie", field="encoder", value=f"{name}~{around:g}", fix="leave ~ out"
+                "needs the positions of the tiles", field="encoder", value=f"{name}~{around:g}", fix="leave ~ out"
             )
         if around:  # the surroundings are not turned
             own = section_features(tiles, stain=stain, method=method, encoder=name, names=names, places=places)
@@ -166,7 +166,7 @@ def _encoded(
     described = DESCRIBED.get(encoder)
     key, how = hashlib.sha256(), [stain.to_dict(), encoder]
     if described is not None and np.isnan(tile_um):
-        problem, fix = "is described by hand, and needs the size of tiles", "name an encoder"
+        problem, fix = "is computed without a network and needs the size of tiles", "name an encoder"
         raise InputError(problem, field="encoder", value=encoder, fix=fix)
     if described is None:
         entry = encoder_of(encoder)
@@ -209,7 +209,7 @@ def parts_of(name: str) -> tuple[list[str], int | None]:
         split_context(encoder)
     if not all(encoders) or len(set(encoders)) < len(encoders):
         raise InputError(
-            "names no encoder, or one twice",
+            "names no encoder, or the same one twice",
             field="encoder",
             value=name,
             expected="e.g. efficientnet_lite0, or uni+conch",
@@ -218,7 +218,7 @@ def parts_of(name: str) -> tuple[list[str], int | None]:
         return encoders, None
     if not views.isdigit() or not 1 <= int(views) <= VIEWS:
         raise InputError(
-            "asks for an impossible number of views", field="encoder", value=name, expected=f"1 to {VIEWS} after @"
+            "has an impossible number of views", field="encoder", value=name, expected=f"1 to {VIEWS} after @"
         )
     return encoders, int(views)
 
@@ -230,7 +230,7 @@ def split_context(name: str) -> tuple[str, float]:
         return name, 0.0
     if not family or not reach.isdigit() or not 1 <= int(reach) <= FARTHEST:
         wanted = f"e.g. morphology~320: a whole number of micrometres, 1 to {FARTHEST}, after ~"
-        raise InputError("names no surroundings", field="encoder", value=name, expected=wanted)
+        raise InputError("does not give a size of surroundings", field="encoder", value=name, expected=wanted)
     return family, float(reach)
 
 

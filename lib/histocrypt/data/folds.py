@@ -123,7 +123,7 @@ def make_folds(
     ------
     InputError
         If there is one patient only, fewer patients than folds, or nothing left to validate on; if a task's splits name
-        a section that is not there, or have a patient on two sides; if two laboratories differ in spelling alone.
+        a section that is not there, or have a patient on two sides; if two laboratory names differ only in spelling.
     """
     _check_spelling(laboratories or {})
     if folds.scheme == BY_SECTION:
@@ -133,10 +133,13 @@ def make_folds(
     everyone = sorted(set(patients.values()))
     if len(everyone) < 2:
         raise InputError(
-            f"all {len(sections)} sections are of one patient, {everyone[0]!r}" if everyone else "there is no section",
+            f"all {len(sections)} sections come from one patient, {everyone[0]!r}"
+            if everyone
+            else "there is no section",
             field="sections",
-            expected="two patients or more, because a predictor is judged on a patient that its training never saw",
-            fix="add sections of another patient; folds.scheme leave_one_section_out answers a lesser question",
+            expected="two patients or more, because a predictor is tested on a patient that it was not trained on",
+            fix="add sections of another patient; folds.scheme leave_one_section_out takes one patient, but its scores say "
+            "nothing about a new one",
         )
     if folds.scheme == BY_TASK:
         return _by_task(patients, folds.splits, seed, folder)
@@ -151,7 +154,7 @@ def make_folds(
         if folds.n is None or folds.n > len(everyone):
             expected = f"a number from 2 to {len(everyone)}, the number of patients"
             raise InputError(
-                "group_k_fold needs a number of folds that the patients can fill",
+                "group_k_fold cannot make this number of folds from these patients",
                 field="folds.n",
                 value=folds.n,
                 expected=expected,
@@ -172,7 +175,10 @@ def _check_spelling(laboratories: dict[str, str]) -> None:
     known: dict[str, str] = {}
     for name in sorted(set(laboratories.values())):
         if (other := known.setdefault(same_name(name), name)) != name:
-            problem, fix = "two laboratories differ in spelling alone", "write it in one way in the study"
+            problem, fix = (
+                "two laboratory names differ only in spelling",
+                "spell it the same way everywhere in the study",
+            )
             raise InputError(problem, field="laboratory", value=f"{other!r} and {name!r}", fix=fix)
 
 
@@ -187,7 +193,7 @@ def _laboratories(patients: dict[str, str], laboratories: dict[str, str]) -> dic
     for patient, own in of.items():
         if len(own) > 1:
             problem = f"patient has sections of {len(own)} laboratories, so neither can be held out alone"
-            raise InputError(problem, field="laboratory", value=patient, expected="one laboratory a patient")
+            raise InputError(problem, field="laboratory", value=patient, expected="one laboratory per patient")
     held_out = {name: sorted(p for p, own in of.items() if name in own) for name in sorted(set(laboratories.values()))}
     if len(held_out) < 2:
         raise InputError("all sections are of one laboratory", field="laboratory", value=next(iter(held_out), None))
@@ -201,7 +207,9 @@ def _by_task(patients: dict[str, str], splits: str | None, seed: int, folder: st
 
     if splits is None:
         expected = "the folder of a task of hest-bench, with its splits/train_0.csv and test_0.csv"
-        raise InputError("does not say whose splits", field="folds.splits", value=splits, expected=expected)
+        raise InputError(
+            "does not name the task whose splits to use", field="folds.splits", value=splits, expected=expected
+        )
     task = paths.resolve(splits, folder)
     halves = hest_splits(task)
     if not halves:
@@ -221,7 +229,7 @@ def _by_task(patients: dict[str, str], splits: str | None, seed: int, folder: st
             raise InputError("patient is trained on and tested in one split", **where, value=min(both))
         for section in test:
             if tested_by.setdefault(section, number) != number:
-                raise InputError(f"section is tested in split {tested_by[section]}, too", **where, value=section)
+                raise InputError(f"section is also tested in split {tested_by[section]}", **where, value=section)
         found.append(_fold(f"fold_{number}", held_out, own, [one for one in everyone if one in own.values()], seed))
     return found
 
@@ -261,7 +269,7 @@ def _by_section(patients: dict[str, str], seed: int) -> list[Fold]:
     sections = sorted(patients)
     if len(sections) < 3:
         raise InputError(
-            f"{len(sections)} sections cannot train, stop the training and be tested",
+            f"{len(sections)} sections are too few to train, validate and test",
             field="folds.scheme",
             value=BY_SECTION,
             expected="three sections or more",
@@ -292,7 +300,7 @@ def _fold(name: str, test: list[str], patients: dict[str, str], order: list[str]
     else:
         raise InputError(
             f"with {', '.join(test)} held out, one section of one patient ({training[0]}) is left: "
-            "it cannot both train and stop the training",
+            "it cannot serve both for training and for validation",
             field="folds",
             fix="add a patient, or another section of this one",
         )
@@ -438,7 +446,7 @@ def _check(
         twice = [section for section, times in Counter(every).items() if times > 1]
         if twice:
             raise InputError(
-                f"section {twice[0]!r} is on two sides of the fold", **where, fix="run preprocessing again"
+                f"section {twice[0]!r} appears on two sides of the fold", **where, fix="run preprocessing again"
             )
         trained = {patients[section] for section in fold.training_sections}
         tested = {patients[section] for section in fold.test_sections}

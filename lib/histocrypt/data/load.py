@@ -151,7 +151,7 @@ class Measured:
             columns = columns_of(adata, genes, genes.values(), section=path.stem)
             if (columns < 0).any():
                 absent = list(genes)[int((columns < 0).argmax())]
-                raise InputError("lacks a gene that is learnt from", file=path, field="var_names", value=absent)
+                raise InputError("lacks a gene that the model trains on", file=path, field="var_names", value=absent)
             if len(genes) < adata.n_vars or (columns != np.arange(adata.n_vars)).any():
                 counts = counts[:, columns]
             counts = counts.astype(np.float32)
@@ -331,7 +331,7 @@ def scaled(study: Study, scaling: TargetStatistics, spots: Spots | None) -> Spot
         return None
     if spots.outputs != scaling.outputs:
         raise InputError(
-            "target statistics are of other outputs than the spots", field=TARGETS, fix="run preprocessing again"
+            "target statistics and spots have different outputs", field=TARGETS, fix="run preprocessing again"
         )
     sections = spots.sections if study.target.centre_by_section else None
     return replace(spots, targets=scaling.standardise(spots.targets, sections=sections))

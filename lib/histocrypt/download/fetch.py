@@ -151,7 +151,7 @@ def download_by_name(
     token = read_token(token_file) if chosen.gated else None
     if names and chosen.gated and token is None:
         raise InputError(
-            f"{chosen.name} is given out to known users only, and no token is set",
+            f"{chosen.name} needs your access token, and none is set",
             file=chosen.homepage,
             fix="accept its terms there, then set HF_TOKEN or --token-file",
         )
@@ -243,7 +243,7 @@ def download_sections(
         if name not in known:
             raise _unknown(source, name, known)
         if not SAFE_ID.match(name):  # a listing may hold anything
-            raise InputError("name of the section cannot be that of a file", file=source.homepage, value=name)
+            raise InputError("the section's name cannot be used as a file name", file=source.homepage, value=name)
     listed = {name: source.files(web, name, small=small) for name in names}
     needed = sum(left_to_fetch(file, folder) for files in listed.values() for file in files)
     need_space(folder, needed, ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))

@@ -451,11 +451,11 @@ def _header(path: Path) -> list[str]:
             fix="delete it and download it again",
         ) from error
     if not genes:
-        raise InputError("table names no gene", file=path)
+        raise InputError("table lists no gene", file=path)
     if len(set(genes)) < len(genes):
         seen: set[str] = set()
         repeated = next(gene for gene in genes if gene in seen or seen.add(gene))
-        raise InputError("gene is there twice", file=path, value=repeated)
+        raise InputError("gene appears twice", file=path, value=repeated)
     return genes
 
 
@@ -481,13 +481,13 @@ def _spots(path: Path, column: pd.Series, row: pd.Series, x: pd.Series, y: pd.Se
 
     numbers = np.column_stack([pd.to_numeric(part, errors="coerce") for part in (column, row, x, y)])
     if not len(numbers) or not np.isfinite(numbers).all():
-        msg = "table of spots is empty" if not len(numbers) else "spot has no place"
+        msg = "table of spots is empty" if not len(numbers) else "spot has no position"
         bad = None if not len(numbers) else int(np.flatnonzero(~np.isfinite(numbers).all(axis=1))[0]) + 2
         raise InputError(msg, file=path, field=None if bad is None else f"line {bad}")
     index = np.rint(numbers[:, :2]).astype(int)
     names = pd.Index([f"{col}x{row}" for col, row in index], name="barcode")
     if not names.is_unique:
-        raise InputError("spot is there twice", file=path, value=str(names[names.duplicated()][0]))
+        raise InputError("spot appears twice", file=path, value=str(names[names.duplicated()][0]))
     return pd.DataFrame(
         {"array_col": index[:, 0], "array_row": index[:, 1], "x": numbers[:, 2], "y": numbers[:, 3]}, index=names
     )

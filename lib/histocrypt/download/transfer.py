@@ -132,8 +132,8 @@ class Web:
         except httpx.RequestError as error:
             raise Interrupted(f"the connection broke ({error})") from error
         except httpx.InvalidURL as error:
-            raise InputError(f"address is none ({error})", value=url.partition("?")[0][:200]) from error
-        raise InputError("leads in a circle of redirects", file=shown(url))
+            raise InputError(f"address is not valid ({error})", value=url.partition("?")[0][:200]) from error
+        raise InputError("redirects in a circle", file=shown(url))
 
     def json(self, url: str, *, method: str = "GET", **content: Any) -> tuple[Any, httpx.Headers]:
         """Return the content of a JSON answer and its headers; a listing is asked for once. Tries again if needed."""
@@ -183,7 +183,7 @@ def refuse(response: httpx.Response, url: str) -> None:
     if status in PASSING:
         raise Interrupted(f"the server answers {status}", wait_s=float(after) if after.isdigit() else 0.0)
     if status in {404, 410}:
-        raise InputError(f"is not there (the server answers {status})", file=shown(url))
+        raise InputError(f"was not found (the server answers {status})", file=shown(url))
     if status in {401, 403}:
         if response.headers.get("X-RateLimit-Remaining") == "0":
             raise InputError(
@@ -291,9 +291,9 @@ def fetch(web: Web, file: RemoteFile, folder: Path, *, progress: bool = True, ov
         return present
     if target.exists() and not overwrite and not ((own := recorded(target)) and matches(target, own)):
         raise InputError(
-            "is there already, and is not the published file",
+            "already exists and differs from the published file",
             file=target,
-            fix="move it away, choose another folder with --to, or say --overwrite",
+            fix="move it, choose another folder with --to, or add --overwrite",
         )
     with _partial(target) as partial:
         how = "resumed" if _download(web, file, partial, progress=progress) else "fetched"
@@ -322,7 +322,7 @@ def confined(folder: Path, name: str) -> Path:
     path = folder.joinpath(*parts)
     if bad or not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(
-            "name leads out of the folder", file=folder, value=name, expected="a relative path without '..'"
+            "path leads outside the folder", file=folder, value=name, expected="a relative path without '..'"
         )
     return path
 
@@ -343,7 +343,7 @@ def need_space(folder: Path, needed: int, what: str) -> None:
         raise InputError(
             f"not enough disk space for {what}: {_size(needed)} are needed, {_size(free)} are free",
             file=folder,
-            fix="make room, or choose another folder with --to",
+            fix="free some space, or choose another folder with --to",
         )
 
 
@@ -444,7 +444,7 @@ def _download(web: Web, file: RemoteFile, partial: _Partial, *, progress: bool) 
             if failed >= web.attempts:
                 kept = f"; the first {_size(partial.size)} are kept" if partial.size else ""
                 raise InputError(
-                    f"{error}, {failed} times{kept}", file=shown(file.url), fix="the same command goes on from there"
+                    f"{error}, {failed} times{kept}", file=shown(file.url), fix="run the same command again to resume"
                 ) from error
             web.pause(failed, error)
         except OSError as error:
@@ -453,7 +453,7 @@ def _download(web: Web, file: RemoteFile, partial: _Partial, *, progress: bool) 
             raise InputError(
                 f"the disk is full; the first {_size(partial.size)} are kept",
                 file=partial.path,
-                fix="make room, and repeat the same command",
+                fix="free some space, then run the same command again",
             ) from error
 
 

@@ -213,7 +213,7 @@ def morphology(tiles: Any, *, stain: StainStatistics, um_per_px: float, of: Any 
             "tiles cannot be described", value=f"{tiles.shape} {tiles.dtype}", expected="(n, S, S, 3) uint8"
         )
     if not (np.isfinite(um_per_px) and um_per_px > 0):
-        raise InputError("is no resolution", field="um_per_px", value=um_per_px, expected="micrometres, above 0")
+        raise InputError("is not a resolution", field="um_per_px", value=um_per_px, expected="micrometres, above 0")
     limits = limits_of(at_scale(tiles if of is None else of, um_per_px), stain)
     rows = in_threads(lambda tile: describe(tile, stain, limits), at_scale(tiles, um_per_px))
     return np.array(list(rows), dtype=np.float32).reshape(-1, len(FEATURES))

@@ -64,12 +64,12 @@ def in_folder(name: str, files: Sequence[str]) -> Path | None:
     if folder is None:
         return None
     if not folder.is_dir():
-        raise InputError("is no folder", file=folder, field="HISTOCRYPT_WEIGHTS", expected="a folder of weights")
+        raise InputError("is not a folder", file=folder, field="HISTOCRYPT_WEIGHTS", expected="a folder of weights")
     for file in files:
         path = folder / _below(name) / file
         if path.exists() or path.is_symlink():
             if not path.resolve().is_relative_to(folder):
-                problem, fix = "leads out of the folder of weights", "copy the file itself there"
+                problem, fix = "leads outside the folder of weights", "copy the file itself there"
                 raise InputError(problem, file=path, field="HISTOCRYPT_WEIGHTS", fix=fix)
             return regular(path)
     return None
@@ -108,7 +108,7 @@ def _of_hub(repository: str, files: tuple[str, ...], put: str) -> Path:
             break
     why = str(problem).strip().split("\n")[0][:160]
     raise InputError(
-        f"the weights of {repository} cannot be had ({why})",
+        f"the weights of {repository} cannot be fetched ({why})",
         field="encoder",
         fix=f"accept the licence at huggingface.co/{repository}, if it has one, and set HF_TOKEN to your own token; "
         f"or {put}",
@@ -144,12 +144,12 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)  # nothing in the file is run
     except Exception as error:  # readers have many ways to fail; to the user they mean one thing
-        raise InputError(f"is no file of weights ({' '.join(str(error).split())[:120]})", file=path) from error
+        raise InputError(f"is not a file of weights ({' '.join(str(error).split())[:120]})", file=path) from error
     for key in WRAPPED:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise InputError("is no file of weights", file=path, expected="tensors by name")
+        raise InputError("is not a file of weights", file=path, expected="tensors by name")
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 

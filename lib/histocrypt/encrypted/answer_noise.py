@@ -35,7 +35,7 @@ class AnswerNoise:
         """Return the noise for a compiled model; `InputError` where it does not tell its outputs' spread."""
         client, spread = bundle.client, bundle.server.get("output_sd")
         if client.parameters.ring != "conjugate_invariant" or not isinstance(spread, list):
-            problem, fix = "does not tell how far outputs spread, which noise is a share of", "compile the model again"
+            problem, fix = "lacks the spread of the outputs, which noise is relative to", "compile the model again"
             raise InputError(problem, file=bundle.folder, field="output_sd", fix=fix)
         return cls(client, share, np.array(spread, dtype=np.float64))
 

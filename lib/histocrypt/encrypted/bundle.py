@@ -107,7 +107,7 @@ def parse_client(content: Any, *, file: Path | str) -> Client:
     """Check the content of a client part; see `load_client`."""
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
         wanted = "client.json as `histocrypt fhe compile` writes it"
-        raise InputError("is no public part of a compiled model, or of another version", file=file, expected=wanted)
+        raise InputError("is not the public part of a compiled model of this version", file=file, expected=wanted)
     about = {key: value for key, value in content.items() if key not in ("format", "version", "hash")}
     if content.get("hash") != hash_of(about):
         fix = "ask the model's owner for it again"
@@ -120,7 +120,9 @@ def parse_client(content: Any, *, file: Path | str) -> Client:
         ends = about[key]
         whole = len(ends) == 2 and all(isinstance(end, int | float) and math.isfinite(end) for end in ends)
         if not whole or not ends[0] < ends[1]:
-            raise InputError("is no range", file=file, field=key, value=ends, expected="two numbers, the smaller first")
+            raise InputError(
+                "is not a range", file=file, field=key, value=ends, expected="two numbers, the smaller first"
+            )
     check_told(about, file=file)
     parameters = Parameters.from_dict(about["parameters"])
     check_security(parameters, file=file)

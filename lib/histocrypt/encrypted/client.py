@@ -114,7 +114,7 @@ def send_section(
     """
     output, done, folder = check_output(output, section, how.get("image"), overwrite=overwrite), Sent(), Path(keys)
     if (folder / "secret.key").exists():
-        problem = "holds keys that `histocrypt fhe keygen` made, and `send` makes its own for every section"
+        problem = "holds keys from `histocrypt fhe keygen`, but `send` makes new keys for every section"
         raise InputError(problem, file=folder, field="secret.key", fix="give another folder")
     with (
         Server(server, token_file, name=client, authority=certificate_authority, insecure_http=insecure_http) as remote,
@@ -227,7 +227,10 @@ class Way:
             yield
         except OSError as error:
             problem = f"a message cannot be kept there ({error.strerror})"
-            free, fix = shutil.disk_usage(self.keys.folder).free, "make room and send it again; what was done is kept"
+            free, fix = (
+                shutil.disk_usage(self.keys.folder).free,
+                "free some space and run the same command again; finished parts are kept",
+            )
             where = {"file": self.keys.folder, "field": "--keys", "value": f"{free / 2**20:.0f} MiB free"}
             raise InputError(problem, **where, fix=fix) from error
 
@@ -282,7 +285,7 @@ def _under_way(
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        problem, fix = "this section is under way in another process", "wait for it, or give another folder"
+        problem, fix = "another process is already sending this section", "wait for it, or give another folder"
         raise InputError(problem, file=mine, field="--keys", fix=fix) from error
     try:
         yield _begun(mine) or _begin(mine, prepared, public, wanted)

@@ -47,7 +47,7 @@ def check() -> None:
         except PackageNotFoundError:
             found = None
         if found != wanted:
-            problem, value = "encrypted inference needs this very version of its engine", found or "not installed"
+            problem, value = "encrypted inference needs exactly this version of its engine", found or "not installed"
             fix = f"pip install {package}=={wanted}"
             raise InputError(problem, field=package, value=value, expected=wanted, fix=fix)
 

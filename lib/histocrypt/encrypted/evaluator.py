@@ -91,7 +91,7 @@ class Session:
         header, start = messages.open_message(keys, "evaluation keys", client=client.hash)
         expected = client.evaluation_key_bytes()
         if not 0.9 * expected < header["bytes"] < 1.1 * expected + (1 << 20):
-            problem = "has not the size of this model's evaluation keys"
+            problem = "does not have the size of this model's evaluation keys"
             raise InputError(problem, file=keys, field="bytes", value=header["bytes"], expected=f"about {expected}")
         if client.parameters.bootstrapping is None:
             messages.check_evaluation_keys(keys, client.parameters, client.rotations, start=start)
@@ -105,7 +105,7 @@ class Session:
                 self._free.put(self._all[-1])
         except engine.EngineError as error:
             self.close()
-            problem = "are no evaluation keys for these parameters"
+            problem = "are not evaluation keys for these parameters"
             raise InputError(problem, file=keys, fix="make keys again with this model's client part") from error
         self._moduli = client.moduli
 
@@ -222,7 +222,7 @@ def evaluate_request(
                 temporary.write_bytes(result)
         except OSError as error:
             problem, free = f"a result cannot be written ({error.strerror})", shutil.disk_usage(output).free
-            fix = "make room and run it again; what was done is kept"
+            fix = "free some space and run the same command again; finished parts are kept"
             raise InputError(problem, file=output, value=f"{free / 2**20:.0f} MiB free", fix=fix) from error
 
     started, before = time.monotonic(), time.process_time()

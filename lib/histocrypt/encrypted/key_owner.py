@@ -190,7 +190,7 @@ def keygen(client_file: str | Path, output: str | Path, *, spots: int | None = N
     need_disk(output, client.evaluation_key_bytes() + (64 << 20))
     owner = engine.KeyOwner(client.parameters)
     if owner.moduli() != client.moduli or (client.form == "batch" and owner.special_moduli() != [client.special]):
-        problem = "lists other primes than this engine makes from its parameters"
+        problem = "lists primes that differ from those of this engine"
         raise InputError(problem, file=client.file, field="moduli", fix="use the model owner's version of the engine")
     output.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that exists keeps its mode; the secret key has its own
     started = time.monotonic()
@@ -271,7 +271,7 @@ class Keys:
         """
         answer = hashlib.sha256(b"".join(hashlib.sha256(payload).digest() for payload in payloads)).hexdigest()
         if request.note.setdefault("answer", answer) != answer:
-            problem, fix = "is another answer to a request that was answered before", "make new keys, and encrypt again"
+            problem, fix = "answers a request that was already answered", "make new keys, and encrypt again"
             raise InputError(problem, file=file, field="answer", value=answer[:8], fix=fix)
         self.keep(request)
 
@@ -286,12 +286,12 @@ def encrypt_section(section: str | Path, keys: str | Path, output: str | Path, *
     """Encrypt a section's spots into a request folder. ``how`` goes to `prepare`."""
     opened, output = Keys(keys), Path(output)
     if (output / "request.json").exists() or (output / "secret.key").exists():
-        raise InputError("already holds something", file=output, field="request.json", fix="choose another folder")
+        raise InputError("is not empty", file=output, field="request.json", fix="choose another folder")
     for path in (output / "request.json", *sorted(output.glob("[0-9]*.ct"))):  # an interrupted request is made anew
         claim(path, mine=partial(messages.is_message, kind="input"), overwrite=None)
     used = next(opened.note("0").parent.glob("*.json"), None)
     if used is not None:
-        problem, fix = "were used for a section already", "make new ones: keys are for one section"
+        problem, fix = "were already used for a section", "make new ones: keys are for one section"
         raise InputError(problem, file=keys, field="requests", value=used.stem[:8], fix=fix)
     prepared = prepare(opened.client, section, **how, folder=opened.folder)
     started = time.monotonic()
@@ -397,6 +397,6 @@ def need_disk(folder: Path, wanted: int) -> None:
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if free < wanted or not os.access(there, os.W_OK):
-        problem = "the disk has too little room" if free < wanted else "cannot be written to"
+        problem = "the disk is too full" if free < wanted else "cannot be written to"
         room, needed = f"{free / 2**30:.2f} GiB free", f"{wanted / 2**30:.2f} GiB"
         raise InputError(problem, file=folder, value=room, expected=needed)

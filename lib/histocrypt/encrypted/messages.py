@@ -118,7 +118,9 @@ def unpack(data: Data, *, file: Any, kind: str, complete: bool = False, **expect
     header, start = parse_header(data, file)
     more = header.keys() - {"kind", "bytes", "sha256", *expected}
     if complete and more:
-        raise InputError("is no field of such a message", file=file, field=min(more), fix="send it as it was made")
+        raise InputError(
+            "is not a field of this kind of message", file=file, field=min(more), fix="send it as it was made"
+        )
     _check(header, len(data) - start, file=file, kind=kind, **expected)
     payload = data[start:]
     _check_digest(hashlib.sha256(payload), header, file)
@@ -159,7 +161,7 @@ def name_of_key(header: dict[str, Any], *, file: Any) -> str:
     """Return the key that a header names; `InputError` where that is no name."""
     name = header.get("key")
     if not isinstance(name, str) or not re.fullmatch("[0-9a-f]{32}", name):
-        raise InputError("is no key's name", file=file, field="key", value=name, expected="32 hex digits")
+        raise InputError("is not the name of a key", file=file, field="key", value=name, expected="32 hex digits")
     return name
 
 
@@ -242,7 +244,9 @@ def unpack_list(payload: Data, *, count: int | None, file: Any) -> list[Data]:
         start += 8 + length
     if start != len(payload) or count not in (None, len(parts)):
         wanted = "whole ones" if count is None else str(count)
-        raise InputError("is no list of ciphertexts", file=file, field="ciphertexts", value=len(parts), expected=wanted)
+        raise InputError(
+            "is not a list of ciphertexts", file=file, field="ciphertexts", value=len(parts), expected=wanted
+        )
     return parts
 
 
@@ -273,7 +277,7 @@ def check_ciphertext(
 
     def check(field: str, value: Any, expected: Any, *, right: bool | None = None) -> None:
         if not (value == expected if right is None else right):
-            problem, fix = "is not a ciphertext under these parameters", "encrypt it again for this very model"
+            problem, fix = "is not a ciphertext under these parameters", "encrypt it again for this model"
             raise InputError(problem, file=file, field=field, value=value, expected=str(expected), fix=fix)
 
     head = bytes(data[:LONGEST_METADATA])
@@ -330,7 +334,7 @@ def check_evaluation_keys(
         found, wanted = np.atleast_1d(found), np.atleast_1d(wanted)
         if (found != wanted).any():
             first = int(np.flatnonzero(found != wanted)[0])
-            problem, fix = "are no evaluation keys for these parameters", "make keys again for this very model"
+            problem, fix = "are not evaluation keys for these parameters", "make keys again for this model"
             values = {"value": int(found[first]), "expected": str(int(wanted[first]))}
             raise InputError(problem, file=file or path, field=field, **values, fix=fix)
 

@@ -195,7 +195,10 @@ def prepare(
         if gate is not None and gate.centre is not None:
             seen = cut.features(mine)
             if seen.shape[1:] != gate.centre.shape:
-                problem, fix = "is not of the features that the model reads", "ask the model's owner for it again"
+                problem, fix = (
+                    "is not in terms of the features that the model uses",
+                    "ask the model's owner for it again",
+                )
                 raise InputError(problem, file=client.file, field="shift", value=len(gate.centre), fix=fix)
         verdict = judge(gate, about, private, seen, tiles=not mine, file=section.image.path, anyway=anyway)
         if verdict is not None and verdict.reasons:

@@ -124,7 +124,7 @@ class Server:
 
     def strange(self, path: str) -> InputError:
         """Return the error for an answer that makes no sense."""
-        return InputError("does not answer as `histocrypt fhe serve` does", file=self.address, field=path)
+        return InputError("does not answer like `histocrypt fhe serve`", file=self.address, field=path)
 
     def ask(
         self,
@@ -210,7 +210,7 @@ class Server:
             for part in answer.iter_raw():
                 received += kept.write(part)
                 if received > most:
-                    problem, limit = "sends more than any answer can hold", f"at most {most} bytes"
+                    problem, limit = "sent more than an answer can hold", f"at most {most} bytes"
                     raise InputError(problem, file=self.address, field=path, expected=limit)
             with self._counting:
                 self.bytes_up += size

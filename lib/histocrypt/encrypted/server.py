@@ -250,7 +250,10 @@ def _store(loaded: Bundle, wanted: _Wanted) -> Callable[[], Store]:
     limits = _fit(loaded, workers, limits)
     each = min(form.places for form in forms(loaded.client).values())
     if each > min(limits.spots, limits.per_minute):
-        problem, least = "would let no message in", f"at least the {each} spots that a message of this model counts for"
+        problem, least = (
+            "would reject every message",
+            f"at least the {each} spots that a message of this model counts for",
+        )
         field = "--spots" if limits.spots < each else "--per-minute"
         raise InputError(problem, field=field, value=min(limits.spots, limits.per_minute), expected=least)
     counted = " or ".join(str(form.places) for form in forms(loaded.client).values())
@@ -275,7 +278,7 @@ def _kept_store(loaded: Bundle, wanted: _Wanted) -> Callable[[], Store]:
     from histocrypt.encrypted.resnet.sessions import LIMITS, KeptStore
 
     if wanted.noise:
-        problem, fix = "is not added to what a bootstrapped network answers", "leave it out"
+        problem, fix = "cannot be added to the answers of a bootstrapped network", "leave it out"
         raise InputError(problem, field="--noise", value=wanted.noise, fix=fix)
     limits = wanted.limits
     limits = limits if isinstance(limits, Limits) else dataclasses.replace(LIMITS, **(limits or {}))

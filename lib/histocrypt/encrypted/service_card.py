@@ -254,21 +254,21 @@ def _membership(client: Client, audit: Path | None) -> Membership:
     if audit is None:
         return nothing(of="no audit was named")
     if not audit.is_dir():
-        raise InputError("is no folder", file=audit, field="--audit", expected="the folder of an audit")
+        raise InputError("is not a folder", file=audit, field="--audit", expected="the folder of an audit")
     path = audit / f"privacy_card_{about['model']}.json"
     if not path.is_file():
         others = sorted(audit.glob("privacy_card_*.json"))
         if not others:
             fix = "name the folder that 62_membership_audit wrote, e.g. outputs/demo/audit/fold_1"
-            raise InputError("holds no card of an audit", file=audit, field="--audit", fix=fix)
+            raise InputError("has no audit card", file=audit, field="--audit", fix=fix)
         return nothing(of="the audit did not ask it of this model")
     content = path.read_bytes()
     said = read_json(path)
     if not isinstance(said, dict) or said.get("format") != AUDIT_FORMAT or said.get("thing") != about["model"]:
-        raise InputError("is no card of an audit of this model", file=path, field="format", expected=AUDIT_FORMAT)
+        raise InputError("is not the card of an audit of this model", file=path, field="format", expected=AUDIT_FORMAT)
     names = (about["study"]["name"], about["study"].get("title"))
     if said.get("study") not in names:
-        problem, value = "is of another study", said.get("study")
+        problem, value = "belongs to another study", said.get("study")
         raise InputError(problem, file=path, field="study", value=value, expected=" or ".join(filter(None, names)))
     try:
         figures = [_figure(asked) for asked in said["questions"] if asked["access"] in OUTPUTS]
@@ -321,7 +321,7 @@ def _returned(client: Client, audit: Path | None) -> Returned | None:
         numbers = {"tiles": said["hospital"], "chance": said["chance"], "ciphertext": hidden, "clear": clear}
         return Returned(encoder=_cut(said["encoder"]), **numbers)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError("does not say what came back of tiles", file=path, field="rows") from error
+        raise InputError("lacks the result on reconstructed tiles", file=path, field="rows") from error
 
 
 def _attributes(about: Mapping[str, Any], audit: Path | None) -> list[Attribute]:
@@ -345,7 +345,7 @@ def _attributes(about: Mapping[str, Any], audit: Path | None) -> list[Attribute]
             for one in asked
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError("does not say what was guessed of patients", file=path, field="predictors") from error
+        raise InputError("lacks the result on guessed attributes of patients", file=path, field="predictors") from error
     return sorted(found, key=lambda one: 0.0 if one.outputs is None else -one.outputs.auc)
 
 
@@ -381,13 +381,13 @@ def _copied(client: Client, audit: Path | None) -> list[Copied]:
     said = read_json(path)
     if not isinstance(said, dict) or said.get("format") != EXTRACTION_FORMAT:
         expected = "what benchmarks/extraction.py writes"
-        raise InputError("is no measurement of copies", file=path, field="format", expected=expected)
+        raise InputError("is not a measurement of copies", file=path, field="format", expected=expected)
     if said.get("weights_sha256") != client.about["weights_sha256"]:
         return []
     try:
         found = [Copied(**one) for one in said["copied"]]
     except (KeyError, TypeError, ValidationError) as error:
-        raise InputError("is no measurement of copies", file=path, field="copied") from error
+        raise InputError("is not a measurement of copies", file=path, field="copied") from error
     return sorted(found, key=lambda one: -one.correlation)
 
 

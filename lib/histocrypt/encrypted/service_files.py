@@ -54,7 +54,7 @@ def make_card(
         else lies where the card would go.
     """
     if key is not None and signer is not None:
-        raise InputError("says who will sign what --sign signs now", field="--signer", fix="give one of the two")
+        raise InputError("names a later signer, but --sign signs now", field="--signer", fix="give one of the two")
     private = None if key is None else Signer.read(key)
     public = private.public if private else None if signer is None else PublicKey.read(signer, field="--signer")
     folder = Path(folder)
@@ -102,10 +102,10 @@ def verify_card(card: str | Path, key: str | Path, *, client: str | Path | None 
     content = verify(path, public, namespace=NAMESPACE)
     read = parse_card(content, file=path)
     if read.signer is not None and read.signer.fingerprint != public.fingerprint:
-        problem, value = "names another signer than signed it", read.signer.fingerprint
+        problem, value = "names a different signer than the key that signed it", read.signer.fingerprint
         raise InputError(problem, file=path, field="signer", value=value, expected=public.fingerprint)
     if client is not None and (offered := load_client(client)).hash != read.service.public_part:
-        problem, field = "is the card of another public part", "service.public_part"
+        problem, field = "describes another public part", "service.public_part"
         raise InputError(problem, file=path, field=field, value=read.service.public_part, expected=offered.hash)
     digest, there = hashlib.sha256(content).hexdigest(), {}
     for page in (path.with_suffix(kind) for kind in PAGES):
@@ -114,9 +114,9 @@ def verify_card(card: str | Path, key: str | Path, *, client: str | Path | None 
             continue
         verify(page, public, namespace=NAMESPACE)
         if not says(page, MARK + digest):
-            problem, expected = "is the page of another card", MARK + digest
+            problem, expected = "belongs to another card", MARK + digest
             raise InputError(
-                problem, file=page, field="sha256", expected=expected, fix="read the JSON, or make it anew"
+                problem, file=page, field="sha256", expected=expected, fix="read the JSON, or write the card again"
             )
     about = {"title": read.service.title, "public_part": read.service.public_part, "date": read.date}
     return {"card": path, "signed_by": public.fingerprint, "signed_pages": there, **about}

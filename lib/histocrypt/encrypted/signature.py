@@ -59,7 +59,7 @@ class PublicKey:
         text = _text(path, missing="no public key is there")
         if "PRIVATE KEY" in text:
             fix = "name the file beside it that ends in .pub"
-            raise InputError("is a private key; nobody but its owner needs it", file=path, field=field, fix=fix)
+            raise InputError("is a private key, where the public key is needed", file=path, field=field, fix=fix)
         lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         found = [match[1] for line in lines if (match := PUBLIC.search(line))]
         if len(found) != 1 or len(lines) != 1:
@@ -70,7 +70,7 @@ class PublicKey:
         except ValueError:
             kind, raw, rest = b"", b"", b""
         if kind != KIND or len(raw) != 32 or rest:
-            raise InputError("is no whole ed25519 key", file=path, field=field, fix="ask for it again")
+            raise InputError("is not a complete ed25519 key", file=path, field=field, fix="ask for it again")
         return cls(_packed(KIND, raw))
 
 
@@ -144,7 +144,9 @@ def make_key(path: str | Path) -> PublicKey:
     beside = public_path(path)
     for one in (path, beside):
         if one.exists() or one.is_symlink():
-            raise InputError("exists, and a key is not replaced", file=one, field="KEY", fix="choose another name")
+            raise InputError(
+                "already exists, and keys are never replaced", file=one, field="KEY", fix="choose another name"
+            )
     signer = Signer(Ed25519PrivateKey.generate())
     how = (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +203,7 @@ def verify(file: str | Path, key: PublicKey, *, namespace: str) -> bytes:
         if rest or more or kind != KIND or hashed not in (b"sha512", b"sha256"):
             raise ValueError
     except (ValueError, IndexError) as error:
-        problem, wanted = "is no signature by an ed25519 key", "what `ssh-keygen -Y sign` writes"
+        problem, wanted = "is not a signature by an ed25519 key", "what `ssh-keygen -Y sign` writes"
         raise InputError(problem, file=beside, field="signature", expected=wanted) from error
     if blob != key.blob:
         value, fix = PublicKey(blob).fingerprint, "ask who signed it; do not trust what is written in it"
@@ -247,4 +249,4 @@ def _text(path: str | Path, *, missing: str) -> str:
         with path.open(encoding="utf-8") as file:
             return file.read(LARGEST)
     except UnicodeDecodeError as error:
-        raise InputError("is no text", file=path, field="key") from error
+        raise InputError("is not text", file=path, field="key") from error

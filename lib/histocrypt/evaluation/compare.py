@@ -99,7 +99,7 @@ def compare_files(
     from histocrypt.sections.read import read_path
 
     if not 1 <= block < np.inf:
-        raise InputError("is no side of a block", field="--block", value=block, expected="spots, 1 or more")
+        raise InputError("is out of range", field="--block", value=block, expected="spots, 1 or more")
     read = [read_h5ad(Path(path), what="prediction file") for path in (first, second)]
     section = read_path(truth, bin_um=bin_um, counts_only=True)
     stated = [transforms_of(one) for one in read if not is_foreign(one)]
@@ -115,11 +115,15 @@ def compare_files(
             notes.append(f"{path}: {pair.used_spots} spots are left out: their counts corrected the predictions")
     if matrices[0] != matrices[1]:
         both = " and ".join(noun(matrix) + "s" for matrix in matrices)
-        raise InputError("the two predict other things", file=second, value=both, expected="genes, or one matrix")
+        raise InputError(
+            "the two files predict different things", file=second, value=both, expected="genes, or one matrix"
+        )
     transforms = [transform for transform in pairs[0].true if transform in pairs[1].true]
     if not transforms:
         both = " and ".join(", ".join(pair.true) for pair in pairs)
-        raise InputError("the two predict other units", file=second, value=both, expected="a transform of both")
+        raise InputError(
+            "the two files use different units", file=second, value=both, expected="a transform that both have"
+        )
     rows, columns, symbols, coords = shared(pairs, section.adata, matrices[0], second)
     notes += _left_out(pairs, rows, columns)
     labels = squares(coords, block * spot_pitch(coords))
@@ -164,11 +168,11 @@ def shared(
     """
     _, *rows = np.intersect1d(pairs[0].spots, pairs[1].spots, return_indices=True)
     if not len(rows[0]):
-        raise InputError("predicts no spot that the other predicts", file=second, field="obs_names")
+        raise InputError("has no spot in common with the first file", file=second, field="obs_names")
     of_section = [columns_of(section, p.genes, p.symbols, matrix=matrix, section=p.section) for p in pairs]
     _, *columns = np.intersect1d(*of_section, return_indices=True)
     if not len(columns[0]):
-        raise InputError("predicts no gene that the other predicts", file=second, field="var_names")
+        raise InputError("has no gene in common with the first file", file=second, field="var_names")
     symbols, genes = pairs[0].symbols[columns[0]].tolist(), pairs[0].genes[columns[0]].tolist()
     often = Counter(symbols)
     names = [name if often[name] == 1 else f"{name} ({gene})" for name, gene in zip(symbols, genes, strict=True)]

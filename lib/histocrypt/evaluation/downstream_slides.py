@@ -150,7 +150,7 @@ def slides_in(file: str | Path, truth: str = "") -> Iterator[Slide]:
         return
     predicted = read_prediction(path)
     if "spatial" not in predicted.obsm or "places" in predicted.uns["prediction"]:
-        raise InputError("says no place of its spots on a slide", file=path, field="obsm['spatial']")
+        raise InputError("lacks the positions of its spots on a slide", file=path, field="obsm['spatial']")
     main = transforms_of(predicted)[0]
     with h5ad_errors(path, what="prediction file"):
         names = predicted.obs["section"].astype(str).to_numpy()

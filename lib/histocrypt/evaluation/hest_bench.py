@@ -99,7 +99,7 @@ def tasks_in(folder: str | Path, names: Iterable[str] = ()) -> list[Path]:
         found = [path for path in (folder.iterdir() if folder.is_dir() else ()) if is_hest_bench(path)]
     if not found:
         expected = "a task, splits/train_0.csv and test_0.csv among its files, or a folder of tasks"
-        raise InputError("is no task of hest-bench", file=folder, expected=expected)
+        raise InputError("is not a task of hest-bench", file=folder, expected=expected)
     rank = {name: number for number, name in enumerate(TASKS)}
     found.sort(key=lambda path: (rank.get(path.name, len(rank)), path.name))
     there = {path.absolute().name: path for path in found}
@@ -137,16 +137,16 @@ def _sample(name: str, patches: Path, expression: Path, genes: list[str]) -> Sam
             raise InputError("lacks the names or the pixels of patches", file=patches, expected="barcode and img")
     adata = read_anndata(expression)
     if not adata.obs_names.is_unique:
-        raise InputError("names a spot twice", file=expression, field="obs_names")
+        raise InputError("lists a spot twice", file=expression, field="obs_names")
     rows = adata.obs_names.astype(str).get_indexer(mosaic.barcodes)
     if (rows < 0).any():
         stranger = str(mosaic.barcodes[int((rows < 0).argmax())])
-        raise InputError(f"holds a patch that {expression.name} has no spot for", file=patches, value=stranger)
+        raise InputError(f"has a patch without a spot in {expression.name}", file=patches, value=stranger)
     columns = Panel(tuple(genes), tuple(genes), "hest-bench").columns(adata, section=name)
     counts = adata.X[rows][:, columns]
     counts = np.asarray(counts.todense() if hasattr(counts, "todense") else counts, dtype=np.float64)
     if not np.isfinite(counts).all() or (counts < 0).any():
-        raise InputError("holds numbers that are no counts", file=expression, field="X", expected="0, 1, 2, ...")
+        raise InputError("holds numbers that are not counts", file=expression, field="X", expected="0, 1, 2, ...")
     return Sample(name, patches, spot_names(name, mosaic.barcodes), transform(counts, counts.sum(axis=1), "log1p"))
 
 

@@ -119,7 +119,7 @@ def trust_from_labelled(
     claim(output, inputs=[prediction, *(path for path, _ in labelled)], mine=_is_mine, overwrite=overwrite)
     target = read_h5ad(Path(prediction), what="prediction file")
     if not is_foreign(target) and matrix_of(target) is not None:
-        raise InputError("trust is given in genes", file=prediction, value=matrix_of(target), expected="genes")
+        raise InputError("trust needs predictions of genes", file=prediction, value=matrix_of(target), expected="genes")
     var, notes = var_of(target, prediction), []
     wanted, found = GeneNames.of(var), []
     for path, truth in labelled:
@@ -128,7 +128,9 @@ def trust_from_labelled(
     if not is_foreign(target):
         transforms = [name for name in transforms if name in transforms_of(target)]
     if not transforms:
-        raise InputError("the files predict other units", file=labelled[-1][0], expected="a transform of all")
+        raise InputError(
+            "the files use different units", file=labelled[-1][0], expected="a transform that all files have"
+        )
     columns = [places(wanted, GeneNames.of(one.pair.genes, one.pair.symbols)) for one in found]
     if not any((own >= 0).any() for own in columns):
         raise InputError("shares no gene with the labelled predictions", file=prediction, field="var_names")
@@ -176,7 +178,7 @@ def _read(path: Path, truth: str, units: str | None, bin_um: float | None, notes
     read = read_h5ad(path, what="prediction file")
     predicted, pair, said = join_file(read, section, file=path, name=None, units=units)
     if matrix_of(predicted) is not None:
-        raise InputError("trust is given in genes", file=path, value=matrix_of(predicted), expected="genes")
+        raise InputError("trust needs predictions of genes", file=path, value=matrix_of(predicted), expected="genes")
     notes += said
     return Labelled(pair, section.patient or "", section, knows_units(predicted))
 

@@ -304,7 +304,9 @@ def write_map(
     coords = np.asarray(adata.obsm["spatial"], dtype=np.float64)[mine]
     out = Path(output) if output is not None else Path(re.sub(r"[^A-Za-z0-9_.-]+", "-", name) + ".png")
     if out.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError("is no picture", file=out, field="--output", expected="a name that ends in .png, .svg or .pdf")
+        raise InputError(
+            "is not a picture format", file=out, field="--output", expected="a name that ends in .png, .svg or .pdf"
+        )
     claim(out, inputs=(path, about.get("image")), mine=lambda there: says(there, MADE), overwrite=overwrite)
     image, scale = picture(about)
     um = None if "places" in about else about.get("um_per_px")

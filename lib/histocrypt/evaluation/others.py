@@ -158,7 +158,7 @@ def _score(
     transforms = [name for name in study.target.transforms if name in theirs.predicted]
     if not transforms:
         raise InputError(
-            "is in other units than the study's",
+            "has units that differ from the study's",
             file=study.others_file(one.name, theirs.section),
             value=", ".join(theirs.predicted),
             expected=", ".join(study.target.transforms),

@@ -150,7 +150,7 @@ def join_counts(
     predicted, notes = adopted(read, counts, name=name, path=file, **how)
     if "points" in predicted.uns["prediction"]:  # their names may be those of an ST array's spots elsewhere
         raise InputError(
-            "is predicted on a grid, whose points are no measured spots",
+            "is predicted on a grid, whose points are not measured spots",
             file=file,
             field="uns['prediction']['points']",
             fix="predict the section without --spacing",

@@ -321,7 +321,7 @@ def read_folds(study: Study) -> list[dict[str, Any]]:
             shared |= {name for name in learnt_from if patients[name] in held_out}
         if shared:
             raise InputError(
-                f"fold {fold['name']!r} learns from the patients that it tests: sections {some(sorted(shared))}",
+                f"fold {fold['name']!r} trains on patients that it tests: sections {some(sorted(shared))}",
                 file=run.folds,
                 fix="remake the folds; such scores would mean nothing",
             )

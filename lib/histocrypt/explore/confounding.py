@@ -122,7 +122,7 @@ def confounding(section: Section, density: np.ndarray, *, min_counts: int = 0) -
 
     density = np.asarray(density, dtype=np.float64)
     if density.shape != (section.n_spots,) or not np.isfinite(density).all():
-        problem, shape = "density is not one finite number a spot", f"({section.n_spots},)"
+        problem, shape = "density must be one finite number per spot", f"({section.n_spots},)"
         raise InputError(problem, field=section.id, value=density.shape, expected=shape)
     totals = np.asarray(section.adata.X.sum(axis=1), dtype=np.float64).ravel()
     kept = np.flatnonzero(totals >= max(min_counts, 1))

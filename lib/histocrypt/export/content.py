@@ -165,7 +165,7 @@ def read_content(
     about = prediction.uns["prediction"]
     if um_per_px is not None and not 0 < um_per_px < np.inf:
         expected = "micrometres, above 0"
-        raise InputError("is no size of a pixel", field="--um-per-px", value=um_per_px, expected=expected)
+        raise InputError("is not a pixel size", field="--um-per-px", value=um_per_px, expected=expected)
     mine = _section(prediction, section, path)
     prediction = prediction[mine].copy()
     name = str(prediction.obs["section"].iloc[0])
@@ -180,10 +180,10 @@ def read_content(
         (wanted,) = _columns(prediction, [colour], path, "--colour")
         if wanted not in chosen:
             where = {"file": path, "field": "--colour", "value": colour}
-            raise InputError("colours, and is not exported", **where, fix="name it in --genes, too")
+            raise InputError("is the colour gene, but is not exported", **where, fix="name it in --genes, too")
         shown = chosen.tolist().index(wanted)
     if "spatial" not in prediction.obsm:
-        raise InputError("says no places of spots", file=path, field="obsm['spatial']")
+        raise InputError("lacks the positions of spots", file=path, field="obsm['spatial']")
     coords = np.asarray(prediction.obsm["spatial"], dtype=np.float64)[:, :2]
     cleaned = _section_of_run(Path(path), about, name)
     worth = trusted(prediction.var, transform)
@@ -224,7 +224,7 @@ def _section(prediction: AnnData, section: str | None, path: str | Path) -> np.n
     here = prediction.obs["section"].astype(str).to_numpy()
     known = sorted(set(here))
     if not known:
-        raise InputError("holds no spot", file=path, field="obs")
+        raise InputError("has no spots", file=path, field="obs")
     if section is None and len(known) > 1:
         expected = "one of " + ", ".join(known[:10])
         raise InputError(f"holds {len(known)} sections", file=path, field="--section", expected=expected)
@@ -266,7 +266,7 @@ def _unknown_gene(gene: str, known: list[str], path: str | Path, field: str) -> 
     from difflib import get_close_matches
 
     if gene in known:
-        return InputError("names several genes", file=path, field=field, value=gene, fix="name one by its id")
+        return InputError("matches several genes", file=path, field=field, value=gene, fix="name one by its id")
     close = get_close_matches(gene.upper(), known, n=1)
     expected = f"one of {len(known)} genes, e.g. {', '.join(sorted(known)[:5])}"
     fix = f"did you mean {close[0]}?" if close else None

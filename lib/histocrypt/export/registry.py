@@ -81,10 +81,10 @@ def export(
     form, output = format_of(to), Path(output)
     if not output.name.endswith(form.suffix):
         raise InputError(
-            f"is no name for {to}", file=output, field="--output", expected=f"one that ends in {form.suffix}"
+            f"is not a file name for {to}", file=output, field="--output", expected=f"one that ends in {form.suffix}"
         )
     if same_file(output, prediction):
-        raise InputError("would be written over what is read", file=output, field="--output", fix="choose another name")
+        raise InputError("would overwrite an input", file=output, field="--output", fix="choose another name")
     store = form.suffix == ".zarr" and output.is_dir() and not output.is_symlink()
     if not (store and overwrite and any((output / name).is_file() for name in ZARR)):
         claim(output, inputs=(prediction, image), mine=form.mine, overwrite=overwrite)
@@ -105,7 +105,7 @@ def export(
 
 def _check(content: Content, form: Format, file: str | Path) -> None:
     if form.on_slide and not content.on_slide:
-        problem = "its patches do not say where on a slide they lie"
+        problem = "its patches have no positions on a slide"
         raise InputError(problem, file=file, field="--to", fix="export it to csv, loupe-csv or anndata")
     if form.in_um and content.um_per_px is None:
         problem = "does not say how large a pixel is"

@@ -71,11 +71,11 @@ def read_tokens(path: Path, *, make: bool = False) -> dict[str, str]:
             continue
         name, token = words if len(words) == 2 else (str(len(tokens) + 1), line.strip())
         if not NAME.fullmatch(name) or not TOKEN.fullmatch(token):
-            problem, wanted = "holds a line that is no token, or one that can be guessed", "NAME TOKEN"
+            problem, wanted = "has a line without a token, or with a token that can be guessed", "NAME TOKEN"
             fix = f"a token has at least {SHORTEST_TOKEN} characters; `histocrypt fhe token` makes one"
             raise InputError(problem, file=path, field="token", expected=wanted, fix=fix)
         if name in tokens or token in tokens.values():
-            problem, fix = "stands there twice, or its token does", "keep one line for each client"
+            problem, fix = "appears twice, or its token does", "keep one line per client"
             raise InputError(problem, file=path, field=name, fix=fix)
         tokens[name] = token
     if not tokens:
@@ -90,7 +90,7 @@ def choose_token(path: Path, name: str | None) -> str:
     if name is None and len(tokens) == 1:
         return next(iter(tokens.values()))
     if name is None:
-        problem, fix = f"holds the tokens of {len(tokens)} clients", "say which with --client NAME"
+        problem, fix = f"holds the tokens of {len(tokens)} clients", "choose one with --client NAME"
         raise InputError(problem, file=path, field="--client", expected="one of " + ", ".join(tokens), fix=fix)
     if name not in tokens:
         raise unknown_name("client", name, tokens, file=path, field="--client")
@@ -122,17 +122,19 @@ def add_token(name: str, path: Path, output: Path | None = None) -> str:
     path = Path(path)
     wrong = partial(InputError, field="NAME", value=name)
     if not NAME.fullmatch(name):
-        raise wrong("is no name for a client", expected="up to 64 letters, digits, dots, dashes and underscores")
+        raise wrong(
+            "is not a valid name for a client", expected="up to 64 letters, digits, dots, dashes and underscores"
+        )
     output = Path(output or path.with_name(f"{name}.token"))
     known: Mapping[str, str] = read_tokens(path) if path.exists() else {}
     if name in known:
-        raise wrong("has a token already", file=path, fix="choose another name, or delete that line")
+        raise wrong("already has a token", file=path, fix="choose another name, or delete that line")
     token = new_token()
     try:
         _write_new(output, OF_CLIENT.format(name=name) + f"{name} {token}\n")
     except FileExistsError as error:
         fix = "choose another --output, or delete it"
-        raise InputError("exists, and a token file is not replaced", file=output, fix=fix) from error
+        raise InputError("already exists, and token files are never replaced", file=output, fix=fix) from error
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror})", file=output) from error
     try:

@@ -64,7 +64,7 @@ class Guard:
 
     async def _answer(self, holder: str, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         if self._under_way[holder] >= AT_ONCE:
-            sentence = f"At most {AT_ONCE} requests of a client are answered at once."
+            sentence = f"At most {AT_ONCE} requests per client are answered at once."
             await JSONResponse({"error": sentence}, 429, {"Retry-After": "1"})(scope, receive, send)
             return
         scope.setdefault("state", {})["holder"] = holder

@@ -88,7 +88,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        problem, fix = f"cannot listen there ({error.strerror})", "choose another --host or --port"
+        problem, fix = f"cannot listen on this address ({error.strerror})", "choose another --host or --port"
         raise InputError(problem, field="host", value=f"{_shown(host)}:{port}", fix=fix) from error
 
 

@@ -129,7 +129,7 @@ def take_imagenet(network: HE2Gene, backbone: str) -> None:
             f"ImageNet weights of {backbone} are not on this machine",
             file=file,
             field="models.he2gene.pretrained",
-            fix="put the file there, or say false",
+            fix="put the file there, or set it to false",
         )
     found = torch.load(file, map_location="cpu", weights_only=True)
     network.encoder.load_state_dict({key: value for key, value in found.items() if not key.startswith("fc.")})

@@ -201,7 +201,7 @@ def load_model(folder: str | Path, *, device: Any = None) -> TrainedModel:
         scaling = TargetStatistics.from_dict(about["target_statistics"])
         if scaling.outputs != tuple(about["outputs"]):
             raise InputError(
-                "names other outputs than the model has",
+                "names outputs that differ from the model's",
                 file=folder / "model.json",
                 field="target_statistics",
                 fix=again,
@@ -216,7 +216,7 @@ def load_model(folder: str | Path, *, device: Any = None) -> TrainedModel:
         if isinstance(error, InputError):
             raise error.of_file(folder, fix=again) from error
         raise InputError(
-            f"the model cannot be put together ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+            f"the model cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
             file=folder,
             fix=again,
         ) from error

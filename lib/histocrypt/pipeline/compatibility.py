@@ -34,7 +34,7 @@ def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str
     file = section.files[0] if section.files else section.id
     if section.image is None:
         raise InputError(
-            "has no image, and a model of histology needs one", file=file, field=section.id, fix="name it with --image"
+            "has no image, but the model needs one", file=file, field=section.id, fix="name it with --image"
         )
     geometry = about["geometry"]
     detail, (_, coarsest) = section.detail_um, _seen_detail(geometry)
@@ -46,7 +46,7 @@ def check_fit(about: dict[str, Any], section: Section, panel: Panel) -> list[str
             file=section.image.path,
             field="um_per_px",
             value=round(float(detail), 4),
-            expected=f"at most {COARSEST * coarsest:.3g} µm/px, twice what the model learnt from ({coarsest:.3g})",
+            expected=f"at most {COARSEST * coarsest:.3g} µm/px, twice that of the training images ({coarsest:.3g})",
             fix="give the full-resolution image" + (" with --image" if reduced else ", or the right --um-per-px"),
         )
     if about["model"] == NEEDS_COUNTS and not (has_counts(section.adata) and section.adata.X.sum() > 0):

@@ -176,7 +176,7 @@ def predict_slides(
             why = run(waiting)
             for task in waiting:
                 if not (task.folder / STATE).is_file():
-                    said = why.get(task.slide.id, f"its job left nothing; {task.folder / LOG} may say why")
+                    said = why.get(task.slide.id, f"its job wrote nothing; {task.folder / LOG} may say why")
                     write_json(task.folder / STATE, _failed(task, said))
         states = [{**_state_of(task), "kept": task.slide.id in kept} for task in tasks]
     return Outcome(states, time.monotonic() - began)
@@ -231,7 +231,7 @@ def _regions_of(slide: Slide, settings: Settings, *, alone: bool) -> str | None:
     if not given.is_dir():
         if not alone:
             raise InputError(
-                "regions lie on one slide, and there are several",
+                "one file of regions cannot belong to several slides",
                 file=given,
                 field="--regions",
                 expected="a folder with ID.geojson for each slide, or a column `regions` in a list",
@@ -256,18 +256,18 @@ def _taken(output: Path, *, overwrite: bool) -> Iterator[str]:
     ours = mark.is_file() and FORMAT in mark.read_text(encoding="utf-8", errors="replace")
     if output.is_dir() and not ours and any(output.glob("[!.]*")) and not overwrite:
         raise InputError(
-            "holds other things",
+            "is not empty, and not from this command",
             file=output,
             field="--output",
-            expected="a new folder, or one of an earlier command",
-            fix="choose another, or say --overwrite",
+            expected="a new folder, or one that this command wrote",
+            fix="choose another, or add --overwrite",
         )
     output.mkdir(parents=True, exist_ok=True)
     with (output / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError("another command writes here now", file=output, field="--output") from error
+            raise InputError("another command is writing here", file=output, field="--output") from error
         if ours:
             with suppress(InputError, KeyError, TypeError):
                 _forget(read_json(mark)["scratch"])
@@ -291,7 +291,7 @@ def _run(tasks: list[Task], *, cores: int, total: int, say: Callable[[str], None
     from histocrypt.machine import usable_cores
 
     if cores < 0:
-        raise InputError("is no number of cores", field="--cores", value=cores, expected="1 or more; 0: all")
+        raise InputError("is not a number of cores", field="--cores", value=cores, expected="1 or more; 0: all")
     workers = min(cores or usable_cores(), max(1, len(tasks)))
     method = next(name for name in ("forkserver", "spawn") if name in get_all_start_methods())
     processes, progress = get_context(method), Progress(total, len(tasks), workers)

@@ -140,7 +140,7 @@ def _values(prediction: AnnData, path: str | Path) -> np.ndarray:
     try:
         return values.astype(np.float32)
     except (TypeError, ValueError) as error:
-        raise InputError("values are no numbers", file=path, field="X", value=str(values.dtype)) from error
+        raise InputError("values are not numbers", file=path, field="X", value=str(values.dtype)) from error
 
 
 def _spots(prediction: AnnData, section: AnnData, name: str, path: str | Path) -> tuple[np.ndarray, list[str], str]:
@@ -163,7 +163,7 @@ def _spots(prediction: AnnData, section: AnnData, name: str, path: str | Path) -
     if not best[0]:
         own = prediction.obs_names.astype(str)
         raise InputError(
-            f"no spot has a name of section {name!r}, neither in obs_names nor in a column of obs",
+            f"no spot has a name from section {name!r}, neither in obs_names nor in a column of obs",
             file=path,
             field="obs_names",
             value=str(own[0]) if len(own) else None,
@@ -268,5 +268,5 @@ def _refuse_counts(
     measured = section.X[rows][:, columns[known]]
     measured = measured.toarray() if hasattr(measured, "toarray") else np.asarray(measured)
     if len(known) and np.array_equal(values[:, known], measured):
-        problem = "values are the section's own counts, and no prediction"
+        problem = "values are the section's own counts, not predictions"
         raise InputError(problem, file=path, field="X", expected="a file of predictions")

@@ -206,7 +206,7 @@ def flawed_spots(seen: Mapping[str, np.ndarray], gate: Gate | None) -> dict[str,
 def checked(verdict: Verdict, *, file: Any, anyway: bool) -> Verdict:
     """Return the verdict, or refuse to go on."""
     if verdict.word == WORDS[-1] and not anyway:
-        problem = f"is no slide for this model: {'; '.join(verdict.reasons)}"
+        problem = f"does not fit this model: {'; '.join(verdict.reasons)}"
         raise InputError(problem, file=file, field="slide", value=verdict.word, fix=ANYWAY)
     return verdict
 

@@ -81,7 +81,7 @@ def _found(
 
     tile_um = about["geometry"]["tile_um"]
     if bin_um is not None and (is_patch_folder(path) or is_image(path)):
-        raise InputError("is no section that is summed over squares", file=path, field="--bin-um", value=bin_um)
+        raise InputError("is not of a format that is summed over squares", file=path, field="--bin-um", value=bin_um)
     if is_patch_folder(path):
         if spacing_um is not None:
             raise InputError(

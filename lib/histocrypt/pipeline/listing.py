@@ -213,14 +213,14 @@ def _listed(path: Path) -> list[Slide]:
     try:
         lines = io.StringIO(text.decode("utf-8-sig"), newline="")
     except UnicodeDecodeError as error:
-        raise InputError("is no text in UTF-8", file=path, fix="save it as CSV UTF-8") from error
+        raise InputError("is not UTF-8 text", file=path, fix="save it as CSV UTF-8") from error
     first = lines.readline()
     sign = max(",;\t", key=first.count)
     header = [_column(name, path) for name in next(csv.reader([first], delimiter=sign), [])]
     if "path" not in header:
         raise InputError("list has no column of paths", file=path, field="path", value=header)
     if repeated := [name for name, count in Counter(header).items() if count > 1]:
-        raise InputError("names a column twice", file=path, field=repeated[0])
+        raise InputError("has two columns of the same name", file=path, field=repeated[0])
     found = []
     for number, cells in enumerate(csv.reader(lines, delimiter=sign), start=2):
         if not any(cell.strip() for cell in cells):
@@ -230,10 +230,10 @@ def _listed(path: Path) -> list[Slide]:
             raise InputError(f"has {len(cells)} cells for {len(header)} columns", file=path, field=where)
         row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
         if not row.get("path"):
-            raise InputError("names no slide", file=path, field=f"{where}: path")
+            raise InputError("has no path", file=path, field=f"{where}: path")
         found.append(_slide_of(row, path, where))
     if not found:
-        raise InputError("lists no slide", file=path, expected="a row a slide below the header")
+        raise InputError("lists no slide", file=path, expected="one row per slide below the header")
     return found
 
 

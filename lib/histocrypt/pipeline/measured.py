@@ -89,16 +89,18 @@ def read_measured(
     from histocrypt.sections.read import read_path
 
     if len(sections) != 1 or kind == "patches" or submission:
-        problem = "spots of one section correct its predictions, and neither patches nor a submission are such"
+        problem = "works with the spots of one section, not with patches or a submission"
         raise InputError(problem, file=path, field=FIELD, value=len(sections), expected="one section, or slide")
     (section,) = sections
     if within_um is not None and not within_um > 0:
-        raise InputError("is no distance", field="--measured-within", value=within_um, expected="micrometres above 0")
+        raise InputError(
+            "is not a distance", field="--measured-within", value=within_um, expected="micrometres above 0"
+        )
     read = read_path(path, counts_only=True)
     if read.patient and section.patient and read.patient != section.patient:
         expected, fix = f"{section.patient!r}, as of {section.id}", "name the counts of this section"
         raise InputError(
-            "is of another patient", file=path, field="patient", value=read.patient, expected=expected, fix=fix
+            "belongs to another patient", file=path, field="patient", value=read.patient, expected=expected, fix=fix
         )
     adata = read.adata[_counted(read.adata, panel.matrix)].copy()
     rows, theirs, joined = _matched(adata, section, grid=kind == "grid", within_um=within_um, path=path)
@@ -133,7 +135,7 @@ def _matched(
     um, places = section.um_per_px, np.asarray(adata.obsm["spatial"], dtype=np.float64)
     pitch = spot_pitch(section.coords) * um
     if not len(places):
-        raise InputError("holds no spot with counts", file=path, field="X")
+        raise InputError("has no spot with counts", file=path, field="X")
     if not grid:
         rows = section.adata.obs_names.astype(str).get_indexer(adata.obs_names.astype(str))
         theirs = np.flatnonzero(rows >= 0)
@@ -143,12 +145,12 @@ def _matched(
             most = max(SAME * pitch, 2 * um) if within_um is None else within_um
             if apart > most:
                 raise InputError(
-                    f"spots that are called alike lie {apart:.4g} um apart",
+                    f"spots of the same name are {apart:.4g} um apart",
                     file=path,
                     field="obsm['spatial']",
                     value=str(adata.obs_names[theirs[0]]),
                     expected=f"places in the full-resolution pixels of this section, at most {most:.4g} um apart",
-                    fix="name the counts of this section, or say --measured-within",
+                    fix="name the counts of this section, or raise --measured-within",
                 )
             return rows, theirs, f"{len(rows)} of {adata.n_obs} spots joined by barcode"
     within_um = pitch / 2 if within_um is None else within_um
@@ -164,7 +166,7 @@ def _matched(
             field="obsm['spatial']",
             value=f"{distance.min():.4g} um at the least",
             expected=f"spots of {section.id}, places in its full-resolution pixels",
-            fix="name the counts of this section, or say --measured-within",
+            fix="name the counts of this section, or raise --measured-within",
         )
     said = f"{int(near.sum())} of {adata.n_obs} spots joined to the nearest point within {within_um:.4g} um"
     return rows[near], theirs[near], said

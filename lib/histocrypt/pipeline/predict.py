@@ -309,7 +309,7 @@ def predict_section(
     for name in CSV_FILES if csv is not None else ():
         claim(Path(csv) / name, field="--csv", inputs=inputs, mine=earlier, overwrite=overwrite)
         if submission is not None and Path(submission).absolute() == (Path(csv) / name).absolute():
-            raise InputError("is also what --csv writes", file=submission, field="--submission")
+            raise InputError("is also written by --csv", file=submission, field="--submission")
     model = load_model(paths.shipped_model() if model_folder is None else model_folder)
     if model_folder is None:
         say(shipped_words(model.about))
@@ -332,7 +332,7 @@ def predict_section(
         say(note)
     if drawn is not None:
         if len(sections) != 1 or kind == "patches":
-            raise InputError("regions lie on one whole image", file=section_path, field="--regions", value=str(regions))
+            raise InputError("regions need one whole image", file=section_path, field="--regions", value=str(regions))
         check_on_image(drawn, (sections[0].image.width, sections[0].image.height), regions)
     known = None
     if measured is not None:
@@ -341,7 +341,7 @@ def predict_section(
     if submission is not None:
         if len(sections) != 1:
             raise InputError(
-                "a submission is of one section", file=section_path, field="--submission", value=len(sections)
+                "a submission needs exactly one section", file=section_path, field="--submission", value=len(sections)
             )
         check_submission(Path(submission), sections[0].dropped, section=sections[0].id)
 
@@ -466,7 +466,7 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
         "weights_sha256": model.about["weights"]["sha256"],
         **({"views": views.words} if views.words else {}),
         **({"points": "of a grid over the image, no spots of the section"} if kind == "grid" else {}),
-        **({"places": "side by side, since patches do not say where they lie"} if kind == "patches" else {}),
+        **({"places": "side by side, since patches have no positions"} if kind == "patches" else {}),
     }
 
 
@@ -517,8 +517,8 @@ def said_of_surroundings(features: str, section: str, places: Places) -> list[st
             told = f"{section}: {len(few)} of {n} spots have fewer than {FEW} others within {reach:g} um"
             notes.append(f"{told}; for {helped} of them tiles of the image around them are read, too")
         if alone:
-            why = "patches do not say where they lie" if nowhere else f"spots have no other one within {reach:g} um"
-            said = "the model reads of their surroundings what it reads of themselves"
+            why = "patches have no positions" if nowhere else f"spots have no other one within {reach:g} um"
+            said = "the model uses their own tiles in place of their surroundings"
             notes.append(f"{section}: {alone} of {n} {why}; {said}")
     return list(dict.fromkeys(notes))
 

@@ -342,8 +342,8 @@ def join(prediction: AnnData, section: AnnData, name: str, *, transforms: Iterab
     found = rows >= 0
     if not found.any():
         if used.any() and measured_names.isin(every[used]).any():
-            problem = "all that the section measured has corrected the predictions, and nothing is left to score"
-            fix = "name counts of other spots"
+            problem = "every measured spot was used to correct the predictions, so none is left to score"
+            fix = "give counts of other spots"
             raise InputError(problem, field=f"obs[{MEASURED!r}]", value=int(used.sum()), fix=fix)
         raise _unjoined(prediction, name, barcodes, measured_names)
     matrix = matrix_of(prediction)
@@ -395,7 +395,7 @@ def _unjoined(prediction: AnnData, name: str, predicted: pd.Index, measured: pd.
             field="obs['section']",
             value=there[0] if there else None,
             expected=f"{name!r}",
-            fix="if it is one of these under another name, say which: --section ID",
+            fix="if it has one of these names there, add --section NAME",
         )
     ours, its = bin_size(predicted), bin_size(measured)
     if ours and its and ours != its:
@@ -404,14 +404,14 @@ def _unjoined(prediction: AnnData, name: str, predicted: pd.Index, measured: pd.
             field="obs['barcode']",
             value=str(predicted[0]),
             expected=f"as in the section, such as {str(measured[0])!r}",
-            fix=f"say --bin-um {ours:g} where it is a run of Visium HD or Xenium",
+            fix=f"add --bin-um {ours:g} if it is a run of Visium HD or Xenium",
         )
     plain, its = (names.str.replace(SUFFIX, "", regex=True) for names in (predicted, measured))
     shared = len(set(plain) & set(its))
     say = f"e.g. {predicted[0]!r} in the prediction, {measured[0]!r} in the section"
     if shared:
         return InputError(
-            f"barcodes of section {name!r} end otherwise in the two files: without a suffix such as -1, {shared} of "
+            f"barcodes of section {name!r} end differently in the two files: without a suffix such as -1, {shared} of "
             f"{len(predicted)} are alike",
             field="obs['barcode']",
             value=str(predicted[0]),

@@ -83,11 +83,11 @@ def read_state_dict(file: str | Path) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or 'damaged'})", file=file, expected=wanted) from error
     except pickle.UnpicklingError as error:
-        problem = "is no file of weights alone: whatever else is in it would run as code, and is not read"
+        problem = "is not a file of weights alone: its other content would run as code and is not read"
         fix = "ask for the state dict alone: torch.save(network.state_dict(), FILE)"
         raise InputError(problem, file=file, field="pickle", expected=wanted, fix=fix) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError("is no file of weights, or was cut short", file=file, expected=wanted) from error
+        raise InputError("is not a file of weights, or is truncated", file=file, expected=wanted) from error
     while isinstance(found, dict) and (inside := [key for key in WRAPPERS if isinstance(found.get(key), dict)]):
         found = found[inside[0]]
     if not isinstance(found, dict) or not found or not all(torch.is_tensor(value) for value in found.values()):
@@ -119,7 +119,7 @@ def _checked(state: dict[str, torch.Tensor], file: Path) -> dict[str, torch.Tens
         if shape != expected:
             raise InputError("has another shape", file=file, field=key, value=str(shape), expected=str(expected))
         if not key.endswith(COUNTER) and not bool(torch.isfinite(value).all()):
-            raise InputError("holds values that are no numbers", file=file, field=key)
+            raise InputError("holds values that are not numbers", file=file, field=key)
     return {key: value if key.endswith(COUNTER) else value.float() for key, value in state.items()}
 
 
@@ -134,14 +134,14 @@ def read_means(file: str | Path, genes: list[str]) -> dict[str, float]:
     rows = _rows(file)
     if all(len(row) == 1 for row in rows):
         if len(rows) != len(genes):
-            problem = "has numbers without names, and not one for each gene: nothing says which is whose"
+            problem = "has numbers without gene names, and not one per gene"
             fix = "give lines with the gene's identifier and its mean"
             raise InputError(problem, file=file, field="genes", value=len(rows), expected=str(len(genes)), fix=fix)
         rows = [[gene, *row] for gene, row in zip(genes, rows, strict=True)]
     named = {row[0]: _number(row[1] if len(row) > 1 else "", file, row[0]) for row in rows}
     if len(named) != len(rows):
         twice = Counter(row[0] for row in rows).most_common(1)[0][0]
-        raise InputError("names a gene twice", file=file, field="genes", value=twice)
+        raise InputError("lists a gene twice", file=file, field="genes", value=twice)
     return named
 
 
@@ -173,7 +173,7 @@ def _is_number(text: str) -> bool:
 def _number(text: str, file: str | Path, field: str) -> float:
     value = float(text) if _is_number(text) else np.nan
     if not np.isfinite(value):
-        raise InputError("is no number", file=file, field=field, value=text)
+        raise InputError("is not a number", file=file, field=field, value=text)
     return value
 
 
@@ -234,12 +234,12 @@ def chosen_genes(genes: list[str], means: dict[str, float] | None, outputs: int,
     """
     twice = [gene for gene, times in Counter(genes).items() if times > 1]
     if twice:
-        raise InputError("names a gene twice", file=file, field="genes", value=twice[0])
+        raise InputError("lists a gene twice", file=file, field="genes", value=twice[0])
     counts = {"value": len(genes), "expected": str(outputs)}
     if len(genes) == outputs:
         return genes
     if means is None:
-        problem, fix = "has not one gene for each output", "give the genes' means, by which they were chosen"
+        problem, fix = "must have one gene per output", "give the genes' means, by which they were chosen"
         raise InputError(problem, file=file, field="genes", **counts, fix=fix)
     known = [gene for gene in genes if gene in means]
     if len(known) < outputs:

@@ -88,7 +88,7 @@ def read_regions(path: str | Path) -> Regions:
         kinds.append(str((kind.get("name") if isinstance(kind, dict) else kind) or ""))
         polygons.append(own)
     if not polygons:
-        raise InputError("holds no polygon", file=path, expected="features that are Polygon or MultiPolygon")
+        raise InputError("has no polygon", file=path, expected="features that are Polygon or MultiPolygon")
     return Regions(np.array(names), np.array(kinds), tuple(polygons), passed_over)
 
 
@@ -98,7 +98,7 @@ def _features(document: Any, path: Path) -> Iterator[dict[str, Any]]:
     if isinstance(document, dict):
         found = document.get("features") if document.get("type") == "FeatureCollection" else [document]
     if not isinstance(found, list) or not all(isinstance(one, dict) and one.get("type") == "Feature" for one in found):
-        raise InputError("is no GeoJSON of features", file=path, field="type", expected="a FeatureCollection")
+        raise InputError("is not a GeoJSON file of features", file=path, field="type", expected="a FeatureCollection")
     yield from found
 
 

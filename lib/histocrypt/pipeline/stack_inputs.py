@@ -72,7 +72,7 @@ def inner_folds(study: Study, fold: str) -> InnerFolds:
         If the study does not stack, or the fold is unknown or ``final``.
     """
     if study.stacking is None:
-        raise InputError("this study stacks nothing", field="stacking", fix="add `stacking: {}` to the study file")
+        raise InputError("this study has no stack", field="stacking", fix="add `stacking: {}` to the study file")
     if fold == FINAL:
         raise InputError(
             "the fold final has no stack: nothing is held out from its models",
@@ -269,7 +269,7 @@ def joined_by_name(
         twice = [name for frame in frames for name in frame.index.intersection(part.obs_names)]
         if twice:
             raise InputError(
-                f"predicts spots that another inner fold predicts, too: {some(twice)}", file=path, field="obs"
+                f"predicts spots that another inner fold also predicts: {some(twice)}", file=path, field="obs"
             )
         values = np.hstack([np.asarray(part.layers[transform]) for transform in transforms])
         frames.append(pd.DataFrame(values, index=part.obs_names))
@@ -286,7 +286,7 @@ def _check_unseen(study: Study, family: str, about: dict, outer: Fold, fold: Fol
     seen = learnt_from & {*fold.test_sections, *outer.test_sections}
     if seen or not learnt_from:
         raise InputError(
-            f"{family} learnt from what it predicts for the stack: {sorted(seen)}",
+            f"{family} was trained on spots that it predicts for the stack: {sorted(seen)}",
             file=study.run.model(family, fold.name),
             fix=f"train {family} on {fold.name} again",
         )

@@ -43,7 +43,7 @@ def train_together(study_file: Path, model: str, fold_name: str) -> None:
     able = [name for name, entry in MODELS.items() if entry.many_processes]
     if model not in able:
         raise InputError(
-            "is not trained by several processes", field="model", value=model, expected=f"one of {', '.join(able)}"
+            "cannot be trained by several processes", field="model", value=model, expected=f"one of {', '.join(able)}"
         )
     with distributed.together() as device:
         data = None
@@ -86,7 +86,7 @@ def write_samples(study: Study, model: str, fold: str, *, device: str | None = N
     trained = load_model(study.run.model(model, fold), device=device)
     if not MODELS[model].draws_samples:
         raise InputError(
-            f"{model} predicts one value, and no samples of it can be drawn",
+            f"{model} predicts one value per spot, so no samples can be drawn",
             field="model",
             value=model,
             expected=f"one of {', '.join(name for name, entry in MODELS.items() if entry.draws_samples)}",

@@ -244,12 +244,12 @@ def taught(
     model = load_model(study.run.model(teacher, fold.name), device=device)
     sections = list(dict.fromkeys(spots.sections.tolist()))
     if unlearnt := sorted(set(sections) - set(fold.training_sections)):
-        raise InputError("a teacher teaches on training sections only", field="sections", value=unlearnt)
+        raise InputError("a teacher can only be used on training sections", field="sections", value=unlearnt)
     side = tile_side(teacher, study.training_of(teacher))
     seen = load_spots(study, fold, sections, panel=panel, with_targets=False, side=side)
     if model.scaling.outputs != spots.outputs or not np.array_equal(seen.names, spots.names):
         raise InputError(
-            "the teacher predicts other outputs or spots than those to be learnt",
+            "the teacher predicts outputs or spots that differ from the student's",
             file=model.folder,
             fix=f"train {teacher} again",
         )
@@ -304,7 +304,7 @@ def start_of(study: Study, model: str, fold: Fold) -> nn.Module:
     teacher = study.teacher_of(model)
     if teacher is None or MODELS[teacher].kind != "network" or not hasattr(model_class(model), "take_over"):
         raise InputError(
-            "ReLUs can give way to squares where a network starts from a trained one of the same form",
+            "ReLUs can be replaced by squares only if the network starts from a trained one of the same form",
             field=f"models.{model}.replace_over",
             value=teacher,
             expected="fhe_resnet18 with the teacher resnet18",

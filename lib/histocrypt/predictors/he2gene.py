@@ -249,16 +249,14 @@ class MultitaskPredictor(NetworkPredictor):
     ) -> dict[str, Any]:
         """Train; return what was chosen: ``{"epochs": n}``. The validation score is that of the panel's genes."""
         if train.measured is None:
-            raise InputError(
-                "he2gene learns from measured sections, and these spots come without", field="models.he2gene"
-            )
+            raise InputError("he2gene needs measured sections, and these spots have none", field="models.he2gene")
         self.genes = self._shared_genes(train, validation) if self.plan.aux_weight else {}
         label = self.plan.where()
         labels = None if label is None else train.measured.labels(label)
         self.has_label = labels is not None and bool(np.isfinite(labels).any())
         if self.plan.spatial_weight and self.plan.neighbours == "predicted" and not self.has_label:
             raise InputError(
-                "neighbours by predicted label need spots with a label to learn from, and there are none",
+                "neighbours by predicted label need training spots with a label, and there are none",
                 field="models.he2gene.neighbours",
                 fix="choose image, or name a label",
             )

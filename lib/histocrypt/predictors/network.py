@@ -227,7 +227,9 @@ class NetworkPredictor(Predictor):
 
     def _refused(self, error: Exception) -> InputError:
         given = self.plan.model_dump(exclude_unset=True)
-        return InputError(f"the network refuses its options ({error})", field=f"models.{self.model}", value=given)
+        return InputError(
+            f"the network does not accept these options ({error})", field=f"models.{self.model}", value=given
+        )
 
     def fit(
         self, train: Spots, validation: Spots | None = None, *, seed: int, chosen: dict[str, Any] | None = None

@@ -333,7 +333,7 @@ def register(name: str, network: type, *, title: str) -> None:
     if name in STACKS or (name in MODELS and MODELS[name].target != target):
         raise InputError("is the name of another model", field="name", value=name, fix="choose another name")
     if not isinstance(getattr(network, "input_px", None), int):
-        raise InputError("does not say the side of its tiles", field="input_px", expected="a number of pixels")
+        raise InputError("does not give the side of its tiles", field="input_px", expected="a number of pixels")
     MODELS[name] = Entry(target, "network", title)
 
 
@@ -373,11 +373,11 @@ def check_averages(model: str, settings: Training, *, file: str | Path | None = 
         return
     why = "its family has a training of its own"
     if model in (*ENCRYPTED, *BOOTSTRAPPED):
-        why = "one network is evaluated on ciphertexts, spot by spot"
+        why = "only one network can be evaluated on ciphertexts"
     for name, none in AVERAGES.items():
         if (value := getattr(settings, name)) != none:
             raise InputError(
-                f"{model} takes no such average: {why}",
+                f"{model} does not support this average: {why}",
                 file=file,
                 field=f"models.{model}.{name}",
                 value=value,
@@ -386,7 +386,7 @@ def check_averages(model: str, settings: Training, *, file: str | Path | None = 
 
 
 def check_no_average(about: dict[str, Any], folder: Path) -> None:
-    """Refuse a model whose predictions are averages, where one network is evaluated on ciphertexts, spot by spot.
+    """Refuse a model whose predictions are averages, where only one network can be evaluated on ciphertexts.
 
     Parameters
     ----------
@@ -403,7 +403,7 @@ def check_no_average(about: dict[str, Any], folder: Path) -> None:
     for name, none in AVERAGES.items() if MODELS[about["model"]].averages else ():
         if (value := about["training"].get(name, none)) != none:
             raise InputError(
-                "predicts averages, and one network is evaluated on ciphertexts, spot by spot",
+                "averages several predictions, but only one network can be evaluated on ciphertexts",
                 file=folder,
                 field=f"training.{name}",
                 value=value,

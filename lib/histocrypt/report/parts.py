@@ -132,7 +132,7 @@ def beyond_panel(
     said, path = load_summary(study.run), study.run.multitask / "signal.csv"
     if said is None or not path.is_file():
         raise InputError(
-            "what he2gene says beyond the panel was not scored",
+            "he2gene's genes beyond the panel were not scored",
             file=study.run.multitask,
             fix="run notebook 32_multitask",
         )

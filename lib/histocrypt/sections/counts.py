@@ -125,7 +125,7 @@ def _of_raw(adata: AnnData, counts: csr_matrix) -> tuple[AnnData, str]:
         adata.X = counts[:, raw.var_names.get_indexer(names)]
         return adata, ""
     parts = {"obs": adata.obs, "obsm": dict(adata.obsm), "uns": adata.uns}
-    said = f"raw has {raw.n_vars} genes, X has {adata.n_vars}: those of raw were taken"
+    said = f"raw has {raw.n_vars} genes, X has {adata.n_vars}: raw was used"
     return anndata.AnnData(counts, var=raw.var.copy(), **parts), said
 
 

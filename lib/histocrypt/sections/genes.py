@@ -375,7 +375,7 @@ def odd_names(var: pd.DataFrame, file: Path) -> list[str]:
             file=file,
             field="var_names",
             value=names[0],
-            expected="one row for each gene",
+            expected="one row per gene",
             fix="add up the counts of each gene's rows, or give the filtered feature matrix of Space Ranger",
         )
     said = []

@@ -88,7 +88,7 @@ def one_value(adata: AnnData, name: str, file: Path) -> str | None:
             file=file,
             field=f"obs[{name!r}]",
             value=values[:5],
-            fix="write one file a section",
+            fix="write one file per section",
         )
     stated = adata.uns.get(name)
     whole = (
@@ -126,7 +126,7 @@ def missing_patient(adata: AnnData, file: Path, layout: str = "") -> InputError:
     written = sorted({str(value) for value in adata.obs["patient"].unique()} - {""}) if "patient" in adata.obs else []
     if written:  # "None" or "nan", which a person may be called, but hardly is
         return InputError(
-            "patient reads like none at all",
+            "patient is a placeholder, not a name",
             file=file,
             field="obs['patient']",
             value=written[0],
@@ -216,7 +216,7 @@ def _conflict(one: Fingerprint, two: Fingerprint) -> InputError | None:
             file=two.file,
             field="patient",
             value=two.patient,
-            fix="write the patient alike in both sections; if they are two, by names that differ in more than this",
+            fix="use one name in both sections; if they are two patients, use clearly different names",
         )
     if one.counts and one.counts == two.counts:
         if apart:
@@ -228,7 +228,7 @@ def _conflict(one: Fingerprint, two: Fingerprint) -> InputError | None:
                 fix="give both sections the true patient, or remove one",
             )
         return InputError(
-            f"counts are those of {both}: the same section is there twice",
+            f"counts are those of {both}: the same section appears twice",
             file=two.file,
             field="section",
             value=two.id,

@@ -65,7 +65,7 @@ class WholeImage(ScannedImage):
         size, stored = self.width * self.height, self.path.stat().st_size
         if size > LIKELY_PIXELS and size > LIKELY_SHARE * stored:
             raise InputError(
-                f"image claims {size:,} pixels in {stored:,} bytes, which no picture has",
+                f"image claims {size:,} pixels in {stored:,} bytes, which is impossible",
                 file=self.path,
                 value=f"{self.width} x {self.height} px",
                 fix="copy it again from its source",
@@ -185,7 +185,7 @@ class PatchMosaic(ImageSource):
                 f"patches file is damaged ({error})", file=path, expected="coords, barcode, and img or jpeg"
             ) from error
         if not np.isfinite(coords).all():
-            raise InputError("patch has no place", file=path, field="coords", expected="numbers")
+            raise InputError("patch has no position", file=path, field="coords", expected="numbers")
         count = len(pixels)
         for field, length in (("coords", len(coords)), ("barcode", count if barcodes is None else len(barcodes))):
             if length != count:
@@ -198,7 +198,7 @@ class PatchMosaic(ImageSource):
             )
         if barcodes is not None and len(set(barcodes)) < count:
             twice = next(name for number, name in enumerate(barcodes) if name in barcodes[:number])
-            raise InputError("names a spot twice", file=path, field="barcode", value=twice)
+            raise InputError("lists a spot twice", file=path, field="barcode", value=twice)
 
         def load(index: int) -> object:
             try:

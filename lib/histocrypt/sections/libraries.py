@@ -88,7 +88,7 @@ def slides_in(adata: AnnData, file: Path) -> Slides | None:
             file=file,
             field="obs",
             expected="a column library_id with the slide of each spot",
-            fix="write one file a slide",
+            fix="write one file per slide",
         )
     return None
 
@@ -201,7 +201,7 @@ def _check_within(slides: Slides, others: list[Slides], file: Path) -> None:
                 file=file,
                 field=slides.field,
                 value=sorted(pair[1] for pair in pairs if pair[0] == name)[:5],
-                fix="write one file a slide, or one column that names it",
+                fix="write one file per slide, or one column that names it",
             )
 
 

@@ -95,7 +95,7 @@ class PixelImage(ScannedImage):
             low, high = (float(pixels.min()), float(pixels.max())) if pixels.dtype.kind in "fiub" else (np.nan, np.nan)
             whole = pixels.dtype.kind in "iu" or high > 1.001
             if not (low >= -0.001 and high <= (255.5 if whole else 1.001)):
-                raise InputError("pixels are no colours", **here, value=f"{low:.4g} to {high:.4g}", expected="0 to 1")
+                raise InputError("pixels are not colours", **here, value=f"{low:.4g} to {high:.4g}", expected="0 to 1")
             pixels = np.rint(np.clip(pixels * (1 if whole else 255), 0, 255)).astype(np.uint8)
         if pixels.shape[2] == 4:  # on white, as everywhere
             alpha = pixels[..., 3:].astype(np.float32) / 255
@@ -219,7 +219,7 @@ class Witnesses:
         Raises
         ------
         InputError
-            If x and y are exchanged, places do not follow the array index, or the picture is turned, mirrored, shifted
+            If x and y are swapped, positions do not follow the array index, or the picture is turned, mirrored, shifted
             or of another scale than the picture that the files carry.
         """
         darkness = _Darkness(self.image) if self.image is not None and self.image.side is None else None
@@ -248,10 +248,10 @@ class Witnesses:
         astray = steps.away > ASTRAY * pitch
         if steps.explained < 0.5:
             raise InputError(
-                f"places do not follow the array index: it explains {max(0, steps.explained):.0%} of where spots lie",
+                f"spot positions do not follow the array index: it explains {max(0, steps.explained):.0%} of them",
                 **here,
                 expected="array_row and array_col of the same spots",
-                fix="join places and spots by barcode, or remove array_row and array_col if they are of another array",
+                fix="join positions and spots by barcode, or remove array_row and array_col if they belong to another array",
             )
         if astray.any():
             first = self.adata.obs_names[astray.argmax()]
@@ -287,12 +287,12 @@ class Witnesses:
                 )
                 return
         raise InputError(
-            "x and y of the spots look exchanged: array_row grows along x and array_col along y",
+            "x and y of the spots seem to be swapped: array_row grows along x and array_col along y",
             file=self.file,
             field=self.places,
             value=self._coords[0].round(1).tolist(),
             expected="x, y in pixels: array_col grows with x, array_row with y",
-            fix="exchange x and y, or array_row and array_col if the places are right",
+            fix="swap x and y, or array_row and array_col if the positions are right",
         )
 
     def _carried(self) -> bool:
@@ -337,7 +337,7 @@ class Witnesses:
                 f"image is {best} against {picture.where}, the picture that the file carries",
                 **here,
                 value=f"agreement {same:.2f}, and {others[best]:.2f} the other way",
-                fix="give the image as it lay when the coordinates were made",
+                fix="give the image in the orientation of the coordinates",
             )
         self._shifted(own, reference, picture, here)
         self.notes.append(

@@ -260,7 +260,7 @@ def check_colours(rgb: np.ndarray, file: str | Path) -> None:
             file=file,
             field="colours",
             value=f"at most {brightest.max()} of 255",
-            fix="export it again with 8 bits a channel",
+            fix="export it again with 8 bits per channel",
         )
     if brightest.max() - darkest.min() < LEAST_CONTRAST:
         raise InputError(
@@ -310,7 +310,7 @@ def not_colours(file: str | Path, channels: int, names: str = "") -> InputError:
             fix="give the colour image of the slide",
         )
     return InputError(
-        f"picture has {channels} channels{f' ({names})' if names else ''}, as fluorescence has, and is no H&E",
+        f"picture has {channels} channels{f' ({names})' if names else ''}, as fluorescence has, and is not H&E",
         file=file,
         field="channels",
         value=channels,

@@ -66,7 +66,7 @@ def find_sections(source: SectionSource, *, folder: str | Path | None = None) ->
                 file=source.path,
                 field=given,
                 value=getattr(source, given),
-                fix="list them apart",
+                fix="list them separately",
             )
     image = paths.resolve(source.image, folder) if source.image else None
     return [
@@ -167,7 +167,7 @@ def summed(files: SectionFiles, bin_um: float | None) -> SectionFiles:
         raise InputError(f"sections of format {files.format} are not summed over squares", **where, expected=expected)
     if not SMALLEST_UM <= bin_um <= LARGEST_UM:  # nor is NaN
         expected = f"micrometres from {SMALLEST_UM:g} to {LARGEST_UM:g}"
-        raise InputError("is no side of a square of tissue", **where, expected=expected)
+        raise InputError("is not a valid side of a square", **where, expected=expected)
     return replace(files, bin_um=float(bin_um))
 
 

@@ -326,7 +326,7 @@ def _unknown(loaded: Loaded, file: Path) -> InputError:
         )
         said = f": spots lie {measured[0]:.1f} px apart, and {known} that is"
     return InputError(
-        f"resolution is neither given nor in the files, and the spot pitch does not tell it{said}",
+        f"resolution is neither given nor in the files, and the spot pitch does not give it{said}",
         file=file,
         field="um_per_px",
         setting="um_per_px",

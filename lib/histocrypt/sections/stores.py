@@ -164,7 +164,7 @@ def _unpack(packed: BinaryIO, file: BinaryIO, path: Path, *, room: int) -> None:
 
 
 def _too_large(path: Path, than: str, folder: Path | None) -> InputError:
-    fix = f"make room in {folder}, name another folder in TMPDIR, or unpack it with gunzip" if folder else None
+    fix = f"free some space in {folder}, name another folder in TMPDIR, or unpack it with gunzip" if folder else None
     return InputError(
         f"unpacks to more {than}",
         file=path,

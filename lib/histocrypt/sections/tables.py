@@ -132,7 +132,7 @@ def opened_text(path: Path) -> Iterator[TextIO]:
             with TextIOWrapper(file, encoding=encoding, newline="") as text:
                 yield text
     except UnicodeDecodeError as error:
-        raise InputError("is not text in UTF-8", file=path, value=str(error), fix="save it as UTF-8") from error
+        raise InputError("is not UTF-8 text", file=path, value=str(error), fix="save it as UTF-8") from error
     except csv.Error as error:
         raise InputError(f"is not a readable table ({error})", file=path) from error
     except BROKEN as error:

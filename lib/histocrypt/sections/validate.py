@@ -61,7 +61,7 @@ def validated(
     check_id(files.id, file)
     if require_counts and isinstance(adata.uns.get("prediction"), Mapping):
         raise InputError(
-            "is a prediction, where a measured section is needed",
+            "is a prediction, but a measured section is needed",
             file=file,
             field="uns['prediction']",
             value=str(adata.uns["prediction"].get("title", "")) or None,
@@ -93,11 +93,11 @@ def validated(
         raise InputError(loaded.image_note or "image is missing", file=file, setting="image")
     if image is not None and image.orientation != 1 and "spatial" in adata.obsm:
         raise InputError(
-            "image says to be turned before it is shown, and coordinates may have been taken with or without that",
+            "the image has a rotation tag, and the coordinates may refer to it with or without rotation",
             file=image.path,
             field="orientation",
             value=image.orientation,
-            fix="save it as the coordinates mean it, without that tag",
+            fix="save it in the orientation of the coordinates, without that tag",
         )
     if uncounted:
         adata = _without_genes(adata)
@@ -234,7 +234,9 @@ def _refuse_repeats(names: pd.Index, file: Path, field: str, what: str) -> None:
         field=f"{field}_names",
         value=str(repeated[0]),
         fix="make them unique, or "
-        + ("write one file a slide if there are several" if field == "obs" else "store unique ids in var['gene_ids']"),
+        + (
+            "write one file per slide if there are several" if field == "obs" else "store unique ids in var['gene_ids']"
+        ),
     )
 
 
@@ -258,7 +260,7 @@ def _coordinates(adata: AnnData, file: Path) -> np.ndarray:
             **where,
             value=coords.shape,
             expected=f"({adata.n_obs}, 2): x and y",
-            fix="write one file a slice" if coords.shape[1:] == (3,) else None,
+            fix="write one file per slice" if coords.shape[1:] == (3,) else None,
         )
     return coords
 

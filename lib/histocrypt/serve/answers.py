@@ -53,7 +53,7 @@ def check_wanted(about: Mapping[str, Any], *, form: str, tiles: bool, genes: Seq
         raise unknown_name("format", form, ANSWERS, field="format", value=form)
     if form in EXPORTED and format_of(form).on_slide and tiles:
         fix = "ask for json, h5ad, csv, loupe-csv or anndata"
-        raise InputError("tiles do not say where on a slide they lie", field="format", value=form, fix=fix)
+        raise InputError("tiles have no positions on a slide", field="format", value=form, fix=fix)
     if layer is not None and layer not in about["transforms"]:
         raise unknown_name("layer", layer, about["transforms"], field="layer", value=layer)
     panel = about["panel"]

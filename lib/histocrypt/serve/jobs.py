@@ -141,7 +141,7 @@ class Store:
         while recent and now - recent[0] > 60:
             recent.popleft()
         if len(recent) >= self.limits.per_minute:
-            sentence = f"At most {self.limits.per_minute} uploads a minute are taken of a client."
+            sentence = f"At most {self.limits.per_minute} uploads per minute are allowed per client."
             raise Refused(429, sentence, retry_after=max(1, int(61 - (now - recent[0]))))
         coming = sum(job.size for job in list(self._jobs.values()) if job.state == "receiving")
         if self.used() + size > self.limits.disk or shutil.disk_usage(self.folder).free < size + coming + SPARE_DISK:

@@ -230,7 +230,7 @@ def expression_table(
     people = {side: set(sets[side].patients.tolist()) for side in values}
     for side, other in (("real", "test"), ("validation", "test"), ("real", "validation")):
         if both := sorted(people[side] & people[other] - {""}):
-            raise InputError(f"a patient is on two sides, {side} and {other}", value=both[0])
+            raise InputError(f"a patient appears on two sides, {side} and {other}", value=both[0])
     _, unit = mean_and_sd(values["real"], sets["real"].sections, by_section=True)
     real = Lesson(looked["real"], sets["real"].sections, centred(values["real"], sets["real"].sections) / unit)
     teacher, lessons = Student.of(real, SIGHTS), {"real": real}

@@ -113,7 +113,7 @@ class Reconstruction:
         shape, known = pairs.images.shape[1:], (self.side, self.side, self.channels)
         if shape != known:
             raise InputError(
-                "images are of another shape than the autoencoder learnt", value=shape, expected=str(known)
+                "images differ in shape from the autoencoder's training images", value=shape, expected=str(known)
             )
         device = next(self.network.parameters()).device
         parts = []
@@ -246,7 +246,7 @@ def check_apart(train: np.ndarray, held_out: np.ndarray) -> None:
     both = sorted(set(train.tolist()) & set(held_out.tolist()) - {""})
     if both:
         fix = "hold out whole patients"
-        raise InputError(f"patient {both[0]} is among the training and the held-out images", fix=fix)
+        raise InputError(f"patient {both[0]} is both among the training and the held-out images", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ def filter_pairs(
             raise InputError(f"there is no {name} image to filter with")
     if not 0 < novelty_quantile < realism_quantile < 1:
         value = f"{novelty_quantile} and {realism_quantile}"
-        raise InputError("quantiles do not fit", value=value, expected="0 < novelty < realism < 1")
+        raise InputError("quantiles are out of order", value=value, expected="0 < novelty < realism < 1")
     if per_class is not None and per_class < 1:
         raise InputError("keeps nothing", field="per_class", value=per_class, expected="1 or more")
     check_apart(train.patients, held_out.patients)

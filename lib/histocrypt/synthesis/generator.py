@@ -184,7 +184,7 @@ def learned_from(pairs: Pairs, plan: GeneratorPlan) -> Pairs:
     """Return the pairs that a generator of this plan learns from: those with a mask, or those of the control class."""
     if plan.kind == "control" and pairs.scheme.control is None:
         raise InputError(
-            "these classes have no control, so there is no generator of it",
+            "these classes have no control, so a control generator cannot be trained",
             field=f"{WHERE}.kind",
             value="control",
             expected="joint",
@@ -200,7 +200,8 @@ def build(plan: GeneratorPlan, scheme: Scheme, *, side: int, colours: int) -> Di
     """Return an untrained network."""
     if side % plan.least_side:
         raise InputError(
-            f"images of {side} pixels a side do not halve {len(plan.multipliers) - 1} times in patches of {plan.patch}",
+            f"images of {side} x {side} pixels cannot be halved {len(plan.multipliers) - 1} times in patches of "
+            f"{plan.patch}",
             field=f"{WHERE}.multipliers",
             expected=f"a side that is a multiple of {plan.least_side}",
         )
@@ -226,9 +227,9 @@ def check_plan(plan: GeneratorPlan, *, colours: int, private: bool) -> None:
     if plan.components is not None and plan.signal == "range":
         problem, field, value = "only whitened patches have components", "components", plan.components
     elif (plan.components or 0) > (most := (colours + (plan.kind == "joint")) * plan.patch**2):
-        problem, field, value = f"a patch has {most} components, not so many", "components", plan.components
+        problem, field, value = f"a patch has only {most} components", "components", plan.components
     elif plan.mask_given and plan.kind == "control":
-        problem, field, value = "a control generator knows no masks", "mask_given", plan.mask_given
+        problem, field, value = "a control generator does not use masks", "mask_given", plan.mask_given
     elif private and plan.signal == "whitened":
         problem, field, value = "components are learned from the tiles without any noise", "signal", plan.signal
     elif private and plan.stain:

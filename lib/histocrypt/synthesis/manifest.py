@@ -334,7 +334,7 @@ def read_image(path: Path) -> np.ndarray:
     if values.dtype != np.uint8:
         values = _windowed(values, path)
     if values.shape[0] != values.shape[1]:
-        raise InputError(f"{path.name} is not square", value=values.shape[:2], expected="as many rows as columns")
+        raise InputError(f"{path.name} is not square", value=values.shape[:2], expected="a square image")
     return values
 
 
@@ -355,7 +355,7 @@ def read_mask(path: Path, levels: int) -> np.ndarray:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if values.ndim != 2 or values.size == 0:
-        raise InputError(f"{path.name} is not a mask", value=values.shape, expected="one number a pixel, (h, w)")
+        raise InputError(f"{path.name} is not a mask", value=values.shape, expected="one number per pixel, (h, w)")
     if np.issubdtype(values.dtype, np.floating):
         return _from_grey(values.astype(np.float64) * last, last, OFF_LEVEL, path)
     outside = values[(values < 0) | (values > last)]
@@ -406,15 +406,19 @@ def export_nnunet(folder: str | Path, pairs_train: Pairs, pairs_test: Pairs, *, 
         If a name or number does not fit, a patient is on both sides, or the sets differ in kind.
     """
     if not 1 <= dataset_id <= 999:
-        raise InputError("is no number of a data set", field="dataset_id", value=dataset_id, expected="1 to 999")
+        raise InputError("is not the number of a data set", field="dataset_id", value=dataset_id, expected="1 to 999")
     if not re.fullmatch(r"\w+", name, re.ASCII):
-        raise InputError("is no name of a data set", field="name", value=name, expected="letters, digits, underscores")
+        raise InputError(
+            "is not the name of a data set", field="name", value=name, expected="letters, digits, underscores"
+        )
     shapes = [pairs.images.shape[1:] for pairs in (pairs_train, pairs_test)]
     if pairs_train.scheme != pairs_test.scheme or shapes[0] != shapes[1]:
         raise InputError("training and test images differ in scheme, side or channels", value=shapes)
     both = sorted(set(pairs_train.patients.tolist()) & set(pairs_test.patients.tolist()) - {""})
     if both:
-        raise InputError(f"patient {both[0]} is among the training and the test images", fix="hold out whole patients")
+        raise InputError(
+            f"patient {both[0]} is both among the training and the test images", fix="hold out whole patients"
+        )
     root, cases = Path(folder) / f"Dataset{dataset_id:03d}_{name}", {}
     if root.exists() and any(root.iterdir()):
         raise InputError("is not empty", file=root, fix="delete it, or choose another dataset_id or name")
@@ -527,11 +531,11 @@ def _record(entry: Any, number: int, path: Path, scheme: Scheme, *, allow_outsid
             raise InputError("is not a word", value=patient)
     with _said_of(path, f"{record}, label"):
         if label not in scheme.classes:
-            raise InputError("is no known class", value=label, expected=f"one of {', '.join(scheme.classes)}")
+            raise InputError("is not a known class", value=label, expected=f"one of {', '.join(scheme.classes)}")
     member = entry.get("MIA_label")
     with _said_of(path, f"{record}, MIA_label"):
         if "MIA_label" in entry and (type(member) is not int or member not in (0, 1)):
-            raise InputError("does not say who is a member", value=member, expected="1 (private) or 0 (public)")
+            raise InputError("does not say whether it is a member", value=member, expected="1 (private) or 0 (public)")
     files: dict[str, Path | None] = {"mask_path": None}
     for key in ("image_path", "mask_path"):
         with _said_of(path, f"{record}, {key}"):
@@ -552,16 +556,16 @@ def _confined(given: Any, folder: Path, *, allow_outside: bool) -> Path:
     path = (folder / given).resolve()
     if not allow_outside and (Path(given).is_absolute() or not path.is_relative_to(folder.resolve())):
         fix = "copy the file into that folder"
-        raise InputError("leaves the manifest's folder", value=given, expected="a path inside it", fix=fix)
+        raise InputError("leads outside the manifest's folder", value=given, expected="a path inside it", fix=fix)
     if not path.is_file():
-        raise InputError("is not there", value=given)
+        raise InputError("does not exist", value=given)
     return path
 
 
 def _check_unique(records: Sequence[Record], path: Path) -> None:
     name, times = Counter(record.id for record in records).most_common(1)[0] if records else ("", 0)
     if times > 1:
-        raise InputError("appears twice", file=path, field=f"record {name}", expected="every id once")
+        raise InputError("appears twice", file=path, field=f"record {name}", expected="each id once")
 
 
 def _named(folder: Path) -> set[Path]:

@@ -83,7 +83,7 @@ class Sample:
     def __post_init__(self) -> None:
         """Check that these are numbers."""
         if self.values.ndim != 2 or not np.isfinite(self.values).all():
-            raise InputError("features are no finite matrix", field="values", value=self.values.shape)
+            raise InputError("features are not a finite matrix", field="values", value=self.values.shape)
 
     @cached_property
     def code(self) -> np.ndarray:

@@ -217,8 +217,8 @@ def train_segmenter(
     Raises
     ------
     InputError
-        If there are fewer than two masks, the network refuses its options, a file of weights does not fit, or the loss
-        is no longer a number.
+        If there are fewer than two masks, the network does not accept these options, a file of weights does not fit, or
+        the loss is no longer a number.
     """
     plan = plan or SegmenterPlan()
     pairs = pairs.subset(pairs.has_mask)
@@ -382,13 +382,13 @@ def build_network(name: str, levels: list[str], side: int, channels: int, option
         else:
             network = ViTHybrid(len(levels), channels=channels, side=side, **options)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the network refuses its options ({error})", field=name, value=options) from error
+        raise InputError(f"the network does not accept these options ({error})", field=name, value=options) from error
     if side < network.least_side:
         raise InputError(
             "images are too small for this network",
             field=name,
             value=side,
-            expected=f"at least {network.least_side} px a side",
+            expected=f"at least {network.least_side} px per side",
         )
     return network
 
@@ -433,7 +433,7 @@ def load_segmenter(folder: str | Path, *, device: str | torch.device | None = No
         network.load_state_dict(load(stored))
     except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, AttributeError) as error:
         raise InputError(
-            f"the network cannot be put together ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+            f"the network cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
             file=folder,
             fix=again,
         ) from error

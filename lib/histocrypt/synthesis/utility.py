@@ -347,7 +347,7 @@ def utility_table(
     Raises
     ------
     InputError
-        If a patient is on two sides, schemes differ, or a set has nothing to learn from.
+        If a patient appears on two sides, schemes differ, or a set has nothing to learn from.
     """
     import pandas as pd
 
@@ -585,7 +585,9 @@ def spatial_blocks(ids: np.ndarray, sections: Mapping[str, AnnData], *, block_um
         }
     missing = [name for name in ids.tolist() if name not in where]
     if missing:
-        raise InputError(f"{len(missing)} of {len(ids)} images are of no spot of these sections", value=missing[0])
+        raise InputError(
+            f"{len(missing)} of {len(ids)} images do not belong to a spot of these sections", value=missing[0]
+        )
     return np.array([where[name] for name in ids.tolist()])
 
 
@@ -594,10 +596,10 @@ def _check(real: Pairs, validation: Pairs, synthetic: Pairs, test: Pairs) -> Non
     for name, pairs in {**sides, "synthetic": synthetic}.items():
         if not len(pairs) or pairs.scheme != real.scheme or pairs.images.shape[1:] != real.images.shape[1:]:
             raise InputError(
-                f"the {name} images are none, or differ from the real ones in scheme or size",
+                f"the {name} images are missing, or differ from the real ones in scheme or size",
                 value=list(pairs.images.shape),
             )
     for one, other in (("training", "validation"), ("training", "test"), ("validation", "test")):
         shared = sorted(set(sides[one].patients.tolist()) & set(sides[other].patients.tolist()) - {""})
         if shared:
-            raise InputError(f"a patient is on two sides, {one} and {other}", value=shared[0])
+            raise InputError(f"a patient appears on two sides, {one} and {other}", value=shared[0])

@@ -77,7 +77,7 @@ def subsets(sections: np.ndarray, sizes: Sequence[int], *, repeats: int, seed: i
     """
     if any(size < 2 for size in sizes):
         raise InputError(
-            "a learning curve needs two tiles at least", field="sizes", value=min(sizes), expected="2, ..."
+            "a learning curve needs at least two tiles", field="sizes", value=min(sizes), expected="2, ..."
         )
     found = {}
     for repeat in range(repeats):

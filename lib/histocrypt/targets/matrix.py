@@ -106,7 +106,7 @@ def names_of(adata: AnnData, matrix: str | None = None, *, section: str) -> np.n
         names = [str(name) for name in np.ravel(adata.uns[f"{key}_names"])]
     else:
         raise InputError(
-            f"section {section}: the columns are not named, and nothing is ever joined by position",
+            f"section {section}: the columns are not named, and columns are never matched by position",
             field=field,
             fix=f"store a table with named columns there, or names in uns['{key}_names']",
         )
@@ -256,11 +256,9 @@ class Label:
         where = {"field": self.field, "value": self.source}
         if kind not in ("obs", "obsm", "genes") or not matrix or (kind == "obsm") != bool(column):
             expected = "obs:COLUMN, obsm:MATRIX/COLUMN, or genes:SYMBOL+SYMBOL"
-            raise InputError("does not say where a label is", **where, expected=expected)
+            raise InputError("does not name a label", **where, expected=expected)
         if kind != "obs" and self.above is None:
-            raise InputError(
-                "a proxy is made a label by a threshold, and none is given", **where, fix="set label_above"
-            )
+            raise InputError("a proxy label needs a threshold, and none is given", **where, fix="set label_above")
         if self.above is not None and self.positive:
             raise InputError("takes label_is or label_above, not both", **where)
 
@@ -303,7 +301,7 @@ class Label:
                 f"section {section}: a label is neither yes nor no",
                 **where,
                 value=str(values[unclear[0]]),
-                fix="say with label_is which words mean tumour",
+                fix="name the words for tumour in label_is",
             )
         return np.array([answer.get(word, 0.0) for word in words], dtype=np.float32)
 
@@ -335,6 +333,8 @@ class Label:
         columns = meant_by(symbols, GeneNames.of(adata.var))
         if (columns < 0).any():
             absent = symbols[int((columns < 0).argmax())]
-            raise InputError(f"section {section} has no one gene {absent}", **where, fix="name genes that all measure")
+            raise InputError(
+                f"section {section} has not exactly one gene {absent}", **where, fix="name genes that all measure"
+            )
         values = transform(adata[:, columns].X, depth(adata), "log1p_cp10k").mean(axis=1)
         return (rankdata(values) - 0.5) / len(values)

@@ -389,7 +389,7 @@ def _refuse_chance(known: list[SectionNumbers], together: Together) -> None:
             said, fix = why_apart(*pair, f"section {section.name}")
             raise InputError(
                 f"the training sections {other.name} and {section.name} have only {both} genes in common, less than "
-                f"half of {size}, and a panel of these few would be one of chance; {said}",
+                f"half of {size}, and a panel chosen from so few would be arbitrary; {said}",
                 field="panel",
                 value=both,
                 fix=fix,
@@ -473,7 +473,7 @@ def stem_hmhvg(sections: list[SectionNumbers], total: Callable, genes: list[np.n
     candidates = np.flatnonzero(forward.any(axis=0) & usual.all(axis=0))
     if len(candidates) < size:
         raise InputError(
-            f"asks for {size} genes, but the training sections put forward {len(candidates)} highly variable ones",
+            f"asks for {size} genes, but the training sections offer {len(candidates)} highly variable ones",
             field="panel.size",
             fix="ask for fewer",
         )

@@ -37,7 +37,7 @@ def _proportion(values: np.ndarray, totals: np.ndarray) -> np.ndarray:
     if values.size and (values.min() < 0 or values.max() > 1 + ABOVE_ONE):
         worst = values.max() if values.max() > 1 else values.min()
         raise InputError(
-            f"a proportion lies between 0 and 1, and the values reach {worst:.4g}",
+            f"a proportion must be between 0 and 1, and the values reach {worst:.4g}",
             expected="shares of a spot",
             fix="the transform spot_rank takes abundances of any scale",
         )

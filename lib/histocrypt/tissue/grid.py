@@ -50,7 +50,7 @@ def patch_sections(folder: Path, *, um_per_px: float | None, tile_um: float) -> 
     for name, patches in grouped.items():
         files = {file.stem.removeprefix(f"{name}_"): file for file, _, _ in patches}
         if len(files) < len(patches):
-            raise InputError("two patches have one place", file=folder, value=name)
+            raise InputError("two patches have the same position", file=folder, value=name)
         grid = np.array([(x, y) for _, x, y in patches], dtype=np.int64)
         side = _one_side(patches)
         centres = (grid - grid.min(axis=0) + 0.5) * side
@@ -138,7 +138,7 @@ def grid_section(
     kept = spot_tissue_share(mask, coords, scale, step / 2) >= max(min_tissue, 1e-6)
     if not kept.any():
         raise InputError(
-            "no spot of the grid lies on tissue",
+            "no spot of the grid is on tissue",
             file=image.path,
             field="--spacing",
             value=spacing_um,

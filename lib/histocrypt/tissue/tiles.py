@@ -170,7 +170,7 @@ def read_places(path: str | Path, barcodes: Sequence[str] | None = None) -> Plac
                 beside, pairs = _centres(file["ring/coords"][()], um_per_px, tile_um), file["ring/pairs"][()]
                 ring = Ring(beside, pairs, partial(_ring_tiles, Path(path)))
     except (OSError, KeyError) as error:
-        problem = f"does not say where its tiles lie ({error})"
+        problem = f"lacks the positions of its tiles ({error})"
         raise InputError(problem, file=path, fix="run preprocessing again") from error
     if barcodes is None:
         return Places(um, tile_um, ring)

@@ -88,7 +88,7 @@ def half_widths(scores: np.ndarray, level: float | None = None) -> np.ndarray:
     level = highest if level is None else level
     if not 0 < level <= highest + 1e-9:
         raise InputError(
-            f"is no level that {count} calibration patients support",
+            f"is not a level that {count} calibration patients support",
             field="level",
             value=level,
             expected=f"above 0, at most {math.floor(1000 * highest) / 1000:g}",

@@ -109,7 +109,7 @@ def fit(predicted: np.ndarray, measured: np.ndarray, coords_um: np.ndarray, *, s
     predicted, measured = np.asarray(predicted, dtype=np.float64), np.asarray(measured, dtype=np.float64)
     n = len(predicted)
     if n < LEAST - 1:
-        msg = f"{n} measured spots say nothing, {LEAST - 1} are the fewest"
+        msg = f"{n} measured spots are too few; at least {LEAST - 1} are needed"
         raise ValueError(msg)
     centre, mean = predicted.mean(axis=0), measured.mean(axis=0)
     x, y = predicted - centre, measured - mean

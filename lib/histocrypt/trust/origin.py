@@ -96,7 +96,7 @@ def check_origin(
     drawn = section.image is not None and is_demo_file(section.image.path)
     notes = []
     if origin["simulated"] and not (is_simulated(section.adata.uns) or drawn):
-        problem = "the model learnt from simulated tissue, and this tissue is not said to be simulated"
+        problem = "the model was trained on simulated tissue, and this tissue is not marked as simulated"
         _refuse(problem, notes, anyway=anyway, file=file, field="origin", value=section.id, expected="simulated tissue")
     if section.adata.n_vars and genes and len(missing) == genes:
         problem, few = "measures none of the model's genes", ", ".join(missing[:3])

@@ -128,7 +128,7 @@ class Cluster:
                     return len(found)
                 if late:
                     raise InputError(
-                        f"SLURM jobs of this study do not end: {', '.join(jobs)}",
+                        f"SLURM jobs of this study could not be ended: {', '.join(jobs)}",
                         fix="squeue says why; the same command tries again",
                     )
                 _said("scancel", *jobs)
@@ -150,7 +150,7 @@ def cancel_left(study: Workload) -> int:
     try:
         return Cluster(_prefix(study), "squeue", _logs(study)).cancel()
     except InputError as error:
-        fix = error.fix or f"if that cluster is no more, delete {_logs(study)}"
+        fix = error.fix or f"if that cluster no longer exists, delete {_logs(study)}"
         raise InputError(
             f"jobs of an earlier run may still be on the cluster: {error.problem}", file=study.run.root, fix=fix
         ) from error

@@ -65,7 +65,7 @@ class Profile:
             raise InputError("profile is not a mapping", file=file, expected="Snakemake's options, name: value")
         local = content.get("executor") in (None, "local")
         if cores and not local:
-            msg = "is for this machine, and this profile's jobs run elsewhere"
+            msg = "applies to this machine, but this profile's jobs run elsewhere"
             fix = f"set jobs and max-threads in {file}"
             raise InputError(msg, field="--cores", value=cores, fix=fix)
         widest = _number(content, "max-threads", 8, file)
@@ -85,7 +85,7 @@ def _found(given: Path) -> Path:
 def _number(content: dict, name: str, default: int, file: Path) -> int:
     value = content.get(name, default)
     if not isinstance(value, int) or value < 1:
-        raise InputError("has a wrong value", file=file, field=name, value=value, expected="a number from 1 on")
+        raise InputError("has a wrong value", file=file, field=name, value=value, expected="a number of 1 or more")
     return value
 
 

@@ -76,7 +76,7 @@ def run_study(
     for path in (study.run.root, paths.repository(), *files):
         if "{" in str(path):
             raise InputError(
-                "holds braces, which Snakemake takes for wildcards", file=path, fix="rename it, or move it"
+                "contains braces, which Snakemake reads as wildcards", file=path, fix="rename it, or move it"
             )
     if dry_run:
         answer(

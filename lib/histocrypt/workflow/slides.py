@@ -79,7 +79,7 @@ def _run(tasks: list[Task], *, profile: Profile, cores: int) -> dict[str, str]:
     for path in (output, paths.repository()):
         if "{" in str(path):
             fix = "rename it, or move it"
-            raise InputError("holds braces, which Snakemake takes for wildcards", file=path, fix=fix)
+            raise InputError("contains braces, which Snakemake reads as wildcards", file=path, fix=fix)
     load.run.logs.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
     with (load.run.root / ".lock").open("a+") as lock, redirect_stdout(sys.stderr):

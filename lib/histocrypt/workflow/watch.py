@@ -117,7 +117,7 @@ def watch(
                 except InputError as error:
                     teller.say(f"interrupted, but jobs may still run: {error.problem}; the same command ends them")
                     return 130
-            teller.say("interrupted: jobs stopped; what was finished is kept, the same command goes on from there")
+            teller.say("interrupted: jobs stopped; what was finished is kept, run the same command again to resume")
             return 130
     if code:
         failures = list(progress.failed.values())
@@ -251,7 +251,7 @@ def _stuck_told(cluster: Cluster, teller: Teller) -> Iterator[None]:
             for job, (name, why) in cluster.stuck().items():
                 if job not in told:
                     told.add(job)
-                    why = f"asks for what the cluster will not give (SLURM job {job}: {why})"
+                    why = f"asks for resources that the cluster does not have (SLURM job {job}: {why})"
                     teller.say(f"{name} {why}; see docs/slurm.md")
 
     threading.Thread(target=look, daemon=True).start()
@@ -310,7 +310,7 @@ def _explain(failures: list[Failure], study: Workload) -> None:
         notebook = Path(f"{path}.ipynb")
         opened = f"; the notebook as it stopped: {notebook}" if notebook.is_file() else ""
         print(f"histocrypt: {readable(path.stem)} failed: {why}\n  log: {path}{opened}", file=sys.stderr)
-    print("histocrypt: what was finished is kept; the same command goes on from there", file=sys.stderr)
+    print("histocrypt: what was finished is kept; run the same command again to resume", file=sys.stderr)
 
 
 def _why(failure: Failure, study: Workload) -> str:

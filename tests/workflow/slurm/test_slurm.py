@@ -196,7 +196,7 @@ def test_a_job_that_will_never_start_is_told(slurm, tmp_path):
         assert said, "the run ended"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=300)
-    assert "10_eda asks for what the cluster will not give (SLURM job" in said
+    assert "10_eda asks for resources that the cluster does not have (SLURM job" in said
     assert process.returncode == 130
 
 

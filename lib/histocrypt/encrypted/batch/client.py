@@ -220,7 +220,7 @@ class BatchClient(Client):
         from histocrypt.encrypted.batch.secret import decrypt, read_secret
 
         if len(payload) != self.output_bytes:
-            problem, fix = "is no list of results", "have it evaluated again"
+            problem, fix = "is not a list of results", "have it evaluated again"
             raise InputError(problem, file=file, field="bytes", value=len(payload), expected=self.output_bytes, fix=fix)
         one, ring = self.layout, self.ring
         key, size = read_secret(owner.secret_bytes(), ring), 2 * packed_bytes(self.moduli[:1], ring.n)

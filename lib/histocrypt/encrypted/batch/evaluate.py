@@ -249,13 +249,13 @@ class Session:
         expected, last = client.evaluation_key_bytes(), 2 * client.parameters.limb_bytes
         least, most = (0.9 * expected, expected + (1 << 20)) if client.squares else (expected, expected)
         if not least <= header["bytes"] <= most:
-            problem = "has not the size of this model's evaluation keys"
+            problem = "does not have the size of this model's evaluation keys"
             raise InputError(problem, file=keys, field="bytes", value=header["bytes"], expected=f"about {expected}")
         self.key: str = messages.name_of_key(header, file=keys)
         self.client, self._workers, self._noise = client, workers, noise
         public = np.fromfile(keys, "<u8", offset=max(start + header["bytes"] - last, 0)).reshape(2, -1)
         if public.max() >= client.moduli[0]:
-            problem, value, limit = "are no evaluation keys for these parameters", int(public.max()), client.moduli[0]
+            problem, value, limit = "are not evaluation keys for these parameters", int(public.max()), client.moduli[0]
             raise InputError(problem, file=keys, field="public key", value=value, expected=f"below {limit}")
         switching = None
         if client.squares:
@@ -280,7 +280,7 @@ class Session:
         source, start = (data, start) if isinstance(data, Path) else (payload, 0)
         del mapped, payload  # whose pages would count as memory
         if size != (wanted := self.client.input_bytes):
-            problem = "has not the size of a batch"
+            problem = "does not have the size of a batch"
             raise InputError(problem, file=file, field="bytes", value=size, expected=str(wanted))
         with ONE_AT_A_TIME, source.open("rb") if isinstance(source, Path) else BytesIO(source) as stream:
             stream.seek(start)  # read piece by piece: pages of a map would count as memory

@@ -322,7 +322,7 @@ class Keys:
 
         def check(field: str, found: Any, wanted: Any) -> None:
             if not np.array_equal(found, wanted):
-                problem, fix = "are no evaluation keys for these parameters", "make keys again for this very model"
+                problem, fix = "are not evaluation keys for these parameters", "make keys again for this model"
                 raise InputError(problem, file=file, field=field, value=str(found)[:80], expected=str(wanted), fix=fix)
 
         form = _key_form(ring)

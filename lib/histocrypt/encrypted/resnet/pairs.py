@@ -197,7 +197,7 @@ def _read_key(file: Any, parameters: Parameters, limbs: tuple[int, int], taken: 
     each = 2 + 2 * (2 + sum(limbs) * (1 + n))
     data = file.read(1 + 8 * (2 + rows * each))
     if len(data) < 1 + 8 * (2 + rows * each):
-        raise InputError("ends within a key", file=file.name, field="bytes", fix="send the evaluation keys again")
+        raise InputError("is cut off within a key", file=file.name, field="bytes", fix="send the evaluation keys again")
     words = np.frombuffer(data, "<u8", offset=1)
     row = words[2 : 2 + each]
     polynomials, found = row[2:].reshape(2, -1), []
@@ -205,8 +205,8 @@ def _read_key(file: Any, parameters: Parameters, limbs: tuple[int, int], taken: 
     sizes += [int(part[1 + limbs[0] * (1 + n)]) for part in polynomials]
     wanted = [rows, limbs[0], limbs[0], limbs[1], limbs[1]]
     if data[:1] != b"\x01" or sizes != wanted:
-        problem = "are not bootstrapping keys of these parameters, or of a version whose keys gave the secret key away"
-        fix, field = "make new keys for this network; count what was encrypted under old ones as readable", "limbs"
+        problem = "are not bootstrapping keys of these parameters, or come from a version that leaked the secret key"
+        fix, field = "make new keys for this network; treat everything encrypted with the old ones as readable", "limbs"
         raise InputError(problem, file=file.name, field=field, value=sizes, expected=str(wanted), fix=fix)
     for part in polynomials:
         first, second = np.split(part[1:], [limbs[0] * (1 + n)])

@@ -324,7 +324,7 @@ def _private(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot be made ({error.strerror})", file=folder, field="scratch") from error
     if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        problem, fix = "is not this user's alone", "give another --scratch"
+        problem, fix = "can be read by other users", "give another --scratch"
         raise InputError(problem, file=folder, field="scratch", value=oct(found.st_mode & 0o777), fix=fix)
     return folder
 
@@ -336,6 +336,6 @@ def _held(folder: Path) -> Any:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        problem, fix = "another server has the sessions there", "stop it, or give another --scratch"
+        problem, fix = "another server uses the sessions there", "stop it, or give another --scratch"
         raise InputError(problem, file=folder, field="scratch", fix=fix) from error
     return lock

@@ -357,7 +357,7 @@ def confined(folder: Path, name: str, *, file: Path, field: str) -> Path:
     path = Path(os.path.normpath(folder.absolute() / name))
     if not path.is_relative_to(os.path.normpath(folder.absolute())):
         raise InputError(
-            "path leads out of the section's folder",
+            "path leads outside the section's folder",
             file=file,
             field=field,
             value=name,
@@ -373,7 +373,7 @@ def _image_path(
     """Return the image of a section file, or None and why; and notes. One of several slides needs one of its own."""
     if files.image is not None:
         if not files.image.exists():
-            raise InputError("image as given is missing", file=files.path, field="image", value=str(files.image))
+            raise InputError("the given image does not exist", file=files.path, field="image", value=str(files.image))
         return files.image, "", []
     folder, stem, named = files.path.parent, stem_of(files.path), metadata.get("source_image_path")
     stems = [*_own_stems(files), *([stem] if alone else [])] or [files.id]

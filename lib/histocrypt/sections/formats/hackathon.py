@@ -216,7 +216,7 @@ def _node(file: h5py.File, name: str, path: Path, *, optional: bool = False) -> 
             raise InputError("is a link to another place", file=path, field=name, expected="data in the file itself")
         node = node[step]
     if isinstance(node, h5py.Dataset) and (node.external or node.is_virtual):
-        raise InputError("lies in another file", file=path, field=name, expected="data in the file itself")
+        raise InputError("is stored in another file", file=path, field=name, expected="data in the file itself")
     return node
 
 
@@ -278,7 +278,7 @@ def _label_columns(file: h5py.File, part: str, path: Path) -> list[str]:
 
 def _numbers(table: np.ndarray, column: str, where: dict[str, Any]) -> np.ndarray:
     if not (np.issubdtype(table[column].dtype, np.number) and table[column].ndim == 1):
-        raise InputError(f"column {column} is not numbers", **where, value=str(table[column].dtype))
+        raise InputError(f"column {column} does not hold numbers", **where, value=str(table[column].dtype))
     values = table[column].astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:

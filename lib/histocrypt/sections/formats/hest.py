@@ -139,7 +139,7 @@ def hest_gene_list(folder: str | Path) -> list[str] | None:
                 value=len(genes),
             )
         if len(set(genes)) < len(genes):
-            msg = "gene list names a gene twice"
+            msg = "gene list has a gene twice"
             repeated = next(gene for gene in genes if genes.count(gene) > 1)
             raise InputError(msg, file=path, field="genes", value=repeated)
         return genes

@@ -167,7 +167,7 @@ def load_space_ranger(files: SectionFiles) -> Loaded:
     root, prefix = _root(files.path) or files.path, files.part
     if not (root / "spatial").is_dir() and prefix not in _flat(root):
         raise InputError(
-            "is no Space Ranger output", file=files.path, expected="spatial/ and filtered_feature_bc_matrix.h5"
+            "is not a Space Ranger output", file=files.path, expected="spatial/ and filtered_feature_bc_matrix.h5"
         )
     factors, factors_path = scale_factors(root, prefix=prefix)
     adata, read = _read_matrix(root, prefix)
@@ -239,7 +239,7 @@ def _read_matrix(root: Path, prefix: str = "") -> tuple[AnnData, list[Path]]:
                 "folder holds several count matrices",
                 file=root,
                 value=[path.name for path in several],
-                expected="one section a folder",
+                expected="one section per folder",
                 fix="move the others away",
             )
     if not matrices:
@@ -376,7 +376,7 @@ def read_positions(path: Path) -> pd.DataFrame:
     table = checked_positions(table, path)
     repeated = table["barcode"][table["barcode"].duplicated()]
     if len(repeated):
-        raise InputError("spot is there twice", file=path, field="barcode", value=str(repeated.iloc[0]))
+        raise InputError("spot appears twice", file=path, field="barcode", value=str(repeated.iloc[0]))
     return table[list(COLUMNS)].set_index("barcode")
 
 
@@ -420,7 +420,7 @@ def _join(adata: AnnData, positions: pd.DataFrame, path: Path) -> None:
     """Give every spot of the matrix its place, by barcode, and refuse an array that is not Visium's."""
     if wells := gem_wells(adata.obs_names):
         raise InputError(
-            f"is of {len(wells)} slides that `spaceranger aggr` put together: barcodes end in {' and '.join(wells)}",
+            f"is of {len(wells)} slides combined by `spaceranger aggr`: barcodes end in {' and '.join(wells)}",
             file=path,
             field="barcode",
             value=str(adata.obs_names[0]),
@@ -460,11 +460,11 @@ def scale_factors(root: Path, more: tuple[str, ...] = (), *, prefix: str = "") -
         content = read_json(plain)
     if not isinstance(content, dict):
         raise InputError(
-            "holds no scale factors", file=path, expected='{"spot_diameter_fullres": ..., "tissue_hires_scalef": ...}'
+            "has no scale factors", file=path, expected='{"spot_diameter_fullres": ..., "tissue_hires_scalef": ...}'
         )
     if "bin_size_um" in content and "bin_size_um" not in more:
         raise InputError(
-            "is of Visium HD, but the folder is not called as its bins",
+            "is Visium HD, but its folder is not named after the bins",
             file=path,
             field="bin_size_um",
             value=content["bin_size_um"],
@@ -527,7 +527,7 @@ def best_image(
         full = next(iter(candidates), None)
     small = _small_images(root, factors, prefix=files.part, needed=given is None and full is None)
     if given is not None and not given.exists():
-        raise InputError("image as given is missing", file=root, field="image", value=str(given))
+        raise InputError("the given image does not exist", file=root, field="image", value=str(given))
     path = given or full
     for reduced, scale, _ in small:
         if path is None or path.samefile(reduced):
@@ -580,7 +580,7 @@ def _small_images(
     if len(small) == 2 and not alike(small[0][2], small[1][2]):
         (path, _, (width, height)), (other, _, (other_width, other_height)) = small
         raise InputError(
-            f"image has another size than its scale factor says: it makes a slide of {width:.0f} x {height:.0f} px, "
+            f"image size contradicts its scale factor: it makes a slide of {width:.0f} x {height:.0f} px, "
             f"where {other.name} makes {other_width:.0f} x {other_height:.0f} px",
             file=path,
             fix="take spatial/ whole from one Space Ranger run",

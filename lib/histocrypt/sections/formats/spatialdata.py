@@ -172,7 +172,7 @@ def _chosen(files: SectionFiles, images: list[_Placed]) -> _Placed | None:
         given = [image for image in images if image.path.resolve() == files.image.resolve()]
         if not given:
             raise InputError(
-                "image as given is none of the store that lies with the shapes",
+                "the given image is not in the store of the shapes",
                 file=files.path,
                 field="image",
                 value=str(files.image),
@@ -194,7 +194,7 @@ def _chosen(files: SectionFiles, images: list[_Placed]) -> _Placed | None:
     alike = [image for image in readable if image.size < 1.01 * readable[0].size]
     if len(alike) > 1:
         raise InputError(
-            "several images of one resolution lie with the shapes",
+            "the store has several images of the same resolution",
             file=files.path,
             value=[image.name for image in alike],
             fix=f"name one as `image:`, e.g. {alike[0].path}",

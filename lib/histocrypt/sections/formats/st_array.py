@@ -216,14 +216,14 @@ def genes_for(folder: Path, length: int, *, counts: Path) -> tuple[list[str], Pa
     if not candidates:
         fix = f"convert {pickles[0].name} to a text file: pickle is never read" if pickles else None
         raise InputError(
-            "gene list is missing", file=folder, expected="a file such as genes.txt, one gene id a line", fix=fix
+            "gene list is missing", file=folder, expected="a file such as genes.txt, one gene id per line", fix=fix
         )
     lists = {path: read_gene_list(path) for path in candidates}
     right = {path: genes for path, genes in lists.items() if len(genes) == length}
     if not right:
         path, genes = min(lists.items(), key=lambda item: abs(len(item[1]) - length))
         raise InputError(
-            f"gene list has the wrong length: {len(genes)} genes for {length} counts a spot",
+            f"gene list has the wrong length: {len(genes)} genes for {length} counts per spot",
             file=path,
             value=len(genes),
             expected=f"{length} as in {counts}",
@@ -239,7 +239,7 @@ def genes_for(folder: Path, length: int, *, counts: Path) -> tuple[list[str], Pa
             )
     if len(set(genes)) < len(genes):
         repeated = next(gene for gene in genes if genes.count(gene) > 1)
-        raise InputError("gene list names a gene twice", file=path, value=repeated)
+        raise InputError("gene list has a gene twice", file=path, value=repeated)
     return genes, path
 
 

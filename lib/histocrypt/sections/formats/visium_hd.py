@@ -203,7 +203,7 @@ def _scale_factors(bins: Bins) -> tuple[dict[str, float], Path]:
     factors, path = space_ranger.scale_factors(bins.folder, ("bin_size_um", "microns_per_pixel"))
     if factors.get("bin_size_um", bins.side_um) != bins.side_um:
         raise InputError(
-            f"says another bin size than the folder {bins.folder.name}",
+            f"gives another bin size than the folder {bins.folder.name}",
             file=path,
             field="bin_size_um",
             value=factors["bin_size_um"],
@@ -261,7 +261,7 @@ def _grid(path: Path, bins: Bins) -> np.ndarray:
         rows, columns = max(rows, int(row.max()) // bins.fold + 1), max(columns, int(column.max()) // bins.fold + 1)
     seen = seen.reshape(size, size)[:rows, :columns]
     if seen.max(initial=0) > bins.fold**2:
-        raise InputError("bin is there twice", file=path, field="barcode")
+        raise InputError("bin appears twice", file=path, field="barcode")
     with np.errstate(invalid="ignore"):
         return sums.reshape(2, size, size)[:, :rows, :columns] / seen
 

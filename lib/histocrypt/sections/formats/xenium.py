@@ -122,7 +122,7 @@ def load_xenium(files: SectionFiles) -> Loaded:
     coords = centres_um @ to_pixels[:2, :2].T + to_pixels[:2, 2]
     if image is not None and (inside := image.covers(coords).mean()) < INSIDE:
         raise InputError(
-            f"only {inside:.0%} of the squares lie in the H&E image",
+            f"only {inside:.0%} of the squares are inside the H&E image",
             file=read[1],
             value=f"{image.width} x {image.height} px",
             expected="the matrix that takes pixels of this image to pixels of the Xenium morphology image",
@@ -213,7 +213,7 @@ def _cells(path: Path) -> pd.DataFrame:
     ids = table["cell_id"]
     ids = ids.map(lambda name: name.decode() if isinstance(name, bytes) else str(name))
     if ids.duplicated().any():
-        raise InputError("cell is there twice", file=path, field="cell_id", value=ids[ids.duplicated()].iloc[0])
+        raise InputError("cell appears twice", file=path, field="cell_id", value=ids[ids.duplicated()].iloc[0])
     centres = pd.DataFrame({name: numbers(table[name]) for name in COLUMNS[1:]}, index=pd.Index(ids, dtype=object))
     bad = ~np.isfinite(centres.to_numpy()).all(axis=1)
     if bad.any() or not len(centres):
@@ -222,7 +222,7 @@ def _cells(path: Path) -> pd.DataFrame:
     area = float(np.prod(np.ptp(centres.to_numpy(), axis=0)))
     if len(centres) > CROWD and len(centres) > area:
         raise InputError(
-            f"more than one cell lies on each square micrometre: {len(centres)} on {area:.3g}",
+            f"there is more than one cell per square micrometre: {len(centres)} on {area:.3g}",
             file=path,
             field="x_centroid, y_centroid",
             expected="micrometres",
@@ -251,7 +251,7 @@ def _image_path(files: SectionFiles) -> tuple[Path | None, str]:
         return None, ""
     if files.image is not None:
         if not files.image.exists():
-            raise InputError("image as given is missing", file=files.path, field="image", value=str(files.image))
+            raise InputError("the given image does not exist", file=files.path, field="image", value=str(files.image))
         return files.image, ""
     found = [path for path in _beside(files) if is_image(path) and HE.search(path.stem)]
     own = [path for path in found if files.part and path.name.startswith(files.part)] or found
@@ -278,7 +278,7 @@ def _alignment_path(files: SectionFiles, image: Path) -> Path:
             "several alignment matrices may be the H&E image's",
             file=files.path,
             value=[path.name for path in own],
-            fix=f"call the right one {stem}alignment.csv",
+            fix=f"rename the right one to {stem}alignment.csv",
         )
     raise InputError(
         "alignment matrix of the H&E image is missing",
