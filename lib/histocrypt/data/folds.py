@@ -138,7 +138,7 @@ def make_folds(
             else "there is no section",
             field="sections",
             expected="two patients or more, because a predictor is tested on a patient that it was not trained on",
-            fix="add sections of another patient; folds.scheme leave_one_section_out takes one patient, but its scores say "
+            fix="add sections of another patient; folds.scheme leave_one_section_out takes one, but its scores say "
             "nothing about a new one",
         )
     if folds.scheme == BY_TASK:

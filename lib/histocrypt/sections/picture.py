@@ -251,7 +251,7 @@ class Witnesses:
                 f"spot positions do not follow the array index: it explains {max(0, steps.explained):.0%} of them",
                 **here,
                 expected="array_row and array_col of the same spots",
-                fix="join positions and spots by barcode, or remove array_row and array_col if they belong to another array",
+                fix="join positions and spots by barcode, or remove array_row and array_col if they are of another one",
             )
         if astray.any():
             first = self.adata.obs_names[astray.argmax()]
