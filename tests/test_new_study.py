@@ -46,7 +46,7 @@ def test_bad_names_absent_sections_and_files_of_others_are_refused(demo_tissue, 
     assert (error.value.field, error.value.value) == ("NAME", "a b")
     with pytest.raises(InputError) as error:
         new_study("a", [str(tmp_path / "absent")], output=tmp_path / "a.yaml")
-    assert error.value.field == "SECTIONS"
+    assert error.value.field == "SECTION"
     (tmp_path / "a.yaml").write_text("of somebody else\n")
     done = CliRunner().invoke(app, ["new", "a", *files, "-o", str(tmp_path / "a.yaml")])
     assert isinstance(done.exception, InputError)

@@ -53,7 +53,7 @@ def test_a_nasty_title_is_escaped(text):
 
 
 def test_the_report_asks_for_scores_first(fresh):
-    with pytest.raises(InputError, match="score the study first"):
+    with pytest.raises(InputError, match="histocrypt run"):
         write_report(fresh)
 
 

@@ -160,7 +160,7 @@ def test_a_fold_that_learns_from_its_test_patient_is_refused(fresh):
 
 
 def test_tables_are_asked_for_before_they_exist(fresh):
-    with pytest.raises(InputError, match="score the study first"):
+    with pytest.raises(InputError, match="histocrypt run"):
         load_scores(fresh)
 
 

@@ -375,6 +375,10 @@ def uncounted_sections(path: str | Path) -> list[str]:
     return list(read_json(path).get("uncounted", []))
 
 
+RUN_FIRST = "run the study first: histocrypt run STUDY.yaml"
+"""What to do where a part of a run is not made yet."""
+
+
 def load_folds(path: str | Path) -> list[Fold]:
     """Read the folds of a run, ``final`` among them, and check that no patient is on two sides of any.
 
@@ -384,6 +388,8 @@ def load_folds(path: str | Path) -> list[Fold]:
         If the file is unreadable, or a patient or section is on two sides of a fold (a patient may be, where the study
         asked for leave-one-section-out), or a laboratory, where the study holds these out.
     """
+    if not Path(path).exists():
+        raise InputError("this study has no folds yet", file=path, fix=RUN_FIRST)
     content = read_json(path)
     try:
         patients, laboratories = dict(content["patients"]), dict(content.get("laboratories", {}))
@@ -393,7 +399,7 @@ def load_folds(path: str | Path) -> list[Fold]:
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            "does not hold folds", file=path, expected="the keys patients and folds", fix="run preprocessing again"
+            "does not hold folds", file=path, expected="the keys patients and folds", fix=RUN_FIRST
         ) from error
     _check(folds, patients, path, scheme=str(content.get("scheme", "")), laboratories=laboratories)
     return folds

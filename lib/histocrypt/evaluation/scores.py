@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from histocrypt.data.folds import BY_SECTION, Fold, questions
+from histocrypt.data.folds import BY_SECTION, RUN_FIRST, Fold, questions
 from histocrypt.errors import InputError
 from histocrypt.evaluation import bootstrap, metrics
 from histocrypt.evaluation.bootstrap import Draws
@@ -157,7 +157,7 @@ def score_study(study: Study, *, unfinished: bool = False) -> Scores:
         if name in BASELINES or not unfinished:
             path = next(run.prediction(name, fold["name"]) for fold in folds if not _predicted(run, name, [fold])[0])
             first = "no score stands without every baseline: " if name in BASELINES else ""
-            raise InputError("prediction file is missing", file=path, fix=f"{first}train it first")
+            raise InputError("prediction file is missing", file=path, fix=f"{first}{RUN_FIRST}")
     if unfinished and covering(study, models):
         return load_scores(study)
     pairs = _pairs(models)
@@ -307,7 +307,7 @@ def read_folds(study: Study) -> list[dict[str, Any]]:
     """
     run = study.run
     if not run.folds.is_file():
-        raise InputError("this study has no folds yet", file=run.folds, fix="run it, or notebook 22_folds, first")
+        raise InputError("this study has no folds yet", file=run.folds, fix=RUN_FIRST)
     folds = [fold for fold in read_json(run.folds)["folds"] if fold["test_sections"]]
     parts = ("train_sections", "validation_sections", "test_sections")
     patients = {
@@ -566,6 +566,6 @@ def load_scores(study: Study) -> Scores:
     tables = {}
     for name, file in FILES.items():
         if not (folder / file).is_file():
-            raise InputError("score table is missing", file=folder / file, fix="score the study first")
+            raise InputError("score table is missing", file=folder / file, fix=RUN_FIRST)
         tables[name] = read_table(folder / file, dtype=NAMES, keep_default_na=False, na_values=[""])
     return Scores(**tables, notes=read_json(folder / "notes.json"))

@@ -42,7 +42,7 @@ def new_study(name: str, sections: Sequence[str], *, output: Path | None = None,
     usable = [row for row in rows if not row.unusable]
     if not usable:
         said = rows[0].problems[0].rstrip(".") if rows and rows[0].problems else "nothing was found"
-        raise InputError(f"no section can be used: {said}", field="SECTIONS", value=list(sections))
+        raise InputError(f"no section can be used: {said}", field="SECTION", value=list(sections))
     write_text(path, _written(name, sections, usable))
     load_study(path)
     left = [row for row in rows if row.unusable]

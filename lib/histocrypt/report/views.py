@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histocrypt.data.folds import RUN_FIRST
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation import maps, wording
 from histocrypt.evaluation.maps import backdrop
@@ -100,7 +101,7 @@ class Views:
             raise InputError(
                 "no model of this study has predicted a held-out section",
                 file=study.run.root / "predictions",
-                fix="train the study first",
+                fix=RUN_FIRST,
             )
         # Two of each: a person compares two models, or two sections, back and forth. Of files, names alone are kept.
         self.section = lru_cache(maxsize=2)(self._section)
