@@ -106,6 +106,8 @@ def unknown_name(what: str, name: str, known: Iterable[str], **where: object) ->
     known = sorted(known)
     close = get_close_matches(name, known, n=1)
     fix = f"did you mean {close[0]!r}?" if close else None
+    if not known:
+        return InputError(f"unknown {what} {name!r}: there is none at all", **where)
     return InputError(f"unknown {what} {name!r}", expected="one of " + ", ".join(known), fix=fix, **where)
 
 

@@ -184,6 +184,9 @@ def load_study(path: str | Path) -> Study:
     path = Path(path)
     if not path.is_file() and (paths.repository() / path).is_file():
         path = paths.repository() / path
+    if path.is_dir() or (path.is_file() and path.suffix.lower() not in (".yaml", ".yml", ".json")):
+        fix = f"for sections, write a study file first: histocrypt new NAME {path}"
+        raise InputError("is not a study file", file=path, expected="a .yaml file, e.g. studies/demo.yaml", fix=fix)
     content = read_yaml(path, "study", prepare=lambda tree: _keep_texts(tree, Study))
     if not isinstance(content, dict):
         raise InputError(

@@ -139,11 +139,12 @@ def _no_model(given: Path) -> InputError:
     if given.is_file():
         problem, near = "is a file, not the folder of a trained model", _models_below(given.parent)
     else:
-        problem, near = ("has no model.json" if given.is_dir() else "does not exist"), _models_below(given)
+        problem = "holds no trained model" if given.is_dir() else "does not exist, and holds no trained model"
+        near = _models_below(given)
     for parent in given.absolute().parents[:3]:
         near = near or _models_below(parent)
     near = near or _models_below(paths.outputs())
-    return InputError(f"{problem}; there is no trained model here", file=given, expected=_one_of(near))
+    return InputError(problem, file=given, expected=_one_of(near))
 
 
 def _models_below(folder: Path) -> list[Path]:
@@ -167,8 +168,13 @@ def _one_of(models: list[Path], most: int = 5) -> str:
     """Return what to give instead, in words."""
     if not models:
         return "the folder of a trained model, e.g. outputs/demo/models/resnet18/final"
-    named = ", ".join(map(str, models[:most])) + (f" or one of {len(models) - most} others" * (len(models) > most))
-    return named if len(models) == 1 else f"one of {named}"
+    if len(models) == 1:
+        return str(models[0])
+    if len(models) <= most:
+        return f"one of {', '.join(map(str, models))}"
+    folder, fold = models[0].parents[1], models[0].name
+    names = [model.parent.name for model in models if (model.parents[1], model.name) == (folder, fold)]
+    return f"{folder}/MODEL/{fold}, where MODEL is one of {', '.join(names)}"
 
 
 def load_model(folder: str | Path, *, device: Any = None) -> TrainedModel:

@@ -225,7 +225,7 @@ def read_record(root: Path, *, locked: bool = False) -> Record:
     """
     file = paths.RunFolder(root).record
     if not file.is_file():
-        fix = "histocrypt run writes it; a finished study is not computed again for it"
+        fix = "histocrypt run writes it, and does not repeat finished steps"
         raise InputError("has no run.json", file=root, expected="the folder of a run", fix=fix)
     content = read_json(file)
     try:
