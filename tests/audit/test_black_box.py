@@ -5,8 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
+from tests.commands import document
 from typer.testing import CliRunner
 
+from histocrypt.answer import plain
 from histocrypt.audit.black_box import audit_predictions
 from histocrypt.audit.card import LEAK, NOT_FOUND, read_card
 from histocrypt.audit.membership import read_scores
@@ -111,5 +113,6 @@ def test_the_command_replaces_its_own_card_alone(world, tmp_path):
     done = CliRunner().invoke(app, said)
     assert done.exit_code == 0, done.output
     assert "Not seen: " in done.output
+    assert document(*said) == plain(read_card(out / "privacy_card_deepspot.json").to_dict())
     (out / "privacy_card_deepspot.json").write_text("{}")
     assert CliRunner().invoke(app, said).exception.field == "--output"

@@ -9,9 +9,11 @@ from pathlib import Path
 from shutil import which
 
 import pytest
+from tests.commands import document
 from tests.encrypted.made_service import FEATURES, GENES, asked, audit, look, public_part
 
 from histocrypt import paths
+from histocrypt.answer import plain
 from histocrypt.encrypted import claims
 from histocrypt.encrypted.article29 import DESIGN, NOT_ASKED, NOT_FOUND, POSSIBLE, PREVENTED, SIGNS, UNDECIDED
 from histocrypt.encrypted.parameters import bootstrapped, choose
@@ -351,6 +353,7 @@ def test_a_signed_card_is_believed(signed, key):
     assert said["signed_by"] == Signer.read(key).public.fingerprint
     assert said["signed_by"] in render_verified(said)
     assert said["signed_pages"] == dict.fromkeys(PAGES, True)
+    assert document("fhe", "verify-card", signed, "--key", public_path(key)) == plain(said)
     assert "Signed" in signed.with_suffix(".html").read_text(encoding="utf-8")
 
 

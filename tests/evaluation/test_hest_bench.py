@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tests.commands import document
 from tests.tiny_section import write_tiny_section
 from typer.testing import CliRunner
 
@@ -151,6 +152,10 @@ def test_the_table_is_that_of_the_benchmark(bench, scores, tmp_path):
     assert row in done.output.splitlines()
     assert len(pd.read_csv(tmp_path / "out.csv")) == len(scores)
     assert isinstance(CliRunner().invoke(app, command).exception, InputError)  # the file is there already
+    (first, *_) = document(*command[:-2])["rows"]
+    assert (first["encoder"], first["penalty"], first["pooling"]) == (ENCODER, "published", "fold")
+    assert first["pearson"] == first["tasks"]["PRAD"]["pearson"] == pytest.approx(folds.mean())
+    assert first["tasks"]["PRAD"]["pearson_sd"] == pytest.approx(folds.std(ddof=0))
 
 
 def test_a_task_with_a_hole_is_refused(task):

@@ -85,6 +85,24 @@ def test_the_list_shows_every_run_with_its_best_predictor(outputs):
     assert cells(table, "old")[1] == "no record"
 
 
+def test_json_has_the_numbers_of_the_tables(outputs):
+    summary = pd.read_csv(outputs / "small" / "evaluation" / "summary.csv")
+    found = json.loads(said("--json", outputs=outputs))
+    assert found["problems"] == []
+    run = next(run for run in found["runs"] if run["run"] == "small")
+    main = summary[summary["transform"] == summary["transform"][0]].set_index("model")
+    row = main.loc[run["best"]["model"]]
+    assert run["best"]["pearson"] == pytest.approx(row["pearson"])
+    assert run["outcome"] == "finished"
+    full = json.loads(said("small", "--json", outputs=outputs))
+    assert {row["notebook"] for row in full["by_notebook"]} == {stage["notebook"] for stage in full["stages"]}
+    change(outputs / "other" / "study.json", lambda study: study.update(seed=3))
+    both = json.loads(said("small", "other", "--json", outputs=outputs))
+    assert both["study"] == [{"name": "seed", "a": 0, "b": 3}]
+    assert both["scores"]["a"] == both["scores"]["b"]
+    assert len(both["scores"]["a"]) == len(summary)
+
+
 def test_one_run_is_shown_in_full(outputs):
     text = said("small", outputs=outputs)
     record = read_record(outputs / "small")
