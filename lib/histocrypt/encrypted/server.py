@@ -260,13 +260,13 @@ def _store(loaded: Bundle, wanted: _Wanted) -> Callable[[], Store]:
     print(
         f"{workers} messages at once, at most {limits.sessions} sessions: "
         f"up to {_memory(loaded, workers, limits.sessions) / 2**30:.1f} GiB of memory; "
-        f"{limits.spots} spots a session, {limits.per_minute} a minute and client, {counted} counted for a message; "
+        f"{limits.spots} spots per session, {limits.per_minute} per minute and client; a message counts as {counted}; "
         f"sessions end after {limits.idle_seconds:.0f} s without a request\n{extraction(loaded.client)}",
         file=sys.stderr,
     )
     added = AnswerNoise.of(loaded, wanted.noise) if wanted.noise else None
     if added:
-        said = "`send` refuses answers whose copies differ by more than it takes for honest"
+        said = "`send` refuses answers whose copies differ by more than an honest server would cause"
         print(f"noise of {wanted.noise:g} of each output's spread is added to answers; {said}", file=sys.stderr)
     how = {"workers": workers, "limits": limits, "noise": added}
     return lambda: Store(Model(loaded), clients=wanted.clients, scratch=wanted.scratch, **how)
@@ -285,7 +285,7 @@ def _kept_store(loaded: Bundle, wanted: _Wanted) -> Callable[[], Store]:
     folder, size = wanted.scratch or loaded.folder / "server", loaded.client.evaluation_key_bytes() / 2**30
     print(
         f"one job at a time, {cost_of(loaded)}\nat most {limits.sessions} sessions: up to "
-        f"{limits.sessions * size:.1f} GiB of keys on disk, in {folder}; {limits.spots} tiles a session; sessions end "
+        f"{limits.sessions * size:.1f} GiB of keys on disk, in {folder}; {limits.spots} tiles per session; sessions end "
         f"after {limits.idle_seconds / 60:.0f} min without a request\n{extraction(loaded.client)}",
         file=sys.stderr,
     )

@@ -56,7 +56,7 @@ def read_tokens(path: Path, *, make: bool = False) -> dict[str, str]:
     if make and not path.exists():
         with suppress(FileExistsError):
             _write_new(path, OF_SERVER + f"{FIRST_CLIENT} {new_token()}\n")
-            print(f"a token for one client was written to {path}; `histocrypt fhe token` adds others", file=sys.stderr)
+            print(f"a token for one client was written to {path}; histocrypt fhe token adds others", file=sys.stderr)
     refuse_pipe(path)
     try:
         mode, lines = path.stat().st_mode, path.read_text(encoding="ascii").splitlines()
@@ -145,7 +145,7 @@ def add_token(name: str, path: Path, output: Path | None = None) -> str:
     except OSError as error:
         output.unlink()
         raise InputError(f"cannot be written ({error.strerror})", file=path) from error
-    return f"{output}: give it to {name}, by a way that nobody else reads; a server that runs takes it when restarted"
+    return f"{output}: give it to {name} over a private channel; restart a running server, which then accepts it"
 
 
 def new_token() -> str:

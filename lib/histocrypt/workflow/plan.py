@@ -146,7 +146,7 @@ def figures(what: Plan, command: Command) -> dict[str, Any]:
 def told(what: Plan, command: Command) -> str:
     """Return a plan as people read it."""
     if not what.jobs:
-        return "nothing to do: every artifact is newer than what it is made from"
+        return "nothing to do: everything is up to date"
     head = f"{'notebook':<22}{'jobs':>6}{'cores':>7}{'GPUs':>6}{'memory':>10}{'longest':>9}{'core-hours':>12}  why"
     lines = [head]
     for notebook in dict.fromkeys(job.notebook for job in what.jobs):

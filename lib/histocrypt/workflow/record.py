@@ -348,7 +348,7 @@ def notice(run: RunFolder, *, checkout: Path | None = None) -> str | None:
     commits = ", ".join(sorted(commit[:7] + ("-dirty" if "-" in commit else "") for commit in other))
     return (
         f"{sum(other.values())} of {made.total()} finished stages were made by other code (commit {commits}) and are "
-        f"kept; what is deleted from {run.notebooks} is made again"
+        f"kept; to make them again, delete their notebooks in {run.notebooks}"
     )
 
 

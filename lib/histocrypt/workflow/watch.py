@@ -115,7 +115,9 @@ def watch(
                 try:
                     cluster.cancel()
                 except InputError as error:
-                    teller.say(f"interrupted, but jobs may still run: {error.problem}; the same command ends them")
+                    teller.say(
+                        f"interrupted, but jobs may still run: {error.problem}; run the same command again to end them"
+                    )
                     return 130
             teller.say("interrupted: jobs stopped; what was finished is kept, run the same command again to resume")
             return 130
@@ -135,7 +137,7 @@ def watch(
                 failed(failure.log.stem, _why(failure, study))
         return 2 if any(mistake(failure.log) for failure in failures) else 1
     if not progress.anything:
-        teller.say("nothing to do: every artifact is newer than what it is made from")
+        teller.say("nothing to do: everything is up to date")
     report = study.run.report
     if report.is_file() and (not progress.anything or report.stat().st_mtime >= clock):  # an older one is of other runs
         teller.say(f"report: {report}")
