@@ -285,8 +285,8 @@ def _kept_store(loaded: Bundle, wanted: _Wanted) -> Callable[[], Store]:
     folder, size = wanted.scratch or loaded.folder / "server", loaded.client.evaluation_key_bytes() / 2**30
     print(
         f"one job at a time, {cost_of(loaded)}\nat most {limits.sessions} sessions: up to "
-        f"{limits.sessions * size:.1f} GiB of keys on disk, in {folder}; {limits.spots} tiles per session; sessions end "
-        f"after {limits.idle_seconds / 60:.0f} min without a request\n{extraction(loaded.client)}",
+        f"{limits.sessions * size:.1f} GiB of keys on disk, in {folder}; {limits.spots} tiles per session; sessions "
+        f"end after {limits.idle_seconds / 60:.0f} min without a request\n{extraction(loaded.client)}",
         file=sys.stderr,
     )
     how = {"workers": wanted.workers or 1, "clients": wanted.clients, "limits": limits, "folder": folder}
