@@ -91,7 +91,8 @@ def test_json_of_check_has_the_numbers_of_its_table(section, tmp_path):
     assert bad["spots"] is None
     shown = CliRunner().invoke(app, ["check", str(section)]).stdout.splitlines()
     size = f"{good['image_width_px']} x {good['image_height_px']}"
-    cells = [good["section"], str(good["spots"]), str(good["genes"]), size, f"{good['um_per_px']:.4f}", good["patient"]]
+    um = f"{good['um_per_px']:.4f} ({good['um_per_px_source']})"
+    cells = [good["section"], str(good["spots"]), str(good["genes"]), size, um, good["patient"]]
     assert re.split(r" {2,}", shown[1])[:6] == cells
     assert max(map(len, shown[: shown.index("")])) <= 80, "the table fits a terminal"
 
