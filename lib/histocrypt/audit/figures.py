@@ -5,15 +5,17 @@ Each line or row has a name beside it; no picture relies on colour alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocrypt.audit.card import WAS_IT, Card, card_path, read_cards
+from histocrypt.audit.card import BELOW, LEAK, NOT_FOUND, SIGNS, UNDECIDED, WAS_IT, WORDS, Card, card_path, read_cards
 from histocrypt.audit.membership import FALSE_POSITIVES, Audit, bands, read_scores
 from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, log_scale, save, style
+from histocrypt.evaluation.wording import number, plural, span
 from histocrypt.files import write_json
 
 if TYPE_CHECKING:
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
 
     from histocrypt.study import Study
 
+COUNTED = {
+    LEAK: "a leak in",
+    SIGNS: "signs of a leak, in too few patients to be sure, in",
+    UNDECIDED: "no decision on",
+    BELOW: "worse than guessing on",
+    NOT_FOUND: "no leak in",
+}
+"""What the attacks found, before the number of subjects of which they found it; the gravest first."""
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
 
@@ -50,6 +60,41 @@ def write_summary(study: Study, fold: str, folder: Path) -> tuple[pd.DataFrame, 
     pages = {name: card_path(folder, name).name for name in cards}
     write_json(folder / "summary.json", {"fold": fold, "rows": table.to_dict("records"), "cards": pages})
     return table, *pictures
+
+
+def answers(cards: Mapping[str, Card]) -> pd.DataFrame:
+    """Return a row for each subject, the gravest first: the card's answer, and the figure that it rests on, as text.
+
+    Where nothing that decides gave the answer, the strongest attack has the row.
+    """
+    import pandas as pd
+
+    rows, order = [], list(WORDS)
+    for card in sorted(cards.values(), key=lambda card: order.index(card.verdict)):
+        strongest = [attacks[0] for attacks in card.families]
+        rests = [asked for asked in strongest if asked.decides and asked.verdict == card.verdict] or strongest
+        asked = max(rests, key=lambda asked: asked.strength)
+        figure = asked.figure
+        rows.append(
+            {
+                "subject": card.title,
+                "answer": WORDS[card.verdict],
+                "attack": asked.attack,
+                "who could ask": asked.access,
+                "figure": f"{figure.measure} {number(figure.value)} ({span(figure.low, figure.high)})",
+            }
+        )
+    return pd.DataFrame(rows).set_index("subject")
+
+
+def words(cards: Mapping[str, Card]) -> str:
+    """Say what the attacks found of all subjects, and whether they can be believed: one sentence."""
+    counts = Counter(card.verdict for card in cards.values())
+    found = "; ".join(f"{said} {counts[name]}" for name, said in COUNTED.items() if counts[name])
+    asked = [asked for card in cards.values() for asked in card.questions]
+    failed = sum(not all(control.passed for control in one.controls) for one in asked)
+    subjects = plural(len(cards), "subject")
+    return f"Of {subjects}, the attacks found {found}; {failed} of {len(asked)} questions failed a control."
 
 
 def roc(audits: Mapping[str, Audit], *, draws: int = 400, seed: int = 0) -> Figure:

@@ -20,6 +20,8 @@ from histocrypt.machine import peak_gib
 from histocrypt.predictors.registry import BOOTSTRAPPED, ENCRYPTED
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from histocrypt.encrypted.lowering import Lowered
     from histocrypt.encrypted.prepare import Prepared
     from histocrypt.encrypted.single import Client
@@ -155,6 +157,26 @@ class Trial:
         self.steps[verb] = Step(verb, party, time.monotonic() - started, peak, said, _cpu_of_children() - before)
         return self.steps[verb]
 
+    def table(self) -> pd.DataFrame:
+        """Return who did each step, and what it took."""
+        import pandas as pd
+
+        steps = pd.DataFrame([vars(step) for step in self.steps.values()]).set_index("name")
+        columns = {"party": "party", "seconds": "s", "cpu_seconds": "CPU s", "peak_gib": "peak memory, GiB"}
+        return steps[list(columns)].rename(columns=columns).rename_axis("step").round(2)
+
+    def held(self) -> pd.DataFrame:
+        """Return what lies in each party's folder: how many files, ciphertexts among them, and their MiB."""
+        import pandas as pd
+
+        files = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
+        rows = [
+            (path.relative_to(self.folder).parts[0], path.suffix == ".ct", path.stat().st_size / 2**20)
+            for path in files
+        ]
+        table = pd.DataFrame(rows, columns=["party", "ciphertexts", "MiB"])
+        return table.groupby("party").agg(files=("MiB", "size"), ciphertexts=("ciphertexts", "sum"), MiB=("MiB", "sum"))
+
     @property
     def form(self) -> Client:
         """The form in which the hospital's keys were made."""
@@ -281,9 +303,10 @@ def run_trial(
     shutil.move(hospital / "request", trial.request)
     trial.evaluate(trial.request, trial.response)
     trial.run(HOSPITAL, "decrypt", trial.response, "--keys", trial.keys, "-o", trial.prediction, "--noise", 0)
-    started = time.monotonic()
+    started, used = time.monotonic(), time.process_time()
     said = predict_section(model, section, trial.clear, anyway=anyway, **source)
-    trial.steps["clear"] = Step("clear", OWNER, time.monotonic() - started, peak_gib() or 0.0, said)
+    took = time.monotonic() - started
+    trial.steps["clear"] = Step("clear", OWNER, took, peak_gib() or 0.0, said, time.process_time() - used)
     return trial
 
 

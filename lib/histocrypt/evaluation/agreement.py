@@ -97,6 +97,41 @@ def agreement(
     return summary, genes
 
 
+def shown(summary: dict[str, Any]) -> pd.DataFrame:
+    """Return a summary as text for readers: what was compared, and its value."""
+    unit = "standard deviations of an output"
+    rows = {
+        "spots on ciphertexts, of the section's": f"{summary['spots']} of {summary['section_spots']}",
+        "genes": f"{summary['genes']}",
+        f"largest error, {unit}": f"{summary['max_abs_error']:.1e}",
+        f"mean error, {unit}": f"{summary['mean_abs_error']:.1e}",
+        "precision of the mean error, bits": f"{summary['precision_bits']:.1f}",
+        "largest change of a gene's correlation with what was measured": f"{summary['max_pcc_difference']:.1e}",
+    }
+    return pd.Series(rows, name="value").to_frame()
+
+
+def words(section: str, content: dict[str, Any]) -> str:
+    """Say what encryption changed in a prediction, and what it took: one sentence.
+
+    Parameters
+    ----------
+    section
+        Name of the section.
+    content
+        As `save_agreement` writes it: a summary with ``seconds`` and ``peak_gib``.
+    """
+    spots, whole = content["spots"], content["section_spots"]
+    some = f"all {whole}" if spots == whole else f"{spots} of {whole}"
+    return (
+        f"On {some} spots of {section}, decrypted predictions differ from those in the clear by at most "
+        f"{content['max_abs_error']:.0e} standard deviations of an output, and the correlation of a gene with what was "
+        f"measured by at most {content['max_pcc_difference']:.0e}; evaluation took "
+        f"{content['seconds']['evaluate_per_spot']:.2g} s per spot and at most {max(content['peak_gib'].values()):.1f} "
+        "GiB of memory."
+    )
+
+
 def save_agreement(
     study: Study, network: str, section: str, content: dict[str, Any], *, engine: str = "two_party"
 ) -> Path:

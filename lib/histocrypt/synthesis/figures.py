@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.evaluation.figures import CYCLE, INK, LINE, MUTED, canvas, log_scale, style
+from histocrypt.evaluation.wording import number, plural, span
 from histocrypt.synthesis.quality import DRAWN, MEASURES
 from histocrypt.synthesis.utility import COMPARED, colours, title_of
 
@@ -103,6 +104,48 @@ def loss_curves(losses: Mapping[str, pd.Series]) -> Figure:
         axes.set(xlabel="epoch", ylabel="error, training tiles")
         axes.legend(fontsize=8.5)
     return figure
+
+
+def drawn_words(train: Pairs, drawn: Pairs, losses: Mapping[str, pd.Series]) -> str:
+    """Say who was learned from, how far each generator (by its name) came, and what was drawn: one sentence."""
+    learned = [
+        f"the {name} generator's error went from {number(loss.iloc[0])} to {number(loss.iloc[-1])} in "
+        f"{plural(len(loss), 'epoch')}"
+        for name, loss in losses.items()
+    ]
+    people, classes = len(set(train.patients)), len(set(drawn.labels))
+    return (
+        f"On {len(train)} tiles of {plural(people, 'patient')} {' and '.join(learned)}; {len(drawn)} tiles of "
+        f"{plural(classes, 'kind')} of tissue were drawn."
+    )
+
+
+def use_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `utility.utility_table` as text for readers: scores with intervals, and how they stand to real tiles'."""
+    import pandas as pd
+
+    scores = {"mean_dice": "mean Dice of masks", "auc": "AUC of the tissue label"}
+    rows = table[table["role"] != "curve"]
+    said: dict[str, Any] = {"images": [f"{count:.0f}" for count in rows["images"]]}
+    for score, title in scores.items():
+        ends = zip(rows[score], rows[f"{score}_low"], rows[f"{score}_high"], strict=True)
+        said[title] = [f"{number(value)} ({span(low, high)})" for value, low, high in ends]
+        said[f"{title}: against real tiles"] = rows[f"{score}_verdict"].fillna("").tolist()
+    return pd.DataFrame(said, index=rows["title"].tolist())
+
+
+def use_words(table: pd.DataFrame) -> str:
+    """Say how far drawn tiles alone teach what real tiles teach, by `utility.utility_table`: one sentence."""
+    real, drawn = table.loc["real"], table.loc["synthetic"]
+    said = [
+        f"{what} of {number(drawn[score])} ({span(drawn[f'{score}_low'], drawn[f'{score}_high'])}), real tiles of "
+        f"{number(real[score])}: {drawn[f'{score}_verdict']}"
+        for score, what in (("mean_dice", "a mean Dice of masks"), ("auc", "an AUC of the tissue label"))
+    ]
+    return (
+        f"On patients that nothing saw, {int(drawn['images'])} drawn tiles alone (learned from "
+        f"{int(real['images'])} real ones) teach {'; '.join(said)}."
+    )
 
 
 def filter_histograms(table: pd.DataFrame, summary: Mapping[str, Any], held_out: Mapping[str, np.ndarray]) -> Figure:
