@@ -5,16 +5,20 @@ cd "$(dirname "$0")/.."
 for name in "${@:-90_case_breast}"; do
   made=$(mktemp)
   MPLBACKEND= venv/bin/papermill --no-progress-bar "notebooks/$name.ipynb" "$made"
-  # papermill's own notes (times, paths) tell of the machine, and say nothing to a reader
+  # papermill's own notes (times, paths) tell of the machine; progress bars stand still at what they first showed
   venv/bin/python - "$made" "notebooks/$name.ipynb" <<'PY'
 import sys
 import nbformat
 
 notebook = nbformat.read(sys.argv[1], as_version=4)
-notebook.metadata.pop("papermill", None)
+for name in ("papermill", "widgets"):
+    notebook.metadata.pop(name, None)
 for cell in notebook.cells:
-    cell.metadata.pop("papermill", None)
-    cell.metadata.pop("execution", None)
+    for name in ("papermill", "execution"):
+        cell.metadata.pop(name, None)
+    if cell.cell_type == "code":
+        bars = "application/vnd.jupyter.widget-view+json"
+        cell.outputs = [output for output in cell.outputs if bars not in output.get("data", {})]
 nbformat.write(notebook, sys.argv[2])
 PY
   rm -f "$made"

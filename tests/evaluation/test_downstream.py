@@ -139,7 +139,8 @@ def test_a_handful_of_spots_and_counts_that_do_not_vary_are_no_failure(rng, spot
     found = after.look_at([one], draws=2)
     assert len(found.genes) == 12
     assert np.isnan(found.coherence["top_shared"][0]) == (constant or spots == 1)
-    assert all(words(found) for words in (view.coherence_words, view.domain_words, view.marker_words))
+    said = (view.coherence_words, view.domain_words, view.marker_words, view.conclusion)
+    assert all(words(found) for words in said)
     for draw in (view.coherence_figure, view.domain_figure, view.marker_figure):
         draw(found)
     view.domain_maps(one)
@@ -175,7 +176,7 @@ def test_a_file_says_with_its_counts_what_its_run_says_and_without_them_nothing_
     assert not alone.compared
     assert {"measured", "pearson"}.isdisjoint([*alone.coherence, *alone.genes, *alone.markers, *alone.domains])
     assert alone.coherence["predicted"][0] == of_run.coherence["predicted"][0]
-    for words in (view.coherence_words, view.domain_words):
+    for words in (view.coherence_words, view.domain_words, view.conclusion):
         assert view.UNCOMPARED in words(alone)
         assert view.UNCOMPARED not in words(of_run)
     assert view.domain_figure(alone) is None

@@ -43,6 +43,17 @@ def test_histograms_show_the_cuts(tmp_path):
     save(figure, tmp_path / "filter.svg")
 
 
+def test_use_is_said_of_every_score_and_set(toy_table):
+    table, _ = toy_table
+    said = figures.use_table(table)
+    assert said.index.tolist() == table.loc[table["role"] != "curve", "title"].tolist()
+    for score in ("mean_dice", "auc"):
+        for name in ("real", "synthetic"):
+            value = f"{table.loc[name, score]:.3f}"
+            assert said.loc[table.loc[name, "title"]].str.contains(value, regex=False).any()
+            assert value in figures.use_words(table)
+
+
 def test_bars_show_every_score(toy_table, tmp_path):
     table, _ = toy_table
     figure = figures.utility_bars(table)

@@ -224,6 +224,8 @@ def fold_diagram(folds: list[dict[str, Any]], patients: Mapping[str, str]) -> Fi
 def training_curves(curves: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure | None:
     """Draw loss and validation score by epoch: a row per network, a thin line per fold.
 
+    A network that is judged by its validation loss alone, such as Stem, has that loss in the score's place.
+
     Parameters
     ----------
     curves
@@ -238,13 +240,16 @@ def training_curves(curves: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure 
             for i, (fold, table) in enumerate(folds.items()):
                 epochs = table["epoch"] if "epoch" in table else np.arange(1, len(table) + 1)
                 losses = table.filter(regex="(?i)loss").columns
-                for column in table.filter(regex="(?i)loss|pearson|pcc|correlation|score").columns:
-                    loss = column in losses
-                    line = ":" if loss and not column.lower().startswith("val") else "-"
-                    label = None if loss else fold
-                    row[0 if loss else 1].plot(epochs, table[column], line, color=CYCLE[i % 6], lw=1.3, label=label)
+                scores = table.filter(regex="(?i)pearson|pcc|correlation|score").columns
+                judged = scores if len(scores) else losses[losses.str.lower().str.startswith("val")]
+                look = {"color": CYCLE[i % 6], "lw": 1.3}
+                for column in losses:
+                    row[0].plot(epochs, table[column], "-" if column.lower().startswith("val") else ":", **look)
+                for column in judged:
+                    row[1].plot(epochs, table[column], **look, label=fold)
+                said = "validation score" if len(scores) else "validation loss"
             row[0].set(title=title_of(model), ylabel="loss (dotted: training)")
-            row[1].set(ylabel="validation score")
+            row[1].set(ylabel=said)
             for one in row:
                 one.grid(color=LINE, lw=0.6)
             if row[1].get_legend_handles_labels()[0]:

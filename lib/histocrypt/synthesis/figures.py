@@ -128,6 +128,8 @@ def use_table(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[table["role"] != "curve"]
     said: dict[str, Any] = {"images": [f"{count:.0f}" for count in rows["images"]]}
     for score, title in scores.items():
+        if f"{score}_verdict" not in table:  # nothing to learn it from
+            continue
         ends = zip(rows[score], rows[f"{score}_low"], rows[f"{score}_high"], strict=True)
         said[title] = [f"{number(value)} ({span(low, high)})" for value, low, high in ends]
         said[f"{title}: against real tiles"] = rows[f"{score}_verdict"].fillna("").tolist()
@@ -141,6 +143,7 @@ def use_words(table: pd.DataFrame) -> str:
         f"{what} of {number(drawn[score])} ({span(drawn[f'{score}_low'], drawn[f'{score}_high'])}), real tiles of "
         f"{number(real[score])}: {drawn[f'{score}_verdict']}"
         for score, what in (("mean_dice", "a mean Dice of masks"), ("auc", "an AUC of the tissue label"))
+        if f"{score}_verdict" in table
     ]
     return (
         f"On patients that nothing saw, {int(drawn['images'])} drawn tiles alone (learned from "
