@@ -115,7 +115,7 @@ def drawn_words(train: Pairs, drawn: Pairs, losses: Mapping[str, pd.Series]) -> 
     ]
     people, classes = len(set(train.patients)), len(set(drawn.labels))
     return (
-        f"On {len(train)} tiles of {plural(people, 'patient')} {' and '.join(learned)}; {len(drawn)} tiles of "
+        f"On {len(train)} training tiles of {plural(people, 'patient')} {' and '.join(learned)}; {len(drawn)} tiles of "
         f"{plural(classes, 'kind')} of tissue were drawn."
     )
 
