@@ -221,7 +221,11 @@ case $verb in
     # One worker more than cores, as many tests wait for processes of their own. They share the cores: one thread each.
     # numba counts its own, and sets torch's to as many.
     export OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg
+    # Each worker, and each process that a test starts, would compile all of ours again where no bytecode may be kept.
+    unset PYTHONDONTWRITEBYTECODE
+    # Plugins that no test here asks for take seconds to import, in every worker.
+    set -- -p no:nbval -p no:anyio -p no:zarr
     # loadscope keeps the cells of a notebook, and the tests that share a costly fixture, on one worker.
-    exec "$python" -m pytest -n "$workers" --dist loadscope --no-loadscope-reorder -m 'not slow' --durations=20
+    exec "$python" -m pytest -n "$workers" --dist loadscope --no-loadscope-reorder "$@" -m 'not slow' --durations=20
     ;;
 esac

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.small_study import MODELS, SMALL, WINGS, histocrypt, write_study
 from tests.tiny_section import write_tiny_section
 
 from histocrypt import paths
+
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build its grammar, for seconds; no test needs it
 
 FIRST = "test_intact.py"
 """Who begins the small run: it has little else to do."""

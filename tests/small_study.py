@@ -1,13 +1,17 @@
 """A study small enough to run in a test, and the way a user runs it."""
 
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pytest
 import yaml
+from typer.testing import CliRunner
 
 SMALL = {
     "sections": [{"path": "demo"}],
@@ -48,18 +52,42 @@ def write_study(folder: Path, name: str, **changes) -> Path:
     return path
 
 
+def places(outputs: Path) -> dict[str, str]:
+    return {"HISTOCRYPT_OUTPUTS": str(outputs), "HISTOCRYPT_CACHE": str(outputs / "cache")}
+
+
 def environment(outputs: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "HISTOCRYPT_OUTPUTS": str(outputs),
-        "HISTOCRYPT_CACHE": str(outputs / "cache"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, **places(outputs), "PATH": path}
 
 
 def histocrypt(*arguments: str | Path, outputs: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "histocrypt", *map(str, arguments)]
     return subprocess.run(command, env=environment(outputs), capture_output=True, text=True, check=False)
+
+
+def in_process(*arguments: str | Path, outputs: Path) -> subprocess.CompletedProcess:
+    """Do what `histocrypt` does and return the same, in this process, which has imported everything already."""
+    from histocrypt.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["histocrypt", *map(str, arguments)])
+        for name, value in places(outputs).items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as end:
+            main()
+    return subprocess.CompletedProcess(arguments, end.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def planned(study: str | Path, *arguments: str | Path, outputs: Path) -> str:
+    """Return what ``histocrypt run --dry-run`` prints; in this process, which has imported everything already."""
+    from histocrypt.cli import app
+
+    command = ["run", str(study), "--dry-run", *map(str, arguments)]
+    done = CliRunner(env=places(outputs)).invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def planned_jobs(said: str) -> dict[str, int]:

@@ -194,18 +194,18 @@ def started(tmp_path: Path, **settings: str):
     with printed.open("w") as out:
         server = subprocess.Popen(command, env=environment, cwd=home, stdout=out, stderr=out, start_new_session=True)
     try:
-        for _ in range(600):
+        for _ in range(6000):
             assert server.poll() is None, printed.read_text()
             if status(f"http://127.0.0.1:{port}/api") == 200:
                 break
             time.sleep(0.1)
         else:
-            pytest.fail("the server did not answer within a minute:\n" + printed.read_text())
+            pytest.fail("the server did not answer within ten minutes:\n" + printed.read_text())
         yield port, printed, environment
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         try:
-            server.wait(20)
+            server.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
@@ -214,7 +214,7 @@ def started(tmp_path: Path, **settings: str):
 def status(url: str, **headers: str) -> int | None:
     """Return the HTTP status of ``url``, or None where nobody listens."""
     try:
-        with urlopen(Request(url, headers=headers), timeout=20) as answer:
+        with urlopen(Request(url, headers=headers), timeout=120) as answer:
             return answer.status
     except HTTPError as error:
         return error.code

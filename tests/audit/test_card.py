@@ -191,7 +191,7 @@ def test_six_questions_and_ten_attacks_fit_on_one_page(tmp_path, paper):
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += [f"--user-data-dir={tmp_path / 'browser'}", "--no-pdf-header-footer"]
     printed = tmp_path / "card.pdf"
-    subprocess.run([*command, f"--print-to-pdf={printed}", page.as_uri()], capture_output=True, check=True, timeout=120)
+    subprocess.run([*command, f"--print-to-pdf={printed}", page.as_uri()], capture_output=True, check=True, timeout=600)
     assert len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) == 1
 
 

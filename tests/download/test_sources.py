@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tests.small_study import environment
+from tests.small_study import environment, in_process
 from tests.space_ranger import write_space_ranger
 from tests.tiny_section import PITCH_PX, write_tiny_section
 from typer.testing import CliRunner
@@ -82,7 +82,7 @@ def test_visium(server, tmp_path):
         tar.add(run / "spatial", "spatial")
     server.add(f"{base}_spatial.tar.gz", packed.getvalue())
     to = tmp_path / "to"
-    done = histocrypt("download", "visium", name, "--to", to, "--mirror", server.url(), outputs=tmp_path)
+    done = in_process("download", "visium", name, "--to", to, "--mirror", server.url(), outputs=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "CC BY 4.0" in done.stdout
     assert "none published: its SHA-256 is now written beside it" in done.stdout
@@ -91,7 +91,7 @@ def test_visium(server, tmp_path):
     assert (section.patient, section.n_spots, section.id) == ("V1_Breast_Cancer_Block_A", 110, name)
     assert section.image.path == to / name / "image.tif"
     before = len(server.asked(f"{base}_image.tif"))
-    again = histocrypt("download", "visium", name, "--to", to, "--mirror", server.url(), outputs=tmp_path)
+    again = in_process("download", "visium", name, "--to", to, "--mirror", server.url(), outputs=tmp_path)
     assert again.stdout.count("present") == 3
     assert len(server.asked(f"{base}_image.tif")) == before
 
@@ -106,7 +106,7 @@ def test_visium_small(server, tmp_path):
         tar.add(run / "spatial", "spatial")
     server.add(f"{base}_spatial.tar.gz", packed.getvalue())
     arguments = ("download", "visium", name, "--to", tmp_path, "--mirror", server.url(), "--small")
-    done = histocrypt(*arguments, outputs=tmp_path)
+    done = in_process(*arguments, outputs=tmp_path)
     (section,) = study_of(done.stdout)
     assert section.image.scale == 0.5
     assert any("tiles hold no finer detail" in note for note in section.notes)
@@ -153,7 +153,7 @@ def serve_her2st(server, tiny, **how):
 def test_her2st(server, tiny, tmp_path):
     serve_her2st(server, tiny)
     arguments = ("download", "her2st", "C2", "--to", tmp_path / "to", "--mirror", server.url())
-    done = histocrypt(*arguments, outputs=tmp_path)
+    done = in_process(*arguments, outputs=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("checked: git as published") == 3
     (section,) = study_of(done.stdout)
@@ -162,7 +162,7 @@ def test_her2st(server, tiny, tmp_path):
     assert section.adata.uns["licence"] == "CC BY 4.0"
     made = tmp_path / "to" / "HER2ST_C2.h5ad"
     before = made.stat().st_mtime_ns
-    assert histocrypt(*arguments, outputs=tmp_path).stdout.count("present") == 3
+    assert in_process(*arguments, outputs=tmp_path).stdout.count("present") == 3
     assert made.stat().st_mtime_ns == before
 
 
@@ -170,7 +170,7 @@ def test_her2st_with_a_wrong_file(server, tiny, tmp_path):
     serve_her2st(server, tiny)
     path = f"/raw/{HER2ST_COMMIT}/data/ST-imgs/C/C2/5714_HE_BT_C2.jpg"
     server.files[path].content = server.files[path].content[:-1] + b"x"
-    done = histocrypt("download", "her2st", "C2", "--to", tmp_path / "to", "--mirror", server.url(), outputs=tmp_path)
+    done = in_process("download", "her2st", "C2", "--to", tmp_path / "to", "--mirror", server.url(), outputs=tmp_path)
     assert done.returncode == 2
     assert "has the wrong checksum, twice; what came was deleted" in done.stderr
     assert "Traceback" not in done.stderr
@@ -182,7 +182,7 @@ def test_her2st_with_a_wrong_file(server, tiny, tmp_path):
 def test_her2st_listing_of_another_form(server, tmp_path):
     for content in ({"message": "moved"}, {"tree": []}, [1]):
         server.add(f"/api/git/trees/{HER2ST_COMMIT}?recursive=1", json.dumps(content).encode())
-        done = histocrypt("download", "her2st", "C2", "--to", tmp_path, "--mirror", server.url(), outputs=tmp_path)
+        done = in_process("download", "her2st", "C2", "--to", tmp_path, "--mirror", server.url(), outputs=tmp_path)
         assert done.returncode == 2
         assert "listing does not hold section C2 as expected" in done.stderr
 
@@ -212,15 +212,15 @@ def serve_hbcis(server, tiny):
 def test_hbcis(server, tiny, tmp_path):
     serve_hbcis(server, tiny)
     arguments = ("--to", tmp_path / "to", "--mirror", server.url())
-    assert "BC23209_C1" in histocrypt("download", "hbcis", *arguments, outputs=tmp_path).stdout
-    done = histocrypt("download", "hbcis", "BC23209_C1", *arguments, outputs=tmp_path)
+    assert "BC23209_C1" in in_process("download", "hbcis", *arguments, outputs=tmp_path).stdout
+    done = in_process("download", "hbcis", "BC23209_C1", *arguments, outputs=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("checked: sha256 as published") == 4
     (section,) = study_of(done.stdout)
     assert (section.id, section.patient) == ("HBCIS_BC23209_C1", "HBCIS_BC23209")
     assert section.adata.uns["subtype"] == "TNBC"
     same_section(section, tiny[0])
-    wrong = histocrypt("download", "hbcis", "BC23209_C9", *arguments, outputs=tmp_path)
+    wrong = in_process("download", "hbcis", "BC23209_C9", *arguments, outputs=tmp_path)
     assert wrong.returncode == 2
     assert (
         "unknown section of hbcis 'BC23209_C9'; expected one of BC23209_C1; did you mean 'BC23209_C1'?" in wrong.stderr
@@ -317,7 +317,7 @@ def test_the_disk_is_asked_first(server, tiny, tmp_path):
     tree = json.loads(listing.content)
     tree["tree"][2]["size"] = 10**17
     listing.content = json.dumps(tree).encode()
-    done = histocrypt("download", "her2st", "C2", "--to", tmp_path / "to", "--mirror", server.url(), outputs=tmp_path)
+    done = in_process("download", "her2st", "C2", "--to", tmp_path / "to", "--mirror", server.url(), outputs=tmp_path)
     assert done.returncode == 2
     assert "not enough disk space for C2: 100000000.0 GB are needed" in done.stderr
     assert not (tmp_path / "to").exists()
@@ -333,7 +333,7 @@ def test_names_from_a_listing_are_file_names(name, server, tiny, tmp_path):
     listing[0]["content_details"].update(own)
     listed.content = json.dumps(listing).encode()
     arguments = ("download", "hbcis", f"{name}_C1", "--to", tmp_path / "to", "--mirror", server.url())
-    done = histocrypt(*arguments, outputs=tmp_path)
+    done = in_process(*arguments, outputs=tmp_path)
     assert done.returncode == 2
     assert f"{name}_C1" in done.stderr
     assert not (tmp_path / "to").exists()

@@ -43,7 +43,7 @@ class Running:
         self.http = httpx.Client(
             base_url=self.address,
             headers={"Authorization": f"Bearer {self.token}"},
-            timeout=60,
+            timeout=300,
             trust_env=False,
             verify=True if self.authority is None else ssl.create_default_context(cafile=str(self.authority)),
         )
@@ -90,21 +90,19 @@ def serving(
     with log.open("w") as written:
         process = subprocess.Popen(list(map(str, command)), stderr=written, preexec_fn=limit)
     try:
-        for _ in range(600):
-            found = re.search(r"serving .* at (https?://\S+),", log.read_text())
-            if found or process.poll() is not None:
-                break
-            time.sleep(0.1)
+        serves = re.compile(r"serving .* at (https?://\S+),")
+        wait_for(lambda: serves.search(log.read_text()) or process.poll() is not None)
+        found = serves.search(log.read_text())
         assert found, log.read_text()
         authority = options[options.index("--certificate") + 1] if "--certificate" in options else None
         yield Running(process, found[1], token_file, scratch, log, authority)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(300)
 
 
-def wait_for(condition, seconds: float = 20.0) -> bool:
-    """Whether something becomes true in time."""
+def wait_for(condition, seconds: float = 300.0) -> bool:
+    """Whether something becomes true in time, on a machine that has much else to do, too."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if condition():

@@ -136,7 +136,7 @@ def test_the_same_search_finds_the_key_where_it_is(world, needles):
         for region in memory(owner.pid):
             found.update(found_in(region, sorted({*needles[:2], *needles[-2:]} - found)))
         owner.stdin.close()
-        owner.wait(30)
+        owner.wait(300)
     assert found == {*needles[:2], *needles[-2:]}
 
 

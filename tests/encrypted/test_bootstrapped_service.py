@@ -295,7 +295,7 @@ def test_served_and_killed_in_the_middle(parties, trained, tmp_path, monkeypatch
             told = list(lasting.glob("**/progress.json"))
             return told and json.loads(told[0].read_text())["layer"] >= 3
 
-        assert wait_for(refreshed, 120)
+        assert wait_for(refreshed)
         os.kill(server.process.pid, signal.SIGKILL)
 
     with serving(parties / "bundle", tmp_path / "first", "--scratch", lasting) as server:

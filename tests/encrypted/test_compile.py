@@ -183,6 +183,6 @@ def test_evaluating_commands_start_again_with_early_collection(given, expected):
         capture_output=True,
         text=True,
         env=environment if given is None else {**environment, "GOGC": given},
-        timeout=60,
+        timeout=300,
     )
     assert done.stdout.split() == [expected, "fhe", "evaluate"]

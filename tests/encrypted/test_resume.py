@@ -239,7 +239,7 @@ def test_a_section_is_under_way_once(world, section, few, sending, monkeypatch):
 
     def wait(*given, **how):
         under_way.set()
-        go_on.wait(60)
+        go_on.wait(300)
         return honest(*given, **how)
 
     sending.keys.mkdir(mode=0o700)  # the user's own, which stays
@@ -247,7 +247,7 @@ def test_a_section_is_under_way_once(world, section, few, sending, monkeypatch):
     first = threading.Thread(target=sending, args=(section,))
     first.start()
     try:
-        assert under_way.wait(60)
+        assert under_way.wait(300)
         folder = the_way(sending.keys)
         with refuses("--keys", file=folder):
             sending(section, output=sending.output.with_name("other.h5ad"))

@@ -463,7 +463,7 @@ def test_keys_are_private_and_never_shown(key, tmp_path):
 
 
 def run(*command: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
-    return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=60)
+    return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=300)
 
 
 @pytest.mark.skipif(not which("ssh-keygen"), reason="no ssh-keygen here: OpenSSH cannot be asked")

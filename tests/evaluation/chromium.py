@@ -23,7 +23,7 @@ def opened(page: Path, folder: Path, *, address: str = "", script: str = "") -> 
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += [f"--user-data-dir={folder / 'browser'}", "--virtual-time-budget=5000", "--dump-dom"]
     done = subprocess.run(
-        [*command, f"{copy.as_uri()}{address}"], capture_output=True, text=True, check=True, timeout=120
+        [*command, f"{copy.as_uri()}{address}"], capture_output=True, text=True, check=True, timeout=600
     )
     return done.stdout
 

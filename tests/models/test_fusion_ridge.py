@@ -1,6 +1,7 @@
 """Fusion of frozen features: context, low rank, what is chosen on training patients alone."""
 
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -64,13 +65,25 @@ def fitted(train, **options):
     return predictor, predictor.fit(train)
 
 
-def test_what_is_planted_is_found_on_another_patient():
+@pytest.fixture(scope="module")
+def plain():
+    """Fitted to what is made: the predictor, and what it chose."""
+    return fitted(made())
+
+
+@pytest.fixture(scope="module")
+def choosing():
+    """The same, of a predictor that may leave a family out."""
+    return fitted(made(), choose=True)
+
+
+def test_what_is_planted_is_found_on_another_patient(plain, choosing):
     train, test = made(), replace(made(("d",), seed=5), targets=None)
     truth = made(("d",), seed=5)
-    predictor, chosen = fitted(train)
+    predictor, chosen = plain
     assert chosen["log1p"]["weights"] == {"good": 2.0, "noise": 2.0}
     assert 0.25 < correlation(predictor.predict(test), truth) < 0.5  # half of it is noise
-    better, told = fitted(train, choose=True)
+    better, told = choosing
     assert told["log1p"]["weights"] == {"good": 1.0}
     assert correlation(better.predict(test), truth) > 0.5
     assert len(better.predictability.correlation) == len(train.outputs)
@@ -79,11 +92,10 @@ def test_what_is_planted_is_found_on_another_patient():
     assert chosen["patients"] == "new"
 
 
-def test_the_state_is_small_and_comes_back_bit_by_bit(tmp_path):
+def test_the_state_is_small_and_comes_back_bit_by_bit(plain, tmp_path):
     from safetensors.numpy import load_file, save_file
 
-    train, test = made(), made(("d",), seed=5)
-    predictor, _ = fitted(train)
+    test, predictor = made(("d",), seed=5), plain[0]
     save_file(predictor.state(), tmp_path / "state.safetensors")
     again = FusionRidge(families=FAMILIES, context_um=0)
     again.load_state(load_file(tmp_path / "state.safetensors"))
@@ -91,16 +103,14 @@ def test_the_state_is_small_and_comes_back_bit_by_bit(tmp_path):
     assert sum(array.nbytes for array in predictor.state().values()) < 10_000
 
 
-def test_labels_of_the_predicted_section_change_nothing():
-    train, test = made(), made(("d",), seed=5)
-    predictor, _ = fitted(train)
+def test_labels_of_the_predicted_section_change_nothing(plain):
+    test, predictor = made(("d",), seed=5), plain[0]
     other = replace(test, targets=test.targets[::-1])
     assert np.array_equal(predictor.predict(test), predictor.predict(other))
 
 
-def test_predictions_reach_as_far_as_held_out_spots_say():
-    train = made()
-    predictor, chosen = fitted(train)
+def test_predictions_reach_as_far_as_held_out_spots_say(plain):
+    train, (predictor, chosen) = made(), plain
     predicted = predictor.predict(train)
     for section in np.unique(train.sections):
         rows = train.sections == section
@@ -119,18 +129,15 @@ def test_few_patients_and_tiny_sections(patients):
     assert predictor.predictability.by == ("patient" if len(patients) > 1 else "part of a section")
 
 
-def test_a_refit_judges_families_again():
-    train = made()
-    _, chosen = fitted(train, choose=True)
+def test_a_refit_judges_families_again(choosing):
+    chosen = deepcopy(choosing[1])
     chosen["log1p"]["weights"] = {"noise": 1.0}
-    assert FusionRidge(families=FAMILIES, context_um=0, choose=True).fit(train, chosen=chosen)["log1p"]["weights"] == {
-        "good": 1.0
-    }
+    again = FusionRidge(families=FAMILIES, context_um=0, choose=True).fit(made(), chosen=chosen)
+    assert again["log1p"]["weights"] == {"good": 1.0}
 
 
-def test_what_is_said_of_each_output_is_what_a_fit_without_the_patient_reaches():
-    train = made()
-    predictor, _ = fitted(train)
+def test_what_is_said_of_each_output_is_what_a_fit_without_the_patient_reaches(plain):
+    train, predictor = made(), plain[0]
     for patient in np.unique(train.patients):
         out = train.patients == patient
         other, _ = fitted(train.subset(~out))
@@ -143,8 +150,8 @@ def test_what_is_said_of_each_output_is_what_a_fit_without_the_patient_reaches()
         assert predictor.predictability.by_patient[patient] == pytest.approx(np.mean(reached, axis=0), abs=0.03)
 
 
-def test_directions_have_one_sign_whatever_the_linear_algebra_library():
-    axes = fitted(made())[0].state()["axes"]
+def test_directions_have_one_sign_whatever_the_linear_algebra_library(plain):
+    axes = plain[0].state()["axes"]
     used = axes[:, np.abs(axes).max(axis=0) > 0]
     assert (used[np.abs(used).argmax(axis=0), np.arange(used.shape[1])] > 0).all()
 
@@ -243,9 +250,8 @@ def test_spots_that_stand_for_their_surroundings_are_counted():
     assert note.startswith("S: 1 of 3 spots")  # nobody prepared what lies around
 
 
-def test_it_is_compiled_as_a_head_of_one_linear_map():
-    train, test = made(), made(("d",), seed=5)
-    predictor, _ = fitted(train)
+def test_it_is_compiled_as_a_head_of_one_linear_map(plain):
+    test, predictor = made(("d",), seed=5), plain[0]
     about = {"model": "fusion_ridge", "kind": "fitted", "training": {"normalise_by_section": True}}
     scaling = SimpleNamespace(mean=np.zeros(12), sd=np.ones(12))
     model = SimpleNamespace(about=about, predictor=predictor, scaling=scaling, folder="model")

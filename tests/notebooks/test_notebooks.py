@@ -1,5 +1,6 @@
 """Every notebook is run small, with nbval comparing the outputs that are stored, and is of the agreed form."""
 
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distributions
@@ -12,6 +13,7 @@ from tests.small_study import environment
 
 from histocrypt import paths
 from histocrypt.encrypted import orion
+from histocrypt.workflow.preloaded import ONE_THREAD, Preloaded
 from histocrypt.workflow.stages import APART, STAGES
 
 NOTEBOOKS = sorted((paths.repository() / "notebooks").glob("*.ipynb"))
@@ -67,7 +69,15 @@ def test_form(path: Path):
     assert path.stat().st_size < 2_000_000
 
 
-def runs_small_under_nbval(path: Path, small_run: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def preloaded():
+    """Settings under which nbval and its kernel are forks of one process: as in a run, none imports everything anew."""
+    with Preloaded() as process:
+        process.start()
+        yield {**process.environment, **ONE_THREAD}
+
+
+def runs_small_under_nbval(path: Path, small_run: Path, tmp_path: Path, preloaded: dict[str, str]) -> None:
     if path.stem == "51_one_party" and not {one.name for one in distributions()} >= {orion.PACKAGE}:
         pytest.skip(f"{orion.PACKAGE} is not installed; {orion.WHEELS}")
     prepared = tmp_path / path.name
@@ -76,11 +86,13 @@ def runs_small_under_nbval(path: Path, small_run: Path, tmp_path: Path) -> None:
         parameters["folder"] = str(tmp_path)  # whatever lies in the user's own data folder
     papermill.execute_notebook(path, prepared, parameters=parameters, prepare_only=True, progress_bar=False)
     copied = tmp_path / "outputs"
-    subprocess.run(["cp", "-a", str(small_run), str(copied)], check=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
+    shutil.copytree(small_run / "small", copied / "small", symlinks=True)
+    command = [sys.executable, "-m", "histocrypt.workflow.measure", str(tmp_path / "nbval.log"), "pytest", "-q"]
+    command += ["-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env", f"--rootdir={tmp_path}"]
     done = subprocess.run(
-        [*command, f"--rootdir={tmp_path}", str(prepared)],
-        env={**environment(copied), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
+        [*command, str(prepared)],
+        # What is computed again lies in a cache made to be shared; a copy could miss what another worker is writing.
+        env={**environment(copied), **preloaded, "PYTEST_ADDOPTS": "", "HISTOCRYPT_CACHE": str(small_run / "cache")},
         cwd=paths.repository(),
         capture_output=True,
         text=True,
@@ -96,11 +108,11 @@ HALF = len(NOTEBOOKS) // 2
 
 class TestFirstHalf:  # two classes, so that two workers share the notebooks
     @pytest.mark.parametrize("path", NOTEBOOKS[:HALF], ids=lambda path: path.stem)
-    def test_runs_small_under_nbval(self, path: Path, small_run: Path, tmp_path: Path):
-        runs_small_under_nbval(path, small_run, tmp_path)
+    def test_runs_small_under_nbval(self, path: Path, small_run: Path, tmp_path: Path, preloaded):
+        runs_small_under_nbval(path, small_run, tmp_path, preloaded)
 
 
 class TestSecondHalf:
     @pytest.mark.parametrize("path", NOTEBOOKS[HALF:], ids=lambda path: path.stem)
-    def test_runs_small_under_nbval(self, path: Path, small_run: Path, tmp_path: Path):
-        runs_small_under_nbval(path, small_run, tmp_path)
+    def test_runs_small_under_nbval(self, path: Path, small_run: Path, tmp_path: Path, preloaded):
+        runs_small_under_nbval(path, small_run, tmp_path, preloaded)

@@ -40,7 +40,7 @@ class Served:
     def client(self, name: str = "client-0", **headers: str) -> httpx.Client:
         token = read_tokens(self.token_file)[name]
         headers = {"Authorization": f"Bearer {token}", **headers}
-        return httpx.Client(base_url=self.address, headers=headers, timeout=120, trust_env=False)
+        return httpx.Client(base_url=self.address, headers=headers, timeout=600, trust_env=False)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +83,7 @@ def serving(model: Path, folder: Path, *options: str) -> Iterator[Served]:
     with log.open("w") as written:
         process = subprocess.Popen(list(map(str, command)), stderr=written)
     try:
-        for _ in range(1200):
+        for _ in range(6000):
             found = re.search(r"serving .* at (http://\S+),", log.read_text())
             if found or process.poll() is not None:
                 break
@@ -92,7 +92,7 @@ def serving(model: Path, folder: Path, *options: str) -> Iterator[Served]:
         yield Served(process, found[1], token_file, scratch, log)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(300)
 
 
 @pytest.fixture(scope="session")

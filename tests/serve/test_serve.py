@@ -220,7 +220,7 @@ def test_what_takes_too_much_ends_alone(colours, slide, tmp_path):
         job = client.post("/v1/slides", params={**GOOD, "wait": 0, "spacing_um": 4}, content=slide.read_bytes())
         assert job.status_code == 202, job.text
         process = None
-        for _ in range(600):
+        for _ in range(6000):
             below = psutil.Process(server.process.pid).children(recursive=True)
             marked = [one for one in below if Path(f"/proc/{one.pid}/oom_score_adj").read_text().strip() == "1000"]
             if marked:

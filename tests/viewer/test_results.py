@@ -123,13 +123,13 @@ board.show()
 """
     pick = 'first = board.picture; board.controls["gene"].value = "GENE012"; assert board.picture != first'
     cells = [nbformat.v4.new_code_cell(show)]
-    still = NotebookClient(nbformat.v4.new_notebook(cells=cells), kernel_name="python3", timeout=120).execute()
+    still = NotebookClient(nbformat.v4.new_notebook(cells=cells), kernel_name="python3", timeout=600).execute()
     controls, picture = still.cells[0].outputs
     assert "application/vnd.jupyter.widget-view+json" in controls["data"]
     assert controls["data"]["text/plain"].startswith("Controls appear here where")
     assert "GENE009 in section A_1" in picture["metadata"]["image/png"]["alt"]
     cells = [nbformat.v4.new_code_cell(show), nbformat.v4.new_code_cell(pick)]
-    live = NotebookClient(nbformat.v4.new_notebook(cells=cells), kernel_name="python3", timeout=120).execute()
+    live = NotebookClient(nbformat.v4.new_notebook(cells=cells), kernel_name="python3", timeout=600).execute()
     _, changed = live.cells[0].outputs
     assert "GENE012 in section A_1" in changed["metadata"]["image/png"]["alt"]
     assert changed["data"]["image/png"] != picture["data"]["image/png"]

@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 import yaml
-from tests.small_study import MODELS, WINGS, histocrypt, planned_jobs, write_study
+from tests.small_study import MODELS, WINGS, histocrypt, planned, planned_jobs, write_study
 
 from histocrypt import paths
+from histocrypt.errors import InputError
 
 SLURM = paths.repository() / "workflow" / "profiles" / "slurm"
 
@@ -34,68 +35,63 @@ def test_a_plan_made_before_anything_ran_names_every_notebook_of_the_run(fresh, 
 
 def test_a_plan_for_a_cluster_can_be_made_anywhere(fresh):
     outputs, study = fresh
-    said = histocrypt("run", study, "--dry-run", "--until", "30_training", "--profile", SLURM, outputs=outputs)
-    assert said.returncode == 0, said.stderr
-    training = next(line.split() for line in said.stdout.splitlines() if line.startswith("30_training"))
+    said = planned(study, "--until", "30_training", "--profile", SLURM, outputs=outputs)
+    training = next(line.split() for line in said.splitlines() if line.startswith("30_training"))
     assert training[2] == "8"  # threads: those of the profile, not of this machine
-    assert "70_evaluation" not in said.stdout
-    assert "if every job finds a place at once" in said.stdout
+    assert "70_evaluation" not in said
+    assert "if every job finds a place at once" in said
 
 
 def test_what_a_profile_sets_for_a_stage_holds_for_all_of_its_jobs(fresh, tmp_path):
     outputs, study = fresh
     sets = {"set-resources": ["train:mem_mb=7168", "22_folds:mem_mb=3072*attempt"], "set-threads": ["eda=2"]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(sets))
-    said = histocrypt("run", study, "--dry-run", "--until", "30_training", "--profile", tmp_path, outputs=outputs)
-    asked = {line.split()[0]: line.split()[2:5:2] for line in said.stdout.splitlines() if re.match(r"\d\d_", line)}
+    said = planned(study, "--until", "30_training", "--profile", tmp_path, outputs=outputs)
+    asked = {line.split()[0]: line.split()[2:5:2] for line in said.splitlines() if re.match(r"\d\d_", line)}
     assert asked["30_training"] == ["1", "7.0"]
     assert asked["22_folds"] == ["1", "3.0"]
     assert asked["10_eda"][0] == "2"
 
 
 def test_a_finished_run_has_an_empty_plan(small_run):
-    said = histocrypt("run", small_run / "small.yaml", "--dry-run", outputs=small_run)
-    assert said.returncode == 0, said.stderr
-    assert "nothing to do" in said.stdout
-    assert planned_jobs(said.stdout) == {}
+    said = planned(small_run / "small.yaml", outputs=small_run)
+    assert "nothing to do" in said
+    assert planned_jobs(said) == {}
 
 
 def test_two_may_plan_at_once_and_none_while_the_study_runs(small_run, tmp_path):
     shutil.copytree(small_run / "small", tmp_path / "small", symlinks=True)
     with (tmp_path / "small" / ".lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_SH)
-        beside_a_plan = histocrypt("run", small_run / "small.yaml", "--dry-run", outputs=tmp_path)
-        assert beside_a_plan.returncode == 0, beside_a_plan.stderr
+        assert "nothing to do" in planned(small_run / "small.yaml", outputs=tmp_path)
         fcntl.flock(held, fcntl.LOCK_EX)
-        beside_a_run = histocrypt("run", small_run / "small.yaml", "--dry-run", outputs=tmp_path)
-        assert beside_a_run.returncode == 2
-        assert str(tmp_path / "small") in beside_a_run.stderr
+        with pytest.raises(InputError) as beside_a_run:
+            planned(small_run / "small.yaml", outputs=tmp_path)
+        assert beside_a_run.value.file == tmp_path / "small"
 
 
 def test_a_plan_says_why(small_run, tmp_path):
     changed = write_study(tmp_path, "small", models=MODELS, **WINGS, panel={"size": 11})
-    said = histocrypt("run", changed, "--dry-run", outputs=small_run)
-    assert re.search(r"^22_folds .* settings changed$", said.stdout, flags=re.MULTILINE)
-    assert re.search(r"^30_training .* follows$", said.stdout, flags=re.MULTILINE)
+    said = planned(changed, outputs=small_run)
+    assert re.search(r"^22_folds .* settings changed$", said, flags=re.MULTILINE)
+    assert re.search(r"^30_training .* follows$", said, flags=re.MULTILINE)
 
 
 def test_a_run_folder_that_was_moved_still_knows_its_settings(small_run, tmp_path):
     shutil.copytree(small_run / "small", tmp_path / "small", symlinks=True)
-    same = histocrypt("run", small_run / "small.yaml", "--dry-run", outputs=tmp_path)
-    assert "nothing to do" in same.stdout, same.stdout + same.stderr
     changed = write_study(tmp_path, "small", models=MODELS, **WINGS, panel={"size": 11})
-    said = histocrypt("run", changed, "--dry-run", outputs=tmp_path)
-    assert re.search(r"^22_folds .* settings changed$", said.stdout, flags=re.MULTILINE)
+    listed = planned_jobs(said := planned(changed, outputs=tmp_path))
+    assert re.search(r"^22_folds .* settings changed$", said, flags=re.MULTILINE)
+    assert not {"10_eda", "20_preprocessing"} & set(listed)
 
 
 def test_bad_sections_are_found_by_the_plan(tmp_path, tiny_section):
     first, second = tiny_section(tmp_path, "A", patient="P1"), tiny_section(tmp_path, "B", patient="P2")
     second.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
     (tmp_path / "bad.yaml").write_text(f"name: bad\nsections: [{{path: {first}}}, {{path: {second}}}]\n")
-    said = histocrypt("run", tmp_path / "bad.yaml", "--dry-run", outputs=tmp_path / "out")
-    assert said.returncode == 2
-    assert "B.h5ad" in said.stderr
-    assert "Traceback" not in said.stderr
+    with pytest.raises(InputError) as found:
+        planned(tmp_path / "bad.yaml", outputs=tmp_path / "out")
+    assert found.value.file == second
 
 
 def test_ids_that_look_like_numbers_or_hold_a_separator_are_jobs_of_their_own(tmp_path, tiny_section):
@@ -103,8 +99,5 @@ def test_ids_that_look_like_numbers_or_hold_a_separator_are_jobs_of_their_own(tm
     files = [tiny_section(tmp_path, name, patient=f"P{number}") for number, name in enumerate(ids)]
     sections = [{"path": str(file), "id": name} for file, name in zip(files, ids, strict=True)]
     (tmp_path / "odd.yaml").write_text(yaml.safe_dump({"name": "odd", "sections": sections}))
-    said = histocrypt(
-        "run", tmp_path / "odd.yaml", "--dry-run", "--until", "20_preprocessing", outputs=tmp_path / "out"
-    )
-    assert said.returncode == 0, said.stderr
-    assert planned_jobs(said.stdout) == {"10_eda": 1, "20_preprocessing": 4}
+    said = planned(tmp_path / "odd.yaml", "--until", "20_preprocessing", outputs=tmp_path / "out")
+    assert planned_jobs(said) == {"10_eda": 1, "20_preprocessing": 4}

@@ -1,8 +1,9 @@
 """A study that only the list of its sections shows to be wrong ends in one sentence, before anything is trained."""
 
 import pytest
-from tests.small_study import WINGS, histocrypt, write_study
+from tests.small_study import WINGS, histocrypt, planned, write_study
 
+from histocrypt.errors import InputError
 from histocrypt.workflow.progress import refused
 
 KNOWN = "unknown fold 'fold_9'; expected one of fold_1, fold_2, fold_3; did you mean 'fold_3'?"
@@ -12,17 +13,12 @@ WRONG = {
 }
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    return tmp_path_factory.mktemp("refused")
-
-
 @pytest.mark.parametrize("part", WRONG)
-def test_a_plan_names_the_fold_that_there_is_not(part, outputs):
-    study = write_study(outputs, "wrong", **{part: WRONG[part]})
-    said = histocrypt("run", study, "--dry-run", outputs=outputs)
-    assert said.returncode == 2
-    assert said.stderr.splitlines()[-1] == f"histocrypt: {part}.fold: {KNOWN}"
+def test_a_plan_names_the_fold_that_there_is_not(part, tmp_path):
+    study = write_study(tmp_path, "wrong", **{part: WRONG[part]})
+    with pytest.raises(InputError) as found:
+        planned(study, outputs=tmp_path)
+    assert str(found.value) == f"{part}.fold: {KNOWN}"
 
 
 def test_a_run_names_the_fold_before_its_first_job(tmp_path):

@@ -1,16 +1,18 @@
 """The whole pipeline, driven as a user drives it, on a small demo study."""
 
 import json
-import os
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
-from tests.small_study import MODELS, WINGS, histocrypt, planned_jobs, write_study
+from tests.small_study import MODELS, WINGS, histocrypt, planned, planned_jobs, write_study
 
+from histocrypt.errors import InputError
 from histocrypt.evaluation.agreement import load_agreements
 from histocrypt.study import load_study
+from histocrypt.workflow.run import run_study
 
 
 def test_a_run_leaves_report_models_and_executed_notebooks(small_run):
@@ -39,8 +41,15 @@ def test_no_progress_bar_stands_still_in_an_executed_notebook(small_run):
     assert not [path.name for path in notebooks if re.search(r"\d%\||widget-view", path.read_text(encoding="utf-8"))]
 
 
-def test_a_finished_run_has_nothing_to_do(small_run):
-    again = histocrypt("run", small_run / "small.yaml", "--cores", "2", outputs=small_run)
+@pytest.fixture
+def copied(small_run, tmp_path):
+    """The outputs folder of a copy, to be run or changed: all workers share the run itself, and only read it."""
+    shutil.copytree(small_run / "small", tmp_path / "small", symlinks=True)
+    return tmp_path
+
+
+def test_a_finished_run_has_nothing_to_do(small_run, copied):
+    again = histocrypt("run", small_run / "small.yaml", "--cores", "2", outputs=copied)
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
 
@@ -60,9 +69,7 @@ def test_a_finished_run_has_nothing_to_do(small_run):
 def test_only_what_a_change_touches_would_run_again(small_run, tmp_path, change, runs, stays):
     study = write_study(tmp_path, "small", **{"models": {"vision_mlp": {"width": 0.25}}, **change})
     before = (small_run / "small" / "study.json").read_text()
-    planned = histocrypt("run", study, "--cores", "2", "--dry-run", outputs=small_run)
-    assert planned.returncode == 0, planned.stderr
-    listed = set(planned_jobs(planned.stdout))
+    listed = set(planned_jobs(planned(study, outputs=small_run)))
     assert runs <= listed
     assert not stays & listed
     assert (small_run / "small" / "study.json").read_text() == before
@@ -70,9 +77,8 @@ def test_only_what_a_change_touches_would_run_again(small_run, tmp_path, change,
 
 def test_a_small_change_of_one_model_leaves_the_others_alone(small_run, tmp_path):
     changed = write_study(tmp_path, "small", models={**MODELS, "vision_mlp": {"width": 0.25, "epochs": 1}})
-    planned = histocrypt("run", changed, "--cores", "2", "--dry-run", outputs=small_run)
     # Three folds and the final model of vision_mlp; no baseline.
-    assert planned_jobs(planned.stdout)["30_training"] == 4
+    assert planned_jobs(planned(changed, outputs=small_run))["30_training"] == 4
 
 
 def test_encrypted_sections_are_jobs_of_their_own(small_run, tmp_path):
@@ -86,39 +92,42 @@ def test_encrypted_sections_are_jobs_of_their_own(small_run, tmp_path):
     assert said.items() >= said["trials"][0].items()
     assert all(0 < one["max_abs_error"] < 1e-2 for one in said["trials"])
     more = write_study(tmp_path, "small", models=MODELS, encrypted={"sections": 4}, **WINGS)
-    planned = histocrypt("run", more, "--cores", "2", "--dry-run", outputs=small_run)
-    assert planned_jobs(planned.stdout)["50_fhe_inference"] == 2
+    assert planned_jobs(planned(more, outputs=small_run))["50_fhe_inference"] == 2
     fewer = load_study(write_study(tmp_path, "small", models=MODELS, encrypted={"sections": 1}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HISTOCRYPT_OUTPUTS", str(small_run))
         assert [one["section"] for one in load_agreements(fewer)] == ["S_1"]
 
 
-def test_a_changed_section_file_is_preprocessed_again_alone(small_run):
-    file = small_run / "small" / "demo_tissue" / "S_3.h5ad"
-    before, content = file.stat(), file.read_bytes()
-    file.write_bytes(content + b"\0")
-    planned = histocrypt("run", small_run / "small.yaml", "--cores", "2", "--dry-run", outputs=small_run)
-    file.write_bytes(content)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert planned_jobs(planned.stdout)["20_preprocessing"] == 1
+def test_a_changed_section_file_is_preprocessed_again_alone(small_run, copied):
+    with (copied / "small" / "demo_tissue" / "S_3.h5ad").open("ab") as file:
+        file.write(b"\0")
+    assert planned_jobs(planned(small_run / "small.yaml", outputs=copied))["20_preprocessing"] == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "named"),
     [
-        (["-p", "genes_show", "3"], ["unknown notebook parameter 'genes_show'", "did you mean 'genes_shown'"]),
-        (["-p", "fold", "fold_1"], ["-p fold", "set by the workflow itself"]),
-        (["--until", "30_train"], ["unknown notebook '30_train'", "30_training"]),
-        (["--profile", "nowhere"], ["nowhere", "config.yaml"]),
+        ({"parameters": [("genes_show", "3")]}, {"field": "-p", "fix": "did you mean 'genes_shown'?"}),
+        ({"parameters": [("fold", "fold_1")]}, {"field": "-p fold"}),
+        ({"until": "30_train"}, {"field": "--until", "fix": "did you mean '30_training'?"}),
+        ({"profile": Path("nowhere")}, {"file": Path("nowhere")}),
     ],
 )
-def test_wrong_arguments_are_one_sentence_and_exit_2(small_run, arguments, words):
-    refused = histocrypt("run", small_run / "small.yaml", *arguments, outputs=small_run)
+def test_wrong_arguments_are_refused(tmp_path, monkeypatch, arguments, named):
+    monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path))
+    with pytest.raises(InputError) as refused:
+        run_study(write_study(tmp_path, "small"), **arguments)
+    assert {name: getattr(refused.value, name) for name in named} == named
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_wrong_argument_is_one_sentence_and_exit_2(tmp_path):
+    study = write_study(tmp_path, "small")
+    refused = histocrypt("run", study, "-p", "genes_show", "3", outputs=tmp_path)
     assert refused.returncode == 2
-    assert "Traceback" not in refused.stderr
-    for word in words:
-        assert word in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert "'genes_shown'" in refused.stderr
 
 
 def test_the_report_shows_synthetic_tiles_and_the_audit_and_leads_to_its_cards(small_run):

@@ -1,15 +1,13 @@
 """Inner trainings and stacks run when, and only when, what they are made from has changed."""
 
 import pytest
-from tests.small_study import MODELS, SMALL, histocrypt, planned_jobs, write_study
+from tests.small_study import MODELS, SMALL, planned, planned_jobs, write_study
 
 
-def planned(small_run, folder, **changes):
+def jobs_of(small_run, folder, **changes):
     """Return how often each notebook would run for the shared small study with these changes."""
     study = write_study(folder, "small", **{"models": MODELS, **changes})
-    shown = histocrypt("run", study, "--cores", "2", "--dry-run", outputs=small_run)
-    assert shown.returncode == 0, shown.stderr
-    return planned_jobs(shown.stdout)
+    return planned_jobs(planned(study, outputs=small_run))
 
 
 @pytest.mark.parametrize(
@@ -21,18 +19,18 @@ def planned(small_run, folder, **changes):
     ],
 )
 def test_a_change_of_the_stack_trains_no_model_again(small_run, tmp_path, change, runs, stays):
-    jobs = planned(small_run, tmp_path, stacking={**SMALL["stacking"], **change})
+    jobs = jobs_of(small_run, tmp_path, stacking={**SMALL["stacking"], **change})
     assert runs.items() <= jobs.items()
     assert not stays & set(jobs)
 
 
 def test_a_change_of_one_model_is_followed_to_its_inner_trainings_and_no_others(small_run, tmp_path):
-    jobs = planned(small_run, tmp_path, models={**MODELS, "vision_mlp": {"width": 0.25, "epochs": 1}})
+    jobs = jobs_of(small_run, tmp_path, models={**MODELS, "vision_mlp": {"width": 0.25, "epochs": 1}})
     assert {"30_training": 4, "38_inner_training": 3, "40_stacking": 3}.items() <= jobs.items()
 
 
 def test_without_a_stack_nothing_is_stacked(small_run, tmp_path):
-    jobs = planned(small_run, tmp_path, stacking=None)
+    jobs = jobs_of(small_run, tmp_path, stacking=None)
     assert "70_evaluation" in jobs
     assert not {"30_training", "38_inner_training", "40_stacking"} & set(jobs)
 

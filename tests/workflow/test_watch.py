@@ -48,14 +48,14 @@ def test_a_lost_ctrl_c_is_given_again(started):
     process, family = started(LOSES_ONE)
     watch.stop(process)
     assert process.returncode == -signal.SIGINT  # asked, not forced
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert not psutil.wait_procs(family, timeout=60)[1]
 
 
 def test_what_does_not_hear_is_ended_by_force_with_all_below_it(started):
     process, family = started(DEAF)
     assert len(family) == 2
     watch.stop(process, asked=2)
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert not psutil.wait_procs(family, timeout=60)[1]
 
 
 def test_an_ended_process_is_no_mistake(started):

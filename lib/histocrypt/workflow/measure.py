@@ -33,8 +33,8 @@ NO_KERNEL = ("Kernel didn't respond", "Kernel died before replying")
 
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-UNUSED = ("rfc3987_syntax", "rfc3987", "pyarrow", "pyarrow.fs")
-"""What papermill and what it stands on would import and never use here; the first alone takes over a second."""
+UNUSED = ("pyarrow", "pyarrow.fs")
+"""What papermill and what it stands on would import, too, and never use where no kernel is forked."""
 
 
 class Family:
@@ -179,7 +179,9 @@ def _values(arguments: list[str]) -> dict[str, str]:
 def main(log: str, module: str, *arguments: str) -> None:
     """Run a module as a program, measured."""
     if module not in sys.modules:  # in a preloaded process it is there, and the notebook's kernel is a fork of it
-        for unused in UNUSED:
+        from histocrypt.workflow import preloaded
+
+        for unused in (*preloaded.UNUSED, *UNUSED):
             sys.modules.setdefault(unused, None)
     if module == "papermill":
         _follow_cells(Path(log))

@@ -37,6 +37,8 @@ BACKEND = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "TQDM_DISA
 """What a kernel sets before it imports anything; here the imports come first."""
 FORKS_WELL = {"jemalloc_bg_thd"}
 """Threads that a fork may lack: that of pyarrow's allocator, which starts its own anew."""
+UNUSED = ("rfc3987_syntax", "rfc3987")
+"""What jsonschema imports where it is there, and no notebook needs: it takes over a second to build its grammar."""
 MODULES = (
     "tqdm.auto",  # before IPython: in text, which is turned off
     "histocrypt.torchvision_ops",
@@ -149,6 +151,8 @@ def _threads() -> list[str]:
 
 
 def _import_all() -> None:
+    for name in UNUSED:
+        sys.modules.setdefault(name, None)
     root = Path(__file__).parents[1]
     ours = (
         "histocrypt." + ".".join(file.relative_to(root).with_suffix("").parts) for file in sorted(root.rglob("*.py"))
