@@ -20,9 +20,9 @@ def study(world, monkeypatch):
 
 def test_decrypted_outputs_tell_what_clear_ones_tell(study, world, tmp_path):
     fold = world.head.name
-    found = decrypted_records(study, "fhe_head", fold, folder=tmp_path / "parties", spots=8, workers=1)
+    found = decrypted_records(study, "fhe_head", fold, folder=tmp_path / "parties", spots=4, workers=1)
     assert found.encrypted.names.tolist() == found.clear.names.tolist()
-    assert len(found.clear) == 24
+    assert len(found.clear) == 12
     assert found.about["noise"] > 0
 
     apart = found.compared()

@@ -41,9 +41,9 @@ def random_network(*, depth: int, side: int, outputs: int = 6, **shape):
 @real
 def test_a_head_on_ciphertexts_is_the_head_in_the_clear(world, tmp_path, monkeypatch):
     monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(world.outputs))
-    experiment = one_party.run_experiment(world.head, world.section, tmp_path / "trial", spots=3)
+    experiment = one_party.run_experiment(world.head, world.section, tmp_path / "trial", spots=2)
     found, table = experiment.found, one_party.table(experiment.found, experiment.exact, experiment.sd)
-    assert found.outputs["ciphertexts"].shape == experiment.exact.shape == (3, len(experiment.sd))
+    assert found.outputs["ciphertexts"].shape == experiment.exact.shape == (2, len(experiment.sd))
     assert not np.array_equal(found.outputs["ciphertexts"], found.outputs["clear"])  # it was encrypted: there is noise
     assert table["largest error, sd"].max() < 1e-3
     assert table["parties"].tolist() == ["in the clear", "in the clear", "one party"]
