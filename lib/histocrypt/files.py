@@ -203,7 +203,7 @@ def claim(
     if mode is not None and not stat.S_ISREG(mode):
         raise InputError("is a pipe, a device or a socket", file=output, field=field, expected="a file")
     if not overwrite:
-        fix = "choose another place" + ("" if overwrite is None else ", or say --overwrite")
+        fix = "choose another name" + ("" if overwrite is None else ", or add --overwrite")
         if any(same_file(output, other) for other in inputs if other is not None):
             raise InputError("would overwrite an input", file=output, field=field, fix=fix)
         if output.is_symlink():
