@@ -1,6 +1,7 @@
 """A plan says what a run then does."""
 
 import fcntl
+import json
 import re
 import shutil
 
@@ -35,11 +36,16 @@ def test_a_plan_made_before_anything_ran_names_every_notebook_of_the_run(fresh, 
 
 def test_a_plan_for_a_cluster_can_be_made_anywhere(fresh):
     outputs, study = fresh
-    said = planned(study, "--until", "30_training", "--profile", SLURM, outputs=outputs)
-    training = next(line.split() for line in said.splitlines() if line.startswith("30_training"))
-    assert training[2] == "8"  # threads: those of the profile, not of this machine
-    assert "70_evaluation" not in said
-    assert "if every job finds a place at once" in said
+    plan = ("run", study, "--dry-run", "--until", "30_training", "--profile", SLURM)
+    said = histocrypt(*plan, "--json", outputs=outputs)
+    assert said.returncode == 0, said.stderr
+    found, longest = json.loads(said.stdout), {}
+    for job in found["jobs"]:
+        longest[job["notebook"]] = max(job["seconds"], longest.get(job["notebook"], 0))
+    assert {job["threads"] for job in found["jobs"] if job["notebook"] == "30_training"} == {1, 8}  # the profile's
+    assert "70_evaluation" not in longest
+    assert found["cores"] is None
+    assert found["seconds"] == sum(longest.values()), "every job starts as soon as those before it have ended"
 
 
 def test_what_a_profile_sets_for_a_stage_holds_for_all_of_its_jobs(fresh, tmp_path):
