@@ -233,7 +233,7 @@ def runs(
 
 def demo_tissue(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Sections are written here.")],
-    sections: Annotated[int, typer.Option(metavar="N", help="Number of sections, each of another patient.")] = 6,
+    sections: Annotated[int, typer.Option(min=1, metavar="N", help="Number of sections, each of another patient.")] = 6,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the simulator.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
