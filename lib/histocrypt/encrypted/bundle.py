@@ -100,7 +100,12 @@ def load_client(path: str | Path) -> Client:
     """
     path = Path(path)
     path = path / "client.json" if path.is_dir() else path
-    return parse_client(read_json(path), file=path)
+    try:
+        content = read_json(path)
+    except InputError as error:
+        fix = "`histocrypt fhe compile` writes client.json; a key owner gets it from the model's owner"
+        raise error.of_file(path, fix=fix) from error
+    return parse_client(content, file=path)
 
 
 def parse_client(content: Any, *, file: Path | str) -> Client:
