@@ -16,7 +16,7 @@ MADE = "# Written by `histocrypt new`"
 
 
 def new_study(name: str, sections: Sequence[str], *, output: Path | None = None, overwrite: bool = False) -> str:
-    """Write ``<name>.yaml`` and return what it holds and what to type next.
+    """Write ``<name>.yaml`` and return what it holds.
 
     Folds hold out patients where there are two or more; with one, sections, and the file says what that is worth.
 
@@ -59,7 +59,8 @@ def _meant(given: str) -> str:
 
 def _counted(rows: list[CheckRow]) -> str:
     patients, spots = {row.patient for row in rows if row.patient}, sum(row.spots or 0 for row in rows)
-    return f"{len(rows)} section(s) of {len(patients) or 'unknown'} patient(s), {spots} spots"
+    of = f"{len(patients)} patient{'s' * (len(patients) != 1)}" if patients else "unknown patients"
+    return f"{len(rows)} section{'s' * (len(rows) != 1)} of {of}, {spots} spots"
 
 
 def _written(name: str, sections: Sequence[str], rows: list[CheckRow]) -> str:
@@ -69,7 +70,7 @@ def _written(name: str, sections: Sequence[str], rows: list[CheckRow]) -> str:
     if len(patients) >= 2:
         scheme, why = "leave_one_patient_out", "each patient is held out in turn; large cohorts: group_k_fold with n"
     else:
-        scheme, why = "leave_one_section_out", "ONE PATIENT: nothing is said about a new one; a second one is needed"
+        scheme, why = "leave_one_section_out", "ONE PATIENT: scores say nothing about a new one; add a second patient"
     return f"""{MADE}: {_counted(rows)}.
 # Every key with its default and meaning: docs/reference/study.md of the documentation, or lib/histocrypt/options.py.
 name: {name}
