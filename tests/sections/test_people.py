@@ -235,7 +235,7 @@ def test_check_shows_what_there_is_of_a_section_without_patient(tmp_path):
     (row,) = check_sections([str(tmp_path / "P1")])
     assert row.unusable
     assert (row.spots, row.genes, row.image_width_px, row.image_height_px) == (110, 30, 480, 460)
-    assert row.um_per_px == "2.5000 (file)"
+    assert (row.um_per_px, row.um_per_px_source) == (2.5, "file")
     assert "files of this layout name none; add `patient:`" in row.problems[0]
     assert row.origins["resolution"].startswith("scalefactors_json.json")
     assert (row.origins["counts"], row.origins["image"]) == ("filtered_feature_bc_matrix.h5", str(run / "image.tif"))
