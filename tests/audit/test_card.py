@@ -154,20 +154,13 @@ def test_cards_that_would_say_too_little():
         write_card("card.pdf", card())
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"format": "something"}, "is not a privacy card"),
-        ({"verdict": LEAK}, "verdict that its figures do not give"),
-        ({"questions": [{}]}, "lacks a part"),
-        ({"safe": True}, "something that no card has"),
-    ],
-)
-def test_a_changed_card_is_refused(tmp_path, change, said):
+@pytest.mark.parametrize("change", [{"format": "something"}, {"verdict": LEAK}, {"questions": [{}]}, {"safe": True}])
+def test_a_changed_card_is_refused(tmp_path, change):
     path = write_card(tmp_path / "card.html", card()).with_suffix(".json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError) as refused:
         read_card(path)
+    assert refused.value.file == path
 
 
 @pytest.mark.parametrize("paper", ["A4", "letter"])

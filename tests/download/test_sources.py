@@ -258,7 +258,7 @@ def test_hest(hest, tmp_path):
     assert "repeat with --accept-licence" in refused.stderr
     nobody = histocrypt(*arguments, "--accept-licence", outputs=tmp_path)
     assert nobody.returncode == 2
-    assert "no token is set" in nobody.stderr
+    assert "HF_TOKEN" in nobody.stderr
     assert not hest.requests
     stranger = histocrypt(*arguments, "--accept-licence", outputs=tmp_path, HF_TOKEN="hf_of_a_stranger")
     assert "access is refused (401); accept the terms on the data set's page, and give a valid token" in stranger.stderr

@@ -58,7 +58,7 @@ def spoilt(request: Request, data: bytes) -> dict[str, tuple[bytes, str, str]]:
     most = (1 << ring.moduli[last].bit_length()) - 1
     return {
         "another length": (remade(data, of=2), "of", "another length"),
-        "one more field": (remade(data, more=1), "more", "no field"),
+        "one more field": (remade(data, more=1), "more", "not a field"),
         "short by a word": (remade(data, payload[:-8]), "bytes", "size of a batch"),
         "short by a byte": (remade(data, payload[:-1]), "bytes", "size of a batch"),
         "a ciphertext more": (remade(data, payload + bytes(2 * limb)), "bytes", "size of a batch"),

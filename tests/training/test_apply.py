@@ -251,10 +251,14 @@ def test_wrong_outputs_and_models_are_said(trained, tmp_path):
     model = study.run.model("vision_mlp", fold)
     with pytest.raises(InputError, match=".h5ad"):
         predict_section(model, section, tmp_path / "out.csv")
-    with pytest.raises(InputError, match="over what is read"):
+    with pytest.raises(InputError) as refused:
         predict_section(model, section, section)
-    with pytest.raises(InputError, match="no trained model"):
-        predict_section(tmp_path, section, tmp_path / "out.h5ad")
+    assert refused.value.file == section
+    for given in (model.parent, study.run.root / "models", model / "model.json", study.run.root):
+        with pytest.raises(InputError) as refused:
+            predict_section(given, section, tmp_path / "out.h5ad")
+        assert refused.value.file == given
+        assert model.parent.name in refused.value.expected, "it names the models that are there"
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def test_what_differs_is_shown_with_both_values(outputs):
             ["small", "other"],
             ["summary.csv", "is not a table of scores"],
         ),
-        (lambda _: None, ["small", "other", "small"], ["more than two runs"]),
+        (lambda _: None, ["small", "other", "small"], ["RUN", "small other small"]),
     ],
 )
 def test_bad_input_is_refused(outputs, spoil, names, words):

@@ -191,12 +191,12 @@ def test_a_job_that_will_never_start_is_told(slurm, tmp_path):
     study = write_study(tmp_path, "wide")
     process = slurm.start(study, tmp_path, profile(tmp_path / "p", **{"set-threads": ["eda=64"]}))
     said = ""
-    while "will not give" not in said:
+    while "(SLURM job" not in said:
         said = process.stdout.readline()
         assert said, "the run ended"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=300)
-    assert "10_eda asks for resources that the cluster does not have (SLURM job" in said
+    assert "10_eda asks for" in said
     assert process.returncode == 130
 
 
