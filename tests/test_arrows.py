@@ -8,7 +8,7 @@ import histocrypt
 LIBRARY = Path(histocrypt.__path__[0])
 FLOORS = (
     {"errors", "files", "hdf5", "kinds", "paths", "machine", "torchvision_ops", "scratch", "http", "onward", "answer"},
-    {"spatial", "options", "correlation"},
+    {"spatial", "options", "correlation", "figure_style"},
     {"sections"},
     {"tissue"},
     {"targets"},

@@ -263,11 +263,6 @@ def guarded(text: Any) -> Any:
     return text
 
 
-def verbatim(text: str) -> str:
-    """Return text for a figure whose style parses formulas: dollars in it stay as they are."""
-    return text.replace("$", r"\$")
-
-
 def unguarded(text: Any) -> Any:
     """Return what `guarded` was given."""
     return text[1:] if isinstance(text, str) and text.startswith("'") and FORMULA.match(text[1:]) else text

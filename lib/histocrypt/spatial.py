@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.figure_style import CYCLE, LINE, canvas, style
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -346,25 +347,22 @@ def smoothed_ranks(values: np.ndarray, coords: np.ndarray, *, reach: float = REA
 
 
 def spacing_figure(spacings: list[Spacing]) -> Figure:
-    """Draw the distances to the nearest spot, in pitches, one histogram a section."""
-    import matplotlib.pyplot as plt
-
-    columns = min(4, len(spacings))
+    """Draw the distances to the nearest spot, in pitches, one histogram per section."""
+    columns = min(3, len(spacings))
     rows = -(-len(spacings) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2.7 * columns, 1.9 * rows), layout="constrained", squeeze=False, sharex=True
-    )
-    for axis in axes.ravel()[len(spacings) :]:
-        axis.set_axis_off()
-    edges = np.linspace(0, 2.5, 51)
-    for axis, one in zip(axes.ravel(), spacings, strict=False):
-        axis.hist(np.clip(one.nearest_um / max(one.pitch_um, 1e-9), 0, 2.5), bins=edges, color="#35618f")
-        axis.axvspan(1 - UNUSUAL, 1 + UNUSUAL, color="0.9", zorder=0)
-        axis.set_yscale("symlog", linthresh=1)
-        axis.set_title(f"{one.section}: pitch {one.pitch_um:.0f} µm", fontsize=8)
-        axis.tick_params(labelsize=7)
-    figure.supxlabel(
-        "distance to the nearest spot, in pitches (grey: ordinary; the last bar holds all beyond)", fontsize=8
-    )
-    figure.supylabel("spots", fontsize=8)
+    with style():
+        figure, axes = canvas(rows, columns, figsize=(7.4, 1.7 * rows + 0.4), squeeze=False, sharex=True)
+        for axis in axes.ravel()[len(spacings) :]:
+            axis.set_axis_off()
+        edges = np.linspace(0, 2.5, 51)
+        for axis, one in zip(axes.ravel(), spacings, strict=False):
+            axis.axvspan(1 - UNUSUAL, 1 + UNUSUAL, color=LINE, zorder=0)
+            axis.hist(np.clip(one.nearest_um / max(one.pitch_um, 1e-9), 0, 2.5), bins=edges, color=CYCLE[0])
+            axis.set_yscale("symlog", linthresh=1)
+            axis.yaxis.set_major_formatter("{x:,.0f}")
+            axis.set_title(f"{one.section}: pitch {one.pitch_um:.0f} µm", fontsize=8.5)
+        figure.supxlabel(
+            "distance to the nearest spot, in pitches (grey: ordinary; the last bar: all beyond)", fontsize=9
+        )
+        figure.supylabel("spots", fontsize=9)
     return figure

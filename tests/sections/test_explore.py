@@ -61,7 +61,7 @@ def test_gene_maps(section):
     with pytest.raises(InputError, match="'NOBODY'") as refused:
         overview.gene_maps([summary], {"A": None}, name="NOBODY")
     assert refused.value.field == "gene"
-    assert len(overview.spot_maps([summary], min_counts=5).axes) == 3
+    assert len(overview.spot_maps([summary], min_counts=5).axes) == 4  # three places and the colour bar
 
 
 def test_a_shown_figure_is_the_saved_one_and_is_closed(section, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_spacing_counts_doubled_and_isolated_spots():
     assert found.crowded == 2  # the doubled spot and the one it lies on
     assert found.nearest_um.shape == (38,)
     assert 4 < found.neighbours < 8
-    assert len(spacing_figure([found] * 5).axes) == 8
+    assert len(spacing_figure([found] * 5).axes) == 6
 
 
 def test_bad_input_is_one_sentence():

@@ -1,13 +1,9 @@
-"""The report's pictures. Very specific, not for general use. Each returns a matplotlib Figure; `save` writes it.
-
-Colours are from the Okabe-Ito palette, which colour-blind readers can tell apart; no picture relies on colour alone.
-"""
+"""The report's pictures. Very specific, not for general use. Each returns a matplotlib Figure; `save` writes it."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +11,7 @@ import numpy as np
 
 from histocrypt.evaluation.scores import CEILING, title_of
 from histocrypt.evaluation.wording import terms_of
+from histocrypt.figure_style import CYCLE, INK, LINE, MUTED, canvas, log_scale, style
 from histocrypt.files import atomic_path
 from histocrypt.predictors.registry import STACKS
 
@@ -25,62 +22,12 @@ if TYPE_CHECKING:
 
     from histocrypt.evaluation.scores import Scores
 
-INK, MUTED, LINE = "#22313a", "#7b8a92", "#d9e0e3"
 ROLE = {"model": "#0072B2", "baseline": "#8c9aa1", "ceiling": "#009E73"}
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TRAIN, VALIDATION, TEST = "#dfe7ea", "#E69F00", "#0072B2"
-STYLE = {
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "svg.hashsalt": "histocrypt",
-    "text.parse_math": False,  # a gene called $a$ is no formula
-    "figure.constrained_layout.use": True,
-}
 LEGIBLE = 24
 """Sections, or folds, whose names can be read side by side."""
 KINDS = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
 """Media type of each picture a page may hold, by the ending of its file."""
-
-
-@contextmanager
-def style() -> Iterator[Any]:
-    """Apply the report's fonts and colours to what is drawn inside."""
-    import matplotlib as mpl
-    from matplotlib import font_manager
-
-    there = set(font_manager.get_font_names())
-    fonts = [name for name in ("Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans") if name in there]
-    with mpl.rc_context({**STYLE, "font.family": fonts}):
-        yield mpl
-
-
-def canvas(*shape: int, **settings: Any) -> tuple[Figure, Any]:
-    """Return a figure and its axes."""
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(*(shape or (1, 1)), **settings)
-
-
-def log_scale(axes: Axes, *which: str) -> None:
-    """Make the axes ``x`` or ``y`` logarithmic, with plain numbers: `STYLE` parses no formulas, as 10^2 would be."""
-    from matplotlib.ticker import LogFormatter
-
-    for name in which:
-        getattr(axes, f"set_{name}scale")("log")
-        axis = getattr(axes, f"{name}axis")
-        axis.set_major_formatter(LogFormatter())
-        axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
 
 
 def save(figure: Figure, path: Path, *, made: str = "") -> Path:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError, unknown_name
-from histocrypt.evaluation.figures import INK, MUTED, canvas, save, style
+from histocrypt.evaluation.figures import save
+from histocrypt.figure_style import INK, MUTED, RESIDUALS, VALUES, bare, canvas, style
 from histocrypt.files import claim, says
 from histocrypt.pipeline.predictions import read_h5ad, symbols_of
 from histocrypt.sections.genes import GeneNames, meant_by
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 LONGEST_SIDE, GENE_MAP_LONGEST_SIDE = 640, 1400
 """Pixels of the picture under side-by-side maps, and under the map of a single gene."""
-VALUES, RESIDUALS = "viridis", "PuOr_r"
 TOUCHING = 0.92  # of the spot pitch: spots drawn as large as they can be without overlapping
 FADED = 0.35
 TUMOUR = "tumour"
@@ -211,9 +211,8 @@ def window(coords: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
 
 def frame(axes: Axes, low: np.ndarray, high: np.ndarray) -> None:
     """Show ``low`` to ``high`` with y downwards, without ticks or frame."""
-    axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal", xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal")
+    bare(axes)
 
 
 def colour_limits(true: np.ndarray, predicted: np.ndarray) -> tuple[float, float, float]:

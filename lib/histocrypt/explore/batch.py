@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.files import verbatim
+from histocrypt.figure_style import CYCLE, canvas, style
 from histocrypt.targets.transforms import transform
 
 if TYPE_CHECKING:
@@ -223,28 +223,33 @@ def batch_table(views: list[Components], *, seed: int = 0) -> pd.DataFrame:
 
 
 def batch_figure(views: list[Components]) -> Figure:
-    """Draw the first two components of every view: a colour a section, a marker a patient."""
-    import matplotlib.pyplot as plt
+    """Draw the first two components of every view: a colour per section, a marker per patient."""
+    from textwrap import fill
 
-    figure, axes = plt.subplots(1, len(views), figsize=(4.4 * len(views), 4), layout="constrained", squeeze=False)
+    import matplotlib as mpl
+
     sections = list(dict.fromkeys(views[0].sections.tolist()))
     patients = list(dict.fromkeys(views[0].patients.tolist()))
-    palette = plt.get_cmap("tab10" if len(sections) <= 10 else "turbo", max(len(sections), 10))
-    for axis, view in zip(axes.ravel(), views, strict=True):
-        for number, section in enumerate(sections):
-            rows = view.sections == section
-            patient = view.patients[rows][0]
-            axis.scatter(
-                *view.scores[rows, :2].T,
-                s=14,
-                linewidths=0,
-                alpha=0.7,
-                color=palette(number),
-                marker=_MARKERS[patients.index(patient) % len(_MARKERS)],
-                label=verbatim(f"{section} ({patient})"),
-            )
-        axis.set_title(view.view, fontsize=9)
-        axis.set(xlabel=f"PC 1 ({view.share[0]:.0%})", ylabel=f"PC 2 ({view.share[1]:.0%})")
-    if len(sections) <= 20:
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
+    wide = mpl.colormaps["turbo"].resampled(max(len(sections), 2))
+    colours = CYCLE if len(sections) <= len(CYCLE) else [wide(number) for number in range(len(sections))]
+    with style():
+        figure, axes = canvas(1, len(views), figsize=(7.4, 2.9 + 0.14 * -(-min(len(sections), 20) // 4)), squeeze=False)
+        for axis, view in zip(axes.ravel(), views, strict=True):
+            for number, section in enumerate(sections):
+                rows = view.sections == section
+                patient = view.patients[rows][0]
+                axis.scatter(
+                    *view.scores[rows, :2].T,
+                    s=14,
+                    linewidths=0,
+                    alpha=0.7,
+                    color=colours[number],
+                    marker=_MARKERS[patients.index(patient) % len(_MARKERS)],
+                    label=f"{section} ({patient})",
+                )
+            axis.set_title(fill(view.view, 26), fontsize=8.5)
+            axis.set(xlabel=f"PC 1 ({view.share[0]:.0%})", ylabel=f"PC 2 ({view.share[1]:.0%})")
+        if len(sections) <= 20:
+            handles = axes[0, 0].get_legend_handles_labels()
+            figure.legend(*handles, loc="outside lower center", ncols=4, fontsize=8)
     return figure

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.files import verbatim
+from histocrypt.figure_style import CYCLE, MUTED, VALUES, canvas, style
 from histocrypt.spatial import spot_pitch, squares
 from histocrypt.targets.transforms import transform
 
@@ -209,36 +209,37 @@ def confounding_figure(table: pd.DataFrame, cells: pd.DataFrame | None = None) -
     cells
         Cell types, from `over_sections`; drawn as bars on the right where there are any.
     """
-    import matplotlib.pyplot as plt
-
     with_cells = cells is not None and not cells.empty
     panels = 3 if with_cells else 2
-    figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.6), layout="constrained")
-    colours = {RAW: "#b5541c", NORMALISED: "#35618f"}
-    for name, colour in colours.items():
-        for view, style in (("depth", "-"), ("depth_and_density", ":")):
-            shares = np.sort(table[f"{name}:{view}"].dropna())[::-1]
-            label = f"{name}, {view.replace('_and_', ' + ')}"
-            axes[0].plot(np.linspace(0, 100, len(shares)), np.clip(shares, -0.25, 1), style, color=colour, label=label)
-    zero = {"color": "0.6", "linewidth": 0.8}
-    axes[0].axhline(0, **zero)
-    axes[0].set(xlabel="genes, most explained first, %", ylabel="share of variance explained", ylim=(-0.27, 1))
-    axes[0].legend(fontsize=7, frameon=False)
-    raw, normalised = (np.clip(table[f"{name}:depth"], -0.25, 1) for name in (RAW, NORMALISED))
-    points = axes[1].scatter(raw, normalised, c=np.log10(table["mean_count"]), s=8, cmap="viridis", linewidths=0)
-    figure.colorbar(points, ax=axes[1], label="log10 mean count", shrink=0.8)
-    axes[1].axhline(0, **zero)
-    axes[1].axvline(0, **zero)
-    axes[1].set(xlabel=f"explained by depth, {RAW}", ylabel=f"explained by depth, {NORMALISED}")
-    if with_cells:
-        shown = cells.sort_values("depth_and_density", ascending=False).head(15)[::-1]
-        place = np.arange(len(shown))
-        axes[2].barh(place + 0.2, shown["depth"], height=0.4, color="#7d8a97", label="depth")
-        axes[2].barh(place - 0.2, shown["depth_and_density"], height=0.4, color="#2f7f5f", label="depth + density")
-        axes[2].set_yticks(place, _short([verbatim(str(name)) for name in shown.index]), fontsize=7)
-        axes[2].axvline(0, **zero)
-        axes[2].set(xlabel="cell types: share explained", xlim=(max(-0.5, axes[2].get_xlim()[0]), None))
-        axes[2].legend(fontsize=7, frameon=False)
+    colours = {RAW: CYCLE[1], NORMALISED: CYCLE[0]}
+    with style():
+        figure, axes = canvas(1, panels, figsize=(7.4, 2.9))
+        for name, colour in colours.items():
+            for view, line in (("depth", "-"), ("depth_and_density", ":")):
+                shares = np.sort(table[f"{name}:{view}"].dropna())[::-1]
+                label = f"{name}, {view.replace('_and_', ' + ')}"
+                axes[0].plot(
+                    np.linspace(0, 100, len(shares)), np.clip(shares, -0.25, 1), line, color=colour, label=label
+                )
+        zero = {"color": MUTED, "linewidth": 0.8}
+        axes[0].axhline(0, **zero)
+        axes[0].set(xlabel="genes, most explained first, %", ylabel="share of variance explained", ylim=(-0.27, 1))
+        axes[0].legend(fontsize=7)
+        raw, normalised = (np.clip(table[f"{name}:depth"], -0.25, 1) for name in (RAW, NORMALISED))
+        points = axes[1].scatter(raw, normalised, c=np.log10(table["mean_count"]), s=8, cmap=VALUES, linewidths=0)
+        figure.colorbar(points, ax=axes[1], label="log10 mean count", shrink=0.8).outline.set_visible(False)
+        axes[1].axhline(0, **zero)
+        axes[1].axvline(0, **zero)
+        axes[1].set(xlabel=f"explained by depth, {RAW}", ylabel=f"explained by depth, {NORMALISED}")
+        if with_cells:
+            shown = cells.sort_values("depth_and_density", ascending=False).head(15)[::-1]
+            place = np.arange(len(shown))
+            axes[2].barh(place + 0.2, shown["depth"], height=0.4, color=MUTED, label="depth")
+            axes[2].barh(place - 0.2, shown["depth_and_density"], height=0.4, color=CYCLE[2], label="depth + density")
+            axes[2].set_yticks(place, _short([str(name) for name in shown.index]), fontsize=7)
+            axes[2].axvline(0, **zero)
+            axes[2].set(xlabel="cell types: share explained", xlim=(max(-0.5, axes[2].get_xlim()[0]), None))
+            axes[2].legend(fontsize=7)
     return figure
 
 

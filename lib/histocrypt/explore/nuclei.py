@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histocrypt.figure_style import bare, canvas, style
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -27,8 +29,6 @@ def nuclei_figure(tiles_path: str | Path, stain_path: str | Path, *, n: int = 6,
     seed
         Of the choice of tiles.
     """
-    import matplotlib.pyplot as plt
-
     from histocrypt.encoders import morphology
     from histocrypt.tissue.stain import StainStatistics
     from histocrypt.tissue.tiles import read_places, read_tiles
@@ -39,16 +39,17 @@ def nuclei_figure(tiles_path: str | Path, stain_path: str | Path, *, n: int = 6,
     seen = list(morphology.at_scale(tiles, read_places(tiles_path).tile_um / tiles.shape[1]))
     limits = morphology.limits_of(seen, stain)
     n = min(n, len(seen))
-    figure, axes = plt.subplots(2, n, figsize=(1.9 * n, 4.1), layout="constrained", squeeze=False)
-    for axis in axes.ravel():
-        axis.set_axis_off()
-    for column, tile in enumerate(seen[:n]):
-        drawn, count = found_on(tile, stain, limits)
-        axes[0, column].imshow(tile)
-        axes[1, column].imshow(drawn)
-        axes[0, column].set_title(names[some[column]], fontsize=8)
-        axes[1, column].set_title(f"{count} nuclei", fontsize=8)
-    figure.supxlabel("green: outlines of nuclei; blue: clear (lumen, fat, glass); orange: stroma", fontsize=8)
+    with style():
+        figure, axes = canvas(2, n, figsize=(7.4, 2 * 7.4 / max(n, 4) + 0.9), squeeze=False)
+        for axis in axes.ravel():
+            bare(axis)
+        for column, tile in enumerate(seen[:n]):
+            drawn, count = found_on(tile, stain, limits)
+            axes[0, column].imshow(tile)
+            axes[1, column].imshow(drawn)
+            axes[0, column].set_title(names[some[column]].split(":")[-1], fontsize=7.5)
+            axes[1, column].set_title(f"{count} nuclei", fontsize=7.5)
+        figure.supxlabel("green: outlines of nuclei; blue: clear (lumen, fat, glass); orange: stroma", fontsize=8)
     return figure
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError
-from histocrypt.files import verbatim
+from histocrypt.figure_style import CYCLE, INK, LINE, MUTED, SPREAD, VALUES, bare, canvas, style
 from histocrypt.sections.section import SectionSize, size_of
 
 if TYPE_CHECKING:
@@ -245,38 +245,47 @@ def show(figure: Figure, path: Path) -> None:
 
 
 def depth_figure(summaries: list[Summary], *, min_counts: int) -> Figure:
-    """Draw counts per spot and genes per spot, one violin a section, coloured by patient."""
-    import matplotlib.pyplot as plt
-    import pandas as pd
-    import seaborn as sns
-
-    spots = pd.DataFrame(
-        {
-            "section": np.repeat([one.section for one in summaries], [len(one.counts) for one in summaries]),
-            "patient": np.repeat([one.patient for one in summaries], [len(one.counts) for one in summaries]),
-            "log10 counts per spot": np.log10(np.concatenate([one.counts for one in summaries]) + 1),
-            "genes per spot": np.concatenate([one.detected for one in summaries]),
-        }
-    )
-    height = 0.8 + 0.4 * len(summaries)
-    figure, axes = plt.subplots(1, 2, figsize=(10, height), sharey=True, layout="constrained")
-    for axis, column in zip(axes, ("log10 counts per spot", "genes per spot"), strict=True):
-        sns.violinplot(
-            spots, x=column, y="section", hue="patient", ax=axis, cut=0, inner="quart", linewidth=0.8, legend=False
-        )
-        axis.set_ylabel("")
-    axes[0].axvline(np.log10(min_counts + 1), color="0.3", linestyle="--", linewidth=1)
-    axes[0].set_title(f"dashed: {min_counts} counts", fontsize=9)
+    """Draw counts per spot and genes per spot: a violin per section with its quartiles, a colour per patient."""
+    patients = list(dict.fromkeys(one.patient for one in summaries))
+    with style():
+        figure, axes = canvas(1, 2, figsize=(7.4, 0.9 + 0.36 * len(summaries)), sharey=True)
+        for axis, column in zip(axes, ("counts", "detected"), strict=True):
+            for row, one in enumerate(summaries):
+                values = np.log10(getattr(one, column) + 1)
+                colour = CYCLE[patients.index(one.patient) % len(CYCLE)]
+                if np.ptp(values) > 0:
+                    body = axis.violinplot(values, [row], orientation="horizontal", widths=0.85, showextrema=False)
+                    body["bodies"][0].set(facecolor=colour, alpha=0.3, edgecolor="none")
+                low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+                axis.plot([low, high], [row, row], color=colour, linewidth=2.6, solid_capstyle="round")
+                axis.plot(middle, row, "o", markersize=5, color=colour)
+            axis.grid(axis="x", color=LINE, linewidth=0.6)
+            axis.spines["left"].set_visible(False)
+            axis.tick_params(axis="y", length=0)
+            axis.xaxis.set_major_formatter(lambda value, _: f"{10**value:,.0f}")
+        axes[0].set(xlabel=f"counts per spot (dashed: {min_counts})")
+        axes[0].axvline(np.log10(min_counts + 1), color=INK, linestyle="--", linewidth=1)
+        axes[0].set_yticks(range(len(summaries)), [f"{one.section} ({one.patient})" for one in summaries])
+        axes[0].invert_yaxis()
+        axes[1].set(xlabel="genes per spot")
     return figure
 
 
 def spot_maps(summaries: list[Summary], *, min_counts: int, columns: int = 3) -> Figure:
     """Draw every section's H&E with its spots coloured by depth; spots under ``min_counts`` are crossed out."""
-    figure, axes = _tissues(summaries, columns=columns)
-    for axis, one in zip(axes, summaries, strict=True):
-        low = one.counts < min_counts
-        axis.scatter(*one.coords[~low].T, c=np.log10(one.counts[~low] + 1), s=18, cmap="viridis", linewidths=0)
-        axis.scatter(*one.coords[low].T, c="crimson", marker="x", s=16, linewidths=1)
+    with style():
+        figure, axes = _tissues(summaries, columns=columns)
+        most = max(np.log10(one.counts.max(initial=0) + 1) for one in summaries)
+        least = min(np.log10(one.counts.min(initial=0) + 1) for one in summaries)
+        points = None
+        for axis, one in zip(axes, summaries, strict=True):
+            low, depth = one.counts < min_counts, np.log10(one.counts + 1)
+            how = {"cmap": VALUES, "vmin": least, "vmax": most, "linewidths": 0, "s": 14}
+            points = axis.scatter(*one.coords[~low].T, c=depth[~low], **how)
+            axis.scatter(*one.coords[low].T, c=CYCLE[1], marker="x", s=14, linewidths=1)
+        bar = figure.colorbar(points, ax=figure.axes, shrink=0.6, label="counts per spot")
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{10**value:,.0f}")
+        bar.outline.set_visible(False)
     return figure
 
 
@@ -303,38 +312,38 @@ def gene_maps(summaries: list[Summary], ranks: dict[str, np.ndarray | None], *, 
             field="gene",
             fix="give the id or the symbol of a gene that the sections carry",
         )
-    figure, axes = _tissues(summaries, columns=columns)
-    points = None
-    for axis, one in zip(axes, summaries, strict=True):
-        values = ranks.get(one.section)
-        if values is None:
-            axis.set_title(f"{one.section}\nnot measured", fontsize=8)
-            continue
-        points = axis.scatter(
-            *one.coords.T, c=values, s=26, cmap="cividis", vmin=0, vmax=1, linewidths=0.4, edgecolors="white"
+    with style():
+        figure, axes = _tissues(summaries, columns=columns)
+        points = None
+        for axis, one in zip(axes, summaries, strict=True):
+            values = ranks.get(one.section)
+            if values is None:
+                axis.set_title(f"{one.section}: not measured", fontsize=8.5)
+                continue
+            how = {"cmap": SPREAD, "vmin": 0, "vmax": 1, "linewidths": 0.2, "edgecolors": MUTED, "s": 20}
+            points = axis.scatter(*one.coords.T, c=values, **how)
+        bar = figure.colorbar(
+            points, ax=figure.axes, shrink=0.6, ticks=[0.05, 0.5, 0.95], label=f"{name}: smoothed rank"
         )
-    bar = figure.colorbar(
-        points, ax=axes, shrink=0.6, ticks=[0.05, 0.5, 0.95], label=verbatim(f"{name}: smoothed rank")
-    )
-    bar.ax.set_yticklabels(["low", "middle", "high"])
+        bar.ax.set_yticklabels(["low", "middle", "high"])
+        bar.outline.set_visible(False)
     return figure
 
 
 def _tissues(summaries: list[Summary], *, columns: int) -> tuple[Figure, list[Axes]]:
     """Return a figure with the H&E of every section, a scale bar in each, and its axes."""
-    import matplotlib.pyplot as plt
-
     rows = -(-len(summaries) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.6 * rows), layout="constrained", squeeze=False)
+    figure, axes = canvas(rows, columns, figsize=(7.4, 0.2 + 6.8 / columns * rows), squeeze=False)
     for axis in axes.ravel():
-        axis.set_axis_off()
+        bare(axis)
     used = list(axes.ravel()[: len(summaries)])
     for axis, one in zip(used, summaries, strict=True):
         axis.imshow(one.thumbnail)
         bar = 1000 / one.thumbnail_um_per_px
         left, bottom = 0.04 * one.thumbnail.shape[1], 0.97 * one.thumbnail.shape[0]
-        axis.plot([left, left + bar], [bottom, bottom], color="black", linewidth=3, solid_capstyle="butt")
-        axis.set_title(verbatim(f"{one.section}\n{one.patient}, bar 1 mm"), fontsize=8)
+        axis.plot([left, left + bar], [bottom, bottom], color=INK, linewidth=2.5, solid_capstyle="butt")
+        axis.set_title(f"{one.section} ({one.patient})", fontsize=8.5)
+    used[0].set_xlabel("bar: 1 mm", fontsize=7.5, loc="left")
     return figure, used
 
 

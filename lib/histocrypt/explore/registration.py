@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from histocrypt.figure_style import CYCLE, VALUES, bare, canvas, style
 from histocrypt.spatial import spot_pitch, squares, touching
 from histocrypt.tissue import stain
 from histocrypt.tissue.mask import disc_share, sample, tissue_mask
@@ -434,44 +435,44 @@ def registration_table(checked: list[Registration]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("section")
 
 
-def registration_figure(checked: list[Registration], *, columns: int = 4) -> Figure:
-    """Draw the correlation by shift, one map a section; the plus is where the spots are, the ring the best shift."""
+def registration_figure(checked: list[Registration], *, columns: int = 3) -> Figure:
+    """Draw the correlation by shift, one map per section; the plus is where the spots are, the ring the best shift."""
     from textwrap import fill
-
-    import matplotlib.pyplot as plt
 
     columns = min(columns, len(checked))
     rows = -(-len(checked) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.1 * rows), layout="constrained", squeeze=False)
     top = max((float(np.nanmax(one.spearman)) for one in checked if np.isfinite(one.spearman).any()), default=1.0)
     drawn = None
-    for axis in axes.ravel()[len(checked) :]:
-        axis.set_axis_off()
-    for axis, one in zip(axes.ravel(), checked, strict=False):
-        axis.set_title(f"{one.section}: {one.verdict}", fontsize=9)
-        if not np.isfinite(one.best_um[0]):
-            axis.set(xticks=[], yticks=[], box_aspect=1)
-            why = fill(one.sentence.removeprefix("cannot tell: "), 28)
-            axis.text(0.5, 0.5, why, ha="center", va="center", fontsize=8, transform=axis.transAxes)
-            continue
-        ticks = np.unique(one.shifts_um)
-        image = np.full((len(ticks),) * 2, np.nan)
-        column, row = np.searchsorted(ticks, one.shifts_um).T
-        image[row, column] = one.spearman
-        half = (ticks[1] - ticks[0]) / 2
-        extent = (ticks[0] - half, ticks[-1] + half, ticks[-1] + half, ticks[0] - half)
-        drawn = axis.imshow(image, extent=extent, cmap="viridis", vmin=0, vmax=top)
-        (x0, y0), (x1, y1) = one.low_um, one.high_um
-        axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", linewidth=1, linestyle=":")
-        axis.plot(0, 0, "+", color="white", markersize=12, markeredgewidth=2)
-        axis.plot(*one.best_um, "o", markersize=11, markerfacecolor="none", color="#ff8c42", markeredgewidth=2)
-        if one.planted_um is not None:
-            axis.plot(*one.planted_um, "x", color="black", markersize=8, markeredgewidth=2)
-        axis.tick_params(labelsize=7)
-    if drawn is not None:
-        figure.colorbar(drawn, ax=axes, shrink=0.6, label="Spearman's correlation", extend="min")
-    black = ", black cross: the planted truth" if any(one.planted_um is not None for one in checked) else ""
-    figure.supxlabel(
-        f"spots moved by x, y µm; plus: as given, ring: best, dotted: its 95 % interval{black}", fontsize=9
-    )
+    with style():
+        figure, axes = canvas(rows, columns, figsize=(7.4, 7.4 / columns * rows + 0.3), squeeze=False)
+        for axis in axes.ravel()[len(checked) :]:
+            axis.set_axis_off()
+        for axis, one in zip(axes.ravel(), checked, strict=False):
+            axis.set_title(f"{one.section}: {one.verdict}", fontsize=9)
+            if not np.isfinite(one.best_um[0]):
+                bare(axis)
+                axis.set_box_aspect(1)
+                why = fill(one.sentence.removeprefix("cannot tell: "), 28)
+                axis.text(0.5, 0.5, why, ha="center", va="center", fontsize=8, transform=axis.transAxes)
+                continue
+            ticks = np.unique(one.shifts_um)
+            image = np.full((len(ticks),) * 2, np.nan)
+            column, row = np.searchsorted(ticks, one.shifts_um).T
+            image[row, column] = one.spearman
+            half = (ticks[1] - ticks[0]) / 2
+            extent = (ticks[0] - half, ticks[-1] + half, ticks[-1] + half, ticks[0] - half)
+            drawn = axis.imshow(image, extent=extent, cmap=VALUES, vmin=0, vmax=top)
+            (x0, y0), (x1, y1) = one.low_um, one.high_um
+            axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", linewidth=1, linestyle=":")
+            axis.plot(0, 0, "+", color="white", markersize=10, markeredgewidth=2)
+            axis.plot(*one.best_um, "o", markersize=10, markerfacecolor="none", color=CYCLE[4], markeredgewidth=2)
+            if one.planted_um is not None:
+                axis.plot(*one.planted_um, "x", color="black", markersize=7, markeredgewidth=2)
+            axis.tick_params(labelsize=7)
+        if drawn is not None:
+            figure.colorbar(drawn, ax=axes, shrink=0.6, label="Spearman's correlation", extend="min")
+        black = ", black cross: the planted truth" if any(one.planted_um is not None for one in checked) else ""
+        figure.supxlabel(
+            f"spots moved by x, y µm; plus: as given, ring: best, dotted: its 95 % interval{black}", fontsize=9
+        )
     return figure

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt.errors import InputError
+from histocrypt.figure_style import CYCLE, bare, canvas, style
 from histocrypt.files import atomic_path
 from histocrypt.machine import peak_gib
 from histocrypt.spatial import FEW, few_around, spot_pitch
@@ -356,37 +357,37 @@ def alignment(section: Section, cleaned: Path, *, max_side: int = 700) -> Figure
         Longer side of the thumbnail, pixels.
     """
     import anndata as ad
-    import matplotlib.pyplot as plt
 
     kept = ad.read_h5ad(cleaned, backed="r").obsm["spatial"]
     thumbnail, scale = section.image.thumbnail(max_side)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5.6), layout="constrained")
-    for axis, coords, title in (
-        (axes[0], section.coords, f"as given: {section.n_spots} spots"),
-        (axes[1], kept, f"as kept: {len(kept)} spots, outline of the tissue mask"),
-    ):
-        axis.imshow(thumbnail)
-        axis.scatter(*(coords * scale).T, s=10, facecolors="none", edgecolors="tab:blue", linewidths=0.9)
-        axis.set_title(title, fontsize=9)
-        axis.set_axis_off()
-    axes[1].contour(
-        tissue_mask(thumbnail, um_per_px=section.um_per_px / scale), levels=[0.5], colors="crimson", linewidths=0.8
-    )
+    with style():
+        figure, axes = canvas(1, 2, figsize=(7.4, 3.9))
+        for axis, coords, title in (
+            (axes[0], section.coords, f"as given: {section.n_spots} spots"),
+            (axes[1], kept, f"as kept: {len(kept)} spots, outline of the tissue mask"),
+        ):
+            axis.imshow(thumbnail)
+            axis.scatter(*(coords * scale).T, s=10, facecolors="none", edgecolors=CYCLE[0], linewidths=0.8)
+            axis.set_title(title, fontsize=9)
+            bare(axis)
+        axes[1].contour(
+            tissue_mask(thumbnail, um_per_px=section.um_per_px / scale), levels=[0.5], colors=CYCLE[1], linewidths=0.8
+        )
     return figure
 
 
 def tiles(tiles_path: Path, stain_path: Path, *, method: str, n: int = 8, seed: int = 0) -> Figure:
     """Draw ``n`` random tiles as scanned (top) and normalised to the default reference (bottom)."""
-    import matplotlib.pyplot as plt
-
     images, names = read_tiles(tiles_path)
     chosen = np.sort(np.random.default_rng(seed).choice(len(names), size=min(n, len(names)), replace=False))
     images = images[chosen]
     source = stain.StainStatistics.load(stain_path)
     normalised = stain.normalise(images, source=source, reference=stain.DEFAULT_REFERENCE, method=method)
-    figure, axes = plt.subplots(2, len(images), figsize=(1.5 * len(images), 3.2), layout="constrained", squeeze=False)
-    for row, shown in zip(axes, (images, normalised), strict=True):
-        for axis, image in zip(row, shown, strict=True):
-            axis.imshow(image)
-            axis.set_axis_off()
+    with style():
+        figure, axes = canvas(2, len(images), figsize=(7.4, 2 * 7.4 / max(len(images), 4)), squeeze=False)
+        for row, shown, name in zip(axes, (images, normalised), ("as scanned", "normalised"), strict=True):
+            row[0].set_ylabel(name, fontsize=8.5)
+            for axis, image in zip(row, shown, strict=True):
+                axis.imshow(image)
+                bare(axis)
     return figure
