@@ -1,5 +1,10 @@
-"""Every notebook is run small, with nbval comparing the outputs that are stored, and is of the agreed form."""
+"""Every notebook is run small, with nbval comparing the outputs that are stored, and is of the agreed form.
 
+Cells with the line `# NBVAL_CHECK_OUTPUT` keep their outputs, which are those of the small run. After a change that is
+meant, store them anew: `STORE_OUTPUTS=1 python -m pytest tests/notebooks/test_notebooks.py -k "runs_small and 22"`.
+"""
+
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +22,11 @@ from histocrypt.workflow.preloaded import ONE_THREAD, Preloaded
 from histocrypt.workflow.stages import APART, STAGES
 
 NOTEBOOKS = sorted((paths.repository() / "notebooks").glob("*.ipynb"))
+
+CHECKED = "NBVAL_CHECK_OUTPUT"
+KEEP = "keep_output"
+"""Tag of a checked cell, which keeps nbstripout from its outputs."""
+SANITIZE = Path(__file__).parent / "sanitize.cfg"
 
 PARAMETERS = {
     "00_data": {},
@@ -64,8 +74,8 @@ def test_form(path: Path):
         if path.stem.startswith("9"):  # a case is kept as a run left it
             assert cell.execution_count
         else:
-            assert not cell.outputs or "NBVAL_CHECK_OUTPUT" in cell.source
-            assert bool(cell.execution_count) == bool(cell.outputs)
+            assert bool(cell.outputs) == (CHECKED in cell.source) == (KEEP in cell.metadata.get("tags", []))
+            assert not cell.execution_count
     assert path.stat().st_size < 2_000_000
 
 
@@ -85,22 +95,71 @@ def runs_small_under_nbval(path: Path, small_run: Path, tmp_path: Path, preloade
     if path.stem == "00_data":
         parameters["folder"] = str(tmp_path)  # whatever lies in the user's own data folder
     papermill.execute_notebook(path, prepared, parameters=parameters, prepare_only=True, progress_bar=False)
-    copied = tmp_path / "outputs"
+    if os.environ.get("STORE_OUTPUTS"):
+        store_outputs(path, prepared, environment_of(small_run, tmp_path / "first", preloaded))
+    done = under_nbval(prepared, environment_of(small_run, tmp_path / "outputs", preloaded))
+    assert done.returncode == 0, done.stdout[-3000:]
+    cells = sum(cell.cell_type == "code" for cell in nbformat.read(prepared, as_version=4).cells)
+    assert f"{cells} passed" in done.stdout
+
+
+def environment_of(small_run: Path, copied: Path, preloaded: dict[str, str]) -> dict[str, str]:
+    """Copy the small run, and return the environment of a notebook that reads and writes the copy."""
     shutil.copytree(small_run / "small", copied / "small", symlinks=True)
-    command = [sys.executable, "-m", "histocrypt.workflow.measure", str(tmp_path / "nbval.log"), "pytest", "-q"]
-    command += ["-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env", f"--rootdir={tmp_path}"]
-    done = subprocess.run(
-        [*command, str(prepared)],
-        # What is computed again lies in a cache made to be shared; a copy could miss what another worker is writing.
-        env={**environment(copied), **preloaded, "PYTEST_ADDOPTS": "", "HISTOCRYPT_CACHE": str(small_run / "cache")},
+    # What is computed again lies in a cache made to be shared; a copy could miss what another worker is writing.
+    return {**environment(copied), **preloaded, "HISTOCRYPT_CACHE": str(small_run / "cache")}
+
+
+def under_nbval(path: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.get("outputs"):
+            cell.execution_count = 1  # nbval takes no output of a cell without; nbstripout leaves none
+    nbformat.write(notebook, path)
+    log = str(path.parent / "nbval.log")
+    command = [sys.executable, "-m", "histocrypt.workflow.measure", log, "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["--nbval-lax", "--nbval-current-env", f"--nbval-sanitize-with={SANITIZE}", f"--rootdir={path.parent}"]
+    return subprocess.run(
+        [*command, str(path)],
+        env={**environment, "PYTEST_ADDOPTS": ""},
         cwd=paths.repository(),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-3000:]
-    cells = sum(cell.cell_type == "code" for cell in nbformat.read(prepared, as_version=4).cells)
-    assert f"{cells} passed" in done.stdout
+
+
+def store_outputs(path: Path, prepared: Path, environment: dict[str, str]) -> None:
+    """Run a prepared notebook, and keep what its checked cells say in it and in the repository; no pictures."""
+    made = prepared.with_suffix(".made.ipynb")
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(prepared.parent)]
+    subprocess.run([*command, str(prepared), str(made)], env=environment, check=True)
+    outputs = {cell.id: cell.get("outputs") for cell in nbformat.read(made, as_version=4).cells}
+    for target in (path, prepared):
+        notebook = nbformat.read(target, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code" and CHECKED in cell.source:
+                cell.outputs = [without_pictures(output) for output in outputs[cell.id]]
+                cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), KEEP})
+        nbformat.write(notebook, target)
+
+
+def without_pictures(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    if "data" in output:
+        output.data = {kind: value for kind, value in output.data.items() if not kind.startswith("image/")}
+    if "execution_count" in output:
+        output.execution_count = None
+    return output
+
+
+@pytest.mark.parametrize(("stored", "passes"), [("0.1299 after 3 s", True), ("0.1399 after 3 s", False)])
+def test_values_are_compared_but_for_times_and_last_digits(stored, passes, tmp_path, preloaded):
+    cell = nbformat.v4.new_code_cell(f"# {CHECKED}\nprint('0.1234 after 2.5 s')")
+    cell.outputs = [nbformat.v4.new_output("stream", text=f"{stored}\n")]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "one.ipynb")
+    done = under_nbval(tmp_path / "one.ipynb", {**os.environ, **preloaded})
+    assert (done.returncode == 0) == passes, done.stdout
+    assert f"1 {'passed' if passes else 'failed'}" in done.stdout
 
 
 HALF = len(NOTEBOOKS) // 2
