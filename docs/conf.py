@@ -132,8 +132,22 @@ def to_shown_pages(_: object, doctree: nodes.document) -> None:
                 link.attributes.update(refdomain="std", reftype="doc", reftarget=f"/reference/{name}", refexplicit=True)
 
 
+def keep_tables(_app: object, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
+    """Show a table of a docstring as it stands in the code: its bars mean something else to Sphinx."""
+    kept: list[str] = []
+    for line in lines:
+        inside = line.lstrip().startswith("|")
+        if inside and not (kept and kept[-1].lstrip().startswith("|")):
+            kept += ["", "::", ""]
+        elif kept and kept[-1].lstrip().startswith("|") and line.strip():
+            kept.append("")
+        kept.append(f"   {line}" if inside else line)
+    lines[:] = kept
+
+
 def setup(app: Sphinx) -> None:
-    """Have links followed once a page is read."""
+    """Have docstrings and links changed once they are read."""
+    app.connect("autodoc-process-docstring", keep_tables)
     app.connect("doctree-read", to_shown_pages)
 
 

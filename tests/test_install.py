@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -101,6 +102,22 @@ def test_conda_gets_the_same_versions():
     exact = [item.split("==") for item in by_pip if "==" in item]
     assert dict(exact) == {name: versions[name] for name in ("torch", "torchvision")}
     assert "-r requirements.lock" in by_pip
+
+
+def test_a_conda_package_holds_the_same_versions():
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert recipe["context"]["version"] == project["version"]
+    about = recipe["about"]
+    assert (about["license"], about["summary"]) == (project["license"], project["description"])
+    steps = [step.removeprefix("python -m pip install ").split() for step in recipe["build"]["script"]]
+    versions = locked(LINUX | {"python_version": "3.11"})
+    exact = dict(word.split("==") for step in steps for word in step if "==" in word)
+    assert exact == {name: versions[name] for name in ("torch", "torchvision")}
+    files = [step[step.index("-r") + 1] for step in steps if "-r" in step]
+    assert files == ["requirements.lock"]
+    pythons = {need for part in ("host", "run") for need in recipe["requirements"][part] if need.startswith("python")}
+    assert pythons == {"python 3.11.*"}
 
 
 def call(*arguments: str, script: Path = SCRIPT, **settings: str) -> subprocess.CompletedProcess:

@@ -68,16 +68,23 @@ MODEL_WORDS = {
 }
 """The glossary's line for every model a page may show."""
 ATTACK_WORDS = {
-    "loss threshold": "Takes a small error for a sign that a patient was trained on.",
+    "loss threshold": "Takes a small error as a sign of membership in the training data.",
     "calibrated": "Compares the error with that of models that did not see the patient.",
     "LiRA": "Likelihood ratio: how likely the error is with and without the patient, by models of both kinds.",
-    "RMIA": "Asks how many strangers the patient’s likelihood ratio exceeds.",
-    "quantile": "Compares the error with a high quantile of similar strangers’ errors.",
+    "RMIA": "Counts how many other patients have a smaller likelihood ratio than this one.",
+    "quantile": "Compares the error with a high quantile of the errors on similar spots of other patients.",
     "learned": "A classifier trained on models whose members are known.",
     "denoising loss": "Takes a generator’s small error in a tile’s noise for membership.",
     "closest record": "Looks for drawn tiles that lie near a patient’s.",
+    "density ratio": "Compares how many drawn tiles lie around a patient’s tile with how many another set has there.",
+    "classifier of sets": "A classifier that tells sets drawn with a patient in training from sets drawn without.",
+    "Share nearer": "Counts drawn tiles that lie nearer to a training tile than tiles of other patients do.",
+    "offline": "The same attack with only models that did not see the patient.",
+    "training repeated": "The same attack on several models trained alike: it judges the training, not one model.",
+    "by shadow generators": "The same attack with the help of generators whose members are known.",
+    "decrypted": "The same attack on the outputs that the key owner decrypts.",
 }
-"""The glossary's line for an attack, by how its name begins."""
+"""The glossary's line for an attack, or for a variant of one, by a part of its name."""
 CEILING_WORDS = {
     NOISE_CEILING: (
         "Noise ceiling",
@@ -303,8 +310,8 @@ def answer(scores: Scores) -> list[str]:
     if CEILING in scores.of(main).index:
         ceiling = scores.of(main).loc[CEILING, "pearson"]
         lines.append(
-            "The tissue is simulated, so the right answer is known: with this noise, no reader of the image can be "
-            f"expected to do better than about {number(ceiling)}, of which {title_of(best)} recovers "
+            "The tissue is simulated, so the right answer is known. With this noise, no reader of the image can do "
+            f"better than about {number(ceiling)}, of which {title_of(best)} recovers "
             f"{100 * row['recovered']:.0f} %."
         )
     if np.isfinite(row[NOISE_CEILING]):
@@ -333,7 +340,7 @@ def within(scores: Scores, model: str, transform: str) -> str:
         f"Within a spot, {title_of(model)} orders the cell types with a mean Spearman correlation of "
         f"{number(row[WITHIN])} ({span(row[f'{WITHIN}_low'], row[f'{WITHIN}_high'])}). The mean profile, which gives "
         f"every spot the same composition, already reaches {number(profile[WITHIN])}, because some cell types are "
-        f"common everywhere; what the model adds is the difference, {number(pair['difference'], sign=True)} "
+        f"common everywhere; the model adds the difference, {number(pair['difference'], sign=True)} "
         f"({span(pair['low'], pair['high'], sign=True)})."
     )
 
@@ -388,8 +395,8 @@ def limits(scores: Scores) -> list[str]:
         lines.append(f"Too few blocks of tissue for a trustworthy interval in: {few}.")
         if 1 in scores.notes["few_blocks"].values():
             lines.append(
-                "A section of a single block takes no part in intervals; smaller blocks are set by "
-                "`evaluation: {block_um: ...}`."
+                "Sections of a single block are left out of the intervals; `evaluation: {block_um: ...}` in the study "
+                "file sets smaller blocks."
             )
     if scores.notes["unscored_genes"]:
         each = listed({name: len(genes) for name, genes in scores.notes["unscored_genes"].items()})
