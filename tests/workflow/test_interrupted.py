@@ -134,8 +134,8 @@ def test_a_stopped_run_stops_its_jobs_and_keeps_what_is_done(request, tmp_path, 
 
 def test_a_run_killed_midway_goes_on_and_ends_the_same(request, tmp_path, demo_tissue):
     """Kill everything during training; the next run finishes, and its models and scores equal the undisturbed run's."""
-    models = {name: MODELS[name] for name in ("vision_mlp", "fhe_head")}
-    study = write_study(tmp_path, "small", models=models, stacking=None, encrypted={"sections": 1})
+    models = {"vision_mlp": MODELS["vision_mlp"]}  # beside the baselines: one that is trained by epochs is enough
+    study = write_study(tmp_path, "small", models=models, stacking=None)
     command = [sys.executable, "-m", "histocrypt", "run", str(study), "--cores", "2"]
     run = tmp_path / "small"
     demo_tissue(run / "demo_tissue")
