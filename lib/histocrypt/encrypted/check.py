@@ -55,7 +55,8 @@ def check_section(
         "keys_mib": keys / 2**20,
         "up_mib": up / 2**20,
         "down_mib_at_most": down / 2**20,
-        "time": _time(offered, chosen, number),
+        "processor_seconds": _seconds(offered, chosen, number),
+        "estimate": offered.about.get("estimate"),
     }
 
 
@@ -72,21 +73,25 @@ def render(found: dict[str, Any]) -> str:
             + (f"; not sent: {gone}" if gone else ""),
             f"traffic: {found['keys_mib']:.1f} MiB of keys and {found['up_mib']:.1f} MiB of spots up, at most "
             f"{found['down_mib_at_most']:.1f} MiB down",
-            f"time: {found['time']}",
+            f"time: {_time(found)}",
             "nothing was encrypted, and nothing was sent",
         ]
     )
 
 
-def _time(offered: Client, chosen: Client, number: int) -> str:
-    """Return about how long a request takes, as far as the public part tells."""
-    if "estimate" in offered.about:
-        return offered.about["estimate"]
+def _time(found: dict[str, Any]) -> str:
+    if found["estimate"]:
+        return found["estimate"]
+    if found["processor_seconds"] is None:
+        return "unknown: the public part does not tell"
+    return (
+        f"about {max(1, round(found['processor_seconds']))} s of processor time on both sides together, plus transfer"
+    )
+
+
+def _seconds(offered: Client, chosen: Client, number: int) -> float | None:
+    """Return about how long both sides compute for a request; None where the public part does not tell."""
     batches = [one for one in forms(offered).values() if one.form == "batch"]
     if chosen.form == "batch":
-        seconds = chosen.seconds(number * chosen.places)
-    elif batches:
-        seconds = number / BREAK_EVEN * min(one.seconds(1) for one in batches)
-    else:
-        return "unknown: the public part does not tell"
-    return f"about {max(1, round(seconds))} s of a processor, of both sides together, and of the line"
+        return chosen.seconds(number * chosen.places)
+    return number / BREAK_EVEN * min(one.seconds(1) for one in batches) if batches else None
