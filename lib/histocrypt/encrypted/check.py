@@ -55,7 +55,7 @@ def check_section(
         "keys_mib": keys / 2**20,
         "up_mib": up / 2**20,
         "down_mib_at_most": down / 2**20,
-        "processor_seconds": _seconds(offered, chosen, number),
+        "processor_seconds": None if "estimate" in offered.about else _seconds(offered, chosen, number),
         "estimate": offered.about.get("estimate"),
     }
 

@@ -150,7 +150,8 @@ def compile_model(model_folder: str | Path, output: str | Path, *, looks: bool =
     write_bundle(Path(output), compiled, about, private, plan)
     write_text(Path(output) / "card.md", bundle_card(load_client(output), said))
     return (
-        f"{output}: {about['title']} ({about['model']}), {lowered.levels} level{'s' * (lowered.levels != 1)} at N = 2^{parameters.logn}, "
+        f"{output}: {about['title']} ({about['model']}), "
+        f"{lowered.levels} level{'s' * (lowered.levels != 1)} at N = 2^{parameters.logn}, "
         f"log QP {parameters.log_qp}, at least {SECURITY_BITS} bits; {sum(compiled.diagonals)} diagonals, "
         f"{len(compiled.rotations)} rotation keys{said}; public part {Path(output) / 'client.json'}"
     )

@@ -247,7 +247,8 @@ def evaluate_request(
     }
     write_json(output / "cost.json", cost)
     return (
-        f"{output}: {len(pending)} message{'s' * (len(pending) != 1)}, loaded in {loading:.1f} s, evaluated in {seconds:.1f} s "
+        f"{output}: {len(pending)} message{'s' * (len(pending) != 1)}, "
+        f"loaded in {loading:.1f} s, evaluated in {seconds:.1f} s "
         f"({seconds / len(pending):.2f} s each, {workers} at once), peak {peak_gib() or 0.0:.2f} GiB"
     )
 
