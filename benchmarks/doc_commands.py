@@ -31,7 +31,7 @@ OUTSIDE = {"apt-get", "curl", "docker", "hf", "mkdir", "pip", "pre-commit", "sba
 OWN = {"histocrypt", "python", "bash", "papermill", "pytest", "make", "sphinx-build"}
 NOT_COMMANDS = {"histocrypt service card"}  # what a signature begins with
 SERVERS = ("serve", "fhe serve")
-MENTIONED = r"histocrypt (run|score|map|export|import-weights|check|fhe \w+|predict( FOLDER| SLIDE)?)"
+MENTIONED = r"histocrypt (run|score|map|export|import-weights|check|fhe( \w+)?|predict( FOLDER| SLIDE| SECTION --measured \S+)?)"
 LINE = re.compile(r"^(?:[A-Z]+=\S+\s+)?(?:sudo\s+)?((?:\S*/)?[\w.-]+)(?:\s|$)")
 
 
@@ -123,7 +123,7 @@ def _split(said: str) -> Iterator[str]:
 
 REASONS = (
     (r"^(sudo )?docker |tests/docker|nvidia-smi", "needs Docker"),
-    (r"^(sudo |apt-get|source |mkdir )", "changes the machine or the shell, not HistoCrypt"),
+    (r"^(sudo |apt-get|source |mkdir )|install-completion", "changes the machine or the shell, not HistoCrypt"),
     (
         r"^(pip|pre-commit) |^bash install_host.sh( demo| test)?$",
         "installs from the network; CI and a bare machine do it",
@@ -143,6 +143,9 @@ REASONS = (
         r"outputs/breast|fold_HER2ST_C_BT5714|unseen_figure|studies/breast_unseen|model_table.py (breast|demo_)",
         "needs a finished run of the real study",
     ),
+    (r"--until 32_multitask", "needs a study with he2gene; the demo study runs this notebook"),
+    (r"-p truth ", "needs measured counts of the slide; the demo study runs this notebook with them"),
+    (r"map OUT.h5ad --gene EPCAM", "needs a finished run of the real study"),
     (r"fhe_resnet18", "12 GiB of disk, half an hour"),
     (
         r"import-weights epoch.pth",
@@ -192,11 +195,11 @@ def values(folder: Path, data: Path) -> dict[str, str]:
     runs = {"STUDY": "demo", "RUN": "outputs/demo", "OTHER": "outputs/demo", "A": "demo", "B": "demo", "breast": "demo"}
     names = {
         "ID": slide.stem,
-        "NAME": "hospital-a",
+        "client.json": "bundle/client.json",
+        "NAME": "hospital-b",
         "F": "tokens",
         "UM": "0.688",
         "GEOJSON": f"{slide.stem}.geojson",
-        "pred.h5ad": "OUT.h5ad",
     }
     return {name: str(value) for name, value in (pictures | sections | studies | runs | names).items()}
 
@@ -243,6 +246,8 @@ def _environment(folder: Path) -> dict[str, str]:
 def run(command: Command, folder: Path, known: dict[str, str], limit: float) -> tuple[str, float]:
     """Run one command; return its exit code, or what else became of it, and seconds."""
     words = [known.get(word, re.sub(r"/ID/", f"/{known['ID']}/", word)) for word in command.words]
+    if "demo-tissue" in words:
+        words = ["made" if word == known["FOLDER"] else word for word in words]
     log = folder / "logs" / f"{command.page.replace('/', '_')}_{command.line}.log"
     began = time.monotonic()
     with log.open("w") as out:
@@ -286,6 +291,7 @@ def main() -> int:
     given = parser.parse_args()
     folder = given.folder.resolve()
     todo = [one for one in distinct(commands()) if given.only in one.text]
+    todo.sort(key=lambda one: " pred.h5ad" in one.text.replace("-o pred.h5ad", ""))  # last, once it is there
     if not given.list:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         shutil.copytree(ROOT / "docs", folder / "docs", dirs_exist_ok=True)  # commands write pictures there
