@@ -31,7 +31,10 @@ OUTSIDE = {"apt-get", "curl", "docker", "hf", "mkdir", "pip", "pre-commit", "sba
 OWN = {"histocrypt", "python", "bash", "papermill", "pytest", "make", "sphinx-build"}
 NOT_COMMANDS = {"histocrypt service card"}  # what a signature begins with
 SERVERS = ("serve", "fhe serve")
-MENTIONED = r"histocrypt (run|score|map|export|import-weights|check|fhe( \w+)?|predict( FOLDER| SLIDE| SECTION --measured \S+)?)"
+MENTIONED = (
+    r"histocrypt (run|score|map|export|import-weights|check|fhe( \w+)?|"
+    r"predict( FOLDER| SLIDE| SECTION --measured \S+)?)"
+)
 LINE = re.compile(r"^(?:[A-Z]+=\S+\s+)?(?:sudo\s+)?((?:\S*/)?[\w.-]+)(?:\s|$)")
 
 
@@ -230,7 +233,7 @@ def _started(words: list[str | Path], folder: Path, out: TextIO | None = None) -
 
 def _end(process: subprocess.Popen) -> None:
     """End a command with all that it started."""
-    for how in (signal.SIGINT, signal.SIGKILL):
+    for how in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, how)
         try:
