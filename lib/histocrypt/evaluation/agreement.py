@@ -106,7 +106,7 @@ def shown(summary: dict[str, Any]) -> pd.DataFrame:
         f"largest error, {unit}": f"{summary['max_abs_error']:.1e}",
         f"mean error, {unit}": f"{summary['mean_abs_error']:.1e}",
         "precision of the mean error, bits": f"{summary['precision_bits']:.1f}",
-        "largest change of a gene's correlation with what was measured": f"{summary['max_pcc_difference']:.1e}",
+        "largest change of a gene's correlation": f"{summary['max_pcc_difference']:.1e}",
     }
     return pd.Series(rows, name="value").to_frame()
 
