@@ -52,7 +52,8 @@ def journey(
     tile
         (S, S, 3) uint8, what the hospital sees.
     ciphertext
-        What the evaluator sees; the lowest byte of its last 65,536 coefficients is drawn as grey values.
+        What the evaluator sees; the lowest byte of its last 4,096 coefficients, those of one polynomial, is drawn as
+        grey values.
     symbols
         Names of the genes.
     clear, encrypted
@@ -64,7 +65,7 @@ def journey(
         figure, (left, middle, right) = canvas(1, 3, figsize=(9.5, 3.2), width_ratios=[1, 1, 1.35])
         left.imshow(tile)
         left.set_title("what the hospital sees")
-        pixels = (np.frombuffer(ciphertext[-8 * 65536 :], dtype="<u8") & 255).reshape(256, 256)
+        pixels = (np.frombuffer(ciphertext[-8 * 4096 :], dtype="<u8") & 255).reshape(64, 64)
         middle.imshow(pixels, cmap="gray", interpolation="nearest")
         among = f",\n{places} spots" if places > 1 else ""
         middle.set_title(f"what the evaluator sees ({len(ciphertext) / 2**20:.1f} MiB{among})")
