@@ -227,6 +227,11 @@ class RunFolder:
         return self.root / "evaluation"
 
     @property
+    def viewer(self) -> Path:
+        """Spots that somebody drew around in `72_viewer` and exported: tables, never read again."""
+        return self.root / "viewer"
+
+    @property
     def after(self) -> Path:
         """What people do with predictions, held against the same of measured counts: tables and figures."""
         return self.root / "after_prediction"

@@ -208,6 +208,37 @@ def test_controls_keys_and_tabs_work(page, tmp_path, scored):
     assert found["report"] is False
 
 
+def test_part_of_a_name_narrows_the_list_and_spots_fade(page, tmp_path):
+    script = (
+        PIXELS
+        + """
+    const get = (name) => document.getElementById(name);
+    const type = (text) => { get("viewer-find").value = text; get("viewer-find").dispatchEvent(new Event("input")); };
+    const names = () => [...get("viewer-gene").options].map((one) => one.textContent);
+    get("tab-viewer").click();
+    const all = names();
+    const shown = get("viewer-gene").value;
+    type("zzz"); const none = { names: names(), said: get("viewer-found").textContent };
+    type("ene01"); const some = { names: names(), said: get("viewer-said").textContent, hash: location.hash };
+    const opaque = ink("true");
+    get("viewer-alpha").value = 0; get("viewer-opacity").value = 0;
+    get("viewer-alpha").dispatchEvent(new Event("input"));
+    document.body.dataset.found = JSON.stringify({ all, none, some, opaque, faded: ink("true") });
+    """
+    )
+    import html
+    import json
+
+    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', opened(page, tmp_path, script=script))[1]))
+    assert found["none"]["names"] == []
+    assert "zzz" in found["none"]["said"]
+    assert found["some"]["names"] == [name for name in found["all"] if "GENE01" in name]
+    assert 0 < len(found["some"]["names"]) < len(found["all"])
+    assert found["some"]["said"].startswith("GENE01")
+    assert found["opaque"] > 3
+    assert found["faded"] == 1  # white: neither spots nor tissue
+
+
 def test_names_that_are_not_there_are_said_in_place(page, tmp_path):
     dom = opened(page, tmp_path, address="#viewer=nobody,Z%26%3Cb%3E,GENE011")
     assert text_of(dom, "viewer-said").startswith("This page holds no model called nobody. This page holds no section")

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 import websocket
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-KEYS = {"Enter": 13}
+KEYS = {"Enter": 13, "ArrowLeft": 37}
 CENTRE = """(() => {
   const found = [...document.querySelectorAll(%s)].filter(one => one.offsetParent || one.getClientRects().length);
   const one = found.find(one => %s === null || (one.textContent || one.value || "").trim() === %s);
@@ -82,6 +82,14 @@ class Page:
         for clicks in range(1, count + 1):
             for what in ("mousePressed", "mouseReleased"):
                 self.call("Input.dispatchMouseEvent", type=what, x=x, y=y, button="left", clickCount=clicks)
+
+    def drag(self, places: list[tuple[float, float]]) -> None:
+        """Press at the first place (x, y of what is seen), move through the others, release at the last."""
+        for number, (x, y) in enumerate(places):
+            what = "mouseMoved" if number else "mousePressed"
+            self.call("Input.dispatchMouseEvent", type=what, x=x, y=y, button="left", buttons=1, clickCount=1)
+        x, y = places[-1]
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, button="left", clickCount=1)
 
     def type(self, text: str) -> None:
         self.call("Input.insertText", text=text)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from tests.notebooks.browser import CHROMIUM, Page, page
@@ -35,6 +36,7 @@ IDLE = "document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle
 ENDS = "one => `${one.src.length} ${one.src.slice(-300, -30)}`"
 PICTURES = f"[...document.querySelectorAll('.jp-OutputArea-output img')].map({ENDS})"
 SENTENCE = "document.querySelector('.jupyter-widgets [role=status]').textContent"
+FOUND = "[...document.querySelectorAll('[role=status]')].find(one => one.textContent.includes({!r}))"
 
 # Without a screen, Chromium opens no list of a select: the neighbouring option is picked as the list would.
 OTHER_OPTION = """(() => {
@@ -157,7 +159,7 @@ def test_a_notebook_runs_by_clicking(lab, tmp_path):
     assert_clean(lab.ran("10_eda"))
 
 
-def test_the_viewer_follows_its_controls(lab, tmp_path):
+def test_the_viewer_follows_its_controls(lab, predicted, tmp_path):
     with page(tmp_path) as browser:
         opened(browser, lab, "72_viewer", tmp_path)
         run_all(browser, seconds=300)
@@ -178,23 +180,48 @@ def test_the_viewer_follows_its_controls(lab, tmp_path):
             chosen = browser.ask(OTHER_OPTION % (json.dumps(label), step))
             seen(chosen.replace("\xa0", " "), label.lower())
 
-        offered = browser.ask("[...document.querySelectorAll('.widget-text datalist option')].map(one => one.value)")
-        at_first = browser.ask("document.querySelector('.widget-text input').value")
-        for other in (gene for gene in offered if gene != at_first):
-            gene_typed(browser, other)
-            browser.wait(f"{SENTENCE}.includes({other!r})")
-            if "no model predicts it" not in browser.ask(SENTENCE):  # panels of folds differ
-                break
+        listed = "[...document.querySelectorAll('.widget-select option')].map(one => one.textContent)"
+        everything = browser.ask(listed)
+        typed(browser, everything[-1][:3].lower())
+        browser.wait(f"{listed}.length < {len(everything)}")
+        narrowed = browser.ask(listed)
+        assert narrowed == [label for label in everything if everything[-1][:3] in label.split()[0]]
+        at_first = browser.ask(SENTENCE).split()[0]
+        other = next(label.split()[0] for label in narrowed if label.split()[0] != at_first and "(" not in label)
+        typed(browser, other)
         seen(other, "viewer")
-
-        gene_typed(browser, "NOSUCHGENE")
-        browser.wait(f"{SENTENCE}.includes('NOSUCHGENE')")
+        typed(browser, "NOSUCHGENE")
+        browser.wait(f"{listed}.length === 0")
+        assert browser.ask(FOUND.format("NOSUCHGENE") + " !== undefined")
         assert browser.ask(PICTURES) == shown[-1]
-        assert len({pictures[0] for pictures in shown}) == 4
+
+        browser.ask("document.querySelectorAll('.widget-slider .noUi-handle')[1].focus()")
+        browser.press("ArrowLeft")
+        seen(other, "faded")
+
+        drawn_around(browser, [(0.32, 0.3), (0.4, 0.3), (0.4, 0.7), (0.32, 0.7)])
+        seen(other, "lasso")
+        inside = int(browser.wait(FOUND.format("Inside the lasso: ") + "?.textContent.match(/\\d+/)[0]"))
+        assert int(browser.ask("document.querySelector('.histocrypt-spots td').textContent")) == inside > 2
+        browser.click("button.jupyter-button")
+        path = Path(browser.wait(FOUND.format("Written: ") + "?.querySelector('code').textContent"))
+        assert path.parent.parent == predicted.parent / "small"
+        written = pd.read_csv(path)
+        assert len(written) == inside
+        assert set(written["symbol"]) == {other}
+        assert len({pictures[0] for pictures in shown}) == len(shown) == 6
         assert not browser.complaints
 
 
-def gene_typed(browser: Page, gene: str) -> None:
+def drawn_around(browser: Page, corners: list[tuple[float, float]]) -> None:
+    """Draw a lasso through shares of the picture's width and height."""
+    place = "(({ x, y, width, height }) => [x, y, width, height])"
+    left, top, width, height = browser.ask(
+        f"{place}(document.querySelector('.jp-RenderedImage img').getBoundingClientRect())"
+    )
+    browser.drag([(left + width * x, top + height * y) for x, y in corners])
+
+
+def typed(browser: Page, text: str) -> None:
     browser.click(".widget-text input", count=3)
-    browser.type(gene)
-    browser.press("Enter")
+    browser.type(text)

@@ -33,6 +33,8 @@ LONGEST_SIDE, GENE_MAP_LONGEST_SIDE = 640, 1400
 """Pixels of the picture under side-by-side maps, and under the map of a single gene."""
 TOUCHING = 0.92  # of the spot pitch: spots drawn as large as they can be without overlapping
 FADED = 0.35
+RASTER_SIDE = 640
+"""Pixels along the longest side of spots that are drawn as pixels."""
 TUMOUR = "tumour"
 MADE = "made by histocrypt map"
 """What a picture says of its maker, so that the next one may take its place."""
@@ -107,7 +109,10 @@ def side_by_side(
     image: np.ndarray | None,
     diameter: float | None = None,
     opacity: float = FADED,
+    alpha: float = 1.0,
     residual: bool = True,
+    width: float = 7.4,
+    raster: bool = False,
 ) -> Figure:
     """Draw the section's picture beside measured, predicted and residual maps of a few genes.
 
@@ -127,21 +132,26 @@ def side_by_side(
         Diameter of a spot, in units of ``coords``; None draws them so large that they nearly touch.
     opacity
         Of the picture under the spots, 0 to 1.
+    alpha
+        Opacity of the spots, 0 to 1.
     residual
         Whether a last column shows predicted less measured values.
+    width
+        Of the whole, inches.
+    raster
+        Draw spots as pixels: several times faster where there are thousands, and too coarse to be enlarged.
     """
     low, high = window(coords, spacing)
     aspect = (high[1] - low[1]) / (high[0] - low[0])
     columns = 2 + residual + (image is not None)
-    width = 7.4 / columns
+    tall = len(panels) * (width / columns * aspect * 0.8 + 0.12) + 0.3
     with style():
-        figure, axes = canvas(
-            len(panels), columns, figsize=(7.4, len(panels) * (width * aspect * 0.8 + 0.12) + 0.3), squeeze=False
-        )
+        figure, axes = canvas(len(panels), columns, figsize=(width, tall), squeeze=False)
         for row, panel in zip(axes, panels, strict=True):
             true, predicted = panel["true"], panel["predicted"]
             least, most, reach = colour_limits(true, predicted)
-            look = {"diameter": diameter or TOUCHING * spacing, "image": image, "opacity": opacity}
+            look = {"diameter": diameter or TOUCHING * spacing, "image": image, "opacity": opacity, "alpha": alpha}
+            look["raster"] = raster
             if image is not None:
                 row[0].imshow(image, interpolation="bilinear")
             first = int(image is not None)
@@ -171,15 +181,24 @@ def spot_map(
     image: np.ndarray | None = None,
     opacity: float = FADED,
     bar: bool = True,
+    raster: bool = False,
 ) -> Any:
     """Draw (n,) ``values`` as discs of ``diameter`` at (n, 2) ``coords``, over a faded picture, with a colour bar.
 
     ``limits`` of the colours are those of the values if not given. Returns the bar, or None without one.
     """
+    from matplotlib.cm import ScalarMappable
     from matplotlib.collections import EllipseCollection
+    from matplotlib.colors import Normalize
 
     if image is not None:
         axes.imshow(image, alpha=opacity, interpolation="bilinear")
+    colours = ScalarMappable(Normalize(*(limits or colour_limits(values, values)[:2])), cmap)
+    if raster:
+        where, extent = disc_pixels(coords, diameter)
+        rgba = np.vstack([colours.to_rgba(values, alpha=alpha, bytes=True), np.zeros((1, 4), np.uint8)])
+        axes.imshow(rgba[where], extent=extent, interpolation="antialiased")
+        return _bar(axes, colours) if bar else None
     size = np.full(len(coords), diameter)
     discs = EllipseCollection(
         size,
@@ -195,13 +214,34 @@ def spot_map(
         edgecolors=MUTED,
     )
     axes.add_collection(discs)
-    discs.set_clim(*(limits or colour_limits(values, values)[:2]))
-    if not bar:
-        return None
-    drawn = axes.figure.colorbar(discs, ax=axes, shrink=0.75, pad=0.02, aspect=18)
+    discs.set_norm(colours.norm)
+    return _bar(axes, discs) if bar else None
+
+
+def _bar(axes: Axes, colours: Any) -> Any:
+    drawn = axes.figure.colorbar(colours, ax=axes, shrink=0.75, pad=0.02, aspect=18)
     drawn.outline.set_visible(False)
     drawn.ax.tick_params(labelsize=7, length=2)
     return drawn
+
+
+def disc_pixels(coords: np.ndarray, diameter: float) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """Return which of n spots each pixel shows, -1 for none, and the extent of the pixels as ``imshow`` takes it.
+
+    The longest side has `RASTER_SIDE` pixels; a spot has at least one.
+    """
+    low, high = coords.min(axis=0) - diameter, coords.max(axis=0) + diameter
+    unit = (high - low).max() / RASTER_SIDE
+    width, height = np.maximum(np.ceil((high - low) / unit).astype(int), 1)
+    reach = int(np.ceil(diameter / 2 / unit))
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disc = np.hypot(x, y) * unit <= max(diameter / 2, unit)
+    centre = ((coords - low) / unit).astype(int)
+    column = np.clip(centre[:, :1] + x[disc], 0, width - 1)
+    row = np.clip(centre[:, 1:] + y[disc], 0, height - 1)
+    where = np.full((height, width), -1)
+    where[row, column] = np.arange(len(coords))[:, None]
+    return where, (low[0], low[0] + width * unit, low[1] + height * unit, low[1])
 
 
 def window(coords: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:

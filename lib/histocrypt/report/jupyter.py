@@ -2,13 +2,19 @@
 
 The picture is an ordinary output of the cell, so it is there without any controls. `view_results` shows predictions of
 held-out sections, `view_sections` raw sections, for looking; nothing is chosen by either.
+
+A lasso is drawn in the browser (``lasso.js``), which tells its corners to the kernel; the kernel draws it into the
+picture and shows the spots inside below it.
 """
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from functools import lru_cache
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +23,11 @@ from histocrypt.errors import InputError, unknown_name
 from histocrypt.spatial import spot_pitch
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ipywidgets import Widget
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from histocrypt.report.views import View
     from histocrypt.sections.section import Section, SectionFiles
     from histocrypt.study import Study
 
@@ -35,8 +41,16 @@ OF_COUNTS = {
     STORED: "raw counts",
 }
 OF_MATRIX = {"proportion": "proportion", "spot_rank": "rank within the spot", STORED: "as stored"}
-SUGGESTIONS = 300
 MAX_SIDE = 900
+TABLES = (
+    "<style>.histocrypt-spots table { line-height: 1.3; border-spacing: 0 }"
+    ".histocrypt-spots :is(th, td) { text-align: right; padding: 0 0 0 1.4em; font-variant-numeric: tabular-nums }"
+    ".histocrypt-spots :is(th, td):first-child { text-align: left; padding: 0 }</style>"
+    '<div class="histocrypt-spots" style="display: flex; flex-wrap: wrap; gap: 0.5em 3em; line-height: 1.6">'
+)
+LISTED_SPOTS = 8
+"""Spots inside a lasso that are shown; the file holds all."""
+LASSO_HINT = "Draw around spots in the picture, on any of its maps, to see their values; a click takes the lasso away."
 HINT = "Controls appear here where this notebook runs in JupyterLab; the picture below is the first view."
 
 
@@ -50,21 +64,31 @@ class Board:
     draw
         Called with every control's value; returns a figure and the sentence that says what it shows. An `InputError`
         that it raises is shown in place of the sentence, and the last picture stays.
+    lasso
+        What shows the spots inside a lasso that is drawn over the picture; None: no lasso.
     """
 
-    def __init__(self, controls: dict[str, Widget], draw: Callable[..., tuple[Figure, str]]) -> None:
+    def __init__(
+        self, controls: dict[str, Widget], draw: Callable[..., tuple[Figure, str]], *, lasso: Lasso | None = None
+    ) -> None:
         import ipywidgets
 
         self.controls = controls
         self.draw = draw
+        self.lasso = lasso
         self.said = ipywidgets.HTML()
         self.picture = b""
         """The picture as it was drawn last, PNG."""
         self._handle: Any = None
-        row = ipywidgets.HBox(list(controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
+        self._axes: list[Axes] = []
+        search = [one for name, one in controls.items() if name == "gene"]
+        rest = ipywidgets.VBox([one for name, one in controls.items() if name != "gene"])
+        row = ipywidgets.HBox([*search, rest], layout=ipywidgets.Layout(flex_flow="row wrap"))
         self.widget = ipywidgets.VBox([row, self.said])
         for control in controls.values():
             control.observe(self._changed, names="value")
+        if lasso is not None:
+            lasso.corners.observe(self._lassoed, names="value")
 
     def show(self) -> None:
         """Display controls and picture; names that the first view does not know stop the notebook, as they should."""
@@ -75,6 +99,11 @@ class Board:
         # Where no widgets can be drawn, readers get this sentence instead of a list of Python objects.
         display({**bundle, "text/plain": HINT}, raw=True)
         self._handle = display(self._image(), display_id=True)
+        if self.lasso is not None:
+            bundle = self.lasso.widget._repr_mimebundle_() or {}
+            display({**bundle, "text/plain": LASSO_HINT}, raw=True)
+            script = (Path(__file__).parent / "lasso.js").read_text(encoding="utf-8")
+            display({"application/javascript": script, "text/plain": ""}, raw=True)
 
     def save(self, path: Path) -> None:
         """Write the picture as it is now, PNG, atomically."""
@@ -93,13 +122,19 @@ class Board:
             self._handle.update(self._image())
 
     def _redraw(self) -> None:
+        from histocrypt.report.views import tissues
+
         figure, sentence = self.draw(**{name: control.value for name, control in self.controls.items()})
         self.picture = as_png(figure)
+        self._axes = tissues(figure)
         self._say(sentence)
 
-    def _say(self, sentence: str) -> None:
-        from html import escape
+    def _lassoed(self, change: dict[str, Any]) -> None:
+        corners = np.array(json.loads(change["new"])["corners"]).reshape(-1, 2)
+        self.lasso.polygon = on_tissue(corners, self._axes) if len(corners) else None
+        self._changed(change)
 
+    def _say(self, sentence: str) -> None:
         self.sentence = sentence
         self.said.value = f'<span role="status" style="display: block; line-height: 1.4">{escape(sentence)}</span>'
 
@@ -107,6 +142,96 @@ class Board:
         from IPython.display import Image
 
         return Image(self.picture, format="png", alt=self.sentence)
+
+
+def on_tissue(corners: np.ndarray, axes: list[Axes]) -> np.ndarray:
+    """Return (k, 2) corners as places on the tissue, from shares of the picture's width and height, from its top left.
+
+    They are on the map where the lasso began; where it began beside all of them, on the nearest.
+    """
+    from_below = np.column_stack([corners[:, 0], 1 - corners[:, 1]])
+    places = [one.get_position() for one in axes]
+    away = [np.hypot(*(from_below[0] - np.clip(from_below[0], place.min, place.max))) for place in places]
+    one, place = axes[int(np.argmin(away))], places[int(np.argmin(away))]
+    low, high = np.column_stack([one.get_xlim(), one.get_ylim()])
+    return low + (from_below - place.min) / place.size * (high - low)
+
+
+class Lasso:
+    """What stands below the picture: the spots inside a lasso, their values, and a button that writes them to a file.
+
+    Parameters
+    ----------
+    folder
+        Where files go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import ipywidgets
+
+        self.folder = folder
+        self.polygon: np.ndarray | None = None
+        """(k, 2) corners, picture pixels of the section that is shown."""
+        self.corners = ipywidgets.Textarea(continuous_update=False, layout=ipywidgets.Layout(display="none"))
+        self.corners.add_class("histocrypt-lasso")
+        self.said = ipywidgets.HTML(LASSO_HINT)
+        settings = {"disabled": True, "icon": "download", "layout": ipywidgets.Layout(width="auto")}
+        self.export = ipywidgets.Button(description="Write these spots to a file (CSV)", **settings)
+        self.written = ipywidgets.HTML()
+        self.export.on_click(lambda _: self._write())
+        row = ipywidgets.HBox([self.export, self.written])
+        self.tables = ipywidgets.HTML()
+        self.widget = ipywidgets.VBox([self.said, row, self.tables, self.corners])
+        self._view: View | None = None
+        self.rows = np.zeros(0, dtype=np.int64)
+        """Numbers of the spots inside."""
+
+    def outline(self, section: str) -> np.ndarray | None:
+        """Return the lasso's corners on a section; one that was drawn on another section is taken away."""
+        if self._view is not None and self._view.section != section:
+            self.polygon = None
+        return self.polygon
+
+    def show(self, view: View) -> None:
+        """Say what the spots inside hold of a view."""
+        from histocrypt.report import selection
+
+        before = self._shown(), self.rows.tolist()
+        self._view, self.rows = view, selection.inside(view.coords, self.polygon)
+        if (self._shown(), self.rows.tolist()) != before:
+            self.written.value = ""
+        self.export.disabled = not len(self.rows)
+        self.said.value = LASSO_HINT
+        if self.polygon is not None:
+            self.said.value = f'<span role="status">{escape(selection.sentence(view, self.rows))}</span>'
+        self.tables.value = self._tables(view) if len(self.rows) else ""
+
+    def _tables(self, view: View) -> str:
+        from histocrypt.evaluation.wording import TRANSFORM_WORDS
+        from histocrypt.report import selection
+
+        look = {"float_format": "%.2f", "na_rep": "\u2013", "border": 0}
+        about = selection.summary(view, self.rows).to_html(**look)
+        spots = selection.table(view, self.rows)[["barcode", "x_px", "y_px", "measured", "predicted"]]
+        each = spots.head(LISTED_SPOTS).to_html(index=False, **look)
+        rest = len(spots) - LISTED_SPOTS
+        more = f"{rest} more are in the file. " if rest > 0 else ""
+        units = escape(TRANSFORM_WORDS.get(view.transform, view.transform))
+        return f"{TABLES}<div>{about}</div><div>{each}{more}x, y: full-resolution pixels; values: {units}.</div></div>"
+
+    def _shown(self) -> tuple[str, ...]:
+        one = self._view
+        return () if one is None else (one.model, one.section, one.gene, one.transform)
+
+    def _write(self) -> None:
+        from histocrypt.report import selection
+
+        try:
+            path = selection.write(self._view, self.rows, self.folder)
+        except OSError as error:
+            self.written.value = escape(f"Nothing is written: {error}.")
+            return
+        self.written.value = f'<span role="status">Written: <code>{escape(str(path))}</code></span>'
 
 
 def as_png(figure: Figure) -> bytes:
@@ -133,17 +258,18 @@ def opacity_slider() -> Widget:
     from histocrypt.evaluation.maps import FADED
 
     settings = {"value": FADED, "min": 0.0, "max": 1.0, "step": 0.05, "continuous_update": False}
-    return labelled("FloatSlider", "H&E under spots", width="24em", **settings)
+    return labelled("FloatSlider", "Opacity of H&E", width="27em", **settings)
+
+
+def spot_opacity() -> Widget:
+    """Return the control of how opaque the spots are, 0 to 1."""
+    settings = {"value": 1.0, "min": 0.0, "max": 1.0, "step": 0.05, "continuous_update": False}
+    return labelled("FloatSlider", "Opacity of spots", width="27em", **settings)
 
 
 def spot_sizes() -> Widget:
     """Return the control of spot size: False as large as on the tissue, True touching each other."""
     return labelled("Dropdown", "Spots", options=[("as large as on the tissue", False), ("touching", True)])
-
-
-def gene_box(names: list[str], value: str, *, label: str = "Gene") -> Widget:
-    """Return a box for a gene's symbol or id, with suggestions."""
-    return labelled("Combobox", label, options=names, value=value, ensure_option=False, continuous_update=False)
 
 
 def view_results(study: Study, *, model: str = "", section: str = "", gene: str = "", transform: str = "") -> Board:
@@ -164,6 +290,7 @@ def view_results(study: Study, *, model: str = "", section: str = "", gene: str 
     """
     from histocrypt.evaluation.scores import title_of
     from histocrypt.evaluation.wording import TRANSFORM_WORDS
+    from histocrypt.report.gene_search import GeneSearch
     from histocrypt.report.views import Views, draw, sentence
     from histocrypt.targets.matrix import noun
 
@@ -171,26 +298,29 @@ def view_results(study: Study, *, model: str = "", section: str = "", gene: str 
     model = model or every.models[-1]
     first = {"model": model, "section": section or every.predicted(model)[0]}
     first["transform"] = transform or every.transforms[0]
-    ranked = [every.genes[one] for one in every.ranked(**first)]
-    gene = gene or ranked[0]
-    names = list(dict.fromkeys([*ranked, *sorted(every.genes.values())]))
+    gene = gene or every.genes[every.ranked(**first)[0]]
     values = [(TRANSFORM_WORDS.get(name, name), name) for name in every.transforms]
     controls = {
+        "gene": GeneSearch(noun(study.target.matrix).capitalize(), gene),
         "model": labelled("Dropdown", "Model", options=[(title_of(name), name) for name in every.models]),
         "section": labelled("Dropdown", "Section", options=every.sections),
-        "gene": gene_box(names, gene, label=noun(study.target.matrix).capitalize()),
         "transform": labelled("Dropdown", "Values", options=values),
         "touching": spot_sizes(),
         "opacity": opacity_slider(),
+        "alpha": spot_opacity(),
     }
+    lasso = Lasso(study.run.viewer)
     for name, value in first.items():
         controls[name].value = value
 
-    def view(*, touching: bool, opacity: float, **chosen: str) -> tuple[Figure, str]:
-        seen = every.view(**chosen)
-        return draw(seen, touching=touching, opacity=opacity), sentence(seen)
+    def view(*, gene: str, touching: bool, opacity: float, alpha: float, **chosen: str) -> tuple[Figure, str]:
+        controls["gene"].offer(*every.offered(**chosen))
+        seen = every.view(gene=gene, **chosen)
+        outline = lasso.outline(seen.section)
+        lasso.show(seen)
+        return draw(seen, touching=touching, opacity=opacity, alpha=alpha, polygon=outline), sentence(seen)
 
-    return Board(controls, view)
+    return Board(controls, view, lasso=lasso)
 
 
 def view_sections(
@@ -215,6 +345,7 @@ def view_sections(
     InputError
         If a name is unknown, or no section measured the gene.
     """
+    from histocrypt.report.gene_search import GeneSearch
     from histocrypt.targets.matrix import noun
 
     by_id = {one.id: one for one in files}
@@ -226,38 +357,38 @@ def view_sections(
         raise unknown_name("transform", transform, values_of, field="transform")
 
     @lru_cache(maxsize=1)
-    def read(name: str) -> tuple[Section, np.ndarray, float]:
+    def read(name: str) -> tuple[Section, list[str], np.ndarray, float]:
         from histocrypt.sections.read import read_section
 
         one = read_section(by_id[name])
-        return one, *one.image.thumbnail(MAX_SIDE)
+        return one, most_abundant(one, matrix), *one.image.thumbnail(MAX_SIDE)
 
-    def start() -> tuple[str, str, list[str]]:
+    def start() -> tuple[str, str]:
         refused: InputError | None = None
         for name in [section] if section else by_id:
             try:
-                one = read(name)[0]
-                common = most_abundant(one, matrix)
+                one, common, *_ = read(name)
                 given = gene or common[0]
                 readable = gene_values(one, given, STORED, matrix)[0]
                 unique = _names(one, matrix)[1].count(readable) == 1
-                return name, readable if unique else given, common
+                return name, readable if unique else given
             except InputError as error:
                 refused = refused or error
         raise refused or InputError("there is no section to look at")
 
-    section, gene, common = start()
+    section, gene = start()
     values = [(words, name) for name, words in values_of.items()]
     controls = {
+        "gene": GeneSearch(noun(matrix).capitalize(), gene),
         "section": labelled("Dropdown", "Section", options=list(by_id), value=section),
-        "gene": gene_box(common, gene, label=noun(matrix).capitalize()),
         "transform": labelled("Dropdown", "Values", options=values, value=transform),
         "touching": spot_sizes(),
         "opacity": opacity_slider(),
     }
 
     def view(*, section: str, gene: str, transform: str, touching: bool, opacity: float) -> tuple[Figure, str]:
-        one, thumbnail, scale = read(section)
+        one, common, thumbnail, scale = read(section)
+        controls["gene"].offer({name: name for name in common}, "Largest first.")
         name, values = gene_values(one, gene, transform, matrix)
         figure = draw(one, values, thumbnail, scale, title=name, touching=touching, opacity=opacity)
         return figure, sentence(one, name, values, values_of[transform])
@@ -274,7 +405,7 @@ def most_abundant(section: Section, matrix: str | None = None) -> list[str]:
         totals = np.asarray(section.adata.X.sum(axis=0)).ravel()
     else:
         totals = raw_values(section.adata, ids, matrix=matrix, section=section.id).sum(axis=0)
-    order = np.argsort(-totals, kind="stable")[:SUGGESTIONS]
+    order = np.argsort(-totals, kind="stable")
     return list(dict.fromkeys(names[i] for i in order))
 
 

@@ -78,6 +78,7 @@
     const radius = ((real || data.touching * section.pitch) / 2) * scale;
     pen.lineWidth = 0.5 * dense;
     pen.strokeStyle = "#84929a";
+    pen.globalAlpha = Number(at("alpha").value) / 100;
     section.spots.forEach((_, i) => {
       if (!values || absent.has(i)) return;
       pen.beginPath();
@@ -86,6 +87,7 @@
       pen.fill();
       pen.stroke();
     });
+    pen.globalAlpha = 1;
     if (spot >= 0) {
       for (const [ink, width] of [["#fff", 5], ["#22313a", 2.2]]) {
         pen.beginPath();
@@ -146,6 +148,7 @@
 
   // ---- picking: controls, spots, and the address (#viewer=model,section,gene,spot)
   const fill = (select, list, label) => {
+    select.replaceChildren();
     const groups = new Map();
     for (const one of list) {
       const option = document.createElement("option");
@@ -155,7 +158,7 @@
       if (!groups.has(Boolean(one.marker))) groups.set(Boolean(one.marker), []);
       groups.get(Boolean(one.marker)).push(option);
     }
-    if (!groups.has(true)) return select.append(...groups.get(false));
+    if (!groups.has(true)) return select.append(...(groups.get(false) || []));
     for (const [marker, name] of [[true, "Named in the study"], [false, data.genes.some((one) => one.doubted) ? "Trusted first, then best to worst predicted" : "Best to worst predicted"]]) {
       const group = document.createElement("optgroup");
       group.label = name;
@@ -223,13 +226,14 @@
     return true;
   };
   const show = () => {
+    at("find").value = at("found").textContent = "";
+    fill(at("gene"), data.genes, (one) => one.name);
     for (const what of ["model", "section", "gene"]) at(what).value = picked[what];
     draw();
   };
 
   fill(at("model"), data.models, (one) => one.title);
   fill(at("section"), data.sections, (one) => `${one.id} (${one.patient})`);
-  fill(at("gene"), data.genes, (one) => one.name);
   for (const what of ["model", "section", "gene"]) {
     at(what).addEventListener("change", (event) => {
       picked[what] = event.target.value;
@@ -239,7 +243,22 @@
       address();
     });
   }
-  for (const what of ["size", "opacity"]) at(what).addEventListener("input", draw);
+  at("find").addEventListener("input", () => {
+    const typed = at("find").value.trim().toLowerCase();
+    const found = data.genes.filter((one) => `${one.name}\n${one.id}`.toLowerCase().includes(typed));
+    fill(at("gene"), found, (one) => one.name);
+    at("found").textContent = !typed ? "" : found.length
+      ? `${found.length} of the ${data.genes.length} ${data.noun}s in this page.`
+      : `No ${data.noun} in this page has ${typed} in its name.`;
+    if (found.length && !found.some((one) => one.id === picked.gene)) {
+      picked.gene = found[0].id;
+      addressProblem = "";
+      draw();
+      address();
+    }
+    at("gene").value = picked.gene;
+  });
+  for (const what of ["size", "opacity", "alpha"]) at(what).addEventListener("input", draw);
   for (const name of ["tissue", "true", "predicted", "residual"]) {
     at(name).addEventListener("pointermove", (event) => {
       const { section, mine, absent } = current();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ import numpy as np
 from histocrypt.data.folds import RUN_FIRST
 from histocrypt.errors import InputError, unknown_name
 from histocrypt.evaluation import maps, wording
+from histocrypt.evaluation.figures import INK
 from histocrypt.evaluation.maps import backdrop
 from histocrypt.evaluation.metrics import is_constant, pearson
 from histocrypt.evaluation.scores import read_folds, title_of
@@ -23,9 +25,15 @@ from histocrypt.trust import genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from histocrypt.study import Study
+
+WIDTH = 9.2
+"""Inches of the four maps."""
+MANY = 2_000
+"""Spots from which on they are drawn as pixels, not as discs."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,13 @@ class View:
     tissue: Tissue
 
 
+class Unfinished(InputError):
+    """There is nothing to look at yet: in a notebook one sentence, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
 class Views:
     """Every view of a study whose models have predicted held-out sections. Files are read as they are asked for.
 
@@ -81,12 +96,14 @@ class Views:
 
     Raises
     ------
-    InputError
+    Unfinished
         If no model of the study has predicted a held-out section yet.
     """
 
     def __init__(self, study: Study, *, models: Sequence[str] | None = None) -> None:
         self.study = study
+        if not study.run.folds.is_file():
+            raise Unfinished("nobody has said yet which patients are held out", file=study.run.folds, fix=RUN_FIRST)
         folds = read_folds(study)
         self.fold_of = {section: fold["name"] for fold in folds for section in fold["test_sections"]}
         """Held-out section -> the fold that held it out."""
@@ -98,17 +115,15 @@ class Views:
         ]
         """Models with predictions, in the study's order."""
         if not self.models:
-            raise InputError(
-                "no model of this study has predicted a held-out section",
-                file=study.run.root / "predictions",
-                fix=RUN_FIRST,
-            )
+            problem = "no model of this study has predicted a held-out section"
+            raise Unfinished(problem, file=study.run.root / "predictions", fix=RUN_FIRST)
         # Two of each: a person compares two models, or two sections, back and forth. Of files, names alone are kept.
         self.section = lru_cache(maxsize=2)(self._section)
         self.prediction = lru_cache(maxsize=64)(self._prediction)
         self.joined = lru_cache(maxsize=2)(self._joined)
         self.pearson = lru_cache(maxsize=2)(self._pearson)
         self.tissue = lru_cache(maxsize=2)(self._tissue)
+        self.offered = lru_cache(maxsize=8)(self._offered)
 
     @property
     def sections(self) -> list[str]:
@@ -185,6 +200,28 @@ class Views:
         order = self.prediction(model, self.fold_of[section]).ranked(transform)
         return there if order is None else [gene for gene in order if gene in set(there)]
 
+    def _offered(self, model: str, section: str, transform: str) -> tuple[dict[str, str], str]:
+        """Return names to pick from, trusted first, each with how far it may be trusted, and what order that is.
+
+        Where two genes share a symbol, each goes by its id. Genes of other folds' panels come last.
+        """
+        there = self.ranked(model, section, transform)
+        file = self.prediction(model, self.fold_of[section])
+        shared = {name for name, count in Counter(self.genes.values()).items() if count > 1}
+        named = {gene: gene if name in shared else name for gene, name in self.genes.items()}
+        labels = {named[gene]: named[gene] + genes.mark(file.var, transform, gene) for gene in there}
+        kind = noun(self.study.target.matrix)
+        others = {name: f"{name} (not predicted here)" for gene, name in named.items() if gene not in set(there)}
+        worth, told = file.trusted(transform), file.ranked(transform) is not None
+        if worth is not None:
+            count = int(worth[there].sum())
+            order = (
+                f"Trusted first: {count} of the {len(there)} predicted here are worth trusting; r is that of training."
+            )
+        else:
+            order = "In the order of r in training." if told else f"This model does not say which {kind}s to trust."
+        return labels | others, order
+
     def view(self, model: str, section: str, gene: str, *, transform: str | None = None) -> View:
         """Return one view; the gene is given by id or by symbol.
 
@@ -257,7 +294,14 @@ def notes_on(true: np.ndarray, predicted: np.ndarray, *, unpredicted: int, trust
     return tuple(notes)
 
 
-def draw(view: View, *, touching: bool = False, opacity: float = maps.FADED) -> Figure:
+def draw(
+    view: View,
+    *,
+    touching: bool = False,
+    opacity: float = maps.FADED,
+    alpha: float = 1.0,
+    polygon: np.ndarray | None = None,
+) -> Figure:
     """Draw the H&E, measured, predicted and residual values side by side.
 
     Parameters
@@ -268,9 +312,13 @@ def draw(view: View, *, touching: bool = False, opacity: float = maps.FADED) -> 
         Draw spots so large that they nearly touch, instead of as large as they are on the tissue.
     opacity
         Of the picture under the spots, 0 to 1.
+    alpha
+        Opacity of the spots, 0 to 1.
+    polygon
+        (k, 2) corners of a lasso in picture pixels, drawn on each map.
     """
     title = f"{view.symbol}\nr = {wording.number(view.pearson, 2)}"
-    return maps.side_by_side(
+    figure = maps.side_by_side(
         [{"title": title, "true": view.true, "predicted": view.predicted, "doubted": view.doubted}],
         view.coords,
         um_per_unit=view.tissue.um_per_unit,
@@ -278,7 +326,20 @@ def draw(view: View, *, touching: bool = False, opacity: float = maps.FADED) -> 
         image=view.tissue.picture,
         diameter=None if touching else view.tissue.diameter,
         opacity=opacity,
+        alpha=alpha,
+        width=WIDTH,
+        raster=len(view.true) > MANY,
     )
+    if polygon is not None:
+        for axes in tissues(figure):
+            for colour, weight in (("white", 3.5), (INK, 1.5)):
+                axes.fill(*polygon.T, facecolor="none", edgecolor=colour, linewidth=weight)
+    return figure
+
+
+def tissues(figure: Figure) -> list[Axes]:
+    """Return the axes that show tissue: all but colour bars."""
+    return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
 
 
 def sentence(view: View) -> str:

@@ -203,6 +203,20 @@ def ranked(var: pd.DataFrame, transform: str) -> np.ndarray | None:
     return np.lexsort((-np.nan_to_num(r, nan=-np.inf), np.zeros(len(r)) if worth is None else ~worth))
 
 
+def mark(var: pd.DataFrame, transform: str, gene: str) -> str:
+    """Return what a list of names says behind one: its correlation, its interval and whether it is trusted, briefly."""
+    told = next((one for one in (TOLD, LABELLED) if f"{one}:{transform}" in var), None)
+    if told is None or not np.isfinite(r := float(var.at[gene, f"{told}:{transform}"])):
+        return ""
+    worth, said = trusted(var, transform), f"r {r:.2f}"
+    if f"{told}_low:{transform}" in var:
+        low, high = (float(var.at[gene, f"{told}_{end}:{transform}"]) for end in ("low", "high"))
+        said += f" ({low:.2f} to {high:.2f})"
+    if worth is None:
+        return f" · {said}"
+    return f" · {'trusted' if worth[var.index.get_loc(gene)] else DOUBTED} · {said}"
+
+
 def words(var: pd.DataFrame, transform: str, gene: str) -> str:
     """Return what is known of one gene, a row of ``var``, in words; empty where nothing is told."""
     told = next((one for one in (TOLD, LABELLED) if f"{one}:{transform}" in var), None)
