@@ -50,6 +50,8 @@ def typed(words: list[str], *, whole: bool) -> str:
         words = _joined_parameters(words)
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         name, words = words[0], words[1:]
+        if PLACEHOLDER.match(name):
+            return ""
         if name not in command.commands:
             return f"no command {name}"
         command = command.commands[name]
