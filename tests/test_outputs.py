@@ -14,7 +14,7 @@ from histocrypt.demo.write import write_demo
 from histocrypt.errors import InputError
 from histocrypt.evaluation.figures import canvas, log_scale, save, style
 from histocrypt.evaluation.maps import write_map
-from histocrypt.files import claim, guarded, read_table, same_file, unguarded, write_table
+from histocrypt.files import claim, guarded, read_table, same_file, unguarded, without_folders, write_table
 from histocrypt.pipeline.predictions import is_loose_prediction
 
 SETTING = {"n_sections": 1, "spots_per_side": 6, "n_genes": 40}
@@ -195,6 +195,18 @@ def test_dollars_in_names_are_no_formulas(name, tmp_path):
         figure, axes = canvas()
         axes.set_title(name)
     save(figure, tmp_path / "b.svg")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/data/a/S_1.h5ad: X: 3 of 124 spots dropped", "S_1.h5ad: X: 3 of 124 spots dropped"),
+        ("read '/data/S.png' at 0.5 µm/px, and/or not", "read 'S.png' at 0.5 µm/px, and/or not"),
+        ("nothing", "nothing"),
+    ],
+)
+def test_folders_of_absolute_paths_are_left_out(text, shown):
+    assert without_folders(text) == shown
 
 
 def test_numbers_of_logarithmic_axes_are_plain(tmp_path):

@@ -263,6 +263,11 @@ def guarded(text: Any) -> Any:
     return text
 
 
+def without_folders(text: str) -> str:
+    """Return text for readers in which absolute paths are names of files: ``/data/a/b.h5ad`` is ``b.h5ad``."""
+    return re.sub(r"(?<![^\s('\"=])(?:/[^\s/]+)+/(?=[^\s/])", "", text)
+
+
 def unguarded(text: Any) -> Any:
     """Return what `guarded` was given."""
     return text[1:] if isinstance(text, str) and text.startswith("'") and FORMULA.match(text[1:]) else text

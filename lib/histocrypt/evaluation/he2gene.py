@@ -333,6 +333,40 @@ def summary_of(table: pd.DataFrame, *, level: float) -> list[dict[str, Any]]:
     return lines
 
 
+def words(
+    signal: list[dict[str, Any]],
+    tumour: list[dict[str, Any]],
+    smoothed: Mapping[str, Mapping[str, float]],
+    *,
+    level: float,
+) -> str:
+    """Say in one sentence which genes beyond the panel are predicted, how well tumour is told, and what smoothing does.
+
+    Parameters
+    ----------
+    signal, tumour
+        Lines of `summary_of`, results of `tumour_score`.
+    smoothed
+        Results of `smoothing` for trainings ``without`` and ``with`` the spatial term.
+    level
+        False discovery rate.
+    """
+    shares = [line["share"] for line in signal]
+    genes = (
+        f"Of the genes beyond the panel, {min(shares):.0%} to {max(shares):.0%} per held-out patient are predicted "
+        f"better than chance (false discovery rate {level:g})"
+    )
+    areas = [one["auc"] for one in tumour if "auc" in one]
+    told = (
+        f"tumour is told apart with an AUC of {min(areas):.2f} to {max(areas):.2f}" if areas else "no tumour is scored"
+    )
+    change = {name: smoothed["with"][name] - smoothed["without"][name] for name in ("pearson", "variance_ratio")}
+    term = (
+        f"changes the correlation by {change['pearson']:+.3f} and the variance ratio by {change['variance_ratio']:+.3f}"
+    )
+    return f"{genes}; {told}; the spatial term {term}."
+
+
 def load_summary(run: RunFolder) -> dict[str, Any] | None:
     """Return ``multitask/summary.json``; None for a study without a multi-task model."""
     path = run.multitask / "summary.json"

@@ -193,6 +193,19 @@ def summary(table: pd.DataFrame, model: str) -> dict[str, object]:
     return {"model": model, "title": title_of(model), "rows": rows, "better_than_ridge": better}
 
 
+def words(table: pd.DataFrame, model: str) -> str:
+    """Say in one sentence how variable single draws are, whether intervals hold, and how the model stands to ridge."""
+    said = summary(table, model)
+    mine, ridge = (next(row for row in said["rows"] if row["model"] == name) for name in (model, "encoder_ridge"))
+    held = " and ".join(f"{mine[f'coverage_{share}']:.0%} of the {share} % intervals" for share in (50, 90))
+    ours, theirs = said["title"], ridge["title"]
+    return (
+        f"On held-out patients {ours} has a variance error (RVD) of {mine['rvd_samples']:.2f} for single draws and "
+        f"{mine['rvd']:.2f} for their means, {theirs} of {ridge['rvd']:.2f}; {held} hold; the means correlate "
+        f"{mine['pearson']:.3f} with what was measured, those of {theirs} {ridge['pearson']:.3f}."
+    )
+
+
 def load_distributions(study: Study) -> list[dict]:
     """Return what `score_distribution` wrote for each of the study's models, as far as it did."""
     files = [study.run.evaluation / f"distribution_{name}.json" for name in study.model_names]

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from histocrypt.sections.section import Section
 
 RAW, NORMALISED = "log1p", "log1p_cp10k"
+TITLES = {
+    "mean_count": "mean count",
+    f"{RAW}:depth": "raw: depth",
+    f"{RAW}:depth_and_density": "raw: depth + density",
+    f"{NORMALISED}:depth": "normalised: depth",
+    f"{NORMALISED}:depth_and_density": "normalised: depth + density",
+}
+"""Columns of `over_sections` as people read them."""
 BLOCK = 3.0
 """Side of a block, in pitches."""
 FOLDS = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -345,6 +346,38 @@ def _tissues(summaries: list[Summary], *, columns: int) -> tuple[Figure, list[Ax
         axis.set_title(f"{one.section} ({one.patient})", fontsize=8.5)
     used[0].set_xlabel("bar: 1 mm", fontsize=7.5, loc="left")
     return figure, used
+
+
+def words(summaries: list[Summary], checked: list[Registration], genes: pd.DataFrame, compared: pd.DataFrame) -> str:
+    """Say in one sentence how deep sections are, whether spots lie right, what depth explains and how sections differ.
+
+    Parameters
+    ----------
+    summaries, checked
+        Of every section.
+    genes
+        From `confounding.over_sections`.
+    compared
+        From `batch.batch_table`.
+    """
+    medians = [np.median(one.counts) for one in summaries]
+    patients = len({one.patient for one in summaries})
+    verdicts = Counter(one.verdict for one in checked)
+    said = [
+        f"{len(summaries)} sections of {patients} patients have medians of {min(medians):,.0f} to {max(medians):,.0f} "
+        "counts per spot",
+        "the check of registration says " + ", ".join(f"{verdict}: {count}" for verdict, count in verdicts.items()),
+    ]
+    if len(genes):
+        raw, normalised = (genes[f"{name}:depth"].median() for name in ("log1p", "log1p_cp10k"))
+        said.append(
+            f"depth alone explains {raw:.0%} of the variance of the median gene, and {normalised:.0%} after "
+            "normalisation by depth"
+        )
+    apart = compared["explained by section"].dropna()
+    if len(apart):
+        said.append("sections explain " + ", ".join(f"{share:.0%} of {view}" for view, share in apart.items()))
+    return "; ".join(said) + "."
 
 
 def largest_genes(summaries: list[Summary], *, n: int = 15) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import numpy as np
 
 from histocrypt.errors import InputError
 from histocrypt.figure_style import CYCLE, bare, canvas, style
-from histocrypt.files import atomic_path
+from histocrypt.files import atomic_path, without_folders
 from histocrypt.machine import peak_gib
 from histocrypt.spatial import FEW, few_around, spot_pitch
 from histocrypt.tissue import stain
@@ -72,6 +72,16 @@ class PreprocessReport:
         values = {name: getattr(self, name) for name in (*kept, "tissue_share", "stain_note")}
         return values | {"alignment": self.alignment.to_dict()}
 
+    def words(self) -> str:
+        """Say in one sentence how many spots are kept, and whether they were moved."""
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        shift = self.alignment
+        moved = (
+            f"they were moved by {shift.dx_um:.0f}, {shift.dy_um:.0f} µm" if shift.applied else "they were not moved"
+        )
+        kept = f"{self.section} keeps {self.spots_out} of {self.spots_in} spots" + (f" ({dropped})" if dropped else "")
+        return f"{kept}; {moved}, and tissue fills {self.tissue_share:.0%} of the image."
+
     def as_row(self) -> dict[str, Any]:
         """Return one row of a table that people read."""
         return {
@@ -85,7 +95,7 @@ class PreprocessReport:
             "gain": f"{self.alignment.gain:.3f}",
             "confidence": f"{self.alignment.confidence:.2f}",
             "stain": self.stain_note or "estimated",
-            "notes": " ".join(self.notes) or "none",
+            "notes": without_folders(" ".join(self.notes)) or "none",
             "seconds": f"{sum(self.seconds.values()):.1f}",
             "peak MiB": "unknown" if self.peak_mib is None else f"{self.peak_mib:.0f}",
         }

@@ -15,6 +15,7 @@ import atexit
 import gc
 import importlib
 import json
+import logging
 import os
 import random
 import select
@@ -160,6 +161,7 @@ def _import_all() -> None:
     for name in (*MODULES, *(name for name in ours if "__" not in name and "cli" not in name)):
         with suppress(ImportError):  # whoever needs it says so
             importlib.import_module(name)
+    logging.getLogger("anndata").setLevel(logging.WARNING)  # which text columns it writes as categories is no news
     gc.collect()
     gc.freeze()  # a collection in a fork would copy what is shared
 
