@@ -76,6 +76,10 @@ def test_form(path: Path):
         else:
             assert bool(cell.outputs) == (CHECKED in cell.source) == (KEEP in cell.metadata.get("tags", []))
             assert not cell.execution_count
+    if path.stem < "50":  # asked, answered and compared
+        assert notebook.cells[0].source.splitlines()[0].endswith("?")
+        assert "Markdown(" in "".join(cell.source for cell in code[-2:])
+        assert any(CHECKED in cell.source for cell in code)
     assert path.stat().st_size < 2_000_000
 
 
