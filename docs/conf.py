@@ -6,6 +6,7 @@ CONTRIBUTING are pages, too. Executed notebooks of the demo are shown where ``ou
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"HistoCrypt {__version__}"
 html_static_path: list[str] = []
+html_show_search_summary = False  # else a search fetches pages, which browsers refuse to files
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 nb_execution_mode = "off"  # notebooks are shown as a run left them
@@ -125,11 +127,17 @@ def included(source: str) -> str:
 
 
 def to_shown_pages(_: object, doctree: nodes.document) -> None:
-    """Let links to files from outside of ``docs/`` lead to the pages that show them."""
-    for link in doctree.findall(addnodes.pending_xref):
-        for name, source in SHOWN_FILES.items():
-            if link["reftarget"].removesuffix(".md").endswith(source.removesuffix(".md")):
-                link.attributes.update(refdomain="std", reftype="doc", reftarget=f"/reference/{name}", refexplicit=True)
+    """Let links from outside of ``docs/`` and to files outside of it lead to pages; what no page shows is no link."""
+    for link in list(doctree.findall(addnodes.pending_xref)):
+        target = link["reftarget"]
+        page = re.search(r"(?:^|/)docs/(\w+)\.md$", target)
+        shown = [f"/reference/{n}" for n, s in SHOWN_FILES.items() if target.removesuffix(".md").endswith(s[:-3])]
+        if page and (DOCS / f"{page[1]}.md").is_file():
+            shown.append(f"/{page[1]}")
+        if shown:
+            link.attributes.update(refdomain="std", reftype="doc", reftarget=shown[0], refexplicit=True)
+        elif link["reftype"] == "myst" and (ROOT / target).is_file():
+            link.replace_self(nodes.inline("", "", *link.children))
 
 
 def keep_tables(_app: object, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
