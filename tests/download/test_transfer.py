@@ -89,9 +89,7 @@ def test_a_dropped_connection_is_resumed(server, web, tmp_path):
 
 def test_drops_without_progress_end_and_a_later_call_goes_on(server, web, waits, tmp_path):
     served = server.add("/f.bin", CONTENT, drops=[300_000, 0, 0, 0, 0, 0])
-    with pytest.raises(
-        InputError, match="the connection broke .* 3 times; the first 300.0 kB are kept; the same command"
-    ):
+    with pytest.raises(InputError, match=r" 3 times; .* 300\.0 kB"):
         fetch(web, remote(server), tmp_path)
     assert partial_bytes(tmp_path) == 300_000
     assert waits == sorted(waits)
@@ -202,7 +200,7 @@ def test_a_busy_server_is_waited_for(server, web, waits, tmp_path):
 
 def test_a_busy_server_for_too_long(server, web, tmp_path):
     server.add("/f.bin", CONTENT, statuses=[503] * 9)
-    with pytest.raises(InputError, match="503, 3 times; run the same command"):
+    with pytest.raises(InputError, match="503, 3 times"):
         fetch(web, remote(server), tmp_path)
 
 
@@ -210,7 +208,7 @@ def test_a_server_that_falls_silent(server, waits, tmp_path):
     server.add("/f.bin", CONTENT[:60_000], stall=30)
     with (
         Web(read_s=0.3, attempts=2, wait=waits.append) as web,
-        pytest.raises(InputError, match=r"nothing came for 0.3 s, 2 times; the first .* are kept; the same command"),
+        pytest.raises(InputError, match=r"0\.3 s, 2 times"),
     ):
         fetch(web, remote(server), tmp_path)
     assert partial_bytes(tmp_path) > 25_000
@@ -234,9 +232,7 @@ def test_nobody_there(web, tmp_path):
 
 def test_no_space(tmp_path):
     file = RemoteFile("https://localhost/f.bin", "f.bin", 10**17)
-    with pytest.raises(
-        InputError, match=r"not enough disk space for f.bin: 100000000.0 GB are needed, .* are free; make"
-    ):
+    with pytest.raises(InputError, match=r"f\.bin.* 100000000\.0 GB.* GB"):
         need_space(tmp_path / "not" / "yet", left_to_fetch(file, tmp_path), file.path)
 
 
@@ -358,10 +354,10 @@ def test_plain_http_is_for_this_machine_only(url, web, tmp_path):
 
 
 def test_addresses_that_are_none(server, web, tmp_path):
-    with pytest.raises(InputError, match="is none"):
+    with pytest.raises(InputError, match="https://host:port/f"):
         fetch(web, RemoteFile("https://host:port/f", "f.bin"), tmp_path)
     server.add("/f.bin", b"", redirect="https://host:port/f")
-    with pytest.raises(InputError, match="the connection broke .Invalid URL in location header"):
+    with pytest.raises(InputError, match="Invalid URL in location header"):
         fetch(web, remote(server), tmp_path)
 
 
