@@ -51,7 +51,7 @@ def test_spacing_counts_doubled_and_isolated_spots():
 
 
 def test_bad_input_is_one_sentence():
-    with pytest.raises(InputError, match="not of the same spots"):
+    with pytest.raises(InputError, match="3 values, 4 coordinates"):
         smoothed_ranks(np.zeros(3), ROW)
     with pytest.raises(InputError, match="not all finite"):
         smoothed_ranks(np.array([1, np.nan, 2, 3]), ROW)
