@@ -117,7 +117,7 @@ def test_refusals(learnt):
     train, held_out, reconstruction, _ = learnt
     drawn = synthetic(train)
     settings = {"reconstruction": reconstruction}
-    with pytest.raises(InputError, match="patient a is"):
+    with pytest.raises(InputError, match="patient a"):
         filtering.filter_pairs(drawn, train, Pairs.join([held_out, train.subset([0])]), **settings)
     with pytest.raises(InputError, match="there is no held-out image"):
         filtering.filter_pairs(drawn, train, held_out.subset([]), **settings)
@@ -125,7 +125,7 @@ def test_refusals(learnt):
         filtering.filter_pairs(drawn, train, held_out, novelty_quantile=1.0, **settings)
     with pytest.raises(InputError, match="keeps nothing"):
         filtering.filter_pairs(drawn, train, held_out, per_class=0, **settings)
-    with pytest.raises(InputError, match="of another shape"):
+    with pytest.raises(InputError, match=r"\(24, 24, 3\)"):
         reconstruction.error(replace(train, images=train.images[:, :16, :16]))
     with pytest.raises(InputError, match="cannot learn from these images"):
         train_reconstruction(replace(train, images=train.images[:, :18, :18]), epochs=1, seed=0)
