@@ -193,7 +193,7 @@ def test_damaged_models_are_one_sentence(small_study):
         ("model", "resnet81", "did you mean 'resnet18'"),
         ("options", {"../../etc": 1}, "unknown option"),
         ("options", {"branches": ["tile"]}, "branches"),
-        ("outputs", about["outputs"][::-1], "other outputs"),
+        ("outputs", about["outputs"][::-1], "target_statistics"),
     ]:
         write_json(described, {**about, key: value})
         refused(match)

@@ -290,7 +290,7 @@ def test_a_stack_cannot_predict_by_itself_and_says_so(small_study):
     study = stacking(small_study, families=["mean_profile", "colour_ridge"], models={})
     train_all(study)
     stack_fold(study, "fold_a")
-    with pytest.raises(InputError, match=r"cannot predict a section by itself; give one of its models: mean_profile"):
+    with pytest.raises(InputError, match="mean_profile"):
         load_model(study.run.model("stacking_mlp", "fold_a"))
 
 

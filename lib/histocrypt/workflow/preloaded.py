@@ -161,6 +161,10 @@ def _import_all() -> None:
     for name in (*MODULES, *(name for name in ours if "__" not in name and "cli" not in name)):
         with suppress(ImportError):  # whoever needs it says so
             importlib.import_module(name)
+    with suppress(ImportError):
+        import pandas as pd
+
+        pd.set_option("display.max_columns", 20)  # as in a kernel: here pandas takes the process for a terminal
     logging.getLogger("anndata").setLevel(logging.WARNING)  # which text columns it writes as categories is no news
     gc.collect()
     gc.freeze()  # a collection in a fork would copy what is shared
