@@ -35,7 +35,7 @@ TOKEN = "a-token-of-the-tests"
 IDLE = "document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]') !== null"
 ENDS = "one => `${one.src.length} ${one.src.slice(-300, -30)}`"
 PICTURES = f"[...document.querySelectorAll('.jp-OutputArea-output img')].map({ENDS})"
-SENTENCE = "document.querySelector('.jupyter-widgets [role=status]').textContent"
+SENTENCE = "document.querySelectorAll('.jupyter-widgets [role=status]')[1].textContent"  # that of the search is first
 FOUND = "[...document.querySelectorAll('[role=status]')].find(one => one.textContent.includes({!r}))"
 
 # Without a screen, Chromium opens no list of a select: the neighbouring option is picked as the list would.

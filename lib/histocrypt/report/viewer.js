@@ -154,7 +154,7 @@
       const option = document.createElement("option");
       option.value = one.id;
       option.textContent = label(one) + (one.doubted ? " (not trusted)" : "");
-      if (one.doubted) option.style.color = "gray";
+      if (one.doubted) option.style.color = "#666";
       if (!groups.has(Boolean(one.marker))) groups.set(Boolean(one.marker), []);
       groups.get(Boolean(one.marker)).push(option);
     }
