@@ -18,6 +18,7 @@ from tests.small_study import environment
 
 from histocrypt import paths
 from histocrypt.encrypted import orion
+from histocrypt.workflow.measure import WIDGET
 from histocrypt.workflow.preloaded import ONE_THREAD, Preloaded
 from histocrypt.workflow.stages import APART, STAGES
 
@@ -134,7 +135,7 @@ def under_nbval(path: Path, environment: dict[str, str]) -> subprocess.Completed
 
 
 def store_outputs(path: Path, prepared: Path, environment: dict[str, str]) -> None:
-    """Run a prepared notebook, and keep what its checked cells say in it and in the repository; no pictures."""
+    """Run a prepared notebook, and store the text of its checked cells in it and in the repository, without bars."""
     made = prepared.with_suffix(".made.ipynb")
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(prepared.parent)]
     subprocess.run([*command, str(prepared), str(made)], env=environment, check=True)
@@ -143,7 +144,8 @@ def store_outputs(path: Path, prepared: Path, environment: dict[str, str]) -> No
         notebook = nbformat.read(target, as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "code" and CHECKED in cell.source:
-                cell.outputs = [without_pictures(output) for output in outputs[cell.id]]
+                kept = [output for output in outputs[cell.id] if WIDGET not in output.get("data", {})]
+                cell.outputs = [without_pictures(output) for output in kept]
                 cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), KEEP})
         nbformat.write(notebook, target)
 
