@@ -211,7 +211,7 @@ def _called(first: Path, second: Path) -> tuple[str, str]:
     """Return what tells two files apart: their stems, with the folder where those are alike."""
     if first.stem != second.stem:
         return first.stem, second.stem
-    return f"{first.parent.name}/{first.stem}", f"{second.parent.name}/{second.stem}"
+    return f"{first.resolve().parent.name}/{first.stem}", f"{second.resolve().parent.name}/{second.stem}"
 
 
 def render(found: Comparison) -> str:

@@ -56,13 +56,13 @@ class After:
     slide: Slide
     """The section that is drawn."""
     genes: pd.DataFrame
-    """One row a section and gene: `gene_table`."""
+    """One row per section and gene: `gene_table`."""
     coherence: pd.DataFrame
-    """One row a section: `coherence`."""
+    """One row per section: `coherence`."""
     domains: pd.DataFrame
-    """One row a section: `domain_agreement`."""
+    """One row per section: `domain_agreement`."""
     markers: pd.DataFrame
-    """One row a section and set: `marker_table`."""
+    """One row per section and set: `marker_table`."""
     compared: bool
     """Whether some section has counts."""
 

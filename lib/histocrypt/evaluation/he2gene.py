@@ -128,7 +128,7 @@ def gene_signal(pairs: list[Pair], genes: np.ndarray, *, draws: int = 2000, seed
 
     Returns
     -------
-    One row a gene that varies somewhere: ``gene``, ``pearson``, ``null_mean``, ``null_sd``, ``p``, ``q`` (Benjamini
+    One row per gene that varies somewhere: ``gene``, ``pearson``, ``null_mean``, ``null_sd``, ``p``, ``q`` (Benjamini
     and Hochberg's false discovery rate).
     """
     import pandas as pd

@@ -27,7 +27,7 @@ class SectionScores:
     """What one section says of every model."""
 
     genes: list[pd.DataFrame]
-    """A table for each model and transform, one row a gene: every metric, its name and its rank in training."""
+    """A table for each model and transform, one row per gene: every metric, its name and its rank in training."""
     rows: list[dict[str, Any]]
     """One for each model and transform: means over genes."""
     draws: dict[bootstrap.Key, np.ndarray]

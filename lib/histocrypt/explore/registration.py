@@ -412,7 +412,7 @@ def _untold(
 
 
 def registration_table(checked: list[Registration]) -> pd.DataFrame:
-    """Return one row a section: the verdict, the best shift with its interval, and what was planted where known."""
+    """Return one row per section: the verdict, the best shift with its interval, and what was planted where known."""
     import pandas as pd
 
     rows = []

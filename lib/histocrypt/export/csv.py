@@ -1,4 +1,4 @@
-"""Plain CSV: one row a spot, with its section, name and place, and one column a gene."""
+"""Plain CSV: one row per spot, with its section, name and place, and one column per gene."""
 
 from __future__ import annotations
 

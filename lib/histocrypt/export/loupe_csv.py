@@ -1,4 +1,4 @@
-"""Loupe Browser's CSV of categories: ``Barcode``, and one column a gene.
+"""Loupe Browser's CSV of categories: ``Barcode``, and one column per gene.
 
 Loupe makes a group of spots of each different text in a column, so that values as they are would make as many groups as
 spots. Each gene hence stands by fifths of its spots, ``1 of 5`` the lowest; ``--to csv`` has the values.

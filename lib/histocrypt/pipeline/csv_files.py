@@ -45,9 +45,9 @@ def made_with(prediction: Path) -> Callable[[Path], bool]:
 
 
 def write_csv(folder: Path, prediction: Path) -> list[Path]:
-    """Write a prediction as CSV files, one row a spot, in its order and with its gene names; return them.
+    """Write a prediction as CSV files, one row per spot, in its order and with its gene names; return them.
 
-    ``target_count_pred.csv`` and ``aux_count_pred.csv``: ``name`` and one column a gene. ``tumor_pred.csv``: ``name``
+    ``target_count_pred.csv`` and ``aux_count_pred.csv``: ``name`` and one column per gene. ``tumor_pred.csv``: ``name``
     and ``Annotation``, true where the probability of tumour is above 1/2. Only what the model has a head for.
     """
     return _write_tables(folder, read_prediction(prediction))

@@ -238,7 +238,7 @@ def predict_section(
     bin_um
         Side of the squares that Visium HD or Xenium is summed to, micrometres; else the format's own.
     submission
-        Where a CSV with ``ID`` and the panel goes, one row a spot in the section's order: the main transform.
+        Where a CSV with ``ID`` and the panel goes, one row per spot in the section's order: the main transform.
     spacing_um
         Predict on a regular grid over the tissue, its points so many micrometres apart, not on the section's spots.
         An image has no spots: there it is `GRID_UM` where it is not given, and this is said.
