@@ -73,9 +73,6 @@ class OverlappingOptions(FheCnnOptions):
     kernels: tuple[int, ...] = Field(strict=False)
 
 
-MODELS[OVERLAPPING] = Entry(f"{__name__}:OverlappingCnn", "network", "Overlapping kernels", OverlappingOptions)
-
-
 @dataclass
 class Scores:
     """Scores of one network on one part of the folds: one per section and seed, each with its bootstrap draws."""
@@ -265,6 +262,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="trainings a network and fold, with other seeds")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what trainings predict, and go on from there")
     arguments = parser.parse_args()
+    MODELS[OVERLAPPING] = Entry(f"{__name__}:OverlappingCnn", "network", "Overlapping kernels", OverlappingOptions)
     teacher = arguments.teacher
     for kernels in arguments.kernels:
         if all(len(kernels) != len(STRIDES.get(depth, ())) for depth in arguments.depths):
