@@ -12,7 +12,7 @@ random halves of the patients, and each draws a set. Printed:
   too near than held-out tissue has), and the AUC of the distance without shadow generators;
 * the same after the filter has taken out what is too near;
 * training: generators of few tiles, trained ever longer, by their sets and, with the weights, by their losses;
-* silence: how often an interval lies above a guess when the patients' names are dealt anew.
+* silence: how often an interval lies above a guess when the patients' names are permuted.
 
 AUC: how often a patient who was in scores higher than one who was not, mean over the sets; intervals of 95 % by drawing
 patients. ``--folder`` keeps what was trained, so that a second run takes seconds.
@@ -217,7 +217,7 @@ def run(asked: argparse.Namespace, folder: Path) -> None:
         near = filter_says(sets, outside)[0]
         line([title, epochs, f"{near:.1%}", *(said(one) for one in found.values())])
 
-    print(f"\nNames dealt anew {asked.deals} times: intervals above 0.5 (nominal 0.025) and below\n")
+    print(f"\nNames permuted {asked.deals} times: intervals above 0.5 (nominal 0.025) and below\n")
     line(["attack", "above", "below", "real AUC", "p"])
     line(["---"] * 5)
     read, rng = plain.view.read(plain.drawn), np.random.default_rng([asked.seed, 2])

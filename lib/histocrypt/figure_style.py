@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, LINE, SOFT = "#22313a", "#7b8a92", "#d9e0e3", "#c9d3d8"
+INK, MUTED, LINE, SOFT = "#22313a", "#5f6e76", "#d9e0e3", "#c9d3d8"
 """Text and what was measured; axes and second things; grids; areas behind what matters."""
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 VALUES, RESIDUALS, SPREAD = "viridis", "PuOr_r", "cividis"

@@ -4,6 +4,7 @@ import fcntl
 import json
 import re
 import shutil
+import threading
 
 import pytest
 import yaml
@@ -11,6 +12,8 @@ from tests.small_study import MODELS, WINGS, histocrypt, planned, planned_jobs, 
 
 from histocrypt import paths
 from histocrypt.errors import InputError
+from histocrypt.study import load_study
+from histocrypt.workflow.run import only_one
 
 SLURM = paths.repository() / "workflow" / "profiles" / "slurm"
 
@@ -74,6 +77,20 @@ def test_two_may_plan_at_once_and_none_while_the_study_runs(small_run, tmp_path)
         with pytest.raises(InputError) as beside_a_run:
             planned(small_run / "small.yaml", outputs=tmp_path)
         assert beside_a_run.value.file == tmp_path / "small"
+
+
+def test_a_run_waits_for_a_plan_to_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("HISTOCRYPT_OUTPUTS", str(tmp_path))
+    study = load_study(write_study(tmp_path, "small"))
+    study.run.root.mkdir()
+    with (study.run.root / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        plan_ends = threading.Timer(0.5, fcntl.flock, (held, fcntl.LOCK_UN))
+        plan_ends.start()
+        with only_one(study):
+            assert plan_ends.finished.is_set()
+            with pytest.raises(InputError), only_one(study):
+                pass
 
 
 def test_a_plan_says_why(small_run, tmp_path):

@@ -75,7 +75,7 @@ class Inferred:
     planted: float | None
     """Positive control: AUC of guessing, from the outputs, an attribute that was made from the outputs."""
     dealt: tuple[float, float] | None
-    """Negative control: the middle 95 % of AUCs from outputs where the attribute is dealt out anew."""
+    """Negative control: the middle 95 % of AUCs from outputs where the attribute is permuted."""
     smallest_p: float
     """No deal of so few patients could give a smaller one."""
     notes: list[str]

@@ -299,7 +299,7 @@ def render(card: Card, folder: Path) -> str:
         between = "no interval" if figure.low is None else f"{figure.low:.2f} to {figure.high:.2f}, over {figure.over}"
         lines.append(f"{asked.attack}: {figure.measure} {figure.value:.2f} ({between}), {asked.n}: {asked.verdict}")
         planted, dealt = asked.positive.figure, asked.negative.figure
-        lines.append(f"  made to leak: {planted.value:.2f}; dealt out anew: {dealt.low:.2f} to {dealt.high:.2f}")
+        lines.append(f"  made to leak: {planted.value:.2f}; membership permuted: {dealt.low:.2f} to {dealt.high:.2f}")
     lines += ["", f"Not seen: {card.does_not_cover[0]}", *dict.fromkeys([*card.notes, *_said(card)])]
     return "\n".join(lines)
 

@@ -216,7 +216,7 @@ def ask_membership(judged: Judged, controls: Controls, *, access: str, attack: s
         f"{judged.n_non_members:,} of {patients_of(judged.patients_non_members)}"
     )
     if controls.negative.p_value is not None:
-        also["Patients dealt out anew"] = f"p = {controls.negative.p_value:.2g}"
+        also["Membership permuted among patients"] = f"p = {controls.negative.p_value:.2g}"
     figure = Figure(judged.auc, *judged.auc_interval, over=judged.interval_over)
     notes = [note for note in (*judged.notes, *controls.notes) if not note.startswith("No TPR")]  # said above
     return Asked(WAS_IT, WHO[access], access, attack, figure, n, both(controls), also, notes, against)

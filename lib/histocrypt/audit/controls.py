@@ -24,7 +24,7 @@ COMPONENTS, WIDTH, STEPS, LEARNING_RATE = 128, 512, 300, 3e-3
 
 @dataclass(frozen=True)
 class Shuffled:
-    """What the attack's scores give when membership is dealt out anew."""
+    """What the attack's scores give when membership is permuted."""
 
     auc: float
     """Mean over the deals."""
@@ -32,7 +32,7 @@ class Shuffled:
     """The middle 95 % of the deals."""
     p_value: float | None
     """Share of the deals, the real one among them, whose AUC is at least the real one's; None where membership was
-    dealt out within patients, which says nothing of the differences between them."""
+    permuted within patients, which says nothing of the differences between them."""
     deals: int
     by: Literal["patient", "section", "record"]
     """``patient`` or ``section``: whole ones; ``record``: halves of each patient's blocks or records."""
@@ -87,7 +87,7 @@ def run_controls(
     blocks
         (n,) units within a patient, as for `membership.judge`.
     draws
-        Bootstrap draws, and deals of membership.
+        Bootstrap draws, and permutations of membership.
     """
     some = np.arange(len(member)) if rows is None else rows
     own = None if blocks is None else np.asarray(blocks)[some]
@@ -96,11 +96,11 @@ def run_controls(
     notes = []
     if negative.by == "record":
         notes.append(
-            "Too few patients to deal membership out among them: half of each patient's records became members."
+            "Too few patients to permute membership among them: half of each patient's records became members."
         )
     elif negative.deals < draws:
         notes.append(
-            f"Membership was dealt out in all {negative.deals} ways that these patients allow: no p-value below "
+            f"Membership was permuted in all {negative.deals} ways that these patients allow: no p-value below "
             f"{1 / negative.deals:.2g} can be found."
         )
     return Controls(positive, negative, notes)
@@ -115,7 +115,7 @@ def shuffled(
     deals: int = 1000,
     seed: int = 0,
 ) -> Shuffled:
-    """Judge an attack's scores under membership that is dealt out anew.
+    """Judge an attack's scores under permuted membership.
 
     Whole patients change sides, as many on each as there are: all ways if they are not more than ``deals``. Patients
     differ, so these AUCs spread as widely as those of a model that leaks nothing would, and `Shuffled.p_value` is a

@@ -38,7 +38,7 @@ class Found:
     drawn: dict[str, np.ndarray] = field(default_factory=dict)
     """(draws,) that the interval of an attack is of, by its name; attacks that ask the same have the same draws."""
     dealt: dict[str, Shuffled] = field(default_factory=dict)
-    """What an attack gives when membership is dealt out anew among patients, likewise."""
+    """What an attack gives when membership is permuted among patients, likewise."""
 
     def attack(
         self,

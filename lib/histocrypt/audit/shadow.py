@@ -276,7 +276,7 @@ def dealt_anew(
     unit
         What ``patients`` are: ``patient`` or ``section``.
     deals
-        How many times the names are dealt anew.
+        How many times the names are permuted.
     """
     names, person = np.unique(np.asarray(patients).astype(str), return_inverse=True)
     first = np.array([np.flatnonzero(person == one)[0] for one in range(len(names))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,7 +87,7 @@ def run_study(
             document=lambda what: figures(what, command),
         )
         return 0
-    with said_when_full(study), _only_one(study) as lock:
+    with said_when_full(study), only_one(study) as lock:
         cluster = Cluster.ready(study, command.profile)
         if left := cancel_left(study):
             print(f"histocrypt: jobs of a run that was killed were still on the cluster; cancelled: {left}")
@@ -122,7 +123,7 @@ def run_study(
 
 
 def _planned(study: Study, command: Command, files: list[Path]) -> Plan:
-    with _only_one(study, dry_run=True):
+    with only_one(study, dry_run=True):
         outline = _outline(study, dry_run=True)
         with intact(outline, dry_run=True, spare=files) as broken:
             if other := notice(study.run):
@@ -163,18 +164,27 @@ def _checked(parameters: list[tuple[str, str]]) -> dict[str, str]:
 
 
 @contextmanager
-def _only_one(study: Study, *, dry_run: bool = False) -> Iterator[IO[str] | None]:
-    """Hold the study's lock file; a second run of the same study is refused. Dry runs share it with each other."""
+def only_one(study: Study, *, dry_run: bool = False) -> Iterator[IO[str] | None]:
+    """Hold the study's lock file. A second run is refused; dry runs share the lock, and a run waits for them."""
     path = study.run.root / ".lock"
     if dry_run and not path.is_file():
         yield None
         return
     study.run.logs.mkdir(parents=True, exist_ok=True)
     with path.open("r" if dry_run else "a+") as lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if dry_run else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                "this study is already running", file=study.run.root, fix="wait for that run, or stop it first"
-            ) from None
+        while not _locked(lock, fcntl.LOCK_SH if dry_run else fcntl.LOCK_EX):
+            if not _locked(lock, fcntl.LOCK_SH):
+                raise InputError(
+                    "this study is already running", file=study.run.root, fix="wait for that run, or stop it first"
+                )
+            fcntl.flock(lock, fcntl.LOCK_UN)  # only plans hold it, for seconds
+            time.sleep(0.1)
         yield lock
+
+
+def _locked(file: IO[str], how: int) -> bool:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
