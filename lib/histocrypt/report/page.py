@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histocrypt import paths
+from histocrypt.correlation import pearson
 from histocrypt.evaluation import figures, maps, wording
 from histocrypt.evaluation.figures import embed
 from histocrypt.evaluation.metrics import METRICS, POOLED
@@ -451,7 +452,9 @@ def training_curves(study: Study, folds: list[dict[str, Any]]) -> dict[str, dict
     return curves
 
 
-def section_maps(study: Study, scores: Scores, best: str, *, patient: str = "") -> tuple[Any, Any, str]:
+def section_maps(
+    study: Study, scores: Scores, best: str, *, patient: str = "", drawn: AnnData | None = None
+) -> tuple[Any, Any, str]:
     """Map the best, the median and the worst gene, ranked before the test, in the section with the median score.
 
     Parameters
@@ -460,6 +463,8 @@ def section_maps(study: Study, scores: Scores, best: str, *, patient: str = "") 
         The model.
     patient
         Whose sections are looked at; empty: everybody's.
+    drawn
+        Another prediction of that section, such as a decrypted one; None: the run's own.
 
     Returns
     -------
@@ -472,7 +477,8 @@ def section_maps(study: Study, scores: Scores, best: str, *, patient: str = "") 
     typical = mine.iloc[len(mine) // 2]
     name, fold = typical["section"], typical["fold"]
     section = read_h5ad(study.run.section(name), what="cleaned section")
-    pair = join(PredictionFile(study.run.prediction(best, fold)).of(name), section, name, transforms=[main])
+    drawn = PredictionFile(study.run.prediction(best, fold)).of(name) if drawn is None else drawn
+    pair = join(drawn, section, name, transforms=[main])
     table = scores.by_gene(main)
     table = table[(table["model"] == best) & (table["section"] == name)].set_index("gene")
     ranked = table["validation_pearson"].dropna().sort_values(ascending=False)
@@ -481,8 +487,9 @@ def section_maps(study: Study, scores: Scores, best: str, *, patient: str = "") 
     panels = []
     for label, gene in picked.items():
         column = int(np.flatnonzero(pair.genes == gene)[0])
-        title = f"{pair.symbols[column]} ({label})\nr = {number(table.loc[gene, 'pearson'], 2)}"
         true, predicted = pair.true[main][:, column], pair.predicted[main][:, column]
+        r = number(float(pearson(true[:, None], predicted[:, None])[0]), 2)
+        title = f"{pair.symbols[column]} ({label})\nr = {r}"
         panels.append({"title": title, "true": true, "predicted": predicted})
     image, scale = maps.backdrop(section, study.run.tiles(name))
     um_per_px = float(as_mapping(section.uns.get("preprocessing")).get("um_per_px", 1.0))
