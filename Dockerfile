@@ -47,6 +47,7 @@ COPY --from=code --chown=1000:1000 /histocrypt /histocrypt
 WORKDIR /histocrypt
 RUN python -m pip install --no-deps --no-build-isolation -e . \
  && python -m ipykernel install --sys-prefix --name histocrypt --display-name "Python (HistoCrypt)" \
+ && python -m jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements \
  && mkdir -p data outputs && chown -R 1000:1000 /histocrypt \
  && chmod -R a+rwX /home/histocrypt notebooks studies data outputs && rm -rf ~/.ipython /tmp/*
 

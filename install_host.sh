@@ -195,10 +195,13 @@ set_up() {
   say "4/5 histocrypt itself"
   what=histocrypt
   pip_install --no-deps --no-build-isolation -e .
-  say "5/5 Jupyter kernel histocrypt, inside venv/"
+  say "5/5 JupyterLab and the kernel histocrypt, inside venv/"
   # IPYTHONDIR: or it would leave a folder in the user's home.
   IPYTHONDIR=$root/venv/share/ipython "$python" -m ipykernel install --sys-prefix --name histocrypt --display-name 'Python (HistoCrypt)' >/dev/null ||
     die 1 "the Jupyter kernel could not be registered (the reason is above)."
+  # JupyterLab would ask about news when it opens, and look outside for updates.
+  told=$(JUPYTER_CONFIG_DIR=$root/venv/etc/jupyter "$python" -m jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements 2>&1) ||
+    die 1 "JupyterLab could not be set up: $told"
   wanted_stamp >"$stamp.new"
   mv "$stamp.new" "$stamp"
 }
