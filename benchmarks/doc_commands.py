@@ -141,7 +141,7 @@ REASONS = (
     (r"run studies/(breast|demo_full)", "trains on the real or the full study: hours"),
     (
         r"run studies/demo.yaml( --until (60|62|64)\S+)?$",
-        "the demo study: five to seven minutes; install_host.sh demo",
+        "the demo study: seven to fifteen minutes; install_host.sh demo",
     ),
     (
         r"outputs/breast|fold_HER2ST_C_BT5714|unseen_figure|studies/breast_unseen|model_table.py (breast|demo_)",

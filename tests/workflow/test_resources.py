@@ -8,6 +8,7 @@ import yaml
 
 from histocrypt import paths
 from histocrypt.errors import InputError
+from histocrypt.predictors.registry import BASELINES, MODELS
 from histocrypt.sections.section import SectionSize
 from histocrypt.study import load_study
 from histocrypt.workflow import resources
@@ -67,6 +68,16 @@ def test_long_trainings_ask_for_a_gpu_where_there_is_one(demo):
     assert with_one.seconds < without.seconds
     assert needs("30_training", demo, [SMALL], model="resnet18", threads=8, gpus=4).gpus == 0
     assert needs("30_training", demo, [LARGE] * 50, model="baselines", threads=8, gpus=4).gpus == 0
+
+
+@pytest.mark.parametrize(
+    "model", [name for name, one in MODELS.items() if one.kind == "fitted" and name not in BASELINES]
+)
+def test_what_is_fitted_in_closed_form_is_not_taken_for_a_network(demo, model):
+    network = needs("30_training", demo, [LARGE] * 50, model="resnet18")
+    fitted = needs("30_training", demo, [LARGE] * 50, model=model, threads=8, gpus=4)
+    assert fitted.seconds < network.seconds / 2, (fitted, network)
+    assert (fitted.threads, fitted.gpus) == (1, 0)
 
 
 def test_only_what_can_use_threads_gets_them(demo):

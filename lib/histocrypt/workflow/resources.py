@@ -22,8 +22,8 @@ BASE_GIB = 1.2
 """A notebook with torch and scanpy loaded, and nothing else."""
 START_S = 6.0
 """Starting papermill and its kernel, and imports; a fork of a preloaded process needs a second."""
-ENCODE_S = {"baselines": 0.025, "fhe_head": 0.01}
-"""A tile through the frozen encoder, of what is first to need its features."""
+ENCODE_S = {"baselines": 0.025, "fhe_head": 0.01, "fusion_ridge": 0.03}
+"""A tile through the frozen encoder, of what may be first to need its features; all that is fitted to them is here."""
 TILE_S = {"vision_mlp": (0.01, 15e-6), "fhe_cnn": (0.0012, 0.0)}
 """Seconds of one training step per tile at the usual width: a part of its own, and one per pixel of the input."""
 RESNET_S = (0.002, 4e-6)
@@ -119,7 +119,7 @@ def needs(
         GPUs that may be in use at once; 0: train on processors.
     """
     memory, work, wide = formula(study, Total.of(sizes), model)
-    trains = formula in (train, train_inner) and model not in ("baselines", "fhe_head")
+    trains = formula in (train, train_inner) and model not in ENCODE_S
     if trains and gpus and work > GPU_FROM_S:
         return Needs(memory, START_S + work / GPU_SPEED, threads, 1)
     threads = threads if wide else 1
