@@ -203,6 +203,7 @@ def values(folder: Path, data: Path) -> dict[str, str]:
     runs = {"STUDY": "demo", "RUN": "outputs/demo", "OTHER": "outputs/demo", "A": "demo", "B": "demo", "breast": "demo"}
     names = {
         "ID": slide.stem,
+        "ID.geojson": f"{slide.stem}.geojson",
         "client.json": "bundle/client.json",
         "NAME": "hospital-b",
         "F": "tokens",

@@ -99,6 +99,13 @@ def test_every_file_of_a_finished_run_is_made_by_a_job_and_every_job_made_its_fi
     assert [path for path in files if maker_of(outline, run.root / path) is None] == []
 
 
+def test_the_last_evaluation_waits_for_the_first_which_writes_the_same_report(outline):
+    first, last = Outline(outline.study, outline.rows.values(), early=True).by_stage["70_evaluation"]
+    assert first in first.outline.before(last)
+    (last,) = Outline(outline.study, outline.rows.values(), early=False).by_stage["70_evaluation"]
+    assert first.executed in last.reads, "or the next run would find a change"
+
+
 @pytest.mark.parametrize(("name", "job"), [*KINDS.values(), *OTHERS.items()])
 def test_the_job_that_makes_a_file_is_known(outline, run, name, job):
     (path,) = run.root.glob(name)
