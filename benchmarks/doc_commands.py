@@ -206,6 +206,7 @@ def values(folder: Path, data: Path) -> dict[str, str]:
         "ID.geojson": f"{slide.stem}.geojson",
         "client.json": "bundle/client.json",
         "NAME": "hospital-b",
+        "WEIGHTS": ".",
         "F": "tokens",
         "UM": "0.688",
         "GEOJSON": f"{slide.stem}.geojson",
