@@ -195,6 +195,15 @@ def test_a_reduced_picture_counts_for_what_it_holds(trained, tmp_path, capsys):
     assert "finer" in unlike_training(about, read_path(section, for_prediction=True))[0]
 
 
+def test_a_patient_of_the_training_is_named_and_its_scores_are_doubted(trained, tmp_path, capsys):
+    study, fold, section = trained
+    for name, seen in (("S_1", False), ("S_2", True)):
+        out, file = tmp_path / f"{name}.h5ad", section.with_name(f"{name}.h5ad")
+        predict_section(study.run.model("colour_ridge", fold), file, out)
+        assert ("was trained on this patient (P_2)" in capsys.readouterr().err) == seen
+        assert any("trained on this patient" in note for note in score_files(out, str(file)).notes) == seen
+
+
 def test_squares_of_another_size_than_the_models_are_said(trained, tmp_path, capsys):
     study, fold, section = trained
     model = study.run.model("vision_mlp", fold)

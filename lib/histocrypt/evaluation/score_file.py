@@ -86,6 +86,8 @@ def score_files(
     unscored = [metric for metric in METRICS if metric not in UNITLESS and not knows_units(predicted)]
     graph = touching(pair.coords)
     matrix = matrix_of(predicted)
+    if pair.section in np.asarray(predicted.uns["prediction"].get("trained_on", []), dtype=str):
+        joined = [*joined, "The model was trained on this patient: these scores say nothing about new patients."]
     means, genes, flat, within = {}, {}, {}, {}
     for transform in transforms_of(predicted):
         true, values = pair.true[transform], pair.predicted[transform]

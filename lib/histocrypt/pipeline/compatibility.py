@@ -113,6 +113,17 @@ def unlike_training(about: dict[str, Any], section: Section, *, spots: bool = Tr
     return notes
 
 
+def trained_on(about: dict[str, Any], section: Section) -> str:
+    """Return a note where a model was trained on a section's patient, as far as names tell; else an empty text."""
+    if section.patient and section.patient in about.get("train_patients", ()):
+        whom = f"this patient ({section.patient})"
+    elif section.id in (*about.get("train_sections", ()), *about.get("validation_sections", ())):
+        whom = "a section of this name"
+    else:
+        return ""
+    return f"{section.id}: the model was trained on {whom}; how well it does here says nothing about new patients"
+
+
 def _seen_detail(geometry: dict[str, Any]) -> tuple[float, float]:
     """Return the finest and the coarsest detail that a model learnt from, micrometres per pixel.
 

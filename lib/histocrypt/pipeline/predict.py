@@ -23,7 +23,7 @@ from histocrypt.data.load import Spots, spot_names
 from histocrypt.errors import InputError
 from histocrypt.files import claim
 from histocrypt.pipeline.checkpoints import TrainedModel, load_model
-from histocrypt.pipeline.compatibility import absent_genes, missing_genes, unlike_training
+from histocrypt.pipeline.compatibility import absent_genes, missing_genes, trained_on, unlike_training
 from histocrypt.pipeline.csv_files import CSV_FILES, check_submission, made_with, write_csv, write_submission
 from histocrypt.pipeline.gating import add_trust, checked, judge, looked_over_spots, said_of_trust
 from histocrypt.pipeline.inputs import GRID_UM, prepare_section, sections_to_predict
@@ -323,6 +323,7 @@ def predict_section(
     missing = sorted({gene for section in sections for gene in missing_genes(model.about, section, panel, say)})
     kind = "patches" if is_patch_folder(path) else "section" if spacing_um is None else "grid"
     odd = [note for section in sections for note in unlike_training(model.about, section, spots=kind == "section")]
+    odd += filter(None, (trained_on(model.about, section) for section in sections))
     for section in sections:
         fits = {"missing": absent_genes(model.about, section, panel), "genes": len(panel), "anyway": anyway}
         odd += check_origin(model.about.get("origin"), section, **fits)
@@ -463,6 +464,7 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
         "study_hash": model.about["study"]["hash"],
         "seed": model.about["seed"],
         **said_of_sections(sections, missing, kind),
+        "trained_on": np.array([one.id for one in sections if trained_on(model.about, one)], dtype=str),
         "weights_sha256": model.about["weights"]["sha256"],
         **({"views": views.words} if views.words else {}),
         **({"points": "of a grid over the image, no spots of the section"} if kind == "grid" else {}),
