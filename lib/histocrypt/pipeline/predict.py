@@ -455,6 +455,7 @@ def _set_up(model: TrainedModel, *, average_symmetries: bool | None, batch_size:
 
 def _said(model: TrainedModel, sections: list[Section], missing: list[str], views: Views, kind: Kind) -> dict[str, Any]:
     """Return what ``uns["prediction"]`` says."""
+    seen = [section.id for section in sections if trained_on(model.about, section)]
     return {
         "model": model.about["model"],
         "title": model.about.get("title", model.about["model"]),
@@ -464,7 +465,7 @@ def _said(model: TrainedModel, sections: list[Section], missing: list[str], view
         "study_hash": model.about["study"]["hash"],
         "seed": model.about["seed"],
         **said_of_sections(sections, missing, kind),
-        "trained_on": np.array([one.id for one in sections if trained_on(model.about, one)], dtype=str),
+        **({"trained_on": np.array(seen, dtype=str)} if seen else {}),
         "weights_sha256": model.about["weights"]["sha256"],
         **({"views": views.words} if views.words else {}),
         **({"points": "of a grid over the image, no spots of the section"} if kind == "grid" else {}),
