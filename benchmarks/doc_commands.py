@@ -207,6 +207,7 @@ def values(folder: Path, data: Path) -> dict[str, str]:
         "client.json": "bundle/client.json",
         "NAME": "hospital-b",
         "WEIGHTS": ".",
+        "PNG": "figure.png",
         "F": "tokens",
         "UM": "0.688",
         "GEOJSON": f"{slide.stem}.geojson",
