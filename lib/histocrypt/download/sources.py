@@ -326,7 +326,7 @@ def block_of(name: str) -> str:
 
 
 def read_selection(path: Path) -> pd.DataFrame:
-    """Read HER2ST's table of spots below tissue: tab-separated ``x y ... pixel_x pixel_y selected``.
+    """Read HER2ST's table of spots below tissue: tab-separated, of columns x, y, pixel_x, pixel_y, selected.
 
     Returns
     -------

@@ -125,13 +125,13 @@ class Lowered:
         return 2 * len(self.maps) - 1
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Do in the clear, in double precision, what the evaluator does to ciphertexts: (n, *shape) to (n, outputs)."""
+        """Do in the clear, in float64, what the evaluator does to ciphertexts: ``(n, *shape)`` to (n, outputs)."""
         for number, one in enumerate(self.maps):
             x = one(x if number == 0 else x**2)
         return x
 
     def largest(self, x: np.ndarray) -> list[float]:
-        """Return the largest absolute value that enters each square, for inputs (n, *shape)."""
+        """Return the largest absolute value that enters each square, for inputs ``(n, *shape)``."""
         found = []
         for one in self.maps[:-1]:
             x = one(x)

@@ -4,10 +4,10 @@ A trained network is a folder: ``segmenter.json`` says how it came about, ``weig
 half cross-entropy, half 1 - Dice: Dice of the probabilities, pooled over the batch, the mean over levels that the batch
 has. Order, flips and dropout are drawn from generators seeded by (seed, epoch).
 
-Dice of a level is 2 |truth and prediction| / (|truth| + |prediction|), pixels pooled over all images of a patient; then
-the mean over patients. A level that is neither in a patient's truth nor in its prediction is left out there: nothing
-was asked, and nothing is counted as right. Records without a mask are left out. Mean Dice is the mean over levels but
-background of these means.
+Dice of a level is ``2 |truth and prediction| / (|truth| + |prediction|)``, pixels pooled over all images of a
+patient; then the mean over patients. A level that is neither in a patient's truth nor in its prediction is left out
+there: nothing was asked, and nothing is counted as right. Records without a mask are left out. Mean Dice is the mean
+over levels but background of these means.
 """
 
 from __future__ import annotations
