@@ -87,7 +87,7 @@ def score_files(
     graph = touching(pair.coords)
     matrix = matrix_of(predicted)
     if pair.section in np.asarray(predicted.uns["prediction"].get("trained_on", []), dtype=str):
-        joined = [*joined, "The model was trained on this patient: these scores say nothing about new patients."]
+        joined = [*joined, "By its name, the model was trained on this patient: this says nothing about new patients."]
     means, genes, flat, within = {}, {}, {}, {}
     for transform in transforms_of(predicted):
         true, values = pair.true[transform], pair.predicted[transform]
